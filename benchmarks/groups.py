@@ -17,12 +17,15 @@ from torch import Tensor
 
 from vpltool.core import npr
 from vpltool.core.group_training import GroupTraining, Objective, make_optimizer
-from vpltool.core.groups import GroupNetwork, GroupShape, NprShape
+from vpltool.core.groups import GroupNetwork, GroupShape
 from vpltool.core.npr import Prototypes, prototype_contrast
+from vpltool.stages._group_run import TrainGroupsSettings
+from vpltool.stages.train_groups import shape_of
 
-PAPER = GroupShape(drop_path=0)
-TINY = GroupShape(side=32, patch=8, width=16, heads=2, depths=(1, 1, 1), groups=(6, 3), dim=8,
-                  hidden=16, drop_path=0, npr=NprShape(hidden=16))
+PAPER = shape_of(TrainGroupsSettings(text="own", drop_path=0))
+TINY = shape_of(TrainGroupsSettings(
+    text="own", side=32, patch=8, width=16, heads=2, depths="1,1,1", groups="6,3", dim=8,
+    hidden=16, drop_path=0, npr_hidden=16))
 
 
 def plain_em(pixels: Tensor, start: Tensor, *, tau: float, rounds: int) -> Tensor:

@@ -31,15 +31,15 @@ from world import GRAIN, World, save_model
 
 from vpltool.core import prototypes as phase_one
 from vpltool.core.blocks import Block, BlockShape
-from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.losses import mask_loss, regional_contrast
 from vpltool.core.vit import Head
 from vpltool.demo.scenes import draw_scene
 from vpltool.formats import Header, write_labels
 from vpltool.methods.cams import dense, gradcam
-from vpltool.methods.inputs import CamBatch, PhotoMaps, ScoredPhoto
+from vpltool.methods.inputs import CamBatch, PhotoMaps, ScoredPhoto, SegmenterParts
 from vpltool.methods.label_refiners import densecrf
 from vpltool.methods.refiners import attention as along_attention
+from vpltool.methods.segmenters import weclip
 
 NAMES = tuple(f"class {number}" for number in range(1, 255))
 """Of a workspace: label images of 8 bits end at 254 classes."""
@@ -275,19 +275,20 @@ def _dense(rows: int) -> Callable[[], object]:
 
 def _step(rows: int) -> Callable[[], object]:
     pixels, prototypes = _units(8192, 512), _units(rows, 512)
-    moments, _ = phase_one.target_moments(pixels, phase_one.text_targets(pixels, prototypes))
+    targets = phase_one.text_targets(pixels, prototypes, tau=0.01)
+    moments, _ = phase_one.target_moments(pixels, targets)
     return lambda: phase_one.gradient(pixels, moments, prototypes.double(), 0.03)
 
 
 def _losses(classes: int) -> Callable[[], object]:
-    shape = DecoderShape((0,), 64, 64, width=64)
-    network = Decoder(shape, _units(classes + 1, 64), torch.arange(classes + 1))
+    network = weclip.build(SegmenterParts((0,), 64, _units(classes + 1, 64),
+                                          torch.arange(classes + 1)), weclip.Settings(width=64))
     embeddings = _units(6, 400, 64).requires_grad_(True)
     labels = torch.randint(0, 21, (6, 80, 80))
     shown = [torch.tensor([number, number + 1]) for number in range(1, 7)]
 
     def run() -> None:
-        loss = mask_loss(network.logits(embeddings, (20, 20)), labels)
+        loss = mask_loss(network.logits(embeddings, (20, 20)), labels, balanced=False)
         contrast = regional_contrast(embeddings, network.prototypes, network.class_index, shown,
                                      *network.scalars)
         (loss + contrast).backward()

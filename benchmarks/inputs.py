@@ -18,11 +18,12 @@ from torch import Tensor
 from world import GRAIN, save_model
 
 from vpltool.clip.load import load_clip
-from vpltool.core.decoder import Decoder, DecoderShape
+from vpltool.core.decoder import Decoder
 from vpltool.core.phase_one import Pixels
 from vpltool.core.vit import VisionTower
 from vpltool.demo.scenes import draw_scene
-from vpltool.methods.inputs import ScoredPhoto
+from vpltool.methods.inputs import ScoredPhoto, SegmenterParts
+from vpltool.methods.segmenters import weclip
 from vpltool.parallel.device import dtype_of
 
 TAGS = (3, 7)
@@ -136,8 +137,9 @@ class Inputs:
     @cached_property
     def decoder(self) -> Decoder:
         """WeCLIP's, untrained."""
-        shape = DecoderShape(tuple(range(self.vision.depth - 1)), self.vision.width, self.dim)
-        return Decoder(shape, *self.rows("text")[:2]).eval().to(self.device)
+        parts = SegmenterParts(tuple(range(self.vision.depth - 1)), self.vision.width,
+                               *self.rows("text")[:2])
+        return weclip.build(parts, weclip.Settings()).eval().to(self.device)
 
 
 def _units(count: int, dim: int) -> Tensor:

@@ -22,12 +22,15 @@ from stages import Bench
 
 from vpltool import console
 from vpltool.core import alignment
+from vpltool.core.calibration import Calibration
 from vpltool.core.proposals import Proposal, Proposals
-from vpltool.core.tagging import TagSettings, Vocabulary, tag_scores
+from vpltool.core.tagging import Vocabulary, tag_scores
 from vpltool.methods import KINDS, find_method, find_methods
 from vpltool.methods.inputs import CamBatch, EmbeddingBatch, PhotoMaps
 from vpltool.parallel.device import keep_freed_memory
 from vpltool.stages.align import AlignSettings
+from vpltool.stages.extract import ExtractSettings
+from vpltool.stages.tag import TagSettings, tagging_of
 
 TWICE = 2.0
 """What a method may cost, times its reference, without a reason."""
@@ -177,12 +180,15 @@ _REFERENCES = {_PER_PHOTO: ("refiners", "attention", Entry()),
 def lines() -> Iterator[Line]:
     """All lines: what runs the encoder, then every method of the kinds, then `align`."""
     def encode(patches: str, made: Inputs) -> tuple[Call, int]:
-        return partial(made.vision, made.pixels, patches=patches), made.batch_size
+        given = ExtractSettings()
+        beside = Calibration(given.calibrated_blocks, given.calibrated_heads)
+        return (partial(made.vision, made.pixels, patches=patches, calibration=beside),
+                made.batch_size)
 
     def tag(made: Inputs) -> tuple[Call, int]:
         words = Vocabulary.of(*made.rows("text")[:2])
-        return (partial(tag_scores, made.vision, made.pixels, words, TagSettings()),
-                made.batch_size)
+        return (partial(tag_scores, made.vision, made.pixels, words,
+                        tagging_of(TagSettings())), made.batch_size)
 
     whole = "runs the whole encoder"
     yield Line("extract", _PER_PHOTO, whole, partial(encode, "block"))

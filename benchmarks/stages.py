@@ -41,9 +41,7 @@ from vpltool.core import crf as crf_core
 from vpltool.core import prototypes as core
 from vpltool.core.classes import allowed_rows
 from vpltool.core.crf_kernels import KERNELS
-from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.photos import fit_size
-from vpltool.core.training import TrainingSettings
 from vpltool.formats import (
     Header,
     identity_of_file,
@@ -54,7 +52,10 @@ from vpltool.formats import (
     read_labels,
     read_tensors,
 )
+from vpltool.methods.inputs import SegmenterParts
+from vpltool.methods.segmenters import weclip
 from vpltool.parallel import device as machine
+from vpltool.stages._fitting import TrainDecoderSettings, training_of
 
 SCALES = "1,0.75"
 """WeCLIP's, each seen mirrored, too."""
@@ -265,7 +266,7 @@ def learn(bench: Bench) -> Iterator[Row]:
     def old() -> int:
         pixels, allowed, _ = pool()
         found = plain.gradient_steps(pixels, text, allowed, sizes.steps)
-        targets = core.text_targets(pixels, text, allowed=allowed)
+        targets = core.text_targets(pixels, text, tau=0.01, allowed=allowed)
         moments, entropy = core.target_moments(pixels, targets)
         rows[:] = [found]
         reached[:] = [core.objective_and_gradient(pixels, moments, entropy, found, 0.03)[0]]
@@ -341,7 +342,7 @@ def _step_against_products(bench: Bench) -> Row:
     kept = torch.float16 if bench.device.type == "cuda" else torch.float32
     pixels = F.normalize(torch.randn(count, dim, device=bench.device), dim=-1).to(kept)
     start = F.normalize(torch.randn(rows, dim, device=bench.device), dim=-1)
-    targets = core.text_targets(pixels, start)
+    targets = core.text_targets(pixels, start, tau=0.01)
 
     # What a GPU keeps in half precision is made float32 at each step; that is no product.
     parts = [part.float() for part in pixels.split(core.part_size(pixels))]
@@ -354,7 +355,7 @@ def _step_against_products(bench: Bench) -> Row:
         return steps
 
     def descent() -> int:
-        core.solve_pgd(pixels, targets, start, iters=steps)
+        core.solve_pgd(pixels, targets, start, tau=0.03, iters=steps, lr=10.0)
         return steps
 
     products(), descent()
@@ -504,12 +505,12 @@ def decoder(bench: Bench) -> Iterator[Row]:
     def old() -> int:
         encoder = bench.encoder
         depth = len(encoder.visual.transformer.resblocks)
-        settings = TrainingSettings(few, crop=crop)
-        shape = DecoderShape(tuple(range(depth - 1)), encoder.visual.conv1.out_channels,
-                             rows.shape[1], heads=8)
+        settings = training_of(TrainDecoderSettings(iters=few, crop=crop), torch.float32)
+        parts = SegmenterParts(tuple(range(depth - 1)), encoder.visual.conv1.out_channels, rows,
+                               index)
         plain.train_decoder(
             plain.Lesson(encoder, chosen, world.tags, rows, index),
-            Decoder(shape, rows, index).to(bench.device), settings, shape.layers)
+            weclip.build(parts, weclip.Settings()).to(bench.device), settings, parts.layers)
         return few
 
     def new() -> int:
@@ -574,7 +575,7 @@ def predict(bench: Bench) -> Iterator[Row]:
     folders = world.work / "predictions/bench/train", bench.folder / "plain-predictions"
 
     header, tensors = read_tensors(world.work / "decoder/bench.safetensors", "decoder")
-    segmenter = Decoder.from_config(header.facts["config"])
+    segmenter = weclip.rebuild(header.facts["config"])
     segmenter.load_state_dict(tensors)
     segmenter.eval().to(bench.device)
 

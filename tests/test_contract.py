@@ -269,7 +269,7 @@ def test_headers_name_the_hashes_of_their_inputs(ready: Path) -> None:
     workspace = open_workspace(work)
     classes = {"classes": workspace.classes_identity}
     # A photo's own tags are told photo by photo, so that one more photo does not touch the others.
-    assert cams.own == {photo.id: " ".join(map(str, workspace.indices_of(photo)))
+    assert cams.per_photo_inputs == {photo.id: " ".join(map(str, workspace.indices_of(photo)))
                         for photo in workspace.photos("train")}
     assert cams.header.inputs == {
         **classes, "features": features.identity,

@@ -24,18 +24,21 @@ from conftest import Run, draw_scenes, prepare, run_chain, save_clip, write_scen
 from PIL import Image
 from reference import clip_es, inmap, weclip
 from torch import Tensor
+from trainings import training_with
 
 from vpltool.clip.load import NORMALISATIONS, import_open_clip
 from vpltool.core.affinity import SINKHORN_ROUNDS
 from vpltool.core.crf_kernels import KERNELS
-from vpltool.core.decoder import Decoder, DecoderShape
+from vpltool.core.decoder import Decoder
 from vpltool.core.tower import ATTENTION_BLOCKS
-from vpltool.core.training import TrainingSettings, make_optimizer
+from vpltool.core.training import WARMUP, make_optimizer
 from vpltool.datasets.prompts import PROMPTS
 from vpltool.datasets.words import COCO, VOC
 from vpltool.formats import Photo, Workspace, open_workspace, read_labels, read_tensors
 from vpltool.methods import KINDS
+from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.label_refiners import densecrf
+from vpltool.methods.segmenters import weclip as segmenter
 from vpltool.shell import settings_with
 from vpltool.stages import find_stages
 from vpltool.stages._fitting import DEFAULT_LR
@@ -443,17 +446,23 @@ def crf_of(name: str) -> dict[str, float]:
     return vars(KERNELS[name])
 
 
+def built() -> Decoder:
+    """WeCLIP's decoder, small in what the data give."""
+    return segmenter.build(SegmenterParts((0,), 8, torch.eye(8), torch.arange(8)),
+                           segmenter.Settings())
+
+
 def optimizer_of(name: str) -> tuple[str, dict[str, Any]]:
     """Its class, and those of its settings that the peers name."""
-    decoder = Decoder(DecoderShape((0,), 8, 8, width=8, heads=2), torch.eye(8), torch.arange(8))
-    made = make_optimizer(decoder, TrainingSettings(1, optimizer=name))
+    decoder = built()
+    made = make_optimizer(decoder, training_with(iters=1, optimizer=name))
     return type(made).__name__, {key: made.defaults[key] for key in
                                  ("momentum", "betas", "weight_decay") if key in made.defaults}
 
 
 def contrast_of_a_decoder() -> tuple[float, float, Any]:
     """Scale and shift of the soft mask, scale of the contrast."""
-    decoder = Decoder(DecoderShape((0,), 8, 8, width=8, heads=2), torch.eye(8), torch.arange(8))
+    decoder = built()
     return (decoder.mask_scale.item(), decoder.mask_shift.item(),
             pytest.approx(decoder.log_scale.exp().item(), abs=1e-5))
 
@@ -496,9 +505,9 @@ CONSTANTS: dict[str, tuple[Any, Any]] = {
     "InMaP tau_t": (default("learn-prototypes", "tau-t"), inmap.TAU_T),
     "TCL soft mask, contrast": (contrast_of_a_decoder(), (10.0, -2.5, 1 / 0.07)),
     "WeCLIP CRF": (crf_of("weclip"), weclip.CRF),
-    "WeCLIP decoder": ([getattr(DecoderShape((), 1, 1), name)
+    "WeCLIP decoder": ([getattr(built().shape, name)
                         for name in ("width", "blocks", "heads", "dropout")], [256, 3, 8, 0.1]),
-    "WeCLIP warm-up": (TrainingSettings(1).warmup, 50),
+    "WeCLIP warm-up": (WARMUP, 50),
     "WeCLIP crop": (16 * default("train-decoder", "crop"), 320),
     "WeCLIP optimizer": (optimizer_of("adamw"), ("AdamW", {"betas": (0.9, 0.999),
                                                           "weight_decay": 0.01})),

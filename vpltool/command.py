@@ -8,7 +8,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -249,9 +249,9 @@ class Call:
 
     found: FoundStage
     values: Values
-    given: frozenset[str]
-    preset: Values
-    quiet: bool
+    given: frozenset[str] = frozenset()
+    preset: Values = field(default_factory=dict)
+    quiet: bool = False
 
 
 def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:

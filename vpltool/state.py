@@ -311,7 +311,8 @@ class State:
             return 0, []
         if artifact.path.name != split:
             return 0, []
-        own = tags_of(self.workspace, photos) if artifact.folder.own else {}
+        before = artifact.folder.per_photo_inputs
+        tags = tags_of(self.workspace, photos) if before else {}
         replaced = replaced_photos(artifact.folder.photos, self.workspace.hashes_of(photos)
                                    ) if artifact.folder.photos else set()
         lost = artifact.folder.failed.keys() - replaced - given_again(artifact.folder, [
@@ -319,7 +320,7 @@ class State:
             if (found := self.artifacts.get(source)) and found.folder])
         todo = [photo.id for photo in photos if photo.id not in lost
                 and (photo.id in replaced or not artifact.folder.holds(photo.id)
-                     or (own and artifact.folder.own.get(photo.id) != own[photo.id]))]
+                     or (tags and before.get(photo.id) != tags[photo.id]))]
         return len(photos), todo
 
 

@@ -146,7 +146,7 @@ def test_no_centroid_of_nothing(parts: list[tuple[Tensor, Tensor]]) -> None:
 def test_the_whole_gap_brings_the_centroids_together_before_normalisation() -> None:
     text, photos = unit(9, 16), unit(50, 16, seed=1) + 0.3
     gap = photos.mean(0) - text.mean(0)
-    moved = shift_along_gap(text, gap)
+    moved = shift_along_gap(text, gap, 1.0)
     # Each row is the unnormalised one up to its length: what it was divided by is put back.
     free = np.array([[value + step for value, step in zip(row, gap.tolist(), strict=True)]
                      for row in text.tolist()])

@@ -31,10 +31,13 @@ from vpltool.core.group_training import (
     train,
 )
 from vpltool.core.grouping import GroupingBlock, TokenBlock, assign
-from vpltool.core.groups import CaptionShape, GroupNetwork, GroupShape, NprShape
+from vpltool.core.groups import CaptionShape, GroupNetwork, GroupShape
+from vpltool.stages._group_run import TrainGroupsSettings
+from vpltool.stages.train_groups import shape_of
 
-SHAPE = GroupShape(side=16, patch=4, width=12, heads=2, depths=(2, 1, 1), groups=(6, 3), dim=8,
-                   hidden=16, caption=CaptionShape(8, 1, 2, 10, 50), npr=NprShape(hidden=16))
+PAPER = shape_of(TrainGroupsSettings(text="own"))
+SHAPE = replace(PAPER, side=16, patch=4, width=12, heads=2, depths=(2, 1, 1), groups=(6, 3), dim=8,
+                hidden=16, caption=CaptionShape(8, 1, 2, 10, 50), npr=replace(PAPER.npr, hidden=16))
 TRAINING = GroupTraining(
     iterations=20, warmup=4, lr_start=1e-4, lr=1e-2, lr_end=1e-3, weight_decay=0.05, clip=5.0,
     weights=(0.1, 0.1, 0.01), reject=0.1, precision=torch.float32, seed=0)
@@ -59,7 +62,7 @@ def captions(count: int, seed: int = 5) -> Tensor:
 
 
 def test_the_paper_s_sizes_are_the_defaults() -> None:
-    shape = GroupShape()
+    shape = PAPER
     assert (shape.width, shape.heads, shape.depths, shape.groups) == (384, 6, (6, 3, 3), (64, 8))
     assert (shape.side, shape.patch, shape.dim, shape.hidden) == (224, 16, 256, 4096)
     assert (shape.npr.rounds, shape.npr.momentum, shape.npr.hidden) == (10, 0.9, 4096)
@@ -233,7 +236,7 @@ def steps(start: int = 0, count: int = 20, objective: Objective | None = None,
     batch = PairBatch(drawn(6, 3, 16, 16), captions(6))
     records = list(train(objective, network, optimizer or make_optimizer(network, TRAINING),
                          TRAINING, [batch] * count, start=start))
-    return objective, [record.losses for record in records]
+    return objective, [torch.stack(record.losses) for record in records]
 
 
 def test_training_learns_pairs_by_heart() -> None:

@@ -2,19 +2,19 @@
 
 import pytest
 from torch import nn
+from trainings import training_with
 
 from vpltool.clip.encoders import find_encoder, random_encoder
 from vpltool.core.joint import JointSettings, Pair, joint_optimizer
 from vpltool.core.light_head import LightHead
-from vpltool.core.training import TrainingSettings
 
 
 def rates(name: str, layers: tuple[int, ...], **joint: float) -> tuple[Pair, dict[int, float]]:
     """A pair, and the factor on the learning rate of each of its parameters."""
     encoder = random_encoder(find_encoder(name, ()), 0)
     head = LightHead(layers, encoder.vision.width, 3, 8)
-    pair = Pair(encoder.vision, head, JointSettings(**joint))
-    optimizer = joint_optimizer(pair, TrainingSettings(iterations=1))
+    pair = Pair(encoder.vision, head, JointSettings(average=0.999, **joint))
+    optimizer = joint_optimizer(pair, training_with(iters=1))
     return pair, {id(part): group["scale"] for group in optimizer.param_groups
                   for part in group["params"]}
 
@@ -47,7 +47,7 @@ def test_an_encoder_with_its_own_code_is_cut_into_its_levels() -> None:
 def test_every_parameter_is_trained_once(decay: float) -> None:
     pair, found = rates("timm:mobilenetv3_small_050", (1,), layer_decay=decay)
     assert {*found} == {id(part) for part in pair.now.parameters() if part.requires_grad}
-    groups = joint_optimizer(pair, TrainingSettings(iterations=1)).param_groups
+    groups = joint_optimizer(pair, training_with(iters=1)).param_groups
     assert sum(len(group["params"]) for group in groups) == len(found)
     assert all((group["weight_decay"] > 0) == (part.dim() > 1)
                for group in groups for part in group["params"])

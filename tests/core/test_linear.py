@@ -8,10 +8,11 @@ import pytest
 import torch
 from reference import linear
 from torch import Tensor
+from trainings import training_with
 
 from vpltool.core.linear import LinearSegmenter
 from vpltool.core.segment import logits_of
-from vpltool.core.training import CropBatch, TrainingSettings, step_losses
+from vpltool.core.training import CropBatch, step_losses
 
 CLASS_INDEX = torch.tensor([1, 1, 2, 3, 0, 0])
 
@@ -60,7 +61,7 @@ def test_half_precision_is_normalised_in_single() -> None:
 
 def test_the_gradient_of_a_step_equals_the_reference() -> None:
     """Three patches in a column; some labels are left out."""
-    settings = TrainingSettings(iterations=1, batch_size=1, crop=3, lambda_rsc=0)
+    settings = training_with(iters=1, batch_size=1, crop=3, lambda_rsc=0)
     network = segmenter((0, 2), trained=False)
     column = some(2, 3, 5, seed=4)
     labels = torch.randint(0, 4, (12, 4), generator=torch.Generator().manual_seed(5))

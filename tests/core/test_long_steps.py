@@ -11,6 +11,8 @@ from vpltool.core import long_steps, prototypes
 from vpltool.core.long_steps import solve_rkc
 from vpltool.core.prototypes import SolverRecord, solve_pgd, text_targets
 
+PAPER = {"tau": 0.03, "lr": 10.0}
+
 
 def problem(seed: int, spread: float, tau_t: float) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels around text prototypes, and shifted away from them all."""
@@ -50,7 +52,7 @@ def test_rows_are_those_of_the_plain_descent(seed: int, spread: float, tau_t: fl
         return own(*args, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(prototypes, "gradient", counted)
-    found = solve_rkc(pixels, targets, text)
+    found = solve_rkc(pixels, targets, text, **PAPER, iters=3000, tolerance=0.005)
     assert (found * wanted.float()).sum(dim=-1).min() >= 0.9999
     assert (text * wanted.float()).sum(dim=-1).min() < 0.99, "the rows moved"
     assert count[0] <= (600 if halved < 100 else 1500)
@@ -63,15 +65,16 @@ def test_without_a_tolerance_every_step_is_plain() -> None:
     def callback(record: SolverRecord) -> None:
         steps.append(record.step)
 
-    found = solve_rkc(pixels, targets, text, iters=120, tolerance=0, callback=callback)
-    assert torch.equal(found, solve_pgd(pixels, targets, text, iters=120))
+    found = solve_rkc(pixels, targets, text, **PAPER, iters=120, tolerance=0, callback=callback)
+    assert torch.equal(found, solve_pgd(pixels, targets, text, **PAPER, iters=120))
     assert steps[-1] == 119
 
 
 def test_it_is_told_of_first_and_last_step() -> None:
     pixels, targets, text = problem(0, 0.3, 0.05)
     records: list[SolverRecord] = []
-    solve_rkc(pixels, targets, text, iters=1000, callback=records.append)
+    solve_rkc(pixels, targets, text, **PAPER, iters=1000, tolerance=0.005,
+              callback=records.append)
     assert records[0].step == 0
     assert records[0].lr == 10.0
     assert records[-1].step > 500

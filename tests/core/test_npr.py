@@ -13,11 +13,14 @@ from torch import Tensor
 
 from vpltool.core.em import best_matchings
 from vpltool.core.group_training import GroupTraining, Objective
-from vpltool.core.groups import GroupNetwork, GroupShape, NprShape
+from vpltool.core.groups import GroupNetwork
 from vpltool.core.npr import Prototypes, Reconstruction, prototype_contrast
+from vpltool.stages._group_run import TrainGroupsSettings
+from vpltool.stages.train_groups import shape_of
 
-SHAPE = GroupShape(side=16, patch=4, width=12, heads=2, depths=(1, 1, 1), groups=(6, 3), dim=8,
-                   hidden=16, drop_path=0, caption=None, npr=NprShape(hidden=16))
+SHAPE = shape_of(TrainGroupsSettings(
+    side=16, patch=4, width=12, heads=2, depths="1,1,1", groups="6,3", dim=8, hidden=16,
+    drop_path=0, npr_hidden=16))
 TRAINING = GroupTraining(
     iterations=4, warmup=1, lr_start=1e-4, lr=1e-2, lr_end=1e-4, weight_decay=0.05, clip=5.0,
     weights=(0.1, 0.1, 0.01), reject=0.1, precision=torch.float32, seed=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from vpltool.core.prototypes import (
 )
 
 ROWS, DIM, COUNT = 6, 12, 300
+SOLVERS: list[Callable[..., Tensor]] = [partial(solve_pgd, lr=10.0), solve_lbfgs]
 
 
 def unit(count: int, seed: int, dim: int = DIM) -> Tensor:
@@ -89,7 +91,7 @@ def test_gradient_is_autograds(case: str, pixels: Tensor, text: Tensor, allowed:
 
 def test_chunks_change_nothing(pixels: Tensor, text: Tensor, allowed: Tensor,
                                monkeypatch: pytest.MonkeyPatch) -> None:
-    targets = text_targets(pixels, text, allowed=allowed)
+    targets = text_targets(pixels, text, tau=0.01, allowed=allowed)
     weights = torch.linspace(0.5, 1.5, COUNT)
     whole = evaluate(pixels, targets, text, 0.03, allowed, weights)
     monkeypatch.setattr(module, "_CHUNK", 7)
@@ -157,7 +159,7 @@ def test_pgd_stops_where_nothing_moves(tau_t: float, tau_i: float, pixels: Tenso
     steps: list[int] = []
 
     def solved(tolerance: float) -> Tensor:
-        return solve_pgd(pixels, targets, text, tau=tau_i, iters=3000, tolerance=tolerance,
+        return solve_pgd(pixels, targets, text, tau=tau_i, iters=3000, lr=10.0, tolerance=tolerance,
                          callback=lambda record: steps.append(record.step))
 
     exact = solved(0.0)
@@ -172,7 +174,7 @@ def test_pgd_stops_where_nothing_moves(tau_t: float, tau_i: float, pixels: Tenso
 def test_without_halving_the_rate_stays(pixels: Tensor, text: Tensor) -> None:
     targets = text_targets(pixels, text, tau=0.05)
     rates: list[float] = []
-    solve_pgd(pixels, targets, text, tau=0.1, iters=60, halve_lr=False,
+    solve_pgd(pixels, targets, text, tau=0.1, iters=60, lr=10.0, halve_lr=False,
               callback=lambda record: rates.append(record.lr))
     assert set(rates) == {10.0}
 
@@ -181,7 +183,8 @@ def test_pgd_lowers_the_objective_and_stays_on_the_sphere(pixels: Tensor, text: 
     targets = text_targets(pixels, text, tau=0.05)
     start = text.clone()
     records: list[SolverRecord] = []
-    found = solve_pgd(pixels, targets, text, tau=0.1, iters=100, callback=records.append)
+    found = solve_pgd(pixels, targets, text, tau=0.1, iters=100, lr=10.0,
+                      callback=records.append)
     assert records[0].step == 0
     assert records[-1].step == 99
     assert records[-1].objective < 0.8 * records[0].objective
@@ -195,7 +198,7 @@ def test_lbfgs_gets_at_least_as_low(restricted: bool, pixels: Tensor, text: Tens
     marks = allowed if restricted else None
     targets = text_targets(pixels, text, tau=0.05, allowed=marks)
     records: list[SolverRecord] = []
-    slow = solve_pgd(pixels, targets, text, tau=0.1, iters=1000, allowed=marks)
+    slow = solve_pgd(pixels, targets, text, tau=0.1, iters=1000, lr=10.0, allowed=marks)
     fast = solve_lbfgs(pixels, targets, text, tau=0.1, iters=100, allowed=marks,
                        callback=records.append)
     first, second = (evaluate(pixels, targets, rows, 0.1, marks)[0]
@@ -208,9 +211,9 @@ def test_lbfgs_gets_at_least_as_low(restricted: bool, pixels: Tensor, text: Tens
 def test_a_row_that_is_never_allowed_stays(pixels: Tensor, text: Tensor, allowed: Tensor) -> None:
     marks = allowed.clone()
     marks[:, 3] = False
-    targets = text_targets(pixels, text, allowed=marks)
-    for solve in (solve_pgd, solve_lbfgs):
-        found = solve(pixels, targets, text, iters=20, allowed=marks)
+    targets = text_targets(pixels, text, tau=0.01, allowed=marks)
+    for solve in SOLVERS:
+        found = solve(pixels, targets, text, tau=0.03, iters=20, allowed=marks)
         torch.testing.assert_close(found[3], text[3])
         assert not torch.allclose(found[0], text[0])
 
@@ -256,7 +259,7 @@ def test_gradient_alone_is_that_of_the_objective(pixels: Tensor, text: Tensor, a
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("solver", [solve_pgd, solve_lbfgs])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_half_precision_features(solver: Callable[..., Tensor], pixels: Tensor,
                                  text: Tensor) -> None:
     """As they lie on a GPU: the arithmetic is in float32, only the features are rounded."""
@@ -264,6 +267,6 @@ def test_half_precision_features(solver: Callable[..., Tensor], pixels: Tensor,
     for held in (pixels, pixels.half()):
         targets = text_targets(held, text, tau=0.05)
         assert targets.dtype == torch.float32
-        results.append(solver(held, targets, text, iters=40))
+        results.append(solver(held, targets, text, tau=0.03, iters=40))
     assert results[1].dtype == torch.float32
     assert float((results[0] * results[1]).sum(dim=1).min()) > 0.999

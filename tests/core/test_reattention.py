@@ -102,18 +102,19 @@ def test_calibration_leaves_clips_own_path_as_it_is() -> None:
     _, tower = build()
     pixels = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(5))
     plain = tower(pixels, layers=(0, 2))
-    found = tower(pixels, layers=(0, 2), patches="calibrated", calibration=Calibration(9))
+    found = tower(pixels, layers=(0, 2), patches="calibrated", calibration=Calibration(9, "sum"))
     for name in ("tokens", "attention", "layers"):
         torch.testing.assert_close(getattr(found, name), getattr(plain, name), atol=1e-6, rtol=0)
     assert torch.equal(found.patches, tower(pixels, patches="calibrated",
-                                            calibration=Calibration(3)).patches)
+                                            calibration=Calibration(3, "sum")).patches)
     assert (found.patches - plain.patches).abs().max() > 0.1
 
 
 def test_calibration_in_a_tower_with_attention_pooling() -> None:
     """The pooler's value path follows, as for other patches."""
     _, tower = build(attentional_pool=True, attn_pooler_queries=1, attn_pooler_heads=2)
-    found = tower(torch.randn(1, 3, 16, 24), patches="calibrated")
+    found = tower(torch.randn(1, 3, 16, 24), patches="calibrated",
+                  calibration=Calibration(5, "sum"))
     torch.testing.assert_close(found.patches.norm(dim=-1), torch.ones(1, 6))
 
 

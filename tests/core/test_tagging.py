@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,15 +14,17 @@ from reference import tagclip
 from vpltool.clip.catalogue import import_open_clip
 from vpltool.clip.towers import tower_from_open_clip
 from vpltool.core.tagging import (
-    TagSettings,
+    SHARE,
     Vocabulary,
     candidates,
     claimed_box,
     tag_scores,
     voted_attention,
 )
+from vpltool.stages import tag
 
 DIM = 16
+USED = tag.tagging_of(tag.TagSettings())
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +57,21 @@ def test_scores_are_the_references(visual: Any, owners: list[int], background: b
     rows, index = words(owners)
     photos = some_photos(2, 32, 40)
     found = tag_scores(tower, photos, Vocabulary.of(rows, index, background=background),
-                       TagSettings(crop=crop))
+                       replace(USED, crop=crop))
     used = rows if background else rows[index > 0]
     kept = owners if background else [owner for owner in owners if owner]
     for photo, made in zip(photos, found, strict=True):
         wanted = tagclip.scores(visual, photo[None], used, kept, crop)
         assert made.tolist() == pytest.approx(wanted, abs=2e-4)
-    assert TagSettings() == TagSettings(1 / tagclip.SCALE, tagclip.BLOCKS, tagclip.VOTES,
-                                        tagclip.SHARE, tagclip.CROP, "alone")
+    assert vars(USED) == {"tau": 1 / tagclip.SCALE, "blocks": tagclip.BLOCKS, "crop": tagclip.CROP,
+                          "votes": tagclip.VOTES, "patches": "alone"}
+    assert tagclip.SHARE == SHARE == tag.TagSettings().share
 
 
 def test_a_photo_of_one_patch(visual: Any) -> None:
     rows, index = words([1, 2, 0])
     found = tag_scores(tower_from_open_clip(visual), some_photos(1, 8, 8),
-                       Vocabulary.of(rows, index), TagSettings(crop=16))
+                       Vocabulary.of(rows, index), replace(USED, crop=16))
     assert found.shape == (1, 2)
     assert bool(((found >= 0) & (found <= 1)).all())
 
@@ -75,7 +79,7 @@ def test_a_photo_of_one_patch(visual: Any) -> None:
 def test_other_sources_of_patches(visual: Any) -> None:
     rows, index = words([1, 2, 0])
     tower, photos = tower_from_open_clip(visual), some_photos(1, 32, 32)
-    found = [tag_scores(tower, photos, Vocabulary.of(rows, index), TagSettings(patches=name))
+    found = [tag_scores(tower, photos, Vocabulary.of(rows, index), replace(USED, patches=name))
              for name in ("alone", "value", "block")]
     assert not torch.allclose(found[0], found[1])
     assert not torch.allclose(found[1], found[2])

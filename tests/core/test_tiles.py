@@ -11,7 +11,6 @@ from conftest import Run, save_clip
 from PIL import Image
 
 from vpltool.clip.load import load_clip
-from vpltool.core.calibration import Calibration
 from vpltool.core.tiles import blend, encode_windows, rim_weights, spans
 from vpltool.core.vit import VisionTower
 from vpltool.formats import open_input, open_workspace
@@ -39,7 +38,7 @@ def test_windows_cover_an_axis_once(length: int, window: int, overlap: float) ->
 
 def encoded(vision: VisionTower, pixels: torch.Tensor, window: int, overlap: float = 0.25,
             **more: object) -> dict[str, torch.Tensor]:
-    given = {"at_once": 3, "patches": "block", "layers": [0, 1], "calibration": Calibration(),
+    given = {"at_once": 3, "patches": "block", "layers": [0, 1], "calibration": None,
              "store": torch.float32} | more
     return encode_windows(vision, pixels, window, overlap, **given)  # type: ignore[arg-type]
 

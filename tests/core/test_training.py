@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from trainings import training_with
 
 from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.grids import LABELS_PER_PATCH
@@ -185,25 +186,25 @@ def test_a_crop_sees_a_share_of_a_large_photo_and_costs_its_own_pixels() -> None
 
 @pytest.mark.parametrize(("count", "batch_size"), [(7, 3), (2, 6), (6, 6), (5, 1)])
 def test_every_photo_once_an_epoch(count: int, batch_size: int) -> None:
-    settings = TrainingSettings(iterations=count * 4, batch_size=batch_size)
+    settings = training_with(iters=count * 4, batch_size=batch_size)
     order = [number for iteration in range(count * 4)
              for number in chosen_photos(count, settings, iteration)]
     epochs = [order[start : start + count] for start in range(0, len(order) - count + 1, count)]
     for epoch in epochs:
         assert Counter(epoch) == Counter(range(count))
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    other = TrainingSettings(iterations=count * 4, batch_size=batch_size, seed=1)
+    other = training_with(iters=count * 4, batch_size=batch_size, seed=1)
     assert order != [number for iteration in range(count * 4)
                      for number in chosen_photos(count, other, iteration)]
 
 
-SHAPE = DecoderShape(layers=(0, 1), input_width=6, dim=8, width=16, blocks=1, heads=2)
+SHAPE = DecoderShape((0, 1), 6, 8, width=16, blocks=1, heads=2, residual=False)
 
 
 def make_decoder() -> Decoder:
     torch.manual_seed(0)
     rows = F.normalize(torch.randn(4, 8), dim=-1)
-    return Decoder(SHAPE, rows, torch.tensor([1, 2, 0, 0]))
+    return Decoder(SHAPE, rows, torch.tensor([1, 2, 0, 0]), 0.07)
 
 
 def batches(settings: TrainingSettings, start: int) -> Iterator[CropBatch]:
@@ -220,7 +221,7 @@ def batches(settings: TrainingSettings, start: int) -> Iterator[CropBatch]:
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_resumed_is_uninterrupted(optimizer: str) -> None:
-    settings = TrainingSettings(iterations=8, batch_size=2, crop=3, optimizer=optimizer, warmup=3)
+    settings = replace(training_with(iters=8, batch_size=2, crop=3, optimizer=optimizer), warmup=3)
     whole = make_decoder()
     records = list(train(whole, make_optimizer(whole, settings), settings, batches(settings, 0)))
 
@@ -244,8 +245,8 @@ def test_resumed_is_uninterrupted(optimizer: str) -> None:
 
 
 def test_training_learns() -> None:
-    settings = TrainingSettings(iterations=150, batch_size=2, crop=3, optimizer="adamw", lr=0.01,
-                                warmup=1)
+    settings = replace(training_with(iters=150, batch_size=2, crop=3, optimizer="adamw", lr=0.01),
+                       warmup=1)
     decoder = make_decoder()
     batch = next(batches(settings, 0))
 
@@ -257,16 +258,16 @@ def test_training_learns() -> None:
     records: list[StepRecord] = list(train(decoder, make_optimizer(decoder, settings), settings,
                                            same()))
     assert len(records) == 150
-    assert records[-1].mask < 0.2 * records[0].mask
+    assert records[-1].losses[0] < 0.2 * records[0].losses[0]
 
 
 def test_without_contrast_nothing_of_it_is_trained() -> None:
-    settings = TrainingSettings(iterations=2, batch_size=2, crop=3, lambda_rsc=0)
+    settings = training_with(iters=2, batch_size=2, crop=3, lambda_rsc=0)
     decoder = make_decoder()
     before = decoder.mask_scale.item()
     records = list(train(decoder, make_optimizer(decoder, settings), settings,
                          batches(settings, 0)))
-    assert [record.contrast for record in records] == [0, 0]
+    assert [record.losses[1] for record in records] == [0, 0]
     assert decoder.mask_scale.item() == before
 
 
@@ -274,7 +275,7 @@ def test_without_contrast_nothing_of_it_is_trained() -> None:
 def test_weight_decay_leaves_the_contrasts_scalars_alone(optimizer: str) -> None:
     """Without a gradient weights shrink; the scale, shift and temperature of the contrast stay."""
     decoder = make_decoder()
-    steps = make_optimizer(decoder, TrainingSettings(iterations=1, optimizer=optimizer, lr=0.1))
+    steps = make_optimizer(decoder, training_with(iters=1, optimizer=optimizer, lr=0.1))
     before = {name: value.clone() for name, value in decoder.named_parameters()}
     for value in decoder.parameters():
         value.grad = torch.zeros_like(value)
@@ -289,13 +290,13 @@ def test_weight_decay_leaves_the_contrasts_scalars_alone(optimizer: str) -> None
 def test_a_checkpoint_numbers_parameters_as_the_decoder_does() -> None:
     """As before there were groups: a run that was stopped then goes on to the right ones."""
     decoder = make_decoder()
-    steps = make_optimizer(decoder, TrainingSettings(iterations=1))
+    steps = make_optimizer(decoder, training_with(iters=1))
     numbered = [item for group in steps.param_groups for item in group["params"]]
     assert all(one is other for one, other in zip(numbered, decoder.parameters(), strict=True))
 
 
 def test_prototypes_stay_frozen() -> None:
-    settings = TrainingSettings(iterations=3, batch_size=2, crop=3)
+    settings = training_with(iters=3, batch_size=2, crop=3)
     decoder = make_decoder()
     before = decoder.prototypes.clone()
     list(train(decoder, make_optimizer(decoder, settings), settings, batches(settings, 0)))
@@ -303,7 +304,7 @@ def test_prototypes_stay_frozen() -> None:
 
 
 def test_learning_rate() -> None:
-    settings = TrainingSettings(iterations=100, lr=2.0, warmup=10, power=1.0)
+    settings = replace(training_with(iters=100, lr=2.0, power=1.0), warmup=10)
     assert learning_rate(settings, 0) == pytest.approx(0.2)
     assert learning_rate(settings, 50) == pytest.approx(1.0)
     assert learning_rate(settings, 99) == pytest.approx(0.02)
@@ -322,14 +323,14 @@ def test_only_the_classes_that_the_crop_shows_count() -> None:
 @pytest.mark.parametrize("balanced", [True, False])
 def test_a_step_asks_the_device_nothing(balanced: bool) -> None:
     """Meta tensors have no values: a step that waited for one, as for a GPU's, would fail here."""
-    settings = TrainingSettings(iterations=1, batch_size=2, crop=3, balanced=balanced)
+    settings = training_with(iters=1, batch_size=2, crop=3, balanced=balanced)
     decoder = make_decoder()
     rows = decoder.class_rows
     decoder = decoder.to("meta")
     decoder._rows = (decoder.class_index, decoder.class_index._version, replace(
         rows, order=rows.order.to("meta"), columns=rows.columns.to("meta")))
     (record,) = train(decoder, make_optimizer(decoder, settings), settings, batches(settings, 0))
-    assert record.mask.device.type == record.contrast.device.type == "meta"
+    assert {loss.device.type for loss in record.losses} == {"meta"}
     assert decoder.fuse.weight.grad is not None
     assert decoder.log_scale.grad is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -156,15 +157,18 @@ def test_true_masks(coco: Path, run: Run, overlap: str, crowds: str) -> None:
         assert (read_labels(path) == expected(line["splits"][0], overlap, crowds)).all()
 
 
+painted = functools.partial(label_map, overlap="smallest", crowd="class")
+
+
 def test_the_small_lies_on_top_whatever_the_order() -> None:
     large, small = instance(9, "cat", square(0, 0, 10), 100), instance(9, "dog", square(2, 2, 3), 9)
     labels = {number: place for place, number in enumerate(COCO_IDS, 1)}
-    first, second = (label_map(order, labels, SIZE) for order in ((large, small), (small, large)))
+    first, second = (painted(order, labels, SIZE) for order in ((large, small), (small, large)))
     assert (first == second).all()
     assert np.unique(first).tolist() == [0, 16, 17]
     # Of equals the first counts, as in the field's own masks.
     same = instance(9, "dog", square(0, 0, 10), 100)
-    assert np.unique(label_map((large, same), labels, SIZE)).tolist() == [0, 16]
+    assert np.unique(painted((large, same), labels, SIZE)).tolist() == [0, 16]
 
 
 def test_odd_outlines() -> None:
@@ -175,12 +179,12 @@ def test_odd_outlines() -> None:
     packed["counts"] = packed["counts"].decode()
     labels = {ID["cat"]: 16}
     for outline in ([], [[1, 2, 30, 20]]):
-        assert not label_map([instance(9, "cat", outline, 9)], labels, SIZE).any()
-    made = label_map([instance(9, "cat", packed, 6),
+        assert not painted([instance(9, "cat", outline, 9)], labels, SIZE).any()
+    made = painted([instance(9, "cat", packed, 6),
                       instance(9, "cat", [[1, 2, 30, 20], *square(20, 20, 4)], 16)], labels, SIZE)
     assert made.astype(bool).sum() == 6 + 16
     with pytest.raises(ValueError, match="an outline has"):
-        label_map([instance(9, "cat", packed, 6)], labels, (40, 30))
+        painted([instance(9, "cat", packed, 6)], labels, (40, 30))
 
 
 def test_tags_do_not_hang_on_the_masks(coco: Path, run: Run) -> None:

@@ -74,7 +74,7 @@ def write_all(path: Path, header: Header, *, overwrite: bool = False, update: bo
     """Do what a stage does: open, begin, write, finish."""
     ids = [key for key in IDS if shard.holds(key)]
     output = open_output(path, header, ids, overwrite=overwrite, update=update, shard=shard,
-                         own=dict.fromkeys(ids, str(header.options["alpha"])))
+                         per_photo_inputs=dict.fromkeys(ids, str(header.options["alpha"])))
     output.begin()
     with output.together():
         for key in output.todo:

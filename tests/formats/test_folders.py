@@ -140,20 +140,20 @@ def test_update_replaces_what_the_same_command_made_otherwise(tmp_path: Path) ->
 
 def test_a_photo_whose_tags_changed_is_made_again(tmp_path: Path) -> None:
     tags = {"a": "1", "b": "2"}
-    output = begun(tmp_path, HEADER, ["a", "b"], own=tags)
+    output = begun(tmp_path, HEADER, ["a", "b"], per_photo_inputs=tags)
     for key in output.todo:
         output.write_tensors(key, CAM)
     output.finish()
-    assert begun(tmp_path, HEADER, ["a", "b"], own=tags).todo == []
-    assert begun(tmp_path, HEADER, ["a", "b"], own=tags | {"b": "2 3"}).todo == ["b"]
+    assert begun(tmp_path, HEADER, ["a", "b"], per_photo_inputs=tags).todo == []
+    assert begun(tmp_path, HEADER, ["a", "b"], per_photo_inputs=tags | {"b": "2 3"}).todo == ["b"]
     assert not (tmp_path / "b.safetensors").exists(), "it must not pass for the new one"
-    assert begun(tmp_path, HEADER, ["a", "b"], own=tags | {"b": "2 3"}).todo == ["b"]
+    assert begun(tmp_path, HEADER, ["a", "b"], per_photo_inputs=tags | {"b": "2 3"}).todo == ["b"]
 
 
 def test_two_processes_begin_the_same_folder(tmp_path: Path) -> None:
     """The second looked when nothing was written yet; what the first wrote since then stays."""
-    first = begun(tmp_path, HEADER, ["a", "b"], own={"a": "1", "b": "1"})
-    second = open_output(tmp_path, HEADER, ["a", "b"], own={"a": "1", "b": "1"})
+    first = begun(tmp_path, HEADER, ["a", "b"], per_photo_inputs={"a": "1", "b": "1"})
+    second = open_output(tmp_path, HEADER, ["a", "b"], per_photo_inputs={"a": "1", "b": "1"})
     first.write_tensors("a", CAM)
     (tmp_path / ".part-b.safetensors").write_text("half: the first is writing it")
     second.begin()

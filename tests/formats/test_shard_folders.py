@@ -25,7 +25,7 @@ from vpltool.formats.shards import (
 HEADER = Header(kind="cams", command="cam", options={"split": "train", "tau": 0.01})
 CAM = {"cam": torch.zeros(1, 2, 2).half(), "classes": torch.tensor([1])}
 IDS = [f"photo{number}" for number in range(12)]
-OWN = {key: f"tag of {key}" for key in IDS}
+TAGS = {key: f"tag of {key}" for key in IDS}
 TORN = "photo5"
 
 VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT",
@@ -110,8 +110,8 @@ def opened(path: Path, shard: Shard = WHOLE, ids: Iterable[str] = IDS, header: H
            **options: bool) -> OutputFolder:
     """A folder as a process with a shard opens it."""
     mine = [key for key in ids if shard.holds(key)]
-    return open_output(path, header, mine, own={key: OWN[key] for key in mine}, shard=shard,
-                       **options)
+    return open_output(path, header, mine, per_photo_inputs={key: TAGS[key] for key in mine},
+                       shard=shard, **options)
 
 
 def work(output: OutputFolder, failing: Sequence[str] = (), stop_after: int = 99) -> None:
@@ -164,7 +164,7 @@ def test_readers_join_what_is_there(tmp_path: Path) -> None:
     mine = {key for key in IDS if shard_of(key, 3) == lost}
     assert folder.shards == 3
     assert folder.failed == {TORN: "it is torn"}
-    assert folder.own == {key: OWN[key] for key in mine}
+    assert folder.per_photo_inputs == {key: TAGS[key] for key in mine}
     with pytest.warns(UserWarning, match=TORN):
         assert set(folder.available(mine)) == mine - {TORN}
     others = [str(Shard(index, 3)) for index in range(3) if index != lost]

@@ -12,9 +12,9 @@ import torch
 from conftest import Run, copy_workspace
 from PIL import Image
 from stopping import stop_after
+from trainings import training_with
 
 from vpltool.core import joint
-from vpltool.core.training import TrainingSettings
 from vpltool.engine import given
 from vpltool.engine.features import open_features
 from vpltool.engine.models import load_main
@@ -141,7 +141,7 @@ def test_crops_keep_pixels_and_labels_together(work: Path) -> None:
     encoder = load_main(workspace, torch.device("cpu"))
     data = PixelData(workspace, [Taught(photo) for photo in photos],
                      Masks(folder, "drawn", [photo.id for photo in photos]), encoder, 0)
-    settings = TrainingSettings(iterations=6, batch_size=2, crop=3)
+    settings = training_with(iters=6, batch_size=2, crop=3)
     agreed, seen = 0, 0
     for batch in pixel_batches(data, settings, 0, workers=0):
         mean, std = torch.tensor([encoder.mean, encoder.std]).view(2, 1, 3, 1, 1)

@@ -16,12 +16,14 @@ from torch import Tensor
 from vpltool import Segmenter, VplError
 from vpltool import Workspace as Notebook
 from vpltool.core.group_maps import GroupView, segment_by_groups, with_background
-from vpltool.core.groups import GroupNetwork, GroupShape
+from vpltool.core.groups import GroupNetwork
 from vpltool.core.photos import PhotoSettings, read_photo, to_pixels
 from vpltool.core.tiles import window_starts
 from vpltool.engine.groups import GroupSettings, read_groups, text_encoder, view_of
 from vpltool.formats import describe, open_workspace, read_labels, read_tensors
 from vpltool.preset import read_preset
+from vpltool.stages._group_run import TrainGroupsSettings
+from vpltool.stages.train_groups import shape_of
 
 SIZES = ("--side", 16, "--patch", 4, "--width", 12, "--heads", 2, "--depths", "1,1,1",
          "--groups", "6,3", "--hidden", 8, "--npr-hidden", 8)
@@ -294,8 +296,8 @@ def test_the_papers_protocol(data: str, threshold: float) -> None:
     assert {found[name] for name in ("short_side", "window")} == {448}
     assert (found["stride"], found["top"], found["threshold"]) == (224, 5, threshold)
     # A network of 224 pixels is seen so without a preset, too.
-    shape = GroupShape(side=224, width=12, heads=2, depths=(1, 1, 1), hidden=8, caption=None,
-                       of_photos=False, of_text=False)
+    shape = shape_of(TrainGroupsSettings(side=224, width=12, heads=2, depths="1,1,1", hidden=8,
+                                         npr="none"))
     short, view = view_of(GroupNetwork(shape), GroupSettings())
     assert (short, view) == (448, GroupView(448, 224, 0.95, 5))
 

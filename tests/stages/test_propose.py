@@ -466,7 +466,7 @@ def test_words_of_tags_win_and_others_are_vetoed(chain: Path, tmp_path: Path, ru
     assert result.code == 0, result.err
     for photo in open_input(work / "masks/text-refined-full/train", ("masks",)).own:
         tags = {0, *map(int, open_input(work / "masks/text-refined-full/train",
-                                        ("masks",)).own[photo].split())}
+                                        ("masks",)).per_photo_inputs[photo].split())}
         found = read_labels(work / "masks/text-refined-full/train" / f"{photo}.png")
         assert {*np.unique(found).tolist()} <= tags
 

@@ -18,13 +18,13 @@ from conftest import TRAIN, Run, copy_workspace
 from PIL import Image
 from stopping import stop_after
 from torch import Tensor
+from trainings import training_with
 
 from vpltool.core import training
 from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.photos import fit_size, read_photo, to_pixels
 from vpltool.core.training import (
     CropBatch,
-    TrainingSettings,
     chosen_photos,
     generator_of,
     labels_at,
@@ -155,7 +155,7 @@ def test_crops_are_cut_of_whole_photos(source: str, max_side: int, residual: boo
                                        layered: Path) -> None:
     """As if a photo were scaled, normalised and mirrored as a whole; stored layers likewise."""
     data = training_data_of(layered, source, residual=residual, max_side=max_side)
-    settings = TrainingSettings(iterations=6, batch_size=3, crop=crop)
+    settings = training_with(iters=6, batch_size=3, crop=crop)
     batches = crop_batches(data, settings, 2, device=torch.device("cpu"), workers=2)
     whole = True
     for iteration, found in zip(range(2, 6), batches, strict=True):
@@ -215,7 +215,7 @@ def test_crops_are_pinned_for_a_gpu_alone(device: str, pinned: bool, layered: Pa
     data = training_data_of(layered, "photos", residual=True)
     side = 3 * data.frozen.encoder.vision.patch
     batches: list[CropBatch] = list(crop_batches(
-        data, TrainingSettings(iterations=1, batch_size=2, crop=3), 0,
+        data, training_with(iters=1, batch_size=2, crop=3), 0,
         device=torch.device(device), workers=1))
     assert len(batches) == 1
     assert shapes == ([(torch.uint8, (2, 3, side, side)), (torch.uint8, (2, 12, 12)),
@@ -540,7 +540,7 @@ def test_large_photos_are_cut_before_they_are_scaled(max_side: int, run: Run, wo
     del manifest["photos"]
     path.write_text(json.dumps(manifest))
     data = training_data_of(work.parent, "photos", residual=False, max_side=max_side)
-    settings = TrainingSettings(iterations=2, batch_size=3, crop=20)
+    settings = training_with(iters=2, batch_size=3, crop=20)
     sizes = []
     resize = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, size, *rest, **more: (
@@ -635,8 +635,8 @@ def test_steps_in_bf16_follow_those_in_float32(method: str, run: Run, layered: P
 def test_the_folded_layers_are_the_reduced_and_fused_ones() -> None:
     """In training two linear maps are one: the same values, and the same gradients."""
     torch.manual_seed(0)
-    decoder = Decoder(DecoderShape((0, 1, 2), 24, 16, width=8, blocks=1, heads=1),
-                      torch.randn(4, 16), torch.tensor([1, 2, 0, 0])).double()
+    shape = DecoderShape((0, 1, 2), 24, 16, width=8, blocks=1, heads=1, residual=False)
+    decoder = Decoder(shape, torch.randn(4, 16), torch.tensor([1, 2, 0, 0]), 0.07).double()
     layers = torch.randn(2, 3, 5, 24, dtype=torch.double)
     found, gradients = [], []
     for reduce in (decoder._reduce, decoder._reduce_folded):

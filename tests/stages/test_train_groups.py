@@ -74,7 +74,7 @@ def test_the_file_and_what_takes_it(text: str, run: Run, work: Path) -> None:
     groups = read_groups(find_segmenter(work, "").path)
     maps = group_maps(groups.network, torch.zeros(1, 3, 16, 24))[0]
     texts = text_encoder(open_workspace(work), groups, torch.device("cpu"))(["bar", "box", "disc"])
-    scores = class_maps(maps.second, name_groups(maps, texts, groups.network.log_scale))
+    scores = class_maps(maps.second, name_groups(maps, texts, groups.network.log_scale, 5))
     assert scores.shape == (3, 4, 6)
     before = path.read_bytes()
     again = run(*TRAIN, *(OWN if text == "own" else ()), work=work)

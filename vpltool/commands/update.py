@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vpltool import console
+from vpltool.command import Call
 from vpltool.commands._prepare_again import warn_of_changes
 from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.replacing import replacing_only
 from vpltool.formats.shards import check_alone
 from vpltool.provenance import reason_by_hand
-from vpltool.run import run_stage
+from vpltool.recipes.runner import run_through
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.state import Artifact, read_state
@@ -57,7 +58,8 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
     if settings.dry_run:
         return lines
     check_alone("an update")
-    failed, made, run_already, left_to_hand = [], [], set(), list[tuple[Artifact, str]]()
+    failed, left_to_hand = list[PhotosFailed](), list[tuple[Artifact, str]]()
+    made, run_already = [], set()
     for artifact in stale:
         line = artifact.line()
         if reason := reason_by_hand(artifact.header, artifact.stage, workspace.path):
@@ -71,14 +73,11 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
         console.note(line)
         try:
             with replacing_only(workspace.path, [one.path for one in stale if one.line() == line]):
-                run_stage(artifact.stage, workspace.path, artifact.call() | {"update": True},
-                          given=())
-        except PhotosFailed as error:
-            console.warn(error.message)
-            failed.append(error)
+                _, failure = run_through(Call(artifact.stage, artifact.call()), workspace.path)
         except VplError as error:
             error.hint = then(error.hint, "`update()` continues")
             raise
+        failed += [failure] if failure else []
     if failed:
         raise PhotosFailed(failed[0].message, failed[0].hint, made, failed[0].photos)
     if left_to_hand:

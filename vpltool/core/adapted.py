@@ -127,7 +127,7 @@ class AdaptedTower(Tower):
     @torch.no_grad()
     def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
                 attentions: bool = False, attention_blocks: int = ATTENTION_BLOCKS,
-                layers: Sequence[int] = (), calibration: Calibration = Calibration()
+                layers: Sequence[int] = (), calibration: Calibration | None = None
                 ) -> DenseFeatures:
         """Encode a batch; see `Tower.forward`.
 

@@ -23,12 +23,12 @@ class Calibration:
         heads: how the heads' attention becomes the one that they share: `sum`, or `mean`.
     """
 
-    blocks: int = 5
-    heads: str = "sum"
+    blocks: int
+    heads: str
 
 
 @no_grad
-def calibrated_path(blocks: Sequence[vit_blocks.Block], inputs: Sequence[Tensor], heads: str = "sum"
+def calibrated_path(blocks: Sequence[vit_blocks.Block], inputs: Sequence[Tensor], heads: str
                     ) -> Tensor:
     """Return the end of the second path: the first input, and what each block adds to it.
 

@@ -7,7 +7,7 @@ of the segmenter is the prototypes (VPL, eq. 12: A = Wᵀ V).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from typing import Any
 
 import torch
@@ -27,9 +27,9 @@ class DecoderShape:
         layers: indices of the CLIP blocks whose outputs it reads.
         input_width: width of these outputs.
         dim: dimension of the joint space.
-        width: the decoder's own width (WeCLIP: 256).
+        width: the decoder's own width.
         blocks: transformer blocks (WeCLIP: 3).
-        heads: their attention heads (WeCLIP: 8).
+        heads: their attention heads.
         dropout: share of channels dropped in training (WeCLIP: 0.1).
         residual: add the output to CLIP's own patch embeddings, starting from zero: the untrained
             decoder is then the dense CAM, which helps if there are few photos.
@@ -38,11 +38,12 @@ class DecoderShape:
     layers: tuple[int, ...]
     input_width: int
     dim: int
-    width: int = 256
+    _: KW_ONLY
+    width: int
     blocks: int = 3
-    heads: int = 8
+    heads: int
     dropout: float = 0.1
-    residual: bool = False
+    residual: bool
 
 
 class ChannelDropout(nn.Dropout2d):
@@ -72,7 +73,7 @@ class Decoder(SegmenterNetwork):
     fuses = True
 
     def __init__(self, shape: DecoderShape, prototypes: Tensor, class_index: Tensor,
-                 tau: float = 0.07) -> None:
+                 tau: float) -> None:
         """Make an untrained decoder.
 
         Args:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from vpltool.lazy import Tensor, torch
 
 T = TypeVar("T")
+Losses = tuple[Tensor, ...]
 
 
 class Group(Protocol):
@@ -56,3 +58,28 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+def share_losses(trained: torch.nn.Module, losses: Callable[[T], Losses], group: Group
+                 ) -> Callable[[T], Losses]:
+    """Have the gradients of losses averaged over all processes.
+
+    Args:
+        trained: holds the parameters that the losses are of.
+        losses: gives those of the crops of a step; the first reads most of the parameters.
+        group: the processes.
+    """
+    class Step(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trained = trained
+
+        def forward(self, batch: T) -> Losses:
+            first, *others = losses(batch)
+            if group.count > 1:
+                # Parameters that a step does not read must have a gradient all the same.
+                first = first + 0 * torch.stack([part.sum() for part in trained.parameters()
+                                                 if part.requires_grad]).sum()
+            return first, *others
+
+    return group.share(Step())

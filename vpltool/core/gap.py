@@ -134,7 +134,7 @@ def feature_centroid(features: Iterable[tuple[Tensor, Tensor]], groups: int
     return (sums[seen] / counts[seen, None]).mean(dim=0).float(), seen
 
 
-def shift_along_gap(prototypes: Tensor, gap: Tensor, share: float = 1.0) -> Tensor:
+def shift_along_gap(prototypes: Tensor, gap: Tensor, share: float) -> Tensor:
     """Move prototypes along the gap vector (Liang et al. 2022, section 5; VPL's "modify gap").
 
         z'_n = (z_n + λ Δ) / ‖z_n + λ Δ‖,   Δ = centroid of the images − centroid of the text

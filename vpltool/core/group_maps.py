@@ -55,7 +55,7 @@ def group_maps(network: GroupNetwork, pixels: Tensor) -> list[GroupMaps]:
                                              strict=True)]
 
 
-def name_groups(maps: GroupMaps, texts: Tensor, log_scale: Tensor, top: int = 5) -> Tensor:
+def name_groups(maps: GroupMaps, texts: Tensor, log_scale: Tensor, top: int) -> Tensor:
     """Return class probabilities of groups: softmax over the top classes times that over all.
 
     Args:
@@ -150,7 +150,7 @@ class GroupView:
     window: int
     stride: int
     threshold: float
-    top: int = 5
+    top: int
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vpltool.core.groups import GroupNetwork
 from vpltool.core.npr import MAX_SCALE, prototype_contrast
+from vpltool.core.training import StepRecord
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -172,14 +173,6 @@ def learning_rate(settings: GroupTraining, iteration: int) -> float:
     return settings.lr_end + (settings.lr - settings.lr_end) * (1 + math.cos(math.pi * share)) / 2
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """A step: losses of pairs, first stage, second stage, text (4,), on the network's device."""
-
-    iteration: int
-    losses: Tensor
-
-
 def train(objective: nn.Module, network: GroupNetwork, optimizer: torch.optim.Optimizer,
           settings: GroupTraining, batches: Iterable[PairBatch], *, start: int = 0, rank: int = 0
           ) -> Iterator[StepRecord]:
@@ -195,7 +188,7 @@ def train(objective: nn.Module, network: GroupNetwork, optimizer: torch.optim.Op
         rank: number of this process.
 
     Yields:
-        a record after each step.
+        the losses of each step: of the pairs, the first stage, the second stage and the text.
     """
     objective.train()
     device = network.log_scale.device
@@ -212,4 +205,4 @@ def train(objective: nn.Module, network: GroupNetwork, optimizer: torch.optim.Op
         if settings.clip:
             nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
         optimizer.step()
-        yield StepRecord(iteration, losses)
+        yield StepRecord(iteration, losses.unbind())

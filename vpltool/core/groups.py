@@ -10,7 +10,7 @@ CLIP's, and is trained along with the photos.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from vpltool.core.npr import Prototypes, Reconstruction, batch_normed
 
 @dataclass(frozen=True)
 class CaptionShape:
-    """Sizes of a text tower; the defaults are GroupViT's.
+    """Sizes of a text tower.
 
     Args:
         width: of a token.
@@ -34,10 +34,10 @@ class CaptionShape:
         vocabulary: number of tokens that there are; CLIP's.
     """
 
-    width: int = 256
-    depth: int = 12
-    heads: int = 4
-    context: int = 77
+    width: int
+    depth: int
+    heads: int
+    context: int
     vocabulary: int = 49408
 
 
@@ -66,7 +66,7 @@ class CaptionTower(nn.Module):
 
 @dataclass(frozen=True)
 class NprShape:
-    """How prototypes are estimated; the defaults are PGSeg's, τ of the text excepted.
+    """How prototypes are estimated.
 
     Args:
         rounds: rounds of EM, T.
@@ -77,17 +77,17 @@ class NprShape:
         hidden: width of the MLP that adds it.
     """
 
-    rounds: int = 10
-    momentum: float = 0.9
-    tau: float = 1.0
-    text_tau: float = 0.07
-    reconstruct: bool = True
-    hidden: int = 4096
+    rounds: int
+    momentum: float
+    tau: float
+    text_tau: float
+    reconstruct: bool
+    hidden: int
 
 
 @dataclass(frozen=True)
 class GroupShape:
-    """Sizes of a `GroupNetwork`, and which parts it has; the defaults are GroupViT's.
+    """Sizes of a `GroupNetwork`, and which parts it has.
 
     Args:
         side: pixels of a side of the photos in training, a multiple of the patch.
@@ -105,19 +105,19 @@ class GroupShape:
         of_text: whether there are prototypes of text.
     """
 
-    side: int = 224
-    patch: int = 16
-    width: int = 384
-    heads: int = 6
-    depths: tuple[int, int, int] = (6, 3, 3)
-    groups: tuple[int, int] = (64, 8)
-    dim: int = 256
-    hidden: int = 4096
-    drop_path: float = 0.1
-    caption: CaptionShape | None = field(default_factory=CaptionShape)
-    npr: NprShape = NprShape()
-    of_photos: bool = True
-    of_text: bool = True
+    side: int
+    patch: int
+    width: int
+    heads: int
+    depths: tuple[int, int, int]
+    groups: tuple[int, int]
+    dim: int
+    hidden: int
+    drop_path: float
+    caption: CaptionShape | None
+    npr: NprShape
+    of_photos: bool
+    of_text: bool
 
     def to_config(self) -> dict[str, object]:
         """As JSON can hold it."""
@@ -128,11 +128,10 @@ class GroupShape:
     def from_config(cls, config: Mapping[str, Any]) -> GroupShape:
         """Read what `to_config` gave."""
         caption = config["caption"]
-        return replace(
-            cls(), **{name: value for name, value in config.items() if name not in
-                      ("depths", "groups", "caption", "npr")},
-            depths=tuple(config["depths"]), groups=tuple(config["groups"]),
-            caption=CaptionShape(**caption) if caption else None, npr=NprShape(**config["npr"]))
+        return cls(**{
+            **config, "depths": tuple(config["depths"]), "groups": tuple(config["groups"]),
+            "caption": CaptionShape(**caption) if caption else None,
+            "npr": NprShape(**config["npr"])})
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def check_pycocotools() -> None:
 
 def label_map(
     instances: Sequence[Mapping[str, Any]], labels: Mapping[int, int], size: tuple[int, int], *,
-    overlap: str = "smallest", crowd: str = "class",
+    overlap: str, crowd: str,
 ) -> npt.NDArray[np.uint8]:
     """Paint a photo's instances into one label map.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vpltool.core.classes import IGNORE
-from vpltool.core.distributed import ALONE, Group
+from vpltool.core.distributed import ALONE, Group, Losses, share_losses
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.tower import Tower
-from vpltool.core.training import TrainingSettings, learning_rate
+from vpltool.core.training import StepRecord, StepSettings, learning_rate
 from vpltool.core.vit import VisionTower
 
 _TOP = 0.05
@@ -33,13 +33,13 @@ _TOP = 0.05
 
 @dataclass(frozen=True)
 class JointSettings:
-    """What joint training adds to `TrainingSettings`.
+    """What joint training adds to `StepSettings`.
 
     Args:
+        average: decay of the average of the weights.
         blocks: last blocks of the encoder that are trained; 0: all of it, with the embedding.
         rank: of low-rank updates of the blocks' matrices (LoRA, Hu et al., ICLR 2022); 0: the
             matrices themselves are trained.
-        average: decay of the average of the weights.
         doubt: a pseudo label to which the average gives less probability is ignored; 0: none is.
         lambda_tags: weight of the tags' loss.
         lambda_masks: weight of the masks' loss where soft labels are learned.
@@ -48,9 +48,9 @@ class JointSettings:
             Bao et al., ICLR 2022): what early blocks know from many photos is kept.
     """
 
+    average: float
     blocks: int = 0
     rank: int = 0
-    average: float = 0.999
     doubt: float = 0.0
     lambda_tags: float = 0.0
     lambda_masks: float = 0.0
@@ -251,7 +251,7 @@ class Pair(nn.Module):
         self.now.requires_grad_(False).eval()
 
 
-def joint_optimizer(pair: Pair, settings: TrainingSettings) -> torch.optim.Optimizer:
+def joint_optimizer(pair: Pair, settings: StepSettings) -> torch.optim.Optimizer:
     """AdamW over the encoder and the head; vectors are free of weight decay."""
     joint, above = pair.settings, pair.now.blocks_above()
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
@@ -266,27 +266,19 @@ def joint_optimizer(pair: Pair, settings: TrainingSettings) -> torch.optim.Optim
         lr=settings.lr)
 
 
-@dataclass(frozen=True)
-class JointRecord:
-    """Losses of one step: of the masks or soft labels, of the tags or of masks beside soft labels.
-
-    Args:
-        iteration: number of the step.
-        losses: on the network's device.
-    """
-
-    iteration: int
-    losses: tuple[Tensor, ...]
-
-
 def train_jointly(
-    pair: Pair, optimizer: torch.optim.Optimizer, settings: TrainingSettings,
+    pair: Pair, optimizer: torch.optim.Optimizer, settings: StepSettings,
     batches: Iterable[PixelBatch], *, start: int = 0, group: Group = ALONE,
-) -> Iterator[JointRecord]:
-    """Run steps `start`, `start + 1`, …; see `training.train`."""
+) -> Iterator[StepRecord]:
+    """Run steps `start`, `start + 1`, …; see `training.train`.
+
+    Yields:
+        losses of the masks or soft labels, and of the tags or of masks beside soft labels.
+    """
     device = next(pair.parameters()).device
     pair.train()
-    losses_of = group.share(_Losses(pair, settings, group))
+    losses_of: Callable[[PixelBatch], Losses] = share_losses(
+        pair.now, lambda batch: _losses(pair, batch, settings, group), group)
     for iteration, batch in zip(range(start, settings.iterations), batches, strict=False):
         torch.manual_seed(settings.seed * 1_000_003 + iteration)
         for part in optimizer.param_groups:
@@ -298,70 +290,52 @@ def train_jointly(
                                  1.0)
         optimizer.step()
         pair.follow(iteration)
-        yield JointRecord(iteration, tuple(loss.detach() for loss in losses))
+        yield StepRecord(iteration, tuple(loss.detach() for loss in losses))
 
 
-class _Losses(nn.Module):
-    """The losses of a step as a module, whose gradients processes can share."""
+def _losses(pair: Pair, batch: PixelBatch, settings: StepSettings, group: Group) -> Losses:
+    """Return the weighted losses of the crops of this process."""
+    joint, crop = pair.settings, settings.crop
+    grid, lower = (crop, crop), settings.precision != torch.float32
+    with (torch.autocast(batch.pixels.device.type, settings.precision) if lower
+          else contextlib.nullcontext()):
+        seen = pair.seen(batch.pixels)
+        logits = _at_labels(pair.now(seen, grid), crop)
+        doubting = None
+        if joint.doubt:
+            with torch.no_grad():
+                doubting = _at_labels(pair.mean(seen, grid), crop).softmax(dim=1)
+    valid = batch.valid.repeat_interleave(LABELS_PER_PATCH, 1).repeat_interleave(
+        LABELS_PER_PATCH, 2)
+    if batch.soft is not None:
+        return _distilled(logits, batch.labels, batch.soft, valid, joint.lambda_masks, group)
+    labels = batch.labels
+    if doubting is not None:
+        labels = undoubted(labels, doubting, joint.doubt)
+    first = _mean(F.cross_entropy(logits, labels.long(), ignore_index=IGNORE, reduction="none"),
+                  labels != IGNORE, group)
+    if not joint.lambda_tags:
+        return (first,)
+    return first, joint.lambda_tags * _mean(
+        *tag_terms(logits, valid, batch.shown, batch.possible), group)
 
-    def __init__(self, pair: Pair, settings: TrainingSettings, group: Group) -> None:
-        super().__init__()
-        self.now = pair.now
-        self.settings, self.group = settings, group
-        self.pair = (pair,)
 
-    def forward(self, batch: PixelBatch) -> tuple[Tensor, ...]:
-        """Return the weighted losses of the crops of this process."""
-        first, *others = self._losses(batch)
-        if self.group.count > 1:
-            # Parameters that a step does not read must have a gradient all the same.
-            first = first + 0 * torch.stack([part.sum() for part in self.now.parameters()
-                                             if part.requires_grad]).sum()
-        return first, *others
+def _distilled(logits: Tensor, labels: Tensor, soft: Tensor, valid: Tensor, lambda_masks: float,
+               group: Group) -> Losses:
+    logs = logits.log_softmax(dim=1)
+    first = _mean(-(soft * logs).sum(dim=1), valid & (soft.sum(dim=1) > 0), group)
+    if not lambda_masks:
+        return (first,)
+    agreed = agreeing(labels, soft)
+    return first, lambda_masks * _mean(
+        F.nll_loss(logs, agreed.long(), ignore_index=IGNORE, reduction="none"),
+        agreed != IGNORE, group)
 
-    def _losses(self, batch: PixelBatch) -> tuple[Tensor, ...]:
-        (pair,), joint = self.pair, self.pair[0].settings
-        grid = (self.settings.crop, self.settings.crop)
-        lower = self.settings.precision != torch.float32
-        context = (torch.autocast(batch.pixels.device.type, self.settings.precision) if lower
-                   else contextlib.nullcontext())
-        with context:
-            seen = pair.seen(batch.pixels)
-            logits = _at_labels(self.now(seen, grid), self.settings.crop)
-            doubting = None
-            if joint.doubt:
-                with torch.no_grad():
-                    doubting = _at_labels(pair.mean(seen, grid), self.settings.crop).softmax(dim=1)
-        valid = batch.valid.repeat_interleave(LABELS_PER_PATCH, 1).repeat_interleave(
-            LABELS_PER_PATCH, 2)
-        if batch.soft is not None:
-            return self._distilled(logits, batch, batch.soft, valid)
-        labels = batch.labels
-        if doubting is not None:
-            labels = undoubted(labels, doubting, joint.doubt)
-        first = self._mean(F.cross_entropy(logits, labels.long(), ignore_index=IGNORE,
-                                           reduction="none"), labels != IGNORE)
-        if not joint.lambda_tags:
-            return (first,)
-        return first, joint.lambda_tags * self._mean(
-            *tag_terms(logits, valid, batch.shown, batch.possible))
 
-    def _distilled(self, logits: Tensor, batch: PixelBatch, soft: Tensor, valid: Tensor
-                   ) -> tuple[Tensor, ...]:
-        joint = self.pair[0].settings
-        logs = logits.log_softmax(dim=1)
-        first = self._mean(-(soft * logs).sum(dim=1), valid & (soft.sum(dim=1) > 0))
-        if not joint.lambda_masks:
-            return (first,)
-        agreed = agreeing(batch.labels, soft)
-        return first, joint.lambda_masks * self._mean(
-            F.nll_loss(logs, agreed.long(), ignore_index=IGNORE, reduction="none"),
-            agreed != IGNORE)
-
-    def _mean(self, terms: Tensor, counted: Tensor) -> Tensor:
-        """The mean over the pixels of all processes, times their number: they average it."""
-        total = self.group.total(counted.sum()).clamp_min(1) / self.group.count
-        return terms.where(counted, terms.new_zeros(())).sum() / total
+def _mean(terms: Tensor, counted: Tensor, group: Group) -> Tensor:
+    """The mean over the pixels of all processes, times their number: they average it."""
+    total = group.total(counted.sum()).clamp_min(1) / group.count
+    return terms.where(counted, terms.new_zeros(())).sum() / total
 
 
 def _at_labels(logits: Tensor, crop: int) -> Tensor:

@@ -52,9 +52,9 @@ class _Path:
 
 
 def solve_rkc(
-    pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 3000,
-    lr: float = 10.0, allowed: Tensor | None = None, weights: Tensor | None = None,
-    callback: plain.Callback | None = None, group: Group = ALONE, tolerance: float = 0.005,
+    pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float, iters: int, lr: float,
+    tolerance: float, allowed: Tensor | None = None, weights: Tensor | None = None,
+    callback: plain.Callback | None = None, group: Group = ALONE,
 ) -> Tensor:
     """Run `solve_pgd`'s descent to the same rows, with a fraction of its gradients.
 

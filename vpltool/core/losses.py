@@ -8,7 +8,7 @@ from vpltool.core.classes import BACKGROUND, IGNORE
 from vpltool.lazy import F, Tensor, torch
 
 
-def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool = True) -> Tensor:
+def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool) -> Tensor:
     """Return the cross-entropy of the pixels with the pseudo masks.
 
     Args:

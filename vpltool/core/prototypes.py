@@ -63,7 +63,7 @@ def masked_softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
     return logits.softmax(dim=-1)
 
 
-def text_targets(pixels: Tensor, prototypes: Tensor, *, tau: float = 0.01,
+def text_targets(pixels: Tensor, prototypes: Tensor, *, tau: float,
                  allowed: Tensor | None = None, harden: float = 0.0) -> Tensor:
     """Return the targets P' (eq. 5).
 
@@ -190,8 +190,8 @@ def gradient(
 
 
 def solve_pgd(
-    pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 3000,
-    lr: float = 10.0, allowed: Tensor | None = None, weights: Tensor | None = None,
+    pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float, iters: int, lr: float,
+    allowed: Tensor | None = None, weights: Tensor | None = None,
     callback: Callback | None = None, halve_lr: bool = True, group: Group = ALONE,
     tolerance: float = 0.0,
 ) -> Tensor:
@@ -255,7 +255,7 @@ def largest_turn(rows: Tensor, before: Tensor) -> float:
 
 
 def solve_lbfgs(
-    pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float = 0.03, iters: int = 50,
+    pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float, iters: int,
     allowed: Tensor | None = None, weights: Tensor | None = None, callback: Callback | None = None,
     group: Group = ALONE,
 ) -> Tensor:

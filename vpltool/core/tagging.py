@@ -23,6 +23,10 @@ from vpltool.core.vit import VisionTower
 VOTES_OF = 12
 """Blocks of TagCLIP's tower; the number of votes is scaled to the depth of others."""
 
+SHARE = 0.5
+"""Where between a photo's least and largest score begin those that are looked at again: TagCLIP's,
+official code."""
+
 
 @dataclass(frozen=True)
 class TagSettings:
@@ -32,18 +36,16 @@ class TagSettings:
         tau: temperature of the softmax over the classes.
         blocks: blocks before the last whose attention refines the scores.
         votes: of 12 blocks, those that must attend to a patch more than on average.
-        share: where between a photo's least and largest score begin those that are looked at again.
         crop: side in pixels to which a candidate's region is scaled; 0: none is looked at again.
         patches: what is classified: `alone`, the last block's output if each patch saw only
             itself; `value`, only its value path; `block`, its output as it is.
     """
 
-    tau: float = 0.01
-    blocks: int = 3
-    votes: int = 4
-    share: float = 0.5
-    crop: int = 224
-    patches: str = "alone"
+    tau: float
+    blocks: int
+    votes: int
+    crop: int
+    patches: str
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def tag_scores(vision: VisionTower, pixels: Tensor, words: Vocabulary, settings:
                          (height, width))
     scores = maps.amax(dim=(2, 3))
     if settings.crop:
-        pairs = candidates(scores, settings.share).nonzero()
+        pairs = candidates(scores, SHARE).nonzero()
         again = _rescored(vision, pixels, words, settings, maps, pairs)
         photo, column = pairs.unbind(1)
         scores[photo, column] = (scores[photo, column] + again) / 2

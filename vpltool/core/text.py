@@ -44,7 +44,7 @@ def attribute_centres(descriptions: Tensor, count: int) -> Tensor:
     return torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)
 
 
-def with_attributes(rows: Tensor, attributes: Tensor, share: float = 0.9) -> Tensor:
+def with_attributes(rows: Tensor, attributes: Tensor, share: float) -> Tensor:
     """Add to each class's vector the attributes that are near it (ExCEL, text semantic enrichment).
 
     T = norm(t + softmax(t Aᵀ) A), over the attributes A that are nearest to t.

@@ -65,7 +65,7 @@ def window_starts(length: int, window: int, step: int, *, even: bool = False) ->
 
 def encode_windows(
     vision: tower.Tower, pixels: Tensor, window: int, overlap: float, *, at_once: int,
-    patches: str, layers: Sequence[int], calibration: Calibration, store: torch.dtype,
+    patches: str, layers: Sequence[int], calibration: Calibration | None, store: torch.dtype,
 ) -> dict[str, Tensor]:
     """Encode one photo window by window.
 

@@ -97,7 +97,7 @@ class Tower(nn.Module):
     @abstractmethod
     def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
                 attentions: bool = False, attention_blocks: int = ATTENTION_BLOCKS,
-                layers: Sequence[int] = (), calibration: Calibration = Calibration()
+                layers: Sequence[int] = (), calibration: Calibration | None = None
                 ) -> DenseFeatures:
         """Encode a batch; only what is asked for is computed.
 
@@ -111,7 +111,7 @@ class Tower(nn.Module):
             attentions: whether to keep the attention of each of them.
             attention_blocks: number of these blocks.
             layers: indices of the blocks whose outputs are wanted (0 is the first).
-            calibration: how the second path is made.
+            calibration: how the second path is made; for `calibrated` alone.
         """
 
 

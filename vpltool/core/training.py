@@ -9,50 +9,62 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from vpltool.core import decoder, segmenter
-from vpltool.core.distributed import ALONE, Group
+from vpltool.core.distributed import ALONE, Group, Losses, share_losses
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.losses import affinity_loss, mask_loss, regional_contrast
 from vpltool.lazy import F, Image, Tensor, np, npt, torch
 
+WARMUP = 50
+"""Steps in which the learning rate rises: WeCLIP's, official code."""
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a segmenter is trained; the defaults are the paper's, or WeCLIP's where it is silent.
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """Which crops the steps of a training see, and how fast they learn.
 
     Args:
         iterations: number of steps.
         batch_size: crops a step.
         crop: side of the crop in patches.
-        optimizer: `sgd` (momentum 0.9, weight decay 1e-4) or `adamw` (weight decay 0.01).
         lr: learning rate at the start.
         power: the rate falls as (1 − t)^power.
         warmup: steps of linear rise at the start.
-        balanced: whether background and foreground weigh the same in the cross-entropy.
-        lambda_ce: weight of the cross-entropy.
-        lambda_rsc: weight of the regional semantic contrast.
-        lambda_aff: weight of the affinity loss; a network without fused features has none.
         seed: where chance begins.
         precision: number format of the network's products, forwards and backwards; parameters
             and losses are in float32.
     """
 
     iterations: int
-    batch_size: int = 6
-    crop: int = 20
-    optimizer: str = "sgd"
-    lr: float = 0.01
-    power: float = 0.9
-    warmup: int = 50
-    balanced: bool = False
-    lambda_ce: float = 1.0
-    lambda_rsc: float = 1.0
-    lambda_aff: float = 0.0
-    seed: int = 0
-    precision: torch.dtype = field(default_factory=lambda: torch.float32)
+    batch_size: int
+    crop: int
+    lr: float
+    power: float
+    warmup: int
+    seed: int
+    precision: torch.dtype
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(StepSettings):
+    """How a segmenter on a frozen encoder is trained.
+
+    Args:
+        optimizer: `sgd` (momentum 0.9, weight decay 1e-4) or `adamw` (weight decay 0.01).
+        balanced: whether background and foreground weigh the same in the cross-entropy.
+        lambda_ce: weight of the cross-entropy.
+        lambda_rsc: weight of the regional semantic contrast.
+        lambda_aff: weight of the affinity loss; a network without fused features has none.
+    """
+
+    optimizer: str
+    balanced: bool
+    lambda_ce: float
+    lambda_rsc: float
+    lambda_aff: float
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,7 @@ class CropBatch:
                          self.valid.to(device, non_blocking=True), shown)
 
 
-def chosen_photos(count: int, settings: TrainingSettings, iteration: int) -> list[int]:
+def chosen_photos(count: int, settings: StepSettings, iteration: int) -> list[int]:
     """Indices of the photos of a step: each photo once an epoch, in an order of its own."""
     picked = []
     for position in range(iteration * settings.batch_size, (iteration + 1) * settings.batch_size):
@@ -109,7 +121,7 @@ def chosen_photos(count: int, settings: TrainingSettings, iteration: int) -> lis
     return picked
 
 
-def generator_of(settings: TrainingSettings, iteration: int) -> np.random.Generator:
+def generator_of(settings: StepSettings, iteration: int) -> np.random.Generator:
     """The random numbers of a step's augmentation."""
     return np.random.default_rng((settings.seed, 2, iteration))
 
@@ -251,7 +263,7 @@ def make_optimizer(network: segmenter.SegmenterNetwork, settings: TrainingSettin
     return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, weight_decay=1e-4)
 
 
-def learning_rate(settings: TrainingSettings, iteration: int) -> float:
+def learning_rate(settings: StepSettings, iteration: int) -> float:
     """Rate of a step: linear warm-up, then polynomial decay."""
     decay = (1 - iteration / settings.iterations) ** settings.power
     return settings.lr * min(1.0, (iteration + 1) / max(settings.warmup, 1)) * decay
@@ -262,15 +274,7 @@ class StepRecord:
     """Losses of one step, on the network's device: who reads one waits for the step's end."""
 
     iteration: int
-    mask: Tensor
-    contrast: Tensor
-    affinity: Tensor | None = None
-
-    @property
-    def losses(self) -> tuple[Tensor, ...]:
-        """Mask loss, contrast and, where it has a weight, affinity."""
-        return tuple(loss for loss in (self.mask, self.contrast, self.affinity)
-                     if loss is not None)
+    losses: Losses
 
 
 def train(
@@ -289,11 +293,13 @@ def train(
         group: processes that share the crops of each step.
 
     Yields:
-        a record after each step.
+        the losses of each step, see `step_losses`.
     """
     device = network.prototypes.device
     network.train()
-    losses_of = group.share(_losses_of_step(network, settings, group))
+    decoder.share_dropout(network, group)
+    losses_of: Callable[[CropBatch], Losses] = share_losses(
+        network, lambda batch: step_losses(network, batch, settings, group), group)
     for iteration, batch in zip(range(start, settings.iterations), batches, strict=False):
         torch.manual_seed(settings.seed * 1_000_003 + iteration)
         for part in optimizer.param_groups:
@@ -306,32 +312,13 @@ def train(
         optimizer.step()
         with torch.no_grad():
             network.log_scale.clamp_(max=float(np.log(100)))
-        yield StepRecord(iteration, *(loss.detach() for loss in losses))
-
-
-def _losses_of_step(network: segmenter.SegmenterNetwork, settings: TrainingSettings, group: Group
-                    ) -> torch.nn.Module:
-    """Return `step_losses` as a module, whose gradients processes can share."""
-    class Step(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-            decoder.share_dropout(network, group)
-
-        def forward(self, batch: CropBatch) -> tuple[Tensor, ...]:
-            mask, *others = step_losses(network, batch, settings, group)
-            if group.count > 1:
-                # Parameters that a step does not read must have a gradient all the same.
-                mask = mask + 0 * torch.stack([*network.scalars]).sum()
-            return mask, *others
-
-    return Step()
+        yield StepRecord(iteration, tuple(loss.detach() for loss in losses))
 
 
 def step_losses(
     network: segmenter.SegmenterNetwork, batch: CropBatch, settings: TrainingSettings,
     group: Group = ALONE,
-) -> tuple[Tensor, ...]:
+) -> Losses:
     """Losses of crops that `CropBatch.to` took to the network's device.
 
     The contrast compares all crops, and means are over all pixels: each process of a group has the

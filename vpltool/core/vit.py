@@ -254,7 +254,7 @@ class VisionTower(Tower):
     @torch.no_grad()
     def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
                 attentions: bool = False, attention_blocks: int = ATTENTION_BLOCKS,
-                layers: Sequence[int] = (), calibration: Calibration = Calibration()
+                layers: Sequence[int] = (), calibration: Calibration | None = None
                 ) -> DenseFeatures:
         """Encode a batch; only what is asked for is computed; see `Tower.forward`."""
         blocks = min(attention_blocks, self.depth) if attention or attentions else 0
@@ -263,7 +263,7 @@ class VisionTower(Tower):
         return joined(parts)
 
     def _encode(self, pixels: Tensor, patches: str, attention_blocks: int, attention: bool,
-                attentions: bool, layers: Sequence[int], calibration: Calibration
+                attentions: bool, layers: Sequence[int], calibration: Calibration | None
                 ) -> DenseFeatures:
         x = self.embed(pixels)
         last, prefix = self.depth - 1, self.head.prefix
@@ -273,7 +273,7 @@ class VisionTower(Tower):
         seen: list[Tensor] = []
         kept: dict[int, Tensor] = {}
         inputs: deque[Tensor] = deque(
-            maxlen=calibration.blocks if patches == "calibrated" else 1)
+            maxlen=calibration.blocks if calibration and patches == "calibrated" else 1)
         for index, block in enumerate([*self.blocks, self.head.block]):
             inputs.append(x)
             weights = None
@@ -299,7 +299,7 @@ class VisionTower(Tower):
             torch.stack([kept[index] for index in layers], dim=1) if layers else None)
 
     def _embed_patches(self, patches: str, output: Tensor, inputs: Sequence[Tensor],
-                       calibration: Calibration) -> Tensor | None:
+                       calibration: Calibration | None) -> Tensor | None:
         """Embed patches from the last block's output, or from the last blocks' inputs."""
         prefix = self.head.prefix
         if patches == "block":
@@ -309,6 +309,7 @@ class VisionTower(Tower):
         if patches == "value":
             return self.head.value_embeddings(inputs[-1][:, prefix:])
         if patches == "calibrated":
+            assert calibration is not None
             last = [*self.blocks, self.head.block][-len(inputs):]
             beside = calibrated_path(last, inputs, calibration.heads)
             return self.head.patch_embeddings(beside[:, prefix:])

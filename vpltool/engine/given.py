@@ -185,7 +185,7 @@ class Given:
             *(found for found in self.opened.values() if isinstance(found, InputFolder)),
             shard=chosen_shard(settings.shard))
         if not any(header.kind in TAGGED for header in folders.values()):
-            photos = replace(photos, own={})
+            photos = replace(photos, per_photo_inputs={})
         outputs = open_outputs(folders, photos, settings, 1 + len(self.workspace.classes))
 
         def write_beside() -> None:

@@ -58,7 +58,8 @@ def open_outputs(
         once.write_alone(path)
     return [replace(open_output(path, header, photos.ids,
                                 overwrite=settings.overwrite, update=settings.update,
-                                left_out=photos.left_out, own=photos.own, whole=photos.whole,
+                                left_out=photos.left_out, whole=photos.whole,
+                                per_photo_inputs=photos.per_photo_inputs,
                                 shard=photos.shard, photos=photos.hashes), labels=labels)
             for path, header in folders.items()]
 

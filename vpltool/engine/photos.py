@@ -28,15 +28,15 @@ class Photos:
 
     Args:
         ids: those that can be done.
-        own: id to what of a photo's own the result depends on, see `open_output`.
+        per_photo_inputs: id to what of a photo's own the result depends on, see `open_output`.
         left_out: id to reason, of those that an earlier stage failed on.
         whole: whether these are all photos of the split, or all of the shard.
-        shard: which photos this process does: the ids, `own` and `left_out` are of these.
+        shard: which photos this process does: all that is said here is of these.
         hashes: id to hash of the photo's file, where it can be read.
     """
 
     ids: Sequence[str]
-    own: Mapping[str, str]
+    per_photo_inputs: Mapping[str, str]
     left_out: Mapping[str, str]
     whole: bool = True
     shard: Shard = WHOLE
@@ -77,7 +77,7 @@ def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] 
 
 def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFolder,
                 shard: Shard = WHOLE) -> Photos:
-    """The photos of a split, or of a shard of it, that all inputs hold, with their tags as own.
+    """The photos of a split, or of a shard of it, that all inputs hold, with their tags.
 
     Raises:
         VplError: an input is not complete, holds none of them, or was made from other photos or
@@ -114,7 +114,7 @@ def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFold
 
 def _check_current(folder: InputFolder, ids: Collection[str], hashes: Mapping[str, str],
                    tags: Mapping[str, str]) -> None:
-    tagged = folder.own if folder.kind in TAGGED else {}
+    tagged = folder.per_photo_inputs if folder.kind in TAGGED else {}
     for what, before, now in (("photo replaced", folder.photos, hashes),
                               ("tags changed", tagged, tags)):
         old = sorted(replaced_photos(before, now).intersection(ids))

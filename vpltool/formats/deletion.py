@@ -57,7 +57,7 @@ def known_manifest(path: Path, header: Header, hint: str) -> Manifest | None:
                 first = found
                 break
     return None if first is None else {
-        **manifest_content(first, complete=False, failed={}, own={}), "left_out": [],
+        **manifest_content(first, complete=False, failed={}), "left_out": [],
         REPLACED: True}
 
 

@@ -44,7 +44,7 @@ class InputFolder:
         path: the folder.
         header: that of every file in it.
         failed: id to reason, of photos that a step failed on.
-        own: id to the photo's own inputs that its file depends on.
+        per_photo_inputs: id to the photo's own inputs that its file depends on.
         shards: number of shards that processes are, or were, making it in; 1: none.
         waiting: ids of those that failed, but only in an earlier step.
         complete: whether no photo that was asked for is to be done.
@@ -55,7 +55,7 @@ class InputFolder:
     path: Path
     header: Header
     failed: Mapping[str, str]
-    own: Mapping[str, str] = field(default_factory=dict)
+    per_photo_inputs: Mapping[str, str] = field(default_factory=dict)
     shards: int = 1
     waiting: frozenset[str] = frozenset()
     complete: bool = True

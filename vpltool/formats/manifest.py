@@ -112,22 +112,23 @@ def join_manifests(content: Manifest, parts: Sequence[Manifest]) -> Manifest:
 
 
 def manifest_content(header: Header, *, complete: bool, failed: Mapping[str, str],
-                     own: Mapping[str, str], left_out: Collection[str] = (),
-                     photos: Mapping[str, str] | None = None) -> Manifest:
+                     per_photo_inputs: Mapping[str, str] | None = None,
+                     left_out: Collection[str] = (), photos: Mapping[str, str] | None = None
+                     ) -> Manifest:
     """Return what an `artifact.json` says.
 
     Args:
         header: of the folder.
         complete: whether no photo is to be done.
         failed: id to reason of the photos that it lacks.
-        own: id to the photo's own inputs.
+        per_photo_inputs: id to the photo's own inputs; the file calls them `own`.
         left_out: ids of photos that an earlier command failed on; others are of no interest.
         photos: id to hash of the photo's file.
     """
     waiting = sorted(key for key in failed if key in left_out)
     return {"header": header.to_dict(), "config": header.config_hash, "complete": complete,
             "failed": dict(sorted(failed.items())), **({"left_out": waiting} if waiting else {}),
-            **({"own": dict(sorted(own.items()))} if own else {}),
+            **({"own": dict(sorted(per_photo_inputs.items()))} if per_photo_inputs else {}),
             **({"photos": dict(sorted(photos.items()))} if photos else {})}
 
 

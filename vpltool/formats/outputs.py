@@ -51,7 +51,7 @@ class OutputFolder:
         header: goes into every file; its config hash decides about resuming.
         todo: ids that are still to be made.
         total: number of ids asked for.
-        own: id to the photo's own inputs that its file depends on (its tags).
+        per_photo_inputs: id to the photo's own inputs that its file depends on (its tags).
         photos: id to hash of the photo's file.
         whole: whether all photos of the split were asked for.
         clears: whether `begin` deletes the files of an earlier run.
@@ -70,7 +70,7 @@ class OutputFolder:
     header: Header
     todo: list[str]
     total: int
-    own: Mapping[str, str] = field(default_factory=dict)
+    per_photo_inputs: Mapping[str, str] = field(default_factory=dict)
     whole: bool = True
     clears: bool = False
     outdated: set[str] = field(default_factory=set)
@@ -129,7 +129,7 @@ class OutputFolder:
         manifest = self.path / MANIFEST
         known = read_manifest(manifest, "") if manifest.exists() else self.before
         if known is None:
-            write_json(manifest, manifest_content(self.header, complete=False, failed={}, own={}))
+            write_json(manifest, manifest_content(self.header, complete=False, failed={}))
             return
         other = header_of(known, manifest).config_hash != self.header.config_hash
         if other or known.get(REPLACED):
@@ -140,7 +140,7 @@ class OutputFolder:
         for key in self.todo if self.clears else ():
             self.path_of(key).unlink(missing_ok=True)
         if other or known.get(REPLACED):
-            write_json(manifest, manifest_content(self.header, complete=False, failed={}, own={}))
+            write_json(manifest, manifest_content(self.header, complete=False, failed={}))
 
     def _is_of_another_run(self, file: Path) -> bool:
         return is_of_another_run(file, self.header, keeps_corrected=self.keeps_corrected)
@@ -232,7 +232,8 @@ class OutputFolder:
                  if there and not self.clears and not before.get(REPLACED) else {})
         content = manifest_content(
             self.header, complete=finished and self.whole, failed=self._all_failed(),
-            own={**known.get("own", {}), **self.own}, left_out=self.left_out - self.failed.keys(),
+            per_photo_inputs={**known.get("own", {}), **self.per_photo_inputs},
+            left_out=self.left_out - self.failed.keys(),
             photos={**known.get("photos", {}), **self.photos})
         if before != content:
             write_json(manifest, content)
@@ -246,14 +247,15 @@ class OutputFolder:
         """Write the shard's manifest, unless the whole folder's says as much already."""
         known, failed = read_manifest(self.path / MANIFEST, ""), self._all_failed()
         if (known["complete"] and not self.todo and failed.items() <= known["failed"].items()
-                and self.own.items() <= known.get("own", {}).items()
+                and self.per_photo_inputs.items() <= known.get("own", {}).items()
                 and self.photos.items() <= known.get("photos", {}).items()):
             return
         waiting = sorted(self.left_out & (failed.keys() - self.failed.keys()))
         write_json(shard_manifest(self.path, self.shard), {
             "config": self.header.config_hash, "shard": self.shard.index,
             "shards": self.shard.count, "whole": self.whole, "complete": finished,
-            "failed": dict(sorted(failed.items())), "own": dict(sorted(self.own.items())),
+            "failed": dict(sorted(failed.items())),
+            "own": dict(sorted(self.per_photo_inputs.items())),
             **({"left_out": waiting} if waiting else {}),
             **({"photos": dict(sorted(self.photos.items()))} if self.photos else {})})
 
@@ -277,7 +279,7 @@ class OutputFolder:
                   if not self.holds(key)}
         write_json(self.path / MANIFEST, manifest_content(
             self.header, complete=all(part["whole"] for part in alike), failed=failed,
-            own=content.get("own", {}), left_out=content["left_out"],
+            per_photo_inputs=content.get("own", {}), left_out=content["left_out"],
             photos=content.get("photos", {})))
         for file, _ in parts:
             file.unlink(missing_ok=True)
@@ -309,7 +311,7 @@ def finish_all(outputs: Sequence[OutputFolder]) -> list[Path]:
 def open_output(
     path: Path, header: Header, ids: Sequence[str], *, overwrite: bool = False,
     update: bool = False, left_out: Mapping[str, str] | None = None,
-    own: Mapping[str, str] | None = None, whole: bool = True, shard: Shard = WHOLE,
+    per_photo_inputs: Mapping[str, str] | None = None, whole: bool = True, shard: Shard = WHOLE,
     photos: Mapping[str, str] | None = None,
 ) -> OutputFolder:
     """Find what is left to do in a folder of per-photo files; nothing is written or deleted.
@@ -325,9 +327,9 @@ def open_output(
             other inputs; labels that were corrected by hand are kept.
         left_out: id to reason, of photos that an earlier command failed on; it is passed on to
             later commands in the manifest.
-        own: id to the photo's own inputs that its file depends on, such as its tags.
+        per_photo_inputs: id to the photo's own inputs that its file depends on, such as its tags.
         whole: whether these are all photos of the split, or of the shard.
-        shard: which photos this process does; `ids`, `left_out` and `own` are only of these.
+        shard: which photos this process does; what is said of photos is only of these.
         photos: id to hash of the photo's file, where it can be read. A file made without one
             counts as made from the photo that is there now.
 
@@ -339,8 +341,8 @@ def open_output(
     # Before the manifest is read: what another process has begun meanwhile begins with one.
     filled = path.is_dir() and any(not entry.name.startswith(PART) for entry in path.iterdir())
     content = known_manifest(path, header, kind_named(header.kind).made_by)
-    output = OutputFolder(path, header, list(ids), len(ids), own or {}, whole, shard=shard,
-                          before=content, photos=photos or {})
+    output = OutputFolder(path, header, list(ids), len(ids), per_photo_inputs or {}, whole,
+                          shard=shard, before=content, photos=photos or {})
     known: dict[str, str] = {}
     waiting: Collection[str] = ()
     if content is not None:
@@ -366,7 +368,8 @@ def open_output(
         else:
             known = {key: why for key, why in content["failed"].items() if shard.holds(key)}
             before, waiting = content.get("own", {}), content["left_out"]
-            changed = {key for key in output.own if before.get(key) != output.own[key]}
+            changed = {key for key, inputs in output.per_photo_inputs.items()
+                       if before.get(key) != inputs}
             replaced = replaced_photos(content.get("photos", {}), output.photos)
             changed |= replaced
             there = {key for key in ids if output.holds(key)}

@@ -128,15 +128,38 @@ def run_call(call: Call, work: Path, *, update: bool = True) -> object:
     return run_stage(call.found, work, values, given=call.given, preset=call.preset)
 
 
+def run_through(call: Call, work: Path, known: Collection[str] = ()
+                ) -> tuple[object, PhotosFailed | None]:
+    """Run a line; photos that fail end nothing, but are warned of.
+
+    Args:
+        call: the line.
+        work: the workspace folder.
+        known: ids of photos of which enough has been said.
+
+    Returns:
+        what the command returned; and which photos failed, if any.
+
+    Raises:
+        VplError: it failed.
+    """
+    try:
+        return run_call(call, work), None
+    except PhotosFailed as error:
+        if not error.photos or set(error.photos) - set(known):
+            console.warn(error.message)
+        return error.result, error
+
+
 def run_line(words: Sequence[str], work: Path, preset: Preset | None = None,
              known: Collection[str] = ()) -> tuple[Call, object, PhotosFailed | None]:
-    """Run the words after `vpltool`; photos that fail end nothing, but are warned of.
+    """Run the words after `vpltool`; see `run_through`.
 
     Args:
         words: a command and its options.
         work: the workspace folder.
         preset: protocol whose values replace the defaults.
-        known: ids of photos of which enough has been said.
+        known: see there.
 
     Returns:
         the line as it was parsed; what the command returned; and which photos failed, if any.
@@ -146,12 +169,7 @@ def run_line(words: Sequence[str], work: Path, preset: Preset | None = None,
     """
     console.note(f"  vpltool {shlex.join(words)}")
     call = parse_line(words, preset)
-    try:
-        return call, run_call(call, work), None
-    except PhotosFailed as error:
-        if not error.photos or set(error.photos) - set(known):
-            console.warn(error.message)
-        return call, error.result, error
+    return call, *run_through(call, work, known)
 
 
 def _run_step(job: Job, step: Step) -> None:

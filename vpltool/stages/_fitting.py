@@ -90,6 +90,17 @@ STEPLESS = dict.fromkeys(
 """Settings of the training that a method with `fit` does not read, and why."""
 
 
+def training_of(settings: TrainDecoderSettings, precision: torch.dtype
+                ) -> training.TrainingSettings:
+    """How steps are taken, by the settings of `train-decoder`; in this number format."""
+    return training.TrainingSettings(
+        iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
+        lr=settings.lr or DEFAULT_LR[settings.optimizer], power=settings.power,
+        warmup=training.WARMUP, seed=settings.seed, precision=precision,
+        optimizer=settings.optimizer, balanced=settings.balanced, lambda_ce=settings.lambda_ce,
+        lambda_rsc=settings.lambda_rsc, lambda_aff=settings.lambda_aff)
+
+
 def build_segmenter(settings: TrainDecoderSettings, method: Any, parts: SegmenterParts,
                     frozen: Frozen) -> segmenter.SegmenterNetwork:
     """Build the network that is trained, always the same one for a seed.

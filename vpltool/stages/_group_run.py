@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from vpltool import console, options
 from vpltool.core import group_training
 from vpltool.engine import checkpoints
 from vpltool.engine.groups import MEAN, STD, caption_tokenizer, clip_encoder
-from vpltool.errors import VplError
 from vpltool.formats import Header, JsonObject, Workspace, write_tensors
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.device import find_precision, worker_count
@@ -22,16 +20,13 @@ from vpltool.parallel.ranks import Ranks
 from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import NoEffect, setting
 from vpltool.stages import _pairs
+from vpltool.stages._steps import Steps, follow_steps
 from vpltool.stages._tar_pairs import TarPairs, TarPlan, read_tar_steps
 
 if TYPE_CHECKING:
     from vpltool.core.groups import GroupNetwork
 
 _LOSSES = ("pairs", "first", "second", "text")
-
-_STEPS_UNREAD = 10
-"""Steps whose losses wait on a GPU at most: to read them, the host waits for the last of them."""
-
 
 _NO_NPR = NoEffect({"npr": ("none",)}, "there are no prototypes")
 _NO_PHOTOS = NoEffect({"npr": ("none", "text")}, "photos have no prototypes")
@@ -230,78 +225,21 @@ def run_training(run: GroupRun, network: GroupNetwork, start: checkpoints.Start)
         run.source.begin_at(start.facts, process.rank)
     objective = process.share(group_training.Objective(
         network, training, group_training.Exchange(process.rank, process.gather, process.mean)))
-    log = _Log(start.curve, start.recent, settings.iters)
-    first, checkpoint = process.rank == 0, checkpoints.checkpoint_of(run.target)
-    if first and not start.step:
-        checkpoint.unlink(missing_ok=True)
-    rule = checkpoints.CheckpointRule(settings.checkpoint_every)
     # The outermost: an interrupt in the last step comes when the groups are written.
     with defer_interrupts() as interrupted:
         with (contextlib.closing(run.batches(start.step)) as batches,
-              console.progress(f"train-groups {run.target.stem}", settings.iters - start.step)
-              as advance,
               explain_out_of_memory(
                   f"{settings.batch_size} pairs of {settings.side}×{settings.side} pixels",
                   f"`batch_size={max(settings.batch_size // 2, 2)}, overwrite=True`")):
-            for record in group_training.train(objective, network, optimizer, training, batches,
-                                               start=start.step, rank=process.rank):
-                done = record.iteration + 1
-                # A step needs all processes, so all stop after the same one.
-                stop = process.any(interrupted())
-                # The clock of process 0 counts: what the others know is asked for, too.
-                kept = (process.any(first and rule.due(done, interrupted=stop))
-                        and done < settings.iters)
-                text = log.add(record, read=kept)
-                facts = run.facts_so_far() if kept else {}
-                if kept and first:
-                    header = replace(run.header, facts={**run.header.facts, **facts})
-                    checkpoints.write_checkpoint(checkpoint, header, network, optimizer, done,
-                                                 log.curve, log.recent)
-                if kept and stop:
-                    raise KeyboardInterrupt
-                advance(text=text)
-        if first:
-            _write(run, network, log.curve)
-            checkpoint.unlink(missing_ok=True)
-
-
-class _Log:
-    """The losses of the steps, read a few at a time; and their curve.
-
-    Args:
-        curve: step, and the means of the losses since the last entry.
-        recent: losses of steps that are not yet in the curve.
-        steps: number of steps in all.
-    """
-
-    def __init__(self, curve: list[list[float]], recent: list[list[float]], steps: int) -> None:
-        self.curve, self.recent, self.steps = curve, recent, steps
-        self._unread: list[group_training.StepRecord] = []
-
-    def add(self, record: group_training.StepRecord, *, read: bool) -> str:
-        """Take the losses of a step; what to show of them, if they were read.
-
-        Raises:
-            VplError: one is not finite.
-        """
-        self._unread.append(record)
-        done = record.iteration + 1
-        logged = done % max(self.steps // 50, 1) == 0 or done == self.steps
-        if not (logged or read or len(self._unread) == _STEPS_UNREAD):
-            return ""
-        losses = torch.stack([each.losses for each in self._unread]).tolist()
-        for each, own in zip(self._unread, losses, strict=True):
-            if not math.isfinite(sum(own)):
-                raise VplError(f"the loss is not finite at step {each.iteration}",
-                               "lower `lr`, with `overwrite=True`")
-        self._unread.clear()
-        self.recent += losses
-        if logged:
-            means = [round(sum(part) / len(part), 5) for part in zip(*self.recent, strict=True)]
-            self.curve.append([done, *means])
-            self.recent.clear()
-        return " ".join(f"{name} {loss:.3f}" for name, loss in zip(
-            _LOSSES, losses[-1], strict=True) if loss)
+            curve = follow_steps(
+                Steps(run.header, run.target, settings.iters, network, optimizer, _LOSSES,
+                      settings.checkpoint_every, run.facts_so_far),
+                group_training.train(objective, network, optimizer, training, batches,
+                                     start=start.step, rank=process.rank),
+                start, process, interrupted)
+        if process.rank == 0:
+            _write(run, network, curve)
+            checkpoints.checkpoint_of(run.target).unlink(missing_ok=True)
 
 
 def _write(run: GroupRun, network: GroupNetwork, curve: list[list[float]]) -> None:

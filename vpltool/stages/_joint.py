@@ -22,7 +22,7 @@ from vpltool.stages._steps import Steps, follow_steps, too_many_crops
 if TYPE_CHECKING:
     from vpltool.core.joint import JointSettings
     from vpltool.core.segmenter import SegmenterNetwork
-    from vpltool.core.training import TrainingSettings
+    from vpltool.core.training import StepSettings
 
 FEW = 50
 """Photos below which a network with its encoder is said to have little to learn from."""
@@ -49,7 +49,7 @@ class JointTraining:
     target: Path
     network: SegmenterNetwork
     data: PixelData
-    training: TrainingSettings
+    training: StepSettings
     joint: JointSettings
     names: Sequence[str]
     device: str
@@ -104,17 +104,17 @@ def _write(task: JointTraining, pair: object, curve: list[list[float]]) -> None:
             task.names, curve[0][1:], curve[-1][1:], strict=False)))
 
 
-def steps_of(settings: Any) -> TrainingSettings:
+def steps_of(settings: Any) -> StepSettings:
     """How steps are taken, by the settings of `train-decoder` or `train-student`.
 
-    The learning rate rises in a tenth of the steps, and 50 at most.
+    The learning rate rises in a tenth of the steps, and in `WARMUP` at most.
     """
-    from vpltool.core.training import TrainingSettings
+    from vpltool.core.training import WARMUP, StepSettings
 
-    return TrainingSettings(
+    return StepSettings(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
-        optimizer="adamw", lr=settings.lr, power=settings.power, seed=settings.seed,
-        warmup=max(1, min(50, settings.iters // 10)),
+        lr=settings.lr, power=settings.power, seed=settings.seed,
+        warmup=max(1, min(WARMUP, settings.iters // 10)),
         precision=find_precision("bf16", find_device(settings.device), console.warn)
         if settings.precision == "bf16" else torch.float32)
 

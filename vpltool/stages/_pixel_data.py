@@ -65,7 +65,7 @@ class PixelData:
     ranks: int = 1
 
 
-def pixel_batches(data: PixelData, settings: training.TrainingSettings, start: int, *, workers: int
+def pixel_batches(data: PixelData, settings: training.StepSettings, start: int, *, workers: int
                   ) -> Generator[joint.PixelBatch, None, None]:
     """Make a batch of crops for each step from `start` on; it depends only on the step's number.
 
@@ -79,7 +79,7 @@ def pixel_batches(data: PixelData, settings: training.TrainingSettings, start: i
                           range(start, settings.iterations), workers)
 
 
-def _batch(data: PixelData, settings: training.TrainingSettings, step: int) -> joint.PixelBatch:
+def _batch(data: PixelData, settings: training.StepSettings, step: int) -> joint.PixelBatch:
     share = settings.batch_size // data.ranks
     own = range(data.rank * share, (data.rank + 1) * share)
     chosen = training.chosen_photos(len(data.photos), settings, step)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from vpltool import console
 from vpltool.core import segmenter
@@ -15,7 +14,7 @@ from vpltool.core import training as learning
 from vpltool.engine import checkpoints
 from vpltool.errors import VplError
 from vpltool.formats import Header
-from vpltool.lazy import Tensor, torch
+from vpltool.lazy import torch
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.parallel.ranks import Ranks
@@ -59,24 +58,12 @@ def take_steps(run: Training, network: segmenter.SegmenterNetwork, start: checkp
             start, ranks, interrupted)
 
 
-def too_many_crops(training: learning.TrainingSettings) -> contextlib.AbstractContextManager[None]:
+def too_many_crops(training: learning.StepSettings) -> contextlib.AbstractContextManager[None]:
     """Say what to do where the crops of a step do not fit into memory."""
     return explain_out_of_memory(
         f"{training.batch_size} crops of {training.crop}×{training.crop} patches",
         f"`batch_size={max(training.batch_size // 2, 1)}, overwrite=True`, or "
         f"`crop={max(training.crop // 2, 2)}, overwrite=True`")
-
-
-class Record(Protocol):
-    """What is known of a step when it is done."""
-
-    @property
-    def iteration(self) -> int:
-        """Its number."""
-
-    @property
-    def losses(self) -> Sequence[Tensor]:
-        """Its losses, on the network's device."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +78,7 @@ class Steps:
         optimizer: of its parameters.
         names: of the losses.
         every: steps between two checkpoints.
+        facts: gives what else a checkpoint says; all processes call it after the same step.
     """
 
     header: Header
@@ -100,10 +88,11 @@ class Steps:
     optimizer: torch.optim.Optimizer
     names: Sequence[str]
     every: int
+    facts: Callable[[], Mapping[str, object]] = dict
 
 
-def follow_steps(work: Steps, records: Iterable[Record], start: checkpoints.Start, ranks: Ranks,
-                 interrupted: Callable[[], bool]) -> list[list[float]]:
+def follow_steps(work: Steps, records: Iterable[learning.StepRecord], start: checkpoints.Start,
+                 ranks: Ranks, interrupted: Callable[[], bool]) -> list[list[float]]:
     """Follow the steps that are left, write checkpoints, and stop where that is asked for.
 
     Args:
@@ -121,46 +110,51 @@ def follow_steps(work: Steps, records: Iterable[Record], start: checkpoints.Star
         KeyboardInterrupt: it was interrupted; there is a checkpoint.
     """
     checkpoint, steps = checkpoints.checkpoint_of(work.target), work.count
-    curve, recent = start.curve, start.recent
-    unread: list[Record] = []
-    if not start.step and ranks.rank == 0:
+    curve, recent, first = start.curve, start.recent, ranks.rank == 0
+    unread: list[learning.StepRecord] = []
+    if first and not start.step:
         checkpoint.unlink(missing_ok=True)
     rule, good = checkpoints.CheckpointRule(work.every), start.step
     title = f"{work.header.command} {work.target.stem}"
     with console.progress(title, steps - start.step) as advance:
         for record in records:
             unread.append(record)
+            # A step needs all processes, so all stop after the same one.
             done, stop = record.iteration + 1, ranks.any(interrupted())
             logged = done % max(steps // 50, 1) == 0 or done == steps
-            kept = rule.due(done, interrupted=stop) and done < steps
+            # The clock of process 0 counts.
+            kept = ranks.any(first and rule.due(done, interrupted=stop)) and done < steps
             text = ""
             if logged or kept or len(unread) == _STEPS_UNREAD:
                 recent += _read_losses(unread, checkpoint, good)
                 unread.clear()
                 text = " ".join(f"{name} {loss:.3f}" for name, loss in zip(
-                    work.names, recent[-1], strict=False))
+                    work.names, recent[-1], strict=False) if loss)
             if logged:
                 means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
                 curve.append([done, *means])
                 recent.clear()
-            if kept and ranks.rank == 0:
-                checkpoints.write_checkpoint(checkpoint, work.header, work.network, work.optimizer,
-                                             done, curve, recent)
-            good = done if kept else good
-            if kept and stop:
-                raise KeyboardInterrupt
+            if kept:
+                facts, good = work.facts(), done
+                if first:
+                    header = replace(work.header, facts={**work.header.facts, **facts})
+                    checkpoints.write_checkpoint(checkpoint, header, work.network, work.optimizer,
+                                                 done, curve, recent)
+                if stop:
+                    raise KeyboardInterrupt
             advance(text=text)
     return curve
 
 
-def _read_losses(records: Sequence[Record], checkpoint: Path, good: int) -> list[list[float]]:
+def _read_losses(records: Sequence[learning.StepRecord], checkpoint: Path, good: int
+                 ) -> list[list[float]]:
     """Losses of each step, read at once.
 
     Raises:
         VplError: one is not finite.
     """
     losses: list[list[float]] = torch.stack([
-        torch.stack(list(record.losses)) for record in records]).tolist()
+        torch.stack(record.losses) for record in records]).tolist()
     for record, own in zip(records, losses, strict=True):
         if not math.isfinite(sum(own)):
             kept = f"; {checkpoint} holds the network of step {good}" if good else ""

@@ -177,7 +177,7 @@ class TrainingData:
         return range(self.rank * share, (self.rank + 1) * share)
 
 
-def crop_batches(data: TrainingData, settings: training.TrainingSettings, start: int, *,
+def crop_batches(data: TrainingData, settings: training.StepSettings, start: int, *,
                  device: torch.device, workers: int) -> Generator[training.CropBatch, None, None]:
     """Make a batch of crops for each step from `start` on.
 
@@ -201,7 +201,7 @@ def crop_batches(data: TrainingData, settings: training.TrainingSettings, start:
     yield from batches if data.frozen.features is not None else _encoded(data, batches)
 
 
-def _photos_of(data: TrainingData, settings: training.TrainingSettings, iteration: int
+def _photos_of(data: TrainingData, settings: training.StepSettings, iteration: int
                ) -> list[Photo]:
     return [data.photos[number]
             for number in training.chosen_photos(len(data.photos), settings, iteration)]
@@ -212,7 +212,7 @@ def _tags_of(data: TrainingData, photos: list[Photo]) -> list[Tensor]:
             for photo in photos]
 
 
-def _cut_features(data: TrainingData, settings: training.TrainingSettings, iteration: int
+def _cut_features(data: TrainingData, settings: training.StepSettings, iteration: int
                   ) -> training.CropBatch:
     """Read and cut what is stored for the photos of a step; only what the network reads."""
     features, wanted = data.frozen.features, data.frozen.layers
@@ -243,7 +243,7 @@ def _cut_features(data: TrainingData, settings: training.TrainingSettings, itera
                               _tags_of(data, photos))
 
 
-def _cut_photos(data: TrainingData, settings: training.TrainingSettings, iteration: int
+def _cut_photos(data: TrainingData, settings: training.StepSettings, iteration: int
                 ) -> training.CropBatch:
     """Read, scale and cut the photos of a step.
 

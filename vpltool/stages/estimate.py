@@ -23,6 +23,7 @@ from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
+from vpltool.stages import _fitting, tag
 
 if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
@@ -189,7 +190,7 @@ def _tag_seconds(workspace: Workspace, side: int, device: torch.device) -> float
     rows = torch.nn.functional.normalize(torch.randn(classes, _dim(encoder)), dim=-1)
     words = tagging.Vocabulary.of(rows.to(device), torch.arange(1, len(rows) + 1, device=device))
     pixels = torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=device)
-    settings = tagging.TagSettings()
+    settings = tag.tagging_of(tag.TagSettings())
     return _seconds(lambda: tagging.tag_scores(vision, pixels, words, settings).sum().item(), 1)
 
 
@@ -241,9 +242,9 @@ def _step_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device:
     network = _network(encoder, settings).to(device)
     dim = network.prototypes.shape[1]
     steps = 4
-    used = training.TrainingSettings(iterations=steps, batch_size=settings.batch_size, crop=side,
-                                     optimizer="adamw", lr=1e-4,
-                                     lambda_rsc=float(network.in_joint_space))
+    used = _fitting.training_of(_fitting.TrainDecoderSettings(
+        iters=steps, batch_size=settings.batch_size, crop=side, optimizer="adamw",
+        lambda_rsc=float(network.in_joint_space)), torch.float32)
     batch = training.CropBatch(
         torch.randn(used.batch_size, settings.layers, side * side, vision.width),
         torch.nn.functional.normalize(torch.randn(used.batch_size, side * side, dim), dim=-1),
@@ -253,7 +254,7 @@ def _step_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device:
     times, last = [], time.perf_counter()
     optimizer = training.make_optimizer(network, used)
     for record in training.train(network, optimizer, used, iter([batch] * steps)):
-        record.mask.item()
+        record.losses[0].item()
         now = time.perf_counter()
         times.append(now - last)
         last = now

@@ -149,7 +149,8 @@ def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str
     vision = encoder.vision.to(dtype)
     patches = ("none" if "patches" not in kept
                else settings.patches if settings.encoder in ("", WORDS) else "last")
-    beside = calibration.Calibration(settings.calibrated_blocks, settings.calibrated_heads)
+    beside = (calibration.Calibration(settings.calibrated_blocks, settings.calibrated_heads)
+              if patches == "calibrated" else None)
     store = dtype_of(settings.store)
     window = settings.window // vision.patch
     if settings.window and not window:

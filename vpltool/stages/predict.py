@@ -155,7 +155,7 @@ def _split_task(work: Chosen) -> _Task:
                          *([features] if features else []), shard=shard)
     paths = {photo.id: workspace.image_path(photo) for photo in listed}
     if not settings.tags:
-        return _Task(settings.split, replace(photos, own={}), paths, features)
+        return _Task(settings.split, replace(photos, per_photo_inputs={}), paths, features)
     tagged = {photo.id: work.named.indices_of(photo) for photo in listed}
     return _Task(settings.split, photos, paths, features, tagged=tagged)
 

@@ -106,6 +106,12 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
     return _write_table(workspace, settings, folder)
 
 
+def tagging_of(settings: TagSettings) -> tagging.TagSettings:
+    """How photos are tagged, by the settings of the stage."""
+    return tagging.TagSettings(settings.tau, settings.blocks, settings.votes,
+                               settings.crop if settings.rescore else 0, settings.patches)
+
+
 def _start(given: Given, settings: TagSettings, paths: Mapping[str, Path]) -> Iterator[Made]:
     """Load the tower; the result yields each photo's scores."""
     device, prototypes = find_device(settings.device), given.prototypes
@@ -117,9 +123,7 @@ def _start(given: Given, settings: TagSettings, paths: Mapping[str, Path]) -> It
     vision = encoders.with_head(encoder, "`tag`").to(dtype)
     words = tagging.Vocabulary.of(prototypes.rows.to(device), prototypes.class_index.to(device),
                                   background=settings.background)
-    used = tagging.TagSettings(settings.tau, settings.blocks, settings.votes,
-                               crop=settings.crop if settings.rescore else 0,
-                               patches=settings.patches)
+    used = tagging_of(settings)
 
     def score(batch: Batch) -> Iterator[Made]:
         pixels = batch.pixels.to(device, vision.weight.dtype, non_blocking=True)

@@ -73,12 +73,7 @@ def run(workspace: Workspace, settings: _fitting.TrainDecoderSettings) -> Path:
         device=settings.device, precision=settings.precision)
     unread = _unread(settings, frozen, stepless)
     warn_without_effect(settings, without=unread)
-    training = TrainingSettings(
-        iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
-        optimizer=settings.optimizer, lr=settings.lr or _fitting.DEFAULT_LR[settings.optimizer],
-        power=settings.power, balanced=settings.balanced, lambda_ce=settings.lambda_ce,
-        lambda_rsc=settings.lambda_rsc, lambda_aff=settings.lambda_aff, seed=settings.seed,
-        precision=_precision_of_steps(settings, frozen, stepless))
+    training = _fitting.training_of(settings, _precision_of_steps(settings, frozen, stepless))
     network = _fitting.build_segmenter(settings, method, SegmenterParts(
         frozen.layers, frozen.input_width, prototypes.rows, prototypes.class_index), frozen)
     if network.in_joint_space:

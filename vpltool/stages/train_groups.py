@@ -56,7 +56,7 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     allowed = settings.allow_pipe and "pairs" in settings.given
     source = (TarPairs.of(settings.pairs, settings.window, allow_pipe=allowed) if settings.pairs
               else _pairs.WorkspacePairs(workspace, settings.split, settings.limit))
-    shape = _shape_of(settings)
+    shape = shape_of(settings)
     check_even(settings.batch_size)
     if settings.precision == "fp16":
         raise VplError("`precision='fp16'`: gradients underflow", "`precision='bf16'`")
@@ -94,7 +94,7 @@ def _numbers(settings: TrainGroupsSettings, name: str, count: int) -> tuple[int,
     return numbers
 
 
-def _shape_of(settings: TrainGroupsSettings) -> groups.GroupShape:
+def shape_of(settings: TrainGroupsSettings) -> groups.GroupShape:
     """Sizes of the network; the joint space of a CLIP is not known yet.
 
     Raises:

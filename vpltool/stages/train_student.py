@@ -232,9 +232,13 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
         inputs["also-probabilities"] = lesson.also
     if lesson.masks:
         inputs |= _masks.identities_of(lesson.masks, lesson.masks.ids)
+    decay = settings.layer_decay
+    if decay is None:
+        # Random weights hold no knowledge that is to be kept.
+        decay = 1.0 if settings.begin == "random" else _LAYER_DECAY
     header = make_header(
         workspace, "decoder", "train-student", settings, inputs=inputs, model=model,
-        options={"layers": layers, "layer_decay": _layer_decay(settings)})
+        options={"layers": layers, "layer_decay": decay})
     sources = dict(header.sources)
     if lesson.masks:
         sources["masks"] = relative_path(lesson.masks.path, workspace.path)
@@ -244,13 +248,6 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
     facts = facts_of("light", workspace.classes, workspace.normalise, settings.max_side)
     return with_photo_files(workspace, replace(header, sources=sources, call=call,
                                                facts=dict(facts)))
-
-
-def _layer_decay(settings: StudentSettings) -> float:
-    """The decay that is asked for; else none where there is no published knowledge to keep."""
-    if settings.layer_decay is None:
-        return 1.0 if settings.begin == "random" else _LAYER_DECAY
-    return settings.layer_decay
 
 
 def _task(workspace: Workspace, settings: StudentSettings, lesson: _Lesson, encoder: Any,
@@ -263,7 +260,7 @@ def _task(workspace: Workspace, settings: StudentSettings, lesson: _Lesson, enco
     data = PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side,
                      _SCALES)
     joint = JointSettings(average=settings.average, head_lr=10.0,
-                          layer_decay=_layer_decay(settings),
+                          layer_decay=header.options["layer_decay"],
                           lambda_masks=settings.lambda_masks if lesson.masks else 0.0)
     return JointTraining(header, target, head, data, steps_of(settings), joint,
                          ("teacher", "masks"), settings.device, settings.checkpoint_every,

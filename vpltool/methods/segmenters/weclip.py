@@ -45,8 +45,9 @@ def build(parts: SegmenterParts, settings: Settings) -> decoder.Decoder:
     if width > _HEAD_WIDTH and width % _HEAD_WIDTH:
         raise VplError(f"`width={width}`: not a multiple of {_HEAD_WIDTH}, the width of an "
                        "attention head", "`width=256`")
-    shape = decoder.DecoderShape(parts.layers, parts.input_width, parts.prototypes.shape[1], width,
-                                 heads=max(width // _HEAD_WIDTH, 1), residual=settings.residual)
+    shape = decoder.DecoderShape(
+        parts.layers, parts.input_width, parts.prototypes.shape[1], width=width,
+        heads=max(width // _HEAD_WIDTH, 1), residual=settings.residual)
     return decoder.Decoder(shape, parts.prototypes, parts.class_index, settings.tau)
 
 
