@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpltool import formats
 from vpltool.errors import VplError
-from vpltool.formats import Header, OutputFolder, Photo, Workspace, identity_of_file
 from vpltool.lazy import Tensor, np, npt, torch
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.vit import Head
 
-    Paint = Callable[[Workspace, Sequence[Photo]], tuple[list[Photo], list[OutputFolder]]]
+    Paint = Callable[[formats.Workspace, Sequence[formats.Photo]],
+                     tuple[list[formats.Photo], list[formats.OutputFolder]]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Source:
 
     name: str
     root: Path
-    photos: Sequence[Photo]
+    photos: Sequence[formats.Photo]
     classes: tuple[str, ...]
     background: tuple[str, ...]
     from_tags: bool = False
@@ -84,10 +85,10 @@ class Predictions:
             `export` names them at the end.
     """
 
-    workspace: Workspace
+    workspace: formats.Workspace
     name: str
-    photos: Sequence[Photo]
-    each: Callable[[], Iterator[tuple[Photo, npt.NDArray[np.uint8]]]]
+    photos: Sequence[formats.Photo]
+    each: Callable[[], Iterator[tuple[formats.Photo, npt.NDArray[np.uint8]]]]
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -122,7 +123,7 @@ class TrainedSegmenter:
     """
 
     path: Path
-    header: Header
+    header: formats.Header
     network: SegmenterNetwork
     encoder: Encoder
     classes: tuple[str, ...]
@@ -138,7 +139,7 @@ class TrainedSegmenter:
     @functools.cached_property
     def identity(self) -> str:
         """Hash of the file."""
-        return identity_of_file(self.path)
+        return formats.identity_of_file(self.path)
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ class ProposalRequest:
     jobs: Sequence[tuple[str, Path]]
     device: torch.device
     root: Path = field(default_factory=Path)
-    photos: Mapping[str, Photo] = field(default_factory=dict)
+    photos: Mapping[str, formats.Photo] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
 
 
@@ -302,7 +303,7 @@ class LabelledPhoto:
     labels: Tensor
 
 
-def side_of(header: Header, given: int | None = None) -> int:
+def side_of(header: formats.Header, given: int | None = None) -> int:
     """Return the side that longer photos are scaled down to before a segmenter sees them; 0: never.
 
     A file that does not say it gets 1,024, the default of `extract`.

@@ -9,8 +9,7 @@ from vpltool import console
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.formats import Workspace, read_labels
 from vpltool.formats.atomic import atomic_path
-from vpltool.parallel.device import worker_count
-from vpltool.parallel.threads import in_threads
+from vpltool.parallel import device, threads
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import overlay
 
@@ -44,9 +43,9 @@ def write_overlays(workspace: Workspace, predictions: Path, pictures: Path,
     todo = [key for key, path in labels.items()
             if path.exists() and _written(pictures / f"{key}.jpg") <= _written(path)]
     with console.progress(f"pictures {pictures.name}", len(todo)) as advance:
-        for _ in in_threads(lambda key: write_overlay(
+        for _ in threads.in_threads(lambda key: write_overlay(
                 workspace, photos[key], labels[key], pictures / f"{key}.jpg"),
-                todo, worker_count(workers)):
+                todo, device.worker_count(workers)):
             advance()
     return pictures
 

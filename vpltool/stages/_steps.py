@@ -16,8 +16,8 @@ from vpltool.engine import checkpoints
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import Tensor, torch
+from vpltool.parallel import memory
 from vpltool.parallel.device import worker_count
-from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.parallel.ranks import Ranks
 from vpltool.stages._fitting import TrainDecoderSettings
 from vpltool.stages._training_data import TrainingData, crop_batches
@@ -61,7 +61,7 @@ def take_steps(run: Training, network: segmenter.SegmenterNetwork, start: checkp
 
 def too_many_crops(training: learning.TrainingSettings) -> contextlib.AbstractContextManager[None]:
     """Say what to do where the crops of a step do not fit into memory."""
-    return explain_out_of_memory(
+    return memory.explain_out_of_memory(
         f"{training.batch_size} crops of {training.crop}×{training.crop} patches",
         f"`batch_size={max(training.batch_size // 2, 1)}, overwrite=True`, or "
         f"`crop={max(training.crop // 2, 2)}, overwrite=True`")

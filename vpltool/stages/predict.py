@@ -9,16 +9,8 @@ from pathlib import Path
 
 from vpltool.core import segment
 from vpltool.core.temperature import tempered
-from vpltool.engine.headers import check_file, make_header, relative_path
-from vpltool.engine.named_photos import (
-    NamedPhotos,
-    check_same_folder,
-    find_photos,
-    photo_identities,
-)
-from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
+from vpltool.engine import headers, named_photos, photo_work, running
 from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
-from vpltool.engine.running import Segmented, from_features
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace
 from vpltool.formats.kinds import place
@@ -72,7 +64,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     """
     work = choose_segmenter(path, settings)
     if settings.images and (scenes := scenes_among(settings.images)):
-        if len(scenes) < sum(len(group.paths) for group in find_photos(
+        if len(scenes) < sum(len(group.paths) for group in named_photos.find_photos(
                 settings.images, together=True)):
             raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
                            "predict them in two runs")
@@ -94,10 +86,10 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     failed: list[PhotosFailed] = []
     for task, outputs in opened:
         try:
-            made += make_photos(f"predict {work.segmenter.path.stem} {task.name}", outputs,
-                                functools.partial(_start, work, task),
-                                functools.partial(_write, work), settings,
-                                reads=task.paths)
+            made += photo_work.make_photos(
+                f"predict {work.segmenter.path.stem} {task.name}", outputs,
+                functools.partial(_start, work, task), functools.partial(_write, work), settings,
+                reads=task.paths)
         except PhotosFailed as error:
             failed.append(error)
             made += [output.path for output in outputs]
@@ -169,7 +161,7 @@ def _named_tasks(work: Chosen) -> list[_Task]:
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
     shard = WHOLE if _one_picture(settings) else chosen_shard(settings.shard)
-    groups, tasks = find_photos(settings.images, together=settings.out is not None), []
+    groups, tasks = named_photos.find_photos(settings.images, together=settings.out is not None), []
     left = settings.limit or sum(len(group.paths) for group in groups)
     for group in groups:
         paths = dict(list(group.paths.items())[:left])
@@ -177,13 +169,13 @@ def _named_tasks(work: Chosen) -> list[_Task]:
         if not paths:
             break
         paths = {key: paths[key] for key in assigned(paths, shard)}
-        photos = Photos(list(paths), photo_identities(paths), {}, not settings.limit,
+        photos = Photos(list(paths), named_photos.photo_identities(paths), {}, not settings.limit,
                         shard)
         tasks.append(_Task(_free_name(work.workspace, group), photos, paths, images=group.images))
     return tasks
 
 
-def _free_name(workspace: Workspace, group: NamedPhotos) -> str:
+def _free_name(workspace: Workspace, group: named_photos.NamedPhotos) -> str:
     """A folder that is called as a split must not share the split's predictions."""
     splits = ({split for photo in workspace.photos() for split in photo.splits}
               if (workspace.path / "images.jsonl").exists() else ())
@@ -194,15 +186,15 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
     base, name, settings = work.workspace.path, work.segmenter.path.stem, work.settings
     masks = settings.out or place(base, "predictions", name, task.name)
     if not settings.overwrite:
-        check_same_folder(masks, task.images, task.paths, base)
+        named_photos.check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
     if not (settings.out or settings.images) or _keeps_named(settings):
         more = ["probabilities"] if settings.probabilities else []
         more += work.segmenter.maps if settings.maps else ()
         folders |= {place(base, kind, name, task.name): _make_header(work, task, kind)
                     for kind in more}
-    return open_outputs(folders, task.photos, settings,
-                        1 + len(work.named.classes))
+    return photo_work.open_outputs(folders, task.photos, settings,
+                                   1 + len(work.named.classes))
 
 
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
@@ -213,12 +205,12 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
         {"temperature": work.temperature} if settings.abstain else {})
     if "scales" not in segmenter.unused:
         options |= {"scales": settings.factors, "source": "features" if task.features else "photos"}
-    header = make_header(
+    header = headers.make_header(
         workspace, kind, "predict", settings,
         inputs=inputs | ({"features": task.features} if task.features else {}),
         model=segmenter.header.model, options=options,
         skip=(*segmenter.unused, *(("precision",) if task.features else ())))
-    images = [relative_path(path, workspace.path) for path in task.images]
+    images = [headers.relative_path(path, workspace.path) for path in task.images]
     # The same call finds the side of the training again.
     implied = ({"max_side"} - settings.given
                if settings.max_side == side_of(segmenter.header) else set())
@@ -226,7 +218,7 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
             if key not in {"images", "classes"} | implied}
     sources = dict(header.sources)
     if settings.classes:
-        sources["classes"] = relative_path(settings.classes, workspace.path)
+        sources["classes"] = headers.relative_path(settings.classes, workspace.path)
     if len(images) == 1:
         sources["images"] = images[0]
     elif images:
@@ -241,11 +233,11 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
         raise VplError(f"{out} is one file, for {count} photos", "use a folder: `out='DIR'`")
     (task,) = tasks
     header = _make_header(work, task, "predictions")
-    header = replace(header, inputs=header.inputs | photo_identities(task.paths))
+    header = replace(header, inputs=header.inputs | named_photos.photo_identities(task.paths))
     made = [out]
-    if not check_file(out, header, settings):
+    if not headers.check_file(out, header, settings):
         for _, seen in _start(work, task, list(task.photos.ids)):
-            if isinstance(seen, Failed):
+            if isinstance(seen, photo_work.Failed):
                 raise VplError(f"{seen.reason}", "fix it and run the same command again")
             write_labels(out, segment.labels_of(tempered(
                 seen.probabilities, work.temperature), seen.size, settings.abstain), header)
@@ -256,24 +248,24 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     return made
 
 
-def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[Made]:
+def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[photo_work.Made]:
     """Load and check what is needed; the result yields each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
-    seen = (from_features(work.segmenter.network(), task.features, paths, settings)
+    seen = (running.from_features(work.segmenter.network(), task.features, paths, settings)
             if task.features else work.segmenter.load(work.named, settings).photos(paths, settings))
     return (_among_tags(made, task.tagged) for made in seen)
 
 
-def _among_tags(made: Made, tagged: Mapping[str, Sequence[int]] | None
-                ) -> Made:
+def _among_tags(made: photo_work.Made, tagged: Mapping[str, Sequence[int]] | None
+                ) -> photo_work.Made:
     """Let only tagged classes compete, where tags are known."""
     key, seen = made
-    if tagged is None or isinstance(seen, Failed):
+    if tagged is None or isinstance(seen, photo_work.Failed):
         return made
     return key, replace(seen, probabilities=segment.only_classes(seen.probabilities, tagged[key]))
 
 
-def _write(work: Chosen, output: OutputFolder, key: str, seen: Segmented) -> None:
+def _write(work: Chosen, output: OutputFolder, key: str, seen: running.Segmented) -> None:
     # Labels of NaN would be those of the background.
     check_values(output.header.kind, {"probabilities": seen.probabilities}, "")
     if output.header.kind == "predictions":

@@ -9,8 +9,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core import segmenter
 from vpltool.core.training import TrainingSettings
-from vpltool.engine.checkpoints import Start, read_checkpoint
-from vpltool.engine.headers import check_file, check_same_model
+from vpltool.engine import checkpoints, headers
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header, write_tensors
@@ -21,9 +20,8 @@ from vpltool.lazy import torch
 from vpltool.methods import load_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
-from vpltool.parallel.device import find_device, find_precision
+from vpltool.parallel import device, signals
 from vpltool.parallel.ranks import joined
-from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _fitting, _masks
@@ -99,7 +97,7 @@ def run(workspace: Workspace, settings: _fitting.TrainDecoderSettings) -> Path:
         data = TrainingData(workspace, masks, [photos[key] for key in seen], frozen,
                           network.reads_patches, settings.max_side, *rank_of_process())
         task = Training(data, training, replace(header, facts=facts), target)
-        start = None if stepless else read_checkpoint(
+        start = None if stepless else checkpoints.read_checkpoint(
             task.checkpoint, task.header, overwrite=settings.overwrite, update=settings.update)
         _masks.check_masks(masks, workspace, [photos[key] for key in ids])
         if start is None:
@@ -130,7 +128,7 @@ def _precision_of_steps(settings: _fitting.TrainDecoderSettings, frozen: Frozen,
         return torch.float32
     # Where there is an encoder, it has warned of a format that is slow.
     warn = console.warn if frozen.features else None
-    return find_precision("bf16", find_device(settings.device), warn)
+    return device.find_precision("bf16", device.find_device(settings.device), warn)
 
 
 def _check_rows(frozen: Frozen, prototypes: Prototypes, method: str) -> None:
@@ -139,8 +137,8 @@ def _check_rows(frozen: Frozen, prototypes: Prototypes, method: str) -> None:
     Raises:
         VplError: they are of another model, or of classes alone.
     """
-    check_same_model(frozen.model, prototypes.header.model,
-                     f"{frozen.name} and {prototypes.path}")
+    headers.check_same_model(frozen.model, prototypes.header.model,
+                             f"{frozen.name} and {prototypes.path}")
     if 0 not in prototypes.class_index.tolist():
         raise VplError(f"`method={method!r}` compares pixels with prototypes, and "
                        f"{prototypes.path} has none of the background",
@@ -184,7 +182,7 @@ def _is_done(target: Path, header: Header, settings: _fitting.TrainDecoderSettin
         VplError: another one is there; if masks have changed since, it says how many.
     """
     try:
-        return check_file(target, header, settings)
+        return headers.check_file(target, header, settings)
     except VplError as error:
         if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
             newer = _masks.newer_than(masks, target, ids)
@@ -200,12 +198,12 @@ def _fit(run: Training, method: SegmenterMethod, network: segmenter.SegmenterNet
             _write_decoder(run, network, [])
 
 
-def _train(run: Training, network: segmenter.SegmenterNetwork, start: Start,
+def _train(run: Training, network: segmenter.SegmenterNetwork, start: checkpoints.Start,
            settings: _fitting.TrainDecoderSettings) -> None:
     with (joined(settings.device) as ranks,
           # Outside the steps: an interrupt in the last one comes when the decoder is written.
           # torchrun sends a second signal after that of the terminal.
-          defer_interrupts(every=ranks.count > 1) as interrupted):
+          signals.defer_interrupts(every=ranks.count > 1) as interrupted):
         curve = take_steps(run, network, start, settings, ranks, interrupted)
         if ranks.rank == 0:
             _write_decoder(run, network, curve)
