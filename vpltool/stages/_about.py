@@ -175,7 +175,7 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
 def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]) -> Path:
     """Write the card beside a file: what it is, and how it was measured."""
     header = segmenter.header
-    lines = [f"# {path.name}", "", *sections(segmenter.classes, segmenter.about)]
+    lines = [f"# {path.name}", "", *sections(segmenter.about)]
     if found:
         own, torchs = found["seconds"]
         lines += [MEASURED, "", f"On {found['photos']} photos of the workspace, "

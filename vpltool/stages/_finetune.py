@@ -77,7 +77,7 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
     seen = [photos[key] for key in _masks.repeated(masks, ids, settings.corrected_times)]
     if first is None and not start.step:
         _fit_head(workspace, settings, network, masks, [photos[key] for key in ids], frozen, side)
-    train_both(_task(workspace, settings, header, target, network,
+    train_both(_task(settings, header, target, network,
                      PixelData(workspace, [Taught(photo, tagged=bool(photo.tags))
                                            for photo in seen], masks, encoder, side)), start)
     return target
@@ -151,7 +151,7 @@ def _make_header(workspace: Workspace, settings: TrainDecoderSettings, masks: _m
                                                workspace.normalise, side)))
 
 
-def _task(workspace: Workspace, settings: TrainDecoderSettings, header: Header, target: Path,
+def _task(settings: TrainDecoderSettings, header: Header, target: Path,
           network: segmenter.SegmenterNetwork, data: PixelData) -> JointTraining:
     chosen: Any = settings.of_method
     taught = joint.JointSettings(blocks=chosen.blocks, rank=chosen.rank, average=chosen.average,

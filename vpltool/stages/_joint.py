@@ -78,10 +78,10 @@ def train_both(task: JointTraining, start: checkpoints.Start) -> None:
                                     group=ranks), start, ranks, interrupted)
         pair.finish()
         if ranks.rank == 0:
-            _write(task, pair, curve)
+            _write(task, curve)
 
 
-def _write(task: JointTraining, pair: object, curve: list[list[float]]) -> None:
+def _write(task: JointTraining, curve: list[list[float]]) -> None:
     encoder, network = task.data.encoder, task.network
     facts = {"config": network.config, "reads": list(network.reads),
              "tower": stored_towers.tower_config(encoder.vision), "mean": list(encoder.mean),

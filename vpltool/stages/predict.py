@@ -7,22 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vpltool import console
 from vpltool.core import segment
+from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.temperature import tempered
 from vpltool.engine import headers, named_photos, photo_work, running
 from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace
+from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, read_labels
+from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place
 from vpltool.formats.labels import write_labels
 from vpltool.formats.shards import WHOLE
 from vpltool.formats.values import check_values
 from vpltool.methods.inputs import side_of
+from vpltool.parallel import device, threads
+from vpltool.pictures.colours import class_palette
+from vpltool.pictures.overlays import overlay
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages._chosen_segmenter import Chosen, PredictSettings, choose_segmenter
-from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
 from vpltool.stages._scenes import predict_scenes, scenes_among
+
+_QUALITY = 90
+"""Of the JPEGs that show predictions."""
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "groups", "features"),
               writes=("predictions", "probabilities", "cams", "group-maps", "scenes"),
@@ -95,8 +103,8 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
             made += [output.path for output in outputs]
         if settings.overlay:
             folder = outputs[0].path
-            made.append(write_overlays(work.named, folder, pictures_of(workspace, folder),
-                                       task.paths, settings.workers))
+            made.append(_write_overlays(work.named, folder, _pictures_of(workspace, folder),
+                                        task.paths, settings.workers))
     if failed:
         raise PhotosFailed("; ".join(error.message for error in failed), failed[0].hint, made,
                            [key for error in failed for key in error.photos])
@@ -243,8 +251,8 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
                 seen.probabilities, work.temperature), seen.size, settings.abstain), header)
     if settings.overlay:
         (photo,) = task.paths.values()
-        made.append(write_overlay(work.named, photo, out,
-                                  out.with_name(f"{out.stem}-overlay.jpg")))
+        made.append(_write_overlay(work.named, photo, out,
+                                   out.with_name(f"{out.stem}-overlay.jpg")))
     return made
 
 
@@ -273,3 +281,59 @@ def _write(work: Chosen, output: OutputFolder, key: str, seen: running.Segmented
             seen.probabilities, work.temperature), seen.size, work.settings.abstain))
     else:
         output.write_tensors(key, seen.tensors(output.header.kind))
+
+
+def _pictures_of(workspace: Workspace, predictions: Path) -> Path:
+    """Where pictures of predictions go: below pictures/, or beside what lies elsewhere."""
+    base = workspace.path.resolve()
+    if base in predictions.resolve().parents:
+        return workspace.path / "pictures" / predictions.resolve().relative_to(base)
+    return predictions.with_name(f"{predictions.name}-overlays")
+
+
+def _write_overlays(workspace: Workspace, predictions: Path, pictures: Path,
+                   photos: Mapping[str, Path], workers: int) -> Path:
+    """Draw the predictions that are there and have no picture, or an older one.
+
+    Args:
+        workspace: its classes.
+        predictions: folder of the labels, ID.png.
+        pictures: folder that the pictures go to, ID.jpg.
+        photos: id to path.
+        workers: number of threads, see `worker_count`.
+
+    Returns:
+        the folder of pictures.
+    """
+    labels = {key: predictions / f"{key}.png" for key in photos}
+    todo = [key for key, path in labels.items()
+            if path.exists() and _written(pictures / f"{key}.jpg") <= _written(path)]
+    with console.progress(f"pictures {pictures.name}", len(todo)) as advance:
+        for _ in threads.in_threads(lambda key: _write_overlay(
+                workspace, photos[key], labels[key], pictures / f"{key}.jpg"),
+                todo, device.worker_count(workers)):
+            advance()
+    return pictures
+
+
+def _write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Path) -> Path:
+    """Draw one prediction over its photo; a photo that cannot be read is warned of.
+
+    Returns:
+        the picture's path.
+    """
+    try:
+        pixels = read_photo(photo)
+    except OSError as error:
+        console.warn(f"no picture of {describe_failure(photo, error)}")
+        return picture
+    page = overlay(pixels, read_labels(labels), class_palette(),
+                   dict(enumerate(workspace.classes, 1)))
+    with atomic_path(picture) as temporary:
+        page.save(temporary, format="JPEG", quality=_QUALITY)
+    return picture
+
+
+def _written(path: Path) -> float:
+    """When a file was written; 0 if it is not there."""
+    return path.stat().st_mtime if path.exists() else 0.0
