@@ -292,7 +292,7 @@ def _pictures_of(workspace: Workspace, predictions: Path) -> Path:
 
 
 def _write_overlays(workspace: Workspace, predictions: Path, pictures: Path,
-                   photos: Mapping[str, Path], workers: int) -> Path:
+                    photos: Mapping[str, Path], workers: int) -> Path:
     """Draw the predictions that are there and have no picture, or an older one.
 
     Args:
