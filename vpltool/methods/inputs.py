@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from vpltool.core.proposals import Proposals
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.vit import Head
+    from vpltool.formats import Header, OutputFolder, Photo, Workspace
 
-    Paint = Callable[[formats.Workspace, Sequence[formats.Photo]],
-                     tuple[list[formats.Photo], list[formats.OutputFolder]]]
+    Paint = Callable[[Workspace, Sequence[Photo]], tuple[list[Photo], list[OutputFolder]]]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Source:
 
     name: str
     root: Path
-    photos: Sequence[formats.Photo]
+    photos: Sequence[Photo]
     classes: tuple[str, ...]
     background: tuple[str, ...]
     from_tags: bool = False
@@ -85,10 +85,10 @@ class Predictions:
             `export` names them at the end.
     """
 
-    workspace: formats.Workspace
+    workspace: Workspace
     name: str
-    photos: Sequence[formats.Photo]
-    each: Callable[[], Iterator[tuple[formats.Photo, npt.NDArray[np.uint8]]]]
+    photos: Sequence[Photo]
+    each: Callable[[], Iterator[tuple[Photo, npt.NDArray[np.uint8]]]]
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -123,7 +123,7 @@ class TrainedSegmenter:
     """
 
     path: Path
-    header: formats.Header
+    header: Header
     network: SegmenterNetwork
     encoder: Encoder
     classes: tuple[str, ...]
@@ -259,7 +259,7 @@ class ProposalRequest:
     jobs: Sequence[tuple[str, Path]]
     device: torch.device
     root: Path = field(default_factory=Path)
-    photos: Mapping[str, formats.Photo] = field(default_factory=dict)
+    photos: Mapping[str, Photo] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
 
 
@@ -303,7 +303,7 @@ class LabelledPhoto:
     labels: Tensor
 
 
-def side_of(header: formats.Header, given: int | None = None) -> int:
+def side_of(header: Header, given: int | None = None) -> int:
     """Return the side that longer photos are scaled down to before a segmenter sees them; 0: never.
 
     A file that does not say it gets 1,024, the default of `extract`.
