@@ -12,14 +12,14 @@ from vpltool import console
 from vpltool.clip import stored_towers
 from vpltool.core import joint, segmenter, training
 from vpltool.engine import checkpoints, segmenters
-from vpltool.formats import Header, write_tensors
+from vpltool.formats import Header
 from vpltool.formats.storage import without_loss
 from vpltool.lazy import torch
 from vpltool.parallel import signals
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import joined
 from vpltool.stages._pixel_data import PixelData, pixel_batches
-from vpltool.stages._steps import Steps, follow_steps, too_many_crops
+from vpltool.stages._steps import Steps, follow_steps, too_many_crops, write_trained
 
 FEW = 50
 """Photos below which a network with its encoder is said to have little to learn from."""
@@ -86,14 +86,10 @@ def _write(task: JointTraining, curve: list[list[float]]) -> None:
     facts = {"config": network.config, "reads": list(network.reads),
              "tower": stored_towers.tower_config(encoder.vision), "mean": list(encoder.mean),
              "std": list(encoder.std), "curve": curve}
-    write_tensors(task.target, replace(task.header, facts=task.header.facts | facts), {
+    write_trained(task.target, replace(task.header, facts=task.header.facts | facts), {
         **network.state_dict(),
         **{f"{segmenters.TOWER}{name}": without_loss(tensor)
-           for name, tensor in encoder.vision.state_dict().items()}})
-    checkpoints.checkpoint_of(task.target).unlink(missing_ok=True)
-    if curve:
-        console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
-            task.names, curve[0][1:], curve[-1][1:], strict=False)))
+           for name, tensor in encoder.vision.state_dict().items()}}, curve, task.names)
 
 
 def steps_of(settings: Any) -> training.TrainingSettings:

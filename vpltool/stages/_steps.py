@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,7 @@ from vpltool.core import segmenter
 from vpltool.core import training as learning
 from vpltool.engine import checkpoints
 from vpltool.errors import VplError
-from vpltool.formats import Header
+from vpltool.formats import Header, write_tensors
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel import memory
 from vpltool.parallel.device import worker_count
@@ -151,6 +151,24 @@ def follow_steps(work: Steps, records: Iterable[Record], start: checkpoints.Star
                 raise KeyboardInterrupt
             advance(text=text)
     return curve
+
+
+def write_trained(target: Path, header: Header, tensors: Mapping[str, Tensor],
+                  curve: Sequence[Sequence[float]], names: Sequence[str]) -> None:
+    """Write what was trained, delete its checkpoint, and say how the losses fell.
+
+    Args:
+        target: the file.
+        header: of the file.
+        tensors: of the file.
+        curve: see `follow_steps`.
+        names: of the losses; the curve may have the first of them only.
+    """
+    write_tensors(target, header, tensors)
+    checkpoints.checkpoint_of(target).unlink(missing_ok=True)
+    if curve:
+        console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
+            names, curve[0][1:], curve[-1][1:], strict=False)))
 
 
 def _read_losses(records: Sequence[Record], checkpoint: Path, good: int) -> list[list[float]]:

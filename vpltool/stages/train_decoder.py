@@ -12,7 +12,7 @@ from vpltool.core.training import TrainingSettings
 from vpltool.engine import checkpoints, headers
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, Workspace, expect_header, write_tensors
+from vpltool.formats import Header, Workspace, expect_header
 from vpltool.formats.changes import changed_inputs
 from vpltool.formats.kinds import place
 from vpltool.formats.shards import check_even, rank_of_process
@@ -26,7 +26,7 @@ from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _fitting, _masks
 from vpltool.stages._finetune import finetune
-from vpltool.stages._steps import Training, take_steps
+from vpltool.stages._steps import Training, take_steps, write_trained
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
@@ -212,9 +212,5 @@ def _train(run: Training, network: segmenter.SegmenterNetwork, start: checkpoint
 def _write_decoder(run: Training, network: segmenter.SegmenterNetwork, curve: list[list[float]]
                    ) -> None:
     header = replace(run.header, facts={**run.header.facts, "curve": curve})
-    write_tensors(run.target, header, network.state_dict())
-    run.checkpoint.unlink(missing_ok=True)
-    if curve:
-        names = ("mask loss", "contrast", "affinity")
-        console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
-            names, curve[0][1:], curve[-1][1:], strict=False)))
+    write_trained(run.target, header, network.state_dict(), curve,
+                  ("mask loss", "contrast", "affinity"))
