@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 366, "lines": 57_783, "code": 35_669, "imports": 12.7, "indented": 100,
+    "files": 366, "lines": 57_793, "code": 35_668, "imports": 12.7, "indented": 100,
     "type_checking": 7, "eager": 21, "any": 250, "cycles": 0, "kind_folders": 5}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
