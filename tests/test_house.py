@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 368, "lines": 57_812, "code": 35_688, "imports": 13.0, "indented": 125,
-    "type_checking": 11, "eager": 52, "any": 250, "cycles": 0, "kind_folders": 5}
+    "files": 366, "lines": 57_744, "code": 35_622, "imports": 12.7, "indented": 100,
+    "type_checking": 7, "eager": 21, "any": 250, "cycles": 0, "kind_folders": 5}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 

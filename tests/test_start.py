@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vpltool
+from vpltool.command_help import help_of
 from vpltool.stages import find_stages
 
 SLOW = ("torch", "torch._dynamo", "torchvision", "open_clip", "timm", "sympy", "PIL", "scipy",
@@ -72,3 +73,23 @@ def test_all_stages_and_methods_import_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], text=True, check=True, capture_output=True,
                           env={"PYTHONPATH": str(Path(vpltool.__file__).parents[1])})
     assert not set(SLOW) & set(json.loads(done.stdout))
+
+
+def test_a_list_of_stages_imports_none(tmp_path: Path) -> None:
+    code = ("import json, sys\nfrom vpltool.cli import main\nsys.argv = ['vpltool', '--help']\n"
+            "try:\n    main()\nfinally:\n    print(json.dumps(sorted(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], text=True, check=True, capture_output=True,
+                          env={"PYTHONPATH": str(Path(vpltool.__file__).parents[1])}, cwd=tmp_path)
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    assert "extract" in done.stdout and "vpltool.stages" in loaded
+    assert not {found.module.__name__ for found in find_stages().values()} & loaded
+
+
+def test_what_is_listed_is_what_the_stages_say() -> None:
+    assert len(find_stages().listed) > 25
+    for name, listed in find_stages().listed.items():
+        found = find_stages()[name]
+        assert (listed.order, listed.panel) == (found.stage.order, found.stage.panel), name
+        assert listed.about == help_of(found).split("\n\n")[0], name
+    orders = [found.stage.order for found in find_stages().values()]
+    assert orders == sorted(orders)

@@ -19,7 +19,7 @@ from vpltool.errors import VplError, near_name
 from vpltool.methods import Method, find_methods
 from vpltool.setting_text import format_help, format_values, setting_entry
 from vpltool.settings import RUNNING, Described, described
-from vpltool.stages import FoundStage
+from vpltool.stages import FoundStage, find_stages
 
 _TOPIC, _EVERYTHING = "vpltool.topic", "vpltool.everything"
 """What help was asked for, in the context of a command."""
@@ -56,12 +56,12 @@ def group_help(ctx: Any, group: Any) -> str:
     """Return the page of a group of commands; empty where everything is asked for."""
     if ctx.meta.get(_EVERYTHING):
         return ""
-    lines = {name: _first_line(command) for name, command in group.commands.items()}
     if ctx.parent is not None:
+        lines = {name: _first_line(command) for name, command in group.commands.items()}
         return _page(ctx, Subject(ctx.command_path, group.help or "", parts=lines))
     panels: dict[str, dict[str, str]] = {}
-    for name, command in group.commands.items():
-        panels.setdefault(str(command.rich_help_panel), {})[name] = lines[name]
+    for name, listed in find_stages().listed.items():
+        panels.setdefault(listed.panel, {})[name] = listed.about
     options = {", ".join(param.opts): str(param.help) for param in group.params
                if getattr(param, "help", None)}
     try:

@@ -8,14 +8,15 @@ annotations; at run time it is a name without a class behind it (`torch.Tensor` 
 The same holds for files of our own that need torch when they are imported, since a class in them
 derives from `nn.Module`: where a package's `__getattr__` is `modules_of(__name__)`,
 `from vpltool.core import segment` imports nothing yet, and the first `segment.labels_of` does.
-`from vpltool.core.segment import labels_of` imports at once, as everywhere.
+`from vpltool.core.segment import labels_of` imports at once, as everywhere. `formats` gives names
+of its files, too: `from vpltool import formats` imports none of them, `formats.Workspace` one.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -93,9 +94,19 @@ class _LazyFile(ModuleType):
         setattr(importlib.import_module(self.__name__), name, value)
 
 
-def modules_of(package: str) -> Callable[[str], ModuleType]:
-    """Return the `__getattr__` of a package whose files are imported when they are first used."""
-    def find(name: str) -> ModuleType:
+def modules_of(package: str, names: Mapping[str, Sequence[str]] | None = None
+               ) -> Callable[[str], object]:
+    """Return the `__getattr__` of a package whose files are imported when they are first used.
+
+    Args:
+        package: its dotted name.
+        names: module to names in it that the package gives as its own.
+    """
+    homes = {name: module for module, some in (names or {}).items() for name in some}
+
+    def find(name: str) -> object:
+        if name in homes:
+            return getattr(importlib.import_module(homes[name]), name)
         path = f"{package}.{name}"
         if name.startswith("__") or importlib.util.find_spec(path) is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")

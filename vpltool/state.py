@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vpltool.clip import models
 from vpltool.datasets.classes import read_classes
 from vpltool.engine.corrected_masks import identity_of_corrections
 from vpltool.engine.headers import relative_path
@@ -208,10 +209,8 @@ class State:
     @cached_property
     def _weights(self) -> Mapping[str, str]:
         """Hashes of the files of the CLIP and of the encoder; empty where none is named."""
-        from vpltool.clip.models import local_weights
-
         work = self.workspace
-        return {"CLIP": local_weights(work.model, work.pretrained, work.path),
+        return {"CLIP": models.local_weights(work.model, work.pretrained, work.path),
                 "encoder": encoder_weights(work)}
 
     def _corrections_changed(self, header: Header) -> list[str]:

@@ -13,11 +13,12 @@ from vpltool.core.agreement import (
     agreement,
     calibration_error,
     class_shares,
+    mean_entropy,
+    mean_margin,
     overlap,
     photo_probabilities,
     reliability,
 )
-from vpltool.core.uncertainty import mean_entropy, mean_margin
 
 
 def drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]

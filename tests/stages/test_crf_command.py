@@ -133,7 +133,7 @@ def test_photos_are_worked_on_at_a_bounded_size(run: Run, ready: Path, tmp_path:
 @pytest.mark.parametrize("workers", [0, 3])
 def test_photos_that_need_much_memory_are_told(workers: int, run: Run, ready: Path, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpltool.stages.crf.physical_memory", lambda: 1e6)
+    monkeypatch.setattr("vpltool.parallel.memory.physical_memory", lambda: 1e6)
     monkeypatch.setattr("vpltool.stages.crf.run_jobs", lambda function, jobs, count, start, task: (
         start(task), map(function, jobs))[1])
     result = run("crf", "--workers", workers, "--out", tmp_path / "x", work=ready / "work")
@@ -141,7 +141,7 @@ def test_photos_that_need_much_memory_are_told(workers: int, run: Run, ready: Pa
     (told,) = result.lines("warning:")
     assert f"{max(workers, 1)} are processed at a time" in told
     assert "--max-side 1024" in told
-    monkeypatch.setattr("vpltool.stages.crf.physical_memory", lambda: 1e12)
+    monkeypatch.setattr("vpltool.parallel.memory.physical_memory", lambda: 1e12)
     result = run("crf", "--workers", workers, "--out", tmp_path / "y", work=ready / "work")
     assert result.lines("warning:") == []
 

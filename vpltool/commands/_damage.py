@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console
+from vpltool.clip import encoders, models, weights
 from vpltool.commands._prepare_again import prepare_line
 from vpltool.commands._tree import age, size
-from vpltool.engine.checkpoints import checkpoint_of, is_checkpoint
+from vpltool.engine import checkpoints
 from vpltool.engine.features import HEAD, head_path
 from vpltool.engine.models import WORDS
 from vpltool.errors import VplError, counted, part_of
@@ -176,19 +177,14 @@ def _weights(workspace: Workspace) -> Iterator[Finding]:
 
 
 def _clip_name(workspace: Workspace) -> str:
-    from vpltool.clip.models import find_source
-
-    source = find_source(workspace.model, workspace.pretrained, workspace.path)
+    source = models.find_source(workspace.model, workspace.pretrained, workspace.path)
     return " ".join(dict.fromkeys(source.names.values()))
 
 
 def _encoder_name(workspace: Workspace) -> str:
-    from vpltool.clip.encoders import find_encoder
-    from vpltool.clip.weights import recognise
-
-    weights = find_encoder(workspace.encoder, (workspace.path,)).weights
-    if weights:
-        recognise(weights)
+    found = encoders.find_encoder(workspace.encoder, (workspace.path,)).weights
+    if found:
+        weights.recognise(found)
     return workspace.main_encoder
 
 
@@ -265,10 +261,10 @@ def _single(workspace: Workspace, path: Path) -> Iterator[Finding]:
     except VplError as error:
         yield _found(BROKEN, workspace, path, error.message, _single_again(workspace, path))
         return
-    if header is None or not is_checkpoint(path):
+    if header is None or not checkpoints.is_checkpoint(path):
         return
     target = next((other for other in path.parent.glob("*.safetensors")
-                   if checkpoint_of(other) == path), None)
+                   if checkpoints.checkpoint_of(other) == path), None)
     if target is None:
         step, last = header.facts.get("checkpoint", "?"), header.options.get("iters", "?")
         yield _found(NOTE, workspace, path, f"a training stopped at step {step} of {last}; this "

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from vpltool import formats
 from vpltool.core.metrics import confusion, labels_at, scores
 from vpltool.core.photos import describe_failure, read_photo
-from vpltool.engine.panels import Column
+from vpltool.engine import panels
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.kinds import place
@@ -39,7 +39,7 @@ class Layer:
         probabilities: those that a prediction was made of, if they are stored.
     """
 
-    column: Column
+    column: panels.Column
     threshold: float = 0.0
     probabilities: InputFolder | None = None
 
@@ -65,8 +65,8 @@ class Drawn:
     files: dict[str, bytes] = field(default_factory=dict)
 
 
-def open_layer(workspace: Workspace, column: Column, thresholds: Mapping[str, float], split: str
-               ) -> Layer:
+def open_layer(workspace: Workspace, column: panels.Column, thresholds: Mapping[str, float],
+               split: str) -> Layer:
     """Find what is known about a result besides its files.
 
     Args:
@@ -189,7 +189,8 @@ def _draw_maps(workspace: Workspace, layer: Layer, photo_id: str, truth: Labels 
     return cam_layer(maps.numpy(), classes, class_palette()), said
 
 
-def _iou(workspace: Workspace, labels: Labels, truth: Labels, column: Column) -> dict[str, float]:
+def _iou(workspace: Workspace, labels: Labels, truth: Labels, column: panels.Column
+         ) -> dict[str, float]:
     """The mean over the classes that the true mask shows.
 
     Raises:

@@ -17,8 +17,7 @@ from vpltool.errors import VplError
 from vpltool.formats import IGNORE, JsonObject, Photo, Workspace
 from vpltool.formats.archives import write_folder
 from vpltool.formats.atomic import atomic_path
-from vpltool.parallel.device import worker_count
-from vpltool.parallel.threads import in_threads
+from vpltool.parallel import device, threads
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.layers import shown_as
 from vpltool.pictures.page import data_uri, render_page
@@ -123,7 +122,8 @@ def _draw(workspace: Workspace, photos: Sequence[Photo], layers: Sequence[Layer]
           settings: ReportSettings, *, truth: bool) -> Iterator[Drawn]:
     draw = functools.partial(_draw_one, workspace, layers, settings.side, truth)
     with console.progress("report", len(photos)) as advance:
-        for drawn in in_threads(draw, enumerate(photos), worker_count(settings.workers)):
+        workers = device.worker_count(settings.workers)
+        for drawn in threads.in_threads(draw, enumerate(photos), workers):
             if why := drawn.record.get("why"):
                 console.warn(f"no picture of {drawn.record['id']}: {why}")
             advance()

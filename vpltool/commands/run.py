@@ -15,8 +15,7 @@ from vpltool.formats.kinds import folder_of
 from vpltool.formats.manifest import MANIFEST, header_of, manifest_of
 from vpltool.formats.shards import check_alone
 from vpltool.formats.started import LineWord, read_started, write_started
-from vpltool.parallel.device import find_device, settle_precision
-from vpltool.parallel.processes import core_count
+from vpltool.parallel import device, processes
 from vpltool.preset import read_preset
 from vpltool.recipes import find_recipe, recipe_files
 from vpltool.recipes.parse import Recipe, Rounds, read_recipe
@@ -96,9 +95,9 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     check_alone("a recipe")
     check_paths(recipe, given, last.keys() - typed.keys())
 
-    on_cpu = find_device("auto").type == "cpu"
-    job = Job(path, preset, processes=settings.jobs or (core_count() + 1 if on_cpu else 1),
-              terms=terms)
+    on_cpu = device.find_device("auto").type == "cpu"
+    job = Job(path, preset, terms=terms, processes=settings.jobs or (
+        processes.core_count() + 1 if on_cpu else 1))
     console.note(recipe.title)
     words = _line(recipe, settings, given)
     first = next((number for number, step in enumerate(steps, 1)
@@ -154,7 +153,7 @@ def _kept_precision(recipe: Recipe, given: Mapping[str, str], path: Path) -> dic
         return {}
     header = header_of(manifest_of(found[0].parent), found[0])
     there = str(header.options.get("precision", "fp32"))
-    return {"precision": settle_precision("auto", find_device("auto"), there)}
+    return {"precision": device.settle_precision("auto", device.find_device("auto"), there)}
 
 
 def _given(recipe: Recipe, words: tuple[str, ...], work: Path, last: Mapping[str, str]

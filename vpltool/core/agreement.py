@@ -1,8 +1,10 @@
-"""How a segmenter agrees with the tags of photos: no mask is needed.
+"""How a segmenter agrees with the tags of photos, and how unsure it is of them, without a mask.
 
 Precision, recall and F1 of the classes that photos are predicted to show, class by class (the
 usual multi-label scores), and the calibration of a photo's class probabilities (Guo et al., ICML
-2017: expected calibration error over bins of equal width).
+2017: expected calibration error over bins of equal width). Entropy and margin are the usual
+measures of active learning (Settles, Active Learning Literature Survey, 2009, section 3.1), here
+averaged over a photo's pixels: they say which mask is worth a person's time.
 """
 
 from __future__ import annotations
@@ -11,10 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from vpltool.lazy import np, npt
+from vpltool.lazy import Tensor, np, npt, torch
 
 Flags: TypeAlias = "npt.NDArray[np.bool_]"
 Floats: TypeAlias = "npt.NDArray[np.float64]"
+
+_LEAST = 1e-12
+"""Probability whose logarithm stands for that of 0."""
 
 
 def class_shares(labels: npt.NDArray[np.uint8], classes: int) -> Floats:
@@ -109,3 +114,23 @@ def calibration_error(bins: Sequence[Bin]) -> float:
     pairs = sum(entry.pairs for entry in bins)
     return sum(entry.pairs * abs(entry.said - entry.tagged)
                for entry in bins if entry.pairs) / max(pairs, 1)
+
+
+def mean_entropy(probabilities: Tensor) -> float:
+    """Entropy of the pixels' classes, in nats, averaged over a photo: (classes, h, w)."""
+    shares = _shares(probabilities)
+    return float(-(shares * shares.clamp_min(_LEAST).log()).sum(dim=0).mean())
+
+
+def mean_margin(probabilities: Tensor) -> float:
+    """1 - (first - second probability) of the pixels, averaged over a photo: (classes, h, w)."""
+    if len(probabilities) < 2:
+        return 0.0
+    first, second = _shares(probabilities).topk(2, dim=0).values
+    return float(1 - (first - second).mean())
+
+
+def _shares(probabilities: Tensor) -> Tensor:
+    """Probabilities that sum to 1: classes that were nowhere likely are not stored."""
+    values = probabilities.to(torch.float64)
+    return values / values.sum(dim=0).clamp_min(_LEAST)

@@ -28,6 +28,9 @@ Field: TypeAlias = "npt.NDArray[np.float32]"
 _MEAN_BGR = (104.008, 116.669, 122.675)
 """Caffe's mean of ImageNet, which CLIP-ES takes from the photo before the CRF."""
 
+_SURE = 0.7
+"""How far hard labels are trusted."""
+
 
 def wrap_image(photo: Pixels) -> Pixels:
     """What CLIP-ES's CRF sees: BGR less its mean, cut to a byte, so that dark colours wrap.
@@ -51,12 +54,11 @@ def with_background(cams: Tensor, alpha: float = 1.0) -> Tensor:
     return torch.cat([(1 - strongest).clamp_min(0) ** alpha, cams])
 
 
-def scores_of_labels(labels: Pixels, sure: float = 0.7, among: int = 0) -> tuple[Tensor, Tensor]:
-    """Scores for a CRF on hard labels: `sure` for the label, the rest shared by the others.
+def scores_of_labels(labels: Pixels, among: int = 0) -> tuple[Tensor, Tensor]:
+    """Scores for a CRF on hard labels: 0.7 for the label, the rest shared by the others.
 
     Args:
         labels: (H, W); 255 counts as background.
-        sure: how far the labels are trusted.
         among: number of labels that share the rest; 0: those that are here. Of a part of a photo,
             those of the whole.
 
@@ -65,8 +67,8 @@ def scores_of_labels(labels: Pixels, sure: float = 0.7, among: int = 0) -> tuple
     """
     classes, index = np.unique(np.where(labels == 255, 0, labels), return_inverse=True)
     one_hot = torch.from_numpy(np.eye(len(classes), dtype=np.float32)[index.reshape(labels.shape)])
-    rest = (1 - sure) / max((among or len(classes)) - 1, 1)
-    scores = one_hot * (sure - rest) + rest
+    rest = (1 - _SURE) / max((among or len(classes)) - 1, 1)
+    scores = one_hot * (_SURE - rest) + rest
     return scores.permute(2, 0, 1).contiguous(), torch.from_numpy(classes.astype(np.int64))
 
 

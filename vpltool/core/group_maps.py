@@ -75,20 +75,17 @@ def name_groups(maps: GroupMaps, texts: Tensor, log_scale: Tensor, top: int) -> 
     return logits.masked_fill(out, -torch.inf).softmax(dim=-1) * logits.softmax(dim=-1)
 
 
-def class_maps(maps: Tensor, scores: Tensor, *, hard: bool = True) -> Tensor:
-    """Scores of classes on a grid, from those of the groups.
+def class_maps(maps: Tensor, scores: Tensor) -> Tensor:
+    """Scores of classes on a grid: at each patch those of its strongest group.
 
     Args:
         maps: shares of the groups (G, h, w), on any grid.
         scores: of `name_groups` (G, C).
-        hard: whether a patch takes the scores of its strongest group, or the shares weigh them.
 
     Returns:
         (C, h, w), in [0, 1].
     """
-    if hard:
-        return scores[maps.argmax(dim=0)].movedim(-1, 0)
-    return torch.einsum("ghw,gc->chw", maps, scores)
+    return scores[maps.argmax(dim=0)].movedim(-1, 0)
 
 
 def with_background(scores: Tensor, threshold: float) -> Tensor:

@@ -13,13 +13,6 @@ from vpltool.core.classes import IGNORE
 from vpltool.errors import VplError
 from vpltool.lazy import np, npt, pycocotools
 
-OVERLAPS = ("smallest", "ignore")
-"""The label of pixels where instances overlap: the smallest one's, as in coco2voc, from which the
-peers have their masks; or ignored, as in torchvision's references."""
-
-CROWDS = ("class", "ignore")
-"""The label of a crowd region: its class, as in coco2voc; or ignored, except under an instance."""
-
 
 def check_pycocotools() -> None:
     """Check that pycocotools is installed.
@@ -42,8 +35,11 @@ def label_map(
             `iscrowd`.
         labels: category id to label.
         size: (height, width).
-        overlap: one of `OVERLAPS`; `ignore`: pixels of two classes are 255.
-        crowd: one of `CROWDS`.
+        overlap: `smallest`: pixels where instances overlap have the label of the smallest one, as
+            in coco2voc, from which the peers have their masks; `ignore`: those of two classes are
+            255, as in torchvision's references.
+        crowd: `class`: a crowd region has the label of its class, as in coco2voc; `ignore`: 255,
+            except under an instance.
 
     Returns:
         labels (height, width), 0 where there is no instance.

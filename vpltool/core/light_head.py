@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.core.segmenter import SegmenterNetwork
+from vpltool.core.segmenter import SegmenterNetwork, side_by_side
 
 FINER = 2
 """Values a side of a patch that the head gives."""
@@ -60,10 +60,8 @@ class LightHead(SegmenterNetwork):
 
     def embeddings(self, layers: Tensor | None, patches: Tensor | None, grid: tuple[int, int]
                    ) -> Tensor:
-        """Return the layers side by side, each token of each normalised (B, h·w, L·width)."""
-        assert layers is not None
-        normed = F.layer_norm(layers.float(), layers.shape[-1:])
-        return normed.transpose(1, 2).flatten(2)
+        """Return the layers side by side (B, h·w, L·width)."""
+        return side_by_side(layers)
 
     def logits(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return class logits (B, classes, 2h, 2w)."""

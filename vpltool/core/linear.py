@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpltool.core.saliency import patch_walk
-from vpltool.core.segmenter import SegmenterNetwork
+from vpltool.core.segmenter import SegmenterNetwork, side_by_side
 
 _MOST_ROWS = 10_000_000
 
@@ -64,14 +63,8 @@ class LinearSegmenter(SegmenterNetwork):
 
     def embeddings(self, layers: Tensor | None, patches: Tensor | None, grid: tuple[int, int]
                    ) -> Tensor:
-        """Return the layers side by side, each token of each normalised (B, h·w, L·width).
-
-        A token's mean is 0 and its variance 1, as after a LayerNorm without weights. They are not
-        L2-normed, and not in CLIP's joint space.
-        """
-        assert layers is not None
-        normed = F.layer_norm(layers.float(), layers.shape[-1:])
-        return normed.transpose(1, 2).flatten(2)
+        """Return the layers side by side (B, h·w, L·width); not L2-normed, nor in a joint space."""
+        return side_by_side(layers)
 
     def logits(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return class logits (B, classes, h, w), after the walk unless it is training.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpltool.core.classes import ClassRows, class_rows, join_rows
@@ -115,3 +116,13 @@ class SegmenterNetwork(nn.Module):
         if self._rows is None or self._rows[0] is not index or self._rows[1] != index._version:
             self._rows = (index, index._version, class_rows(index, self.classes))
         return self._rows[2]
+
+
+def side_by_side(layers: Tensor | None) -> Tensor:
+    """Return frozen layers (B, L, h·w, width) side by side: (B, h·w, L·width).
+
+    Each token of each layer has mean 0 and variance 1, as after a LayerNorm without weights.
+    """
+    assert layers is not None
+    normed = F.layer_norm(layers.float(), layers.shape[-1:])
+    return normed.transpose(1, 2).flatten(2)

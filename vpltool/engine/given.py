@@ -17,6 +17,7 @@ from typing import Any
 
 from vpltool import console
 from vpltool.core import aligned_space, vit
+from vpltool.engine import segmenters
 from vpltool.engine.features import (
     SECOND,
     check_kept,
@@ -341,9 +342,7 @@ def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> P
     Raises:
         VplError: there is none, it is of another CLIP, or the features lack a layer of it.
     """
-    from vpltool.engine.segmenters import find_segmenter
-
-    segmenter = find_segmenter(workspace.path, choice)
+    segmenter = segmenters.find_segmenter(workspace.path, choice)
     path, header = segmenter.path, segmenter.header
     if segmenter.own_encoder:
         raise VplError(f"{path} has an encoder of its own, and reads no stored features",

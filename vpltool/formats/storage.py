@@ -223,10 +223,6 @@ def _png_header(path: Path) -> Header | None:
     return None
 
 
-PARTS = ("decoder", "tower")
-"""State dicts in a bundle; their names begin its tensors' names."""
-
-
 def write_bundle(path: Path, header: Header, decoder: Mapping[str, Tensor],
                  tower: Mapping[str, Tensor]) -> None:
     """Write a bundle.
@@ -247,7 +243,7 @@ def write_bundle(path: Path, header: Header, decoder: Mapping[str, Tensor],
 
 
 def read_part(path: Path, part: str) -> tuple[Header, dict[str, Tensor]]:
-    """Read the header of a bundle and one of its `PARTS`, half precision as float32.
+    """Read the header of a bundle and its `decoder` or `tower`, half precision as float32.
 
     Raises:
         VplError: the file is missing, damaged, or no bundle.

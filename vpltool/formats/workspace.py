@@ -12,13 +12,10 @@ from pathlib import Path
 
 from vpltool.errors import VplError, near_name
 from vpltool.file_hashes import hashes_of
-from vpltool.formats.changes import explain_change
+from vpltool.formats import changes, manifest, storage, whereabouts
 from vpltool.formats.fields import NUMBER, NUMBER_OF, TEXT, TEXT_OR_NONE, TEXTS, check_fields
 from vpltool.formats.header import Header, identity_of_many
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
-from vpltool.formats.manifest import UPDATE_HINT, again
-from vpltool.formats.storage import read_json
-from vpltool.formats.whereabouts import check_folder, where_else
 from vpltool.json_text import parse_json
 from vpltool.names import leads_out
 
@@ -159,9 +156,10 @@ class Workspace:
         """
         found = header.inputs.get("classes", self.classes_identity)
         if found != self.classes_identity:
-            change = explain_change(self.path, "classes", found) or "their names differ"
+            change = changes.explain_change(self.path, "classes", found) or "their names differ"
             raise VplError(f"{where} was made with other classes than the workspace has: {change}",
-                           f"{UPDATE_HINT}{again(header)}, with `overwrite=True`, replaces it")
+                           f"{manifest.UPDATE_HINT}{manifest.again(header)}, with "
+                           "`overwrite=True`, replaces it")
 
     def class_name(self, index: int) -> str:
         """Return the name of a class index; 0 is the background."""
@@ -235,10 +233,10 @@ def open_workspace(path: Path) -> Workspace:
     Raises:
         VplError: it is missing or damaged; workspaces below the folder are named.
     """
-    check_folder(path)
+    whereabouts.check_folder(path)
     if not (path / "workspace.json").exists():
-        raise VplError(f"no workspace in {path.resolve()}", where_else(path))
-    content = read_json(path / "workspace.json", _PREPARE)
+        raise VplError(f"no workspace in {path.resolve()}", whereabouts.where_else(path))
+    content = storage.read_json(path / "workspace.json", _PREPARE)
     try:
         check_fields(content, _FIELDS, {"mask_values": NUMBER_OF, "normalise": TEXT,
                                          "encoder": TEXT})

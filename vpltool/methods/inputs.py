@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vpltool import formats
 from vpltool.errors import VplError
-from vpltool.formats import Header, OutputFolder, Photo, Workspace, identity_of_file
 from vpltool.lazy import Tensor, np, npt, torch
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vpltool.core.proposals import Proposals
     from vpltool.core.segmenter import SegmenterNetwork
     from vpltool.core.vit import Head
+    from vpltool.formats import Header, OutputFolder, Photo, Workspace
 
     Paint = Callable[[Workspace, Sequence[Photo]], tuple[list[Photo], list[OutputFolder]]]
 
@@ -138,7 +139,7 @@ class TrainedSegmenter:
     @functools.cached_property
     def identity(self) -> str:
         """Hash of the file."""
-        return identity_of_file(self.path)
+        return formats.identity_of_file(self.path)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from vpltool.lazy import Image, ImageFilter, np, npt
 IGNORED = 255
 """The label of pixels that belong to no class."""
 
-LINE_OPACITY = 0.7
-"""How much a contour covers the photo."""
+MAP_OPACITY, LABEL_OPACITY, LINE_OPACITY = 0.85, 0.55, 0.7
+"""How much a map of 1, a region and a contour cover the photo."""
 
 _INSIDE, _OUTSIDE = 254, 253
 """Labels that stand for the two lines of a contour, in a layer."""
@@ -30,13 +30,14 @@ def blend_maps(cams: npt.NDArray[np.float32], classes: Sequence[int], palette: S
     return colour, values.max(axis=0)
 
 
-def cam_layer(cams: npt.NDArray[np.float32], classes: Sequence[int], palette: Sequence[int],
-              opacity: float = 0.85) -> Image.Image:
+def cam_layer(cams: npt.NDArray[np.float32], classes: Sequence[int], palette: Sequence[int]
+              ) -> Image.Image:
     """Draw what `cams_over` puts over a photo, as RGBA of the maps' own size."""
     if not any(classes):
         return Image.new("RGBA", cams.shape[:0:-1] or (1, 1))
     colour, value = blend_maps(cams, classes, palette)
-    return Image.fromarray(np.dstack([colour, value * opacity * 255]).round().astype(np.uint8))
+    alpha = value * MAP_OPACITY * 255
+    return Image.fromarray(np.dstack([colour, alpha]).round().astype(np.uint8))
 
 
 def shown_as(label: int) -> int:
@@ -52,8 +53,7 @@ def as_bytes(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return table[labels]
 
 
-def label_layer(labels: npt.NDArray[np.uint8], palette: Sequence[int], opacity: float = 0.55
-                ) -> Image.Image:
+def label_layer(labels: npt.NDArray[np.uint8], palette: Sequence[int]) -> Image.Image:
     """Draw what `labels_over` puts over a photo, as an image with a palette of colours and alphas.
 
     Noise is smoothed where it would be all contour. Two labels stand for the contours; where all
@@ -61,7 +61,7 @@ def label_layer(labels: npt.NDArray[np.uint8], palette: Sequence[int], opacity: 
     """
     labels = as_bytes(labels)
     colours = colour_table(palette).astype(np.uint8)
-    alphas = np.full(256, round(opacity * 255), np.uint8)
+    alphas = np.full(256, round(LABEL_OPACITY * 255), np.uint8)
     alphas[0], colours[IGNORED] = 0, 255
     drawn, regions = labels, without_ignored(labels)
     if labels.size and regions.max() < min(_OUTSIDE, _INSIDE):

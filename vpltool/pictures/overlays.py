@@ -35,6 +35,9 @@ _INK, _GREY = (30, 33, 38), (222, 224, 227)
 _HEAT = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
 """Five stops from dark blue through magenta to yellow, with evenly rising brightness."""
 
+_HEAT_OPACITY = 0.6
+"""How much a map of 1 covers the photo, where one map is drawn by its value."""
+
 
 class SheetPanel(NamedTuple):
     """One panel of a sheet.
@@ -59,18 +62,18 @@ def fit_panel(photo: Rgb, width: int = PANEL_WIDTH) -> Rgb:
     return _scaled(photo, min(width / photo.shape[1], _TALLEST * width / photo.shape[0]))
 
 
-def heat_over(photo: Rgb, cam: npt.NDArray[np.float32], opacity: float = 0.6) -> Rgb:
+def heat_over(photo: Rgb, cam: npt.NDArray[np.float32]) -> Rgb:
     """Blend a map in [0, 1] of any size over a photo (H, W, 3); at 0 the photo is unchanged."""
     value = _map_at(cam, photo)
     stops = np.linspace(0, 1, len(_HEAT))
     colour = np.stack([np.interp(value, stops, channel) for channel in zip(*_HEAT, strict=True)],
                       axis=-1)
-    weight = opacity * (0.35 + 0.65 * value[..., None])
+    weight = _HEAT_OPACITY * (0.35 + 0.65 * value[..., None])
     return (photo * (1 - weight) + colour * weight).astype(np.uint8)
 
 
 def cams_over(photo: Rgb, cams: npt.NDArray[np.float32], classes: Sequence[int],
-              palette: Sequence[int], opacity: float = 0.85) -> Rgb:
+              palette: Sequence[int]) -> Rgb:
     """Blend the maps of several classes over a photo, each in the colour of its class.
 
     The photo becomes pale grey, like paper under ink: every colour in the picture is that of a
@@ -82,7 +85,6 @@ def cams_over(photo: Rgb, cams: npt.NDArray[np.float32], classes: Sequence[int],
         cams: maps in [0, 1] (classes, h, w), of any size.
         classes: index of each map's class. The map of 0, the background, is left out.
         palette: flat colours (r, g, b, r, g, b, …) of all class indices.
-        opacity: how much a map of 1 covers the photo.
     """
     grey = photo.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     paper = _DARKEST_PAPER + grey * (255 - _DARKEST_PAPER) / 255
@@ -90,12 +92,11 @@ def cams_over(photo: Rgb, cams: npt.NDArray[np.float32], classes: Sequence[int],
         return paper.astype(np.uint8)
     colour, value = layers.blend_maps(np.stack([_map_at(cam, photo) for cam in cams]), classes,
                                       palette)
-    weight = opacity * value[..., None]
+    weight = layers.MAP_OPACITY * value[..., None]
     return (paper * (1 - weight) + colour * weight).astype(np.uint8)
 
 
-def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int],
-                opacity: float = 0.55) -> Rgb:
+def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int]) -> Rgb:
     """Blend labels over a photo (H, W, 3), with a contour around each region.
 
     The contour is white inside the region and black outside, one pixel each: visible on any
@@ -106,7 +107,6 @@ def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int
         photo: pixels (H, W, 3).
         labels: class of each pixel (h, w); scaled to the photo's size.
         palette: flat colours (r, g, b, r, g, b, …) of all labels.
-        opacity: how much a region covers the photo.
     """
     if labels.shape != photo.shape[:2]:
         labels = np.asarray(Image.fromarray(labels).resize(photo.shape[1::-1],
@@ -114,7 +114,7 @@ def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int
     labels = layers.as_bytes(labels)
     table = layers.colour_table(palette)
     table[layers.IGNORED] = 255
-    weight = np.where(labels == 0, 0.0, opacity)[..., None]
+    weight = np.where(labels == 0, 0.0, layers.LABEL_OPACITY)[..., None]
     result = photo * (1 - weight) + table[labels] * weight
     smooth = Image.fromarray(layers.without_ignored(labels)).filter(ImageFilter.ModeFilter(3))
     border, inside = layers.contours(np.asarray(smooth))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console, formats
-from vpltool.core import agreement, uncertainty
+from vpltool.core import agreement
 from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.panels import columns_there
 from vpltool.errors import VplError
@@ -153,7 +153,7 @@ def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     if shown.kind == "predictions":
         folder = open_probabilities(workspace.path, shown.name, split, "`order='worst-tags'`")
         return lambda photo: (
-            uncertainty.mean_entropy(
+            agreement.mean_entropy(
                 folder.read_tensors(photo.id, "probabilities")["probabilities"])
             if folder.holds(photo.id) else 0.0)
     try:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -67,11 +69,30 @@ class FoundStage:
         getattr(self.module, "judge", lambda _result: None)(result)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """What a list of all stages says of one, read from its file without importing it.
+
+    Args:
+        order: of its `STAGE`.
+        panel: of its `STAGE`.
+        about: first paragraph of the docstring of `run`, in one line.
+    """
+
+    order: int
+    panel: str
+    about: str
+
+
 _PACKAGES = ("vpltool.stages", "vpltool.commands")
 
+_LISTED = re.compile(r'^STAGE = Stage\(\s*order=(\d+), panel="([^"]+)".*?'
+                     r'^def run\(.*?"""(.+?)(?:\n\n|""")', re.DOTALL | re.MULTILINE)
+"""How each file spells what is listed; a test compares it with what the file says when imported."""
 
-class _Stages(Mapping[str, FoundStage]):
-    """Name to stage. Looking one up imports its file alone; going through them imports all."""
+
+class Stages(Mapping[str, FoundStage]):
+    """Name to stage, in pipeline order. Looking one up imports its file alone."""
 
     def __init__(self) -> None:
         self._modules = {
@@ -86,17 +107,26 @@ class _Stages(Mapping[str, FoundStage]):
         return FoundStage(name, importlib.import_module(self._modules[name]))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._in_order)
+        return iter(self.listed)
 
     def __len__(self) -> int:
         return len(self._modules)
 
     @functools.cached_property
-    def _in_order(self) -> list[str]:
-        return sorted(self._modules, key=lambda name: self[name].stage.order)
+    def listed(self) -> Mapping[str, Listed]:
+        """Name to what a list says."""
+        found = {name: self._read(module) for name, module in self._modules.items()}
+        return dict(sorted(found.items(), key=lambda item: item[1].order))
+
+    def _read(self, module: str) -> Listed:
+        package, _, file = module.rpartition(".")
+        (folder,) = importlib.import_module(package).__path__
+        match = _LISTED.search(Path(folder, f"{file}.py").read_text("utf-8"))
+        assert match is not None, f"{module} spells its STAGE in another way"
+        return Listed(int(match[1]), match[2], " ".join(match[3].split()))
 
 
 @functools.cache
-def find_stages() -> Mapping[str, FoundStage]:
+def find_stages() -> Stages:
     """Name to stage of every file in these two folders, in pipeline order."""
-    return _Stages()
+    return Stages()

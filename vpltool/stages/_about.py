@@ -13,7 +13,7 @@ from typing import Any
 from vpltool import console
 from vpltool.core import segment
 from vpltool.core.metrics import Confusion, confusion, scores
-from vpltool.engine.segmenters import SegmenterFile
+from vpltool.engine import segmenters
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, open_input
 from vpltool.formats.atomic import atomic_path
@@ -51,7 +51,7 @@ def some_photos(workspace: Workspace, header: Header) -> tuple[list[Path], list[
     return lists[0], lists[1]
 
 
-def about_segmenter(workspace: Workspace, segmenter: SegmenterFile) -> dict[str, Any]:
+def about_segmenter(workspace: Workspace, segmenter: segmenters.SegmenterFile) -> dict[str, Any]:
     """What is known of a segmenter in its workspace; counts, and no name of a photo.
 
     Returns:
@@ -75,7 +75,8 @@ def about_segmenter(workspace: Workspace, segmenter: SegmenterFile) -> dict[str,
         {"calibration": calibration} if calibration else {})
 
 
-def _score(workspace: Workspace, segmenter: SegmenterFile, path: Path) -> dict[str, Any] | None:
+def _score(workspace: Workspace, segmenter: segmenters.SegmenterFile, path: Path
+           ) -> dict[str, Any] | None:
     """What a file of scores says of the present predictions of a segmenter; None: nothing."""
     try:
         found = read_json(path, "`eval()`")
@@ -174,7 +175,7 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
 def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]) -> Path:
     """Write the card beside a file: what it is, and how it was measured."""
     header = segmenter.header
-    lines = [f"# {path.name}", "", *sections(segmenter.classes, segmenter.about)]
+    lines = [f"# {path.name}", "", *sections(segmenter.about)]
     if found:
         own, torchs = found["seconds"]
         lines += [MEASURED, "", f"On {found['photos']} photos of the workspace, "

@@ -15,7 +15,7 @@ from vpltool.formats.header import Header, current_preset
 from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
 from vpltool.lazy import np, npt
-from vpltool.parallel.threads import in_threads
+from vpltool.parallel import threads
 
 WORST = 100
 """Photos that a report lists at most, the worst first."""
@@ -139,7 +139,7 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
 
     seen = []
     with console.progress("eval", len(photos)) as advance:
-        for entry in in_threads(read, photos, _THREADS):
+        for entry in threads.in_threads(read, photos, _THREADS):
             seen.append(entry)
             advance()
     return seen

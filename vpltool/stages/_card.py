@@ -55,11 +55,10 @@ _LIMITS = (
     "Scores are of photos like those that it was trained on.")
 
 
-def sections(classes: Sequence[str], about: Mapping[str, Any]) -> list[str]:
+def sections(about: Mapping[str, Any]) -> list[str]:
     """Write what a card says of training, scores, calibration and limits, as lines of Markdown.
 
     Args:
-        classes: names of the classes, the first is label 1.
         about: see `stages._about.about_segmenter`.
     """
     lines = []
@@ -125,5 +124,5 @@ def model_card(header: Header, repository: str, measured: Sequence[str] = ()) ->
         size=(f"longer sides are scaled down to {facts['max_side']} pixels" if facts["max_side"]
               else "are not scaled down"),
         options=f"{trained['command']}, {options}",
-        more="\n".join([*sections(classes, facts.get("about", {})), *measured, ""]),
+        more="\n".join([*sections(facts.get("about", {})), *measured, ""]),
         licence=licence, encoder_licence=facts["licence"]["clip"])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vpltool import options
 from vpltool.datasets.classes import read_classes
+from vpltool.engine import segmenters
 from vpltool.engine.groups import GroupSettings
-from vpltool.engine.segmenters import SegmenterFile, find_segmenter, open_segmenter
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, open_workspace
 from vpltool.methods.inputs import AUTO, parse_tile, side_of
@@ -59,7 +59,7 @@ class Chosen:
 
     workspace: Workspace
     settings: PredictSettings
-    segmenter: SegmenterFile
+    segmenter: segmenters.SegmenterFile
     named: Workspace
     temperature: float = 1.0
 
@@ -77,9 +77,10 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
     if choice.endswith(".safetensors") and not any(
             file.is_file() for file in (Path(choice), path / choice)):
         raise VplError(f"no segmenter at {choice}", "`export('bundle')` writes a portable one")
-    segmenter = open_segmenter(Path(choice)) if choice and Path(choice).is_file() else None
+    given = choice and Path(choice).is_file()
+    segmenter = segmenters.open_segmenter(Path(choice)) if given else None
     workspace = segmenter.workspace(path) if segmenter else open_workspace(path)
-    segmenter = segmenter or find_segmenter(workspace.path, choice)
+    segmenter = segmenter or segmenters.find_segmenter(workspace.path, choice)
     named = segmenter.named(workspace, read_classes(settings.classes).names
                             if settings.classes else ())
     if not segmenter.portable:
@@ -91,7 +92,8 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
                   _temperature(settings, segmenter, workspace.path))
 
 
-def _temperature(settings: PredictSettings, segmenter: SegmenterFile, work: Path) -> float:
+def _temperature(settings: PredictSettings, segmenter: segmenters.SegmenterFile, work: Path
+                 ) -> float:
     """The temperature of a segmenter; 1 where every pixel is labelled.
 
     Raises:

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.clip import encoders
-from vpltool.core import segmenter
-from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
-from vpltool.engine.headers import check_file, check_same_model
-from vpltool.engine.models import load_main
+from vpltool.core import joint, segmenter
+from vpltool.engine import checkpoints, headers, models
 from vpltool.engine.prototypes import class_rows, read_prototypes
 from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace
@@ -20,8 +18,7 @@ from vpltool.formats.shards import check_even
 from vpltool.methods import load_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
-from vpltool.parallel import ranks
-from vpltool.parallel.device import find_device
+from vpltool.parallel import device, ranks
 from vpltool.settings import warn_without_effect
 from vpltool.stages import _masks
 from vpltool.stages._fitting import TrainDecoderSettings, find_start, fit_segmenter, header_of
@@ -62,8 +59,8 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
         workspace, masks.ids, source=settings.source, features=settings.features,
         split=settings.split, reads=method.READS, layers=getattr(settings.of_method, "layers", ""),
         device=settings.device, precision="fp32")
-    encoder = frozen.encoder or load_main(workspace, find_device(settings.device))
-    check_same_model(encoder.identity, frozen.model, f"the encoder and {frozen.name}")
+    encoder = frozen.encoder or models.load_main(workspace, device.find_device(settings.device))
+    headers.check_same_model(encoder.identity, frozen.model, f"the encoder and {frozen.name}")
     _check_blocks(encoder, settings)
     network = method.build(SegmenterParts(frozen.layers, frozen.input_width, prototypes.rows,
                                           prototypes.class_index), settings.of_method)
@@ -71,16 +68,16 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
     first = _take_head(workspace, settings, network, frozen.model, target)
     side = _side_of(settings, frozen)
     header = _make_header(workspace, settings, masks, prototypes.path, frozen, ids, first, side)
-    if check_file(target, header, settings):
+    if headers.check_file(target, header, settings):
         return target
-    start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
-                            update=settings.update)
+    start = checkpoints.read_checkpoint(checkpoints.checkpoint_of(target), header,
+                                        overwrite=settings.overwrite, update=settings.update)
     _masks.check_masks(masks, workspace, [photos[key] for key in ids])
     warn_of_little([workspace.indices_of(photos[key]) for key in ids], workspace.classes)
     seen = [photos[key] for key in _masks.repeated(masks, ids, settings.corrected_times)]
     if first is None and not start.step:
         _fit_head(workspace, settings, network, masks, [photos[key] for key in ids], frozen, side)
-    train_both(_task(workspace, settings, header, target, network,
+    train_both(_task(settings, header, target, network,
                      PixelData(workspace, [Taught(photo, tagged=bool(photo.tags))
                                            for photo in seen], masks, encoder, side)), start)
     return target
@@ -122,7 +119,7 @@ def _take_head(workspace: Workspace, settings: TrainDecoderSettings,
     if start is None:
         return None
     path, other = start.path, start.network()
-    check_same_model(model, start.header.model, f"the features and {path}")
+    headers.check_same_model(model, start.header.model, f"the features and {path}")
     shapes = [{name: tuple(tensor.shape) for name, tensor in part.state_dict().items()
                if name.startswith("classifier.")} for part in (network, other)]
     if shapes[0] != shapes[1] or network.layers != other.layers or start.own_encoder:
@@ -140,7 +137,7 @@ def _fit_head(workspace: Workspace, settings: TrainDecoderSettings,
     """Compute the discriminant; each of several processes reads all photos, and has all of it."""
     data = TrainingData(workspace, masks, photos, frozen, network.reads_patches, side)
     fit_segmenter(load_method(SegmenterMethod, "discriminant"), network, data, settings,
-                  ranks.Ranks(0, 1, find_device(settings.device)))
+                  ranks.Ranks(0, 1, device.find_device(settings.device)))
 
 
 def _make_header(workspace: Workspace, settings: TrainDecoderSettings, masks: _masks.Masks,
@@ -154,13 +151,11 @@ def _make_header(workspace: Workspace, settings: TrainDecoderSettings, masks: _m
                                                workspace.normalise, side)))
 
 
-def _task(workspace: Workspace, settings: TrainDecoderSettings, header: Header, target: Path,
+def _task(settings: TrainDecoderSettings, header: Header, target: Path,
           network: segmenter.SegmenterNetwork, data: PixelData) -> JointTraining:
-    from vpltool.core.joint import JointSettings
-
     chosen: Any = settings.of_method
-    joint = JointSettings(blocks=chosen.blocks, rank=chosen.rank, average=chosen.average,
-                          doubt=chosen.doubt, lambda_tags=chosen.lambda_tags)
-    return JointTraining(header, target, network, data, steps_of(settings), joint,
+    taught = joint.JointSettings(blocks=chosen.blocks, rank=chosen.rank, average=chosen.average,
+                                 doubt=chosen.doubt, lambda_tags=chosen.lambda_tags)
+    return JointTraining(header, target, network, data, steps_of(settings), taught,
                          ("masks", "tags"), settings.device, settings.checkpoint_every,
                          settings.workers)

@@ -11,18 +11,16 @@ from vpltool import console, options
 from vpltool.core import segmenter, training
 from vpltool.core.grids import layers_of
 from vpltool.core.photos import fit_size, to_pixels
-from vpltool.engine.headers import check_same_model, make_header, relative_path
-from vpltool.engine.photos import read_known_photo, with_photo_files
-from vpltool.engine.segmenters import SegmenterFile, find_segmenter
+from vpltool.engine import headers, photos, segmenters
 from vpltool.errors import VplError
 from vpltool.formats import Header, JsonObject, Photo, Workspace
 from vpltool.formats.header import join_supervision
 from vpltool.lazy import torch
 from vpltool.methods import KINDS
 from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
+from vpltool.parallel import threads
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.ranks import Ranks
-from vpltool.parallel.threads import in_threads
 from vpltool.settings import setting
 from vpltool.stages import _masks
 from vpltool.stages._training_data import Frozen, TrainingData
@@ -148,7 +146,7 @@ def _check_training(settings: TrainDecoderSettings, network: segmenter.Segmenter
                        "embeddings to compare with the prototypes", "`lambda_rsc=0`")
 
 
-def take_weights(network: segmenter.SegmenterNetwork, start: SegmenterFile, name: str,
+def take_weights(network: segmenter.SegmenterNetwork, start: segmenters.SegmenterFile, name: str,
                  model: Mapping[str, str]) -> None:
     """Begin with the weights of another decoder; prototypes stay the network's own.
 
@@ -162,7 +160,7 @@ def take_weights(network: segmenter.SegmenterNetwork, start: SegmenterFile, name
         VplError: the other decoder is of another method, shape or CLIP.
     """
     path, other = start.path, start.network()
-    check_same_model(model, start.header.model, f"the prototypes and {path}")
+    headers.check_same_model(model, start.header.model, f"the prototypes and {path}")
     if start.method != name:
         raise VplError(f"{path} is of the method {start.method}", f"`method={start.method!r}`")
     own, found = ({key: tensor for key, tensor in part.state_dict().items()
@@ -177,7 +175,7 @@ def take_weights(network: segmenter.SegmenterNetwork, start: SegmenterFile, name
 
 
 def find_start(workspace: Workspace, settings: TrainDecoderSettings, target: Path
-               ) -> SegmenterFile | None:
+               ) -> segmenters.SegmenterFile | None:
     """Return the decoder that a training begins with; None: none is named.
 
     Raises:
@@ -185,7 +183,7 @@ def find_start(workspace: Workspace, settings: TrainDecoderSettings, target: Pat
     """
     if not settings.start:
         return None
-    start = find_segmenter(workspace.path, settings.start)
+    start = segmenters.find_segmenter(workspace.path, settings.start)
     if start.path.resolve() == target.resolve():
         raise VplError(f"`start={settings.start!r}` is the decoder that would be written",
                        "`name='NAME'` gives the new one another name")
@@ -213,15 +211,15 @@ def header_of(
     inputs: JsonObject = {
         **_masks.identities_of(masks, ids), "prototypes": prototypes,
         "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
-    header = make_header(
+    header = headers.make_header(
         workspace, "decoder", "train-decoder", settings,
         inputs=inputs | ({"features": frozen.features} if frozen.features else {})
         | ({"start": first} if first else {}),
         model=frozen.model, options=options, skip=skip)
     # The masks' identity is that of their bytes, not that of how they were made.
-    sources = {**header.sources, "masks": relative_path(masks.path, workspace.path)}
+    sources = {**header.sources, "masks": headers.relative_path(masks.path, workspace.path)}
     call = {name: value for name, value in header.call.items() if name != "masks"}
-    return with_photo_files(workspace, replace(
+    return photos.with_photo_files(workspace, replace(
         header, sources=sources, call=call, supervision=join_supervision(
             [header.supervision, _masks.supervision_by(masks, ids)])))
 
@@ -258,7 +256,7 @@ def _whole_photos(data: TrainingData, device: torch.device, workers: int
     def read(photo: Photo) -> LabelledPhoto:
         return (_read_pixels if data.frozen.features is None else _read_features)(data, photo)
 
-    for photo in in_threads(read, data.photos, workers):
+    for photo in threads.in_threads(read, data.photos, workers):
         if data.frozen.features is None:
             photo = _encoded(data, photo)
         yield replace(photo, labels=photo.labels.to(device),
@@ -283,7 +281,7 @@ def _read_features(data: TrainingData, photo: Photo) -> LabelledPhoto:
 def _read_pixels(data: TrainingData, photo: Photo) -> LabelledPhoto:
     """Read and scale a photo; in place of layers it has pixels (1, 3, H, W), which are encoded."""
     encoder = data.frozen.encoder
-    pixels = read_known_photo(data.workspace, photo)
+    pixels = photos.read_known_photo(data.workspace, photo)
     patch = encoder.vision.patch
     height, width = fit_size((pixels.shape[0], pixels.shape[1]), patch, max_side=data.max_side)
     grid = (height // patch, width // patch)

@@ -6,25 +6,20 @@ import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console, options
-from vpltool.core import group_training
+from vpltool.core import group_training, groups
 from vpltool.engine import checkpoints
 from vpltool.engine.groups import MEAN, STD, caption_tokenizer, clip_encoder
 from vpltool.formats import Header, JsonObject, Workspace, write_tensors
 from vpltool.lazy import Tensor, torch
+from vpltool.parallel import memory, signals
 from vpltool.parallel.device import find_precision, worker_count
-from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.parallel.ranks import Ranks
-from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import NoEffect, setting
 from vpltool.stages import _pairs
 from vpltool.stages._steps import Steps, follow_steps
 from vpltool.stages._tar_pairs import TarPairs, TarPlan, read_tar_steps
-
-if TYPE_CHECKING:
-    from vpltool.core.groups import GroupNetwork
 
 _LOSSES = ("pairs", "first", "second", "text")
 
@@ -216,7 +211,7 @@ class GroupRun:
                 lambda: _pairs.warn_of_broken(plan))
 
 
-def run_training(run: GroupRun, network: GroupNetwork, start: checkpoints.Start) -> None:
+def run_training(run: GroupRun, network: groups.GroupNetwork, start: checkpoints.Start) -> None:
     settings, process, training = run.settings, run.process, run.training
     network = network.to(process.device)
     optimizer = group_training.make_optimizer(network, training)
@@ -226,9 +221,9 @@ def run_training(run: GroupRun, network: GroupNetwork, start: checkpoints.Start)
     objective = process.share(group_training.Objective(
         network, training, group_training.Exchange(process.rank, process.gather, process.mean)))
     # The outermost: an interrupt in the last step comes when the groups are written.
-    with defer_interrupts() as interrupted:
+    with signals.defer_interrupts() as interrupted:
         with (contextlib.closing(run.batches(start.step)) as batches,
-              explain_out_of_memory(
+              memory.explain_out_of_memory(
                   f"{settings.batch_size} pairs of {settings.side}×{settings.side} pixels",
                   f"`batch_size={max(settings.batch_size // 2, 2)}, overwrite=True`")):
             curve = follow_steps(
@@ -242,7 +237,7 @@ def run_training(run: GroupRun, network: GroupNetwork, start: checkpoints.Start)
             checkpoints.checkpoint_of(run.target).unlink(missing_ok=True)
 
 
-def _write(run: GroupRun, network: GroupNetwork, curve: list[list[float]]) -> None:
+def _write(run: GroupRun, network: groups.GroupNetwork, curve: list[list[float]]) -> None:
     header = replace(run.header, facts={**run.header.facts, "curve": curve})
     write_tensors(run.target, header, network.state_dict())
     losses = [f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(

@@ -6,23 +6,20 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
-from vpltool.engine.checkpoints import Start, checkpoint_of, load_state
-from vpltool.engine.segmenters import TOWER
-from vpltool.formats import Header, write_tensors
+from vpltool.clip import stored_towers
+from vpltool.core import joint, segmenter, training
+from vpltool.engine import checkpoints, segmenters
+from vpltool.formats import Header
 from vpltool.formats.storage import without_loss
 from vpltool.lazy import torch
+from vpltool.parallel import signals
 from vpltool.parallel.device import find_device, find_precision, worker_count
-from vpltool.parallel.signals import defer_interrupts
+from vpltool.parallel.ranks import joined
 from vpltool.stages._pixel_data import PixelData, pixel_batches
-from vpltool.stages._steps import Steps, follow_steps, too_many_crops
-
-if TYPE_CHECKING:
-    from vpltool.core.joint import JointSettings
-    from vpltool.core.segmenter import SegmenterNetwork
-    from vpltool.core.training import StepSettings
+from vpltool.stages._steps import Steps, follow_steps, too_many_crops, write_trained
 
 FEW = 50
 """Photos below which a network with its encoder is said to have little to learn from."""
@@ -37,8 +34,8 @@ class JointTraining:
         target: that file.
         network: on the CPU, as it begins.
         data: what is learned from; with the encoder, which is changed.
-        training: the steps.
-        joint: what is trained and how.
+        steps: how they are taken.
+        settings: what is trained and how.
         names: of the losses.
         device: where.
         every: steps between two checkpoints.
@@ -47,74 +44,63 @@ class JointTraining:
 
     header: Header
     target: Path
-    network: SegmenterNetwork
+    network: segmenter.SegmenterNetwork
     data: PixelData
-    training: StepSettings
-    joint: JointSettings
+    steps: training.StepSettings
+    settings: joint.JointSettings
     names: Sequence[str]
     device: str
     every: int
     workers: int
 
 
-def train_both(task: JointTraining, start: Start) -> None:
+def train_both(task: JointTraining, start: checkpoints.Start) -> None:
     """Take the steps that are left, and write the averaged network with its encoder.
 
     Raises:
         VplError: a loss is not finite, or a photo cannot be read any more.
     """
-    from vpltool.core.joint import Pair, joint_optimizer, train_jointly
-    from vpltool.parallel.ranks import joined
-
     with (joined(task.device) as ranks,
-          defer_interrupts(every=ranks.count > 1) as interrupted):
+          signals.defer_interrupts(every=ranks.count > 1) as interrupted):
         tower = task.data.encoder.vision.float().to(ranks.device)
-        torch.manual_seed(task.training.seed)
-        pair = Pair(tower, task.network.to(ranks.device), task.joint)
-        optimizer = joint_optimizer(pair, task.training)
-        load_state(pair, optimizer, start.tensors)
+        torch.manual_seed(task.steps.seed)
+        pair = joint.Pair(tower, task.network.to(ranks.device), task.settings)
+        optimizer = joint.joint_optimizer(pair, task.steps)
+        checkpoints.load_state(pair, optimizer, start.tensors)
         data = replace(task.data, rank=ranks.rank, ranks=ranks.count)
-        with (contextlib.closing(pixel_batches(data, task.training, start.step,
+        with (contextlib.closing(pixel_batches(data, task.steps, start.step,
                                                workers=worker_count(task.workers))) as batches,
-              too_many_crops(task.training)):
+              too_many_crops(task.steps)):
             curve = follow_steps(
-                Steps(task.header, task.target, task.training.iterations, pair, optimizer,
+                Steps(task.header, task.target, task.steps.iterations, pair, optimizer,
                       task.names, task.every),
-                train_jointly(pair, optimizer, task.training, batches, start=start.step,
-                              group=ranks), start, ranks, interrupted)
+                joint.train_jointly(pair, optimizer, task.steps, batches, start=start.step,
+                                    group=ranks), start, ranks, interrupted)
         pair.finish()
         if ranks.rank == 0:
-            _write(task, pair, curve)
+            _write(task, curve)
 
 
-def _write(task: JointTraining, pair: object, curve: list[list[float]]) -> None:
-    from vpltool.clip.stored_towers import tower_config
-
+def _write(task: JointTraining, curve: list[list[float]]) -> None:
     encoder, network = task.data.encoder, task.network
     facts = {"config": network.config, "reads": list(network.reads),
-             "tower": tower_config(encoder.vision), "mean": list(encoder.mean),
+             "tower": stored_towers.tower_config(encoder.vision), "mean": list(encoder.mean),
              "std": list(encoder.std), "curve": curve}
-    write_tensors(task.target, replace(task.header, facts=task.header.facts | facts), {
+    write_trained(task.target, replace(task.header, facts=task.header.facts | facts), {
         **network.state_dict(),
-        **{f"{TOWER}{name}": without_loss(tensor)
-           for name, tensor in encoder.vision.state_dict().items()}})
-    checkpoint_of(task.target).unlink(missing_ok=True)
-    if curve:
-        console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
-            task.names, curve[0][1:], curve[-1][1:], strict=False)))
+        **{f"{segmenters.TOWER}{name}": without_loss(tensor)
+           for name, tensor in encoder.vision.state_dict().items()}}, curve, task.names)
 
 
-def steps_of(settings: Any) -> StepSettings:
+def steps_of(settings: Any) -> training.StepSettings:
     """How steps are taken, by the settings of `train-decoder` or `train-student`.
 
     The learning rate rises in a tenth of the steps, and in `WARMUP` at most.
     """
-    from vpltool.core.training import WARMUP, StepSettings
-
-    return StepSettings(
+    return training.StepSettings(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
         lr=settings.lr, power=settings.power, seed=settings.seed,
-        warmup=max(1, min(WARMUP, settings.iters // 10)),
+        warmup=max(1, min(training.WARMUP, settings.iters // 10)),
         precision=find_precision("bf16", find_device(settings.device), console.warn)
         if settings.precision == "bf16" else torch.float32)
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpltool import console, formats
-from vpltool.engine import corrected_masks
-from vpltool.engine.features import BEST_FIRST
+from vpltool.engine import corrected_masks, features
 from vpltool.engine.photos import check_current
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Photo, Workspace
@@ -16,7 +15,7 @@ from vpltool.formats.corrections import corrections_of
 from vpltool.formats.header import join_supervision
 from vpltool.formats.manifest import MANIFEST
 from vpltool.lazy import np, npt
-from vpltool.parallel.threads import in_threads
+from vpltool.parallel import threads
 
 _THREADS = 8
 """Threads that read masks: decoding a PNG lets others run."""
@@ -79,7 +78,7 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
 def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[str]) -> Masks:
     try:
         found = formats.find_folder(workspace.path, ("masks",), choice, split, ("masks",),
-                                    f"`crf(split={split!r})`", preferred=BEST_FIRST)
+                                    f"`crf(split={split!r})`", preferred=features.BEST_FIRST)
     except VplError:
         for folder in (Path(choice), workspace.path / choice) if choice else ():
             if folder.is_dir() and not (folder / MANIFEST).exists():
@@ -110,8 +109,8 @@ def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
 def content_identity(folder: Path, ids: Iterable[str]) -> str:
     """Hash the bytes of the masks in a folder, so that those corrected by hand are other ones."""
     there = [key for key in ids if (folder / f"{key}.png").exists()]
-    hashes = in_threads(lambda key: formats.identity_of_file(folder / f"{key}.png"), there,
-                        _THREADS)
+    hashes = threads.in_threads(lambda key: formats.identity_of_file(folder / f"{key}.png"), there,
+                                _THREADS)
     return formats.identity_of_many(dict(zip(there, hashes, strict=True)))
 
 
@@ -170,7 +169,7 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
 
     with console.progress(f"check {masks.name}", len(photos)) as advance:
         untagged = []
-        for photo, odd in zip(photos, in_threads(check, photos, _THREADS), strict=True):
+        for photo, odd in zip(photos, threads.in_threads(check, photos, _THREADS), strict=True):
             if odd:
                 untagged.append(photo.id)
             advance()

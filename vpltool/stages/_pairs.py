@@ -13,7 +13,7 @@ from vpltool.core.photos import describe_failure, read_photo
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Workspace
 from vpltool.lazy import Image, Tensor, np, npt, torch
-from vpltool.parallel.threads import in_threads
+from vpltool.parallel import threads
 
 _TOLD = 5
 """Photos that cannot be read and are named; all are counted."""
@@ -143,7 +143,7 @@ def read_steps(plan: Plan, start: int, *, workers: int, pinned: bool) -> Iterato
         return ReadPairs(pixels.pin_memory() if pinned else pixels,
                          [caption for _, caption in parts])
 
-    return in_threads(make, range(start, plan.iterations), workers)
+    return threads.in_threads(make, range(start, plan.iterations), workers)
 
 
 def _read_one(plan: Plan, position: int) -> tuple[Tensor, str]:

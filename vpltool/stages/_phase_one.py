@@ -13,14 +13,13 @@ from vpltool.core import aligned_space
 from vpltool.core.gap import Gap
 from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
+from vpltool.engine import gap_regions, prototypes
 from vpltool.engine.features import SEEDING, find_cams
-from vpltool.engine.gap_regions import read_maps
 from vpltool.engine.photos import photos_with
-from vpltool.engine.prototypes import OF_TAGS, Prototypes, check_fits, read_patches, read_prototypes
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel.memory import explain_out_of_memory
+from vpltool.parallel import memory
 from vpltool.parallel.ranks import Ranks
 from vpltool.settings import NoEffect, setting
 
@@ -77,21 +76,21 @@ class PixelSettings(options.WholeSplit, shared=True):
     seed: int = options.seed()
 
 
-def read_start(workspace: Workspace, choice: str, features: InputFolder) -> Prototypes:
+def read_start(workspace: Workspace, choice: str, features: InputFolder) -> prototypes.Prototypes:
     """Read the rows that others are made from: those of the text, or of tags.
 
     Raises:
         VplError: as `read_text`.
     """
-    if Path(choice).stem != OF_TAGS:
+    if Path(choice).stem != prototypes.OF_TAGS:
         return read_text(workspace, choice, features)
-    found = read_prototypes(workspace, choice)
-    check_fits(features, found)
+    found = prototypes.read_prototypes(workspace, choice)
+    prototypes.check_fits(features, found)
     return found
 
 
 def read_text(workspace: Workspace, choice: str, features: InputFolder, *, aligned: bool = True
-              ) -> Prototypes:
+              ) -> prototypes.Prototypes:
     """Read text prototypes by NAME or path; features of the same CLIP will be compared with them.
 
     Args:
@@ -103,12 +102,12 @@ def read_text(workspace: Workspace, choice: str, features: InputFolder, *, align
     Raises:
         VplError: they are not there, of other classes or another CLIP, or come from photos.
     """
-    found = read_prototypes(workspace, choice, aligned=aligned)
+    found = prototypes.read_prototypes(workspace, choice, aligned=aligned)
     space = found.header.facts.get("space", "text")
     if space not in TEXT_SPACES:
         raise VplError(f"{found.path} holds {space} prototypes, and text prototypes are needed",
                        "`text='text'`, which `text_prototypes()` makes")
-    check_fits(features, found)
+    prototypes.check_fits(features, found)
     return found
 
 
@@ -160,7 +159,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     seen = count = 0
     with console.progress("read features", len(mine)) as advance:
         for number, key in mine:
-            patches = read_patches(features, key, space)
+            patches = prototypes.read_patches(features, key, space)
             all_of_it = len(patches)
             patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
             seen += all_of_it
@@ -218,7 +217,7 @@ def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolde
     """Give those of a photo's patches that count (N, dim), and their labels (N,)."""
     if maps is None:
         return patches, torch.full((len(patches),), UNSURE)
-    cam = read_maps(maps, features, key, len(patches))
+    cam = gap_regions.read_maps(maps, features, key, len(patches))
     if settings.pixels == "regions":
         regions, labels = region_features(patches, cam["cam"], cam["classes"])
         # Where a map is empty there is no region.
@@ -241,7 +240,7 @@ def sample_pixels(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple
 
 def memory_for(count: int) -> AbstractContextManager[None]:
     """Say which setting to lower where the memory does not suffice for so many pixels."""
-    return explain_out_of_memory(f"{count} pixels", f"`max_pixels={max(count // 2, 1)}`")
+    return memory.explain_out_of_memory(f"{count} pixels", f"`max_pixels={max(count // 2, 1)}`")
 
 
 def facts_of(workspace: Workspace, pool: Pixels, text: tuple[Tensor, Tensor], rows: Tensor,

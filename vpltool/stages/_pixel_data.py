@@ -12,7 +12,7 @@ from vpltool.engine.photos import naming_photo, read_known_photo
 from vpltool.formats import InputFolder, Photo, Workspace
 from vpltool.formats.kinds import IGNORE
 from vpltool.lazy import F, Tensor, np, torch
-from vpltool.parallel.threads import in_threads
+from vpltool.parallel import threads
 from vpltool.stages._masks import Masks
 from vpltool.stages._training_data import cut_pixels, normalised_crops
 
@@ -75,8 +75,8 @@ def pixel_batches(data: PixelData, settings: training.StepSettings, start: int, 
         start: first step.
         workers: threads that make the next ones meanwhile; 0: none.
     """
-    yield from in_threads(lambda step: _batch(data, settings, step),
-                          range(start, settings.iterations), workers)
+    yield from threads.in_threads(lambda step: _batch(data, settings, step),
+                                  range(start, settings.iterations), workers)
 
 
 def _batch(data: PixelData, settings: training.StepSettings, step: int) -> joint.PixelBatch:

@@ -12,10 +12,9 @@ from vpltool.core import segment
 from vpltool.core.classes import label_type
 from vpltool.core.temperature import tempered
 from vpltool.core.tiles import spans
-from vpltool.engine.headers import check_file, make_header, relative_path
-from vpltool.engine.tiles import TiledSegmenter
+from vpltool.engine import headers, tiles
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import Header, InputFolder, describe, write_labels
+from vpltool.formats import Header, InputFolder, JsonObject, describe, write_labels
 from vpltool.formats.kinds import IGNORE, place
 from vpltool.formats.labels import read_labels
 from vpltool.formats.rasters import (
@@ -62,7 +61,7 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
     check_alike(scenes)
     outs = _outs(work, paths)
     todo = [(scene, out, header) for scene, out in zip(scenes, outs, strict=True)
-            if not check_file(out, header := _header(work, scene), settings)]
+            if not headers.check_file(out, header := _header(work, scene), settings)]
     failed: dict[str, str] = {}
     tiled = _load(work) if todo else None
     for scene, out, header in todo:
@@ -103,16 +102,17 @@ def _header(work: Chosen, scene: Scene) -> Header:
     segmenter = work.segmenter
     inputs: dict[str, InputFolder | Path | str] = {
         segmenter.role: segmenter.path, "classes": work.named.classes_identity, "scene": scene.path}
-    header = make_header(work.workspace, "scenes", "predict", work.settings, inputs=inputs,
-                         model=segmenter.header.model, options={"scales": work.settings.factors} | (
-                             {"temperature": work.temperature} if work.settings.abstain else {}),
-                         skip=(*segmenter.unused, "split", "source"))
+    options: JsonObject = {"scales": work.settings.factors} | (
+        {"temperature": work.temperature} if work.settings.abstain else {})
+    header = headers.make_header(work.workspace, "scenes", "predict", work.settings, inputs=inputs,
+                                 model=segmenter.header.model, options=options,
+                                 skip=(*segmenter.unused, "split", "source"))
     sources = {name: path for name, path in header.sources.items() if name != "scene"}
     return replace(header, sources=sources | {
-        "images": relative_path(scene.path, work.workspace.path)})
+        "images": headers.relative_path(scene.path, work.workspace.path)})
 
 
-def _load(work: Chosen) -> TiledSegmenter:
+def _load(work: Chosen) -> tiles.TiledSegmenter:
     settings = work.settings
     if max(settings.factors) != 1:
         raise VplError(f"`scales={settings.scales!r}`: a GeoTIFF is seen at its own size",
@@ -123,7 +123,7 @@ def _load(work: Chosen) -> TiledSegmenter:
     return tiled
 
 
-def _predict(work: Chosen, tiled: TiledSegmenter, scene: Scene, out: Path, header: Header
+def _predict(work: Chosen, tiled: tiles.TiledSegmenter, scene: Scene, out: Path, header: Header
              ) -> None:
     """Predict a scene row of tiles by row of tiles, and join the rows."""
     grid = tiled.grid(scene.size)
@@ -157,7 +157,7 @@ def _is_of(file: Path, header: Header) -> bool:
     return found is not None and found.config_hash == header.config_hash
 
 
-def _rows(work: Chosen, tiled: TiledSegmenter, scene: Scene, done: int, tops: Sequence[int]
+def _rows(work: Chosen, tiled: tiles.TiledSegmenter, scene: Scene, done: int, tops: Sequence[int]
           ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Yield the labels (h, W) of each row of tiles that is left, with its number.
 

@@ -13,10 +13,10 @@ from vpltool.core import segmenter
 from vpltool.core import training as learning
 from vpltool.engine import checkpoints
 from vpltool.errors import VplError
-from vpltool.formats import Header
-from vpltool.lazy import torch
+from vpltool.formats import Header, write_tensors
+from vpltool.lazy import Tensor, torch
+from vpltool.parallel import memory
 from vpltool.parallel.device import worker_count
-from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.parallel.ranks import Ranks
 from vpltool.stages._fitting import TrainDecoderSettings
 from vpltool.stages._training_data import TrainingData, crop_batches
@@ -60,7 +60,7 @@ def take_steps(run: Training, network: segmenter.SegmenterNetwork, start: checkp
 
 def too_many_crops(training: learning.StepSettings) -> contextlib.AbstractContextManager[None]:
     """Say what to do where the crops of a step do not fit into memory."""
-    return explain_out_of_memory(
+    return memory.explain_out_of_memory(
         f"{training.batch_size} crops of {training.crop}×{training.crop} patches",
         f"`batch_size={max(training.batch_size // 2, 1)}, overwrite=True`, or "
         f"`crop={max(training.crop // 2, 2)}, overwrite=True`")
@@ -144,6 +144,24 @@ def follow_steps(work: Steps, records: Iterable[learning.StepRecord], start: che
                     raise KeyboardInterrupt
             advance(text=text)
     return curve
+
+
+def write_trained(target: Path, header: Header, tensors: Mapping[str, Tensor],
+                  curve: Sequence[Sequence[float]], names: Sequence[str]) -> None:
+    """Write what was trained, delete its checkpoint, and say how the losses fell.
+
+    Args:
+        target: the file.
+        header: of the file.
+        tensors: of the file.
+        curve: see `follow_steps`.
+        names: of the losses; the curve may have the first of them only.
+    """
+    write_tensors(target, header, tensors)
+    checkpoints.checkpoint_of(target).unlink(missing_ok=True)
+    if curve:
+        console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
+            names, curve[0][1:], curve[-1][1:], strict=False)))
 
 
 def _read_losses(records: Sequence[learning.StepRecord], checkpoint: Path, good: int

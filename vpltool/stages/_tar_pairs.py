@@ -22,7 +22,7 @@ from vpltool.datasets.webdataset import (
 from vpltool.errors import VplError
 from vpltool.formats.header import identity_of_many
 from vpltool.lazy import Tensor, np, torch
-from vpltool.parallel.threads import in_threads
+from vpltool.parallel import threads
 from vpltool.stages._pairs import Cut, ReadPairs, cut_photo
 
 _ROOM = 1 << 28
@@ -221,7 +221,7 @@ def read_tar_steps(plan: TarPlan, start: int, *, workers: int, pinned: bool
     step, broken = start, 0
     if start >= plan.iterations:
         return
-    for made, cursor in in_threads(partial(_decode, plan), pairs, workers):
+    for made, cursor in threads.in_threads(partial(_decode, plan), pairs, workers):
         if isinstance(made, Flaw):
             broken += made.what == UNREAD
             if cursor.epoch == epoch:

@@ -11,15 +11,15 @@ from vpltool import console
 from vpltool.core import training
 from vpltool.core.grids import layers_of
 from vpltool.core.photos import fit_size, photo_size
+from vpltool.engine import models
 from vpltool.engine.features import open_features, parse_layers, parse_numbers
-from vpltool.engine.models import load_main
 from vpltool.engine.photos import check_current, naming_photo, read_known_photo
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import Image, Tensor, np, npt, torch
+from vpltool.parallel import threads
 from vpltool.parallel.device import find_device, find_precision
-from vpltool.parallel.threads import in_threads
 from vpltool.stages._masks import Masks
 
 _WHOLE = 1024
@@ -85,7 +85,7 @@ def frozen_layers(
 
     on = find_device(device)
     dtype = find_precision(precision, on, console.warn)
-    encoder = load_main(workspace, on)
+    encoder = models.load_main(workspace, on)
     encoder.vision.to(dtype)
     wanted = tuple(parse_layers(layers, encoder.vision.depth)) if "layers" in reads else ()
     return Frozen("photos", workspace.main_encoder, wanted, encoder.vision.width if wanted else 0,
@@ -197,7 +197,7 @@ def crop_batches(data: TrainingData, settings: training.StepSettings, start: int
         batch = cut(data, settings, iteration)
         return batch.pin_memory() if device.type == "cuda" else batch
 
-    batches = in_threads(make, range(start, settings.iterations), workers)
+    batches = threads.in_threads(make, range(start, settings.iterations), workers)
     yield from batches if data.frozen.features is not None else _encoded(data, batches)
 
 

@@ -14,7 +14,7 @@ from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.whereabouts import short_path
 from vpltool.lazy import np, npt
-from vpltool.parallel.threads import in_threads
+from vpltool.parallel import threads
 
 _FEW = 0.1
 """Share of true masks with a class that is no tag of theirs up to which tags are incomplete."""
@@ -106,5 +106,5 @@ def check_truth(workspace: Workspace, photos: Iterable[Photo]) -> None:
             return
         read_truth(workspace, photo, size)
 
-    for _ in in_threads(check, photos, min(8, os.cpu_count() or 1)):
+    for _ in threads.in_threads(check, photos, min(8, os.cpu_count() or 1)):
         pass

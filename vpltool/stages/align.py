@@ -11,19 +11,14 @@ from vpltool import console, options
 from vpltool.core import aligned_space, alignment
 from vpltool.core.gap import modality_gap
 from vpltool.core.seeds import region_weights
-from vpltool.engine import checkpoints
+from vpltool.engine import checkpoints, gap_regions, headers, models, photos
 from vpltool.engine.features import check_kept, open_features
-from vpltool.engine.gap_regions import read_maps
-from vpltool.engine.headers import check_file
-from vpltool.engine.models import check_words
-from vpltool.engine.photos import photos_with
 from vpltool.engine.prototypes import Prototypes, patch_source, split_header
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, write_tensors
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel.device import find_device
-from vpltool.parallel.signals import defer_interrupts
+from vpltool.parallel import device, signals
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
@@ -111,7 +106,7 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     Raises:
         VplError: an input is missing or does not fit the others, or there are too few tags.
     """
-    check_words(workspace)
+    models.check_words(workspace)
     warn_without_effect(settings)
     features = open_features(workspace, settings.features, settings.split)
     check_kept(features, ["patches"])
@@ -120,7 +115,7 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     header = split_header(workspace, "align", settings, features, text=text, cams=maps,
                                tags=workspace.tags_identity(settings.split))
     target = settings.out or place(workspace.path, "prototypes", "aligned")
-    if not check_file(target, header, settings):
+    if not headers.check_file(target, header, settings):
         start = checkpoints.read_checkpoint(
             checkpoints.checkpoint_of(target), replace(header, kind="alignment"),
             overwrite=settings.overwrite,
@@ -139,7 +134,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     Raises:
         VplError: no photo has a tag, fewer than two classes have a region, or a photo is missing.
     """
-    ids = list(photos_with(workspace, settings.split, settings.limit, features, maps).ids)
+    ids = list(photos.photos_with(workspace, settings.split, settings.limit, features, maps).ids)
     _check_tags(workspace, settings, ids)
     ids, share = _phase_one.pixels_per_photo(ids, settings.max_pixels)
     low = settings.phi_background if settings.background == "regions" else None
@@ -148,7 +143,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     with console.progress("read features", len(ids)) as advance:
         for number, key in enumerate(ids):
             patches = features.read_tensors(key, "patches")["patches"]
-            cam = read_maps(maps, features, key, len(patches))
+            cam = gap_regions.read_maps(maps, features, key, len(patches))
             weights, class_of = region_weights(cam["cam"], cam["classes"], settings.phi, low)
             patches, weights = _phase_one.sample_pixels(patches, weights.T, share,
                                                         settings.seed * 1_000_003 + number)
@@ -164,7 +159,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     _check_regions(workspace, {*classes} - {0}, maps, settings.phi)
     console.note(f"{len(counts)} regions of {len(ids)} photos, {held} patches")
     embeddings = torch.nn.functional.normalize(torch.cat(pixels).float(), dim=-1)
-    return alignment.Regions(embeddings.to(find_device(settings.device, double=True)),
+    return alignment.Regions(embeddings.to(device.find_device(settings.device, double=True)),
                              torch.cat([pixel for pixel, _ in entries]),
                              torch.cat([weight for _, weight in entries]), torch.tensor(counts),
                              torch.tensor(classes))
@@ -252,7 +247,7 @@ def _align(task: _Run, start: checkpoints.Start) -> None:
     curve, recent = start.curve, start.recent
     rule = checkpoints.CheckpointRule(task.settings.checkpoint_every)
     # The outermost: an interrupt in the last step comes when the result is written.
-    with defer_interrupts() as interrupted:
+    with signals.defer_interrupts() as interrupted:
         with console.progress(f"align {task.target.stem}", steps - start.step) as advance:
             for record in alignment.train(aligner, optimizer, task.regions, training,
                                           start=start.step):

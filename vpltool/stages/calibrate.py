@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.temperature import Sample, fit_temperature, kept_at, spread
-from vpltool.engine.segmenters import find_segmenter
+from vpltool.engine import segmenters
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
 from vpltool.formats.kinds import place
@@ -56,7 +56,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
         VplError: there are no probabilities, or they are of an earlier segmenter; or no photo is
             tagged.
     """
-    segmenter = find_segmenter(workspace.path, settings.decoder)
+    segmenter = segmenters.find_segmenter(workspace.path, settings.decoder)
     workspace.check_classes(segmenter.header, segmenter.path)
     if segmenter.header.options.get("split") == settings.split:
         console.warn(f"the segmenter was trained on the photos of `{settings.split}`: it is less "

@@ -10,9 +10,7 @@ from typing import Any
 from vpltool import console, options
 from vpltool.core.crf import labels_at, to_labels
 from vpltool.core.photos import describe_failure, photo_size
-from vpltool.engine.given import Given, open_given
-from vpltool.engine.photo_work import Failed, Made, run_batches
-from vpltool.engine.scored import Job, Read, ReadBatch, Scores, read_scored, refined_in_tiles
+from vpltool.engine import given, photo_work, scored
 from vpltool.errors import is_out_of_memory
 from vpltool.formats import Header, OutputFolder, Workspace
 from vpltool.formats.kinds import place
@@ -20,11 +18,10 @@ from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import ScoredPhoto
 from vpltool.methods.interfaces import LabelRefiner
+from vpltool.parallel import memory, threads
 from vpltool.parallel.batches import bucketed
 from vpltool.parallel.device import find_device, worker_count
-from vpltool.parallel.memory import physical_memory
 from vpltool.parallel.processes import run_jobs
-from vpltool.parallel.threads import in_threads, read_ahead
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
 
@@ -92,44 +89,45 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     method = load_method(LabelRefiner, settings.method)
-    given = open_given(workspace, settings, ("photo", *method.READS), ("what",))
-    source = given.folder("what")
+    opened = given.open_given(workspace, settings, ("photo", *method.READS), ("what",))
+    source = opened.folder("what")
     if source.kind != "cams":
-        given = given.without_effect({"alpha": "predictions have a background",
-                                      "confidence": "predictions keep every pixel"})
-    proposals = given.folder("proposals") if given.reads("proposals") else None
+        opened = opened.without_effect({"alpha": "predictions have a background",
+                                        "confidence": "predictions keep every pixel"})
+    proposals = opened.folder("proposals") if opened.reads("proposals") else None
     if proposals:
-        given = given.without_effect({"tile": "proposals are of whole photos"})
-    folders = _folders(given, settings, method)
+        opened = opened.without_effect({"tile": "proposals are of whole photos"})
+    folders = _folders(opened, settings, method)
     confidences = [header.options.get("confidence", 0.0) for header in folders.values()]
-    scores = Scores(source, settings.alpha, settings.max_side, workspace.classes, proposals,
-                    0 if proposals else settings.tile)
+    scores = scored.Scores(source, settings.alpha, settings.max_side, workspace.classes, proposals,
+                           0 if proposals else settings.tile)
 
-    def start(todo: list[str]) -> Iterator[Made]:
+    def start(todo: list[str]) -> Iterator[photo_work.Made]:
         tags = {photo.id: photo.tags for photo in workspace.photos(settings.split)}
         # Values, not settings: a worker process must find the method's file before it knows its
         # class.
         task = _Task(scores, settings.method, values_of(settings.of_method or Settings()),
                      settings.device, tuple(confidences), 1 + max(len(tags[key]) for key in todo))
-        return _start(task, settings, list(given.paths(todo).items()))
+        return _start(task, settings, list(opened.paths(todo).items()))
 
     def write(output: OutputFolder, key: str, made: list[npt.NDArray[np.uint8]]) -> None:
         output.write_labels(key, made[list(folders).index(output.path)])
 
-    return given.make(f"crf {source.name} {settings.split}", folders, start, write=write)
+    return opened.make(f"crf {source.name} {settings.split}", folders, start, write=write)
 
 
-def _folders(given: Given, settings: CrfSettings, method: LabelRefiner) -> dict[Path, Header]:
+def _folders(opened: given.Given, settings: CrfSettings, method: LabelRefiner
+             ) -> dict[Path, Header]:
     """Where the results go, and their headers; the masks to train on come first."""
-    work, name, split = given.workspace.path, given.folder("what").name, settings.split
+    work, name, split = opened.workspace.path, opened.folder("what").name, settings.split
     options = method.recorded(settings.of_method)
-    if given.folder("what").kind != "cams":
+    if opened.folder("what").kind != "cams":
         return {settings.out or place(work, "predictions", f"{name}-crf", split):
-                given.header("predictions", "crf", options=options)}
+                opened.header("predictions", "crf", options=options)}
     # The one that is asked for; else the method's own, CLIP-ES's if it has none.
     options["confidence"] = (method.CONFIDENCE if settings.confidence is None
                              else settings.confidence)
-    header = given.header("masks", "crf", options=options)
+    header = opened.header("masks", "crf", options=options)
     out = settings.out or place(work, "masks", name, split)
     full = (out.parent / f"{out.name}-full" if settings.out
             else place(work, "masks", f"{name}-full", split))
@@ -140,7 +138,7 @@ def _folders(given: Given, settings: CrfSettings, method: LabelRefiner) -> dict[
 class _Task:
     """What each worker needs to know; sent to it once."""
 
-    scores: Scores
+    scores: scored.Scores
     method: str
     values: Mapping[str, Any]
     device: str
@@ -173,8 +171,8 @@ class _Worker:
 _worker: list[_Worker] = []
 
 
-def _start(task: _Task, settings: CrfSettings, jobs: Sequence[Job]
-           ) -> Iterator[Made]:
+def _start(task: _Task, settings: CrfSettings, jobs: Sequence[scored.Job]
+           ) -> Iterator[photo_work.Made]:
     """Check that the method can run here; the result yields labels, one for each confidence."""
     worker = _Worker.of(task)
     if worker.device.type != "cpu":
@@ -186,21 +184,21 @@ def _start(task: _Task, settings: CrfSettings, jobs: Sequence[Job]
     if worker.method.frees_lock(worker.settings, worker.device):
         # Threads are there at once, where a process imports torch first.
         _worker[:] = [worker]
-        return in_threads(_one_photo, jobs, count if count > 1 else 0)
+        return threads.in_threads(_one_photo, jobs, count if count > 1 else 0)
     return run_jobs(_one_photo, jobs, count, _begin_worker, task)
 
 
-def _warn_of_memory(worker: _Worker, jobs: Sequence[Job], processes: int) -> None:
+def _warn_of_memory(worker: _Worker, jobs: Sequence[scored.Job], processes: int) -> None:
     """Warn if the largest photos may not fit into the memory, all processes together."""
-    def needed(job: Job) -> int:
+    def needed(job: scored.Job) -> int:
         try:
             size = worker.task.scores.size_at_once(photo_size(job[1]))
         except OSError:
             return 0
         return worker.method.memory_of(worker.settings, worker.device, size, worker.task.labels)
 
-    needs = sorted(in_threads(needed, jobs, _THREADS))[-processes:]
-    if sum(needs) > 0.8 * physical_memory():
+    needs = sorted(threads.in_threads(needed, jobs, _THREADS))[-processes:]
+    if sum(needs) > 0.8 * memory.physical_memory():
         console.warn(f"the largest photos need about {needs[-1] / 1e9:.1f} GB each, and "
                      f"{len(needs)} are processed at a time; if that is too much, "
                      "`workers=1` or `max_side=1024`")
@@ -214,31 +212,32 @@ def _begin_worker(task: _Task) -> None:
     _worker[:] = [_Worker.of(task)]
 
 
-def _one_photo(job: Job) -> Made:
+def _one_photo(job: scored.Job) -> photo_work.Made:
     """Refine the labels of a photo, in a worker process or thread."""
-    return _solve(_worker[0], [read_scored(_worker[0].task.scores, job)])[0]
+    return _solve(_worker[0], [scored.read_scored(_worker[0].task.scores, job)])[0]
 
 
-def _run_batches(worker: _Worker, jobs: Sequence[Job], size: int) -> Iterator[Made]:
+def _run_batches(worker: _Worker, jobs: Sequence[scored.Job], size: int
+                 ) -> Iterator[photo_work.Made]:
     """Do the jobs on a device, photos of one size and number of labels together."""
-    read = (read_scored(worker.task.scores, job) for job in jobs)
+    read = (scored.read_scored(worker.task.scores, job) for job in jobs)
     alike = bucketed(read, lambda photo: (photo.scored.scores.shape, photo.stored is None), size)
-    batches = read_ahead(map(ReadBatch, alike))
-    return run_batches(batches, lambda batch: _solve(worker, batch.photos),
-                       lambda _: _LOWER)
+    batches = threads.read_ahead(map(scored.ReadBatch, alike))
+    return photo_work.run_batches(batches, lambda batch: _solve(worker, batch.photos),
+                                  lambda _: _LOWER)
 
 
 _LOWER = "try `device='cpu', workers=1`, or `max_side=1024`"
 
 
-def _solve(worker: _Worker, batch: Sequence[Read]) -> list[Made]:
+def _solve(worker: _Worker, batch: Sequence[scored.Read]) -> list[photo_work.Made]:
     """Refine the labels of photos of one size and number of labels.
 
     Raises:
         RuntimeError: the memory does not suffice for so many; for a single one it is its result.
     """
     if batch[0].failure:
-        return [(read.key, Failed(read.failure)) for read in batch]
+        return [(read.key, photo_work.Failed(read.failure)) for read in batch]
     try:
         if batch[0].stored:
             return [(read.key, _in_tiles(worker, read)) for read in batch]
@@ -248,7 +247,7 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[Made]:
             read = batch[0]
             reason = (f"out of memory with {read.each} of {read.path.name}; {_LOWER}"
                       if is_out_of_memory(error) else describe_failure(read.path, error))
-            return [(read.key, Failed(reason))]
+            return [(read.key, photo_work.Failed(reason))]
         if is_out_of_memory(error):
             raise
         # One of them is to blame.
@@ -258,11 +257,11 @@ def _solve(worker: _Worker, batch: Sequence[Read]) -> list[Made]:
             for read, field in zip(batch, marginals, strict=True)]
 
 
-def _in_tiles(worker: _Worker, read: Read) -> list[npt.NDArray[np.uint8]]:
+def _in_tiles(worker: _Worker, read: scored.Read) -> list[npt.NDArray[np.uint8]]:
     """Labels of a large photo, one for each confidence; memory is that of a row of tiles."""
     rows = [[to_labels(field, read.classes, confidence) for confidence in worker.task.confidences]
-            for field in refined_in_tiles(read, worker.task.scores.tile,
-                                          lambda photo: _marginals(worker, [photo])[0])]
+            for field in scored.refined_in_tiles(read, worker.task.scores.tile,
+                                                 lambda photo: _marginals(worker, [photo])[0])]
     return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
 

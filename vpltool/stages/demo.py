@@ -18,7 +18,7 @@ from vpltool.formats.geotiff import check_rasterio
 from vpltool.formats.workspace import read_images
 from vpltool.formats.workspace_writing import write_workspace
 from vpltool.lazy import Image, np, npt, rasterio
-from vpltool.parallel.processes import core_count, run_jobs
+from vpltool.parallel import processes
 from vpltool.pictures.overlays import Rgb
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -78,8 +78,9 @@ def run(path: Path, settings: DemoSettings) -> Path:
             shutil.copyfile(file, temporary)
     tags, captions = {}, {}
     with console.progress("demo", len(splits)) as advance:
-        for number, labels, texts in run_jobs(_draw_one, range(len(splits)), core_count(), _start,
-                                       _Task(path, seed), fewest=_MANY):
+        for number, labels, texts in processes.run_jobs(
+                _draw_one, range(len(splits)), processes.core_count(), _start, _Task(path, seed),
+                fewest=_MANY):
             tags[number], captions[number] = labels, texts
             advance()
     photos = [Photo(key, f"photos/{key}.jpg", tags[number], (split,), f"truth/{key}.png",

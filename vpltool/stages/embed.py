@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options
+from vpltool.engine import given, photo_work
 from vpltool.engine.features import head_path, parse_kept
-from vpltool.engine.given import open_given
-from vpltool.engine.photo_work import Made
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, read_tensors
 from vpltool.lazy import Tensor, torch
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.methods.interfaces import EmbeddingMethod
-from vpltool.parallel.batches import FeatureBatch
-from vpltool.parallel.device import dtype_of
+from vpltool.parallel import batches, device
 from vpltool.settings import setting
 from vpltool.stage import Stage
 
@@ -66,9 +64,9 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
     """
     split, method = settings.split, load_method(EmbeddingMethod, settings.method)
     carried = _carried(settings.carry)
-    given = open_given(workspace, settings, method.READS, ("features",), kept=carried)
-    features, held = given.features, given.features.header.options
-    header = given.header(
+    opened = given.open_given(workspace, settings, method.READS, ("features",), kept=carried)
+    features, held = opened.features, opened.features.header.options
+    header = opened.header(
         "features", "embed", skip={"carry"},
         # What later commands ask of features, whoever made them.
         options={"keep": ["patches", *carried], "patches": settings.method,
@@ -80,13 +78,14 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
                        "`name='NAME'`, or `out='DIR'`, puts it elsewhere")
     copied = [*carried, *(["layer_index"] if "layers" in carried else [])]
 
-    def start(todo: list[str]) -> Iterator[Made]:
-        loaded = given.load(settings.precision)
+    def start(todo: list[str]) -> Iterator[photo_work.Made]:
+        loaded = opened.load(settings.precision)
 
-        def embed(batch: FeatureBatch, tensors: dict[str, Tensor]) -> Iterator[Made]:
+        def embed(batch: batches.FeatureBatch, tensors: dict[str, Tensor]
+                  ) -> Iterator[photo_work.Made]:
             made = method.make_patches(
                 EmbeddingBatch(batch.ids, batch.grid, tensors, loaded.head), settings.of_method)
-            patches = made.to(dtype_of(settings.store)).cpu()
+            patches = made.to(device.dtype_of(settings.store)).cpu()
             for number, key in enumerate(batch.ids):
                 yield key, {"grid": torch.tensor(batch.grid), "patches": patches[number],
                             **{name: batch.tensors[name][number] for name in copied}}
@@ -95,7 +94,7 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
 
     beside = ({head_path(folder): read_tensors(head_path(features.path), "head")}
               if "tokens" in carried else {})
-    return given.make(f"embed {settings.method} {split}", {folder: header}, start, beside=beside)
+    return opened.make(f"embed {settings.method} {split}", {folder: header}, start, beside=beside)
 
 
 def _carried(choice: str) -> tuple[str, ...]:

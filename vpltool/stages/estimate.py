@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console, options
 from vpltool.clip import encoders
-from vpltool.core import tagging, tower, training
+from vpltool.core import segmenter, tagging, tower, training
 from vpltool.core.photos import describe_failure, fit_size, photo_size
-from vpltool.engine.models import load_clip_vision, load_main
+from vpltool.engine import models
 from vpltool.errors import VplError, counted
 from vpltool.formats import JsonObject, Photo, Workspace
 from vpltool.formats.kinds import place
@@ -24,9 +24,6 @@ from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 from vpltool.stages import _fitting, tag
-
-if TYPE_CHECKING:
-    from vpltool.core.segmenter import SegmenterNetwork
 
 _LOOKED_AT = 40
 """Photos whose sizes are read: enough for a mean."""
@@ -99,7 +96,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
 
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
-    encoder = load_main(workspace, device)
+    encoder = models.load_main(workspace, device)
     patch = encoder.vision.patch
     grids = [tuple(side // patch for side in fit_size(size, patch, max_side=settings.max_side))
              for size in sizes]
@@ -185,7 +182,7 @@ def _encoder_seconds(vision: tower.Tower, side: int, device: torch.device) -> fl
 
 def _tag_seconds(workspace: Workspace, side: int, device: torch.device) -> float:
     """Seconds a photo of side × side patches, with words that are as likely as each other."""
-    encoder = load_clip_vision(workspace, device)
+    encoder = models.load_clip_vision(workspace, device)
     vision, classes = encoders.with_head(encoder, "`tag`"), max(len(workspace.classes), 1)
     rows = torch.nn.functional.normalize(torch.randn(classes, _dim(encoder)), dim=-1)
     words = tagging.Vocabulary.of(rows.to(device), torch.arange(1, len(rows) + 1, device=device))
@@ -261,13 +258,14 @@ def _step_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device:
     return min(times[1:])
 
 
-def _network(encoder: encoders.Encoder, settings: EstimateSettings) -> SegmenterNetwork:
+def _network(encoder: encoders.Encoder, settings: EstimateSettings
+             ) -> segmenter.SegmenterNetwork:
     """Build an untrained segmenter of seven classes."""
     method = find_method("segmenters", settings.segmenter).load()
     wanted = {"width": settings.width, "residual": True}
     known = {entry.name for entry in described(method.Settings)}
     prototypes = torch.nn.functional.normalize(torch.randn(24, _dim(encoder)), dim=-1)
-    network: SegmenterNetwork = method.build(
+    network: segmenter.SegmenterNetwork = method.build(
         SegmenterParts(tuple(range(settings.layers)), encoder.vision.width, prototypes,
                        torch.arange(24) % 7),
         method.Settings(**{name: value for name, value in wanted.items() if name in known}))

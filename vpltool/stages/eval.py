@@ -9,8 +9,7 @@ from pathlib import Path
 from vpltool import console, formats, options
 from vpltool.core import metrics
 from vpltool.core.metrics import Confusion
-from vpltool.engine.features import BEST_FIRST
-from vpltool.engine.reports import Report
+from vpltool.engine import features, reports
 from vpltool.errors import VplError, part_of
 from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.header import current_preset, format_preset
@@ -59,7 +58,7 @@ _MATRIX = 512
 """Most classes of which scores have a confusion matrix: a quarter of a million numbers."""
 
 
-def run(workspace: Workspace, settings: EvalSettings) -> Report:
+def run(workspace: Workspace, settings: EvalSettings) -> reports.Report:
     """Score CAMs, masks or predictions against the true masks, or predictions against tags.
 
     Only this command, show and report open true masks. Against tags, it opens none: it reports how
@@ -90,7 +89,8 @@ def run(workspace: Workspace, settings: EvalSettings) -> Report:
         workspace.path, ("predictions", "masks", "cams"), settings.what, split,
         ("predictions", "masks", "cams"),
         "`cam()`, `crf()` or `predict()` makes something to score",
-        preferred=[f"{name}{suffix}" for name in BEST_FIRST for suffix in ("-crf", "-full", "")])
+        preferred=[f"{name}{suffix}" for name in features.BEST_FIRST
+                   for suffix in ("-crf", "-full", "")])
     workspace.check_classes(source.header, source.path)
     why = f"only CAMs are thresholded, and these are {source.kind}"
     warn_without_effect(settings, without={} if source.kind == "cams" else dict.fromkeys(
@@ -135,11 +135,11 @@ def _without_masks(workspace: Workspace, source: InputFolder, split: str) -> str
 
 
 def _written(workspace: Workspace, settings: EvalSettings, report: JsonObject, name: str
-             ) -> Report:
+             ) -> reports.Report:
     path = settings.out or place(workspace.path, "scores", name)
     if rank_of_process()[0] == 0:
         formats.write_json(path, report)
-    return Report(report, path)
+    return reports.Report(report, path)
 
 
 _CUTS = ("threshold", "threshold_from", "alpha")
@@ -214,7 +214,7 @@ def _worst(workspace: Workspace, each: Mapping[str, Confusion]) -> list[JsonObje
             for key in order]
 
 
-def show(report: Report, values: Mapping[str, object]) -> str:
+def show(report: reports.Report, values: Mapping[str, object]) -> str:
     """Format the scores as a table, and where they were written."""
     if report["kind"] == "agreement":
         return "\n".join([*show_of_tags(report), *map(str, report.paths)])

@@ -10,10 +10,7 @@ from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tags import some
-from vpltool.engine.corrected_masks import check_corrections, read_mask
-from vpltool.engine.features import BEST_FIRST
-from vpltool.engine.panels import named_photos_of
-from vpltool.engine.segmenters import find_segmenter
+from vpltool.engine import corrected_masks, features, panels, segmenters
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, expect_header, find_folder
 from vpltool.formats.corrections import corrections_of
@@ -24,7 +21,7 @@ from vpltool.lazy import np, npt
 from vpltool.methods import load_method
 from vpltool.methods.inputs import PredictedScene, Predictions
 from vpltool.methods.interfaces import Exporter
-from vpltool.parallel.device import find_device
+from vpltool.parallel import device
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
 from vpltool.stages._about import about_segmenter, measured, some_photos, write_card
@@ -72,12 +69,12 @@ def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
 
 def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
     """Export a trained segmenter together with its encoder."""
-    segmenter = find_segmenter(workspace.path, settings.what)
+    segmenter = segmenters.find_segmenter(workspace.path, settings.what)
     workspace.check_classes(segmenter.header, segmenter.path)
     path = settings.out or workspace.path / "exports" / f"{segmenter.path.stem}{method.SUFFIX}"
     photos, held = some_photos(workspace, segmenter.header)
-    trained = replace(segmenter.trained(workspace, find_device("cpu")), photos=photos, held=held,
-                      about=about_segmenter(workspace, segmenter))
+    trained = replace(segmenter.trained(workspace, device.find_device("cpu")), photos=photos,
+                      held=held, about=about_segmenter(workspace, segmenter))
     paths = method.export(trained, path, settings.of_method)
     write_card(trained, path, measured(trained, method, path, settings.of_method))
     return paths
@@ -145,14 +142,15 @@ def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
     try:
         source = find_folder(
             workspace.path, kinds, settings.what, split, kinds, f"`predict(split={split!r})`",
-            preferred=[f"{name}{suffix}" for name in BEST_FIRST for suffix in ("-crf", "")],
+            preferred=[f"{name}{suffix}" for name in features.BEST_FIRST
+                       for suffix in ("-crf", "")],
             full=method.FULL)
     except VplError:
         # That a split is unknown says more.
         workspace.photos(split)
         raise
     own = source.header.options.get("split", split)
-    if own in splits or not (named := named_photos_of(source, workspace.path)):
+    if own in splits or not (named := panels.named_photos_of(source, workspace.path)):
         return source, workspace.photos(split), split
     root = workspace.path / workspace.root
     return source, [Photo(key, relative_name(path, root), (), (own,))
@@ -182,7 +180,7 @@ def _corrections(workspace: Workspace, photos: Sequence[Photo], split: str) -> d
     if split not in splits:
         return {}
     corrected = corrections_of(workspace.path, [photo.id for photo in photos])
-    check_corrections(workspace, corrected)
+    corrected_masks.check_corrections(workspace, corrected)
     if corrected:
         console.note(counted(len(corrected), "corrected mask takes", "corrected masks take")
                      + " the place of computed ones; `corrections=False` exports those")
@@ -255,7 +253,7 @@ def _each(workspace: Workspace, source: InputFolder, chosen: _Chosen, title: str
         for photo in chosen.photos:
             path, size = chosen.corrected.get(photo.id), chosen.sizes[photo.id]
             if path:
-                yield photo, read_mask(path, workspace.image_path(photo), last)
+                yield photo, corrected_masks.read_mask(path, workspace.image_path(photo), last)
                 advance()
                 continue
             path = source.path_of(photo.id)

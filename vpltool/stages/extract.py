@@ -10,17 +10,14 @@ from vpltool import console, options
 from vpltool.clip import encoders
 from vpltool.core import calibration, tiles
 from vpltool.core.photos import PhotoSettings
+from vpltool.engine import given, models, photo_work, running
 from vpltool.engine.features import SECOND, head_path, load_second, parse_kept, parse_layers
-from vpltool.engine.given import open_given
-from vpltool.engine.models import WORDS, load_clip_vision, load_main
-from vpltool.engine.photo_work import Failed, Made, run_photos
-from vpltool.engine.running import too_many_patches
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER
 from vpltool.lazy import torch
+from vpltool.parallel import photos
 from vpltool.parallel.device import dtype_of, find_device, find_precision
-from vpltool.parallel.photos import Batch
 from vpltool.settings import NoEffect, setting
 from vpltool.stage import Stage
 
@@ -109,21 +106,22 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
         VplError: the model cannot be had, or a setting does not fit it.
         PhotosFailed: some photos cannot be read.
     """
-    second = settings.encoder not in ("", WORDS)
+    second = settings.encoder not in ("", models.WORDS)
     kept = _kept(settings, second=second)
-    given = open_given(workspace, settings, ("photo",))
+    opened = given.open_given(workspace, settings, ("photo",))
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
     source = None
     if second:
-        given = given.without_effect(dict.fromkeys(
+        opened = opened.without_effect(dict.fromkeys(
             OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
         encoder, source = load_second(workspace, settings.encoder, device)
     else:
-        encoder = (load_clip_vision if settings.encoder else load_main)(workspace, device)
+        load = models.load_clip_vision if settings.encoder else models.load_main
+        encoder = load(workspace, device)
     kept = _kept_of_encoder(encoder, settings, kept)
     layers = parse_layers(settings.layers, encoder.vision.depth) if "layers" in kept else []
-    header = given.header(
+    header = opened.header(
         "features", "extract", model=encoder.identity, inputs=source.inputs if source else {},
         options={"keep": list(kept), "layers": layers, "precision": settings.precision,
                  **({"encoder": encoder.identity["name"]} if settings.encoder else {})})
@@ -136,19 +134,19 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     beside = {} if head is None else {head_path(folder): (
         Header(kind="head", command="extract", model=encoder.identity,
                facts={"config": head.config}), head.state_dict())}
-    return given.make(
+    return opened.make(
         f"extract {settings.split}", {folder: header},
-        lambda todo: _start(encoder, settings, kept, layers, given.paths(todo), device, dtype),
+        lambda todo: _start(encoder, settings, kept, layers, opened.paths(todo), device, dtype),
         beside=beside)
 
 
 def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str, ...],
            layers: list[int], paths: dict[str, Path], device: torch.device, dtype: torch.dtype
-           ) -> Iterator[Made]:
+           ) -> Iterator[photo_work.Made]:
     """Move the tower to the device; the result yields each photo's features."""
     vision = encoder.vision.to(dtype)
     patches = ("none" if "patches" not in kept
-               else settings.patches if settings.encoder in ("", WORDS) else "last")
+               else settings.patches if settings.encoder in ("", models.WORDS) else "last")
     beside = (calibration.Calibration(settings.calibrated_blocks, settings.calibrated_heads)
               if patches == "calibrated" else None)
     store = dtype_of(settings.store)
@@ -157,7 +155,7 @@ def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str
         raise VplError(f"`window={settings.window}` is less than a patch, {vision.patch} pixels",
                        f"for example `window={32 * vision.patch}`")
 
-    def encode(batch: Batch) -> Iterator[Made]:
+    def encode(batch: photos.Batch) -> Iterator[photo_work.Made]:
         pixels = batch.pixels.to(device, non_blocking=True).to(dtype)
         grid = torch.tensor([side // vision.patch for side in pixels.shape[2:]])
         if window and max(grid.tolist()) > window:
@@ -166,8 +164,9 @@ def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str
                 patches=patches, layers=layers, calibration=beside, store=store)
         else:
             pieces = f"window={max(512 // vision.patch, 1) * vision.patch}"
-            if reason := too_many_patches(pixels, vision.patch, device, pieces, settings.scale):
-                yield from ((key, Failed(reason)) for key in batch.ids)
+            if reason := running.too_many_patches(pixels, vision.patch, device, pieces,
+                                                  settings.scale):
+                yield from ((key, photo_work.Failed(reason)) for key in batch.ids)
                 return
             features = vision(pixels, patches=patches, attention="attention" in kept,
                               attentions="attentions" in kept, layers=layers,
@@ -178,7 +177,7 @@ def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str
             yield key, {"grid": grid, **index,
                         **{name: field[number] for name, field in fields.items()}}
 
-    return run_photos(
+    return photo_work.run_photos(
         paths, PhotoSettings(vision.patch, encoder.mean, encoder.std, settings.scale,
                              settings.max_side),
         encode, device=device, workers=settings.workers,

@@ -9,9 +9,8 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.core import aligned_space
 from vpltool.core.gap import Gap, modality_gap
+from vpltool.engine import gap_regions, models, reports
 from vpltool.engine.features import open_features
-from vpltool.engine.gap_regions import Regions, open_regions
-from vpltool.engine.models import check_words
 from vpltool.engine.prototypes import (
     check_fits,
     check_one_space,
@@ -19,7 +18,6 @@ from vpltool.engine.prototypes import (
     read_prototypes,
     space_of,
 )
-from vpltool.engine.reports import Report
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, identity_of_file, write_json
 from vpltool.formats.atomic import atomic_path
@@ -51,7 +49,7 @@ STAGE = Stage(order=91, panel="4. Scores and pictures", reads=("features", "prot
               writes=("gap",), settings=GapSettings)
 
 
-def run(workspace: Workspace, settings: GapSettings) -> Report:
+def run(workspace: Workspace, settings: GapSettings) -> reports.Report:
     """Measure how far prototypes lie from the regions of their classes.
 
     It reports, per class and overall, the distance between the centroids (Liang et al. 2022), and
@@ -73,7 +71,7 @@ def run(workspace: Workspace, settings: GapSettings) -> Report:
     Raises:
         VplError: an input is missing or of another model, or no region reaches Φ.
     """
-    check_words(workspace)
+    models.check_words(workspace)
     measured = _measure(workspace, settings)
     report = _report(workspace, measured, settings.split)
     path = settings.out or place(workspace.path, "gap", "gap")
@@ -86,11 +84,11 @@ def run(workspace: Workspace, settings: GapSettings) -> Report:
         console.note(f"{error.message}: {error.hint}")
         # That of an earlier run shows other numbers.
         picture.unlink(missing_ok=True)
-        return Report(report, path, classes=workspace.classes)
+        return reports.Report(report, path, classes=workspace.classes)
     names = {index: workspace.class_name(index) for index in measured.owner.unique().tolist()}
     with atomic_path(picture) as temporary:
         scatter.draw_panels([_panel(measured)], names, temporary)
-    return Report(report, path, picture, classes=workspace.classes)
+    return reports.Report(report, path, picture, classes=workspace.classes)
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ def _read_sets(workspace: Workspace, choices: Sequence[str] | None, features: In
 class _Measured:
     """Region features (R, dim) and the class of each (R,); prototypes, and the gap of each set."""
 
-    regions: Regions
+    regions: gap_regions.Regions
     features: Tensor
     owner: Tensor
     sets: Sequence[PrototypeSet]
@@ -158,8 +156,8 @@ def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
     """
     source = open_features(workspace, settings.features, settings.split)
     sets, space = _read_sets(workspace, settings.prototypes, source)
-    regions = open_regions(workspace, source, settings.cams, settings.split, settings.phi,
-                           settings.limit, space)
+    regions = gap_regions.open_regions(workspace, source, settings.cams, settings.split,
+                                       settings.phi, settings.limit, space)
     parts = list(regions.read())
     features = torch.cat([part for part, _ in parts])
     owner = torch.cat([classes for _, classes in parts])
@@ -212,7 +210,7 @@ def _report(workspace: Workspace, measured: _Measured, split: str) -> JsonObject
     return report
 
 
-def show(report: Report, _values: Mapping[str, object]) -> str:
+def show(report: reports.Report, _values: Mapping[str, object]) -> str:
     """Format two columns for each set of prototypes, a line for each class, and one for all."""
     shown, sets = report["classes"], report["prototypes"]
     every = {"regions": sum(entry["regions"] for entry in shown.values()),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core import group_maps
-from vpltool.engine.reports import format_table
+from vpltool.engine import reports
 from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.input_folders import find_folder
@@ -111,7 +111,7 @@ def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
     cells = [["", "split", "photos", *(key.replace("_", " ") for key in keys)]]
     cells += [[row["title"], row["split"], str(row["photos"]), *(_format(row[key]) for key in keys)]
               for row in table]
-    return format_table(cells, markdown=bool(values.get("markdown")))
+    return reports.format_table(cells, markdown=bool(values.get("markdown")))
 
 
 def _format(values: list[float]) -> str:

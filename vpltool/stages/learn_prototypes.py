@@ -9,10 +9,8 @@ from vpltool import console, options
 from vpltool.core import phase_one
 from vpltool.core.phase_one import PhaseOneConfig, Pixels
 from vpltool.core.prototypes import SolverRecord
-from vpltool.engine import prototypes
+from vpltool.engine import headers, models, prototypes
 from vpltool.engine.features import open_features
-from vpltool.engine.headers import check_file
-from vpltool.engine.models import check_words
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.kinds import place
@@ -131,7 +129,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         VplError: an input is missing or does not fit the others, or the settings exclude each
             other.
     """
-    check_words(workspace, "`seed_prototypes()` makes prototypes without them")
+    models.check_words(workspace, "`seed_prototypes()` makes prototypes without them")
     targets = settings.targets
     settings = replace(settings,
                        targets=targets or ("text" if settings.pixels == "all" else "seeds"))
@@ -151,7 +149,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     if targets is None:
         header.call.pop("targets", None)
     target = settings.out or place(workspace.path, "prototypes", "vision")
-    if not check_file(target, header, settings):
+    if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
                                      prototypes.space_of(text))

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options
+from vpltool.engine import photos
 from vpltool.engine.features import open_features
-from vpltool.engine.photos import assigned, chosen_shard
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, Workspace
 from vpltool.formats.packed import PACKED, read_packed, write_tar
 from vpltool.formats.shards import Shard
-from vpltool.parallel.once import write_alone
+from vpltool.parallel import once
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
@@ -58,10 +58,10 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
     Raises:
         VplError: there are no features, or a tar cannot be written.
     """
-    shard = chosen_shard(settings.shard)
+    shard = photos.chosen_shard(settings.shard)
     features = open_features(workspace, settings.features, settings.split)
-    ids = assigned([photo.id for photo in workspace.photos(settings.split)], shard)
-    write_alone(features.path)
+    ids = photos.assigned([photo.id for photo in workspace.photos(settings.split)], shard)
+    once.write_alone(features.path)
     files = _left(features, ids)
     at = settings.to
     if at and "://" not in at:

@@ -7,30 +7,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vpltool import console
 from vpltool.core import segment
+from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.temperature import tempered
-from vpltool.engine.headers import check_file, make_header, relative_path
-from vpltool.engine.named_photos import (
-    NamedPhotos,
-    check_same_folder,
-    find_photos,
-    photo_identities,
-)
-from vpltool.engine.photo_work import Failed, Made, make_photos, open_outputs
+from vpltool.engine import headers, named_photos, photo_work, running
 from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
-from vpltool.engine.running import Segmented, from_features
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace
+from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, read_labels
+from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place
 from vpltool.formats.labels import write_labels
 from vpltool.formats.shards import WHOLE
 from vpltool.formats.values import check_values
 from vpltool.methods.inputs import side_of
+from vpltool.parallel import device, threads
+from vpltool.pictures.colours import class_palette
+from vpltool.pictures.overlays import overlay
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages._chosen_segmenter import Chosen, PredictSettings, choose_segmenter
-from vpltool.stages._overlays import pictures_of, write_overlay, write_overlays
 from vpltool.stages._scenes import predict_scenes, scenes_among
+
+_QUALITY = 90
+"""Of the JPEGs that show predictions."""
 
 STAGE = Stage(order=80, panel="3. Masks and segmenter", reads=("decoder", "groups", "features"),
               writes=("predictions", "probabilities", "cams", "group-maps", "scenes"),
@@ -72,7 +72,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     """
     work = choose_segmenter(path, settings)
     if settings.images and (scenes := scenes_among(settings.images)):
-        if len(scenes) < sum(len(group.paths) for group in find_photos(
+        if len(scenes) < sum(len(group.paths) for group in named_photos.find_photos(
                 settings.images, together=True)):
             raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
                            "predict them in two runs")
@@ -94,17 +94,17 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     failed: list[PhotosFailed] = []
     for task, outputs in opened:
         try:
-            made += make_photos(f"predict {work.segmenter.path.stem} {task.name}", outputs,
-                                functools.partial(_start, work, task),
-                                functools.partial(_write, work), settings,
-                                reads=task.paths)
+            made += photo_work.make_photos(
+                f"predict {work.segmenter.path.stem} {task.name}", outputs,
+                functools.partial(_start, work, task), functools.partial(_write, work), settings,
+                reads=task.paths)
         except PhotosFailed as error:
             failed.append(error)
             made += [output.path for output in outputs]
         if settings.overlay:
             folder = outputs[0].path
-            made.append(write_overlays(work.named, folder, pictures_of(workspace, folder),
-                                       task.paths, settings.workers))
+            made.append(_write_overlays(work.named, folder, _pictures_of(workspace, folder),
+                                        task.paths, settings.workers))
     if failed:
         raise PhotosFailed("; ".join(error.message for error in failed), failed[0].hint, made,
                            [key for error in failed for key in error.photos])
@@ -169,7 +169,7 @@ def _named_tasks(work: Chosen) -> list[_Task]:
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
     shard = WHOLE if _one_picture(settings) else chosen_shard(settings.shard)
-    groups, tasks = find_photos(settings.images, together=settings.out is not None), []
+    groups, tasks = named_photos.find_photos(settings.images, together=settings.out is not None), []
     left = settings.limit or sum(len(group.paths) for group in groups)
     for group in groups:
         paths = dict(list(group.paths.items())[:left])
@@ -177,13 +177,13 @@ def _named_tasks(work: Chosen) -> list[_Task]:
         if not paths:
             break
         paths = {key: paths[key] for key in assigned(paths, shard)}
-        photos = Photos(list(paths), photo_identities(paths), {}, not settings.limit,
+        photos = Photos(list(paths), named_photos.photo_identities(paths), {}, not settings.limit,
                         shard)
         tasks.append(_Task(_free_name(work.workspace, group), photos, paths, images=group.images))
     return tasks
 
 
-def _free_name(workspace: Workspace, group: NamedPhotos) -> str:
+def _free_name(workspace: Workspace, group: named_photos.NamedPhotos) -> str:
     """A folder that is called as a split must not share the split's predictions."""
     splits = ({split for photo in workspace.photos() for split in photo.splits}
               if (workspace.path / "images.jsonl").exists() else ())
@@ -194,15 +194,15 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
     base, name, settings = work.workspace.path, work.segmenter.path.stem, work.settings
     masks = settings.out or place(base, "predictions", name, task.name)
     if not settings.overwrite:
-        check_same_folder(masks, task.images, task.paths, base)
+        named_photos.check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
     if not (settings.out or settings.images) or _keeps_named(settings):
         more = ["probabilities"] if settings.probabilities else []
         more += work.segmenter.maps if settings.maps else ()
         folders |= {place(base, kind, name, task.name): _make_header(work, task, kind)
                     for kind in more}
-    return open_outputs(folders, task.photos, settings,
-                        1 + len(work.named.classes))
+    return photo_work.open_outputs(folders, task.photos, settings,
+                                   1 + len(work.named.classes))
 
 
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
@@ -213,12 +213,12 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
         {"temperature": work.temperature} if settings.abstain else {})
     if "scales" not in segmenter.unused:
         options |= {"scales": settings.factors, "source": "features" if task.features else "photos"}
-    header = make_header(
+    header = headers.make_header(
         workspace, kind, "predict", settings,
         inputs=inputs | ({"features": task.features} if task.features else {}),
         model=segmenter.header.model, options=options,
         skip=(*segmenter.unused, *(("precision",) if task.features else ())))
-    images = [relative_path(path, workspace.path) for path in task.images]
+    images = [headers.relative_path(path, workspace.path) for path in task.images]
     # The same call finds the side of the training again.
     implied = ({"max_side"} - settings.given
                if settings.max_side == side_of(segmenter.header) else set())
@@ -226,7 +226,7 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
             if key not in {"images", "classes"} | implied}
     sources = dict(header.sources)
     if settings.classes:
-        sources["classes"] = relative_path(settings.classes, workspace.path)
+        sources["classes"] = headers.relative_path(settings.classes, workspace.path)
     if len(images) == 1:
         sources["images"] = images[0]
     elif images:
@@ -241,39 +241,39 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
         raise VplError(f"{out} is one file, for {count} photos", "use a folder: `out='DIR'`")
     (task,) = tasks
     header = _make_header(work, task, "predictions")
-    header = replace(header, inputs=header.inputs | photo_identities(task.paths))
+    header = replace(header, inputs=header.inputs | named_photos.photo_identities(task.paths))
     made = [out]
-    if not check_file(out, header, settings):
+    if not headers.check_file(out, header, settings):
         for _, seen in _start(work, task, list(task.photos.ids)):
-            if isinstance(seen, Failed):
+            if isinstance(seen, photo_work.Failed):
                 raise VplError(f"{seen.reason}", "fix it and run the same command again")
             write_labels(out, segment.labels_of(tempered(
                 seen.probabilities, work.temperature), seen.size, settings.abstain), header)
     if settings.overlay:
         (photo,) = task.paths.values()
-        made.append(write_overlay(work.named, photo, out,
-                                  out.with_name(f"{out.stem}-overlay.jpg")))
+        made.append(_write_overlay(work.named, photo, out,
+                                   out.with_name(f"{out.stem}-overlay.jpg")))
     return made
 
 
-def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[Made]:
+def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[photo_work.Made]:
     """Load and check what is needed; the result yields each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
-    seen = (from_features(work.segmenter.network(), task.features, paths, settings)
+    seen = (running.from_features(work.segmenter.network(), task.features, paths, settings)
             if task.features else work.segmenter.load(work.named, settings).photos(paths, settings))
     return (_among_tags(made, task.tagged) for made in seen)
 
 
-def _among_tags(made: Made, tagged: Mapping[str, Sequence[int]] | None
-                ) -> Made:
+def _among_tags(made: photo_work.Made, tagged: Mapping[str, Sequence[int]] | None
+                ) -> photo_work.Made:
     """Let only tagged classes compete, where tags are known."""
     key, seen = made
-    if tagged is None or isinstance(seen, Failed):
+    if tagged is None or isinstance(seen, photo_work.Failed):
         return made
     return key, replace(seen, probabilities=segment.only_classes(seen.probabilities, tagged[key]))
 
 
-def _write(work: Chosen, output: OutputFolder, key: str, seen: Segmented) -> None:
+def _write(work: Chosen, output: OutputFolder, key: str, seen: running.Segmented) -> None:
     # Labels of NaN would be those of the background.
     check_values(output.header.kind, {"probabilities": seen.probabilities}, "")
     if output.header.kind == "predictions":
@@ -281,3 +281,59 @@ def _write(work: Chosen, output: OutputFolder, key: str, seen: Segmented) -> Non
             seen.probabilities, work.temperature), seen.size, work.settings.abstain))
     else:
         output.write_tensors(key, seen.tensors(output.header.kind))
+
+
+def _pictures_of(workspace: Workspace, predictions: Path) -> Path:
+    """Where pictures of predictions go: below pictures/, or beside what lies elsewhere."""
+    base = workspace.path.resolve()
+    if base in predictions.resolve().parents:
+        return workspace.path / "pictures" / predictions.resolve().relative_to(base)
+    return predictions.with_name(f"{predictions.name}-overlays")
+
+
+def _write_overlays(workspace: Workspace, predictions: Path, pictures: Path,
+                    photos: Mapping[str, Path], workers: int) -> Path:
+    """Draw the predictions that are there and have no picture, or an older one.
+
+    Args:
+        workspace: its classes.
+        predictions: folder of the labels, ID.png.
+        pictures: folder that the pictures go to, ID.jpg.
+        photos: id to path.
+        workers: number of threads, see `worker_count`.
+
+    Returns:
+        the folder of pictures.
+    """
+    labels = {key: predictions / f"{key}.png" for key in photos}
+    todo = [key for key, path in labels.items()
+            if path.exists() and _written(pictures / f"{key}.jpg") <= _written(path)]
+    with console.progress(f"pictures {pictures.name}", len(todo)) as advance:
+        for _ in threads.in_threads(lambda key: _write_overlay(
+                workspace, photos[key], labels[key], pictures / f"{key}.jpg"),
+                todo, device.worker_count(workers)):
+            advance()
+    return pictures
+
+
+def _write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Path) -> Path:
+    """Draw one prediction over its photo; a photo that cannot be read is warned of.
+
+    Returns:
+        the picture's path.
+    """
+    try:
+        pixels = read_photo(photo)
+    except OSError as error:
+        console.warn(f"no picture of {describe_failure(photo, error)}")
+        return picture
+    page = overlay(pixels, read_labels(labels), class_palette(),
+                   dict(enumerate(workspace.classes, 1)))
+    with atomic_path(picture) as temporary:
+        page.save(temporary, format="JPEG", quality=_QUALITY)
+    return picture
+
+
+def _written(path: Path) -> float:
+    """When a file was written; 0 if it is not there."""
+    return path.stat().st_mtime if path.exists() else 0.0

@@ -12,7 +12,7 @@ from vpltool.datasets.captions import with_captions
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.splits import halve, hold_out
-from vpltool.engine.corrected_masks import read_corrections, take_corrections
+from vpltool.engine import corrected_masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, Photo, Workspace
@@ -118,7 +118,8 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
     warn_of_truncated(source.root, photos)
-    corrected = read_corrections(workspace, photos, settings.corrections, source.root)
+    corrected = corrected_masks.read_corrections(workspace, photos, settings.corrections,
+                                                 source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
     if not earlier or ChosenModels.of(earlier.workspace) != models:
@@ -127,7 +128,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     describe_workspace(workspace, photos, words,
                        _formatted(settings) if source.from_tags and kept is not None else "")
     paths = [path / "workspace.json", *(output.path for output in outputs),
-             *take_corrections(workspace, corrected)]
+             *corrected_masks.take_corrections(workspace, corrected)]
     for output in outputs:
         output.finish()
     for output in outputs:

@@ -11,9 +11,7 @@ from typing import Any
 from vpltool import options
 from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals, plain_word, to_tensors
-from vpltool.engine.corrected_masks import by_name
-from vpltool.engine.given import open_given
-from vpltool.engine.photo_work import Failed, Made
+from vpltool.engine import corrected_masks, given, photo_work
 from vpltool.formats import OutputFolder, Workspace
 from vpltool.formats.header import join_supervision
 from vpltool.formats.kinds import place
@@ -21,8 +19,7 @@ from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.interfaces import Proposer
-from vpltool.parallel.device import find_device, worker_count
-from vpltool.parallel.processes import run_jobs
+from vpltool.parallel import device, processes
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
 
@@ -70,23 +67,23 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     method = load_method(Proposer, settings.method)
-    given = open_given(workspace, settings, ("photo",))
-    header = given.header("proposals", "propose", model={},
-                          inputs=method.identities(settings.of_method))
+    opened = given.open_given(workspace, settings, ("photo",))
+    header = opened.header("proposals", "propose", model={},
+                           inputs=method.identities(settings.of_method))
     header = replace(header, supervision=join_supervision([header.supervision,
                                                            method.SUPERVISION]))
     name = settings.name or settings.method
     folder = settings.out or place(workspace.path, "proposals", name, settings.split)
     folders = {folder: header}
     if settings.method != "files":
-        given = given.without_effect({"paint": f"`{settings.method}` gives no words"})
+        opened = opened.without_effect({"paint": f"`{settings.method}` gives no words"})
     elif settings.paint:
         painted = (folder.parent / f"{folder.name}-painted" if settings.out
                    else place(workspace.path, "predictions", name, settings.split))
         folders[painted] = replace(header, kind="predictions", format=0, inputs={
             **header.inputs, "classes": workspace.classes_identity})
     request = ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,
-                              by_name(workspace.photos()), workspace.classes)
+                              corrected_masks.by_name(workspace.photos()), workspace.classes)
 
     def write(output: OutputFolder, key: str, made: Proposals) -> None:
         if output.header.kind == "predictions":
@@ -94,28 +91,28 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
         else:
             output.write_tensors(key, to_tensors(made))
 
-    return given.make(f"propose {name} {settings.split}", folders,
-                      lambda todo: _start(method, settings, request, given.paths(todo)),
-                      write=write)
+    return opened.make(f"propose {name} {settings.split}", folders,
+                       lambda todo: _start(method, settings, request, opened.paths(todo)),
+                       write=write)
 
 
 def _start(method: Proposer, settings: ProposeSettings, request: ProposalRequest,
-           paths: Mapping[str, Path]) -> Iterator[Made]:
+           paths: Mapping[str, Path]) -> Iterator[photo_work.Made]:
     """Check and load; the result yields each photo's proposals."""
     jobs = list(paths.items())
     if not method.PROCESSES:
-        request = replace(request, jobs=jobs, device=find_device(settings.device))
+        request = replace(request, jobs=jobs, device=device.find_device(settings.device))
         return map(_made, method.propose(request, settings.of_method))
     # Whatever can be refused is, before other processes start.
     method.propose(replace(request, jobs=()), settings.of_method)
-    count = settings.workers if settings.workers >= 0 else worker_count(-1) + 1
-    return run_jobs(_one_photo, jobs, count, _begin_worker,
-                    (settings.method, values_of(settings.of_method or Settings())))
+    count = settings.workers if settings.workers >= 0 else device.worker_count(-1) + 1
+    return processes.run_jobs(_one_photo, jobs, count, _begin_worker,
+                              (settings.method, values_of(settings.of_method or Settings())))
 
 
-def _made(found: tuple[str, Any]) -> Made:
+def _made(found: tuple[str, Any]) -> photo_work.Made:
     key, proposals = found
-    return key, Failed(proposals) if isinstance(proposals, str) else proposals
+    return key, photo_work.Failed(proposals) if isinstance(proposals, str) else proposals
 
 
 def _painted(proposals: Proposals, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
@@ -136,7 +133,7 @@ def _begin_worker(task: tuple[str, Mapping[str, Any]]) -> None:
     _worker[:] = [(method, make(method.Settings, task[1], ()))]
 
 
-def _one_photo(job: tuple[str, Path]) -> Made:
+def _one_photo(job: tuple[str, Path]) -> photo_work.Made:
     """Make the proposals of a photo, in a worker process."""
     method, settings = _worker[0]
     jobs: Sequence[tuple[str, Path]] = [job]

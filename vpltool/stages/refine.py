@@ -8,19 +8,16 @@ from pathlib import Path
 
 from vpltool import options
 from vpltool.core.grids import layers_of, resample_maps
+from vpltool.engine import given, photo_work, segmenters
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
-from vpltool.engine.given import Given, open_given
-from vpltool.engine.photo_work import Failed, Made
-from vpltool.engine.segmenters import open_segmenter
 from vpltool.formats import JsonObject, OutputFolder, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS, place
 from vpltool.formats.values import BadValues
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.interfaces import Refiner
-from vpltool.parallel.batches import feature_batches
+from vpltool.parallel import batches, memory
 from vpltool.parallel.device import dtype_of
-from vpltool.parallel.memory import explain_out_of_memory
 from vpltool.settings import setting
 from vpltool.stage import Stage
 
@@ -69,27 +66,28 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     split, method = settings.split, load_method(Refiner, settings.method)
-    given = open_given(workspace, settings, method.READS, ("cams", "features"),
-                       preferred=UNREFINED)
-    name = f"{given.folder('cams').name}-refined"
+    opened = given.open_given(workspace, settings, method.READS, ("cams", "features"),
+                              preferred=UNREFINED)
+    name = f"{opened.folder('cams').name}-refined"
 
     def write(output: OutputFolder, key: str, made: JsonObject) -> None:
         # Here, so that on a GPU only the writing thread waits for the maps.
         output.write_tensors(key, made | {"cam": made["cam"].to(dtype_of(settings.store)).cpu()})
 
-    return given.make(f"refine {name} {split}", {
-        settings.out or place(workspace.path, "cams", name, split): given.header("cams", "refine")
-    }, lambda todo: _start(given, method, settings, todo), write=write)
+    return opened.make(f"refine {name} {split}", {
+        settings.out or place(workspace.path, "cams", name, split): opened.header("cams", "refine")
+    }, lambda todo: _start(opened, method, settings, todo), write=write)
 
 
-def _start(given: Given, method: Refiner, settings: RefineSettings, todo: list[str]
-           ) -> Iterator[Made]:
+def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo: list[str]
+           ) -> Iterator[photo_work.Made]:
     """Load what the method reads; the result yields each photo's maps."""
-    features, cams = given.features, given.folder("cams")
+    features, cams = opened.features, opened.folder("cams")
     method.check(features.header.options, settings.of_method)
-    loaded = given.load()
+    loaded = opened.load()
     device, space = loaded.device, loaded.space
-    network = open_segmenter(given.decoder).network().to(device) if given.decoder else None
+    network = (segmenters.open_segmenter(opened.decoder).network().to(device) if opened.decoder
+               else None)
     reads = {*method.READS, *(network.reads if network else ())}
     wanted = [name for name in FEATURE_TENSORS if name in reads]
     stored = features.header.options["layers"]
@@ -97,11 +95,11 @@ def _start(given: Given, method: Refiner, settings: RefineSettings, todo: list[s
         "prototypes": loaded.rows, "class_index": loaded.class_index, "of_rows": loaded.of_rows,
         "row_photos": loaded.row_photos}
 
-    def refined(key: str, grid: tuple[int, int], tensors: JsonObject) -> Made:
+    def refined(key: str, grid: tuple[int, int], tensors: JsonObject) -> photo_work.Made:
         try:
             maps = cams.read_tensors(key)
         except BadValues as error:
-            return key, Failed(error.message)
+            return key, photo_work.Failed(error.message)
         # Those of groups are on another grid.
         maps["cam"] = resample_maps(maps["cam"], grid)
         if space is not None and "patches" in tensors:
@@ -109,18 +107,19 @@ def _start(given: Given, method: Refiner, settings: RefineSettings, todo: list[s
         if network is not None and network.layers:
             tensors["layers"] = layers_of(tensors["layers"], stored, network.layers)
         tensors |= {name: tensor.to(device) for name, tensor in read_second(
-            given.second, key, method.READS, grid).items()}
+            opened.second, key, method.READS, grid).items()}
         return key, {"classes": maps["classes"], "cam": method.refine(PhotoMaps(
             key, maps["cam"].to(device, non_blocking=True), maps["classes"], tensors,
             next(iter(loaded.rgb([key])), None), next(iter(loaded.captions([key])), ()),
             **of_prototypes, decoder=network), settings.of_method)}
 
-    def results() -> Iterator[Made]:
-        for batch in feature_batches(features, todo, wanted, settings.batch_size, device=device):
-            yield from ((key, Failed(why)) for key, why in batch.failed.items())
+    def results() -> Iterator[photo_work.Made]:
+        for batch in batches.feature_batches(features, todo, wanted, settings.batch_size,
+                                             device=device):
+            yield from ((key, photo_work.Failed(why)) for key, why in batch.failed.items())
             for number, key in enumerate(batch.ids):
-                with explain_out_of_memory(f"a photo of {batch.each}",
-                                           smaller_photos_hint(features.header)):
+                with memory.explain_out_of_memory(f"a photo of {batch.each}",
+                                                  smaller_photos_hint(features.header)):
                     made = refined(key, batch.grid, {
                         name: field[number].to(device, non_blocking=True)
                         for name, field in batch.tensors.items()})

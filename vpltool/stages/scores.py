@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.engine.reports import format_table, read_scores
+from vpltool.engine import reports
 from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import JsonObject, identity_of_many, open_workspace, read_json
@@ -91,7 +91,7 @@ def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
         cells += [[row["title"], row["split"], str(row["photos"]),
                    *(_format(row[key]) for key in columns)] for row in rows]
         if rows:
-            tables.append(format_table(cells, markdown=bool(values.get("markdown"))))
+            tables.append(reports.format_table(cells, markdown=bool(values.get("markdown"))))
     return "\n\n".join(tables)
 
 
@@ -144,7 +144,7 @@ def _matching(work: Path, pattern: str) -> list[str]:
 def _read(work: Path, name: str) -> JsonObject:
     """Read the scores of a file under the keys of `_COLUMNS`."""
     path = next((path for path in (Path(name), work / name) if path.exists()), Path(name))
-    content = read_scores(path)
+    content = reports.read_scores(path)
     if content["kind"] == "agreement":
         return {**dict.fromkeys(_COLUMNS["tags"]), **content, **content["mean"], "against": "tags"}
     content = {**dict.fromkeys(_COLUMNS["masks"]), **content}

@@ -8,16 +8,8 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.core.phase_one import Pixels
+from vpltool.engine import headers, prototypes
 from vpltool.engine.features import open_features
-from vpltool.engine.headers import check_file
-from vpltool.engine.prototypes import (
-    OF_TAGS,
-    Prototypes,
-    class_rows,
-    space_of,
-    split_header,
-    write_prototypes,
-)
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, Workspace
 from vpltool.formats.kinds import place
@@ -72,19 +64,19 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     warn_without_effect(settings)
     _check_divides(settings, method)
     features = open_features(workspace, settings.features, settings.split)
-    text = _phase_one.read_start(workspace, class_rows(workspace, settings, "text"),
+    text = _phase_one.read_start(workspace, prototypes.class_rows(workspace, settings, "text"),
                                  features)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = split_header(workspace, "seed-prototypes", settings, features, text=text,
+    header = prototypes.split_header(workspace, "seed-prototypes", settings, features, text=text,
                                cams=maps, tags=workspace.tags_identity(settings.split))
     target = settings.out or place(workspace.path, "prototypes", "seeds")
-    if not check_file(target, header, settings):
+    if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks,
-                                     space_of(text), unlabelled=method.UNLABELLED)
+                                     prototypes.space_of(text), unlabelled=method.UNLABELLED)
             tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)
             if ranks.rank == 0:
-                write_prototypes(target, header, tensors, facts, text)
+                prototypes.write_prototypes(target, header, tensors, facts, text)
     return target
 
 
@@ -103,7 +95,7 @@ def _check_divides(settings: SeedPrototypesSettings, method: Estimator) -> None:
 
 
 def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Estimator,
-              pool: Pixels, text: Prototypes, ranks: Ranks
+              pool: Pixels, text: prototypes.Prototypes, ranks: Ranks
               ) -> tuple[dict[str, Tensor], JsonObject]:
     """Run the method; give the tensors of the file, and facts for its header."""
     device = pool.embeddings.device
@@ -116,7 +108,7 @@ def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Es
         of_rows: dict[str, Tensor] = more[0] if more else {}
         facts = _phase_one.facts_of(
             workspace, pool, (zs, zs_index), rows, index, ranks,
-            OF_TAGS if text.header.command == "tag-prototypes" else "text")
+            prototypes.OF_TAGS if text.header.command == "tag-prototypes" else "text")
     if "photo_of" in of_rows:
         facts["photos"] = list(pool.ids)
     tensors = {"prototypes": rows, "class_index": index, **of_rows}

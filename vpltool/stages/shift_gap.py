@@ -10,18 +10,8 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.core import aligned_space
 from vpltool.core.gap import feature_centroid, shift_along_gap
+from vpltool.engine import gap_regions, headers, models, photos, prototypes
 from vpltool.engine.features import open_features
-from vpltool.engine.gap_regions import Regions, open_regions
-from vpltool.engine.headers import check_file
-from vpltool.engine.models import check_words
-from vpltool.engine.photos import photos_with
-from vpltool.engine.prototypes import (
-    Prototypes,
-    read_patches,
-    space_of,
-    split_header,
-    write_prototypes,
-)
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace
 from vpltool.formats.kinds import place
@@ -82,7 +72,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     Raises:
         VplError: an input is missing or does not fit the others, or there is no region.
     """
-    check_words(workspace)
+    models.check_words(workspace)
     if not math.isfinite(settings.share):
         raise VplError(f"`share={settings.share}` is not a finite number",
                        "`share=1.0` moves by the whole gap")
@@ -92,34 +82,35 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     inputs: dict[str, InputFolder | str] = {}
     regions = None
     if settings.centroid == "regions":
-        regions = open_regions(workspace, features, settings.cams, settings.split, settings.phi,
-                               settings.limit, space_of(text))
+        regions = gap_regions.open_regions(workspace, features, settings.cams, settings.split,
+                                           settings.phi, settings.limit, prototypes.space_of(text))
         inputs = {"cams": regions.maps, "tags": workspace.tags_identity(settings.split)}
-    header = split_header(workspace, "shift-gap", settings, features, text=text, **inputs)
+    header = prototypes.split_header(workspace, "shift-gap", settings, features, text=text,
+                                     **inputs)
     target = settings.out or place(workspace.path, "prototypes", "shifted")
-    if not check_file(target, header, settings):
+    if not headers.check_file(target, header, settings):
         centroid, counted = _centroid(workspace, features, regions, text, settings)
         moved, distances = _shift(text.rows, centroid, counted, settings.share)
         facts = {"space": "text shifted", "rows": text.header.facts["rows"],
                  "gap": {name: {"centroid": round(value, 5)}
                          for name, value in zip(("text", "shifted"), distances, strict=True)}}
-        write_prototypes(target, header, {"prototypes": moved, "class_index": text.class_index},
-                         facts, text)
+        rows = {"prototypes": moved, "class_index": text.class_index}
+        prototypes.write_prototypes(target, header, rows, facts, text)
         console.note(f"distance of the centroids: text {distances[0]:.3f}, shifted and back on the "
                      f"sphere {distances[1]:.3f}")
     return target
 
 
-def _centroid(workspace: Workspace, features: InputFolder, regions: Regions | None,
-              text: Prototypes, settings: ShiftGapSettings) -> tuple[Tensor, Tensor]:
+def _centroid(workspace: Workspace, features: InputFolder, regions: gap_regions.Regions | None,
+              text: prototypes.Prototypes, settings: ShiftGapSettings) -> tuple[Tensor, Tensor]:
     """Give the centroid of the features (dim,), and which rows of the text count (rows,) bool.
 
     Raises:
         VplError: there is no region.
     """
     if regions is None:
-        ids = photos_with(workspace, settings.split, settings.limit, features).ids
-        centroid, _ = feature_centroid(_pixels(features, ids, space_of(text)), groups=1)
+        ids = photos.photos_with(workspace, settings.split, settings.limit, features).ids
+        centroid, _ = feature_centroid(_pixels(features, ids, prototypes.space_of(text)), groups=1)
         return centroid, text.class_index >= 0
     try:
         centroid, seen = feature_centroid(regions.read(), len(workspace.classes) + 1)
@@ -144,7 +135,7 @@ def _pixels(features: InputFolder, ids: Sequence[str], space: aligned_space.Alig
             ) -> Iterator[tuple[Tensor, Tensor]]:
     with console.progress("read features", len(ids)) as advance:
         for key in ids:
-            patches = read_patches(features, key, space).float()
+            patches = prototypes.read_patches(features, key, space).float()
             yield (torch.nn.functional.normalize(patches, dim=-1),
                    torch.zeros(len(patches), dtype=torch.long))
             advance()

@@ -11,9 +11,8 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.datasets.layouts import named_photos
-from vpltool.engine import panels
+from vpltool.engine import panels, reports
 from vpltool.engine.panels import Column
-from vpltool.engine.reports import read_scores
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
 from vpltool.formats import Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
@@ -301,7 +300,7 @@ def find_worst(workspace: Workspace, what: str, split: str, scores: Path | None,
             the others.
     """
     path = scores or _scores_of(workspace, what, split)
-    content = read_scores(path)
+    content = reports.read_scores(path)
     if "worst" not in content:
         raise VplError(f"{path} does not say which photos are the worst",
                        "`eval(what='predictions/NAME')`, or with `against='tags'`, writes scores "

@@ -12,10 +12,7 @@ from vpltool import console, options
 from vpltool.clip import encoders
 from vpltool.core import tagging
 from vpltool.core.photos import PhotoSettings
-from vpltool.engine.given import Given, open_given
-from vpltool.engine.headers import check_same_model
-from vpltool.engine.models import check_words, load_clip_vision
-from vpltool.engine.photo_work import Made, run_photos
+from vpltool.engine import given, headers, models, photo_work
 from vpltool.errors import PhotosFailed, counted
 from vpltool.formats import Workspace, open_input
 from vpltool.formats.atomic import atomic_path
@@ -94,12 +91,12 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
         VplError: an input is missing, or of another model.
         PhotosFailed: some photos cannot be read.
     """
-    check_words(workspace)
-    given = open_given(workspace, settings, ("photo",), ("prototypes",))
+    models.check_words(workspace)
+    opened = given.open_given(workspace, settings, ("photo",), ("prototypes",))
     folder = settings.out or folder_of(workspace.path, "tags") / settings.split
     try:
-        given.make(f"tag {settings.split}", {folder: given.header("tags", "tag")},
-                   lambda todo: _start(given, settings, given.paths(todo)))
+        opened.make(f"tag {settings.split}", {folder: opened.header("tags", "tag")},
+                    lambda todo: _start(opened, settings, opened.paths(todo)))
     except PhotosFailed as error:
         error.result = _write_table(workspace, settings, folder)
         raise
@@ -112,25 +109,26 @@ def tagging_of(settings: TagSettings) -> tagging.TagSettings:
                                settings.crop if settings.rescore else 0, settings.patches)
 
 
-def _start(given: Given, settings: TagSettings, paths: Mapping[str, Path]) -> Iterator[Made]:
+def _start(opened: given.Given, settings: TagSettings, paths: Mapping[str, Path]
+           ) -> Iterator[photo_work.Made]:
     """Load the tower; the result yields each photo's scores."""
-    device, prototypes = find_device(settings.device), given.prototypes
+    device, prototypes = find_device(settings.device), opened.prototypes
     assert prototypes is not None
     dtype = find_precision(settings.precision, device, console.warn)
-    encoder = load_clip_vision(given.workspace, device)
-    check_same_model(encoder.identity, prototypes.header.model,
-                     f"the workspace's CLIP and {prototypes.path}")
+    encoder = models.load_clip_vision(opened.workspace, device)
+    headers.check_same_model(encoder.identity, prototypes.header.model,
+                             f"the workspace's CLIP and {prototypes.path}")
     vision = encoders.with_head(encoder, "`tag`").to(dtype)
     words = tagging.Vocabulary.of(prototypes.rows.to(device), prototypes.class_index.to(device),
                                   background=settings.background)
     used = tagging_of(settings)
 
-    def score(batch: Batch) -> Iterator[Made]:
+    def score(batch: Batch) -> Iterator[photo_work.Made]:
         pixels = batch.pixels.to(device, vision.weight.dtype, non_blocking=True)
         found = tagging.tag_scores(vision, pixels, words, used).cpu()
         yield from ((key, {"scores": scores}) for key, scores in zip(batch.ids, found, strict=True))
 
-    return run_photos(
+    return photo_work.run_photos(
         paths, PhotoSettings(vision.patch, encoder.mean, encoder.std, max_side=settings.max_side),
         score, device=device, batch_size=settings.batch_size, workers=settings.workers)
 

@@ -8,15 +8,13 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.saliency import salient_means
+from vpltool.engine import headers, photos, prototypes
 from vpltool.engine.features import check_kept, open_features
-from vpltool.engine.headers import check_file
-from vpltool.engine.photos import photos_with
-from vpltool.engine.prototypes import split_header
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, write_tensors
 from vpltool.formats.kinds import RESERVED, place
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel.batches import feature_batches
+from vpltool.parallel import batches
 from vpltool.parallel.device import find_device
 from vpltool.settings import setting
 from vpltool.stage import Stage
@@ -58,13 +56,13 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
     """
     features = open_features(workspace, settings.features, settings.split)
     check_kept(features, ["patches"])
-    header = split_header(workspace, "tag-prototypes", settings, features,
+    header = prototypes.split_header(workspace, "tag-prototypes", settings, features,
                                classes=workspace.classes_identity,
                                tags=workspace.tags_identity(settings.split))
     path = settings.out or place(workspace.path, "prototypes", "tags")
-    if check_file(path, header, settings):
+    if headers.check_file(path, header, settings):
         return path
-    ids = photos_with(workspace, settings.split, settings.limit, features).ids
+    ids = photos.photos_with(workspace, settings.split, settings.limit, features).ids
     tags = {photo.id: workspace.indices_of(photo)
             for photo in workspace.photos(settings.split, settings.limit) if photo.tags}
     tagged = [key for key in ids if key in tags]
@@ -89,8 +87,8 @@ def _class_means(features: InputFolder, ids: Sequence[str], tags: Mapping[str, S
     device = find_device(settings.device)
     total = torch.zeros(0)
     with console.progress("tag-prototypes", len(ids)) as advance:
-        for batch in feature_batches(features, ids, ("patches",), settings.batch_size,
-                                     device=device):
+        for batch in batches.feature_batches(features, ids, ("patches",), settings.batch_size,
+                                             device=device):
             means = salient_means(batch.tensors["patches"].to(device).float(), batch.grid,
                                   settings.share).cpu().double()
             if not len(total):

@@ -11,7 +11,7 @@ from vpltool.clip import load, models
 from vpltool.core.text import attribute_centres, text_prototypes, with_attributes
 from vpltool.datasets.prompts import PROMPTS, find_prompts, read_attributes, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
-from vpltool.engine.headers import check_file, make_header
+from vpltool.engine import headers
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import Workspace, identity_of_many, write_tensors
@@ -79,7 +79,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     # The fingerprint of the model is not known before it is loaded, nor where a download lies.
     source = models.find_source(workspace.model, workspace.pretrained, workspace.path)
     weights = models.local_weights(workspace.model, workspace.pretrained, workspace.path)
-    header = make_header(
+    header = headers.make_header(
         workspace, "prototypes", "text-prototypes", settings,
         model=source.names | {name: value for name, value in (
             ("weights", weights),
@@ -92,8 +92,8 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         options={"prompts": list(templates),
                  "words": settings.words.name if settings.words else None},
         skip=() if described else _OF_ATTRIBUTES)
-    if check_file(path, header, settings,
-                  by_model_name=True):
+    if headers.check_file(path, header, settings,
+                          by_model_name=True):
         return path
 
     clip = load.load_clip(workspace.model, workspace.pretrained, find_device(settings.device),

@@ -9,11 +9,10 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core import segmenter
 from vpltool.core.training import TrainingSettings
-from vpltool.engine.checkpoints import Start, read_checkpoint
-from vpltool.engine.headers import check_file, check_same_model
+from vpltool.engine import checkpoints, headers
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, Workspace, expect_header, write_tensors
+from vpltool.formats import Header, Workspace, expect_header
 from vpltool.formats.changes import changed_inputs
 from vpltool.formats.kinds import place
 from vpltool.formats.shards import check_even, rank_of_process
@@ -21,14 +20,13 @@ from vpltool.lazy import torch
 from vpltool.methods import load_method
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
-from vpltool.parallel.device import find_device, find_precision
+from vpltool.parallel import device, signals
 from vpltool.parallel.ranks import joined
-from vpltool.parallel.signals import defer_interrupts
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _fitting, _masks
 from vpltool.stages._finetune import finetune
-from vpltool.stages._steps import Training, take_steps
+from vpltool.stages._steps import Training, take_steps, write_trained
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
@@ -94,7 +92,7 @@ def run(workspace: Workspace, settings: _fitting.TrainDecoderSettings) -> Path:
         data = TrainingData(workspace, masks, [photos[key] for key in seen], frozen,
                           network.reads_patches, settings.max_side, *rank_of_process())
         task = Training(data, training, replace(header, facts=facts), target)
-        start = None if stepless else read_checkpoint(
+        start = None if stepless else checkpoints.read_checkpoint(
             task.checkpoint, task.header, overwrite=settings.overwrite, update=settings.update)
         _masks.check_masks(masks, workspace, [photos[key] for key in ids])
         if start is None:
@@ -125,7 +123,7 @@ def _precision_of_steps(settings: _fitting.TrainDecoderSettings, frozen: Frozen,
         return torch.float32
     # Where there is an encoder, it has warned of a format that is slow.
     warn = console.warn if frozen.features else None
-    return find_precision("bf16", find_device(settings.device), warn)
+    return device.find_precision("bf16", device.find_device(settings.device), warn)
 
 
 def _check_rows(frozen: Frozen, prototypes: Prototypes, method: str) -> None:
@@ -134,8 +132,8 @@ def _check_rows(frozen: Frozen, prototypes: Prototypes, method: str) -> None:
     Raises:
         VplError: they are of another model, or of classes alone.
     """
-    check_same_model(frozen.model, prototypes.header.model,
-                     f"{frozen.name} and {prototypes.path}")
+    headers.check_same_model(frozen.model, prototypes.header.model,
+                             f"{frozen.name} and {prototypes.path}")
     if 0 not in prototypes.class_index.tolist():
         raise VplError(f"`method={method!r}` compares pixels with prototypes, and "
                        f"{prototypes.path} has none of the background",
@@ -179,7 +177,7 @@ def _is_done(target: Path, header: Header, settings: _fitting.TrainDecoderSettin
         VplError: another one is there; if masks have changed since, it says how many.
     """
     try:
-        return check_file(target, header, settings)
+        return headers.check_file(target, header, settings)
     except VplError as error:
         if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
             newer = _masks.newer_than(masks, target, ids)
@@ -195,12 +193,12 @@ def _fit(run: Training, method: SegmenterMethod, network: segmenter.SegmenterNet
             _write_decoder(run, network, [])
 
 
-def _train(run: Training, network: segmenter.SegmenterNetwork, start: Start,
+def _train(run: Training, network: segmenter.SegmenterNetwork, start: checkpoints.Start,
            settings: _fitting.TrainDecoderSettings) -> None:
     with (joined(settings.device) as ranks,
           # Outside the steps: an interrupt in the last one comes when the decoder is written.
           # torchrun sends a second signal after that of the terminal.
-          defer_interrupts(every=ranks.count > 1) as interrupted):
+          signals.defer_interrupts(every=ranks.count > 1) as interrupted):
         curve = take_steps(run, network, start, settings, ranks, interrupted)
         if ranks.rank == 0:
             _write_decoder(run, network, curve)
@@ -209,9 +207,5 @@ def _train(run: Training, network: segmenter.SegmenterNetwork, start: Start,
 def _write_decoder(run: Training, network: segmenter.SegmenterNetwork, curve: list[list[float]]
                    ) -> None:
     header = replace(run.header, facts={**run.header.facts, "curve": curve})
-    write_tensors(run.target, header, network.state_dict())
-    run.checkpoint.unlink(missing_ok=True)
-    if curve:
-        names = ("mask loss", "contrast", "affinity")
-        console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
-            names, curve[0][1:], curve[-1][1:], strict=False)))
+    write_trained(run.target, header, network.state_dict(), curve,
+                  ("mask loss", "contrast", "affinity"))

@@ -6,10 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool.core import groups
-from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
+from vpltool.engine import checkpoints, headers, models
 from vpltool.engine.groups import MEAN, STD, take_weights
-from vpltool.engine.headers import check_file, make_header
-from vpltool.engine.models import check_words
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
 from vpltool.formats.kinds import place
@@ -49,7 +47,7 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
         VplError: there are no captions, a size does not fit, or a setting is refused.
     """
     if settings.text == "clip":
-        check_words(workspace, "`text='own'`")
+        models.check_words(workspace, "`text='own'`")
     of_tars = "the pairs are those of tars"
     warn_without_effect(settings, without={"split": of_tars, "limit": of_tars} if settings.pairs
                         else {"window": "only pairs of tars are shuffled so"})
@@ -68,9 +66,10 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
         words = words_of(workspace, settings, process)
         shape = replace(shape, dim=words.dim or settings.dim)
         header = _make_header(workspace, settings, shape, words.model, process.count, source)
-        if not check_file(target, header, settings):
-            start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
-                                    update=settings.update)
+        if not headers.check_file(target, header, settings):
+            start = checkpoints.read_checkpoint(
+                checkpoints.checkpoint_of(target), header, overwrite=settings.overwrite,
+                update=settings.update)
             network = _build(settings, shape)
             run_training(GroupRun(settings, source, words, process, header, target), network,
                          start)
@@ -123,7 +122,7 @@ def shape_of(settings: TrainGroupsSettings) -> groups.GroupShape:
 def _make_header(workspace: Workspace, settings: TrainGroupsSettings, shape: groups.GroupShape,
                  model: dict[str, str], ranks: int, source: TarPairs | _pairs.WorkspacePairs
                  ) -> Header:
-    header = make_header(
+    header = headers.make_header(
         workspace, "groups", "train-groups", settings,
         inputs={**({"pairs": source.identity} if isinstance(source, TarPairs) else
                    {"captions": workspace.captions_identity(settings.split)}),

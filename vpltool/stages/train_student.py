@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
+from vpltool.clip import encoders
+from vpltool.core import joint, light_head
 from vpltool.datasets.layouts import relative_name
-from vpltool.engine.checkpoints import checkpoint_of, read_checkpoint
-from vpltool.engine.features import parse_layers
-from vpltool.engine.headers import check_file, make_header, relative_path
-from vpltool.engine.named_photos import find_photos
+from vpltool.engine import checkpoints, features, headers, named_photos, segmenters
 from vpltool.engine.photos import check_current, with_photo_files
-from vpltool.engine.segmenters import SegmenterFile, find_segmenter
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.kinds import place
@@ -120,12 +118,12 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
         raise VplError(f"{target} is the teacher", "`name='NAME'` gives the student another name")
     encoder = _load_student(workspace, settings)
     _warn_of_grid(lesson.soft, encoder.vision.patch, settings.max_side)
-    layers = parse_layers(settings.layers, encoder.vision.depth)
+    layers = features.parse_layers(settings.layers, encoder.vision.depth)
     header = _make_header(workspace, settings, lesson, encoder.identity, layers)
-    if check_file(target, header, settings):
+    if headers.check_file(target, header, settings):
         return target
-    start = read_checkpoint(checkpoint_of(target), header, overwrite=settings.overwrite,
-                            update=settings.update)
+    start = checkpoints.read_checkpoint(checkpoints.checkpoint_of(target), header,
+                                        overwrite=settings.overwrite, update=settings.update)
     if lesson.masks:
         _masks.check_masks(lesson.masks, workspace, [taught.photo for taught in lesson.photos
                                                      if taught.masked])
@@ -147,7 +145,7 @@ class _Lesson:
         photos: those that are learned from.
     """
 
-    teacher: SegmenterFile
+    teacher: segmenters.SegmenterFile
     soft: InputFolder
     also: InputFolder | None
     masks: _masks.Masks | None
@@ -155,7 +153,7 @@ class _Lesson:
 
 
 def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
-    teacher = find_segmenter(workspace.path, settings.teacher)
+    teacher = segmenters.find_segmenter(workspace.path, settings.teacher)
     listed = workspace.photos(settings.split, settings.limit)
     soft = teacher.open_probabilities(workspace, settings.split)
     ids = soft.available([photo.id for photo in listed])
@@ -171,10 +169,10 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
     return _Lesson(teacher, soft, also, masks, photos)
 
 
-def _also(workspace: Workspace, teacher: SegmenterFile, folder: Path
+def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
           ) -> tuple[list[Taught], InputFolder]:
     """The photos of a folder without tags, and what the teacher says of them."""
-    (group,) = find_photos([folder], together=False)
+    (group,) = named_photos.find_photos([folder], together=False)
     again = f"predict(images=[{str(folder)!r}], decoder={teacher.path.stem!r}, probabilities=True"
     soft = teacher.open_probabilities(workspace, group.name, again)
     root = workspace.path / workspace.root
@@ -187,7 +185,7 @@ def _also(workspace: Workspace, teacher: SegmenterFile, folder: Path
                    masked=False, tagged=False) for key in ids], soft
 
 
-def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: SegmenterFile,
+def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: segmenters.SegmenterFile,
                 photos: Sequence[Photo]) -> _masks.Masks | None:
     """The masks that sharpen the teacher's probabilities: by default those that taught it."""
     if settings.masks == "none" or not settings.lambda_masks:
@@ -202,12 +200,10 @@ def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: Segmen
 
 def _load_student(workspace: Workspace, settings: StudentSettings) -> Any:
     """The network that is to be trained, with published or random weights."""
-    from vpltool.clip.encoders import find_encoder, load_encoder, random_encoder
-
-    source = find_encoder(settings.encoder, (Path(), workspace.path))
+    source = encoders.find_encoder(settings.encoder, (Path(), workspace.path))
     if settings.begin == "random":
-        return random_encoder(source, settings.seed)
-    return load_encoder(source, find_device("cpu"))
+        return encoders.random_encoder(source, settings.seed)
+    return encoders.load_encoder(source, find_device("cpu"))
 
 
 def _warn_of_grid(soft: InputFolder, patch: int, max_side: int) -> None:
@@ -236,14 +232,14 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
     if decay is None:
         # Random weights hold no knowledge that is to be kept.
         decay = 1.0 if settings.begin == "random" else _LAYER_DECAY
-    header = make_header(
+    header = headers.make_header(
         workspace, "decoder", "train-student", settings, inputs=inputs, model=model,
         options={"layers": layers, "layer_decay": decay})
     sources = dict(header.sources)
     if lesson.masks:
-        sources["masks"] = relative_path(lesson.masks.path, workspace.path)
+        sources["masks"] = headers.relative_path(lesson.masks.path, workspace.path)
     if settings.also:
-        sources["also"] = relative_path(settings.also, workspace.path)
+        sources["also"] = headers.relative_path(settings.also, workspace.path)
     call = {name: value for name, value in header.call.items() if name not in ("masks", "also")}
     facts = facts_of("light", workspace.classes, workspace.normalise, settings.max_side)
     return with_photo_files(workspace, replace(header, sources=sources, call=call,
@@ -252,16 +248,14 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
 
 def _task(workspace: Workspace, settings: StudentSettings, lesson: _Lesson, encoder: Any,
           header: Header, target: Path, layers: tuple[int, ...]) -> JointTraining:
-    from vpltool.core.joint import JointSettings
-    from vpltool.core.light_head import LightHead
-
     torch.manual_seed(settings.seed)
-    head = LightHead(layers, encoder.vision.width, 1 + len(workspace.classes), settings.width)
+    head = light_head.LightHead(layers, encoder.vision.width, 1 + len(workspace.classes),
+                                settings.width)
     data = PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side,
                      _SCALES)
-    joint = JointSettings(average=settings.average, head_lr=10.0,
-                          layer_decay=header.options["layer_decay"],
-                          lambda_masks=settings.lambda_masks if lesson.masks else 0.0)
-    return JointTraining(header, target, head, data, steps_of(settings), joint,
+    taught = joint.JointSettings(average=settings.average, head_lr=10.0,
+                                 layer_decay=header.options["layer_decay"],
+                                 lambda_masks=settings.lambda_masks if lesson.masks else 0.0)
+    return JointTraining(header, target, head, data, steps_of(settings), taught,
                          ("teacher", "masks"), settings.device, settings.checkpoint_every,
                          settings.workers)

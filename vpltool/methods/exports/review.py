@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options, settings
-from vpltool.core.uncertainty import mean_entropy, mean_margin
+from vpltool.core.agreement import mean_entropy, mean_margin
 from vpltool.errors import VplError, counted
 from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.archives import write_folder

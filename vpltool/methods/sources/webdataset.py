@@ -70,7 +70,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     flaws, photos, hashes = Flaws(), dict[str, Photo](), dict[str, str]()
     with console.progress("prepare", len(splits)) as advance:
         for tar, split in splits.items():
-            for pair in _placed(tar, names[tar], flaws):
+            for pair in _placed(tar, flaws):
                 photo = _photo(pair, names[tar], split, shared.classes)
                 if photo.id in photos:
                     flaws.add(Flaw(TWICE, location_of(tar, pair.key)))
@@ -97,7 +97,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
                            *class_remarks(listed, classes_known=bool(shared.classes))])
 
 
-def _placed(tar: str, name: str, flaws: Flaws) -> Iterator[Pair]:
+def _placed(tar: str, flaws: Flaws) -> Iterator[Pair]:
     """Yield the photos of a tar that can be written below a folder; all else is counted."""
     for pair in read_tar(tar):
         if isinstance(pair, Flaw):
@@ -127,7 +127,7 @@ def _unpack(folder: Path, names: Mapping[str, str], hashes: Mapping[str, str]) -
         for tar, name in names.items():
             if not any(image.startswith(f"{name}/") for image in todo):
                 continue
-            for pair in _placed(tar, name, Flaws()):
+            for pair in _placed(tar, Flaws()):
                 image = f"{name}/{pair.key}.{pair.suffix}"
                 if image in todo:
                     todo.discard(image)

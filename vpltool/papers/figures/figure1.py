@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vpltool import console
 from vpltool.engine.photos import read_known_photo
@@ -14,12 +13,8 @@ from vpltool.formats import InputFolder, Photo, Workspace, find_folder, open_wor
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.input_folders import names_in
 from vpltool.formats.kinds import folder_of
+from vpltool.lazy import Image, ImageDraw, ImageFont, Tensor
 from vpltool.pictures.overlays import Rgb, heat_over
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
-
 
 
 def figure1(options: argparse.Namespace) -> Path:
@@ -124,8 +119,6 @@ def _named_photos(photos: Sequence[Photo], ids: str, workspace: Workspace
 def _strip(columns: Sequence[tuple[str, Sequence[Rgb]]], rows: Sequence[str], height: int = 300
            ) -> Image.Image:
     """Pictures of one height in columns with titles; rows have names, on the left."""
-    from PIL import Image, ImageDraw, ImageFont
-
     font, gap, head, side = ImageFont.load_default(26), 8, 46, 46
     widths = [round(pictures[0].shape[1] * height / pictures[0].shape[0])
               for _, pictures in columns]

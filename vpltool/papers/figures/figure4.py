@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vpltool import console
+from vpltool.core import grids, segmenter, training
 from vpltool.engine.features import open_features
 from vpltool.engine.headers import check_same_model
 from vpltool.engine.segmenters import find_segmenter
@@ -24,14 +25,10 @@ from vpltool.formats import (
 )
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place, results_of
+from vpltool.lazy import F, Tensor, np, torch
+from vpltool.pictures import scatter
 from vpltool.shell import command_line
 from vpltool.stages import gap
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vpltool.core.segmenter import SegmenterNetwork
-    from vpltool.pictures.scatter import Panel
 
 MOST_POINTS = 3000
 
@@ -46,7 +43,7 @@ class Trained:
     name: str
     path: Path
     header: Header
-    network: SegmenterNetwork
+    network: segmenter.SegmenterNetwork
 
 
 def figure4(options: argparse.Namespace) -> str:
@@ -61,9 +58,7 @@ def figure4(options: argparse.Namespace) -> str:
     Raises:
         VplError: scikit-learn, matplotlib or an input is missing, or inputs do not fit each other.
     """
-    from vpltool.pictures.scatter import check_matplotlib
-
-    check_matplotlib("figure4")
+    scatter.check_matplotlib("figure4")
     try:
         import sklearn  # noqa: F401 - asked for before the work begins
     except ImportError:
@@ -95,15 +90,13 @@ def figure4(options: argparse.Namespace) -> str:
     return _write(workspace, options, panels, report)
 
 
-def _write(workspace: Workspace, options: argparse.Namespace, panels: Sequence[Panel],
+def _write(workspace: Workspace, options: argparse.Namespace, panels: Sequence[scatter.Panel],
            report: Mapping[str, Any]) -> str:
-    from vpltool.pictures.scatter import draw_panels
-
     out: Path = options.out or options.work / "figures/figure4.png"
     shown = sorted({owner for panel in panels for marks in panel.marks for owner in marks.classes})
     names = {owner: workspace.class_name(owner) for owner in shown}
     with atomic_path(out) as temporary:
-        draw_panels(panels, names, temporary)
+        scatter.draw_panels(panels, names, temporary)
     write_json(out.with_suffix(".json"), report)
     width = max(len(name) for name in report["decoders"])
     lines = [str(out), str(out.with_suffix(".json")),
@@ -115,12 +108,12 @@ def _write(workspace: Workspace, options: argparse.Namespace, panels: Sequence[P
 
 
 def _read(work: Path, name: str) -> Trained:
-    segmenter = find_segmenter(work, name)
-    path, network = segmenter.path, segmenter.network()
+    found = find_segmenter(work, name)
+    path, network = found.path, found.network()
     if not network.in_joint_space:
         raise VplError(f"{path} has no embeddings to draw: it is of the method "
-                       f"{segmenter.method}", "name decoders of `train_decoder()`")
-    return Trained(name, path, segmenter.header, network)
+                       f"{found.method}", "name decoders of `train_decoder()`")
+    return Trained(name, path, found.header, network)
 
 
 def pair_of(work: Path, named: str | None) -> list[str]:
@@ -168,8 +161,8 @@ def _check_layers(options: argparse.Namespace, features: InputFolder, decoder: T
                    f"{line}, and --features {folder}")
 
 
-def region_embeddings(network: SegmenterNetwork, features: InputFolder, masks: InputFolder,
-                      ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+def region_embeddings(network: segmenter.SegmenterNetwork, features: InputFolder,
+                      masks: InputFolder, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Mean embedding of each class of each pseudo mask, as a decoder has them.
 
     Args:
@@ -184,12 +177,6 @@ def region_embeddings(network: SegmenterNetwork, features: InputFolder, masks: I
     Raises:
         VplError: there are regions of fewer than two classes.
     """
-    import torch
-    import torch.nn.functional as F
-
-    from vpltool.core.grids import layers_of
-    from vpltool.core.training import labels_at
-
     embeddings, classes = [], []
     reads = network.reads
     names = ("grid", *reads, *(("layer_index",) if "layers" in reads else ()))
@@ -197,11 +184,11 @@ def region_embeddings(network: SegmenterNetwork, features: InputFolder, masks: I
         for key in ids:
             tensors = features.read_tensors(key, *names)
             grid = tuple(tensors["grid"].tolist())
-            layers = (layers_of(tensors["layers"], tensors["layer_index"].tolist(),
+            layers = (grids.layers_of(tensors["layers"], tensors["layer_index"].tolist(),
                                 network.layers)[None].float() if "layers" in reads else None)
             patches = tensors["patches"][None].float() if "patches" in reads else None
             seen = network.embeddings(layers, patches, grid)[0]
-            labels = labels_at(masks.read_labels(key), grid)
+            labels = training.labels_at(masks.read_labels(key), grid)
             for owner in labels.unique().tolist():
                 inside = F.avg_pool2d((labels == owner)[None].float(), 4).flatten()
                 if owner not in (0, 255) and float(inside.sum()) >= 1:
@@ -225,7 +212,6 @@ def compactness(embeddings: Tensor, classes: Tensor) -> dict[str, float]:
         `silhouette` (Rousseeuw 1987, of cosine distances, mean over the regions), `within` and
         `between`: mean cosine of pairs of one class, and of two.
     """
-    import torch
     from sklearn.metrics import silhouette_score
 
     cosines = embeddings @ embeddings.T
@@ -237,13 +223,9 @@ def compactness(embeddings: Tensor, classes: Tensor) -> dict[str, float]:
 
 
 def _tsne_panel(title: str, embeddings: Tensor, classes: Tensor, numbers: Mapping[str, float]
-                ) -> Panel:
+                ) -> scatter.Panel:
     """t-SNE from a PCA start: the same picture each time."""
-    import numpy as np
-    import torch
     from sklearn.manifold import TSNE
-
-    from vpltool.pictures.scatter import Marks, Panel
 
     # Evenly thinned: the numbers are of all, the picture of a part.
     kept = torch.linspace(0, len(classes) - 1, min(len(classes), MOST_POINTS)).round().long()
@@ -251,12 +233,12 @@ def _tsne_panel(title: str, embeddings: Tensor, classes: Tensor, numbers: Mappin
     points = TSNE(init="pca", perplexity=perplexity, random_state=0).fit_transform(
         embeddings[kept].numpy())
     note = ",  ".join(f"{name} {value:.2f}" for name, value in numbers.items())
-    return Panel(title, note.replace("within", "cosine within"), [
-        Marks("region of a photo", "dot", points.astype(np.float64), classes[kept].tolist())])
+    return scatter.Panel(title, note.replace("within", "cosine within"), [scatter.Marks(
+        "region of a photo", "dot", points.astype(np.float64), classes[kept].tolist())])
 
 
 def _gap_panel(workspace: Workspace, options: argparse.Namespace, decoder: Header,
-               masks: InputFolder) -> Panel:
+               masks: InputFolder) -> scatter.Panel:
     """The modality gap of the text and of the decoder's prototypes."""
     own = [path.stem for path in results_of(options.work, "prototypes")
            if identity_of_file(path) == decoder.inputs["prototypes"]]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.clip import models
 from vpltool.core.photos import fit_size, photo_size
 from vpltool.formats import Header, InputFolder, Photo, Workspace, open_input
 from vpltool.formats.kinds import place
@@ -80,9 +81,7 @@ def _same_model(header: Header, workspace: Workspace) -> bool:
 
     Stages compare the weights themselves, and refuse what is of others.
     """
-    from vpltool.clip.models import find_source
-
-    names = find_source(workspace.model, workspace.pretrained, workspace.path).names
+    names = models.find_source(workspace.model, workspace.pretrained, workspace.path).names
     return (all(header.model.get(key) == value for key, value in names.items())
             and header.model.get("normalise", "model") == workspace.normalise)
 
