@@ -271,9 +271,12 @@ def test_parts_do_not_change_the_statistics_of_photos() -> None:
 def test_it_is_groupvit_of_transformers(tmp_path: Path) -> None:
     """The same weights, the same vectors and assignments, without its code or names in ours."""
     transformers = pytest.importorskip("transformers")
+    from vpltool.clip.catalogue import mend_torchvision
     from vpltool.clip.weights import read_weights, recognise
     from vpltool.engine.groups import is_groupvit, take_weights
 
+    # Also where no test before has imported timm, with a torchvision for another torch.
+    mend_torchvision()
     torch.manual_seed(0)
     theirs = transformers.GroupViTModel(transformers.GroupViTConfig(
         projection_dim=8, projection_intermediate_dim=16,
