@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -33,11 +34,19 @@ MEMORY = Path("/dev/shm")
 def pytest_configure() -> None:
     """Keep the files of tests in memory, if there is room: a disk takes up to five times as long.
 
-    A run holds up to 1 GB of files at once. `TMPDIR` says where they go instead.
+    A run holds up to 1 GB of files at once. `TMPDIR` says where they go instead. The garbage
+    collector would look through all that is imported, again and again.
     """
     if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4e9:
         # The first for the processes that tests start, and for workers; the second for this one.
         os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector begin; what was imported and collected so far is no garbage."""
+    gc.enable()
+    gc.freeze()
 
 
 VISION: dict[str, Any] = {
