@@ -43,6 +43,21 @@ def pytest_configure() -> None:
     gc.disable()
 
 
+LONGEST = (
+    "test_peers", "test_benchmarks", "test_adapter_chain", "test_together", "test_export_card",
+    "test_campaigns", "test_tables", "test_docs", "test_onnx", "test_train_decoder", "test_memory",
+    "test_windows", "test_api", "test_propose", "test_reports", "test_golden", "test_site",
+    "test_privacy", "test_train_groups", "test_demo", "test_tower_cache", "test_models")
+"""Files that take ten seconds of a core and more, the longest first."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the longest files, where several processes share them: else one ends late."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST
+                   else len(LONGEST))
+
+
 def pytest_collection_finish() -> None:
     """Let the garbage collector begin; what was imported and collected so far is no garbage."""
     gc.enable()
