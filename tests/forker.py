@@ -56,6 +56,9 @@ if __name__ == "__main__":
     if first == "-m":
         sys.argv = rest
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif first == "-c":
+        sys.argv = [first, *rest[1:]]
+        exec(rest[0], {"__name__": "__main__"})
     else:
         sys.argv = [first, *rest]
         runpy.run_path(first, run_name="__main__")

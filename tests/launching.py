@@ -41,8 +41,12 @@ def _forker() -> subprocess.Popen[str]:
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
 
 
-class Rank:
-    """A process of a run, as `subprocess.Popen` has them; forked, since torch takes seconds."""
+class Forked:
+    """A process that runs `python WORDS`, as `subprocess.Popen` has it, without torch's seconds.
+
+    It is forked from one that has imported torch and open_clip: not for tests of starts, or of
+    variables that these read.
+    """
 
     def __init__(self, words: Sequence[object], environment: dict[str, str]) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -83,10 +87,10 @@ class Rank:
         self.send_signal(signal.SIGKILL)
 
 
-def start(count: int, words: Sequence[object]) -> list[Rank]:
+def start(count: int, words: Sequence[object]) -> list[Forked]:
     """Start `python WORDS` as each rank of `count`."""
     group = {"WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    return [Rank(words, environment(RANK=rank, **group)) for rank in range(count)]
+    return [Forked(words, environment(RANK=rank, **group)) for rank in range(count)]
 
 
 def launch(count: int, words: Sequence[object], seconds: float = 120) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Result, Run, copy_workspace, run_chain
-from launching import ROOT, Rank, free_port, start
+from launching import ROOT, Forked, free_port, start
 
 from vpltool.formats import read_tensors
 from vpltool.formats.shards import shard_of
@@ -168,7 +168,7 @@ LONG: tuple[object, ...] = (
     "--batch-size", 2, "--width", 16, "--iters", 30_000, "--checkpoint-every", 5)
 
 
-def begin_training(work: Path, name: str) -> list[Rank]:
+def begin_training(work: Path, name: str) -> list[Forked]:
     """Start two ranks of a long training, and wait until it has a checkpoint."""
     ranks = start(2, ["-m", "vpltool", "-C", work, *LONG, "--name", name])
     limit = time.monotonic() + 120
