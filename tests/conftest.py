@@ -38,8 +38,8 @@ def pytest_configure() -> None:
     collector would look through all that is imported, again and again.
     """
     if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4e9:
-        # The first for the processes that tests start, and for workers; the second for this one.
-        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
+        # Of pytest's own folders alone: it deletes them. What others leave stays on the disk.
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     gc.disable()
 
 
