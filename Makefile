@@ -59,9 +59,10 @@ $(VENV)/ready: pyproject.toml constraints-cpu.txt
 	touch $@
 
 # A process for each core, up to eight: each makes the fixtures that a session shares once more.
-# The tests of a file stay together, for the fixtures of the file.
+# The tests of a file stay together, for the fixtures of the file. Bytecode is kept, whatever the
+# user's shell says: else each process that a test starts compiles the package anew.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from random import Random
 
 import pytest
-from launching import ROOT, environment
+from launching import Forked, environment
 
 pytest.importorskip("hypothesis")
 pytest.importorskip("webdataset")
@@ -125,9 +123,9 @@ assert figures.counts["extract", "two at once"] == 1
 
 def test_a_command_that_is_killed_or_disturbed(tmp_path: Path) -> None:
     """In a process of its own, which forks."""
-    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path)], capture_output=True,
-                          text=True, env=environment(), cwd=ROOT, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = Forked(["-c", KILLS, tmp_path], environment())
+    said = done.communicate(timeout=600)
+    assert done.returncode == 0, said
 
 
 def test_the_figures_of_a_campaign() -> None:

@@ -23,7 +23,14 @@ LAZY_ROOMS = {f"vpltool.{path.parent.name}" for path in PACKAGE.glob("*/__init__
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "open_clip", "safetensors", "tqdm")
 
 
-def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    """The source of a file; read once for all tests."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def imports_of(path: Path, *, top_level: bool = False) -> frozenset[str]:
     """Modules that a file imports; TYPE_CHECKING blocks are left out."""
     found: set[str] = set()
 
@@ -43,8 +50,8 @@ def imports_of(path: Path, *, top_level: bool = False) -> set[str]:
         for child in ast.iter_child_nodes(node):
             visit(child)
 
-    visit(ast.parse(path.read_text()))
-    return found
+    visit(tree_of(path))
+    return frozenset(found)
 
 
 LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "lazy", "__version__"}
@@ -145,7 +152,7 @@ def is_light(module: str) -> bool:
 
 def test_core_does_not_print() -> None:
     for path in (PACKAGE / "core").rglob("*.py"):
-        calls = [node for node in ast.walk(ast.parse(path.read_text()))
+        calls = [node for node in ast.walk(tree_of(path))
                  if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"]
         assert not calls, path.name
 
@@ -167,7 +174,7 @@ def test_few_read_true_masks() -> None:
     """`photo.mask` is spelled in no other command."""
     users = set()
     for path in [*(PACKAGE / "stages").glob("*.py"), *(PACKAGE / "commands").glob("*.py")]:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Attribute) and ast.unparse(node) == "photo.mask":
                 users.add(path.stem)
     # prepare names masks and warns if there are none, scores asks which photos eval has scored;
@@ -236,7 +243,7 @@ def test_the_library_spells_no_flags() -> None:
     for layer in ("core", "clip", "pictures", "parallel", "formats", "datasets", "stages",
                   "methods"):
         for path in files_of(layer):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(tree_of(path)):
                 if isinstance(node, ast.Raise):
                     text = ast.unparse(node)
                     assert not re.search(r"(?<![\w`-])--[a-z]", text), f"{path.name}: {text}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Result, Run, copy_workspace, run_chain
-from launching import ROOT, free_port, start
+from launching import ROOT, Forked, free_port, start
 
 from vpltool.formats import read_tensors
 from vpltool.formats.shards import shard_of
@@ -169,14 +168,14 @@ LONG: tuple[object, ...] = (
     "--batch-size", 2, "--width", 16, "--iters", 30_000, "--checkpoint-every", 5)
 
 
-def begin_training(work: Path, name: str) -> list[subprocess.Popen[str]]:
+def begin_training(work: Path, name: str) -> list[Forked]:
     """Start two ranks of a long training, and wait until it has a checkpoint."""
     ranks = start(2, ["-m", "vpltool", "-C", work, *LONG, "--name", name])
     limit = time.monotonic() + 120
     while not (work / f"decoder/{name}.checkpoint.safetensors").exists():
         assert time.monotonic() < limit
         assert [rank.poll() for rank in ranks] == [None, None]
-        time.sleep(0.1)
+        time.sleep(0.02)
     return ranks
 
 

@@ -271,7 +271,7 @@ def test_the_second_extract_imports_no_open_clip(workspace: Path) -> None:
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", code, "-C", str(workspace), "extract", "--split", "val",
-             "--overwrite"],
+             "--overwrite", "--workers", "0"],
             capture_output=True, text=True, env=os.environ, check=False)
         assert done.returncode == 0, done.stderr
         said.append(done.stdout.splitlines()[-1])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
+
+from launching import Forked, environment
 
 SOLVE = """
 import sys
@@ -26,16 +25,19 @@ for labels in map(int, sys.argv[1:]):
 def test_code_of_several_processes_is_told_apart(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
 
-    def start(*labels: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", SOLVE, *map(str, labels)],
-                                env={**os.environ, "NUMBA_CACHE_DIR": str(cache)})
+    def start(*labels: int) -> Forked:
+        return Forked(["-c", SOLVE, *labels], environment(NUMBA_CACHE_DIR=cache))
 
-    assert start(2).wait() == 0
-    assert [process.wait() for process in [start(3), start(5), start(6)]] == [0, 0, 0]
+    def end(*processes: Forked) -> None:
+        said = [process.communicate(timeout=300)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), said
+
+    end(start(2))
+    end(start(3), start(5), start(6))
     # A loop that others call is in their code, too, under its own name.
     names = Counter(name for code in cache.rglob("crf_numba.*.nbc")
                     for name in set(re.findall(rb"_ZN08NumbaEnv7vpltool\w+", code.read_bytes()))
                     if code.name.split("-")[0].rpartition(".")[2].encode() in name)
     assert len(names) >= 14
     assert [name for name, files in names.items() if files > 1] == []
-    assert start(2, 3, 5, 6, 4).wait() == 0
+    end(start(2, 3, 5, 6, 4))

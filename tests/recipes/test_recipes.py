@@ -213,21 +213,11 @@ def test_dry_run_can_be_pasted(run: Run, copied: Path) -> None:
         assert run(*shlex.split(line)[1:]).code == 0
 
 
-def test_rounds_side_by_side(run: Run, copied: Path) -> None:
-    """In worker processes they write what they write one after the other."""
-    path = copied / "maps.recipe"
-    path.write_text(SMALL)
-    assert run("run", path, "--jobs", 2, work=copied / "work").code == 0
-    made = {file.name: file.read_bytes()
-            for file in (copied / "work/cams/text-dense/train").iterdir()}
-    assert run("cam", "--method", "dense", "--overwrite", work=copied / "work").code == 0
-    assert made == {file.name: file.read_bytes()
-                    for file in (copied / "work/cams/text-dense/train").iterdir()}
+def test_rounds_side_by_side(run: Run, copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Workers write what is written one after the other, and say which they are, in turns.
 
-
-def test_rounds_side_by_side_say_which_they_are(run: Run, copied: Path,
-                                                capfd: pytest.CaptureFixture[str]) -> None:
-    """Workers write to the real stderr, in turns."""
+    They write to the real stderr.
+    """
     path = copied / "maps.recipe"
     path.write_text("# Maps.\neach method in dense gradcam\nvpltool cam --method $method\nend\n")
     assert run("run", path, "--jobs", 2, work=copied / "work").code == 0
@@ -235,6 +225,11 @@ def test_rounds_side_by_side_say_which_they_are(run: Run, copied: Path,
     assert "method dense: vpltool cam --method dense" in lines
     assert "method gradcam: vpltool cam --method gradcam" in lines
     assert all(line.startswith(("method dense: ", "method gradcam: ")) for line in lines)
+    made = {file.name: file.read_bytes()
+            for file in (copied / "work/cams/text-dense/train").iterdir()}
+    assert run("cam", "--method", "dense", "--overwrite", work=copied / "work").code == 0
+    assert made == {file.name: file.read_bytes()
+                    for file in (copied / "work/cams/text-dense/train").iterdir()}
 
 
 @pytest.mark.parametrize("words", [("--pretrained", "FOLDER"), ("--pretrained=FOLDER",)])

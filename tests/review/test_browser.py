@@ -85,7 +85,7 @@ def base(layered: Path, tmp_path: Path, tiny_clip: Path) -> Path:
 @pytest.fixture
 def window(browser: Any, base: Path) -> Iterator[Window]:
     server = ReviewServer(Desk(base / "work", "", "train", "file"), "127.0.0.1", 0, TOKEN)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     found = Window(browser, server.server_port, base / "work")
     yield found
     found.check_quiet()
@@ -317,7 +317,7 @@ def test_ten_thousand_photos(browser: Any, base: Path) -> None:
     listed.write_text("".join(json.dumps(first | {"id": f"photo{number:05}"}) + "\n"
                               for number in range(10_000)))
     server = ReviewServer(Desk(base / "work", "", "train", "file"), "127.0.0.1", 0, TOKEN)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     window = Window(browser, server.server_port, base / "work")
     assert window.js("return document.querySelector('#count').textContent") == "0 of 10000"
     most, top = window.browser.execute_async_script("""

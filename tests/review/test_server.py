@@ -34,7 +34,7 @@ def base(layered: Path, tmp_path: Path, tiny_clip: Path) -> Path:
 @pytest.fixture
 def client(base: Path) -> Iterator[Client]:
     server = ReviewServer(Desk(base / "work", "", "train", "file"), "127.0.0.1", 0, TOKEN)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield Client(server.server_port)
     server.shutdown()
     server.server_close()

@@ -17,7 +17,7 @@ from vpltool.clip.transformers_towers import import_transformers
 
 pytest.importorskip("transformers")
 
-SMALL: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3,
+SMALL: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3,
                          "intermediate_size": 64, "image_size": 64, "patch_size": 16}
 STAGES: dict[str, Any] = {"hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 1],
                           "image_size": 64}

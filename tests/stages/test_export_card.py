@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +32,7 @@ def work(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Pat
             ("calibrate", "--decoder", "plain"),
             ("predict", "--decoder", "plain", "--split", "train"),
             ("train-student", "--teacher", "plain", "--begin", "random", "--max-side", 64,
-             "--encoder", "timm:mobilenetv3_small_050", "--iters", 2, "--batch-size", 2,
+             "--encoder", "timm:test_resnet", "--iters", 2, "--batch-size", 2,
              "--crop", 3)):
         result = run(*command, work=work)
         assert result.code == 0, f"{command}: {result.err}"
@@ -82,6 +84,17 @@ def test_static_int8_is_calibrated_and_measured(name: str, allowed: float, run: 
                                                 ) -> None:
     """What 8 bits cost is measured beside float32 and said; a warning, if it is much."""
     monkeypatch.setattr("vpltool.stages._about._MOST_LOST", allowed)
+    import onnx
+
+    # The exporter takes many seconds and gives the same graph each time: it runs once.
+    method = importlib.import_module("vpltool.methods.exports.onnx")
+    graph_of, made = method.graph_of, list[bytes]()
+
+    def graph_made_once(*given: Any) -> onnx.ModelProto:
+        made or made.append(graph_of(*given).SerializeToString())
+        return onnx.load_from_string(made[0])
+
+    monkeypatch.setattr(method, "graph_of", graph_made_once)
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
     result = run("export", "onnx", "--what", name, "--out", whole, "--measure", 2, work=work)
     assert result.code == 0, result.err
@@ -89,8 +102,6 @@ def test_static_int8_is_calibrated_and_measured(name: str, allowed: float, run: 
     result = run("export", "onnx", "--what", name, "--int8", "--calibrate", 4, "--out", small,
                  work=work)
     assert result.code == 0, result.err
-    import onnx
-
     graph = onnx.load(small).graph
     kinds = {node.op_type for node in graph.node}
     assert "QuantizeLinear" in kinds

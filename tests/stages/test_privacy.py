@@ -34,7 +34,8 @@ pytest.importorskip("yaml")
 OWNER = "alice-secret"
 SECRETS = (OWNER.encode(), b"48.8584", b"GPS-84", b"Owner", b"pytest-of", b"site-packages",
            str(Path.home()).encode() + b"/")
-_ABSOLUTE = re.compile(r"(?<![\w.:/-])/(?:tmp|home|root|Users|usr|var|opt|mnt|srv|private)/[\w.-]+")
+_ABSOLUTE = re.compile(r"(?<![\w.:/-])/"
+                       r"(?:tmp|dev|home|root|Users|usr|var|opt|mnt|srv|private)/[\w.-]+")
 _ORIENTATION = 274
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
 
