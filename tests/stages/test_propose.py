@@ -465,10 +465,10 @@ def test_words_of_tags_win_and_others_are_vetoed(chain: Path, tmp_path: Path, ru
                    "--overwrite").code == 0
     result = vote(work, "--base", "cams", "--word-share", 1, "--overwrite")
     assert result.code == 0, result.err
-    for photo in open_input(work / "masks/text-refined-full/train", ("masks",)).own:
-        tags = {0, *map(int, open_input(work / "masks/text-refined-full/train",
-                                        ("masks",)).per_photo_inputs[photo].split())}
-        found = read_labels(work / "masks/text-refined-full/train" / f"{photo}.png")
+    masks = work / "masks/text-refined-full/train"
+    for photo, inputs in open_input(masks, ("masks",)).per_photo_inputs.items():
+        tags = {0, *map(int, inputs.split())}
+        found = read_labels(masks / f"{photo}.png")
         assert {*np.unique(found).tolist()} <= tags
 
 
