@@ -190,6 +190,30 @@ def test_int8_is_smaller_and_says_nearly_the_same(work: Path, tmp_path: Path) ->
     assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.97
 
 
+@pytest.mark.parametrize(("factor", "spoiled"), [(1, set()), (1000, {"second"})])
+def test_a_product_with_outliers_is_found(factor: int, spoiled: set[str]) -> None:
+    """One channel of one patch that is a thousand times as large leaves the rest no steps."""
+    from onnx import helper, numpy_helper
+
+    from vpltool.methods.exports.onnx import products_with_outliers
+
+    drawn = np.random.default_rng(0)
+    outlier = np.ones((50, 64), np.float32)
+    outlier[7, 3] = factor
+    weights = {"a": drawn.standard_normal((8, 64), np.float32), "outlier": outlier,
+               "b": drawn.standard_normal((64, 4), np.float32)}
+    model = helper.make_model(helper.make_graph(
+        [helper.make_node("MatMul", ["pixels", "a"], ["hidden"], "first"),
+         helper.make_node("Mul", ["hidden", "outlier"], ["large"], "scale"),
+         helper.make_node("MatMul", ["large", "b"], ["logits"], "second")],
+        "two", [helper.make_tensor_value_info("pixels", onnx.TensorProto.FLOAT, [50, 8])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [50, 4])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()]),
+        opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    photos = [{"pixels": drawn.standard_normal((50, 8), np.float32)} for _ in range(2)]
+    assert products_with_outliers(model, photos) == spoiled
+
+
 def test_as_x_anylabeling_takes_it(work: Path, run: Run, tmp_path: Path) -> None:
     """The rule of its YOLO26 service, written out: a square of the model's side, values in [0, 1],
     rows above the threshold, sigmoid of coefficients times masks; the model's name by the YAML."""

@@ -137,8 +137,8 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
         said = (f"8 bits cost {100 * (whole_miou - miou):.2f} points of mIoU at most: against "
                 f"predict's labels float32 has {100 * whole_miou:.2f}")
         if whole_miou - miou > _MOST_LOST:
-            console.warn(f"{said}; " + ("`calibrate=0` may cost less" if of_method.calibrate else
-                                        "`int8=False` costs nothing"))
+            console.warn(f"{said}; " + ("`int8=False` costs nothing" if of_method.calibrate == 0
+                                        else "`calibrate=0` may cost less"))
         else:
             console.note(said)
     return found

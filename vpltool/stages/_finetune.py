@@ -26,8 +26,9 @@ from vpltool.stages._joint import JointTraining, facts_of, steps_of, train_both,
 from vpltool.stages._pixel_data import PixelData, Taught
 from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
 
-_ITERS, _LR = 1000, 3e-5
-"""Where they are not given: a head that is computed needs few steps, and small ones."""
+_ITERS, _LR, _LOW_RANK = 1000, 3e-5, 10
+"""Where they are not given: a head that is computed needs few steps, and small ones. Updates of low
+rank need ten times the rate (Schulman et al., LoRA Without Regret, 2025)."""
 
 _UNREAD = dict.fromkeys(
     ("optimizer", "lambda_ce", "lambda_rsc", "lambda_aff", "balanced"),
@@ -48,7 +49,8 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
     Raises:
         VplError: an input is missing, a mask does not fit, or a setting is refused.
     """
-    settings = replace(settings, lr=settings.lr or _LR,
+    of_method: Any = settings.of_method
+    settings = replace(settings, lr=settings.lr or _LR * (_LOW_RANK if of_method.rank else 1),
                        iters=settings.iters if "iters" in settings.given else _ITERS)
     warn_without_effect(settings, without=_UNREAD)
     check_even(settings.batch_size)
