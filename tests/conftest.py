@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -41,6 +42,8 @@ def pytest_configure() -> None:
         # Of pytest's own folders alone: it deletes them. What others leave stays on the disk.
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
     gc.disable()
+    # A shell that starts the tests with `&` has them, and all they start, ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST = (

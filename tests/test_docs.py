@@ -121,7 +121,7 @@ def test_the_page_about_giving_a_segmenter_away_runs(run: Run, layered: Path, tm
                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """Line by line; `export onnx`, `push` and `pull` have tests of their own."""
     lines = [line for block in blocks(ROOT / "docs/deploy.md") for line in commands(block)]
-    assert len(lines) == 12
+    assert len(lines) == 11
     monkeypatch.setattr("vpltool.parallel.device.default_workers", lambda: 0)
     first, *rest = (line for line in lines if not re.match(
         r"vpltool (?:export onnx|pull|push .*--private)", line))

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 366, "lines": 57_744, "code": 35_622, "imports": 12.7, "indented": 100,
+    "files": 367, "lines": 57_826, "code": 35_667, "imports": 12.7, "indented": 97,
     "type_checking": 7, "eager": 21, "any": 250, "cycles": 0, "kind_folders": 5}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 

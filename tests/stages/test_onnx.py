@@ -179,10 +179,11 @@ def test_it_says_what_it_takes_and_gives(work: Path) -> None:
 
 def test_int8_is_smaller_and_says_nearly_the_same(work: Path, tmp_path: Path) -> None:
     """As the export does it: the exporter itself takes seconds, and is run above."""
-    method = importlib.import_module("vpltool.methods.exports.onnx")
+    from vpltool.methods.exports import _int8
+
     whole = work / "work/exports/linear.onnx"
     small = tmp_path / "int8.onnx"
-    onnx.save_model(method._quantised(onnx.load(whole)), small)
+    onnx.save_model(_int8.dynamic(onnx.load(whole)), small)
     assert small.stat().st_size < 0.6 * whole.stat().st_size
     pixels = np.random.default_rng(0).standard_normal((1, 3, 48, 40)).astype(np.float32)
     first, second = (session(path).run(None, {"pixels": pixels})[0] for path in (whole, small))
@@ -195,7 +196,7 @@ def test_a_product_with_outliers_is_found(factor: int, spoiled: set[str]) -> Non
     """One channel of one patch that is a thousand times as large leaves the rest no steps."""
     from onnx import helper, numpy_helper
 
-    from vpltool.methods.exports.onnx import products_with_outliers
+    from vpltool.methods.exports._int8 import products_with_outliers
 
     drawn = np.random.default_rng(0)
     outlier = np.ones((50, 64), np.float32)

@@ -49,8 +49,8 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
     Raises:
         VplError: an input is missing, a mask does not fit, or a setting is refused.
     """
-    of_method: Any = settings.of_method
-    settings = replace(settings, lr=settings.lr or _LR * (_LOW_RANK if of_method.rank else 1),
+    low_rank = getattr(settings.of_method, "rank", 0) > 0
+    settings = replace(settings, lr=settings.lr or _LR * (_LOW_RANK if low_rank else 1),
                        iters=settings.iters if "iters" in settings.given else _ITERS)
     warn_without_effect(settings, without=_UNREAD)
     check_even(settings.batch_size)

@@ -15,13 +15,10 @@ Example: vpltool export onnx --what segmenter --max-side 512 --int8
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import json
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,13 +48,6 @@ _MOST_BYTES = 2_000_000_000
 
 _CALIBRATION = 32
 """Photos on which the ranges of values are measured, where nothing else is said."""
-
-_PROBED = 4
-"""Photos on which outliers are looked for."""
-
-_SPOILED = 0.1
-"""Of a product with outliers. In a student that is a ViT-Ti, one product has 0.42, all others have
-at most 0.06."""
 
 _FAR = 1e-4
 """Share of the largest logit by which onnxruntime may differ from torch; rounding: about 1e-6."""
@@ -105,21 +95,12 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
                        "`calibrate=0`")
     with silent():
         model = graph_of(segmenter, settings)
-        if settings.int8 and (count := _calibration_photos(segmenter, settings)):
-            model = _quantised_on(model, functools.partial(_Pixels, segmenter, settings, count))
-        elif settings.int8:
-            model = _quantised(model)
+        if settings.int8:
+            model = _in_8_bits(model, segmenter, settings)
     onnx.helper.set_model_props(model, metadata_of(segmenter, settings))
     with atomic_path(path) as temporary:
         onnx.save_model(model, temporary)
     return [path, *([_write_yaml(segmenter, path)] if settings.anylabeling else [])]
-
-
-def _calibration_photos(segmenter: TrainedSegmenter, settings: Settings) -> int:
-    """How many photos the ranges of values are measured on."""
-    if settings.calibrate is None:
-        return 0 if settings.anylabeling else min(_CALIBRATION, len(segmenter.photos))
-    return settings.calibrate
 
 
 def graph_of(segmenter: TrainedSegmenter, settings: Settings) -> ModelProto:
@@ -232,98 +213,17 @@ def _module(segmenter: TrainedSegmenter, side: int) -> torch.nn.Module:
     return region_head.RegionSegmenter(whole, len(segmenter.classes), side).eval()
 
 
-def _quantised(model: ModelProto) -> ModelProto:
-    """The model with the weights of its matrix products in 8 bits, a scale for each column.
+def _in_8_bits(model: ModelProto, segmenter: TrainedSegmenter, settings: Settings) -> ModelProto:
+    """The model in 8 bits; ranges are measured on photos, where there are some."""
+    from vpltool.methods.exports import _int8
 
-    Unsigned on both sides: processors without 8-bit dot products overflow where one is signed.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "int8.onnx"
-        quantize_dynamic(model, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
-                         weight_type=QuantType.QUInt8)
-        return onnx.load(file)
-
-
-class _Pixels:
-    """Photos as onnxruntime's calibration asks for them, one after another."""
-
-    def __init__(self, segmenter: TrainedSegmenter, settings: Settings, count: int) -> None:
-        side = side_of(segmenter.header, settings.max_side)
-        self._left = (photo_pixels(segmenter.encoder, path, side)[1].numpy()
-                      for path in segmenter.photos[:count])
-
-    def get_next(self) -> dict[str, object] | None:
-        """The next photo; None after the last."""
-        pixels = next(self._left, None)
-        return None if pixels is None else {"pixels": pixels}
-
-
-def _quantised_on(model: ModelProto, photos: Callable[[], _Pixels]) -> ModelProto:
-    """The model with products in 8 bits whose ranges were measured on photos.
-
-    Only products with weights: those of two activations, in the attention, keep their precision. So
-    do those whose inputs have outliers; the convolution of the pixels, whose error all others
-    inherit; and the last, whose differences are small beside its sum. Unsigned, as in `_quantised`.
-    """
-    import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-
-    weights = {weight.name for weight in model.graph.initializer}
-    spoiled = products_with_outliers(model, islice(iter(photos().get_next, None), _PROBED))
-    *products, _ = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")
-                    and node.input[1] in weights and node.input[0] != "pixels"]
-    CalibrationDataReader.register(_Pixels)
-    with tempfile.TemporaryDirectory() as folder:
-        whole, file = Path(folder) / "whole.onnx", Path(folder) / "int8.onnx"
-        onnx.save_model(model, whole)
-        quantize_static(
-            whole, file, photos(), per_channel=True,
-            nodes_to_quantize=[node.name for node in products if node.name not in spoiled],
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8,
-            # onnxruntime multiplies so in one step; a convolution needs its output in 8 bits.
-            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]})
-        return onnx.load(file)
-
-
-def products_with_outliers(model: ModelProto, photos: Iterable[Mapping[str, object]]) -> set[str]:
-    """Names of the nodes that multiply by weights, and whose inputs have outliers.
-
-    In some blocks of a ViT, a few numbers are hundreds of times as large as all others (massive
-    activations; Sun et al., COLM 2024, section 5), so that 8 bits over their range leave the others
-    no steps. A product has outliers if that changes the result of the median patch by a tenth.
-
-    Args:
-        model: a graph in float32.
-        photos: its inputs, by name.
-    """
-    import onnx
-    import onnxruntime
-
-    weights = {weight.name: onnx.numpy_helper.to_array(weight)
-               for weight in model.graph.initializer}
-    products = [node for node in model.graph.node
-                if node.op_type == "MatMul" and node.input[1] in weights]
-    probed = onnx.ModelProto()
-    probed.CopyFrom(model)
-    del probed.graph.output[:]
-    inputs = list(dict.fromkeys(node.input[0] for node in products))
-    probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inputs)
-    session = onnxruntime.InferenceSession(probed.SerializeToString(),
-                                           providers=["CPUExecutionProvider"])
-    changes: dict[str, list[float]] = {node.name: [] for node in products}
-    for pixels in photos:
-        values = dict(zip(inputs, session.run(inputs, pixels), strict=True))
-        for node in products:
-            value, weight = values[node.input[0]], weights[node.input[1]]
-            step = (max(value.max(), 0) - min(value.min(), 0)) / 255
-            rounded = np.round(value / step) * step if step else value
-            change = np.linalg.norm((rounded - value) @ weight, axis=-1)
-            whole = np.linalg.norm(value @ weight, axis=-1)
-            changes[node.name].append(float(np.median(change / np.maximum(whole, 1e-12))))
-    return {name for name, shares in changes.items() if np.median(shares) > _SPOILED}
+    count = settings.calibrate
+    if count is None:
+        count = 0 if settings.anylabeling else _CALIBRATION
+    paths, side = segmenter.photos[:count], side_of(segmenter.header, settings.max_side)
+    return _int8.static(model, lambda: (
+        {"pixels": photo_pixels(segmenter.encoder, path, side)[1].numpy()} for path in paths)
+    ) if paths else _int8.dynamic(model)
 
 
 def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:

@@ -1,0 +1,115 @@
+"""An ONNX graph whose products are computed in 8 bits, by onnxruntime's quantiser.
+
+Weights are unsigned, as values are: processors without 8-bit dot products overflow where one is
+signed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+import onnx
+from onnxruntime import InferenceSession
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+
+from vpltool.lazy import np, npt
+
+Photo = Mapping[str, npt.NDArray[np.float32]]
+"""The graph's input, by name."""
+
+_PROBED = 4
+"""Photos on which outliers are looked for."""
+
+_SPOILED = 0.1
+"""Of a product with outliers. In a student that is a ViT-Ti, one product has 0.42, all others have
+at most 0.06."""
+
+
+def dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the weights of its matrix products in 8 bits, a scale for each column."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "int8.onnx"
+        quantize_dynamic(model, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
+                         weight_type=QuantType.QUInt8)
+        return onnx.load(file)
+
+
+@CalibrationDataReader.register
+class _Reader:
+    """Photos as onnxruntime's calibration asks for them, one after another."""
+
+    def __init__(self, photos: Iterator[Photo]) -> None:
+        self._photos = photos
+
+    def get_next(self) -> Photo | None:
+        """The next photo; None after the last."""
+        return next(self._photos, None)
+
+
+def static(model: onnx.ModelProto, photos: Callable[[], Iterator[Photo]]) -> onnx.ModelProto:
+    """The model with products in 8 bits whose ranges were measured on photos.
+
+    Only products with weights: those of two activations, in the attention, keep their precision. So
+    do those whose inputs have outliers; the convolution of the pixels, whose error all others
+    inherit; and the last, whose differences are small beside its sum.
+
+    Args:
+        model: a graph in float32.
+        photos: gives all photos, anew at each call.
+    """
+    weights = {weight.name for weight in model.graph.initializer}
+    spoiled = products_with_outliers(model, islice(photos(), _PROBED))
+    *products, _ = [node for node in model.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")
+                    and node.input[1] in weights and node.input[0] != "pixels"]
+    with tempfile.TemporaryDirectory() as folder:
+        whole, file = Path(folder) / "whole.onnx", Path(folder) / "int8.onnx"
+        onnx.save_model(model, whole)
+        quantize_static(
+            whole, file, _Reader(photos()), per_channel=True,
+            nodes_to_quantize=[node.name for node in products if node.name not in spoiled],
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8,
+            # onnxruntime multiplies so in one step; a convolution needs its output in 8 bits.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"]})
+        return onnx.load(file)
+
+
+def products_with_outliers(model: onnx.ModelProto, photos: Iterable[Photo]) -> set[str]:
+    """Names of the nodes that multiply by weights, and whose inputs have outliers.
+
+    In some blocks of a ViT, a few numbers are hundreds of times as large as all others (massive
+    activations; Sun et al., COLM 2024, section 5), so that 8 bits over their range leave the others
+    no steps. A product has outliers if that changes the result of the median patch by a tenth.
+
+    Args:
+        model: a graph in float32.
+        photos: its inputs.
+    """
+    weights = {weight.name: onnx.numpy_helper.to_array(weight)
+               for weight in model.graph.initializer}
+    products = [node for node in model.graph.node
+                if node.op_type == "MatMul" and node.input[1] in weights]
+    inputs = list(dict.fromkeys(node.input[0] for node in products))
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    del probed.graph.output[:]
+    probed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inputs)
+    session = InferenceSession(probed.SerializeToString(), providers=["CPUExecutionProvider"])
+    changes: dict[str, list[float]] = {node.name: [] for node in products}
+    for photo in photos:
+        values = dict(zip(inputs, session.run(inputs, photo), strict=True))
+        for node in products:
+            value, weight = values[node.input[0]], weights[node.input[1]]
+            step = (max(value.max(), 0) - min(value.min(), 0)) / 255
+            rounded = np.round(value / step) * step if step else value
+            change = np.linalg.norm((rounded - value) @ weight, axis=-1)
+            whole = np.linalg.norm(value @ weight, axis=-1)
+            changes[node.name].append(float(np.median(change / np.maximum(whole, 1e-12))))
+    return {name for name, shares in changes.items() if np.median(shares) > _SPOILED}
