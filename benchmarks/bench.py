@@ -105,17 +105,20 @@ def default_precision() -> str:
 
 
 def machine_kind(cpuinfo: str = "") -> str:
-    """The CPU, its cores, and those of its instructions that our products gain by.
+    """The CPU, its family, its cores, and those of its instructions that our products gain by.
 
     Args:
         cpuinfo: text of /proc/cpuinfo; by default, that of this machine.
     """
     told = cpuinfo or _cpuinfo()
     model = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+    # A host may hide the model, and say "AMD EPYC" of machines that differ by half.
+    family = re.search(r"^cpu family\s*: (.+)$", told, re.MULTILINE)
     flags = set(told.split())
     has = [name for name, flag in (("AVX2", "avx2"), ("AVX-512", "avx512f"),
                                    ("bf16", "avx512_bf16"), ("AMX", "amx_bf16")) if flag in flags]
-    return (f"{model[1] if model else platform.machine()}, {os.cpu_count()} cores: "
+    return (f"{model[1] if model else platform.machine()}"
+            f"{f' (family {family[1]})' if family else ''}, {os.cpu_count()} cores: "
             f"{', '.join(has) or 'none of AVX2, AVX-512, bf16 and AMX'}")
 
 

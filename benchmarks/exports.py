@@ -27,7 +27,7 @@ from vpltool.formats import open_workspace, read_labels
 
 GRAPHS: dict[str, dict[str, Any]] = {
     "float32": {},
-    "8 bits, ranges at each run": {"int8": True},
+    "8 bits, ranges at each run": {"int8": True, "calibrate": 0},
     "8 bits, ranges of 32 photos": {"int8": True, "calibrate": 32}}
 
 

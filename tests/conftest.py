@@ -32,18 +32,33 @@ MEMORY = Path("/dev/shm")
 """Where Linux keeps files in memory."""
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Keep the files of tests in memory, if there is room: a disk takes up to five times as long.
 
     A run holds up to 1 GB of files at once. `TMPDIR` says where they go instead. The garbage
     collector would look through all that is imported, again and again.
     """
-    if "TMPDIR" not in os.environ and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 4e9:
+    if ("TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK)
+            and shutil.disk_usage(MEMORY).free > 4e9):
         # Of pytest's own folders alone: it deletes them. What others leave stays on the disk.
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-    gc.disable()
+        for lock in MEMORY.glob("pytest-of-*/pytest-*/.lock"):
+            delete_after_kill(lock)
+    # Of several processes, the first collects nothing, and so would never enable it again.
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        gc.disable()
     # A shell that starts the tests with `&` has them, and all they start, ignore interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def delete_after_kill(lock: Path) -> None:
+    """Delete the folder of a run that was killed: pytest would keep it for three days."""
+    with contextlib.suppress(OSError, ValueError):
+        process = int(lock.read_text())
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            shutil.rmtree(lock.parent)
 
 
 LONGEST = (

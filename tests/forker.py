@@ -1,12 +1,14 @@
 """Forks a process for each command line that it reads: torch is imported once, not in each.
 
-A line of stdin is JSON: words as in `python WORDS`, the environment, and a path. It is answered by
-the number of the process, which writes to the path with `.out` and `.err` behind it. `.code` is
-there when the process has ended, with its exit code, negative for a signal.
+A line of stdin is JSON: words as in `python WORDS`, the environment, and a path. It is answered,
+before another may be written, by the number of the process, which writes to the path with `.out`
+and `.err` behind it. `.code` is there when the process has ended, with its exit code, negative for
+a signal.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -29,8 +31,10 @@ def words_of_process() -> list[str]:
             ended, status = os.waitpid(process, os.WNOHANG)
             if ended:
                 code = Path(running.pop(process))
-                code.write_text(str(os.waitstatus_to_exitcode(status)))
-                code.rename(code.with_suffix(".code"))
+                # Whoever has lost interest has deleted the folder.
+                with contextlib.suppress(FileNotFoundError):
+                    code.write_text(str(os.waitstatus_to_exitcode(status)))
+                    code.rename(code.with_suffix(".code"))
         if not select.select([sys.stdin], [], [], 0.01)[0]:
             continue
         line = sys.stdin.readline()

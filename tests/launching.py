@@ -15,6 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -38,17 +40,20 @@ def environment(**more: object) -> dict[str, str]:
 def _forker() -> subprocess.Popen[str]:
     """It ends with this process, which holds its stdin."""
     return subprocess.Popen([sys.executable, Path(__file__).with_name("forker.py")], text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+                            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            env=environment())
 
 
 class Forked:
     """A process that runs `python WORDS`, as `subprocess.Popen` has it, without torch's seconds.
 
     It is forked from one that has imported torch and open_clip: not for tests of starts, or of
-    variables that these read.
+    variables that these read. Linux alone forks such a process safely.
     """
 
     def __init__(self, words: Sequence[object], environment: dict[str, str]) -> None:
+        if sys.platform != "linux":
+            pytest.skip("processes are forked after torch was imported")
         self._folder = tempfile.TemporaryDirectory()
         self._path = Path(self._folder.name) / "rank"
         forker = _forker()

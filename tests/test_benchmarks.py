@@ -504,8 +504,9 @@ def test_growth_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_run_replaces_the_section_of_its_own_kind_of_cpu() -> None:
-    intel = bench.machine_kind("model name\t: Intel Xeon\nflags\t: avx2 avx512f amx_bf16\n")
-    assert intel.startswith("Intel Xeon, ")
+    intel = bench.machine_kind("cpu family\t: 6\nmodel name\t: Intel Xeon\n"
+                               "flags\t: avx2 avx512f amx_bf16\n")
+    assert intel.startswith("Intel Xeon (family 6), ")
     assert intel.endswith("cores: AVX2, AVX-512, AMX")
     page = bench.with_section("", intel, "first")
     page = bench.with_section(page, "AMD, 2 cores: AVX2", "theirs\n\n- a line")

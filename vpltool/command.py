@@ -113,7 +113,7 @@ class _StageCommand(TyperCommand):
             self._take_method(ctx, args)
         if self.found.name == "run":
             _check_values(ctx, args, self)
-        # Now that the method's options are known: crf's own preset is one of them.
+        # Now that the method's options are known.
         _check_order(ctx, args[:args.index("--")] if "--" in args else args, self)
         try:
             return super().parse_args(ctx, take_help_topic(ctx, args)[0])

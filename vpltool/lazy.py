@@ -47,8 +47,14 @@ else:
 
         def __getattr__(self, name: str) -> object:
             module = importlib.import_module(self.__name__)
-            value = (getattr(module, name) if hasattr(module, name)
-                     else importlib.import_module(f"{self.__name__}.{name}"))
+            path = f"{self.__name__}.{name}"
+            try:
+                value = (getattr(module, name) if hasattr(module, name)
+                         else importlib.import_module(path))
+            except ModuleNotFoundError as error:
+                if error.name != path:
+                    raise
+                raise AttributeError(f"module {self.__name__!r} has no {name!r}") from None
             setattr(self, name, value)
             return value
 

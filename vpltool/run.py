@@ -18,7 +18,7 @@ from vpltool.formats.whereabouts import check_folder
 from vpltool.methods import KINDS, find_method, find_methods
 from vpltool.parallel.device import find_device, settle_precision
 from vpltool.parallel.once import once, write_alone, writer
-from vpltool.settings import Settings, make, names_of, values_of
+from vpltool.settings import Settings, described, make, names_of, renamed, values_of
 from vpltool.stages import FoundStage, find_stages
 
 
@@ -132,13 +132,15 @@ def stage_settings(found: FoundStage, values: Mapping[str, object],
             method than the one chosen.
     """
     kind, stage = found.stage.methods, found.stage
-    named = frozenset(values if given is None else given)
-    if not kind:
-        return make(stage.settings, values, named)
-    method = str(values.get("method") or KINDS[kind].default)
-    if not method:
+    method = str(values.get("method") or KINDS[kind].default) if kind else ""
+    if kind and not method:
         raise VplError("`method` is missing", f"one of: {', '.join(find_methods(kind))}")
-    chosen = find_method(kind, method)
+    chosen = find_method(kind, method) if kind else None
+    entries = (*described(stage.settings), *(described(chosen.settings) if chosen else ()))
+    named = frozenset(renamed(dict.fromkeys(values if given is None else given), entries))
+    values = renamed(values, entries)
+    if chosen is None:
+        return make(stage.settings, values, named)
     own = set(names_of(stage.settings))
     theirs = set(names_of(chosen.settings)) - own
     for name in set(values) - own - theirs:

@@ -232,6 +232,15 @@ def names_of(kind: type[Settings]) -> tuple[str, ...]:
     return tuple(entry.name for entry in described(kind))
 
 
+def renamed(values: Mapping[str, object], entries: Iterable[Described]) -> dict[str, object]:
+    """Values under the present names of their settings; headers of before have the aliases."""
+    entries = list(entries)
+    present = {alias[2:].replace("-", "_"): entry.name for entry in entries
+               for alias in entry.about.aliases}
+    present |= {entry.name: entry.name for entry in entries}
+    return {present.get(name, name): value for name, value in values.items()}
+
+
 S = TypeVar("S", bound=Settings)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vpltool.methods import find_methods
-from vpltool.settings import Described, described
+from vpltool.settings import Described, described, renamed
 from vpltool.stages import FoundStage, find_stages
 
 _CODE = re.compile(r"`([^`]+)`")
@@ -127,6 +127,7 @@ def command_line(name: str, values: Mapping[str, object], program: Sequence[str]
     if stage.subcommands:
         words.append(str(values.pop("method", "")))
     entries = settings_with(found, str(method))
+    values = renamed(values, entries)
     for entry in sorted(entries, key=lambda entry: not entry.about.positional):
         if entry.name in values and values[entry.name] is not None:
             words += flag_words(entry, values[entry.name])

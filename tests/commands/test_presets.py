@@ -251,7 +251,7 @@ def test_behind_the_command_it_is_a_usage_error_that_says_where(words: tuple[str
     assert f"goes before the command: vpltool {option}" in shown
 
 
-def test_the_crf_s_own_preset_is_another(copied: Path, run: Run) -> None:
+def test_a_protocol_is_no_kernels(copied: Path, run: Run) -> None:
     work = copied / "work"
     result = run("crf", "--preset", "vpl-voc", work=work)
     assert result.code == 1

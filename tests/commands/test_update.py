@@ -82,6 +82,25 @@ def test_a_hostile_call_is_one_line_at_most(copied: Path, run: Run, call: dict[s
     assert not (copied / "HACKED").exists()
 
 
+def test_an_option_s_former_name_in_a_header_is_understood(copied: Path, run: Run) -> None:
+    """Masks of before `crf --preset` became `--kernels` are made again with the same kernels."""
+    work = copied / "work"
+    result = run("crf", "--kernels", "weclip", "--workers", 0, "--overwrite", work=work)
+    assert result.code == 0, result.err
+    for folder in ("text-refined", "text-refined-full"):
+        manifest = work / f"masks/{folder}/train/artifact.json"
+        content = json.loads(manifest.read_text())
+        call = content["header"]["call"]
+        call["preset"] = call.pop("kernels")
+        manifest.write_text(json.dumps(content))
+    assert run("refine", "--cams", "text", "--mask", "none", "--overwrite", work=work).code == 0
+    assert "--kernels weclip" in run("status", work=work).out
+    assert run("update", work=work).code == 0
+    header = json.loads((work / MASKS / "artifact.json").read_text())["header"]
+    assert header["options"]["crf"]["bilateral_sxy"] == 64
+    assert header["call"]["kernels"] == "weclip"
+
+
 def test_it_says_how_much_old_masks_changed(copied: Path, run: Run) -> None:
     folder = copied / "work" / MASKS
     before = {path.name: read_labels(path) for path in folder.glob("*.png")}

@@ -208,7 +208,7 @@ GOOD = {"smooth_sxy": 1, "smooth_weight": 3, "bilateral_sxy": 67.5, "bilateral_s
         "bilateral_weight": 0}
 
 
-def test_settings_of_json_are_those_of_a_preset() -> None:
+def test_settings_of_json_are_kernels() -> None:
     assert CrfKernels.from_json(asdict(KERNELS["weclip"])) == KERNELS["weclip"]
     found = CrfKernels.from_json(GOOD)
     assert found == CrfKernels(1, 3, 67.5, 3, 0)

@@ -19,7 +19,7 @@ def main() -> None:
         said: dict[str, object] = {"rank": ranks.rank, "shard": str(ranks.shard)}
         said["total"] = ranks.total(torch.tensor([1, ranks.rank])).tolist()
         said["mean"] = ranks.mean(torch.tensor(float(ranks.rank))).item()
-        said["any"] = [ranks.any(ranks.rank == 1), ranks.any(False)]
+        said["any"] = ranks.any(ranks.rank == 1, False)
         said["collect"] = ranks.collect({"of": ranks.rank})
         rows = torch.full((2, 1), float(ranks.rank), requires_grad=True)
         joint = ranks.gather(rows)

@@ -90,8 +90,8 @@ def test_the_number_of_workers_changes_nothing(run: Run, ready: Path, tmp_path: 
     (json.dumps(asdict(KERNELS["weclip"]) | {"iterations": 2.5}), "iterations is 2.5"),
     (json.dumps(asdict(KERNELS["weclip"]) | {"sigma": 1}), "sigma"), ("[]", "object"),
     ("{", "JSON")])
-def test_a_preset_s_file_is_checked(content: str, said: str, run: Run, ready: Path, tmp_path: Path
-                                    ) -> None:
+def test_a_file_of_kernels_is_checked(content: str, said: str, run: Run, ready: Path,
+                                      tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(content)
     result = run(*CRF, "--kernels", path, "--out", tmp_path / "x", work=ready / "work")
@@ -101,11 +101,11 @@ def test_a_preset_s_file_is_checked(content: str, said: str, run: Run, ready: Pa
     assert not (tmp_path / "x").exists()
 
 
-def test_a_preset_s_file_is_used(run: Run, ready: Path, tmp_path: Path) -> None:
+def test_a_file_of_kernels_is_used(run: Run, ready: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(asdict(KERNELS["weclip"])))
-    for name, preset in (("file", path), ("name", "weclip")):
-        result = run(*CRF, "--kernels", preset, "--out", tmp_path / name, work=ready / "work")
+    for name, kernels in (("file", path), ("name", "weclip")):
+        result = run(*CRF, "--kernels", kernels, "--out", tmp_path / name, work=ready / "work")
         assert result.code == 0, result.err
     first, second = labels(tmp_path / "file"), labels(tmp_path / "name")
     assert all((first[key] == second[key]).all() for key in first)

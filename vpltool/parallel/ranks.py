@@ -74,9 +74,9 @@ class Ranks:
         """Average a tensor over all processes, without gradient."""
         return tensor if self.count == 1 else self.total(tensor) / self.count
 
-    def any(self, value: bool) -> bool:
-        """Tell whether something holds in any process; a GPU is not waited for."""
-        return value if self.count == 1 else bool(self.total(torch.tensor(int(value))) > 0)
+    def any(self, *values: bool) -> list[bool]:
+        """Tell of each value whether it holds in any process; a GPU is not waited for."""
+        return (self.total(torch.tensor(values, dtype=torch.int64)) > 0).tolist()
 
     def collect(self, item: T) -> list[T]:
         """List what each process has, by their numbers; anything that can be pickled."""

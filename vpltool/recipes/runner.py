@@ -159,7 +159,7 @@ def run_line(words: Sequence[str], work: Path, preset: Preset | None = None,
         words: a command and its options.
         work: the workspace folder.
         preset: protocol whose values replace the defaults.
-        known: see there.
+        known: photos that an earlier line has failed on.
 
     Returns:
         the line as it was parsed; what the command returned; and which photos failed, if any.

@@ -132,13 +132,14 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
                  f"{torchs:.3f} s")
     found = {"photos": len(paths), "held": bool(segmenter.held), "same": same, "miou": miou,
              "seconds": [own, torchs], "threads": torch.get_num_threads()}
+    static = getattr(of_method, "calibrate", 0) != 0 and len(segmenter.photos) > 0
     for _, whole_miou, _ in others:
         found["whole"] = whole_miou
         said = (f"8 bits cost {100 * (whole_miou - miou):.2f} points of mIoU at most: against "
                 f"predict's labels float32 has {100 * whole_miou:.2f}")
         if whole_miou - miou > _MOST_LOST:
-            console.warn(f"{said}; " + ("`int8=False` costs nothing" if of_method.calibrate == 0
-                                        else "`calibrate=0` may cost less"))
+            console.warn(f"{said}; " + ("`calibrate=0` may cost less" if static else
+                                        "`int8=False` costs nothing"))
         else:
             console.note(said)
     return found
@@ -154,11 +155,10 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
     every = [*ways, lambda one: segment.photo_logits(
         segmenter.encoder.vision, segmenter.network, one)]
     count = 1 + len(segmenter.classes)
-    counts, times = [Confusion(count, {}) for _ in every], np.zeros(len(every))
+    counts, times, seen = [Confusion(count, {}) for _ in every], np.zeros(len(every)), 0
     with console.progress(title, len(paths)) as advance, torch.no_grad():
-        for photo in paths:
-            size, pixels = photo_pixels(segmenter.encoder, photo, side)
-            labels = []
+        for size, pixels in photo_pixels(segmenter.encoder, paths, side):
+            labels, seen = [], seen + 1
             for number, run in enumerate(every):
                 begun = time.perf_counter()
                 logits = run(pixels)
@@ -169,7 +169,7 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
             advance()
     found = [scores(each) for each in counts]
     return [(each.accuracy, each.miou, taken)
-            for each, taken in zip(found, (times / len(paths)).tolist(), strict=True)]
+            for each, taken in zip(found, (times / max(seen, 1)).tolist(), strict=True)]
 
 
 def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]) -> Path:

@@ -49,8 +49,8 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
     Raises:
         VplError: an input is missing, a mask does not fit, or a setting is refused.
     """
-    low_rank = getattr(settings.of_method, "rank", 0) > 0
-    settings = replace(settings, lr=settings.lr or _LR * (_LOW_RANK if low_rank else 1),
+    low_rank = _LOW_RANK if _chosen(settings).rank else 1
+    settings = replace(settings, lr=settings.lr or _LR * low_rank,
                        iters=settings.iters if "iters" in settings.given else _ITERS)
     warn_without_effect(settings, without=_UNREAD)
     check_even(settings.batch_size)
@@ -85,13 +85,18 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
     return target
 
 
+def _chosen(settings: TrainDecoderSettings) -> Any:
+    """Settings of the method, which has those of `finetune`."""
+    return settings.of_method
+
+
 def _check_blocks(encoder: Any, settings: TrainDecoderSettings) -> None:
     """Check that the blocks that are to be trained are there, and can be told apart.
 
     Raises:
         VplError: they are not.
     """
-    chosen: Any = settings.of_method
+    chosen = _chosen(settings)
     if chosen.blocks or chosen.rank:
         vision = encoders.with_head(encoder, f"`blocks={chosen.blocks}`")
         if chosen.blocks > vision.depth:
@@ -155,7 +160,7 @@ def _make_header(workspace: Workspace, settings: TrainDecoderSettings, masks: _m
 
 def _task(settings: TrainDecoderSettings, header: Header, target: Path,
           network: segmenter.SegmenterNetwork, data: PixelData) -> JointTraining:
-    chosen: Any = settings.of_method
+    chosen = _chosen(settings)
     taught = joint.JointSettings(blocks=chosen.blocks, rank=chosen.rank, average=chosen.average,
                                  doubt=chosen.doubt, lambda_tags=chosen.lambda_tags)
     return JointTraining(header, target, network, data, steps_of(settings), taught,

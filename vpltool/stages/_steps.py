@@ -119,11 +119,12 @@ def follow_steps(work: Steps, records: Iterable[learning.StepRecord], start: che
     with console.progress(title, steps - start.step) as advance:
         for record in records:
             unread.append(record)
-            # A step needs all processes, so all stop after the same one.
-            done, stop = record.iteration + 1, ranks.any(interrupted())
+            done, here = record.iteration + 1, interrupted()
+            # A step needs all processes, so all stop after the same one; the clock of process 0
+            # counts.
+            stop, kept = ranks.any(here, here or first and rule.due(done))
             logged = done % max(steps // 50, 1) == 0 or done == steps
-            # The clock of process 0 counts.
-            kept = ranks.any(first and rule.due(done, interrupted=stop)) and done < steps
+            kept = kept and done < steps
             text = ""
             if logged or kept or len(unread) == _STEPS_UNREAD:
                 recent += _read_losses(unread, checkpoint, good)

@@ -68,7 +68,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
                                  features)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
     header = prototypes.split_header(workspace, "seed-prototypes", settings, features, text=text,
-                               cams=maps, tags=workspace.tags_identity(settings.split))
+                                     cams=maps, tags=workspace.tags_identity(settings.split))
     target = settings.out or place(workspace.path, "prototypes", "seeds")
     if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:

@@ -57,8 +57,8 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
     features = open_features(workspace, settings.features, settings.split)
     check_kept(features, ["patches"])
     header = prototypes.split_header(workspace, "tag-prototypes", settings, features,
-                               classes=workspace.classes_identity,
-                               tags=workspace.tags_identity(settings.split))
+                                     classes=workspace.classes_identity,
+                                     tags=workspace.tags_identity(settings.split))
     path = settings.out or place(workspace.path, "prototypes", "tags")
     if headers.check_file(path, header, settings):
         return path

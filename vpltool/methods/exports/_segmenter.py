@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpltool import settings
+from vpltool import console, settings
 from vpltool.clip import models
-from vpltool.core.photos import fit_size, read_photo, to_pixels
+from vpltool.core.photos import describe_failure, fit_size, read_photo, to_pixels
 from vpltool.formats import JsonObject, voc_palette
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import TrainedSegmenter, side_of
@@ -41,17 +42,21 @@ def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -
                     "clip": models.licence_of(model) or "not known: ask whoever published it"}}
 
 
-def photo_pixels(encoder: Any, path: Path, max_side: int
-                 ) -> tuple[tuple[int, int], Tensor]:
-    """Read a photo as a segmenter sees it: its own (height, width), and pixels (1, 3, H, W).
+def photo_pixels(encoder: Any, paths: Iterable[Path], max_side: int
+                 ) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    """Yield photos as a segmenter sees them: own (height, width), and pixels (1, 3, H, W).
 
-    Raises:
-        OSError: it cannot be read.
+    One that cannot be read is named and left out.
     """
-    rgb = read_photo(path)
-    size = (rgb.shape[0], rgb.shape[1])
-    target = fit_size(size, encoder.vision.patch, max_side=max_side)
-    return size, to_pixels(rgb, target, encoder.mean, encoder.std)[None]
+    for path in paths:
+        try:
+            rgb = read_photo(path)
+        except OSError as error:
+            console.warn(f"{describe_failure(path, error)}; it is left out")
+            continue
+        size = (rgb.shape[0], rgb.shape[1])
+        target = fit_size(size, encoder.vision.patch, max_side=max_side)
+        yield size, to_pixels(rgb, target, encoder.mean, encoder.std)[None]
 
 
 def palette_of(count: int) -> list[list[int]]:

@@ -222,7 +222,7 @@ def _in_8_bits(model: ModelProto, segmenter: TrainedSegmenter, settings: Setting
         count = 0 if settings.anylabeling else _CALIBRATION
     paths, side = segmenter.photos[:count], side_of(segmenter.header, settings.max_side)
     return _int8.static(model, lambda: (
-        {"pixels": photo_pixels(segmenter.encoder, path, side)[1].numpy()} for path in paths)
+        {"pixels": pixels.numpy()} for _, pixels in photo_pixels(segmenter.encoder, paths, side))
     ) if paths else _int8.dynamic(model)
 
 
