@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vpltool.core.crf_kernels import KERNELS
 from vpltool.json_text import parse_json
 
 Names = Callable[[Path], Iterator[str]]
@@ -55,7 +54,7 @@ _SETTINGS: Mapping[str, Names] = {
     "split": _splits, "ids": _ids, "tagged": _classes, "what": _RESULTS, "cams": _bare("cams"),
     "masks": _bare("masks"), "prototypes": _bare("prototypes"), "text": _bare("prototypes"),
     "decoder": _bare("decoder"), "recipe": _shipped("recipes", ".recipe"),
-    "preset": _shipped("presets", ".toml"), "kernels": lambda _work: iter(KERNELS),
+    "preset": _shipped("presets", ".toml"),
 }
 """Setting, whatever the stage, to the names that fit."""
 
