@@ -46,6 +46,23 @@ def interrupt_and_drop() -> None:
         return
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGCHLD")
+def test_workers_that_the_same_signal_ends_are_not_told_of(
+    run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`timeout` sends SIGTERM to all; torch raises an error for each worker that it ends."""
+    def interrupted(_name: str) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vpltool.stages.extract.find_device", interrupted)
+    before = signal.signal(signal.SIGCHLD, lambda *_: pytest.fail("a worker was told of"))
+    try:
+        assert run("extract", "--overwrite", "--workers", 0, work=copied / "work").code == 130
+        subprocess.run([sys.executable, "-c", ""], check=True)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_dropped_before_the_work_it_ends_the_work(run: Run, copied: Path,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     from vpltool.parallel.device import find_device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,12 @@ from vpltool.completion import workspaces
 from vpltool.errors import ReaderGone, VplError, explain
 from vpltool.formats.shards import rank_of_process
 from vpltool.formats.whereabouts import check_folder, near_workspace
-from vpltool.parallel.signals import interrupt_at_sigterm, remember_interrupts, was_interrupted
+from vpltool.parallel.signals import (
+    in_main_thread,
+    interrupt_at_sigterm,
+    remember_interrupts,
+    was_interrupted,
+)
 from vpltool.preset import read_preset
 from vpltool.shell import to_shell
 from vpltool.stages import find_stages
@@ -165,5 +171,8 @@ def _interrupted() -> None:
     if rank_of_process()[0]:
         # The first of the processes that torchrun has started says it for all.
         sys.exit(130)
+    # `timeout` and job schedulers send SIGTERM to the workers, too, of whose end torch would tell.
+    if in_main_thread() and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     console.interrupted()
     sys.exit(130)
