@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 367, "lines": 57_876, "code": 35_708, "imports": 12.7, "indented": 97,
+    "files": 367, "lines": 57_882, "code": 35_713, "imports": 12.7, "indented": 97,
     "type_checking": 7, "eager": 21, "any": 249, "cycles": 0, "kind_folders": 5}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 

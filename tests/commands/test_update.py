@@ -101,6 +101,18 @@ def test_an_option_s_former_name_in_a_header_is_understood(copied: Path, run: Ru
     assert header["call"]["kernels"] == "weclip"
 
 
+def test_what_an_artifact_was_made_with_counts_as_given(copied: Path, run: Run,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some defaults depend on it: the steps of `train-decoder --method finetune`."""
+    work, calls = copied / "work", []
+    assert run("refine", "--cams", "text", "--mask", "none", "--overwrite", work=work).code == 0
+    monkeypatch.setattr("vpltool.commands.update.run_through",
+                        lambda call, _work: (calls.append(call), None))
+    run("update", work=work)
+    assert calls
+    assert all(call.given == frozenset(call.values) for call in calls)
+
+
 def test_it_says_how_much_old_masks_changed(copied: Path, run: Run) -> None:
     folder = copied / "work" / MASKS
     before = {path.name: read_labels(path) for path in folder.glob("*.png")}

@@ -266,4 +266,4 @@ def licence_of(model: Mapping[str, str]) -> str:
         return next((licence for start, licence in _BY_TAG.items() if tag.startswith(start)), "")
     found = next((licence for part, licence in _BY_NAME.items() if part in name), "")
     # A file may hold weights that somebody else has trained.
-    return f"{found}, if {tag} is the published file" if found and tag != library else found
+    return f"{found}, if {tag} is the published file" if found and tag and tag != library else found

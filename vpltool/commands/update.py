@@ -73,7 +73,10 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
         console.note(line)
         try:
             with replacing_only(workspace.path, [one.path for one in stale if one.line() == line]):
-                _, failure = run_through(Call(artifact.stage, artifact.call()), workspace.path)
+                values = artifact.call()
+                # They were given, too, when it was made: a setting that was not has other defaults.
+                _, failure = run_through(Call(artifact.stage, values, frozenset(values)),
+                                         workspace.path)
         except VplError as error:
             error.hint = then(error.hint, "`update()` continues")
             raise

@@ -149,6 +149,9 @@ def _describe_tensors(file: IO[bytes], size: int, where: Path | str) -> Descript
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= size - 8:
+        if ".safetensors" not in str(where):
+            raise VplError(f"{where} is not a .safetensors file",
+                           "name a file that vpltool has written")
         raise VplError(f"{where} is damaged: its {size} bytes are not a .safetensors file",
                        "delete it and run the command that recomputes it")
     try:
