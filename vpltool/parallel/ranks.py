@@ -76,7 +76,8 @@ class Ranks:
 
     def any(self, *values: bool) -> list[bool]:
         """Tell of each value whether it holds in any process; a GPU is not waited for."""
-        return (self.total(torch.tensor(values, dtype=torch.int64)) > 0).tolist()
+        return (list(values) if self.count == 1
+                else (self.total(torch.tensor(values, dtype=torch.int64)) > 0).tolist())
 
     def collect(self, item: T) -> list[T]:
         """List what each process has, by their numbers; anything that can be pickled."""

@@ -49,8 +49,8 @@ def finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segme
     Raises:
         VplError: an input is missing, a mask does not fit, or a setting is refused.
     """
-    low_rank = _LOW_RANK if _chosen(settings).rank else 1
-    settings = replace(settings, lr=settings.lr or _LR * low_rank,
+    rate = _LR * (_LOW_RANK if _chosen(settings).rank else 1)
+    settings = replace(settings, lr=settings.lr or rate,
                        iters=settings.iters if "iters" in settings.given else _ITERS)
     warn_without_effect(settings, without=_UNREAD)
     check_even(settings.batch_size)

@@ -79,8 +79,7 @@ def static(model: onnx.ModelProto, photos: Callable[[], Iterator[Photo]]) -> onn
         whole, file = Path(folder) / "whole.onnx", Path(folder) / "int8.onnx"
         onnx.save_model(model, whole)
         quantize_static(
-            whole, file, _Reader(photos()), per_channel=True,
-            nodes_to_quantize=chosen,
+            whole, file, _Reader(photos()), per_channel=True, nodes_to_quantize=chosen,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8,
             # onnxruntime multiplies so in one step; a convolution needs its output in 8 bits.
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]})
