@@ -172,7 +172,7 @@ def test_a_recipe_takes_keywords_and_returns_what_it_made(copied: Path,
     assert all(path.exists() for path in made)
     lines = work.run("maps.recipe", "photos=photos", "cut=0.2", dry_run=True)
     assert lines[-1].endswith("--threshold 0.2")
-    with pytest.raises(vpltool.VplError, match="has no value `fotos`"):
+    with pytest.raises(vpltool.VplError, match="has no parameter `fotos`"):
         work.run("maps.recipe", fotos="photos")
 
 

@@ -155,9 +155,23 @@ def part_of(part: int, whole: int, things: str, one: str, many: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an exception's text, or the name of its class."""
+    """Return the first line of an exception's text, of a long one the first sentences.
+
+    Returns:
+        the name of its class, if it has no text.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    first = lines[0]
+    if len(first) <= _LONGEST:
+        return first
+    whole, ends, _ = first[:_LONGEST].rpartition(". ")
+    return whole if ends else f"{first[:_LONGEST]} …"
+
+
+_LONGEST = 200
+"""Characters that are shown of another library's error."""
 
 
 _KILLED = ("DataLoader worker (pid", "process pool was terminated")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import Result, Run, draw_scenes, write_scenes
 from PIL import Image
+from reference import dino
 
 from vpltool.formats import describe
 from vpltool.formats.workspace import read_images
@@ -281,9 +283,9 @@ def test_masks_of_another_tool_are_one_more_value(run: Run, own: Path, tiny_clip
 
 
 @pytest.mark.parametrize(("student", "wanted"), [
-    ("small", "train-student --teacher segmenter --precision auto"),
-    ("timm:tiny,FILE",
-     "train-student --teacher segmenter --encoder timm:tiny,FILE --precision auto"), ("", "")])
+    ("small", "train-student --teacher segmenter --iters 3000 --precision auto"),
+    ("timm:tiny", "train-student --teacher segmenter --encoder timm:tiny --iters 3000 "
+                  "--precision auto"), ("", "")])
 def test_a_student_where_one_is_wanted(student: str, wanted: str, run: Run, own: Path,
                                        tiny_clip: Path) -> None:
     """After the segmenter, from what it says of the photos that taught it."""
@@ -296,6 +298,21 @@ def test_a_student_where_one_is_wanted(student: str, wanted: str, run: Run, own:
     if wanted:
         before = found[found.index(wanted) - 1]
         assert before.startswith("predict") and "--split train" in before
+        (estimated,) = (line for line in found if line.startswith("estimate"))
+        assert f"--student {student} --student-iters 3000" in estimated
+
+
+def test_a_student_is_counted_trained_and_scored(run: Run, own: Path, tiny_clip: Path) -> None:
+    torch.save(dino.random_state(patch=8, scaled=True), own / "dino.pth")
+    result = again(run, own, tiny_clip, f"student={own / 'dino.pth'}", "student_iters=2", "side=64")
+    assert result.code == 0, result.err
+    assert re.search(r"photos?: about .*, train-student ", result.err)
+    assert "predictions-student on `val`: of 2 photos" in result.out
+    assert "has no effect" not in result.err
+    decoder = own / "work/decoder/student.safetensors"
+    assert f"Small segmenter with an encoder of its own: {decoder}" in result.err
+    header = describe(decoder).header
+    assert header is not None and header.options["iters"] == 2
 
 
 def test_precision_is_what_the_machine_is_fast_in(run: Run, own: Path, tiny_clip: Path,

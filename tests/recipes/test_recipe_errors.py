@@ -93,11 +93,38 @@ def test_a_wrong_value_is_named_before_anything_is_run(value: str, message: str,
 @pytest.mark.parametrize(("words", "line"), [
     (("photos", "tags=tags.csv"), "photos=photos tags=tags.csv"),
     (("tags=tags.csv",), "photos=… tags=tags.csv"),
+    (("photos=", "tags=tags.csv"), "photos=… tags=tags.csv"),
+    (("photos", "=", "photos", "tags=tags.csv"), "photos=photos tags=tags.csv"),
     (("my photos", "side=256"), "'photos=my photos' side=256")])
 def test_the_corrected_line_is_whole(words: tuple[str, ...], line: str, run: Run, own: Path
                                      ) -> None:
     result = run("-C", "w", "run", "own-photos", *words)
     assert result.lines("hint:") == [f"vpltool -C w run own-photos {line}"]
+
+
+@pytest.mark.parametrize(("value", "message", "hint"), [
+    ("student=smal", "student=smal: no such file", "student is: small, or a network timm:MODEL"),
+    ("student=timm:vit,no.pth", "student=timm:vit,no.pth: there is no no.pth", "student is: "),
+    ("encoder=dinov2", "encoder=dinov2: no such file", "encoder is: ")])
+def test_an_encoder_that_is_none_is_told_before_anything_is_run(
+        value: str, message: str, hint: str, run: Run, own: Path) -> None:
+    error, advice = said(run("run", "own-photos", "photos=photos", "tags=tags.csv", value,
+                             work=Path("w")))
+    assert error.startswith(message)
+    assert advice.startswith(hint)
+
+
+def test_a_hint_names_the_encoder_of_the_photos_not_the_students() -> None:
+    terms = terms_of(read_recipe(recipe_files()["own-photos"]), {})
+    assert terms.spell("`encoder='FILE'`", "estimate") == "encoder=FILE"
+    assert terms.spell("`encoder='FILE'`", "train-student") == "student=FILE"
+
+
+def test_not_all_photos_can_be_held_out(run: Run, own: Path) -> None:
+    result = run("run", "own-photos", "photos=photos", "tags=tags.csv", "held=1", work=Path("w"))
+    assert result.code == 1
+    assert "held=1 would hold out every photo" in result.lines("error:")[0]
+    assert result.lines("hint:")[0].startswith("held=10 holds out one in ten, held=0 none")
 
 
 def test_a_word_that_may_be_many_values(run: Run, own: Path) -> None:

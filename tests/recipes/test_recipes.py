@@ -110,7 +110,7 @@ def test_own_photos_without_held_out_photos(held: str, run: Run, tmp_path: Path)
 
 @pytest.mark.parametrize(("given", "message", "hint"), [
     ({}, "small needs photos=… (the photos)", "photos=…"),
-    ({"photo": "x"}, "small has no value `photo`", "`photos`"),
+    ({"photo": "x"}, "small has no parameter `photo`", "`photos`"),
 ])
 def test_a_missing_or_unknown_value(given: dict[str, str], message: str, hint: str,
                                     recipe: Path) -> None:
@@ -144,7 +144,7 @@ def test_an_unknown_name_in_a_line(tmp_path: Path) -> None:
 def test_every_line_of_the_bundled_recipes_is_a_command(name: str, run: Run, tmp_path: Path
                                                         ) -> None:
     """With every value given: all blocks are there."""
-    values = [f"{value.name}={value.default or {'finetune': 2}.get(value.name, 'x')}"
+    values = [f"{value.name}={value.default or {'finetune': 2, 'student': 'timm:x'}.get(value.name, 'x')}"
               for value in read_recipe(recipe_files()[name]).values]
     result = run("run", name, *values, "--dry-run", work=tmp_path)
     assert result.code == 0, result.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from conftest import Run
 from torch import Tensor
 
-from vpltool.core import training
+from vpltool.clip import encoders
+from vpltool.core import joint, training
 from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.training import CropBatch, TrainingSettings
 from vpltool.stages import estimate
@@ -68,7 +70,31 @@ def test_it_is_multiplied_by_the_photos_and_steps(run: Run, ready: Path,
     assert report["total"] == 40.0
 
 
-def test_only_new_photos_count(run: Run, copied: Path) -> None:
+def test_training_of_encoders_counts_where_it_is_asked_for(
+        run: Run, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = ("--iters", 10, "--crop", 4, "--width", 16, "--layers", 2, "--json")
+    network = "timm:vit_tiny_patch16_224"
+    monkeypatch.setattr(encoders, "load_encoder",
+                        lambda source, _device: encoders.random_encoder(source, 0))
+    seen: list[tuple[int, int]] = []
+    losses = joint._losses
+
+    def watched(pair: joint.Pair, batch: joint.PixelBatch, *others: Any) -> tuple[Tensor, ...]:
+        seen.append((len(pair.now.blocks), batch.pixels.shape[-1]))
+        return losses(pair, batch, *others)
+
+    monkeypatch.setattr(joint, "_losses", watched)
+    result = run("estimate", *few, "--finetune", 10, "--student", network, "--student-iters", 5,
+                 work=ready / "work")
+    assert result.code == 0, result.err
+    seconds = json.loads(result.out)["seconds"]
+    assert seconds["train-student"] > 0
+    assert seconds["finetune"] > 0
+    # The tiny CLIP has three blocks of patches of 8; the student sees crops of 16 patches of 16.
+    assert seen == [(0, 256)] * 3 + [(0, 32)] * 3
+
+
+def test_only_new_photos_count(run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = copied / "work"
     done = run("estimate", "--new", work=work)
     assert (done.code, done.out, done.err) == (0, "", "")
@@ -76,6 +102,15 @@ def test_only_new_photos_count(run: Run, copied: Path) -> None:
         (work / f"features/train/{name}.safetensors").unlink()
     result = run("estimate", "--new", "--iters", 10, "--crop", 4, "--width", 16, work=work)
     assert result.err.startswith("2 photos: about ")
+    report = json.loads(run("estimate", "--new", "--iters", 10, "--crop", 4, "--width", 16,
+                            "--json", work=work).out)
+    monkeypatch.setattr(estimate, "_encoder_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(estimate, "_crf_seconds", lambda *_: 10.0)
+    monkeypatch.setattr("vpltool.parallel.device.default_workers", lambda: 1)
+    shutil.rmtree(work / "masks", ignore_errors=True)
+    report = json.loads(run("estimate", "--new", "--iters", 0, "--json", work=work).out)
+    # None of the six has a mask, whoever has features: an interrupted job needs these, too.
+    assert report["seconds"] == {"extract": 2.0, "crf": 30.0, "train-decoder": 0.0}
 
 
 def test_photos_that_cannot_be_read_are_named(run: Run, copied: Path) -> None:

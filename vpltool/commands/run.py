@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -159,6 +160,10 @@ def _kept_precision(recipe: Recipe, given: Mapping[str, str], path: Path) -> dic
 def _given(recipe: Recipe, words: tuple[str, ...], work: Path, last: Mapping[str, str]
            ) -> dict[str, str]:
     """Name to value; the hint of an error is the whole line, corrected as far as it is clear."""
+    if any(word.startswith("=") for word in words):
+        joined = re.sub(r" ?= ?", "=", shlex.join(words))
+        raise VplError("a value is written NAME=VALUE, without spaces",
+                       f"{shlex.join([*program(work), 'run', recipe.name])} {joined}")
     given = {name: value for name, equals, value in (word.partition("=") for word in words)
              if equals}
     bare = [word for word in words if "=" not in word]

@@ -115,9 +115,11 @@ class Recipe:
         known = {value.name: value for value in self.values}
         for name in given:
             if name not in known:
-                raise VplError(f"{self.path.stem} has no value `{name}`", near_name(name, known))
+                raise VplError(f"{self.path.stem} has no parameter `{name}`",
+                               near_name(name, known))
         if missing := self.missing(given):
-            words = {value.name: "…" for value in missing} | dict(given)
+            unset = {value.name: "…" for value in missing}
+            words = unset | dict(given) | unset
             usage = [shlex.quote(f"{name}={value}") if value != "…" else f"{name}=…"
                      for name, value in words.items() if value]
             line = shlex.join([*program(work), "run", self.name])

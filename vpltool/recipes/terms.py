@@ -45,9 +45,13 @@ class Terms:
         # Of a setting that the stage has itself, another stage's is not meant.
         known = find_stages()
         own = {entry.name for entry in all_settings(known[stage])} if stage in known else set()
-        others = {setting: name for names in self.names.values()
-                  for setting, name in names.items() if setting not in own}
-        return to_shell(text, stage, work, others | dict(self.names.get(stage, {})))
+        names = dict(self.names.get(stage, {}))
+        for others in self.names.values():
+            for setting, name in others.items():
+                # The first stage that a value reaches is the one that others build on.
+                if setting not in own:
+                    names.setdefault(setting, name)
+        return to_shell(text, stage, work, names)
 
     def value_error(self, message: str, stage: str) -> VplError | None:
         """Return the error for a value of the recipe that an option does not take.

@@ -101,7 +101,7 @@ def _check_blocks(encoder: Any, settings: TrainDecoderSettings) -> None:
         vision = encoders.with_head(encoder, f"`blocks={chosen.blocks}`")
         if chosen.blocks > vision.depth:
             raise VplError(f"`blocks={chosen.blocks}`: the encoder has {vision.depth}",
-                           "`blocks=4`, or `blocks=0` for all of it")
+                           f"`blocks={vision.depth}`, or `blocks=0` for all of it")
         if chosen.rank and not chosen.blocks:
             raise VplError(f"`rank={chosen.rank}` is for blocks, and `blocks=0` trains the whole "
                            "encoder", f"`blocks={vision.depth}`")

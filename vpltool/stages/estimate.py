@@ -10,12 +10,13 @@ from typing import Any
 
 from vpltool import console, options
 from vpltool.clip import encoders
-from vpltool.core import segmenter, tagging, tower, training
+from vpltool.core import joint, light_head, segmenter, tagging, tower, training, vit
+from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.photos import describe_failure, fit_size, photo_size
-from vpltool.engine import models
+from vpltool.engine import features, models
 from vpltool.errors import VplError, counted
 from vpltool.formats import JsonObject, Photo, Workspace
-from vpltool.formats.kinds import place
+from vpltool.formats.kinds import folder_of, place
 from vpltool.lazy import np, torch
 from vpltool.methods import KINDS, find_method, load_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
@@ -24,6 +25,7 @@ from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 from vpltool.stages import _fitting, tag
+from vpltool.stages.train_student import StudentSettings, named_student
 
 _LOOKED_AT = 40
 """Photos whose sizes are read: enough for a mean."""
@@ -45,8 +47,14 @@ class EstimateSettings(Settings):
     batch_size: int = setting(6, "Crops per step of `train-decoder`.", low=1)
     crop: int = setting(16, "Side of its crops, in patches.", low=2)
     width: int = setting(256, "Width of its decoder, for a method that has one.", low=8)
-    new: bool = setting(False, "Count only photos that have no features yet; if there are none, "
-                               "print nothing. Unreadable ones are named, not counted.", off="-")
+    finetune: int = setting(0, "Also count this many steps of `train-decoder --method finetune`.",
+                            low=0)
+    student: str = setting("", "Also count `train-student`, of this network; small: its default.",
+                           metavar="NAME-OR-FILE")
+    student_iters: int = setting(StudentSettings.iters, "Steps of `train-student`.", low=1)
+    new: bool = setting(False, "Count only what photos without features, or without masks, still "
+                               "need; if all have features, print nothing. Unreadable ones are "
+                               "named, not counted.", off="-")
     tag: bool = setting(False, "Also count `tag`, of photos without a tag.", off="-")
     device: str = options.device()
     precision: str = options.precision()
@@ -59,7 +67,8 @@ STAGE = Stage(order=12, panel="1. Begin", reads=("workspace", "images"), writes=
 def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
     """Estimate the time for extraction, masks and training, and the disk space.
 
-    Each is measured on this machine with one photo and extrapolated, which takes seconds.
+    Each is measured on this machine with one photo, or one crop, and extrapolated, which takes
+    seconds.
 
     Example: vpltool estimate --max-side 512 --iters 300
 
@@ -77,12 +86,17 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
             where only new ones count, nothing is left to encode then, which is no error.
     """
     find_method("segmenters", settings.segmenter)
-    photos = workspace.photos(settings.split)
+    photos = everything = workspace.photos(settings.split)
+    unmasked = len(photos)
     if settings.new:
         folder = place(workspace.path, "features", settings.split)
         photos = [photo for photo in photos if not (folder / f"{photo.id}.safetensors").exists()]
         if not photos:
             return dict(_NOTHING)
+        masked = {path.relative_to(split).with_suffix("").as_posix()
+                  for split in folder_of(workspace.path, "masks").glob(f"*/{settings.split}")
+                  for path in split.rglob("*.png")}
+        unmasked = sum(photo.id not in masked for photo in everything)
     sizes, failed = _sizes(workspace, photos)
     if not sizes:
         named = "; ".join(failed[:5]) + (" …" if failed[5:] else "")
@@ -103,7 +117,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
     mean = round(sum(height * width for height, width in grids) / len(grids))
     side = max(2, round(mean ** 0.5))
     pixels = round(sum(height * width for height, width in sizes) / len(sizes))
-    count = len(photos) - len(failed)
+    count, trained = len(photos) - len(failed), len(everything) - len(failed)
     # A GPU does the CRF of all photos in one process.
     processes = worker_count(-1) + 1 if device.type == "cpu" else 1
     untagged = sum(not photo.tags for photo in photos) if settings.tag else 0
@@ -111,8 +125,16 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
         **({"tag": untagged * _tag_seconds(workspace, side, device)}
            if untagged else {}),
         "extract": count * _encoder_seconds(encoder.vision.to(dtype), side, device),
-        "crf": count * _crf_seconds(pixels, device) / processes,
-        "train-decoder": _training_seconds(encoder, settings, device, count, mean)}
+        "crf": (unmasked - len(failed)) * _crf_seconds(pixels, device) / processes,
+        "train-decoder": _training_seconds(encoder, settings, device, trained, mean)}
+    classes = 1 + len(workspace.classes)
+    if settings.student:
+        seconds["train-student"] = settings.student_iters * _student_seconds(
+            workspace, settings.student, classes, device, dtype)
+    # Last, since it trains the encoder that the others have used.
+    if settings.finetune:
+        seconds["finetune"] = settings.finetune * _finetune_seconds(
+            encoder.vision, settings, classes, device, dtype)
     stored = 2 * (mean * (settings.layers * encoder.vision.width + _dim(encoder)))
     report = {"photos": count, "patches": mean, "pixels": pixels,
               "seconds": {name: round(value, 1) for name, value in seconds.items()},
@@ -256,6 +278,51 @@ def _step_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device:
         times.append(now - last)
         last = now
     return min(times[1:])
+
+
+def _student_seconds(workspace: Workspace, name: str, classes: int, device: torch.device,
+                     dtype: torch.dtype) -> float:
+    """Seconds a step of `train-student` at its defaults."""
+    source = encoders.find_encoder(named_student(name), (Path(), workspace.path))
+    vision = encoders.load_encoder(source, device).vision
+    head = light_head.LightHead(tuple(features.parse_layers("spread", vision.depth)), vision.width,
+                                classes, StudentSettings.width)
+    return StudentSettings.batch_size * _joint_seconds(
+        vision, head, joint.JointSettings(StudentSettings.average), StudentSettings.crop, dtype,
+        device, soft=True)
+
+
+def _finetune_seconds(vision: tower.Tower, settings: EstimateSettings, classes: int,
+                      device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds a step of `train-decoder --method finetune` at its defaults."""
+    method = load_method(SegmenterMethod, "finetune")
+    used: Any = method.Settings()
+    prototypes = torch.nn.functional.normalize(torch.randn(classes, 1), dim=-1)
+    network = method.build(SegmenterParts(
+        tuple(features.parse_layers("spread", vision.depth)), vision.width, prototypes,
+        torch.arange(classes)), used)
+    blocks = used.blocks if isinstance(vision, vit.VisionTower) else 0
+    return settings.batch_size * _joint_seconds(vision, network, joint.JointSettings(
+        used.average, blocks, doubt=used.doubt, lambda_tags=used.lambda_tags), settings.crop,
+        dtype, device)
+
+
+def _joint_seconds(vision: tower.Tower, network: segmenter.SegmenterNetwork,
+                   settings: joint.JointSettings, crop: int, dtype: torch.dtype,
+                   device: torch.device, *, soft: bool = False) -> float:
+    """Seconds a crop, in training a network together with its encoder."""
+    steps = training.StepSettings(iterations=3, batch_size=1, crop=crop, lr=1e-5, power=0.9,
+                                  warmup=1, seed=0, precision=dtype)
+    pair = joint.Pair(vision.float(), network.to(device), settings)
+    labels, classes = crop * LABELS_PER_PATCH, len(network.classes)
+    batch = joint.PixelBatch(
+        torch.randn(1, 3, crop * vision.patch, crop * vision.patch),
+        torch.zeros(1, labels, labels, dtype=torch.uint8),
+        torch.ones(1, crop, crop, dtype=torch.bool),
+        torch.ones(1, classes, dtype=torch.bool), torch.ones(1, classes, dtype=torch.bool),
+        torch.full((1, classes, labels, labels), 1 / classes) if soft else None)
+    records = joint.train_jointly(pair, joint.joint_optimizer(pair, steps), steps, [batch] * 3)
+    return _seconds(lambda: next(records).losses[0].item())
 
 
 def _network(encoder: encoders.Encoder, settings: EstimateSettings

@@ -94,6 +94,9 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
             encoder is there.
         PhotosFailed: true masks of some photos could not be made.
     """
+    if settings.hold_out == 1:
+        raise VplError("`hold_out=1` would hold out every photo", "`hold_out=10` holds out one "
+                       "in ten, `hold_out=0` none")
     earlier = _read_earlier(path, overwrite=settings.overwrite)
     kept = None if settings.overwrite else earlier
     if kept:

@@ -28,6 +28,9 @@ from vpltool.stages._pixel_data import PixelData, Taught
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 """A plain ViT of 5.7 million parameters, Apache-2.0."""
 
+SMALL = "small"
+"""What a recipe, and `estimate`, call it."""
+
 _SCALES = (0.7, 1.6)
 """Factors on a photo's size. With WeCLIP's, of 0.5 to 2, fewer crops look as the photos do that a
 student will see; chosen by agreement with the teacher on photos that were not trained on."""
@@ -131,6 +134,11 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
                     if taught.tagged], workspace.classes)
     train_both(_task(workspace, settings, lesson, encoder, header, target, tuple(layers)), start)
     return target
+
+
+def named_student(name: str) -> str:
+    """The encoder that a recipe's `student` means: `small` is the default network."""
+    return DEFAULT_STUDENT if name == SMALL else name
 
 
 @dataclass(frozen=True)
