@@ -157,12 +157,7 @@ class _Listed:
 
 
 def _listed(path: Path) -> _Listed:
-    """Go through a file once.
-
-    Raises:
-        VplError: it is not JSON; the line is named.
-        KeyError, TypeError: an entry lacks something.
-    """
+    """Go through a file once."""
     found, parts = _Listed(), set[str]()
     try:
         for part, first, length, entry in stream_objects(path):

@@ -185,11 +185,7 @@ def _height(shape: tuple[int, str, dict[str, str]]) -> int:
 
 
 def _parse(path: Path) -> list[_Image]:
-    """Read the images and their shapes.
-
-    Raises:
-        VplError: it is not XML, has a document type, or has shapes without a region.
-    """
+    """Read the images and their shapes."""
     images: list[_Image] = []
 
     def start(name: str, attributes: dict[str, str], line: int) -> None:
@@ -223,11 +219,7 @@ def _content(path: Path) -> bytes:
 
 
 def _inside(shape: str, attributes: dict[str, str], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """The region (H, W) of a shape.
-
-    Raises:
-        KeyError, ValueError: an attribute is missing or no number, or a mask leaves the photo.
-    """
+    """The region (H, W) of a shape."""
     if shape == "polygon":
         points = [float(number) for pair in attributes["points"].split(";")
                   for number in pair.split(",")]

@@ -185,11 +185,7 @@ def _name_of(data: Mapping[str, object]) -> str:
 
 def _inside(stroke: Mapping[str, Any], size: tuple[int, int], where: str
             ) -> npt.NDArray[np.bool_]:
-    """The region (H, W) of a stroke or polygon.
-
-    Raises:
-        VplError: it is neither, or its run lengths are damaged.
-    """
+    """The region (H, W) of a stroke or polygon."""
     if stroke["type"] == "brushlabels":
         try:
             return from_brush_lengths(stroke["value"]["rle"], size)

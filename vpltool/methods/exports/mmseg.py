@@ -110,11 +110,7 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
 
 
 def _classes(path: Path) -> list[str]:
-    """The `classes=` of a configuration.
-
-    Raises:
-        VplError: it is not Python, or names none.
-    """
+    """The `classes=` of a configuration."""
     hint = "metainfo = dict(classes=('background', …)) in it names the classes"
     try:
         tree = ast.parse(read_text(path))

@@ -132,8 +132,6 @@ def graph_of(segmenter: TrainedSegmenter, settings: Settings) -> ModelProto:
 
 def _graph(segmenter: TrainedSegmenter, side: int) -> ModelProto:
     """The model as ONNX has it; of a fixed side, or with symbols `rows` and `columns` of patches.
-
-    Nothing in it tells where it was made: the exporter notes lines of source files at each node.
     """
     vision, patch = segmenter.encoder.vision, segmenter.encoder.vision.patch
     # Any other grid than the tower's own: the positions of that one are not resampled.
@@ -171,13 +169,7 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> ModelProto:
 
 
 def _check_any_size(model: ModelProto, segmenter: TrainedSegmenter) -> None:
-    """Check that the file says what torch says on another grid than the one it was made on.
-
-    Code that makes numbers of the sides of a photo, as some positions do, keeps those of that grid.
-
-    Raises:
-        VplError: it does not.
-    """
+    """Check that the file says what torch says on another grid than the one it was made on."""
     import onnxruntime
 
     patch = segmenter.encoder.vision.patch

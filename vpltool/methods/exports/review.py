@@ -88,11 +88,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 
 def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
-    """Files, besides PNGs, of the earlier folder that is to be replaced.
-
-    Raises:
-        VplError: masks in it were corrected and not imported, and would be lost.
-    """
+    """Files, besides PNGs, of the earlier folder that is to be replaced."""
     if not (path / _LIST).is_file():
         return _FILES
     _check_copies(workspace, path)
@@ -110,11 +106,7 @@ def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
 
 
 def _check_copies(workspace: Workspace, path: Path) -> None:
-    """Check that nobody has changed the copies of photos.
-
-    Raises:
-        VplError: one is as neither the photo, nor the photo without metadata.
-    """
+    """Check that nobody has changed the copies of photos."""
     known = {photo.id: photo for photo in workspace.photos()}
     with (path / _LIST).open(encoding="utf-8", newline="") as file:
         copies = [(known[key], path / row["photo"]) for row in csv.DictReader(file)

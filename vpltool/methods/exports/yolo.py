@@ -91,10 +91,7 @@ def _lines(labels: npt.NDArray[np.uint8], tolerance: float) -> Iterator[str]:
 
 
 def _three_points(polygon: npt.NDArray[np.float64]) -> Sequence[npt.NDArray[np.float64]]:
-    """The points of a polygon, three distinct ones at least, even for a pixel or a line of them.
-
-    Points within a pixel mean that pixel, so the region is the same.
-    """
+    """The points of a polygon, three distinct ones at least, even for a pixel or a line of them."""
     distinct = np.unique(polygon, axis=0)
     if len(distinct) > 2:
         return list(polygon)
@@ -162,13 +159,7 @@ def _region(line: str, labels: Mapping[int, int], size: tuple[int, int], where: 
 
 def _polygon(line: str, labels: Mapping[int, int], where: str
              ) -> tuple[int, npt.NDArray[np.float64], float]:
-    """The label of a line, its points (N, 2) as shares of width and height, and its score.
-
-    Ultralytics writes a score behind the points of predictions (`save_conf`): one number more.
-
-    Raises:
-        VplError: it is no polygon, or its class is not in data.yaml.
-    """
+    """The label of a line, its points (N, 2) as shares of width and height, and its score."""
     words = line.split()
     try:
         number, shares = int(words[0]), np.array([float(word) for word in words[1:]])

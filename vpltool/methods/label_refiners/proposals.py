@@ -111,11 +111,7 @@ def _voted(photo: ScoredPhoto, scores: npt.NDArray[np.float32], settings: Settin
 
 def _with_words(proposals: Proposals, shares: npt.NDArray[np.float64], names: Sequence[str],
                 word_share: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mix what proposals are called into their shares (P, L); a word that is no tag is nothing.
-
-    Returns:
-        the shares, and how much of each is the word's (P,).
-    """
+    """Mix what proposals are called into their shares (P, L); a word that is no tag is nothing."""
     labels = {plain_word(name): label for label, name in enumerate(names) if name}
     labels |= dict.fromkeys(map(plain_word, BACKGROUND_WORDS), 0)
     mixed, sure = shares.copy(), np.zeros(len(shares))

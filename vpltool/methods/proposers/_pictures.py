@@ -115,11 +115,7 @@ def _of_masks(pictures: Pictures, folder: Path, fits: Fits) -> Proposals:
 
 
 def _scores(path: Path) -> dict[str, float]:
-    """Name of a mask to the IoU that SAM predicts, as its amg.py writes them; empty: no file.
-
-    Raises:
-        VplError: the file is damaged.
-    """
+    """Name of a mask to the IoU that SAM predicts, as its amg.py writes them; empty: no file."""
     if not path.exists():
         return {}
     try:

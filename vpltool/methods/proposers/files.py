@@ -83,11 +83,7 @@ def _pictures(settings: Settings, classes: tuple[str, ...] = ()) -> Pictures:
 
 
 def _files(settings: Settings) -> list[Path]:
-    """The files that are read.
-
-    Raises:
-        VplError: the path is in no format, or a package is missing.
-    """
+    """The files that are read."""
     path = _path(settings)
     if settings.format != "auto":
         found = _pictures(settings).files()
@@ -225,11 +221,7 @@ def _is_of_sam(path: Path) -> bool:
 
 
 def _sam_outlined(path: Path, request: labels.LabellingRequest) -> Iterator[labels.Outlined]:
-    """Yield the masks of each file; it has the photo's name, or says it, as SA-1B's do.
-
-    Raises:
-        VplError: a file is damaged, or of no photo.
-    """
+    """Yield the masks of each file; it has the photo's name, or says it, as SA-1B's do."""
     for file in _sam_files(path):
         content = labels.parse_json(labels.read_text(file), file)
         try:

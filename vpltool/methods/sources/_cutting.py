@@ -168,11 +168,7 @@ def cut_photos(images: Path, photos: Sequence[Photo], cut: Cut, regions: Sequenc
 
 
 def _check_inside(here: Sequence[Region], lost: Sequence[Region], large: Large) -> None:
-    """Check that tags that name a photo lie in it.
-
-    Raises:
-        VplError: one does not.
-    """
+    """Check that tags that name a photo lie in it."""
     where = [region.where for region in lost if region.photo]
     if where:
         height, width = large.size

@@ -329,11 +329,7 @@ def _keep(
 
 
 def _check_names(path: Path, wanted: Collection[str], names: dict[str, str], folder: Path) -> None:
-    """Check that the photos of the annotations are in the folder.
-
-    Raises:
-        VplError: they are not; the message says if they are of another year.
-    """
+    """Check that the photos of the annotations are in the folder."""
     absent = [key for key in wanted if key not in names]
     if not absent:
         return

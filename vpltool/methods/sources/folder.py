@@ -102,11 +102,7 @@ _AUTO = 512
 
 
 def _tells_places(settings: Settings) -> bool:
-    """Whether the tags say where things are.
-
-    Raises:
-        VplError: they do, and photos are not cut into tiles.
-    """
+    """Whether the tags say where things are."""
     assert settings.labels is not None
     if not tile_tags.tells_places(settings.labels):
         return False

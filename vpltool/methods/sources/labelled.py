@@ -85,11 +85,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
 
 
 def _find_photos(root: Path) -> dict[str, Photo]:
-    """Id to photo of those below a folder, in the split of the folder.
-
-    Raises:
-        VplError: there is none, or two have the same name.
-    """
+    """Id to photo of those below a folder, in the split of the folder."""
     found: dict[str, Photo] = {}
     for path in photos_below(root):
         inside = path.relative_to(root)

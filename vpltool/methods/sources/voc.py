@@ -174,11 +174,7 @@ def _voc_labels(root: Path, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _object_names(path: Path) -> set[str]:
-    """The names of the objects in an XML of annotations.
-
-    Raises:
-        DamagedXml: it is no XML, or has a document type.
-    """
+    """The names of the objects in an XML of annotations."""
     names: list[str] = []
     inside: list[str] = []
 
