@@ -52,10 +52,10 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
 
 
 def em_over_photos(pixels: Tensor, photo_of: Tensor, settings: Settings, seed: int) -> Tensor:
-    """Return the L2-normed prototypes (K, dim) of a class, found batch of photos by batch of photos.
+    """Return the prototypes (K, dim) of a class, found batch of photos by batch of photos.
 
-    EM of each batch begins at the prototypes so far; the first ones are drawn as by k-means++. There
-    are fewer if there are fewer seeds. Seeds (n, dim) are L2-normed, `photo_of` is (n,).
+    EM of each batch begins at the prototypes so far; the first are drawn as by k-means++. There are
+    fewer if there are fewer seeds. They and the seeds (n, dim) are L2-normed; `photo_of` is (n,).
     """
     prototypes = spherical_kmeans(pixels, settings.per_class, seed=seed, rounds=0).float()
     order = photo_of.argsort(stable=True)
