@@ -33,7 +33,6 @@ from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.label_refiners import densecrf
 from vpltool.methods.label_refiners import proposals as voting
 from vpltool.methods.proposers import felzenszwalb, files, slic
-from vpltool.methods.proposers._pictures import of_soft_map
 from vpltool.stages._truth import read_truth
 
 Field = npt.NDArray[np.float32]
@@ -179,7 +178,7 @@ def proposals_of(case: Case, read: Read) -> Mapping[str, Proposals]:
     # Each photo has a draw of its own, so that the order does not matter.
     draw = random.Random(f"{case.options.seed} {case.photo.id}")
     left = [inside for inside in objects if draw.random() >= DROPPED]
-    of_soft = of_soft_map(soft, files.levels_of(files.Settings().levels))
+    of_soft = files.of_soft_map(soft, files.levels_of(files.Settings().levels))
     made = {"soft": Proposals.of(soft.shape, of_soft),
             "objects": Proposals.of(soft.shape, map(Proposal, objects)),
             "dropped": Proposals.of(soft.shape, map(Proposal, left))}

@@ -12,7 +12,7 @@ from vpltool.core.phase_one import Pixels
 from vpltool.core.vit import Head
 from vpltool.methods.cams import dense, gradcam, lpcam, salient, surgery
 from vpltool.methods.embeddings import naclip, proxyclip, sclip
-from vpltool.methods.estimators import kmeans
+from vpltool.methods.estimators import kmeans, means
 from vpltool.methods.estimators import lpcam as lpcam_estimator
 from vpltool.methods.inputs import CamBatch, EmbeddingBatch, PhotoMaps
 from vpltool.methods.refiners import attention, cpal, patches, transport
@@ -137,7 +137,7 @@ def with_background_clusters(pixels: Tensor, labels: Tensor, rows: Tensor, index
     """Rows with clusters in the place of the background's words."""
     pool = Pixels(pixels, torch.zeros_like(labels), labels, [])
     settings = kmeans.Settings(background="clusters", clusters=count)
-    return kmeans._background.with_background(pool, rows, index, settings, seed)
+    return means.with_background(pool, rows, index, settings, seed)
 
 
 def class_and_context(pixels: Tensor, labels: Tensor, beside: Tensor, owner: int, text: Tensor,

@@ -110,9 +110,6 @@ def check_outline(outline: Any, size: tuple[int, int]) -> None:
 
 def _unpacked(counts: str | bytes) -> list[int]:
     """Unpack COCO's compressed run lengths: five bits a character, differences from the third on.
-
-    Raises:
-        ValueError: it ends within a number, or has other characters.
     """
     lengths: list[int] = []
     value = shift = 0

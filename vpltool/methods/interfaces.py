@@ -170,6 +170,9 @@ class Exporter(MethodModule):
     CLASSES: tuple[str, ...]
     """Only where the receiver knows these classes and no other."""
 
+    NEEDS: tuple[str, ...] = ()
+    """Packages that the reader of a format imports; see `vpltool.methods.labels`."""
+
     def check(self, of_method: OfMethod) -> None:
         """Refuse, before the work, what cannot be done."""
 

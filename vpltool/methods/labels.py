@@ -88,6 +88,12 @@ class Outlined:
         return Labelled(self.photo, labels, self.where)
 
 
+def painting(outlined: Callable[[Path, LabellingRequest], Iterator[Outlined]]
+             ) -> Callable[[Path, LabellingRequest], Iterator[Labelled]]:
+    """Return the `read` of a format: what `outlined` yields, painted."""
+    return lambda path, request: (found.painted() for found in outlined(path, request))
+
+
 @dataclass(frozen=True)
 class LabellingRequest:
     """What a reader may know: whose labels they can be.

@@ -25,8 +25,7 @@ class Settings(settings.Settings):
     join: str = setting(
         "sum", "How the rows of a class are combined: sum of their probabilities; or mean, so that "
                "a class, or the background, is not likelier because it has more rows.",
-        choices=("sum", "mean"),
-        record="changed")
+        choices=("sum", "mean"), record="changed")
 
 
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
@@ -48,12 +47,7 @@ def row_logits(batch: CamBatch, rows: Tensor, tau: float) -> Tensor:
 def class_probabilities(batch: CamBatch, logits: Tensor) -> list[Tensor]:
     """Return the softmax over the rows of the photo's classes and the background, summed by class.
 
-    Args:
-        batch: whose classes compete.
-        logits: of each row at each patch (B, h·w, rows).
-
-    Returns:
-        for each photo (K_i, h, w); the rest to 1 is the background.
+    From logits (B, h·w, rows) to maps (K_i, h, w) of each photo; the rest to 1 is the background.
     """
     allowed = allowed_rows(batch.class_index, batch.present)
     logits = logits.masked_fill(~allowed[:, None], float("-inf"))

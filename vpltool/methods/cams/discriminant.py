@@ -6,19 +6,12 @@ There is no temperature to choose, since the discriminant measures patches by th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from vpltool import settings
 from vpltool.lazy import Tensor
 from vpltool.methods.cams.dense import class_probabilities, row_logits
 from vpltool.methods.inputs import CamBatch
+from vpltool.settings import Settings
 
 READS = ("patches", "scale", "bias")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """The discriminant's maps have none."""
 
 
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:

@@ -83,27 +83,16 @@ def _score(logits: Tensor, own: Tensor, target: str) -> Tensor:
 
 @dataclass(frozen=True)
 class _Trace:
-    """Results of a block's forward pass on B photos of N tokens, for `_mean_patch_gradient`.
+    """Results of a block's forward pass on B photos of N tokens, for `_mean_patch_gradient`."""
 
-    Args:
-        normed: ln_1's output (B, N, width), GradCAM's target activation.
-        query: query of each head (B, heads, N, head width); the same for key and value.
-        key: see query.
-        value: see query.
-        mixed: output of the heads, before the output projection (B, heads, N, head width).
-        middle: tokens after the residual of the attention (B, N, width).
-        slope: derivative of the MLP's activation (B, N, hidden).
-        output: the block's output (B, N, width).
-    """
-
-    normed: Tensor
-    query: Tensor
+    normed: Tensor  # ln_1's output (B, N, width), GradCAM's target activation
+    query: Tensor  # of each head (B, heads, N, head width)
     key: Tensor
     value: Tensor
-    mixed: Tensor
-    middle: Tensor
-    slope: Tensor
-    output: Tensor
+    mixed: Tensor  # output of the heads, before the projection (B, heads, N, head width)
+    middle: Tensor  # tokens after the residual of the attention (B, N, width)
+    slope: Tensor  # derivative of the MLP's activation (B, N, hidden)
+    output: Tensor  # the block's output (B, N, width)
 
 
 def _trace(block: blocks.Block, tokens: Tensor) -> _Trace:
@@ -126,23 +115,14 @@ def _trace(block: blocks.Block, tokens: Tensor) -> _Trace:
 @no_grad
 def _mean_patch_gradient(block: blocks.Block, kept: _Trace, photo_of: Tensor, counts: Sequence[int],
                          gradient: Tensor, prefix: int) -> Tensor:
-    """Return the mean of the patches' gradients at ln_1's output, without the residual path.
+    """Return the gradient (P, width) of P pairs at ln_1's output, averaged over the patches.
 
-    Autograd computes the gradient at every token, with a forward and a backward pass for each
-    class. Here gradients are averaged at query, key and value, before these weights are applied: a
-    pair costs the backward pass of the MLP and one product with the attention instead of five.
-
-    Args:
-        block: the block.
-        kept: its forward pass on B photos.
-        photo_of: photo of each of P pairs (P,), ascending.
-        counts: number of pairs of each of the B photos.
-        gradient: gradient of each pair's score at the block's output (P, N, width); it must be
-            zero at the class token, as it is if only patches are pooled.
-        prefix: 1 if the first token is a class token, 0 if all are patches.
-
-    Returns:
-        (P, width): the gradient that a hook at ln_1 would see, averaged over the patches.
+    It is what a hook at ln_1 would see: without the residual path. Autograd computes the gradient
+    at every token, with a forward and a backward pass for each class. Here gradients are averaged
+    at query, key and value, before these weights are applied: a pair costs the backward pass of the
+    MLP and one product with the attention instead of five. The photos of the pairs (P,) ascend;
+    the gradient at the block's output (P, N, width) must be zero at the class token, as it is if
+    only patches are pooled.
     """
     hidden = (gradient * block.gamma_2) @ block.proj.weight * kept.slope[photo_of]
     with torch.enable_grad():
@@ -166,18 +146,8 @@ def _attention_gradient(query: Tensor, key: Tensor, value: Tensor, mixed: Tensor
     With S = softmax(scale·q kᵀ) and g the gradient at o = S v, the gradient at the logits is
     ds_ji = S_ji (g_j·v_i − g_j·o_j). Its column sums are the weights of the keys. Its rows sum to
     zero, so their sums without the class token's column, the weights of the queries, are that
-    column, negated.
-
-    Args:
-        query: (heads, N, d); the same for key, value and mixed, the output o.
-        key: see query.
-        value: see query.
-        mixed: see query.
-        gradient: g of the photo's K pairs (K, heads, N, d), zero at the class token.
-        prefix: 1 with a class token; without one, the gradients at the keys sum to zero.
-
-    Returns:
-        (K, 3·heads·d) in the order of the rows of `qkv`.
+    column, negated; without a class token, the gradients at the keys sum to zero. q, k, v and o are
+    (heads, N, d), g is (K, heads, N, d); the result (K, 3·heads·d) has the order of `qkv`'s rows.
     """
     pairs, heads, tokens, size = gradient.shape
     scale = size**-0.5

@@ -25,8 +25,7 @@ class Settings(settings.Settings):
     """Settings of the neighbours."""
 
     neighbours: int = setting(30, "Nearest rows of the bank that a patch is compared with.", low=1,
-                              metavar="K",
-                              source="hummingbird evaluation, official code")
+                              metavar="K", source="hummingbird evaluation, official code")
     tau: float = setting(0.02, "Temperature of their weights.", low=1e-6,
                          source="hummingbird evaluation, official code")
 

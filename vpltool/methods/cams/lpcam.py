@@ -7,19 +7,12 @@ mirrored photos; here the features are those of one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from vpltool import settings
 from vpltool.core.classes import BACKGROUND
 from vpltool.lazy import Tensor, no_grad
 from vpltool.methods.inputs import CamBatch
+from vpltool.settings import Settings
 
 READS = ("patches", "context_of")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """LPCAM's maps have none."""
 
 
 @no_grad

@@ -54,35 +54,25 @@ def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
         norm = torch.cat([photo[:, None], patches], dim=1).norm(dim=1).clamp_min(1e-12)
         patches, photo = patches / norm[:, None], photo / norm
     scores = surgery_scores(patches, photo, batch.prototypes.to(patches), scale=settings.scale)
-    rows_of: dict[int, list[int]] = {}
-    for row, index in enumerate(batch.class_index.tolist()):
-        rows_of.setdefault(index, []).append(row)
     maps = []
     for own, classes in zip(scores, batch.present, strict=True):
         best = own.new_zeros(len(classes), len(own))
         for number, index in enumerate(classes.tolist()):
-            if index in rows_of:
-                best[number] = own[:, rows_of[index]].amax(dim=-1)
+            rows = own[:, batch.class_index == index]
+            if rows.shape[1]:
+                best[number] = rows.amax(dim=-1)
         maps.append(min_max(best.view(-1, *batch.grid)))
     return maps
 
 
 def surgery_scores(patches: Tensor, photo: Tensor, prototypes: Tensor, *, scale: float
                    ) -> Tensor:
-    """Return the score of each row at each patch, less the mean over the rows.
+    """Return the score of each row at each patch (B, n, rows), less the mean over the rows.
 
     With w = softmax(scale · photo·t) / its mean, channel c of patch x has the value x_c t_c w for
     row t, and the mean of all rows is what they share. Summed over the channels, that is x·t w less
-    its mean over the rows: the channels need not be formed.
-
-    Args:
-        patches: (B, n, dim).
-        photo: vector of each photo (B, dim).
-        prototypes: rows of classes and background (rows, dim).
-        scale: of the softmax.
-
-    Returns:
-        (B, n, rows).
+    its mean over the rows: the channels need not be formed. Patches are (B, n, dim), photos (B,
+    dim), rows of classes and background (rows, dim).
     """
     weights = (scale * photo @ prototypes.T).softmax(dim=-1) * len(prototypes)
     scores = (patches @ prototypes.T) * weights[:, None]

@@ -38,15 +38,9 @@ def make_patches(batch: EmbeddingBatch, settings: Settings) -> Tensor:
 
 
 def neighbour_bias(grid: tuple[int, int], sigma: float, prefix: int) -> Tensor:
-    """Return a Gaussian of the distance between patches, to be added to attention logits.
+    """Return exp(−distance² / 2σ²) between patches, to be added to attention logits; σ in patches.
 
-    Args:
-        grid: (h, w).
-        sigma: its standard deviation, in patches.
-        prefix: number of tokens before the patches; they neither give nor get anything.
-
-    Returns:
-        (prefix + h·w, prefix + h·w): exp(−distance² / 2σ²), 1 from a patch to itself.
+    It is (prefix + h·w, prefix + h·w), 1 from a patch to itself, 0 at tokens before the patches.
     """
     height, width = grid
     down, across = (torch.exp(-(place[:, None] - place) ** 2 / (2 * sigma**2)) for place in (

@@ -6,18 +6,11 @@ makes the same while it runs the encoder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from vpltool import settings
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import EmbeddingBatch
+from vpltool.settings import Settings
 
 READS = ("tokens", "head")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """The value path has no settings."""
 
 
 def make_patches(batch: EmbeddingBatch, settings: Settings) -> Tensor:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from vpltool.core.classes import BACKGROUND, class_scores
 from vpltool.lazy import Tensor
-from vpltool.methods.estimators._background import BackgroundSettings
+from vpltool.methods.estimators import means
 from vpltool.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFilterSettings(BackgroundSettings):
+class TextFilterSettings(means.Settings):
     """The text's softmax."""
 
     tau: float = setting(0.01, "Temperature of the text's softmax.", low=1e-6,
@@ -23,17 +23,10 @@ class TextFilterSettings(BackgroundSettings):
 
 def class_probability(features: Tensor, wanted: Tensor, text: Tensor, text_index: Tensor,
                       settings: TextFilterSettings) -> Tensor:
-    """Return the probability of each feature's class by the text: softmax(x·T / τ).
+    """Return the probability (N,) of each feature's class by the text: softmax(x·T / τ).
 
-    Args:
-        features: L2-normed (N, dim).
-        wanted: the class of each feature (N,), none of them the background.
-        text: text prototypes, L2-normed (rows, dim).
-        text_index: class of each row (rows,).
-        settings: τ, and whether the background's rows take part.
-
-    Returns:
-        (N,); a class without rows has probability 0.
+    A class without rows has probability 0. Features (N, dim) and text (rows, dim) are L2-normed;
+    none of the `wanted` classes (N,) is the background.
     """
     logits = features.float() @ text.T / settings.tau
     if settings.rivals == "classes":

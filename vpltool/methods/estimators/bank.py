@@ -12,29 +12,18 @@ Example: `vpltool seed-prototypes --method bank --pixels regions --out bank.safe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from vpltool import settings
 from vpltool.core.phase_one import Pixels
 from vpltool.lazy import Tensor, torch
+from vpltool.settings import Settings
 
 READS = ("patches",)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """The bank has none."""
-
-
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Take the pixels as they are; classes without pixels keep their text.
+    """Take the pixels as they are; classes without pixels keep their text. See `means.estimate`.
 
-    Args: those of `means.estimate`.
-
-    Returns:
-        L2-normed rows (rows', dim), float32; their classes (rows',); and `photo_of` (rows',), -1
-        for rows of the text.
+    Of each row, `photo_of` (rows',) is stored, -1 for rows of the text.
     """
     missing = ~torch.isin(text_index, pool.labels)
     rows = torch.cat([pool.embeddings.float(), text[missing]])

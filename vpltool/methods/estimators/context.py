@@ -16,40 +16,29 @@ from vpltool.core.gap import photo_regions
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.lazy import Tensor, torch
-from vpltool.methods.estimators import _background
+from vpltool.methods.estimators import means
 from vpltool.settings import setting
 
 READS = ("patches",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_background.BackgroundSettings):
+class Settings(means.Settings):
     """Settings of the context prototypes."""
 
     per_class: int = setting(8, "Prototypes per class, at most one per region.", low=1, metavar="K",
                              source="vpltool")
     bank: int = setting(0, "Maximum number of regions per class, drawn at random; 0: all.", low=0,
-                        metavar="N",
-                        source="vpltool")
+                        metavar="N", source="vpltool")
 
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor]:
-    """Put the centres of its regions in place of each class's row.
-
-    Args: those of `means.estimate`.
-
-    Returns:
-        L2-normed rows (rows', dim), float32, and their classes (rows',).
-
-    Raises:
-        VplError: background clusters are wanted, and no pixel is background.
-    """
-    rows, index = _background.with_background(pool, text, text_index, settings, seed)
+    """Put the centres of its regions in place of each class's row; see `means.estimate`."""
     regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
-    return _background.replace_class_rows(rows, index, {
+    return means.with_class_rows(pool, text, text_index, settings, seed, {
         owner: context_prototypes(regions[region_class == owner], settings, seed)
-        for owner in _background.seeded_classes(region_class)})
+        for owner in means.seeded_classes(region_class)})
 
 
 def context_prototypes(regions: Tensor, settings: Settings, seed: int) -> Tensor:

@@ -67,13 +67,10 @@ def divides(settings: Settings) -> bool:
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int,
              group: Group | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Fit the discriminant, and teach it by its own labels.
+    """Fit the discriminant, and teach it by its own labels; see `means.estimate`.
 
-    Args: those of `means.estimate`.
-
-    Returns:
-        L2-normed rows (classes + 1, dim), float32, the background last; their classes; and the
-        `scale` and `bias` of each: a patch x scores scale · (x · row) + bias.
+    The rows are (classes + 1, dim), the background last; the `scale` and `bias` of each are stored:
+    a patch x scores scale · (x · row) + bias.
     """
     classes = int(text_index.max()) + 1
     weight, bias = tagged_discriminant(pool, classes, settings, group or ALONE)
@@ -95,20 +92,9 @@ def tagged_discriminant(pixels: Pixels, classes: int, settings: Settings, group:
 
     It is fitted to the seeds first. In each round it labels every pixel with one of its photo's
     tags or the background, and is fitted again to the labels that it is sure of: self-training
-    (Yarowsky, ACL 1995), which for a discriminant is hard EM (Celeux and Govaert, 1992). Since it
-    whitens the pixels by their own covariance, no threshold depends on how an encoder's cosines
-    are spread.
-
-    Of two starts the tags choose, see above.
-
-    Args:
-        pixels: of many photos; those without a seed label take part from the first round on.
-        classes: number of classes K, with the background, which is class 0.
-        settings: of this method.
-        group: processes that hold the pixels.
-
-    Returns:
-        float32; a class without seeds keeps a weight of 0 and is never chosen.
+    (Yarowsky, ACL 1995), which for a discriminant is hard EM (Celeux and Govaert, 1992). Of two
+    starts the tags choose, see above. Both are float32; of K classes, 0 is the background, and one
+    without seeds keeps a weight of 0 and is never chosen.
     """
     found = _taught(pixels, pixels.labels, classes, settings, group)
     if not settings.instances:
@@ -160,13 +146,8 @@ def _tag_precision_of(pixels: Pixels, weight: Tensor, bias: Tensor, group: Group
 def tag_precision(shares: Tensor, tagged: Tensor, group: Group) -> float:
     """Return the mean average precision with which shares of the classes rank photos by their tags.
 
-    Args:
-        shares: of each photo that a class takes, as predicted without tags (photos, classes).
-        tagged: whether a photo has the tag (photos, classes).
-        group: processes that have other photos.
-
-    Returns:
-        mean over the tags that some photos have and some have not, in [0, 1]; 1 without any.
+    Shares, predicted without tags, and whether a photo has a tag are (photos, classes). It is the
+    mean over the tags that some photos have and some have not, in [0, 1]; 1 without any.
     """
     parts = group.collect((shares.cpu(), tagged.cpu()))
     shares, tagged = (torch.cat([part[which] for part in parts]) for which in (0, 1))
@@ -183,18 +164,12 @@ def choose_instances(pixels: Pixels, classes: int, settings: Settings, group: Gr
 
     For class c, a discriminant with one covariance Σ of all pixels separates the mean μ of the
     pixels that are chosen in its photos from the mean ν of all photos without it: it scores a pixel
-    x by (μ − ν)·Σ⁻¹(x − (μ + ν) / 2). Every photo counts alike. The seeds are the first choice.
-
-    Args:
-        pixels: those with the label 0, the background's seeds, are never chosen.
-        classes: number of classes K, with the background, which is class 0.
-        settings: the share that is chosen, and the shrinkage of Σ.
-        group: processes that hold the pixels.
-
-    Returns:
-        class of each chosen pixel, 0 for the background's seeds, -1 for all others.
+    x by (μ − ν)·Σ⁻¹(x − (μ + ν) / 2). Every photo counts alike. The seeds are the first choice. The
+    background's seeds are never chosen, and keep the label 0; all other pixels get -1.
     """
-    photos = _of_each_photo(pixels)
+    # The indices of each photo's pixels.
+    photos = pixels.photo_of.argsort(stable=True).split(
+        pixels.photo_of.bincount(minlength=len(pixels.tags)).tolist())
     means = torch.stack([pixels.embeddings[own].float().mean(dim=0) if len(own) else
                          pixels.embeddings.new_zeros(pixels.embeddings.shape[1]).float()
                          for own in photos])
@@ -227,28 +202,11 @@ def choose_instances(pixels: Pixels, classes: int, settings: Settings, group: Gr
     return labels
 
 
-def _of_each_photo(pixels: Pixels) -> list[Tensor]:
-    """Return the indices of each photo's pixels."""
-    order = pixels.photo_of.argsort(stable=True)
-    counts = pixels.photo_of.bincount(minlength=len(pixels.tags))
-    return list(order.split(counts.tolist()))
-
-
 def _best(pixels: Pixels, own: Tensor, tags: Tensor, weight: Tensor, bias: Tensor, share: float,
           *, apart: bool) -> dict[int, Tensor]:
-    """Choose the pixels of a photo with the highest score of each of its tags.
+    """Choose, by their indices, the share of a photo's own pixels that score highest for each tag.
 
-    Args:
-        pixels: of all photos.
-        own: indices of the photo's.
-        tags: class indices (K_i,).
-        weight: of the discriminants (K, dim).
-        bias: of the discriminants (K,).
-        share: share of the photo's pixels; at least one.
-        apart: whether the best score of another tag is subtracted, where it is above 0.
-
-    Returns:
-        tag to indices.
+    At least one. With `apart` the best score of another tag is subtracted, where it is above 0.
     """
     own, count = own[pixels.labels[own] != BACKGROUND], max(1, int(share * len(own)))
     scores = pixels.embeddings[own].float() @ weight[tags].T + bias[tags]
@@ -277,8 +235,7 @@ def _inverse_covariance(pixels: Pixels, shrinkage: float, group: Group) -> Tenso
     moments = Moments.zeros(1, tokens.shape[1], tokens.device)
     for part in tokens.split(_CHUNK):
         moments.add(part.float(), torch.ones(len(part), 1, device=part.device))
-    sums, products, count = (group.total(part) for part in (
-        moments.sums, moments.products, moments.counts))
+    sums, products, count = map(group.total, (moments.sums, moments.products, moments.counts))
     mean = sums / count.clamp(min=1)[:, None]
     covariance = products / count.clamp(min=1) - mean.T @ mean
     return torch.linalg.inv(shrunk(covariance, shrinkage)).float()
@@ -291,6 +248,5 @@ def _fit(tokens: Tensor, labels: Tensor, classes: int, settings: Settings, group
     for part, own in zip(tokens.split(_CHUNK), labels.split(_CHUNK), strict=True):
         known = own >= BACKGROUND
         moments.add(part[known].float(), F.one_hot(own[known], classes).float())
-    moments = Moments(*(group.total(sums) for sums in (
-        moments.counts, moments.sums, moments.products)))
+    moments = Moments(*map(group.total, (moments.counts, moments.sums, moments.products)))
     return discriminant(moments, settings.shrinkage, settings.prior)

@@ -19,64 +19,43 @@ from vpltool.core.em import best_matchings, em_prototypes
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.lazy import F, Tensor, torch
-from vpltool.methods.estimators import _background
+from vpltool.methods.estimators import kmeans, means
 from vpltool.settings import setting
 
 READS = ("patches",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_background.BackgroundSettings):
+class Settings(kmeans.Settings):
     """Settings of expectation-maximisation."""
 
-    per_class: int = setting(4, "Prototypes per class, at most one per seed.", low=1, metavar="K",
-                             source="vpltool")
     tau: float = setting(0.05, "Temperature of EM.", low=1e-6, source="vpltool")
     rounds: int = setting(10, "EM iterations per batch.", low=1, source="PGSeg, official code")
     photos: int = setting(4, "Photos per batch.", low=1, source="vpltool")
     passes: int = setting(4, "Passes over all photos of a class.", low=1, source="vpltool")
     momentum: float = setting(0.9, "Momentum of the moving average: how much of the earlier "
-                                   "prototypes each batch keeps.",
-                              low=0, high=1, source="PGSeg, official code")
+                                   "prototypes each batch keeps.", low=0, high=1,
+                              source="PGSeg, official code")
     reject: float = setting(0.1, "Minimum similarity of a match, as a share of the range in its "
                                  "batch; a prototype with a worse match stays as it is.", low=0,
-                            high=1,
-                            source="PGSeg, official code")
+                            high=1, source="PGSeg, official code")
 
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor]:
-    """Put the prototypes of its seeds in place of each class's row.
-
-    Args: those of `means.estimate`.
-
-    Returns:
-        L2-normed rows (rows', dim), float32, and their classes (rows',).
-
-    Raises:
-        VplError: background clusters are wanted, and no pixel is background.
-    """
-    rows, index = _background.with_background(pool, text, text_index, settings, seed)
+    """Put the prototypes of its seeds in place of each class's row; see `means.estimate`."""
     found = {}
-    for owner in _background.seeded_classes(pool.labels):
+    for owner in means.seeded_classes(pool.labels):
         own = pool.labels == owner
         found[owner] = em_over_photos(pool.embeddings[own], pool.photo_of[own], settings, seed)
-    return _background.replace_class_rows(rows, index, found)
+    return means.with_class_rows(pool, text, text_index, settings, seed, found)
 
 
 def em_over_photos(pixels: Tensor, photo_of: Tensor, settings: Settings, seed: int) -> Tensor:
-    """Estimate the prototypes of a class, batch of photos by batch of photos, in their order.
+    """Return the prototypes (K, dim) of a class, found batch of photos by batch of photos.
 
-    EM of each batch begins at the prototypes so far; the first ones are drawn as by k-means++.
-
-    Args:
-        pixels: the seeds of the class, L2-normed (n, dim).
-        photo_of: number of the photo of each seed (n,).
-        settings: of this method.
-        seed: start of the random numbers.
-
-    Returns:
-        L2-normed (K, dim), float32; there are fewer if there are fewer seeds.
+    EM of each batch begins at the prototypes so far; the first are drawn as by k-means++. There are
+    fewer if there are fewer seeds. They and the seeds (n, dim) are L2-normed; `photo_of` is (n,).
     """
     prototypes = spherical_kmeans(pixels, settings.per_class, seed=seed, rounds=0).float()
     order = photo_of.argsort(stable=True)
@@ -90,18 +69,10 @@ def em_over_photos(pixels: Tensor, photo_of: Tensor, settings: Settings, seed: i
 
 
 def moving_average(old: Tensor, new: Tensor, settings: Settings) -> Tensor:
-    """Move prototypes towards those of a batch, each towards the one that it is matched with.
+    """Move prototypes (K, dim) towards those of a batch, each towards the one it is matched with.
 
     The matching has the largest total cosine. The cosines of all pairs are stretched to [0, 1]; a
-    prototype whose own match does not exceed `reject` then keeps its place.
-
-    Args:
-        old: L2-normed (K, dim).
-        new: L2-normed (K, dim), in any order.
-        settings: momentum, the share of the old; and what is rejected.
-
-    Returns:
-        L2-normed (K, dim), in the order of the old.
+    prototype whose own match does not exceed `reject` then keeps its place. All are L2-normed.
     """
     cosines = old @ new.T
     match = best_matchings(cosines[None])[0]
@@ -109,6 +80,5 @@ def moving_average(old: Tensor, new: Tensor, settings: Settings) -> Tensor:
     matched = cosines.gather(1, match[:, None])
     # A single prototype is all of its range, and is its own match.
     trusted = ((matched - low) > settings.reject * (high - low)) | (high == low)
-    momentum = settings.momentum
-    moved = F.normalize(momentum * old + (1 - momentum) * new[match], dim=-1)
+    moved = F.normalize(settings.momentum * old + (1 - settings.momentum) * new[match], dim=-1)
     return torch.where(trusted, moved, old)

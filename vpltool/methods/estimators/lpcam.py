@@ -20,11 +20,7 @@ from vpltool.core.classes import allowed_rows
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.lazy import Tensor, torch
-from vpltool.methods.estimators._background import (
-    replace_class_rows,
-    seeded_classes,
-    with_background,
-)
+from vpltool.methods.estimators import means
 from vpltool.methods.estimators._text_filter import TextFilterSettings, class_probability
 from vpltool.settings import setting
 
@@ -36,8 +32,7 @@ class Settings(TextFilterSettings):
     """Settings of clusters and filter."""
 
     per_class: int = setting(12, "Clusters per class, and per context of a class.", low=1,
-                             metavar="K",
-                             source="LPCAM, official code")
+                             metavar="K", source="LPCAM, official code")
     least: float = setting(0.9, "Probability that a centre of a class must exceed.", low=0, high=1,
                            source="LPCAM, official code")
     context_least: float = setting(0.05, "Probability that a centre of a context must exceed.",
@@ -48,26 +43,19 @@ class Settings(TextFilterSettings):
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Put the centres of its seeds in place of each class's row, and those of its context after.
+    """Put the centres of its seeds in place of each class's row, and those of its context last.
 
-    Args: those of `means.estimate`.
-
-    Returns:
-        L2-normed rows (rows', dim), float32; their classes (rows',); and `context_of` (rows',).
-
-    Raises:
-        VplError: background clusters are wanted, and no pixel is background.
+    See `means.estimate`; of each row, `context_of` (rows',) is stored.
     """
-    rows, index = with_background(pool, text, text_index, settings, seed)
-    owners = seeded_classes(pool.labels)
-    shown = allowed_rows(index.new_tensor(owners), pool.tags)
-    own, around, context_of = {}, [rows[:0]], []
+    owners = means.seeded_classes(pool.labels)
+    shown = allowed_rows(text_index.new_tensor(owners), pool.tags)
+    own, around, context_of = {}, [text[:0]], []
     for number, owner in enumerate(owners):
         own[owner], context = class_and_context(
             pool, shown[pool.photo_of, number], owner, text, text_index, settings, seed)
         around.append(context)
         context_of += [owner] * len(context)
-    rows, index = replace_class_rows(rows, index, own)
+    rows, index = means.with_class_rows(pool, text, text_index, settings, seed, own)
     behind = index.new_tensor(context_of)
     console.note(f"{int((index > 0).sum())} centres of classes, {len(behind)} of their contexts")
     return (torch.cat([rows, *around]), torch.cat([index, torch.zeros_like(behind)]),
@@ -76,19 +64,10 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
 
 def class_and_context(pool: Pixels, beside: Tensor, index: int, text: Tensor, text_index: Tensor,
                       settings: Settings, seed: int) -> tuple[Tensor, Tensor]:
-    """Find the centres of a class that has seeds, and those of its context.
+    """Return the centres of a class that has seeds (K', dim), and those of its context (K'', dim).
 
-    Args:
-        pool: pixels with their seed labels.
-        beside: whether a pixel is in a photo that shows the class (N,), bool.
-        index: the class; its likeliest centre always stays.
-        text: text prototypes, L2-normed (rows, dim).
-        text_index: class of each row (rows,).
-        settings: number of clusters, and which of them stay.
-        seed: start of the random numbers.
-
-    Returns:
-        centres of the class (K', dim) and of its context (K'', dim), which may be empty.
+    `beside` says which pixels are in photos that show the class (N,), bool. The likeliest centre of
+    the class always stays; the context may have none.
     """
     pixels, labels = pool.embeddings, pool.labels
 

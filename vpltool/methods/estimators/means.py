@@ -6,20 +6,32 @@ class looks like.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vpltool import settings
 from vpltool.core.classes import BACKGROUND
 from vpltool.core.distributed import ALONE, Group
 from vpltool.core.phase_one import Pixels
-from vpltool.lazy import F, Tensor
-from vpltool.methods.estimators._background import BackgroundSettings, with_background
+from vpltool.core.prototypes import spherical_kmeans
+from vpltool.errors import VplError
+from vpltool.lazy import F, Tensor, torch
+from vpltool.settings import NoEffect, setting
 
 READS = ("patches",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BackgroundSettings):
-    """Settings of the means."""
+class Settings(settings.Settings):
+    """Settings of the background's rows, which other estimators inherit."""
+
+    background: str = setting(
+        "words", "Background rows: words of the text prototypes, or clusters of the pixels below "
+                 "phi-background.", choices=("words", "clusters"),
+        source="vpltool's reading: GradCAM needs the background in the same space")
+    clusters: int = setting(
+        24, "Number of background clusters.", low=1, source="vpltool",
+        no_effect=[NoEffect({"background": ("words",)}, "there is a row for each word")])
 
 
 def divides(settings: Settings) -> bool:
@@ -52,17 +64,9 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
 
 def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tensor,
                 group: Group) -> Tensor:
-    """Replace each class's row with the mean of its seeds; classes without seeds keep theirs.
+    """Replace the row of each class but the background with the mean of its seeds, if it has any.
 
-    Args:
-        pixels: L2-normed (N, dim).
-        labels: class of each pixel (N,).
-        start: rows (rows, dim).
-        class_index: class of each row (rows,); the background's rows are not changed.
-        group: processes that hold the pixels.
-
-    Returns:
-        L2-normed rows (rows, dim).
+    Pixels (N, dim), with labels (N,), and rows (rows, dim), with classes (rows,), are L2-normed.
     """
     rows = start.clone()
     for row, index in enumerate(class_index.tolist()):
@@ -77,3 +81,41 @@ def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tens
         elif len(chosen):
             rows[row] = F.normalize(chosen.float().mean(dim=0), dim=0)
     return rows
+
+
+def with_background(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
+                    ) -> tuple[Tensor, Tensor]:
+    """Return the text's rows and their classes, with clusters as background if asked for.
+
+    Clusters of the background's seeds come last, in the place of the words. Raises a VplError if no
+    pixel is background.
+    """
+    if settings.background == "words":
+        return text, text_index
+    background = pool.embeddings[pool.labels == BACKGROUND]
+    if not len(background):
+        raise VplError("`background='clusters'`: no pixel is background, none is below "
+                       "phi_background", "raise it, for example `phi_background=0.5`, or take "
+                                         "`background='words'`")
+    centres = spherical_kmeans(background, settings.clusters, seed=seed)
+    kept = text_index != BACKGROUND
+    return (torch.cat([text[kept], centres]),
+            torch.cat([text_index[kept], text_index.new_zeros(len(centres))]))
+
+
+def seeded_classes(labels: Tensor) -> list[int]:
+    """Return the classes among labels (N,), without the background, ascending."""
+    return [index for index in labels.unique().tolist() if index > BACKGROUND]
+
+
+def with_class_rows(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int,
+                    found: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the rows found for each class (K, dim), and their classes.
+
+    A class for which nothing was found keeps its text; the background's rows are those of
+    `with_background`.
+    """
+    start, index = with_background(pool, text, text_index, settings, seed)
+    parts = [found.get(owner, start[row][None]) for row, owner in enumerate(index.tolist())]
+    counts = torch.tensor([len(part) for part in parts], device=index.device)
+    return torch.cat(parts), index.repeat_interleave(counts)

@@ -18,7 +18,7 @@ from vpltool import console
 from vpltool.core.gap import photo_regions
 from vpltool.core.phase_one import Pixels
 from vpltool.lazy import F, Tensor, torch
-from vpltool.methods.estimators._background import with_background
+from vpltool.methods.estimators import means
 from vpltool.methods.estimators._text_filter import TextFilterSettings, class_probability
 from vpltool.settings import NoEffect, setting
 
@@ -41,24 +41,15 @@ class Settings(TextFilterSettings):
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor]:
-    """Mix each class's text with the mean of its regions; a class without any keeps its text.
-
-    Args: those of `means.estimate`.
-
-    Returns:
-        L2-normed rows (rows', dim), float32, and their classes (rows',).
-
-    Raises:
-        VplError: background clusters are wanted, and no pixel is background.
-    """
-    rows, index = with_background(pool, text, text_index, settings, seed)
+    """Mix each class's text with the mean of its regions, if it has any; see `means.estimate`."""
+    rows, index = means.with_background(pool, text, text_index, settings, seed)
     regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
-    means, sure = confident_means(regions, region_class, text, text_index, settings)
+    vision, sure = confident_means(regions, region_class, text, text_index, settings)
     console.note(f"{int(sure.sum())} of {len(regions)} regions exceed {settings.least}")
     # Classes come in the text's order, whatever the background's rows are.
     kept, classes = index != 0, text_index != 0
     rows = rows.clone()
-    rows[kept] = mixed_prototypes(text[classes], means[classes],
+    rows[kept] = mixed_prototypes(text[classes], vision[classes],
                                   None if settings.mixture == "distance" else settings.alpha)
     return rows, index
 
@@ -66,38 +57,26 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
 def confident_means(
     regions: Tensor, region_class: Tensor, text: Tensor, text_index: Tensor, settings: Settings,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean of each class's regions that the text takes for this class.
+    """Return the mean of each class's regions that the text takes for this class, for each row.
 
-    Args:
-        regions: L2-normed region features (R, dim).
-        region_class: class of each region (R,), none of them the background.
-        text: text prototypes, L2-normed (rows, dim).
-        text_index: class of each row (rows,).
-        settings: of the filter.
-
-    Returns:
-        for each row of the text the L2-normed mean of its class (rows, dim), zeros where no region
-        counts and for the background; and which regions count (R,), bool.
+    Regions (R, dim) and text (rows, dim) are L2-normed; no region's class (R,) is the background.
+    The means (rows, dim) are L2-normed, zeros where no region counts and for the background; the
+    second result says which regions count (R,), bool.
     """
     likely = class_probability(regions, region_class, text, text_index, settings)
     sure = likely > settings.least
-    means = torch.zeros_like(text)
+    found = torch.zeros_like(text)
     for index in region_class[sure].unique().tolist():
         chosen = regions[sure & (region_class == index)].float()
-        means[text_index == index] = F.normalize(chosen.mean(dim=0), dim=0)
-    return means, sure
+        found[text_index == index] = F.normalize(chosen.mean(dim=0), dim=0)
+    return found, sure
 
 
 def mixed_prototypes(text: Tensor, vision: Tensor, alpha: float | None) -> Tensor:
-    """Mix rows of text and vision: Q = (1 − α) T + α A, normalised.
+    """Mix L2-normed rows (rows, dim) of text and vision: Q = (1 − α) T + α A, normalised.
 
-    Args:
-        text: T, L2-normed (rows, dim).
-        vision: A, L2-normed (rows, dim); a row of zeros leaves the text as it is.
-        alpha: α; None: exp(−½ ‖T − A‖²), row by row: the further, the less.
-
-    Returns:
-        L2-normed (rows, dim).
+    A row of zeros in A leaves the text as it is. Without α it is exp(−½ ‖T − A‖²), row by row: the
+    further, the less.
     """
     share: float | Tensor = (alpha if alpha is not None else
                              torch.exp(-(text - vision).square().sum(-1, keepdim=True) / 2))

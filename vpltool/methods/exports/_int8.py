@@ -58,15 +58,11 @@ class _Reader:
 
 
 def static(model: onnx.ModelProto, photos: Callable[[], Iterator[Photo]]) -> onnx.ModelProto:
-    """The model with products in 8 bits whose ranges were measured on photos.
+    """The model, a graph in float32, with products in 8 bits whose ranges were measured on photos.
 
     Only products with weights: those of two activations, in the attention, keep their precision. So
     do those whose inputs have outliers; the first, of the pixels, whose error all others inherit;
-    and the last, whose differences are small beside its sum.
-
-    Args:
-        model: a graph in float32.
-        photos: gives all photos, anew at each call.
+    and the last, whose differences are small beside its sum. `photos` gives all, anew at each call.
     """
     weights = {weight.name for weight in model.graph.initializer}
     spoiled = products_with_outliers(model, itertools.islice(photos(), _PROBED))
@@ -93,10 +89,6 @@ def products_with_outliers(model: onnx.ModelProto, photos: Iterable[Photo]) -> s
     activations; Sun et al., COLM 2024, section 5), so that 8 bits over their range leave the others
     no steps. A product has outliers if that changes the result of the median patch by a tenth.
     Convolutions are not looked at.
-
-    Args:
-        model: a graph in float32.
-        photos: its inputs.
     """
     weights = {weight.name: onnx.numpy_helper.to_array(weight)
                for weight in model.graph.initializer}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from vpltool import console, options, settings
@@ -21,7 +23,6 @@ from vpltool.methods.inputs import Predictions
 from vpltool.pictures.colours import class_palette
 from vpltool.settings import NoEffect, setting, warn_without_effect
 
-PHOTOS = ("copy", "none")
 JPEG = (".jpg", ".jpeg")
 
 POLYGON_AREA = 16
@@ -31,6 +32,12 @@ _STRIPPED = {*JPEG, ".jpe", ".jfif", ".png", ".webp", ".bmp"}
 """Suffixes of photos that hold no metadata, or whose metadata can go without touching a pixel."""
 
 _PACKAGES = {"cv2": "OpenCV", "pycocotools": "pycocotools", "yaml": "PyYAML"}
+
+
+def tolerance_setting(*no_effect: NoEffect) -> float:
+    """How far from the line points of polygons are left out."""
+    return setting(0.0, "Drop polygon points that are this close to the line, in pixels; 0: the "
+                        "exact mask.", low=0, metavar="PIXELS", no_effect=no_effect)
 
 
 def min_area_setting(default: int) -> int:
@@ -66,7 +73,7 @@ class LabellingSettings(settings.Settings):
     min_area: int = min_area_setting(0)
     small: str = small_setting("drop")
     photos: str = setting("copy", "Copy the photos beside the labels, or not (none).",
-                          choices=PHOTOS)
+                          choices=("copy", "none"))
     keep_exif: bool = keep_exif_setting()
     corrections: bool = corrections_setting()
 
@@ -77,11 +84,7 @@ def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
 
 
 def number_of(photo: Photo) -> int:
-    """COCO's number of a photo: the digits at the end of its id.
-
-    Raises:
-        VplError: it has none.
-    """
+    """COCO's number of a photo: the digits at the end of its id; a VplError if there are none."""
     digits = re.search(r"\d+$", photo.id)
     if digits is None:
         raise VplError(f"photo {photo.id} has no number, as COCO's have at the end of their names",
@@ -91,54 +94,17 @@ def number_of(photo: Photo) -> int:
 
 
 def check_labelling(settings: LabellingSettings, *modules: str) -> None:
-    """Check that the packages are installed which an export needs.
-
-    Args:
-        settings: of the export.
-        modules: what it imports.
-
-    Raises:
-        VplError: one is not installed.
-    """
-    import importlib.util
-
+    """Check that the modules which an export imports are installed; else a VplError."""
     for module in (*modules, *(["cv2"] if settings.min_area else [])):
         if importlib.util.find_spec(module) is None:
             raise VplError(f"{_PACKAGES[module]} is not installed",
                            "pip install 'vpltool[labelling]'")
 
 
-def cleaned_predictions(predictions: Predictions, settings: LabellingSettings, *,
-                        keeps_ignored: bool) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
-    """Yield each photo with its labels, without small regions.
-
-    Args:
-        predictions: what is exported.
-        settings: from which size, and what becomes of smaller ones.
-        keeps_ignored: whether the format can say 255; otherwise a warning counts what is lost.
-    """
-    warn_without_effect(settings)
-    unsaid = 0
-    for photo, labels in predictions.each():
-        if settings.min_area:
-            labels = remove_small_regions(labels, settings.min_area,
-                                          merge=settings.small == "merge")
-        unsaid += bool((labels == IGNORE).any())
-        yield photo, labels
-    if unsaid and not keeps_ignored:
-        console.warn(part_of(unsaid, len(predictions.photos), "photos", "has", "have")
-                     + f" pixels of no known class ({IGNORE}); this format cannot express "
-                     "that: they become background")
-
-
-
-
-
 def flat_names(photos: Sequence[Photo]) -> dict[str, str]:
     """Id to a name without folders, `sub/cat` as `sub__cat`: tools look for labels by name alone.
 
-    Raises:
-        VplError: two photos would have the same name.
+    Raises a VplError if two photos would have the same name.
     """
     names = {photo.id: photo.id.replace("/", "__") for photo in photos}
     name, count = Counter(names.values()).most_common(1)[0]
@@ -150,13 +116,10 @@ def flat_names(photos: Sequence[Photo]) -> dict[str, str]:
 
 
 class PhotoFiles:
-    """Photos as files of a folder for other programs.
+    """Photos and their labels as files of a folder for other programs.
 
-    Args:
-        predictions: whose photos.
-        settings: whether photos are copied, and keep their metadata.
-        suffixes: what the other program takes; other photos become PNGs, without loss.
-        alike: whether all must have the same suffix: if not all are JPEGs, all become PNGs.
+    Photos of other suffixes than those the program takes become PNGs, without loss. Where all must
+    be `alike` and not all are JPEGs, all become PNGs.
     """
 
     def __init__(self, predictions: Predictions, settings: LabellingSettings,
@@ -174,6 +137,23 @@ class PhotoFiles:
     def name(self, photo: Photo) -> str:
         """Name of a photo's file, without folders."""
         return self.names[photo.id] + self.suffixes[photo.id]
+
+    def labels(self, *, keeps_ignored: bool) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
+        """Yield each photo with its labels (H, W), without small regions.
+
+        If the format cannot say 255, a warning counts what is lost.
+        """
+        warn_without_effect(self.settings)
+        unsaid, least = 0, self.settings.min_area
+        for photo, labels in self.predictions.each():
+            if least:
+                labels = remove_small_regions(labels, least, merge=self.settings.small == "merge")
+            unsaid += bool((labels == IGNORE).any())
+            yield photo, labels
+        if unsaid and not keeps_ignored:
+            console.warn(part_of(unsaid, len(self.predictions.photos), "photos", "has", "have")
+                         + f" pixels of no known class ({IGNORE}); this format cannot express "
+                         "that: they become background")
 
     def members(self, folder: str) -> Iterator[Member]:
         """Yield the photos below a folder, those that can be read; none if they are not wanted."""
@@ -194,17 +174,12 @@ def copied_suffix(photo: Photo, keep_exif: bool) -> str:
 
 
 def copied_bytes(path: Path, suffix: str, keep_exif: bool) -> bytes:
-    """Return the content of a photo's copy: that of the file, without metadata or with it.
+    """Return the content of a photo's copy with a suffix: of the file, without metadata or with it.
 
-    Args:
-        path: of the photo.
-        suffix: of the copy.
-        keep_exif: whether metadata stays.
-
-    Raises:
-        OSError: it cannot be read.
+    Raises an OSError if it cannot be read.
     """
-    same = _is_alike(path, suffix)
+    suffixes = {path.suffix.lower(), suffix.lower()}
+    same = len(suffixes) == 1 or suffixes <= {*JPEG}
     content = path.read_bytes()
     if same and keep_exif:
         return content
@@ -213,15 +188,8 @@ def copied_bytes(path: Path, suffix: str, keep_exif: bool) -> bytes:
     return content if same and content.startswith(b"BM") else png_bytes(read_photo(content))
 
 
-def _is_alike(path: Path, suffix: str) -> bool:
-    own, suffix = path.suffix.lower(), suffix.lower()
-    return suffix == own or {own, suffix} <= {*JPEG}
-
-
 def grey_png(labels: npt.NDArray[np.uint8]) -> bytes:
     """Encode labels (H, W) as a greyscale PNG: programs that read colours see the same values."""
-    from io import BytesIO
-
     content = BytesIO()
     Image.fromarray(labels).save(content, format="PNG")
     return content.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 from vpltool import console, settings
 from vpltool.clip import models
 from vpltool.core.photos import describe_failure, fit_size, read_photo, to_pixels
-from vpltool.formats import JsonObject, voc_palette
+from vpltool.errors import VplError
+from vpltool.formats import JsonObject
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.settings import setting
@@ -33,13 +35,13 @@ class SegmenterSettings(settings.Settings):
 
 def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> JsonObject:
     """Return what is needed to run a segmenter elsewhere, as values for JSON."""
-    model = segmenter.header.model
     return {
         "classes": list(segmenter.classes),
         "mean": list(segmenter.encoder.mean), "std": list(segmenter.encoder.std),
         "max_side": side_of(segmenter.header, settings.max_side),
         "licence": {"segmenter": settings.licence or "not stated",
-                    "clip": models.licence_of(model) or "not known: ask whoever published it"}}
+                    "clip": models.licence_of(segmenter.header.model)
+                    or "not known: ask whoever published it"}}
 
 
 def photo_pixels(encoder: Any, paths: Iterable[Path], max_side: int
@@ -59,7 +61,9 @@ def photo_pixels(encoder: Any, paths: Iterable[Path], max_side: int
         yield size, to_pixels(rgb, target, encoder.mean, encoder.std)[None]
 
 
-def palette_of(count: int) -> list[list[int]]:
-    """Colours (red, green, blue) of the background and `count` classes, VOC's."""
-    flat = voc_palette()
-    return [list(flat[3 * index : 3 * index + 3]) for index in range(count + 1)]
+def check_packages(extra: str, *names: str) -> None:
+    """Check that packages are installed, which `vpltool[extra]` brings; else a VplError."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise VplError(f"the package {name} is not installed",
+                           f"pip install 'vpltool[{extra}]'")

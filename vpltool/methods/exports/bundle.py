@@ -26,7 +26,6 @@ from vpltool.methods.inputs import TrainedSegmenter
 from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.settings import setting
 
-READS = ()
 EXPORTS = "segmenter"
 SUFFIX = ".safetensors"
 

@@ -27,29 +27,11 @@ from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.formats.json_stream import read_span, stream_objects
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
-from vpltool.methods.exports._regions import (
-    POLYGON_AREA,
-    LabellingSettings,
-    PhotoFiles,
-    check_labelling,
-    classes_in,
-    cleaned_predictions,
-    min_area_setting,
-    small_setting,
-)
+from vpltool.methods import labels as reading
+from vpltool.methods.exports import _regions
 from vpltool.methods.inputs import Predictions
-from vpltool.methods.labels import (
-    Labelled,
-    LabellingRequest,
-    Outlined,
-    Region,
-    below,
-    parse_json,
-    read_text,
-)
 from vpltool.settings import setting
 
-READS = ()
 SUFFIX = "-coco"
 FULL = True
 
@@ -58,7 +40,7 @@ NEEDS = ("pycocotools",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(LabellingSettings):
+class Settings(_regions.LabellingSettings):
     """Settings of COCO's instances."""
 
     shape: str = setting("auto", "Format of the outlines: polygons, run lengths (rle), or polygons "
@@ -66,31 +48,28 @@ class Settings(LabellingSettings):
                          choices=("auto", "polygon", "rle"))
     parts: str = setting("each", "What an instance is; each connected region, or all of a "
                                  "class in a photo.", choices=("each", "joined"))
-    min_area: int = min_area_setting(POLYGON_AREA)
-    small: str = small_setting("merge")
-    tolerance: float = setting(0.0, "Drop polygon points that are this close to the line, in "
-                                    "pixels; 0: the exact mask.", low=0, metavar="PIXELS")
+    min_area: int = _regions.min_area_setting(_regions.POLYGON_AREA)
+    small: str = _regions.small_setting("merge")
+    tolerance: float = _regions.tolerance_setting()
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the folder."""
-    check_labelling(settings, "cv2", "pycocotools")
-    kept = splits_in(path, "coco", "images")
-    write_tree(path, _members(predictions, settings), "coco", kept)
+    _regions.check_labelling(settings, "cv2", "pycocotools")
+    write_tree(path, _members(predictions, settings), "coco", splits_in(path, "coco", "images"))
     return [path]
 
 
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files = PhotoFiles(predictions, settings, _TAKEN)
-    images: list[JsonObject] = []
-    instances: list[JsonObject] = []
-    for number, (photo, labels) in enumerate(
-            cleaned_predictions(predictions, settings, keeps_ignored=False), 1):
+    files = _regions.PhotoFiles(predictions, settings, _TAKEN)
+    images, instances = list[JsonObject](), list[JsonObject]()
+    for number, (photo, labels) in enumerate(files.labels(keeps_ignored=False), 1):
         height, width = labels.shape
         images.append({"id": number, "file_name": files.name(photo), "height": height,
                        "width": width})
-        for label in classes_in(labels):
-            for inside in _instances(labels == label, settings.parts):
+        for label in _regions.classes_in(labels):
+            whole = labels == label
+            for inside in connected_parts(whole) if settings.parts == "each" else (whole,):
                 instances.append({"id": len(instances) + 1, "image_id": number,
                                   "category_id": label, "iscrowd": 0}
                                  | _outline(inside, settings))
@@ -100,13 +79,6 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
         {"info": {"description": predictions.name}, "licenses": [], "images": images,
          "categories": categories, "annotations": instances}).encode()
     yield from files.members(f"images/{settings.split}")
-
-
-def _instances(inside: npt.NDArray[np.bool_], parts: str) -> Iterator[npt.NDArray[np.bool_]]:
-    if parts == "each":
-        yield from connected_parts(inside)
-    else:
-        yield inside
 
 
 def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> JsonObject:
@@ -125,7 +97,7 @@ def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> JsonObject:
 def files(path: Path) -> list[Path]:
     """The file, or those of a folder; none if it is another format."""
     if path.is_dir():
-        return below(path, ("annotations/*.json", "_annotations.coco.json",
+        return reading.below(path, ("annotations/*.json", "_annotations.coco.json",
                             "*/_annotations.coco.json"))
     if path.suffix.lower() != ".json":
         return []
@@ -133,18 +105,20 @@ def files(path: Path) -> list[Path]:
         return [path] if file.read(64).strip()[:1] == b"{" else []
 
 
-def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
-    """Read COCO's instances: polygons and run lengths, of a JSON file or of annotations/*.json.
+def outlined(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Outlined]:
+    """Yield the instances of each photo: polygons and run lengths, of JSON. Needs pycocotools.
 
-    Where instances overlap, the smallest is on top. Needs pycocotools.
+    Of a large file one photo's are in memory at a time. Where they overlap, the smallest is on top.
     """
-    return (found.painted() for found in outlined(path, request))
-
-
-def outlined(path: Path, request: LabellingRequest) -> Iterator[Outlined]:
-    """Yield the instances of each photo; of a large file one photo's are in memory at a time."""
     for file in files(path):
-        yield from _outlined_in(file, request)
+        try:
+            yield from _outlined_in(file, request)
+        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            raise VplError(f"{file} is not COCO's instances: an entry lacks {error}",
+                           "images, categories and annotations are what it needs") from error
+
+
+read = reading.painting(outlined)
 
 
 @dataclass
@@ -157,12 +131,7 @@ class _Listed:
 
 
 def _listed(path: Path) -> _Listed:
-    """Go through a file once.
-
-    Raises:
-        VplError: it is not JSON; the line is named.
-        KeyError, TypeError: an entry lacks something.
-    """
+    """Go through a file once; a KeyError or TypeError if an entry lacks something."""
     found, parts = _Listed(), set[str]()
     try:
         for part, first, length, entry in stream_objects(path):
@@ -175,67 +144,57 @@ def _listed(path: Path) -> _Listed:
                 found.spans.setdefault(entry["image_id"], array("Q")).extend((first, length))
     except VplError:
         # Only the whole text says in which line it is damaged.
-        content = parse_json(read_text(path), path)
+        content = reading.parse_json(reading.read_text(path), path)
         raise KeyError("images") if isinstance(content, dict) else TypeError("images") from None
     for part in ("categories", "images", "annotations"):
-        if part not in parts and not isinstance(parse_json(read_text(path), path)[part], list):
+        if part not in parts and not isinstance(
+                reading.parse_json(reading.read_text(path), path)[part], list):
             raise TypeError(part)
     return found
 
 
-def _outlined_in(path: Path, request: LabellingRequest) -> Iterator[Outlined]:
-    try:
-        found = _listed(path)
-        labels = {entry["id"]: request.label(entry["name"], str(path))
-                  for entry in found.categories}
-        stray = found.spans.keys() - found.images.keys()
-        for key in (key for key in found.spans if key in stray):
-            entry = read_span(path, *found.spans[key][:2])
+def _outlined_in(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Outlined]:
+    found = _listed(path)
+    labels = {entry["id"]: request.label(entry["name"], str(path)) for entry in found.categories}
+    for key, spans in found.spans.items():
+        if key not in found.images:
+            entry = read_span(path, *spans[:2])
             raise VplError(f"{path}: annotation {entry.get('id')} belongs to image {key}, which "
                            "the file does not list", "export it from the tool again")
-        for key, image in found.images.items():
-            where = f"{path}: image {key}"
-            photo = request.photo(str(image["file_name"]), where)
-            size = (int(image["height"]), int(image["width"]))
-            request.check_size(photo, size, where)
-            spans = found.spans.get(key, array("Q"))
-            entries = [read_span(path, first, length)
-                       for first, length in zip(spans[::2], spans[1::2], strict=True)]
-            yield Outlined(photo, size, [_region(entry, labels, size, path) for entry in entries],
-                           where, smallest_on_top=True)
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-        raise VplError(f"{path} is not COCO's instances: an entry lacks {error}",
-                       "images, categories and annotations are what it needs") from error
+    for key, image in found.images.items():
+        where = f"{path}: image {key}"
+        photo = request.photo(str(image["file_name"]), where)
+        size = (int(image["height"]), int(image["width"]))
+        request.check_size(photo, size, where)
+        spans = found.spans.get(key, array("Q"))
+        yield reading.Outlined(
+            photo, size, [_region(read_span(path, first, length), labels, size, path)
+                          for first, length in zip(spans[::2], spans[1::2], strict=True)],
+            where, smallest_on_top=True)
 
 
 def _region(entry: Mapping[str, Any], labels: Mapping[int, int], size: tuple[int, int], path: Path
-            ) -> Region:
+            ) -> reading.Region:
     where = f"{path}: annotation {entry.get('id')}"
     if entry["category_id"] not in labels:
         raise VplError(f"{where} has the category {entry['category_id']}, which the file does "
                        "not name", "export it from the tool again")
-    outline = entry.get("segmentation")
-    return Region(labels[entry["category_id"]],
-                  functools.partial(outline_region, outline, size, where), score_of(entry))
+    return reading.Region(
+        labels[entry["category_id"]],
+        functools.partial(outline_region, entry.get("segmentation"), size, where), score_of(entry))
 
 
 def score_of(entry: Mapping[str, Any]) -> float:
     """How sure a tool is of an instance: COCO's `score`, SAM's `predicted_iou`; 1 without either.
 
-    SAM predicts an IoU a little above 1 at times.
-
-    Raises:
-        TypeError, ValueError: it is no number.
+    Raises a TypeError or ValueError if it is no number.
     """
+    # SAM predicts an IoU a little above 1 at times.
     return float(np.clip(float(entry.get("score", entry.get("predicted_iou", 1.0))), 0, 1))
 
 
 def outline_region(outline: Any, size: tuple[int, int], where: str) -> npt.NDArray[np.bool_]:
-    """The region (H, W) of an outline in any of COCO's three forms.
-
-    Raises:
-        VplError: it is none, or of another size.
-    """
+    """The region (H, W) of an outline in any of COCO's three forms; a VplError if it is none."""
     try:
         return region(outline, size)
     # pycocotools raises bare exceptions at outlines that are none.

@@ -7,6 +7,7 @@ Example: vpltool export coco-panoptic --split val
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ from vpltool.lazy import np
 from vpltool.methods.exports._regions import classes_in, number_of
 from vpltool.methods.inputs import Predictions
 
-READS = ()
 CLASSES = COCO.classes
 SUFFIX = "-panoptic.zip"
 
@@ -41,8 +41,6 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 def _members(predictions: Predictions, numbers: dict[str, int], name: str
              ) -> Iterator[tuple[str, bytes]]:
-    import json
-
     entries: list[JsonObject] = []
     # A segment's id is red + 256 green + 65536 blue: category ids fit into red; 0 is nothing.
     ids = np.zeros(256, np.uint8)

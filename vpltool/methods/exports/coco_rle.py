@@ -8,7 +8,7 @@ Example: vpltool export coco-rle --split val
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,12 +16,11 @@ from vpltool import options, settings
 from vpltool.core.instances import check_pycocotools, run_lengths
 from vpltool.core.photos import photo_size
 from vpltool.datasets.words import COCO, COCO_IDS
-from vpltool.formats import JsonObject, Photo, Workspace, write_json
+from vpltool.formats import write_json
 from vpltool.formats.json_stream import write_array
 from vpltool.methods.exports._regions import classes_in, number_of
 from vpltool.methods.inputs import Predictions
 
-READS = ()
 SUFFIX = "-rle.json"
 
 
@@ -46,17 +45,12 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     if not own:
         return [path]
     meaning = path.with_name(f"{path.stem}-categories.json")
-    write_json(meaning, _dataset(workspace, photos, numbers))
-    return [path, meaning]
-
-
-def _dataset(workspace: Workspace, photos: Sequence[Photo], numbers: Mapping[str, int]
-             ) -> JsonObject:
-    """A data set without annotations, as pycocotools reads it: images and categories."""
+    # A data set without annotations, as pycocotools reads it.
     images = []
     for photo in photos:
         height, width = photo_size(workspace.image_path(photo))
         images.append({"id": numbers[photo.id], "height": height, "width": width,
                        "file_name": f"{photo.id}{Path(photo.image).suffix}"})
-    return {"info": {}, "images": images, "annotations": [], "categories": [
-        {"id": index, "name": name} for index, name in enumerate(workspace.classes, 1)]}
+    write_json(meaning, {"info": {}, "images": images, "annotations": [], "categories": [
+        {"id": index, "name": name} for index, name in enumerate(workspace.classes, 1)]})
+    return [path, meaning]

@@ -27,19 +27,11 @@ from vpltool.errors import VplError
 from vpltool.formats.archives import Member, write_tree
 from vpltool.formats.xml_stream import DamagedXml, parse_xml
 from vpltool.lazy import np, npt
-from vpltool.methods.exports._regions import (
-    LabellingSettings,
-    PhotoFiles,
-    check_labelling,
-    classes_in,
-    cleaned_predictions,
-    hex_colour,
-)
+from vpltool.methods import labels as reading
+from vpltool.methods.exports import _regions
 from vpltool.methods.inputs import Predictions
-from vpltool.methods.labels import Labelled, LabellingRequest, below
 from vpltool.settings import NoEffect, setting
 
-READS = ()
 SUFFIX = "-cvat"
 FULL = True
 
@@ -59,33 +51,31 @@ _OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton", "track")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(LabellingSettings):
+class Settings(_regions.LabellingSettings):
     """Settings of CVAT's XML."""
 
     shape: str = setting("mask", "Shape of the regions: mask (exact) or polygon.",
                          choices=("mask", "polygon"))
-    tolerance: float = setting(
-        0.0, "Drop polygon points that are this close to the line, in pixels; 0: the exact mask.",
-        low=0, metavar="PIXELS",
-        no_effect=[NoEffect({"shape": ("mask",)}, "masks have no points")])
+    tolerance: float = _regions.tolerance_setting(
+        NoEffect({"shape": ("mask",)}, "masks have no points"))
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the folder."""
-    check_labelling(settings, "cv2")
+    _regions.check_labelling(settings, "cv2")
     write_tree(path, _members(predictions, settings), "cvat")
     return [path]
 
 
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files, classes = PhotoFiles(predictions, settings, _TAKEN), predictions.workspace.classes
+    files = _regions.PhotoFiles(predictions, settings, _TAKEN)
+    classes = predictions.workspace.classes
     text = [_head(predictions.name, classes)]
-    cleaned = cleaned_predictions(predictions, settings, keeps_ignored=False)
-    for number, (photo, labels) in enumerate(cleaned):
+    for number, (photo, labels) in enumerate(files.labels(keeps_ignored=False)):
         height, width = labels.shape
         text.append(f'  <image id="{number}" name={quoteattr(files.name(photo))} '
                     f'width="{width}" height="{height}">\n')
-        for label in classes_in(labels):
+        for label in _regions.classes_in(labels):
             text += _shapes(labels == label, quoteattr(classes[label - 1]), settings)
         text.append("  </image>\n")
     yield _NAME, "".join([*text, "</annotations>\n"]).encode()
@@ -94,7 +84,7 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
 
 def _head(name: str, classes: tuple[str, ...]) -> str:
     labels = "".join(
-        f"<label><name>{escape(label)}</name><color>{hex_colour(index)}</color>"
+        f"<label><name>{escape(label)}</name><color>{_regions.hex_colour(index)}</color>"
         "<type>any</type><attributes></attributes></label>"
         for index, label in enumerate(classes, 1))
     return ('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n'
@@ -109,8 +99,7 @@ def _shapes(inside: npt.NDArray[np.bool_], label: str, settings: Settings) -> It
             yield (f'    <polygon label={label} source="auto" occluded="0" points="{points}" '
                    'z_order="0"></polygon>\n')
         return
-    for part in connected_parts(inside):
-        yield _mask(part, label)
+    yield from (_mask(part, label) for part in connected_parts(inside))
 
 
 def _mask(part: npt.NDArray[np.bool_], label: str) -> str:
@@ -138,7 +127,7 @@ class _Image:
 def files(path: Path) -> list[Path]:
     """The file; none if it is another format."""
     if path.is_dir():
-        return below(path, (_NAME,))
+        return reading.below(path, (_NAME,))
     if path.suffix.lower() == ".xml":
         return [path]
     if zipfile.is_zipfile(path):
@@ -147,7 +136,7 @@ def files(path: Path) -> list[Path]:
     return []
 
 
-def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
+def read(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Labelled]:
     """Read CVAT's XML 1.1 for images, or the ZIP that holds it: masks, polygons and boxes.
 
     What has the higher z_order is on top, and what was drawn later. An XML with a document type is
@@ -162,11 +151,10 @@ def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
             except (KeyError, ValueError, OverflowError) as error:
                 raise VplError(f"{where}: an image without {error}", _AGAIN) from error
             request.check_size(photo, size, where)
-            yield Labelled(photo, paint(size, _drawn(image, size, file, request)),
-                           f"{file}:{image.line}")
+            yield reading.Labelled(photo, paint(size, _drawn(image, size, file, request)), where)
 
 
-def _drawn(image: _Image, size: tuple[int, int], file: Path, request: LabellingRequest
+def _drawn(image: _Image, size: tuple[int, int], file: Path, request: reading.LabellingRequest
            ) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
     """Yield label and mask (H, W) of the shapes of an image, the highest last."""
     for line, shape, attributes in sorted(image.shapes, key=_height):
@@ -185,11 +173,6 @@ def _height(shape: tuple[int, str, dict[str, str]]) -> int:
 
 
 def _parse(path: Path) -> list[_Image]:
-    """Read the images and their shapes.
-
-    Raises:
-        VplError: it is not XML, has a document type, or has shapes without a region.
-    """
     images: list[_Image] = []
 
     def start(name: str, attributes: dict[str, str], line: int) -> None:
@@ -223,11 +206,7 @@ def _content(path: Path) -> bytes:
 
 
 def _inside(shape: str, attributes: dict[str, str], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """The region (H, W) of a shape.
-
-    Raises:
-        KeyError, ValueError: an attribute is missing or no number, or a mask leaves the photo.
-    """
+    """The region (H, W) of a shape; a KeyError or ValueError if an attribute does not fit."""
     if shape == "polygon":
         points = [float(number) for pair in attributes["points"].split(";")
                   for number in pair.split(",")]

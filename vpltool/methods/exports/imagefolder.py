@@ -13,62 +13,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.formats.fields import TEXT, check_fields
-from vpltool.methods.exports._regions import (
-    LabellingSettings,
-    PhotoFiles,
-    check_labelling,
-    classes_in,
-    cleaned_predictions,
-    grey_png,
-)
+from vpltool.methods import labels as reading
+from vpltool.methods.exports import _regions
 from vpltool.methods.inputs import Predictions
-from vpltool.methods.labels import (
-    Labelled,
-    LabellingRequest,
-    below,
-    labels_of_names,
-    parse_json,
-    read_label_images,
-    read_text,
-)
 from vpltool.names import leads_out
 
-READS = ()
 SUFFIX = "-imagefolder"
 
 _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
-NEEDS: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(LabellingSettings):
-    """Settings of the imagefolder."""
+Settings = _regions.LabellingSettings
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the folder."""
-    check_labelling(settings)
+    _regions.check_labelling(settings)
     write_tree(path, _members(predictions, settings), "imagefolder",
                splits_in(path, "imagefolder", "."))
     return [path]
 
 
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files, split = PhotoFiles(predictions, settings, _TAKEN), settings.split
+    files, split = _regions.PhotoFiles(predictions, settings, _TAKEN), settings.split
     names = ("background", *predictions.workspace.classes)
     rows = []
-    for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
+    for photo, labels in files.labels(keeps_ignored=True):
         mask = f"masks/{files.names[photo.id]}.png"
+        shown = [names[label] for label in _regions.classes_in(labels)]
         rows.append(json.dumps({
             "file_name": f"images/{files.name(photo)}", "mask_file_name": mask, "photo": photo.id,
-            "classes": [names[label] for label in classes_in(labels)]}, ensure_ascii=False))
-        yield f"{split}/{mask}", grey_png(labels)
+            "classes": shown}, ensure_ascii=False))
+        yield f"{split}/{mask}", _regions.grey_png(labels)
     yield f"{split}/metadata.jsonl", "".join(f"{row}\n" for row in rows).encode()
     yield "classes.json", json.dumps(names, ensure_ascii=False).encode()
     yield from files.members(f"{split}/images")
@@ -76,24 +56,25 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
 
 def files(path: Path) -> list[Path]:
     """The lists of photos; none if it is another layout."""
-    return below(path, ("metadata.jsonl", "*/metadata.jsonl"))
+    return reading.below(path, ("metadata.jsonl", "*/metadata.jsonl"))
 
 
-def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
+def read(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Labelled]:
     """Read label images of an imagefolder of Hugging Face `datasets`: metadata.jsonl and masks.
 
     classes.json says what the values mean; without it, they are the workspace's labels.
     """
     names = path / "classes.json"
-    labels = (labels_of_names(parse_json(read_text(names), names), request, names)
-              if names.exists() else {})
-    return read_label_images(_images(files(path)), labels, request)
+    labels = (reading.labels_of_names(
+        reading.parse_json(reading.read_text(names), names), request, names)
+        if names.exists() else {})
+    return reading.read_label_images(_images(files(path)), labels, request)
 
 
 def _images(lists: list[Path]) -> Iterator[tuple[str, Path]]:
     for listed in lists:
-        for number, line in enumerate(read_text(listed).splitlines(), 1):
-            row = parse_json(line, listed, number)
+        for number, line in enumerate(reading.read_text(listed).splitlines(), 1):
+            row = reading.parse_json(line, listed, number)
             try:
                 check_fields(row, {"mask_file_name": TEXT}, {"photo": TEXT, "file_name": TEXT})
                 name, mask = row.get("photo") or row.get("file_name", ""), row["mask_file_name"]

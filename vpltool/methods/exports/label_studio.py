@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import quoteattr
 
 from vpltool.core.instances import region
@@ -26,27 +27,11 @@ from vpltool.errors import VplError
 from vpltool.formats.archives import Member, write_tree
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
-from vpltool.methods.exports._regions import (
-    LabellingSettings,
-    PhotoFiles,
-    check_labelling,
-    classes_in,
-    cleaned_predictions,
-    hex_colour,
-)
+from vpltool.methods import labels as reading
+from vpltool.methods.exports import _regions
 from vpltool.methods.inputs import Predictions
-from vpltool.methods.labels import (
-    Labelled,
-    LabellingRequest,
-    Outlined,
-    Region,
-    below,
-    parse_json,
-    read_text,
-)
 from vpltool.settings import setting
 
-READS = ()
 SUFFIX = "-label-studio"
 FULL = True
 
@@ -62,7 +47,7 @@ _AGAIN = "export it from Label Studio as JSON"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(LabellingSettings):
+class Settings(_regions.LabellingSettings):
     """Settings of Label Studio's tasks."""
 
     kind: str = setting("predictions", "What the strokes are to Label Studio.",
@@ -73,17 +58,17 @@ class Settings(LabellingSettings):
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the folder."""
-    check_labelling(settings, "cv2")
+    _regions.check_labelling(settings, "cv2")
     write_tree(path, _members(predictions, settings), "label-studio")
     return [path]
 
 
 def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files = PhotoFiles(predictions, settings, _TAKEN)
+    files = _regions.PhotoFiles(predictions, settings, _TAKEN)
     classes = predictions.workspace.classes
     yield "config.xml", _configuration(classes).encode()
     tasks = []
-    for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=False):
+    for photo, labels in files.labels(keeps_ignored=False):
         strokes = list(_strokes(labels, classes))
         result: JsonObject = {"result": strokes}
         if settings.kind == "predictions":
@@ -96,7 +81,8 @@ def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
 
 def _configuration(classes: tuple[str, ...]) -> str:
     """The labelling configuration: a photo, and a brush for each class."""
-    labels = "".join(f'    <Label value={quoteattr(name)} background="{hex_colour(index)}"/>\n'
+    labels = "".join(f'    <Label value={quoteattr(name)} '
+                     f'background="{_regions.hex_colour(index)}"/>\n'
                      for index, name in enumerate(classes, 1))
     return (f'<View>\n  <Image name="{_IMAGE}" value="${_IMAGE}" zoom="true"/>\n'
             f'  <BrushLabels name="{_TOOL}" toName="{_IMAGE}">\n{labels}'
@@ -106,7 +92,7 @@ def _configuration(classes: tuple[str, ...]) -> str:
 def _strokes(labels: npt.NDArray[np.uint8], classes: tuple[str, ...]
              ) -> Iterator[JsonObject]:
     height, width = labels.shape
-    for label in classes_in(labels):
+    for label in _regions.classes_in(labels):
         for number, part in enumerate(connected_parts(labels == label), 1):
             yield {"id": f"r{label}-{number}", "type": "brushlabels", "from_name": _TOOL,
                    "to_name": _IMAGE, "original_width": width, "original_height": height,
@@ -118,26 +104,21 @@ def _strokes(labels: npt.NDArray[np.uint8], classes: tuple[str, ...]
 def files(path: Path) -> list[Path]:
     """The file of tasks; none if it is another format."""
     if path.is_dir():
-        return below(path, (_TASKS,))
+        return reading.below(path, (_TASKS,))
     if path.suffix.lower() != ".json":
         return []
     with path.open("rb") as file:
         return [path] if file.read(64).strip()[:1] == b"[" else []
 
 
-def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
-    """Read Label Studio's JSON: brush strokes and polygons of the annotations that were submitted.
+def outlined(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Outlined]:
+    """Yield the brush strokes and polygons of each photo, of the annotations that were submitted.
 
     Of several annotations of a photo the newest counts; tasks without one are left out. What was
     drawn last is on top. Needs pycocotools.
     """
-    return (found.painted() for found in outlined(path, request))
-
-
-def outlined(path: Path, request: LabellingRequest) -> Iterator[Outlined]:
-    """Yield the strokes and polygons of each photo that has a submitted annotation."""
     for file in files(path):
-        tasks = parse_json(read_text(file), file)
+        tasks = reading.parse_json(reading.read_text(file), file)
         if not isinstance(tasks, list):
             raise VplError(f"{file} holds no list of tasks", _AGAIN)
         for number, task in enumerate(tasks, 1):
@@ -152,8 +133,11 @@ def outlined(path: Path, request: LabellingRequest) -> Iterator[Outlined]:
                 yield found
 
 
-def _read_task(task: Mapping[str, Any], request: LabellingRequest, where: str
-               ) -> Outlined | None:
+read = reading.painting(outlined)
+
+
+def _read_task(task: Mapping[str, Any], request: reading.LabellingRequest, where: str
+               ) -> reading.Outlined | None:
     submitted = [entry for entry in task.get("annotations", ())
                  if not entry.get("was_cancelled")]
     if not submitted:
@@ -169,14 +153,12 @@ def _read_task(task: Mapping[str, Any], request: LabellingRequest, where: str
             photo, (int(stroke["original_height"]), int(stroke["original_width"])), where)
         names = stroke["value"].get(stroke["type"]) or [""]
         label = request.label(names[0], where)
-        regions.append(Region(label, functools.partial(_inside, stroke, size, where)))
-    return Outlined(photo, size, regions, where)
+        regions.append(reading.Region(label, functools.partial(_inside, stroke, size, where)))
+    return reading.Outlined(photo, size, regions, where)
 
 
 def _name_of(data: Mapping[str, object]) -> str:
     """Name of a task's photo: its id, where `export` said it, else from its address."""
-    from urllib.parse import parse_qs, unquote, urlsplit
-
     if "photo" in data:
         return str(data["photo"])
     address = urlsplit(str(data.get("image") or next(iter(data.values()))))
@@ -185,11 +167,7 @@ def _name_of(data: Mapping[str, object]) -> str:
 
 def _inside(stroke: Mapping[str, Any], size: tuple[int, int], where: str
             ) -> npt.NDArray[np.bool_]:
-    """The region (H, W) of a stroke or polygon.
-
-    Raises:
-        VplError: it is neither, or its run lengths are damaged.
-    """
+    """The region (H, W) of a stroke or polygon."""
     if stroke["type"] == "brushlabels":
         try:
             return from_brush_lengths(stroke["value"]["rle"], size)
@@ -245,8 +223,7 @@ def _pack(codes: npt.NDArray[np.int64], widths: npt.NDArray[np.int64]) -> list[i
 def from_brush_lengths(content: list[int], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Return the region (H, W) of Label Studio's run lengths: where it is not transparent.
 
-    Raises:
-        ValueError: they end too early, or are of another size.
+    Raises a ValueError if they end too early, or are of another size.
     """
     bits = np.unpackbits(np.array(content, np.uint8))
     text = bits.tobytes().translate(bytes([48, 49]) + bytes(254)).decode("ascii")

@@ -8,7 +8,7 @@ Example: vpltool export masks --split val
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from vpltool.formats.labels import LEGEND, legend, png_bytes
 from vpltool.methods.exports._regions import corrections_setting
 from vpltool.methods.inputs import Predictions
 
-READS = ()
 SUFFIX = ""
 
 
@@ -32,11 +31,7 @@ class Settings(settings.Settings):
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the folder."""
-    write_folder(path, _members(predictions), LEGEND)
+    write_folder(path, itertools.chain(
+        legend(predictions.name, ("background", *predictions.workspace.classes)),
+        ((f"{photo.id}.png", png_bytes(labels)) for photo, labels in predictions.each())), LEGEND)
     return [path]
-
-
-def _members(predictions: Predictions) -> Iterator[tuple[str, bytes]]:
-    yield from legend(predictions.name, ("background", *predictions.workspace.classes))
-    for photo, labels in predictions.each():
-        yield f"{photo.id}.png", png_bytes(labels)

@@ -14,43 +14,25 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.formats import voc_palette
 from vpltool.formats.archives import Member, splits_in, write_tree
-from vpltool.methods.exports._regions import (
-    LabellingSettings,
-    PhotoFiles,
-    check_labelling,
-    cleaned_predictions,
-    grey_png,
-)
+from vpltool.methods import labels as reading
+from vpltool.methods.exports import _regions
 from vpltool.methods.inputs import Predictions
-from vpltool.methods.labels import (
-    Labelled,
-    LabellingRequest,
-    labels_of_names,
-    read_label_images,
-    read_text,
-)
 
-READS = ()
 SUFFIX = "-mmseg"
-NEEDS: tuple[str, ...] = ()
 
 _CONFIGURATION = "dataset.py"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(LabellingSettings):
-    """Settings of mmsegmentation's layout."""
+Settings = _regions.LabellingSettings
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the folder."""
-    check_labelling(settings)
+    _regions.check_labelling(settings)
     splits = {*splits_in(path, "mmseg", "ann_dir"), settings.split}
     # Another split's photos may have another suffix.
     suffixes = {split: next((file.suffix for file in (path / "img_dir" / split).glob("*.*")), "")
@@ -61,13 +43,13 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 def _members(predictions: Predictions, settings: Settings, suffixes: dict[str, str]
              ) -> Iterator[Member]:
-    files = PhotoFiles(predictions, settings, (), alike=True)
+    files = _regions.PhotoFiles(predictions, settings, (), alike=True)
     own = next(iter(files.suffixes.values()))
     suffixes = {split: own if split == settings.split else suffix or own
                 for split, suffix in sorted(suffixes.items())}
     yield _CONFIGURATION, _configuration(predictions.workspace.classes, suffixes).encode()
-    for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
-        yield f"ann_dir/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
+    for photo, labels in files.labels(keeps_ignored=True):
+        yield f"ann_dir/{settings.split}/{files.names[photo.id]}.png", _regions.grey_png(labels)
     yield from files.members(f"img_dir/{settings.split}")
 
 
@@ -97,27 +79,23 @@ def files(path: Path) -> list[Path]:
     return sorted((path / "ann_dir").rglob("*.png"))
 
 
-def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
+def read(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Labelled]:
     """Read label images in mmsegmentation's layout: ann_dir/SPLIT/NAME.png.
 
     The classes in dataset.py say what the values mean; without it, they are the workspace's labels.
     Of dataset.py nothing is run.
     """
     configuration = path / _CONFIGURATION
-    labels = (labels_of_names(_classes(configuration), request, configuration)
+    labels = (reading.labels_of_names(_classes(configuration), request, configuration)
               if configuration.exists() else {})
-    return read_label_images(((file.stem, file) for file in files(path)), labels, request)
+    return reading.read_label_images(((file.stem, file) for file in files(path)), labels, request)
 
 
 def _classes(path: Path) -> list[str]:
-    """The `classes=` of a configuration.
-
-    Raises:
-        VplError: it is not Python, or names none.
-    """
+    """The `classes=` of a configuration."""
     hint = "metainfo = dict(classes=('background', …)) in it names the classes"
     try:
-        tree = ast.parse(read_text(path))
+        tree = ast.parse(reading.read_text(path))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 1
         raise VplError(f"{path}:{line}: not Python ({getattr(error, 'msg', error)})", hint

@@ -15,7 +15,6 @@ Example: vpltool export onnx --what segmenter --max-side 512 --int8
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,12 +24,13 @@ from typing import TYPE_CHECKING
 from vpltool import settings
 from vpltool.core import region_head, segment
 from vpltool.errors import VplError, first_line, silent
+from vpltool.formats import voc_palette
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import Tensor, np, torch
 from vpltool.methods.exports._segmenter import (
     SegmenterSettings,
+    check_packages,
     inference_config,
-    palette_of,
     photo_pixels,
 )
 from vpltool.methods.inputs import TrainedSegmenter, side_of
@@ -39,7 +39,6 @@ from vpltool.settings import setting
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-READS = ()
 EXPORTS = "segmenter"
 SUFFIX = ".onnx"
 
@@ -68,22 +67,12 @@ class Settings(SegmenterSettings):
 
 
 def check(settings: settings.Settings) -> None:
-    """Check that the packages are there.
-
-    Raises:
-        VplError: one is missing.
-    """
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(name) is None:
-            raise VplError(f"the package {name} is not installed", "pip install 'vpltool[onnx]'")
+    """Check that the packages are there; else a VplError."""
+    check_packages("onnx", "onnx", "onnxscript", "onnxruntime")
 
 
 def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
-    """Write the file, and the YAML where it is wanted.
-
-    Raises:
-        VplError: the model is too large for a file, or the side is no multiple of the patch.
-    """
+    """Write the file, and the YAML where it is wanted; for errors see `graph_of`."""
     import onnx
 
     if settings.calibrate and not settings.int8:
@@ -106,8 +95,7 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
 def graph_of(segmenter: TrainedSegmenter, settings: Settings) -> ModelProto:
     """Make the graph in full precision, without metadata.
 
-    Raises:
-        VplError: the model is too large for a file, or the side is no multiple of the patch.
+    Raises a VplError if the model is too large for a file, or the side is no multiple of the patch.
     """
     vision = segmenter.encoder.vision
     size = 4 * sum(weight.numel() for part in (vision, segmenter.network)
@@ -131,10 +119,7 @@ def graph_of(segmenter: TrainedSegmenter, settings: Settings) -> ModelProto:
 
 
 def _graph(segmenter: TrainedSegmenter, side: int) -> ModelProto:
-    """The model as ONNX has it; of a fixed side, or with symbols `rows` and `columns` of patches.
-
-    Nothing in it tells where it was made: the exporter notes lines of source files at each node.
-    """
+    """The graph for a fixed side, or, if it is 0, with symbols `rows` and `columns` of patches."""
     vision, patch = segmenter.encoder.vision, segmenter.encoder.vision.patch
     # Any other grid than the tower's own: the positions of that one are not resampled.
     rows, columns = (vision.grid[0] + 1, vision.grid[1] + 2) if not side else (side // patch,) * 2
@@ -158,6 +143,7 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> ModelProto:
                        "DINOv2's can be written") from error
     assert program is not None
     model = program.model_proto
+    # Nothing tells where it was made: the exporter notes lines of source files at each node.
     for part in (*model.graph.node, *model.graph.input, *model.graph.output,
                  *model.graph.value_info, *model.graph.initializer, model.graph, model):
         del part.metadata_props[:]
@@ -171,12 +157,9 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> ModelProto:
 
 
 def _check_any_size(model: ModelProto, segmenter: TrainedSegmenter) -> None:
-    """Check that the file says what torch says on another grid than the one it was made on.
+    """Check that it says what torch says on another grid than the one that it was made on.
 
     Code that makes numbers of the sides of a photo, as some positions do, keeps those of that grid.
-
-    Raises:
-        VplError: it does not.
     """
     import onnxruntime
 
@@ -240,6 +223,7 @@ def metadata_of(segmenter: TrainedSegmenter, settings: Settings) -> dict[str, st
     """The file's metadata; each value is JSON. The classes begin with the background."""
     said = inference_config(segmenter, settings)
     patch, side = segmenter.encoder.vision.patch, settings.anylabeling
+    flat = voc_palette()
     if side:
         said |= {"mean": [0.0] * 3, "std": [1.0] * 3,
                  "resize": f"into {side}×{side}, bilinear; what is left is grey, 114 of 255"}
@@ -247,7 +231,8 @@ def metadata_of(segmenter: TrainedSegmenter, settings: Settings) -> dict[str, st
         said["resize"] = (f"no side above max_side, by one factor; then each side up to a multiple "
                           f"of {patch}; bicubic")
     said |= {"classes": ["background", *said["classes"]], "patch": patch,
-             "palette": palette_of(len(said["classes"])),
+             "palette": [list(flat[3 * index : 3 * index + 3])
+                         for index in range(len(said["classes"]) + 1)],
              "weights": "int8" if settings.int8 else "float32",
              "clip": segmenter.header.model, "decoder": segmenter.identity}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in said.items()}

@@ -10,46 +10,30 @@ Example: vpltool export openvino --what segmenter --max-side 512
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import settings
 from vpltool.errors import VplError, silent
 from vpltool.lazy import Tensor, torch
 from vpltool.methods.exports import onnx as graphs
-from vpltool.methods.exports._segmenter import SegmenterSettings
+from vpltool.methods.exports._segmenter import SegmenterSettings, check_packages
 from vpltool.methods.inputs import TrainedSegmenter
 
-READS = ()
 EXPORTS = "segmenter"
 SUFFIX = ".xml"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(SegmenterSettings):
-    """Settings of OpenVINO's files."""
+Settings = SegmenterSettings
 
 
-def check(settings: settings.Settings) -> None:
-    """Check that the packages are there.
-
-    Raises:
-        VplError: one is missing.
-    """
-    if importlib.util.find_spec("openvino") is None:
-        raise VplError("the package openvino is not installed", "pip install 'vpltool[openvino]'")
+def check(settings: Settings) -> None:
+    """Check that the packages are there; else a VplError."""
+    check_packages("openvino", "openvino")
     graphs.check(settings)
 
 
 def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
-    """Write both files.
-
-    Raises:
-        VplError: the path does not end in .xml, or the graph cannot be made.
-    """
+    """Write both files; a VplError if the path is no .xml, or the graph cannot be made."""
     import onnx
     import openvino
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from vpltool import console, options, settings
 from vpltool.core.agreement import mean_entropy, mean_margin
 from vpltool.errors import VplError, counted
-from vpltool.formats import Header, InputFolder, Photo, Workspace
+from vpltool.formats import Header, Photo, Workspace
 from vpltool.formats.archives import write_folder
 from vpltool.formats.corrections import (
     PIXELS,
@@ -35,13 +35,12 @@ from vpltool.formats.corrections import (
 )
 from vpltool.formats.input_folders import open_probabilities
 from vpltool.formats.labels import LEGEND, identity_of_labels, legend, png_bytes
-from vpltool.lazy import Tensor, np
+from vpltool.lazy import np
 from vpltool.methods.exports._regions import copied_bytes, copied_suffix, keep_exif_setting
 from vpltool.methods.inputs import Predictions
 from vpltool.names import csv_id, id_of_csv
 from vpltool.settings import setting
 
-READS = ()
 SUFFIX = "-review"
 EXPORTS = "predictions"
 
@@ -65,9 +64,8 @@ class Settings(settings.Settings):
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the folder.
 
-    Raises:
-        VplError: there are no probabilities beside the predictions, all photos were corrected
-            already, or the folder holds corrected masks.
+    Raises a VplError if there are no probabilities beside the predictions, all photos were
+    corrected already, or the folder holds corrected masks.
     """
     marks = _earlier(predictions.workspace, path)
     done = corrections_of(predictions.workspace.path, [photo.id for photo in predictions.photos])
@@ -88,14 +86,12 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 
 def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
-    """Files, besides PNGs, of the earlier folder that is to be replaced.
-
-    Raises:
-        VplError: masks in it were corrected and not imported, and would be lost.
-    """
+    """Files, besides PNGs, of the earlier folder that is to be replaced."""
     if not (path / _LIST).is_file():
         return _FILES
-    _check_copies(workspace, path)
+    with (path / _LIST).open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    _check_copies(workspace, path, rows)
     masks = path / "masks"
     changed = [mask for mask in sorted(masks.rglob("*.png")) if is_edited(mask) and not is_imported(
         workspace, mask.relative_to(masks).with_suffix("").as_posix(), mask)]
@@ -104,23 +100,17 @@ def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
                        f"not imported, such as {changed[0].name}",
                        f"{import_call(workspace, masks)} imports corrected masks; or choose "
                        "another folder: `out='DIR'`")
-    with (path / _LIST).open(encoding="utf-8", newline="") as file:
-        listed = [row["photo"] for row in csv.DictReader(file)]
-    return (*_FILES, *(name for name in listed if not name.endswith(".png")))
+    return (*_FILES, *(row["photo"] for row in rows if not row["photo"].endswith(".png")))
 
 
-def _check_copies(workspace: Workspace, path: Path) -> None:
-    """Check that nobody has changed the copies of photos.
-
-    Raises:
-        VplError: one is as neither the photo, nor the photo without metadata.
-    """
+def _check_copies(workspace: Workspace, path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Check that the copies of photos are as the photos, or as these without metadata."""
     known = {photo.id: photo for photo in workspace.photos()}
-    with (path / _LIST).open(encoding="utf-8", newline="") as file:
-        copies = [(known[key], path / row["photo"]) for row in csv.DictReader(file)
-                  if (key := id_of_csv(row["id"])) in known]
-    for photo, copy in copies:
+    for row in rows:
+        photo, copy = known.get(id_of_csv(row["id"])), path / row["photo"]
         with contextlib.suppress(OSError):
+            if photo is None:
+                continue
             source = workspace.image_path(photo)
             if copy.read_bytes() not in (source.read_bytes(),
                                          copied_bytes(source, copy.suffix, False)):
@@ -140,13 +130,10 @@ def _uncertainties(predictions: Predictions, photos: Sequence[Photo], settings: 
     with console.progress("uncertainty", len(photos)) as advance:
         found = {}
         for photo in photos:
-            found[photo.id] = measure(_read(folder, photo))
+            tensors = folder.read_tensors(photo.id, "probabilities")
+            found[photo.id] = measure(tensors["probabilities"])
             advance()
     return found
-
-
-def _read(folder: InputFolder, photo: Photo) -> Tensor:
-    return folder.read_tensors(photo.id, "probabilities")["probabilities"]
 
 
 def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[str, float],
@@ -154,7 +141,10 @@ def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[
     workspace = predictions.workspace
     names = ("background", *workspace.classes)
     known = {photo.id: photo for photo in photos}
-    copies = {key: _name_of(known[key], settings.keep_exif) for key in chosen}
+    copies = {}
+    for key in chosen:
+        suffix, own = copied_suffix(known[key], settings.keep_exif), Path(known[key].image).suffix
+        copies[key] = f"photos/{key}{own if own.lower() == suffix else suffix}"
     yield from legend(predictions.name, names)
     yield "README.md", _readme(workspace, settings, len(chosen), path).encode()
     yield _LIST, _listed(chosen, known, copies).encode()
@@ -169,12 +159,6 @@ def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[
             header = Header(kind="predictions", command="export review",
                             facts={PIXELS: identity_of_labels(labels)})
             yield f"masks/{photo.id}.png", png_bytes(labels, header)
-
-
-def _name_of(photo: Photo, keep_exif: bool) -> str:
-    suffix = copied_suffix(photo, keep_exif)
-    own = Path(photo.image).suffix
-    return f"photos/{photo.id}{own if own.lower() == suffix else suffix}"
 
 
 def _listed(chosen: Mapping[str, float], known: Mapping[str, Photo], copies: Mapping[str, str]

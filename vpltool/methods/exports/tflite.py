@@ -15,10 +15,8 @@ import copy
 import importlib.util
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import settings
 from vpltool.core import segment, vit
 from vpltool.errors import VplError, first_line, silent
 from vpltool.formats.atomic import atomic_path
@@ -27,22 +25,14 @@ from vpltool.methods.exports import onnx as graphs
 from vpltool.methods.exports._segmenter import SegmenterSettings
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 
-READS = ()
 EXPORTS = "segmenter"
 SUFFIX = ".tflite"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(SegmenterSettings):
-    """Settings of a TFLite file."""
+Settings = SegmenterSettings
 
 
-def check(settings: settings.Settings) -> None:
-    """Check that the converter is there.
-
-    Raises:
-        VplError: it is not.
-    """
+def check(settings: Settings) -> None:
+    """Check that the converter is there; else a VplError."""
     if importlib.util.find_spec("litert_torch") is None:
         raise VplError("the package litert-torch is not installed", "pip install 'vpltool[tflite]'")
 
@@ -50,8 +40,7 @@ def check(settings: settings.Settings) -> None:
 def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
     """Write the file, and what its caller needs to know.
 
-    Raises:
-        VplError: photos have no largest side, or the converter does not know a part of the network.
+    Raises a VplError if photos have no largest side, or the converter does not know the network.
     """
     import litert_torch
 

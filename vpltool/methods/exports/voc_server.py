@@ -19,7 +19,6 @@ from vpltool.formats.labels import png_bytes
 from vpltool.lazy import np
 from vpltool.methods.inputs import Predictions
 
-READS = ()
 CLASSES = VOC.classes
 SUFFIX = ".tgz"
 

@@ -20,29 +20,10 @@ from vpltool.core.outlines import fill, outlines_of
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.lazy import np, npt
-from vpltool.methods.exports._regions import (
-    POLYGON_AREA,
-    LabellingSettings,
-    PhotoFiles,
-    check_labelling,
-    classes_in,
-    cleaned_predictions,
-    min_area_setting,
-    small_setting,
-)
+from vpltool.methods import labels as reading
+from vpltool.methods.exports import _regions
 from vpltool.methods.inputs import Predictions
-from vpltool.methods.labels import (
-    Labelled,
-    LabellingRequest,
-    Outlined,
-    Region,
-    labels_of_names,
-    parse_yaml,
-    read_text,
-)
-from vpltool.settings import setting
 
-READS = ()
 SUFFIX = "-yolo"
 FULL = True
 
@@ -54,18 +35,17 @@ DESCRIPTION = "data.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(LabellingSettings):
+class Settings(_regions.LabellingSettings):
     """Settings of YOLO's polygons."""
 
-    min_area: int = min_area_setting(POLYGON_AREA)
-    small: str = small_setting("merge")
-    tolerance: float = setting(0.0, "Drop polygon points that are this close to the line, in "
-                                    "pixels; 0: the exact mask.", low=0, metavar="PIXELS")
+    min_area: int = _regions.min_area_setting(_regions.POLYGON_AREA)
+    small: str = _regions.small_setting("merge")
+    tolerance: float = _regions.tolerance_setting()
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the folder."""
-    check_labelling(settings, "cv2", "yaml")
+    _regions.check_labelling(settings, "cv2", "yaml")
     splits = {*splits_in(path, "yolo", "labels"), settings.split}
     write_tree(path, _members(predictions, settings, splits), "yolo", splits)
     return [path]
@@ -73,9 +53,9 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 def _members(predictions: Predictions, settings: Settings, splits: set[str]
              ) -> Iterator[Member]:
-    files = PhotoFiles(predictions, settings, TAKEN)
+    files = _regions.PhotoFiles(predictions, settings, TAKEN)
     yield describe(predictions.workspace.classes, splits)
-    for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=False):
+    for photo, labels in files.labels(keeps_ignored=False):
         yield (f"labels/{settings.split}/{files.names[photo.id]}.txt",
                "".join(_lines(labels, settings.tolerance)).encode())
     yield from files.members(f"images/{settings.split}")
@@ -83,7 +63,7 @@ def _members(predictions: Predictions, settings: Settings, splits: set[str]
 
 def _lines(labels: npt.NDArray[np.uint8], tolerance: float) -> Iterator[str]:
     height, width = labels.shape
-    for label in classes_in(labels):
+    for label in _regions.classes_in(labels):
         for polygon in outlines_of(labels == label, corners=False, tolerance=tolerance):
             shares = " ".join(f"{(x + 0.5) / width:.6f} {(y + 0.5) / height:.6f}"
                               for x, y in _three_points(polygon))
@@ -91,13 +71,11 @@ def _lines(labels: npt.NDArray[np.uint8], tolerance: float) -> Iterator[str]:
 
 
 def _three_points(polygon: npt.NDArray[np.float64]) -> Sequence[npt.NDArray[np.float64]]:
-    """The points of a polygon, three distinct ones at least, even for a pixel or a line of them.
-
-    Points within a pixel mean that pixel, so the region is the same.
-    """
+    """The points of a polygon, three distinct ones at least, even for a pixel or a line of them."""
     distinct = np.unique(polygon, axis=0)
     if len(distinct) > 2:
         return list(polygon)
+    # Points within a pixel mean that pixel, so the region is the same.
     first, last = distinct[0], distinct[-1]
     return [first + (-0.25, -0.25), first + (0.25, -0.25), last + (0.0, 0.25)]
 
@@ -121,7 +99,7 @@ def describe(names: Sequence[str], splits: Collection[str], **more: str) -> Memb
 
 def described(path: Path) -> Mapping[str, object]:
     """Return what a folder's description says; empty: there is none."""
-    return parse_yaml(path / DESCRIPTION) if (path / DESCRIPTION).exists() else {}
+    return reading.parse_yaml(path / DESCRIPTION) if (path / DESCRIPTION).exists() else {}
 
 
 def files(path: Path) -> list[Path]:
@@ -130,51 +108,33 @@ def files(path: Path) -> list[Path]:
     return sorted((path / "labels").rglob("*.txt")) if said and not said.get("masks_dir") else []
 
 
-def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
-    """Read YOLO's polygons: labels/**/NAME.txt, with data.yaml.
+def outlined(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Outlined]:
+    """Yield the polygons of each photo: labels/**/NAME.txt, with data.yaml. Needs OpenCV.
 
-    Polygons are filled as Ultralytics does, the largest first, so that smaller ones are on top.
-    Needs OpenCV.
+    They are filled as Ultralytics does, the largest first, so that smaller ones are on top.
     """
-    return (found.painted() for found in outlined(path, request))
-
-
-def outlined(path: Path, request: LabellingRequest) -> Iterator[Outlined]:
-    """Yield the polygons of each photo."""
-    labels = labels_of_names(described(path).get("names"), request, path / DESCRIPTION)
+    labels = reading.labels_of_names(described(path).get("names"), request, path / DESCRIPTION)
     for file in files(path):
         photo = request.photo(file.stem, str(file))
         size = request.size(photo, str(file))
-        yield Outlined(photo, size, [
+        yield reading.Outlined(photo, size, [
             _region(line, labels, size, f"{file}:{number}")
-            for number, line in enumerate(read_text(file).splitlines(), 1) if line.strip()],
+            for number, line in enumerate(reading.read_text(file).splitlines(), 1) if line.strip()],
             str(file), smallest_on_top=True)
 
 
-def _region(line: str, labels: Mapping[int, int], size: tuple[int, int], where: str) -> Region:
-    label, shares, score = _polygon(line, labels, where)
-
-    def inside() -> npt.NDArray[np.bool_]:
-        return fill([shares * (size[1], size[0])], size)
-
-    return Region(label, inside, score)
+read = reading.painting(outlined)
 
 
-def _polygon(line: str, labels: Mapping[int, int], where: str
-             ) -> tuple[int, npt.NDArray[np.float64], float]:
-    """The label of a line, its points (N, 2) as shares of width and height, and its score.
-
-    Ultralytics writes a score behind the points of predictions (`save_conf`): one number more.
-
-    Raises:
-        VplError: it is no polygon, or its class is not in data.yaml.
-    """
+def _region(line: str, labels: Mapping[int, int], size: tuple[int, int], where: str
+            ) -> reading.Region:
     words = line.split()
     try:
         number, shares = int(words[0]), np.array([float(word) for word in words[1:]])
     except ValueError as error:
         raise VplError(f"{where}: not a polygon ({error})",
                        "a line is CLASS X Y X Y X Y …, in shares of width and height") from error
+    # Ultralytics writes a score behind the points of predictions (`save_conf`): one number more.
     score, shares = (shares[-1], shares[:-1]) if len(shares) % 2 else (1.0, shares)
     if len(shares) < 6:
         raise VplError(f"{where}: {len(shares)} numbers after the class are not a polygon"
@@ -187,4 +147,5 @@ def _polygon(line: str, labels: Mapping[int, int], where: str
     if number not in labels:
         raise VplError(f"{where}: the class {number} is not in {DESCRIPTION}",
                        f"its `names` are {', '.join(map(str, sorted(labels)))}")
-    return labels[number], shares.clip(0, 1 - 1e-9).reshape(-1, 2), float(score)
+    points = shares.clip(0, 1 - 1e-9).reshape(-1, 2) * (size[1], size[0])
+    return reading.Region(labels[number], lambda: fill([points], size), float(score))

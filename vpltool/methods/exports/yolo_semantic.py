@@ -11,40 +11,24 @@ Source: Ultralytics, "Semantic Segmentation Datasets Overview"
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.formats.archives import Member, splits_in, write_tree
-from vpltool.methods.exports._regions import (
-    LabellingSettings,
-    PhotoFiles,
-    check_labelling,
-    cleaned_predictions,
-    grey_png,
-)
+from vpltool.methods import labels as reading
+from vpltool.methods.exports import _regions
 from vpltool.methods.exports.yolo import DESCRIPTION, TAKEN, describe, described
 from vpltool.methods.inputs import Predictions
-from vpltool.methods.labels import (
-    Labelled,
-    LabellingRequest,
-    labels_of_names,
-    read_label_images,
-)
 from vpltool.names import leads_out
 
-READS = ()
 SUFFIX = "-yolo-semantic"
 NEEDS = ("yaml",)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(LabellingSettings):
-    """Settings of Ultralytics' semantic layout."""
+Settings = _regions.LabellingSettings
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the folder."""
-    check_labelling(settings, "yaml")
+    _regions.check_labelling(settings, "yaml")
     splits = {*splits_in(path, "yolo-semantic", "masks"), settings.split}
     write_tree(path, _members(predictions, settings, splits), "yolo-semantic", splits)
     return [path]
@@ -52,11 +36,11 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 def _members(predictions: Predictions, settings: Settings, splits: set[str]
              ) -> Iterator[Member]:
-    files = PhotoFiles(predictions, settings, TAKEN)
+    files = _regions.PhotoFiles(predictions, settings, TAKEN)
     names = ("background", *predictions.workspace.classes)
     yield describe(names, splits, masks_dir="masks")
-    for photo, labels in cleaned_predictions(predictions, settings, keeps_ignored=True):
-        yield f"masks/{settings.split}/{files.names[photo.id]}.png", grey_png(labels)
+    for photo, labels in files.labels(keeps_ignored=True):
+        yield f"masks/{settings.split}/{files.names[photo.id]}.png", _regions.grey_png(labels)
     yield from files.members(f"images/{settings.split}")
 
 
@@ -68,7 +52,7 @@ def files(path: Path) -> list[Path]:
     return sorted((path / folder).rglob("*.png"))
 
 
-def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
+def read(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Labelled]:
     """Read label images in Ultralytics' layout: masks/SPLIT/NAME.png, with data.yaml."""
-    labels = labels_of_names(described(path).get("names"), request, path / DESCRIPTION)
-    return read_label_images(((file.stem, file) for file in files(path)), labels, request)
+    labels = reading.labels_of_names(described(path).get("names"), request, path / DESCRIPTION)
+    return reading.read_label_images(((file.stem, file) for file in files(path)), labels, request)

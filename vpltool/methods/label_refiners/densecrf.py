@@ -14,7 +14,6 @@ from pathlib import Path
 
 from vpltool import console, settings
 from vpltool.core import crf, crf_numba
-from vpltool.core.crf import estimate_bytes, fastest_backend
 from vpltool.core.crf_kernels import KERNELS, CrfKernels
 from vpltool.errors import VplError, near_name
 from vpltool.formats import read_json
@@ -43,28 +42,20 @@ class Settings(settings.Settings):
                           metavar="NAME-OR-FILE", record="never", aliases=["--preset"],
                            source="CLIP-ES, official code")
     backend: str = setting("auto", "Implementation: auto, numba, torch or pydensecrf. All give the "
-                                   "same labels.",
-                           choices=("auto", *_PACKAGES), panel=RUNNING, record="never")
+                                   "same labels.", choices=("auto", *_PACKAGES), panel=RUNNING,
+                         record="never")
     wrap_image: bool = setting(
         False, "Preprocess the photo as CLIP-ES's code does: minus ImageNet's mean, modulo 256.",
         off="--plain-image", record="changed")
 
 
 def recorded(settings: Settings) -> dict[str, object]:
-    """What headers say of settings that name something else: the kernels themselves.
-
-    Raises:
-        VplError: there are no such kernels, or the file has none.
-    """
+    """What headers say of the kernels; a VplError if there are no such, or the file has none."""
     return {"crf": asdict(_kernels(settings.kernels))}
 
 
 def runs_on(settings: Settings, device: torch.device) -> torch.device:
-    """The device that the work is really done on: the CPU, unless torch does it.
-
-    Raises:
-        VplError: the backend is not installed.
-    """
+    """The device that works: the CPU, unless torch does it. A VplError without the backend."""
     return device if _backend(settings, device) == "torch" else torch.device("cpu")
 
 
@@ -72,8 +63,6 @@ def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
     """Compile the loops for photos of so many labels, which then lie on disk for all processes."""
     if _backend(settings, device) != "numba":
         return
-    # Numba takes a second to import.
-
     if not crf_numba.are_compiled():
         console.note("compiling the CRF (once per machine)")
     for count in range(2, min(labels, _COMPILED) + 1):
@@ -102,7 +91,7 @@ def decided(photo: ScoredPhoto, confidence: float) -> npt.NDArray[np.float32] | 
 
 def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], labels: int) -> int:
     """Estimate the memory that a photo of (height, width) takes, in bytes."""
-    return estimate_bytes(size, labels, _backend(settings, device))
+    return crf.estimate_bytes(size, labels, _backend(settings, device))
 
 
 def _kernels(kernels: str) -> CrfKernels:
@@ -122,7 +111,7 @@ def _kernels(kernels: str) -> CrfKernels:
 def _backend(settings: Settings, device: torch.device) -> str:
     """Which one runs: of those that give the same labels the fastest."""
     if settings.backend == "auto":
-        return fastest_backend(device)
+        return crf.fastest_backend(device)
     if importlib.util.find_spec(settings.backend) is None:
         raise VplError(f"{settings.backend} is not installed",
                        f"pip install {_PACKAGES[settings.backend]}, or `backend='auto'`")

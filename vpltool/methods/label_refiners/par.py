@@ -28,11 +28,10 @@ CONFIDENCE = 0.0
 class Settings(settings.Settings):
     """Settings of PAR."""
 
-    iterations: int = setting(20, "Number of iterations.", low=0,
-                              source="WeCLIP, official code")
+    iterations: int = setting(20, "Number of iterations.", low=0, source="WeCLIP, official code")
     dilations: str = setting("1,2,4,8,12,24", "Distances of the 8 neighbours, in pixels "
-                                              "(dilations).",
-                             metavar="LIST", source="WeCLIP, official code")
+                                              "(dilations).", metavar="LIST",
+                             source="WeCLIP, official code")
     w1: float = setting(0.3, "Width of both kernels, in standard deviations of the neighbours; "
                              "smaller: only very similar pixels count.", low=1e-3,
                         source="WeCLIP, official code")
@@ -41,11 +40,9 @@ class Settings(settings.Settings):
 
 
 def runs_on(settings: Settings, device: torch.device) -> torch.device:
-    """The device that is asked for; checks the settings.
+    """The device that is asked for; a VplError unless there are 1 to 20 dilations, each from 1 on.
 
-    Raises:
-        VplError: the distances are no list of up to 20 whole numbers from 1 on. With more, sums of
-            squared colours would not be exact.
+    With more, sums of squared colours would not be exact.
     """
     try:
         fits = min(_dilations(settings)) >= 1 and len(_dilations(settings)) <= 20
@@ -83,17 +80,10 @@ def offsets_of(settings: Settings) -> list[tuple[int, int]]:
 
 
 def refine_scores(photos: Tensor, scores: Tensor, settings: Settings) -> Tensor:
-    """Refine the scores of photos of one size.
+    """Refine the scores (B, L, H, W), float32, of photos of one size, RGB (B, 3, H, W), uint8.
 
-    A pixel beyond the border is as the nearest one inside.
-
-    Args:
-        photos: RGB (B, 3, H, W) uint8.
-        scores: of the labels (B, L, H, W) float32.
-        settings: neighbours and kernels.
-
-    Returns:
-        (B, L, H, W): each iteration is a weighted mean, so they stay in the range of the scores.
+    Each iteration is a weighted mean, so they stay in their range. A pixel beyond the border is as
+    the nearest one inside.
     """
     height, width = scores.shape[-2:]
     offsets, margin = offsets_of(settings), max(_dilations(settings))
@@ -108,24 +98,18 @@ def refine_scores(photos: Tensor, scores: Tensor, settings: Settings) -> Tensor:
 
 
 def neighbour_weights(photos: Tensor, settings: Settings) -> Tensor:
-    """Return the weight of each neighbour of each pixel.
+    """Return the weight of each neighbour of each pixel (B, neighbours, H, W), float32.
 
     w = softmax(−mean over channels of (|ΔI| / (w1·σ))²) + w2·softmax(−(d / (w1·σ_d))²), both over
     the neighbours. σ is the deviation of a channel among a pixel's neighbours, d their distances,
     σ_d the deviation of these. The weights are divided by their sum, 1 + w2, which changes no
-    label: 20 iterations would else enlarge all scores alike.
-
-    Args:
-        photos: RGB (B, 3, H, W) uint8.
-        settings: neighbours and kernels.
-
-    Returns:
-        (B, neighbours, H, W) float32, summing to 1 over the neighbours.
+    label: 20 iterations would else enlarge all scores alike. Photos are RGB (B, 3, H, W), uint8.
     """
     height, width = photos.shape[-2:]
     offsets, margin = offsets_of(settings), max(_dilations(settings))
     colours = photos.int()
-    padded = _replicated(colours, margin)
+    # torch repeats the border of numbers with a point only; those of colours are exact.
+    padded = F.pad(photos.float(), (margin,) * 4, mode="replicate").int()
     # Whole numbers: the deviation among equal pixels is 0 to the bit.
     total, squares = torch.zeros_like(colours), torch.zeros_like(colours)
     for y, x in offsets:
@@ -140,21 +124,10 @@ def neighbour_weights(photos: Tensor, settings: Settings) -> Tensor:
     for number, (y, x) in enumerate(offsets):
         difference = _shifted(padded, margin + y, margin + x, height, width) - colours
         torch.mean(difference.float().square_().mul_(scale), dim=1, out=energy[:, number])
-    positions = _position_weights(settings).to(energy).view(1, -1, 1, 1)
+    distances = torch.tensor(offsets, dtype=torch.float64).norm(dim=1)
+    positions = (-(distances / (settings.w1 * distances.std())) ** 2).softmax(dim=0)
+    positions = positions.to(energy).view(1, -1, 1, 1)
     return energy.neg_().softmax(dim=1).add_(settings.w2 * positions).div_(1 + settings.w2)
-
-
-def _position_weights(settings: Settings) -> Tensor:
-    """Softmax of the distance term (neighbours,); it is the same everywhere."""
-    distances = torch.tensor(offsets_of(settings), dtype=torch.float64).norm(dim=1)
-    return (-(distances / (settings.w1 * distances.std())) ** 2).softmax(dim=0)
-
-
-def _replicated(image: Tensor, margin: int) -> Tensor:
-    """Pad (B, C, H, W) with its border, of any type."""
-    rows, columns = (torch.arange(-margin, length + margin, device=image.device)
-                     .clamp(0, length - 1) for length in image.shape[-2:])
-    return image[..., rows[:, None], columns]
 
 
 def _shifted(padded: Tensor, top: int, left: int, height: int, width: int) -> Tensor:

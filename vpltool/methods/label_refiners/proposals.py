@@ -14,13 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vpltool import settings as of_vpltool
-from vpltool.core.proposals import Proposals, means_inside, plain_word, with_votes
+from vpltool import settings
+from vpltool.core.proposals import means_inside, plain_word, with_votes
 from vpltool.errors import VplError
 from vpltool.lazy import np, npt, torch
-from vpltool.methods import load_method
 from vpltool.methods.inputs import ScoredPhoto
-from vpltool.methods.interfaces import LabelRefiner
+from vpltool.methods.label_refiners import densecrf
 from vpltool.methods.labels import BACKGROUND_WORDS
 from vpltool.settings import NoEffect, setting
 
@@ -32,7 +31,7 @@ thirds (docs/results.md, masks of other tools)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(of_vpltool.Settings):
+class Settings(settings.Settings):
     """Settings of the votes of proposals."""
 
     base: str = setting("densecrf", "Scores that proposals refine: of the dense CRF, or cams, as "
@@ -52,29 +51,25 @@ class Settings(of_vpltool.Settings):
 
 def recorded(settings: Settings) -> dict[str, object]:
     """What headers say of the kernels of the CRF, if one is run."""
-    return _crf().recorded(_of_crf(settings)) if settings.base == "densecrf" else {}
+    return densecrf.recorded(_of_crf(settings)) if settings.base == "densecrf" else {}
 
 
 def runs_on(settings: Settings, device: torch.device) -> torch.device:
-    """The device that the CRF runs on; votes are counted on the CPU.
-
-    Raises:
-        VplError: its backend is not installed.
-    """
-    return (_crf().runs_on(_of_crf(settings), device) if settings.base == "densecrf"
+    """The device of the CRF; votes are counted on the CPU. A VplError without its backend."""
+    return (densecrf.runs_on(_of_crf(settings), device) if settings.base == "densecrf"
             else torch.device("cpu"))
 
 
 def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
     """Compile the CRF, if one is run."""
     if settings.base == "densecrf":
-        _crf().warm_up(_of_crf(settings), device, labels)
+        densecrf.warm_up(_of_crf(settings), device, labels)
 
 
 def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], labels: int) -> int:
     """Estimate the memory that a photo of (height, width) takes, in bytes, beyond its inputs."""
     voting = size[0] * size[1] * 8 * (2 * labels + 4)
-    return max(voting, _crf().memory_of(_of_crf(settings), device, size, labels)
+    return max(voting, densecrf.memory_of(_of_crf(settings), device, size, labels)
                if settings.base == "densecrf" else 0)
 
 
@@ -82,10 +77,9 @@ def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: tor
                   ) -> list[npt.NDArray[np.float32]]:
     """Make the distribution of the labels of each photo (L, H, W)."""
     if settings.base == "densecrf":
-        crf = _crf()
-        known = [crf.decided(photo, 1.0) for photo in photos]
+        known = [densecrf.decided(photo, 1.0) for photo in photos]
         left = [photo for photo, field in zip(photos, known, strict=True) if field is None]
-        made = iter(crf.refine_labels(left, _of_crf(settings), device) if left else ())
+        made = iter(densecrf.refine_labels(left, _of_crf(settings), device) if left else ())
         scores = [next(made) if field is None else field for field in known]
     else:
         scores = [photo.scores for photo in photos]
@@ -104,33 +98,19 @@ def _voted(photo: ScoredPhoto, scores: npt.NDArray[np.float32], settings: Settin
     # Without a background there is nothing that an object could end at.
     if not len(proposals) or photo.names[:1] != ("",):
         return scores
-    shares, sure = _with_words(proposals, means_inside(proposals, scores), photo.names,
-                               settings.word_share)
-    return with_votes(proposals, scores, shares, sure, settings.min_area)
-
-
-def _with_words(proposals: Proposals, shares: npt.NDArray[np.float64], names: Sequence[str],
-                word_share: float) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mix what proposals are called into their shares (P, L); a word that is no tag is nothing.
-
-    Returns:
-        the shares, and how much of each is the word's (P,).
-    """
-    labels = {plain_word(name): label for label, name in enumerate(names) if name}
+    # What a proposal is called is mixed into its shares; a word that is no tag is nothing.
+    labels = {plain_word(name): label for label, name in enumerate(photo.names) if name}
     labels |= dict.fromkeys(map(plain_word, BACKGROUND_WORDS), 0)
-    mixed, sure = shares.copy(), np.zeros(len(shares))
+    shares, word_share = means_inside(proposals, scores), settings.word_share
+    sure = np.zeros(len(shares))
     for number, word in enumerate(proposals.words):
         label = labels.get(plain_word(word)) if word else None
         if label is not None:
-            mixed[number] *= 1 - word_share
-            mixed[number, label] += word_share
+            shares[number] *= 1 - word_share
+            shares[number, label] += word_share
             sure[number] = word_share
-    return mixed, sure
+    return with_votes(proposals, scores, shares, sure, settings.min_area)
 
 
-def _crf() -> LabelRefiner:
-    return load_method(LabelRefiner, "densecrf")
-
-
-def _of_crf(settings: Settings) -> of_vpltool.Settings:
-    return _crf().Settings(kernels=settings.kernels)
+def _of_crf(settings: Settings) -> densecrf.Settings:
+    return densecrf.Settings(kernels=settings.kernels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from vpltool.core.crf import bounded_size, shrink_photo
@@ -26,10 +26,8 @@ def of_photos(request: ProposalRequest, max_side: int,
               ) -> Iterator[tuple[str, Proposals | str]]:
     """Yield each photo's id with its proposals, or why it has none.
 
-    Args:
-        request: the photos.
-        max_side: longer ones are scaled down to this; 0: never.
-        make: given RGB (H, W, 3), makes masks of that size.
+    Longer photos are scaled down to `max_side`, 0: never. `make` is given RGB (H, W, 3), and makes
+    masks of that size.
     """
     for key, path in request.jobs:
         try:
@@ -40,18 +38,20 @@ def of_photos(request: ProposalRequest, max_side: int,
             yield key, describe_failure(path, error)
 
 
-def segments(labels: npt.NDArray[np.int64]) -> Iterator[Proposal]:
-    """Yield each segment of a partition (H, W) as a proposal."""
-    for label in np.unique(labels).tolist():
-        yield Proposal(labels == label)
+def of_segments(request: ProposalRequest, max_side: int, numbers: Sequence[int],
+                segment: Callable[[npt.NDArray[np.uint8], int], npt.NDArray[np.int64]]
+                ) -> Iterator[tuple[str, Proposals | str]]:
+    """Yield each photo's id with the segments of a partition (H, W) for each of several numbers."""
+    def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:
+        for number in numbers:
+            labels = segment(photo, number)
+            yield from (Proposal(labels == label) for label in np.unique(labels).tolist())
+
+    return of_photos(request, max_side, make)
 
 
 def numbers_of(name: str, text: str) -> list[int]:
-    """Whole numbers from 1 on, of a list with commas.
-
-    Raises:
-        VplError: it is no such list.
-    """
+    """Whole numbers from 1 on, of a list with commas; else a VplError."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vpltool import settings
-from vpltool.core.proposals import Proposal, Proposals
+from vpltool.core.proposals import Proposals
 from vpltool.errors import check_skimage
-from vpltool.lazy import np, npt, skimage
+from vpltool.lazy import skimage
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers import _photos
 from vpltool.settings import setting
@@ -38,11 +38,7 @@ def propose(request: ProposalRequest, settings: Settings
             ) -> Iterator[tuple[str, Proposals | str]]:
     """Yield the segments of each photo at all scales."""
     check_skimage("felzenszwalb needs")
-    scales = _photos.numbers_of("scales", settings.scales)
-
-    def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:
-        for scale in scales:
-            yield from _photos.segments(skimage.segmentation.felzenszwalb(
-                photo, scale=scale, sigma=settings.sigma, min_size=scale))
-
-    return _photos.of_photos(request, settings.max_side, make)
+    return _photos.of_segments(
+        request, settings.max_side, _photos.numbers_of("scales", settings.scales),
+        lambda photo, scale: skimage.segmentation.felzenszwalb(
+            photo, scale=scale, sigma=settings.sigma, min_size=scale))

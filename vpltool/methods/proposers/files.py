@@ -10,9 +10,10 @@ that people drew, so what is made of their proposals says so.
 
 from __future__ import annotations
 
+import csv
 import functools
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,25 @@ from vpltool import console, settings
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted
-from vpltool.formats import IGNORE, Photo, identity_of_file, identity_of_many
-from vpltool.lazy import np
+from vpltool.formats import IGNORE, Photo, identity_of_file, identity_of_many, read_drawn_labels
+from vpltool.formats.labels import read_legend, read_numbers, read_soft, size_of_labels
+from vpltool.lazy import np, npt, scipy
 from vpltool.methods import labels
 from vpltool.methods.exports.coco import outline_region, score_of
 from vpltool.methods.inputs import ProposalRequest
-from vpltool.methods.proposers._pictures import FORMS, Fits, Made, Pictures
 from vpltool.settings import NoEffect, setting
 
 READS = ("photo",)
 SUPERVISION = "tags, and masks that another tool learned from"
 
+FORMS = ("labels", "instances", "masks", "soft")
 _OTHERS = ("auto", *(form for form in FORMS if form != "soft"))
+
+Fits = Callable[[tuple[int, int], str], None]
+"""Checks (height, width), and where it is said, before the pixels are decoded."""
+
+Made = Callable[[Fits], Proposals]
+"""Reads the proposals of a photo."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +58,7 @@ class Settings(settings.Settings):
 
 
 def identities(settings: Settings) -> dict[str, str]:
-    """Hash of the bytes of all files.
-
-    Raises:
-        VplError: the path is missing, or in no format that is known.
-    """
+    """Hash of the bytes of all files; a VplError if there are none in a format that is known."""
     found, base = _files(settings), _path(settings)
     return {"files": identity_of_many({
         path.relative_to(base).as_posix(): identity_of_file(path) for path in found})}
@@ -65,11 +69,10 @@ def propose(request: ProposalRequest, settings: Settings
     """Find the reader; the result yields the photos in the order of the files, then all others."""
     _files(settings)
     names = labels.ProposalNames(request.root, request.classes, request.photos)
-    return _each(request, settings, names, _entries(settings, names))
+    return _each(request, settings, names)
 
 
 def _path(settings: Settings) -> Path:
-    """Raises VplError where there is none."""
     if settings.path is None:
         raise VplError("`path` is missing", "`propose(method='files', path='DIR')` names the file "
                                             "or folder that another tool wrote")
@@ -78,19 +81,13 @@ def _path(settings: Settings) -> Path:
     return settings.path
 
 
-def _pictures(settings: Settings, classes: tuple[str, ...] = ()) -> Pictures:
-    return Pictures(_path(settings), settings.format, levels_of(settings.levels), classes)
-
-
 def _files(settings: Settings) -> list[Path]:
-    """The files that are read.
-
-    Raises:
-        VplError: the path is in no format, or a package is missing.
-    """
+    """The files that are read; a VplError if there are none, or a package is missing."""
     path = _path(settings)
     if settings.format != "auto":
-        found = _pictures(settings).files()
+        levels_of(settings.levels)
+        found = sorted(file for file in path.glob("*/*" if settings.format == "masks" else "**/*")
+                       if file.suffix.lower() == ".png" or file.name == _METADATA)
         if not found:
             raise VplError(f"{path} holds no PNG", "`format='masks'`: a folder per photo with a "
                            "PNG per mask; others: a PNG per photo")
@@ -108,62 +105,57 @@ def _files(settings: Settings) -> list[Path]:
     return list(tool[1].files(path))
 
 
-def _entries(settings: Settings, names: labels.ProposalNames) -> Iterator[tuple[Photo, Made]]:
-    """Each photo of the files, and what reads its proposals."""
-    path = _path(settings)
-    if settings.format != "auto":
-        yield from _pictures(settings, names.classes).each(names)
-        return
-    sam = bool(_sam_files(path))
-    tool = None if sam else labels.find_reader(path)
-    if tool is None or hasattr(tool[1], "outlined"):
-        read = tool[1].outlined if tool else _sam_outlined
-        for outlined in read(path, names):
-            yield outlined.photo, _of_regions(outlined, names, worded=not sam)
-        return
-    for labelled in tool[1].read(path, names):
-        yield labelled.photo, _of_labels(labelled, names)
-
-
-def _of_regions(outlined: labels.Outlined, names: labels.ProposalNames, *, worded: bool) -> Made:
-    def made(fits: Fits) -> Proposals:
-        fits(outlined.size, outlined.where)
-        return Proposals.of(outlined.size, (
-            Proposal(region.inside(), region.score, names.word(region.label) if worded else "")
-            for region in outlined.regions))
-
-    return made
-
-
-def _of_labels(labelled: labels.Labelled, names: labels.ProposalNames) -> Made:
-    def made(fits: Fits) -> Proposals:
-        size = (labelled.labels.shape[0], labelled.labels.shape[1])
-        fits(size, labelled.where)
-        return Proposals.of(size, (
-            Proposal(labelled.labels == label, 1.0, names.word(label))
-            for label in np.unique(labelled.labels).tolist() if label not in (0, IGNORE)))
-
-    return made
-
-
-def _each(request: ProposalRequest, settings: Settings, names: labels.ProposalNames,
-          entries: Iterator[tuple[Photo, Made]]) -> Iterator[tuple[str, Proposals | str]]:
+def _each(request: ProposalRequest, settings: Settings, names: labels.ProposalNames
+          ) -> Iterator[tuple[str, Proposals | str]]:
     wanted = dict(request.jobs)
-    for photo, made in entries:
-        if photo.id not in wanted:
-            continue
-        del wanted[photo.id]
-        yield photo.id, _fitted(photo, made, names, resize=settings.resize)
+    for photo, made in _entries(settings, names):
+        if photo.id in wanted:
+            del wanted[photo.id]
+            yield photo.id, _fitted(photo, made, names, resize=settings.resize)
     if wanted:
         console.warn(counted(len(wanted), f"photo has no proposals in {settings.path}",
                              f"photos have no proposals in {settings.path}")
                      + f": {some(sorted(wanted))}")
     for key in wanted:
-        yield key, _fitted(names.photos[key], _nothing, names, resize=True)
+        yield key, _fitted(names.photos[key], lambda _: Proposals.of((1, 1), ()), names,
+                           resize=True)
 
 
-def _nothing(_fits: Fits) -> Proposals:
-    return Proposals.of((1, 1), ())
+def _entries(settings: Settings, names: labels.ProposalNames) -> Iterator[tuple[Photo, Made]]:
+    """Each photo of the files, and what reads its proposals."""
+    path = _path(settings)
+    if settings.format != "auto":
+        files = _files(settings)
+        for place in (sorted({file.parent for file in files}) if settings.format == "masks"
+                      else files):
+            yield (names.photo(place.relative_to(path).as_posix(), str(place)),
+                   functools.partial(_READERS[settings.format], place, settings, names))
+        return
+    sam = bool(_sam_files(path))
+    tool = None if sam else labels.find_reader(path)
+    if tool is None or hasattr(tool[1], "outlined"):
+        for outlined in (tool[1].outlined if tool else _sam_outlined)(path, names):
+            yield outlined.photo, functools.partial(_of_regions, outlined,
+                                                    None if sam else names.word)
+        return
+    for labelled in tool[1].read(path, names):
+        yield labelled.photo, functools.partial(_of_labels, labelled, names)
+
+
+def _of_regions(outlined: labels.Outlined, word: Callable[[int], str] | None, fits: Fits
+                ) -> Proposals:
+    fits(outlined.size, outlined.where)
+    return Proposals.of(outlined.size, (
+        Proposal(region.inside(), region.score, word(region.label) if word else "")
+        for region in outlined.regions))
+
+
+def _of_labels(labelled: labels.Labelled, names: labels.ProposalNames, fits: Fits) -> Proposals:
+    size = (labelled.labels.shape[0], labelled.labels.shape[1])
+    fits(size, labelled.where)
+    return Proposals.of(size, (
+        Proposal(labelled.labels == label, 1.0, names.word(label))
+        for label in np.unique(labelled.labels).tolist() if label not in (0, IGNORE)))
 
 
 def _fitted(photo: Photo, made: Made, names: labels.ProposalNames, *, resize: bool
@@ -172,7 +164,7 @@ def _fitted(photo: Photo, made: Made, names: labels.ProposalNames, *, resize: bo
     try:
         size = names.size(photo, photo.id)
 
-        def fits(found: Sequence[int], where: str) -> None:
+        def fits(found: tuple[int, int], where: str) -> None:
             if not resize and tuple(found) != size:
                 raise VplError(f"{where}: {found[0]}×{found[1]} (height×width), its photo "
                                f"{photo.id} is {size[0]}×{size[1]}",
@@ -185,12 +177,91 @@ def _fitted(photo: Photo, made: Made, names: labels.ProposalNames, *, resize: bo
         return f"{photo.id}: {error or type(error).__name__}"
 
 
-def levels_of(text: str) -> tuple[float, ...]:
-    """Levels of soft maps, of a list with commas.
+_METADATA = "metadata.csv"
+"""SAM's file beside the masks of a photo."""
 
-    Raises:
-        VplError: it is no list of numbers between 0 and 1.
+
+def _sized(path: Path, fits: Fits) -> tuple[int, int]:
+    size = size_of_labels(path)
+    fits(size, str(path))
+    return size
+
+
+def _of_label_image(path: Path, settings: Settings, names: labels.ProposalNames, fits: Fits
+                    ) -> Proposals:
+    """Each connected part of a class is a proposal with its word; 0 and 255 say nothing."""
+    size = _sized(path, fits)
+    legend = read_legend(_path(settings)) or (labels.BACKGROUND_WORDS[0], *names.classes)
+    words = {value: name for value, name in enumerate(legend) if name}
+    values = read_drawn_labels(path, other_palettes=True)
+    found = [value for value in np.unique(values).tolist() if value not in (0, IGNORE)]
+    if odd := [value for value in found if value not in words]:
+        raise VplError(f"{path} has the value {odd[0]}, which is not a class",
+                       "a line of classes.txt beside the PNGs names each value, from 0 on")
+    return Proposals.of(size, (Proposal(part, 1.0, words[value]) for value in found
+                               for part in _parts(values == value)))
+
+
+def _parts(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.bool_]]:
+    """The connected parts of a mask, 8-connected."""
+    numbers, count = scipy.ndimage.label(inside, np.ones((3, 3)))
+    return (numbers == number for number in range(1, count + 1))
+
+
+def _of_instances(path: Path, _settings: Settings, _names: labels.ProposalNames, fits: Fits
+                  ) -> Proposals:
+    """Each number of an instance image is a proposal; 0 says nothing."""
+    size, numbers = _sized(path, fits), read_numbers(path)
+    return Proposals.of(size, (Proposal(numbers == number)
+                               for number in np.unique(numbers[numbers > 0]).tolist()))
+
+
+def _of_masks(folder: Path, _settings: Settings, _names: labels.ProposalNames, fits: Fits
+              ) -> Proposals:
+    """Each PNG of a photo's folder is a mask, with the IoU that SAM predicts, if that is said."""
+    paths = [path for path in sorted(folder.glob("*")) if path.suffix.lower() == ".png"]
+    if not paths:
+        raise VplError(f"{folder} holds no PNG", "a folder per photo holds a PNG per mask")
+    scores, said = dict[str, float](), folder / _METADATA
+    try:
+        # As SAM's amg.py writes it.
+        for row in csv.DictReader(labels.read_text(said).splitlines() if said.exists() else ()):
+            scores[row["id"]] = float(np.clip(float(row["predicted_iou"]), 0, 1))
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise VplError(f"{said} lacks id and predicted_iou ({error})",
+                       "without the file, all masks count alike") from error
+    sizes = [_sized(path, fits) for path in paths]
+    return Proposals.of(sizes[0], (
+        Proposal(read_soft(path) > 127, scores.get(path.stem, 1.0)) for path in paths))
+
+
+def _of_soft(path: Path, settings: Settings, _names: labels.ProposalNames, fits: Fits
+             ) -> Proposals:
+    """A soft map gives what is above each level and what is not."""
+    size = _sized(path, fits)
+    return Proposals.of(size, of_soft_map(read_soft(path), levels_of(settings.levels)))
+
+
+_READERS: Mapping[str, Callable[[Path, Settings, labels.ProposalNames, Fits], Proposals]] = {
+    "labels": _of_label_image, "instances": _of_instances, "masks": _of_masks, "soft": _of_soft}
+
+
+def of_soft_map(values: npt.NDArray[np.uint8], levels: tuple[float, ...]) -> Iterator[Proposal]:
+    """Yield, for each level in (0, 1), what a soft map (H, W) has above it, and the rest.
+
+    255 is what the map is sure of. How far it is from the middle, on average over a mask, is the
+    mask's score.
     """
+    soft = values.astype(np.float32) / 255
+    for level in levels:
+        above = soft >= level
+        for inside, sure in ((above, soft), (~above, 1 - soft)):
+            if inside.any():
+                yield Proposal(inside, float(sure[inside].mean()))
+
+
+def levels_of(text: str) -> tuple[float, ...]:
+    """Levels of soft maps, of a list with commas; a VplError if one is not between 0 and 1."""
     try:
         levels = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -219,17 +290,13 @@ def _is_of_sam(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_BEGINNING)
     # Neither COCO's file nor Label Studio's begins with what SAM says of a mask.
-    return (b'"segmentation"' in head and b'"categories"' not in head and (
-        b'"stability_score"' in head or b'"predicted_iou"' in head or b'"crop_box"' in head
-        or b'"image"' in head)) or head.strip() == b"[]"
+    return (b'"segmentation"' in head and b'"categories"' not in head and any(
+        name in head for name in (b'"stability_score"', b'"predicted_iou"', b'"crop_box"',
+                                  b'"image"'))) or head.strip() == b"[]"
 
 
 def _sam_outlined(path: Path, request: labels.LabellingRequest) -> Iterator[labels.Outlined]:
-    """Yield the masks of each file; it has the photo's name, or says it, as SA-1B's do.
-
-    Raises:
-        VplError: a file is damaged, or of no photo.
-    """
+    """Yield the masks of each file; it has the photo's name, or says it, as SA-1B's do."""
     for file in _sam_files(path):
         content = labels.parse_json(labels.read_text(file), file)
         try:
@@ -243,17 +310,13 @@ def _outlined(file: Path, content: Any, request: labels.LabellingRequest) -> lab
     if isinstance(content, dict):
         entries, name = content["annotations"], str(content["image"]["file_name"])
     photo = request.photo(name, str(file))
-    size = (_size_of(entries[0]["segmentation"]) if entries
-            else request.size(photo, str(file)))
+    outline = entries[0]["segmentation"] if entries else {"size": request.size(photo, str(file))}
+    if not isinstance(outline, dict):
+        raise TypeError("a mask without run lengths")
+    height, width = map(int, outline["size"])
+    size = (height, width)
     request.check_size(photo, size, str(file))
     return labels.Outlined(photo, size, [
         labels.Region(0, functools.partial(outline_region, entry["segmentation"], size,
                                            f"{file}: mask {number}"), score_of(entry))
         for number, entry in enumerate(entries, 1)], str(file))
-
-
-def _size_of(outline: Any) -> tuple[int, int]:
-    if not isinstance(outline, dict):
-        raise TypeError("a mask without run lengths")
-    height, width = outline["size"]
-    return int(height), int(width)

@@ -59,11 +59,7 @@ def propose(request: ProposalRequest, settings: Settings
 
 
 def _load(model: str, device: str) -> Any:
-    """Load transformers' pipeline.
-
-    Raises:
-        VplError: transformers is missing, or the model cannot be loaded.
-    """
+    """Load transformers' pipeline."""
     if importlib.util.find_spec("transformers") is None:
         raise VplError("sam needs transformers, which is not installed",
                        "pip install 'vpltool[transformers]'")

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from vpltool import settings
-from vpltool.core.proposals import Proposal, Proposals
+from vpltool.core.proposals import Proposals
 from vpltool.errors import check_skimage
-from vpltool.lazy import np, npt, skimage
+from vpltool.lazy import skimage
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers import _photos
 from vpltool.settings import setting
@@ -36,12 +36,7 @@ def propose(request: ProposalRequest, settings: Settings
             ) -> Iterator[tuple[str, Proposals | str]]:
     """Yield the superpixels of each photo, of all sizes."""
     check_skimage("slic needs")
-    numbers = _photos.numbers_of("segments", settings.segments)
-
-    def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:
-        for number in numbers:
-            yield from _photos.segments(skimage.segmentation.slic(
-                photo, number, settings.compactness, settings.rounds, start_label=0,
-                channel_axis=-1))
-
-    return _photos.of_photos(request, settings.max_side, make)
+    return _photos.of_segments(
+        request, settings.max_side, _photos.numbers_of("segments", settings.segments),
+        lambda photo, number: skimage.segmentation.slic(
+            photo, number, settings.compactness, settings.rounds, start_label=0, channel_axis=-1))

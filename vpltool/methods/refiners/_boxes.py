@@ -11,22 +11,28 @@ from vpltool.methods.inputs import PhotoMaps
 from vpltool.settings import NoEffect, Settings, setting
 
 _UNMASKED = NoEffect({"mask": ("none",)}, "there are no boxes")
+_NO_BEGIN = NoEffect({"mask": ("none",)}, "it is where boxes begin")
 
 
 def mask(default: str, source: str = "") -> str:
     """Whether a map stays in boxes."""
     return setting(default, "Area that each class is kept in; box: the boxes of its map; none: "
-                            "anywhere.",
-                   choices=("box", "none"), source=source)
+                            "anywhere.", choices=("box", "none"), source=source)
 
 
-def threshold(default: float, source: str) -> float:
+def threshold(default: float, source: str, no_effect: NoEffect = _NO_BEGIN) -> float:
     """Where boxes begin."""
     return setting(
         default, "Threshold of the boxes, as a share of the maximum; CLIP-ES: 0.4 for VOC, 0.7 for "
-                 "COCO.",
-        low=0, high=1, flag="--lambda", source=source,
-        no_effect=[NoEffect({"mask": ("none",)}, "it is where boxes begin")])
+                 "COCO.", low=0, high=1, flag="--lambda", source=source, no_effect=[no_effect])
+
+
+def box(no_effect: NoEffect = _UNMASKED) -> str:
+    """How far boxes reach."""
+    return setting(
+        "inclusive", "How far boxes reach; inclusive: up to the photo's border; exclusive: not "
+                     "into its last row and column of patches, as in CLIP-ES's code.",
+        choices=("inclusive", "exclusive"), record="changed", no_effect=[no_effect])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +41,7 @@ class BoxSettings(Settings):
 
     mask: str = mask("box")
     threshold: float = threshold(0.4, "CLIP-ES, section 4.1")
-    box: str = setting(
-        "inclusive", "How far boxes reach; inclusive: up to the photo's border; exclusive: not "
-                     "into its last row and column of patches, as in CLIP-ES's code.",
-        choices=("inclusive", "exclusive"), record="changed", no_effect=[_UNMASKED])
+    box: str = box()
     min_max: bool = setting(
         True, "Stretch each map to [0, 1] as CLIP-ES does, or keep its scale.", off="--keep-scale")
 
@@ -56,15 +59,9 @@ def rescaled(maps: Tensor, settings: BoxSettings) -> Tensor:
 
 
 def spread_along(attention: Tensor, photo: PhotoMaps, settings: BoxSettings) -> Tensor:
-    """Spread the maps of a photo, in their boxes, along an attention (CLIP-ES, eq. 5 to 7).
+    """Spread a photo's maps, in their boxes, along an attention (h·w, h·w): (K, h, w), float32.
 
-    Args:
-        attention: (h·w, h·w).
-        photo: with its maps.
-        settings: of the boxes and the result.
-
-    Returns:
-        maps (K, h, w), float32.
+    CLIP-ES, eq. 5 to 7.
     """
     cams = photo.cams.float()
     if not len(cams):

@@ -5,18 +5,13 @@ Patches that attend to the object join it; a CAM stays inside the boxes of its c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners._boxes import BoxSettings, spread_along
 
 READS = ("attention",)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(BoxSettings):
-    """Settings of the attention affinity."""
+Settings = BoxSettings
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:

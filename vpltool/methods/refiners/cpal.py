@@ -33,8 +33,7 @@ class Settings(settings.Settings):
                               metavar="K", source="vpltool")
     tau: float = setting(0.05, "Temperature of their weights.", low=1e-6, source="vpltool")
     shift: float = setting(0.5, "How far the prototypes move to the instance; 1: their mean lies "
-                                "on it.",
-                           low=0, high=1, source="vpltool")
+                                "on it.", low=0, high=1, source="vpltool")
 
 
 @no_grad

@@ -38,11 +38,9 @@ class Settings(_boxes.BoxSettings):
                               source="vpltool")
     classes: str = setting(
         "present", "Classes whose rows are compared, beside the background's: present in the "
-                   "photo, or all.",
-        choices=("present", "all"), source="CD-CLIP")
+                   "photo, or all.", choices=("present", "all"), source="CD-CLIP")
     stretch: str = setting("row", "How cosines are stretched to [0, 1]: each row, or all rows "
-                                  "together.",
-                           choices=("row", "all"), source="vpltool")
+                                  "together.", choices=("row", "all"), source="vpltool")
     combine: str = setting(
         "product", "How the affinity and the attention are combined: product of the matrices, or "
                    "entries.", choices=("product", "entries"), source="vpltool")
@@ -68,13 +66,7 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
 def text_distributions(patches: Tensor, rows: Tensor, settings: Settings) -> Tensor:
     """Return the distribution of each patch over text rows: softmax of its stretched cosines / τ.
 
-    Args:
-        patches: L2-normed patch embeddings (n, dim).
-        rows: L2-normed text rows (T, dim).
-        settings: temperature, and how cosines are stretched.
-
-    Returns:
-        (n, T), rows summing to 1.
+    Patches (n, dim) and text rows (T, dim) are L2-normed; the result (n, T) sums to 1 by row.
     """
     cosine = patches.float() @ rows.float().T
     by_row = settings.stretch == "row"
@@ -83,16 +75,10 @@ def text_distributions(patches: Tensor, rows: Tensor, settings: Settings) -> Ten
 
 
 def divergence(distributions: Tensor) -> Tensor:
-    """Return the Jensen-Shannon divergence of each pair of distributions, in bits.
+    """Return the Jensen-Shannon divergence (n, n) of each pair of distributions (n, T), in bits.
 
-    It is H((p + q) / 2) − (H(p) + H(q)) / 2, with the entropy H. The mixtures' entropy is added up
-    entry by entry: time O(n² T), memory O(n²).
-
-    Args:
-        distributions: (n, T), rows summing to 1.
-
-    Returns:
-        (n, n) in [0, 1], symmetric, zero on the diagonal.
+    It is H((p + q) / 2) − (H(p) + H(q)) / 2, with the entropy H: in [0, 1], symmetric, zero on the
+    diagonal. The mixtures' entropy is added up entry by entry: time O(n² T), memory O(n²).
     """
     own = -torch.special.xlogy(distributions, distributions).sum(dim=-1)
     total = -(own[:, None] + own) / 2
@@ -103,20 +89,11 @@ def divergence(distributions: Tensor) -> Tensor:
 
 
 def spread(cams: Tensor, attention: Tensor, distributions: Tensor, settings: Settings) -> Tensor:
-    """Spread maps along attention, weighed by the divergence of the patches' distributions.
+    """Spread maps (K, n) along attention, weighed by the divergence of the patches' distributions.
 
     S = softmax((1 − JS) / τ), A = S·D, maps ← Aᵗ maps; D is the doubly stochastic attention of
-    CAA (`affinity.sinkhorn_scaling`).
-
-    Args:
-        cams: maps (K, n).
-        attention: non-negative (n, n).
-        distributions: of each patch (n, T).
-        settings: τ of S; t, the steps; and what the dot is: `product` of the matrices; or
-            `entries`, entry by entry, each row divided by its sum.
-
-    Returns:
-        (K, n).
+    CAA (`affinity.sinkhorn_scaling`), from one that is non-negative (n, n). Distributions are (n,
+    T). The dot is the `product` of the matrices; or goes by `entries`, each row divided by its sum.
     """
     alike = ((1 - divergence(distributions)) / settings.tau).softmax(dim=-1)
     rows, columns = (scaling[0] for scaling in sinkhorn_scaling(attention[None]))

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from vpltool.errors import VplError
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners import _boxes
-from vpltool.methods.refiners._blocks import check_blocks
 from vpltool.settings import setting
 
 READS = ("attentions",)
@@ -28,13 +29,19 @@ class Settings(_boxes.BoxSettings):
     threshold: float = _boxes.threshold(0.79, "ExCEL, official code")
 
 
-def check(features: Mapping[str, object], settings: Settings) -> None:
-    """Check that the features hold the attention of as many blocks.
+def check(features: Mapping[str, Any], settings: Settings) -> None:
+    """Check that features, by their options, hold the attention of as many blocks; else a VplError.
 
-    Raises:
-        VplError: they do not.
+    A model with fewer blocks gives the attention of all that it has.
     """
-    check_blocks(features, settings.blocks)
+    blocks, stored = settings.blocks, features.get("attention_blocks", 8)
+    if blocks > stored:
+        keep, layers = (",".join(map(str, features[name])) for name in ("keep", "layers"))
+        chosen = f"layers={layers!r}, " if layers else ""
+        raise VplError(
+            f"`blocks={blocks}`: the features hold the attention of {stored} blocks",
+            f"`blocks={stored}`, or `extract(split={features['split']!r}, keep={keep!r}, {chosen}"
+            f"attention_blocks={blocks}, overwrite=True)`")
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:

@@ -22,8 +22,7 @@ class Settings(BoxSettings):
 
     steps: int = setting(1, "Steps of the random walk.", low=1, record="changed", source="vpltool")
     tau: float = setting(0.1, "Temperature of the transitions: the softmax of the cosines / TAU.",
-                         low=1e-3, record="changed",
-                         source="vpltool, chosen on photos20's train-a")
+                         low=1e-3, record="changed", source="vpltool, chosen on photos20's train-a")
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:

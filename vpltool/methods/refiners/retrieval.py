@@ -30,11 +30,9 @@ class Settings(settings.Settings):
     """Settings of the retrieval."""
 
     neighbours: int = setting(20, "Number of similar regions that are averaged.", low=1,
-                              metavar="K",
-                              source="CorrCLIPv2, official code")
+                              metavar="K", source="CorrCLIPv2, official code")
     support: float = setting(0.5, "Weight of the similar regions; the rest is the photo's own "
-                                  "region.",
-                             low=0, high=1, source="CorrCLIPv2, official code")
+                                  "region.", low=0, high=1, source="CorrCLIPv2, official code")
     tau: float = setting(0.025, "Temperature of the softmax.", low=1e-6,
                          source="CorrCLIPv2, official code: scale 40")
 
@@ -58,21 +56,11 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
 
 def supports(regions: Tensor, region_class: Tensor, bank: Tensor, class_index: Tensor,
              photo_of: Tensor, own: int, *, count: int) -> Tensor:
-    """Return the mean of the rows most similar to each region, of its class, from other photos.
+    """Return the mean of the `count` rows most similar to each region, of its class, normalised.
 
-    The background's rows come from photos that share a tag with this one.
-
-    Args:
-        regions: L2-normed region features of a photo (R, dim).
-        region_class: their classes (R,), those of the photo's tags and the background.
-        bank: L2-normed rows (rows, dim).
-        class_index: class of each row (rows,).
-        photo_of: number of the photo of each row (rows,), below 0 for none.
-        own: number of the photo itself, see `rows_of_others`.
-        count: rows that are averaged.
-
-    Returns:
-        L2-normed (R, dim), float32; a region without rows to ask supports itself.
+    Regions (R, dim) and rows (rows, dim) are L2-normed, the result is (R, dim), float32. Rows come
+    from other photos than number `own` (`photo_of` is below 0 for none), the background's from
+    those that share a tag with this one. A region without rows to ask supports itself.
     """
     tags = region_class[region_class != BACKGROUND]
     allowed_rows = rows_of_others(class_index, photo_of, tags, own)

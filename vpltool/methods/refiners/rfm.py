@@ -11,14 +11,13 @@ Zhang et al., CVPR 2024, and its code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vpltool.core.losses import patch_affinity
 from vpltool.errors import VplError
 from vpltool.lazy import Tensor, no_grad, torch
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.refiners._blocks import check_blocks
+from vpltool.methods.refiners import excel
 from vpltool.methods.refiners._boxes import BoxSettings, spread_along
 from vpltool.parallel.device import widest
 from vpltool.settings import setting
@@ -34,13 +33,7 @@ class Settings(BoxSettings):
                           low=1, source="WeCLIP, official code")
 
 
-def check(features: Mapping[str, object], settings: Settings) -> None:
-    """Check that the features hold the attention of as many blocks.
-
-    Raises:
-        VplError: they do not.
-    """
-    check_blocks(features, settings.blocks)
+check = excel.check
 
 
 @no_grad
@@ -61,15 +54,9 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
 def refining_map(fused: Tensor, attentions: Tensor) -> Tensor:
     """Return the attention that WeCLIP's refining module (CVPR 2024) uses instead of CLIP's mean.
 
-    R = S ⊙ mean of the kept A_l, where S = sigmoid(F·Fᵀ), d_l = Σ(S − A_l), and A_l is kept if d_l
-    is at most the mean of all d.
-
-    Args:
-        fused: a decoder's fused features F (n, width).
-        attentions: attention A_l of each block (blocks, n, n).
-
-    Returns:
-        (n, n) float32, neither row-stochastic nor symmetric: `sinkhorn_scaling` follows.
+    R = S ⊙ mean of the kept A_l, where S = sigmoid(F·Fᵀ) of a decoder's fused features (n, width),
+    d_l = Σ(S − A_l), and A_l (blocks, n, n) is kept if d_l is at most the mean of all d. R (n, n)
+    is float32, neither row-stochastic nor symmetric: `sinkhorn_scaling` follows.
     """
     affinity = patch_affinity(fused[None].float())[0]
     maps = attentions.float()

@@ -15,7 +15,7 @@ from vpltool.core.affinity import attention_walk, box_mask
 from vpltool.errors import check_skimage
 from vpltool.lazy import Image, Tensor, np, npt, skimage, torch
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.refiners._boxes import BoxSettings, rescaled
+from vpltool.methods.refiners import _boxes
 from vpltool.settings import NoEffect, setting
 
 READS = ("attention", "photo")
@@ -30,21 +30,15 @@ _NO_BOXES = NoEffect({"mask": ("none", "superpixel")}, "there are no boxes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BoxSettings):
+class Settings(_boxes.BoxSettings):
     """Superpixels, and which of their regions a map stays in; beside boxes."""
 
     mask: str = setting(
         "superpixel", "Area that each class is kept in; superpixel: regions of one colour; box: "
                       "the boxes of its map; both; or none: anywhere.",
         choices=("superpixel", "box", "both", "none"), source="SSR, eq. 7")
-    threshold: float = setting(
-        0.4, "Threshold of the boxes, as a share of the maximum; CLIP-ES: 0.4 for VOC, 0.7 for "
-             "COCO.",
-        low=0, high=1, flag="--lambda", source="CLIP-ES, section 4.1", no_effect=[_NO_BOXES])
-    box: str = setting(
-        "inclusive", "How far boxes reach; inclusive: up to the photo's border; exclusive: not "
-                     "into its last row and column of patches, as in CLIP-ES's code.",
-        choices=("inclusive", "exclusive"), record="changed", no_effect=[_NO_BOXES])
+    threshold: float = _boxes.threshold(0.4, "CLIP-ES, section 4.1", _NO_BOXES)
+    box: str = _boxes.box(_NO_BOXES)
     superpixels: int = setting(
         250, "Approximate number of superpixels; SSR does not say; usual: 200 to 300.", low=1,
         no_effect=[_NO_REGIONS])
@@ -79,11 +73,7 @@ class Settings(BoxSettings):
 
 
 def check(_features: Mapping[str, object], settings: Settings) -> None:
-    """Check, before the first photo, that superpixels can be made if they are asked for.
-
-    Raises:
-        VplError: scikit-image is not installed.
-    """
+    """Check that scikit-image is installed if superpixels are asked for; else a VplError."""
     if settings.mask in ("superpixel", "both"):
         check_skimage("superpixels need", "`mask='box'`")
 
@@ -96,23 +86,19 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
 def refine_in_regions(photo: PhotoMaps, shares: Mapping[str, float], settings: Settings) -> Tensor:
     """Spread the maps of a photo along one attention or more, inside the mask (K, h, w), float32.
 
-    A map of which the mask leaves nothing is not masked.
-
-    Args:
-        photo: with its maps, attention and RGB.
-        shares: name of each attention's tensor to its share in the affinity.
-        settings: of the mask and the result.
+    `shares` says what share each attention's tensor has in the affinity. A map of which the mask
+    leaves nothing is not masked.
     """
-    if not len(photo.cams):
-        return photo.cams.float()
     cams = photo.cams.float()
+    if not len(cams):
+        return cams
     start, mask = cams.flatten(1), region_mask(photo, settings)
     if mask is not None:
         inside = start * mask.flatten(1)
         start = torch.where(inside.any(dim=1, keepdim=True), inside, start)
     walked = attention_walk([photo.tensors[name] for name in shares], list(shares.values()),
                             start.T)
-    return rescaled(walked.T.reshape(cams.shape), settings)
+    return _boxes.rescaled(walked.T.reshape(cams.shape), settings)
 
 
 def region_mask(photo: PhotoMaps, settings: Settings) -> Tensor | None:
@@ -132,15 +118,10 @@ def region_mask(photo: PhotoMaps, settings: Settings) -> Tensor | None:
 
 def colour_regions(photo: npt.NDArray[np.uint8], grid: tuple[int, int], settings: Settings
                    ) -> Tensor:
-    """Cut a photo into regions of one colour, connected or not (SSR, eq. 8).
+    """Cut a photo, RGB (H, W, 3), into regions of one colour, connected or not (SSR, eq. 8).
 
-    Args:
-        photo: RGB (H, W, 3).
-        grid: (h, w), in patches; the photo is scaled to `detail` pixels a patch.
-        settings: number, compactness, colours.
-
-    Returns:
-        share of each patch that each region covers (regions, h, w) float32; sums to 1 over regions.
+    It is scaled to `detail` pixels a patch of the grid (h, w). Returns the share of each patch that
+    each region covers (regions, h, w) float32, which sums to 1 over the regions.
     """
     height, width = (side * settings.detail for side in grid)
     scaled = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
@@ -197,18 +178,11 @@ def _patch_shares(labels: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def target_mask(cams: Tensor, regions: Tensor, settings: Settings) -> Tensor:
-    """Return the patches of the regions that each map is sure of (SSR, eq. 7).
+    """Return the patches (maps, h, w), bool, of the regions that each map is sure of (SSR, eq. 7).
 
     A region is a target where the activation in it that is sure, divided by the total, exceeds
-    `share`; the region of a map's most sure activation is one always.
-
-    Args:
-        cams: maps in [0, 1] (maps, h, w).
-        regions: share of each patch that each region covers (regions, h, w).
-        settings: which activation is sure, and from which share on a region is a target.
-
-    Returns:
-        bool (maps, h, w).
+    `share`; the region of a map's most sure activation is one always. Maps (maps, h, w) are in
+    [0, 1]; regions are shares of each patch (regions, h, w).
     """
     maps, cover = cams.float().flatten(1), regions.to(cams.device).flatten(1)
     sure = maps * (maps > settings.confident * maps.amax(dim=1, keepdim=True))

@@ -26,16 +26,14 @@ class Settings(settings.Settings):
     """Settings of the transport."""
 
     background: float = setting(0.4, "Background threshold: patches where all maps are below it "
-                                     "are background.", low=0,
-                                high=1, source="vpltool")
+                                     "are background.", low=0, high=1, source="vpltool")
     alike: float = setting(0.8, "Cosine above which two classes of a photo look alike.", low=-1,
                            high=1, source="DHR, official code")
     epsilon: float = setting(0.1, "Weight of the entropy.", low=0.01, source="DHR, official code")
     rounds: int = setting(100, "Maximum number of Sinkhorn iterations.", low=1,
                           source="DHR, official code")
     tolerance: float = setting(0.01, "Sinkhorn stops when the mean change of a scaling is below "
-                                     "this.", low=0,
-                               source="DHR, official code")
+                                     "this.", low=0, source="DHR, official code")
 
 
 @no_grad
@@ -63,21 +61,14 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
 
 
 def transport_plan(similarity: Tensor, settings: Settings) -> Tensor:
-    """Return the entropic plan that gives all patches, and all classes, the same mass (Sinkhorn).
+    """Return the entropic plan (n, m) that gives all n patches, and all m classes, the same mass.
 
-    The cost is 1 − similarity.
-
-    Args:
-        similarity: of patches and classes (n, m), cosines.
-        settings: entropy, and when it stops: by the mean change of the patches' scaling.
-
-    Returns:
-        (n, m), summing to 1; columns sum to 1 / m.
+    By Sinkhorn; the cost is 1 − similarity, a cosine (n, m). It sums to 1, each column to 1 / m,
+    and ends when the mean change of the patches' scaling is below the tolerance.
     """
     kernel = ((similarity.float() - 1) / settings.epsilon).exp()
     patches, classes = kernel.shape
-    left = kernel.new_ones(patches)
-    right = kernel.new_ones(classes)
+    left, right = kernel.new_ones(patches), kernel.new_ones(classes)
     for _ in range(settings.rounds):
         before = left
         left = 1 / (patches * (kernel @ right))
@@ -88,20 +79,12 @@ def transport_plan(similarity: Tensor, settings: Settings) -> Tensor:
 
 
 def class_similarity(patches: Tensor, cams: Tensor, background: float) -> tuple[Tensor, Tensor]:
-    """Return the cosine of each patch to what a photo's own classes look like.
+    """Return the cosines of patches (n, dim) to what a photo's own classes look like (n, 1 + K).
 
-    A class looks like the mean of the patches where its map is the strongest, and the background
-    like those where no map reaches a threshold; a class that wins nowhere, like the mean weighted
-    by its map.
-
-    Args:
-        patches: vectors of patches (n, dim).
-        cams: maps (K, n).
-        background: the threshold.
-
-    Returns:
-        cosines (n, 1 + K), the background first; and the cosines of the classes' vectors to each
-        other (1 + K, 1 + K).
+    A class looks like the mean of the patches where its map (K, n) is the strongest, and the
+    background, which is first, like those where no map reaches the threshold `background`; a class
+    that wins nowhere, like the mean weighted by its map. The second result are the cosines of these
+    vectors to each other (1 + K, 1 + K).
     """
     unit = F.normalize(patches.float(), dim=-1)
     strongest, label = cams.max(dim=0)

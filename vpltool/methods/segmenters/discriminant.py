@@ -17,7 +17,7 @@ from vpltool.core.discriminant import Moments, discriminant, label_shares
 from vpltool.errors import VplError
 from vpltool.lazy import Tensor, torch
 from vpltool.methods.inputs import LabelledPhoto
-from vpltool.methods.segmenters import _layers, linear
+from vpltool.methods.segmenters import linear
 from vpltool.settings import setting
 
 READS = ("layers",)
@@ -27,7 +27,7 @@ READS = ("layers",)
 class Settings(linear.Settings):
     """Settings of the linear discriminant."""
 
-    layers: str = _layers.layers()
+    layers: str = linear.layers_setting()
     shrinkage: float = setting(
         0.1, "Shrinkage of the covariance towards a multiple of the identity: more with very few "
              "photos.", low=1e-6, high=1, source="vpltool, chosen on photos of six animals")
@@ -42,16 +42,9 @@ build, rebuild = linear.build, linear.rebuild
 
 def fit(network: segmenter.SegmenterNetwork, photos: Iterable[LabelledPhoto], settings: Settings,
         total: Callable[[Tensor], Tensor]) -> None:
-    """Compute the affine map from all photos.
+    """Give the network the affine map that all photos determine; see `SegmenterParts`.
 
-    Args:
-        network: it gets the map.
-        photos: those of this process.
-        settings: of this method.
-        total: adds up a tensor over all processes.
-
-    Raises:
-        VplError: no patch of the masks is labelled.
+    Raises a VplError if no patch of the masks is labelled.
     """
     from vpltool.core.linear import LinearSegmenter
 
@@ -63,8 +56,7 @@ def fit(network: segmenter.SegmenterNetwork, photos: Iterable[LabelledPhoto], se
             assert photo.layers is not None
             tokens = network.embeddings(photo.layers[None], None, photo.grid)[0]
             moments.add(tokens, label_shares(photo.labels, len(weight)))
-        moments = Moments(*(total(sums) for sums in (
-            moments.counts, moments.sums, moments.products)))
+        moments = Moments(*map(total, (moments.counts, moments.sums, moments.products)))
         if not moments.counts.sum():
             raise VplError("no patch of the masks has a label to learn from",
                            "`crf()` makes masks whose patches have one")

@@ -13,7 +13,7 @@ from typing import Any
 from vpltool import settings
 from vpltool.core import light_head
 from vpltool.methods.inputs import SegmenterParts
-from vpltool.methods.segmenters import _layers
+from vpltool.methods.segmenters.linear import layers_setting
 from vpltool.settings import setting
 
 READS = ("layers",)
@@ -23,7 +23,7 @@ READS = ("layers",)
 class Settings(settings.Settings):
     """Settings of the light head."""
 
-    layers: str = _layers.layers()
+    layers: str = layers_setting()
     width: int = setting(128, "Width of its hidden layers.", low=1)
 
 

@@ -17,21 +17,25 @@ from typing import Any
 from vpltool import settings
 from vpltool.core import linear
 from vpltool.methods.inputs import SegmenterParts
-from vpltool.methods.segmenters import _layers
 from vpltool.settings import setting
 
 READS = ("layers",)
+
+
+def layers_setting(source: str = "") -> str:
+    """Blocks whose output is read."""
+    return setting("", "CLIP blocks to read; 0 is the first; spread: four, evenly spaced; default: "
+                       "those stored, or all but the last.", metavar="LIST", source=source)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(settings.Settings):
     """Settings of the linear classifier."""
 
-    layers: str = _layers.layers("DINOv2 reads four")
+    layers: str = layers_setting("DINOv2 reads four")
     walk: float = setting(0.1, "Temperature of the random walk at prediction; it goes between "
                                "patches with similar tokens in the last of these blocks. 0: no "
-                               "walk.", low=0,
-                          source="as `refine --method patches`")
+                               "walk.", low=0, source="as `refine --method patches`")
 
 
 def build(parts: SegmenterParts, settings: Settings) -> linear.LinearSegmenter:

@@ -14,7 +14,7 @@ from vpltool import settings
 from vpltool.core import decoder
 from vpltool.errors import VplError
 from vpltool.methods.inputs import SegmenterParts
-from vpltool.methods.segmenters import _layers
+from vpltool.methods.segmenters.linear import layers_setting
 from vpltool.settings import setting
 
 READS = ("layers", "patches")
@@ -32,15 +32,11 @@ class Settings(settings.Settings):
     width: int = setting(256, "Width of the decoder.", low=8, source="WeCLIP, official code")
     residual: bool = setting(
         False, "Add the output to CLIP's own patch embeddings: better with few photos or steps.")
-    layers: str = _layers.layers("WeCLIP, official code")
+    layers: str = layers_setting("WeCLIP, official code")
 
 
 def build(parts: SegmenterParts, settings: Settings) -> decoder.Decoder:
-    """Build an untrained decoder.
-
-    Raises:
-        VplError: the width cannot be divided among the heads.
-    """
+    """Build an untrained decoder; a VplError if the width cannot be divided among the heads."""
     width = settings.width
     if width > _HEAD_WIDTH and width % _HEAD_WIDTH:
         raise VplError(f"`width={width}`: not a multiple of {_HEAD_WIDTH}, the width of an "

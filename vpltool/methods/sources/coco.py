@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,6 @@ from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.processes import run_jobs
 from vpltool.settings import NoEffect, setting, warn_without_effect
-
-READS = ()
 
 SPLITS = ("train", "val")
 _PHOTO_FOLDERS = ("", "images", "JPEGImages", "coco2014")
@@ -64,7 +62,11 @@ class Settings(settings.Settings):
 def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Source:
     """Read the annotations; the true masks are painted later, from what is noted here."""
     if settings.truth:
-        _check_pycocotools()
+        try:
+            check_pycocotools()
+        except VplError as error:
+            raise VplError(f"{error.message}; it makes the true masks",
+                           f"{error.hint}, or `truth=False` to do without them") from error
     warn_without_effect(settings)
     annotations = settings.root / "annotations"
     if annotations.is_dir():
@@ -76,68 +78,41 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
 
     def paint(workspace: Workspace, photos: Sequence[Photo]
               ) -> tuple[list[Photo], list[OutputFolder]]:
-        return _paint(workspace, photos, settings, outlines, shared.overwrite)
+        masks, made = dict[str, str](), []
+        for split, found in outlines.items():
+            ids = [photo.id for photo in photos if split in photo.splits]
+            made.append(_make_masks(workspace, ids, split, found, settings, shared.overwrite))
+            masks |= {key: relative_name(made[-1].path_of(key), workspace.path / workspace.root)
+                      for key in ids if key not in made[-1].failed}
+        return [replace(photo, mask=masks.get(photo.id, photo.mask)) for photo in photos], made
 
     return Source(settings.root.resolve().name if shared.classes else "coco", settings.root,
                   photos, classes, COCO.background, remarks=remarks,
                   paint=paint if settings.truth else None)
 
 
-def _check_pycocotools() -> None:
-    try:
-        check_pycocotools()
-    except VplError as error:
-        raise VplError(f"{error.message}; it makes the true masks",
-                       f"{error.hint}, or `truth=False` to do without them") from error
-
-
-def _paint(workspace: Workspace, photos: Sequence[Photo], settings: Settings,
-           outlines: Mapping[str, Outlines], overwrite: bool
-           ) -> tuple[list[Photo], list[OutputFolder]]:
-    # The main process only waits for the workers.
-    count = (settings.workers if settings.workers >= 0
-             else worker_count(settings.workers) + 1)
-    known, made = {photo.id: photo for photo in photos}, []
-    for split in outlines:
-        output, masked = make_masks(
-            workspace, [photo for photo in photos if split in photo.splits], split,
-            outlines[split], overlap=settings.overlap, crowd=settings.crowd, workers=count,
-            overwrite=overwrite)
-        known |= {photo.id: photo for photo in masked}
-        made.append(output)
-    return [known[photo.id] for photo in photos], made
-
-
 @dataclass(frozen=True)
 class _Task:
     output: OutputFolder
-    outlines: Outlines
-    overlap: str
-    crowd: str
+    path: Path
+    labels: dict[int, int]
+    settings: Settings
 
 
 _Job = tuple[str, tuple[int, int], tuple[int, ...]]
 _task: list[_Task] = []
 
 
-def make_masks(
-    workspace: Workspace, photos: Sequence[Photo], split: str, outlines: Outlines, *,
-    overlap: str, crowd: str, workers: int, overwrite: bool,
-) -> tuple[OutputFolder, list[Photo]]:
-    """Make the true masks of a split's photos in `ground-truth/SPLIT`; what is there is kept.
-
-    Returns:
-        the folder, not finished yet, and the photos with their masks named.
-
-    Raises:
-        VplError: the folder was made with other settings, or of other annotations.
-    """
+def _make_masks(workspace: Workspace, ids: Sequence[str], split: str, outlines: Outlines,
+                settings: Settings, overwrite: bool) -> OutputFolder:
+    """Make the true masks of a split's photos in `ground-truth/SPLIT`; what is there is kept."""
     header = Header(
         kind="masks", command="prepare",
-        options={"method": "coco", "split": split, "overlap": overlap, "crowd": crowd},
+        options={"method": "coco", "split": split, "overlap": settings.overlap,
+                 "crowd": settings.crowd},
         inputs={"annotations": formats.identity_of_file(outlines.path),
                 "classes": workspace.classes_identity})
-    folder, ids = workspace.path / "ground-truth" / split, [photo.id for photo in photos]
+    folder = workspace.path / "ground-truth" / split
     try:
         output = formats.open_output(folder, header, ids, overwrite=overwrite)
     except OtherSettings as error:
@@ -147,18 +122,16 @@ def make_masks(
         # Masks of other annotations are recomputed: nothing but scores depends on them.
         output = formats.open_output(folder, header, ids, update=True)
     output.begin()
-    task = _Task(output, replace(outlines, sizes={}, spans={}), overlap, crowd)
+    task = _Task(output, outlines.path, outlines.labels, settings)
     jobs = [(key, outlines.sizes[key], tuple(outlines.spans.get(key, ()))) for key in output.todo]
+    # The main process only waits for the workers.
+    count = settings.workers if settings.workers >= 0 else worker_count(settings.workers) + 1
     with console.progress(f"ground-truth {split}", len(jobs)) as advance:
-        for key, reason in run_jobs(_make_one, jobs, workers, _start, task):
+        for key, reason in run_jobs(_make_one, jobs, count, _start, task):
             if reason:
                 output.fail(key, reason)
             advance()
-    root = workspace.path / workspace.root
-    return output, [
-        photo if photo.id in output.failed
-        else replace(photo, mask=relative_name(output.path_of(photo.id), root))
-        for photo in photos]
+    return output
 
 
 def _start(task: _Task) -> None:
@@ -170,46 +143,37 @@ def _make_one(job: _Job) -> tuple[str, str]:
     key, size, spans = job
     task = _task[0]
     try:
-        instances = [read_span(task.outlines.path, first, length)
+        instances = [read_span(task.path, first, length)
                      for first, length in zip(spans[::2], spans[1::2], strict=True)]
-        labels = label_map(instances, task.outlines.labels, size, overlap=task.overlap,
-                           crowd=task.crowd)
+        labels = label_map(instances, task.labels, size, overlap=task.settings.overlap,
+                           crowd=task.settings.crowd)
     # pycocotools raises bare exceptions at outlines that are none.
     except Exception as error:
-        return key, f"{task.outlines.path.name}: {str(error) or type(error).__name__}"
+        return key, f"{task.path.name}: {str(error) or type(error).__name__}"
     formats.write_labels(task.output.path_of(key), labels, task.output.header)
     return key, ""
 
 
 @dataclass(frozen=True)
 class Outlines:
-    """Where the outlines of a split's instances are in its annotation file.
-
-    Args:
-        path: the annotation file.
-        sizes: photo id to (height, width).
-        spans: photo id to offset and length in bytes of each of its instances, alternating.
-        labels: category id to class index.
-    """
+    """Where the outlines of a split's instances are in its annotation file."""
 
     path: Path
     sizes: dict[str, tuple[int, int]]
+    """Photo id to (height, width)."""
     spans: dict[str, array[int]]
+    """Photo id to offset and length in bytes of each of its instances, alternating."""
     labels: dict[int, int]
+    """Category id to class index."""
 
 
-def read_coco(
-    root: Path, classes: Sequence[str], *, empty: bool = False
-) -> tuple[list[Photo], list[str], dict[str, Outlines]]:
+def read_coco(root: Path, classes: Sequence[str], *, empty: bool = False
+              ) -> tuple[list[Photo], list[str], dict[str, Outlines]]:
     """List the photos of a COCO 2014 folder: split `train`, then `val`, in the order of their ids.
 
     Tags are the categories of a photo's instances, including crowds; or those of `labels.csv` in
-    the folder, if there is one. A split with neither photos nor annotations is left out.
-
-    Args:
-        root: the folder that holds `train2014`, `val2014` and `annotations`.
-        classes: names that categories may have, in index order.
-        empty: keep photos without any instance, which published lists leave out.
+    the folder, if there is one. A split with neither photos nor annotations is left out; so are
+    photos without any instance, as in published lists, unless `empty` keeps them.
 
     Returns:
         the photos; remarks for the user; and the outlines of each split that has annotations.
@@ -218,9 +182,7 @@ def read_coco(
         VplError: the layout is not as expected, the annotations are of other photos, or a
             category is not a class.
     """
-    photos: list[Photo] = []
-    remarks: list[str] = []
-    outlines: dict[str, Outlines] = {}
+    photos, remarks, outlines = list[Photo](), list[str](), dict[str, Outlines]()
     own_tags = root / "labels.csv"
     for split in SPLITS:
         folder = next((root / base / f"{split}2014" for base in _PHOTO_FOLDERS
@@ -280,9 +242,8 @@ class _Instances:
     spans: dict[int, array[int]] = field(default_factory=dict)
 
 
-def _read_instances(
-    path: Path, names: dict[str, str], folder: Path, classes: Sequence[str]
-) -> tuple[dict[str, tuple[str, ...]], Outlines]:
+def _read_instances(path: Path, names: dict[str, str], folder: Path, classes: Sequence[str]
+                    ) -> tuple[dict[str, tuple[str, ...]], Outlines]:
     found = _Instances()
     for part, first, length, entry in stream_objects(path):
         try:
@@ -312,9 +273,7 @@ def _read_instances(
         {key: classes.index(name) + 1 for key, name in found.categories.items()})
 
 
-def _keep(
-    found: _Instances, part: str, entry: Any, path: Path, span: tuple[int, int]
-) -> None:
+def _keep(found: _Instances, part: str, entry: Any, path: Path, span: tuple[int, int]) -> None:
     check_fields(entry, _PARTS.get(part, {}))
     if part == "categories":
         found.categories[entry["id"]] = read_span(path, *span)["name"]
@@ -329,11 +288,7 @@ def _keep(
 
 
 def _check_names(path: Path, wanted: Collection[str], names: dict[str, str], folder: Path) -> None:
-    """Check that the photos of the annotations are in the folder.
-
-    Raises:
-        VplError: they are not; the message says if they are of another year.
-    """
+    """Check that the photos of the annotations are in the folder."""
     absent = [key for key in wanted if key not in names]
     if not absent:
         return

@@ -19,21 +19,39 @@ Next: vpltool text-prototypes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
-from vpltool import options, settings
+from vpltool import console, options, settings
+from vpltool.core import tiles
+from vpltool.core.photos import photo_size, read_photo, rgb_of
 from vpltool.datasets import layouts, tag_raster, tile_tags
+from vpltool.datasets.tags import some
+from vpltool.datasets.tile_tags import Box, Tagged
 from vpltool.datasets.words import VOC, VOCABULARIES
-from vpltool.errors import VplError, near_path
-from vpltool.formats import OutputFolder, Photo, Workspace
-from vpltool.formats.rasters import SUFFIXES, Scaling
+from vpltool.errors import VplError, counted, near_path, part_of
+from vpltool.file_hashes import identity_of_file
+from vpltool.formats import Header, OutputFolder, Photo, Workspace, read_labels, write_labels
+from vpltool.formats.atomic import atomic_path
+from vpltool.formats.rasters import SUFFIXES, Scaling, Scene, check_alike, is_scene
+from vpltool.formats.storage import read_json, write_json
+from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Source, SourceRequest, parse_tile
-from vpltool.methods.sources import _cutting
 from vpltool.settings import setting
 
-READS = ()
+_AUTO = 512
+"""Side of a tile with `tile='auto'`: that to which `own-photos` scales photos down."""
+
+FOLDER = "tiles"
+"""Folder of the workspace that tiles and pages are written to."""
+
+_TRUE = "tiles-truth"
+"""Folder of their true masks."""
+
+_STAMP = "source.json"
+"""Beside the tiles of a file: what they were made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +85,8 @@ class Settings(settings.Settings):
 
 def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Source:
     """Read the folder and the CSV."""
-    known = VOCABULARIES[settings.vocabulary] if settings.vocabulary else None
-    named = shared.classes or (known.classes if known else ())
+    named = shared.classes or (VOCABULARIES[settings.vocabulary].classes if settings.vocabulary
+                               else ())
     if settings.labels is None and not named and not shared.captioned:
         raise VplError("neither tags nor class names are given",
                        "`labels='FILE.csv'` has the tags of each photo; or `classes='FILE'` has "
@@ -81,53 +99,45 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
         raise VplError(f"{settings.masks} does not exist", given if "masks" in settings.given else
                        f"an earlier call has named it; `prepare('folder', "
                        f"images={str(settings.images)!r}, masks='')` forgets it")
-    places = settings.labels if settings.labels and _tells_places(settings) else None
+    places = (settings.labels if settings.labels and tile_tags.tells_places(settings.labels)
+              else None)
+    if places and not settings.tile:
+        raise VplError(f"{places} says where things are, which is for tiles",
+                       "`tile='448'` cuts photos into tiles")
     photos, found, remarks = layouts.read_folder(
         settings.images, None if places else settings.labels, settings.masks,
         classes_known=bool(named), untagged=settings.untagged, of_folders=settings.tags_of_folder)
     if settings.tile or settings.tags_of_folder:
-        return _cut_up(workspace_path, settings, shared, photos, places, remarks)
+        return _cut_up(workspace_path, settings, named, photos, places, remarks)
     if settings.masks and not any(photo.mask for photo in photos):
         remarks.append(f"{settings.masks} holds no mask of any photo; masks are called as the "
                        f"photo's id: {photos[0].id}.png; found: "
                        f"{layouts.found_in(settings.masks)}")
     layouts.check_labels(photos, named or found)
-    return Source(_name(settings), settings.images, photos, named or found,
-                  known.background if known else VOC.background, from_tags=not named,
-                  remarks=remarks)
+    return _source(settings, settings.images, photos, named, found, remarks)
 
 
-_AUTO = 512
-"""Side of a tile with `tile='auto'`: that to which `own-photos` scales photos down."""
+def _source(settings: Settings, root: Path, photos: list[Photo], named: tuple[str, ...],
+            found: tuple[str, ...], remarks: list[str]) -> Source:
+    """The data set, of classes that are named, or else found in the tags."""
+    name = settings.images.resolve().name
+    # A data set's own name brings its class words.
+    name = settings.vocabulary or (f"{name}-photos" if name in VOCABULARIES else name)
+    return Source(name, root, photos, named or found,
+                  VOCABULARIES.get(settings.vocabulary or "", VOC).background,
+                  from_tags=not named, remarks=remarks)
 
 
-def _tells_places(settings: Settings) -> bool:
-    """Whether the tags say where things are.
-
-    Raises:
-        VplError: they do, and photos are not cut into tiles.
-    """
-    assert settings.labels is not None
-    if not tile_tags.tells_places(settings.labels):
-        return False
-    if not settings.tile:
-        raise VplError(f"{settings.labels} says where things are, which is for tiles",
-                       "`tile='448'` cuts photos into tiles")
-    return True
-
-
-def _cut_up(workspace_path: Path, settings: Settings, shared: SourceRequest,
+def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
             photos: list[Photo], places: Path | None, remarks: list[str]) -> Source:
     """Cut files into tiles and pages, which are the photos."""
     side, least = parse_tile(settings.tile, _AUTO) if settings.tile else (0, 0)
-    cut = _cutting.Cut(side, least, Scaling.parse(settings.bands, settings.percentiles))
-    known = VOCABULARIES[settings.vocabulary] if settings.vocabulary else None
-    named = shared.classes or (known.classes if known else ())
+    cut = Cut(side, least, Scaling.parse(settings.bands, settings.percentiles))
     raster = (tag_raster.TagRaster(places, named)
               if places and places.suffix.lower() in SUFFIXES else None)
     regions = tile_tags.read_regions(places, settings.column) if places and not raster else []
-    root = workspace_path / _cutting.FOLDER
-    made, parts, more = _cutting.cut_photos(settings.images, photos, cut, regions, root, raster)
+    root = workspace_path / FOLDER
+    made, parts, more = _cut_photos(settings.images, photos, cut, regions, root, raster)
     found = tuple(sorted({label for photo in made for label in photo.tags}))
     if raster and not found:
         raise VplError(f"{places} has no class in any tile of the photos in {settings.images}",
@@ -137,16 +147,190 @@ def _cut_up(workspace_path: Path, settings: Settings, shared: SourceRequest,
 
     def paint(workspace: Workspace, listed: Sequence[Photo]
               ) -> tuple[list[Photo], list[OutputFolder]]:
-        return list(listed), _cutting.write_parts(workspace, settings.images, parts, cut)
+        _write_parts(workspace, settings.images, parts, cut)
+        return list(listed), []
 
-    return Source(_name(settings), root, made, named or found,
-                  known.background if known else VOC.background, from_tags=not named,
-                  remarks=[*remarks, *more], paint=paint)
+    return replace(_source(settings, root, made, named, found, [*remarks, *more]), paint=paint)
 
 
-def _name(settings: Settings) -> str:
-    if settings.vocabulary:
-        return settings.vocabulary
-    name = settings.images.resolve().name
-    # A data set's own name brings its class words.
-    return f"{name}-photos" if name in VOCABULARIES else name
+@dataclass(frozen=True)
+class Cut:
+    """How files are divided."""
+
+    side: int
+    """Of a tile; 0: only pages are taken apart."""
+    least: int
+    """A photo is divided if its longer side has more pixels than this."""
+    scaling: Scaling
+    """Of GeoTIFFs."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A photo that is cut out: of which photo, which page, and where."""
+
+    photo: Photo
+    source: Photo
+    page: int
+    box: Box
+
+
+class Large:
+    """A file that is taken apart; it is opened where that is needed."""
+
+    def __init__(self, path: Path, cut: Cut) -> None:
+        self.path, self.cut, self.pages = path, cut, 1
+        self.scene = Scene(path, cut.scaling) if is_scene(path) else None
+        if self.scene:
+            self.scene.warn_unplaced()
+        try:
+            self.size = self.scene.size if self.scene else photo_size(path)
+            if not self.scene and path.suffix.lower() in (".tif", ".tiff"):
+                with Image.open(path) as image:
+                    self.pages = int(getattr(image, "n_frames", 1))
+        except OSError as error:
+            raise VplError(f"{path} cannot be read ({error})", "fix it, or leave it out"
+                           ) from error
+
+    def boxes(self) -> list[Box]:
+        """The tiles of a page, without those that are nodata alone; one if it is small."""
+        height, width = self.size
+        side = self.cut.side
+        if not side or not (self.scene or max(height, width) > self.cut.least):
+            return [Box(0, 0, height, width)]
+        found = [Box(down.start, across.start, min(side, height), min(side, width))
+                 for down in tiles.spans(height, side, 0) for across in tiles.spans(width, side, 0)]
+        return [box for box in found if not self.scene or self.scene.may_be_valid(
+            box.top, box.left, box.height, box.width)]
+
+    def read(self, page: int) -> npt.NDArray[np.uint8]:
+        """Read a page whole: RGB (H, W, 3)."""
+        if self.pages == 1:
+            return read_photo(self.path)
+        with Image.open(self.path) as image:
+            image.seek(page)
+            return rgb_of(image)
+
+
+def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
+                regions: Sequence[tile_tags.Located], root: Path,
+                raster: tag_raster.TagRaster | None
+                ) -> tuple[list[Photo], list[Part], list[str]]:
+    """Say which photos are cut out of files, and which stay whole; the former; and remarks."""
+    whole, parts, scenes = list[Photo](), list[Part](), list[Scene]()
+    unknown, known = 0, set[str]()
+    for photo in photos:
+        large = Large(images / photo.image, cut)
+        if large.scene:
+            scenes.append(large.scene)
+            check_alike([scenes[0], large.scene])
+        boxes = large.boxes()
+        if large.pages == 1 and len(boxes) == 1 and not (large.scene or regions or raster):
+            mask = photo.mask and layouts.relative_name(images / photo.mask, root)
+            whole.append(replace(photo, image=layouts.relative_name(large.path, root), mask=mask))
+            continue
+        tags: list[Tagged | None] = [None] * len(boxes)
+        if regions:
+            here = tile_tags.placed(regions, large.scene, large.path, photo.id)
+            known |= _inside(here, large)
+            tags = tile_tags.tags_of_tiles(boxes, here)
+        elif raster:
+            tags = [*raster.tags_of(boxes, large.scene, large.path, large.size)]
+        for page in range(large.pages):
+            for box, tagged in zip(boxes, tags, strict=True):
+                if regions and tagged is None:
+                    unknown += 1
+                    continue
+                part = _part(photo, large, page, box, root)
+                parts.append(replace(part, photo=replace(
+                    part.photo, tags=tagged.labels, splits=(tagged.split,) if tagged.split
+                    else photo.splits)) if tagged else part)
+    if regions and not known:
+        raise VplError(f"{regions[0].region.where} and all other tags lie outside of the photos in "
+                       f"{images}", "see that they are of the same place, and in the right "
+                       "coordinate reference system")
+    found = [*whole, *(part.photo for part in parts)]
+    remarks = [part_of(unknown, unknown + len(parts), "tiles", "has", "have")
+               + f" no tag in the CSV and {'is' if unknown == 1 else 'are'} left out"
+               ] if unknown else []
+    return found, parts, remarks
+
+
+def _inside(here: Sequence[tile_tags.Region], large: Large) -> set[str]:
+    """Where the tags come from that lie in a file; those that name it must."""
+    lost = tile_tags.outside(here, large.size)
+    where = [region.where for region in lost if region.photo]
+    if where:
+        height, width = large.size
+        raise VplError(part_of(len(where), len(here), "tags", "lies", "lie")
+                       + f" outside of {large.path.name}, {width}×{height} pixels: {some(where)}",
+                       "x and y count pixels from the left and the top")
+    return {region.where for region in here} - {region.where for region in lost}
+
+
+def _part(photo: Photo, large: Large, page: int, box: Box, root: Path) -> Part:
+    key = f"{photo.id}/{page:05}" if large.pages > 1 else photo.id
+    if (box.height, box.width) != large.size or large.pages == 1:
+        key = f"{key}/{box.top:05}-{box.left:05}"
+    mask = (layouts.relative_name(root.parent / _TRUE / f"{key}.png", root)
+            if photo.mask and large.pages == 1 else None)
+    return Part(replace(photo, id=key, image=f"{key}.png", mask=mask), photo, page, box)
+
+
+def _write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut: Cut) -> None:
+    """Write what is cut out, and its true masks; files that were made so before are kept."""
+    root = workspace.path / FOLDER
+    with console.progress("cut", len(parts)) as advance:
+        for source, group in groupby(parts, lambda part: part.source):
+            own = list(group)
+            path = images / source.image
+            masks = images / source.mask if source.mask else None
+            stamp = {"file": identity_of_file(path), "bands": list(cut.scaling.bands),
+                     "percentiles": list(cut.scaling.percentiles),
+                     "masks": identity_of_file(masks) if masks else "",
+                     "parts": [[part.page, *asdict(part.box).values()] for part in own]}
+            file = root / source.id / _STAMP
+            if file.is_file() and read_json(file, "") == stamp and all(
+                    (root / part.photo.image).is_file() for part in own):
+                for _ in own:
+                    advance()
+                continue
+            large = Large(path, cut)
+            for part, pixels in _pixels(large, own):
+                with atomic_path(root / part.photo.image) as temporary:
+                    Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
+                advance()
+            if masks:
+                _write_masks(root, masks, own, large)
+            write_json(file, stamp)
+    console.note(f"{root}: {counted(len(parts), 'photo', 'photos')} cut out")
+
+
+def _pixels(large: Large, parts: Sequence[Part]) -> Iterator[tuple[Part, npt.NDArray[np.uint8]]]:
+    """Read each part: of a scene its window, of a photo what is cut of it."""
+    if large.scene:
+        for part in parts:
+            box = part.box
+            yield part, large.scene.read(box.top, box.left, box.height, box.width)
+        return
+    for page, own in groupby(parts, lambda part: part.page):
+        whole = large.read(page)
+        for part in own:
+            yield part, np.ascontiguousarray(_cropped(whole, part.box))
+
+
+def _cropped(whole: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
+    return whole[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _write_masks(root: Path, masks: Path, parts: Sequence[Part], large: Large) -> None:
+    """Cut the true mask of a file as the file is cut."""
+    labels, size = read_labels(masks), large.size
+    if labels.shape != size:
+        raise VplError(f"{masks} is {labels.shape[1]}×{labels.shape[0]} pixels, its photo "
+                       f"{size[1]}×{size[0]}", "a mask has a pixel for each of its photo's")
+    header = Header(kind="masks", command="prepare", options={"method": "folder"})
+    for part in parts:
+        if part.photo.mask:
+            write_labels(root / part.photo.mask, np.ascontiguousarray(_cropped(labels, part.box)),
+                         header)

@@ -12,7 +12,7 @@ Next: vpltool text-prototypes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -25,10 +25,8 @@ from vpltool.errors import VplError, counted
 from vpltool.formats import IGNORE, Header, OutputFolder, Photo, Workspace
 from vpltool.lazy import np
 from vpltool.methods.inputs import Source, SourceRequest
-from vpltool.methods.labels import FirstRequest, Labelled, LabellingRequest, find_reader
+from vpltool.methods.labels import FirstRequest, LabellingRequest, find_reader
 from vpltool.settings import setting
-
-READS = ()
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val",
            "validation": "val", "test": "test"}
@@ -36,8 +34,6 @@ _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val",
 
 _LABELS = {"masks", "labels", "ann_dir", "annotations"}
 """Folders whose pictures are labels, not photos."""
-
-_SCORED = ("val", "test")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +81,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
 
 
 def _find_photos(root: Path) -> dict[str, Photo]:
-    """Id to photo of those below a folder, in the split of the folder.
-
-    Raises:
-        VplError: there is none, or two have the same name.
-    """
+    """Id to photo of those below a folder, in the split of the folder."""
     found: dict[str, Photo] = {}
     for path in photos_below(root):
         inside = path.relative_to(root)
@@ -109,7 +101,7 @@ def _find_photos(root: Path) -> dict[str, Photo]:
 def _paint(workspace: Workspace, photos: Sequence[Photo], path: Path, root: Path,
            reader: ModuleType) -> tuple[list[Photo], list[OutputFolder]]:
     """Write the true masks of the splits that are scored, into ground-truth/SPLIT."""
-    scored = [split for split in _SCORED if any(split in photo.splits for photo in photos)]
+    scored = [split for split in ("val", "test") if any(split in photo.splits for photo in photos)]
     if not scored:
         return list(photos), []
     said = formats.identity_of_many({file.name: formats.identity_of_file(file)
@@ -124,18 +116,11 @@ def _paint(workspace: Workspace, photos: Sequence[Photo], path: Path, root: Path
                                              overwrite=True)
         outputs[split].begin()
     known = {photo.id: photo for photo in photos}
-    for entry, split in _scored(reader, path, LabellingRequest(root, workspace.classes, known)):
-        output = outputs[split]
-        formats.write_labels(output.path_of(entry.photo.id), entry.labels, output.header)
-        masks[entry.photo.id] = relative_name(output.path_of(entry.photo.id), root)
+    for entry in reader.read(path, LabellingRequest(root, workspace.classes, known)):
+        for split in outputs.keys() & {*entry.photo.splits}:
+            output = outputs[split]
+            formats.write_labels(output.path_of(entry.photo.id), entry.labels, output.header)
+            masks[entry.photo.id] = relative_name(output.path_of(entry.photo.id), root)
     return ([replace(photo, mask=masks.get(photo.id)) for photo in photos],
             list(outputs.values()))
 
-
-def _scored(reader: ModuleType, path: Path, request: LabellingRequest
-            ) -> Iterator[tuple[Labelled, str]]:
-    """The labels of each photo of a scored split."""
-    for entry in reader.read(path, request):
-        for split in entry.photo.splits:
-            if split in _SCORED:
-                yield entry, split

@@ -25,8 +25,6 @@ from vpltool.formats.xml_stream import parse_xml
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import setting
 
-READS = ()
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(settings.Settings):
@@ -54,27 +52,16 @@ LISTS = ("ImageSets/Segmentation", "ImageSets/SegmentationAug")
 """Where the lists of a VOC folder are: the devkit's own, and DeepLab's augmented ones."""
 
 
-def read_voc(
-    root: Path, classes: Sequence[str], lists: Sequence[Path] = ()
-) -> tuple[list[Photo], list[str]]:
+def read_voc(root: Path, classes: Sequence[str], lists: Sequence[Path] = ()
+             ) -> tuple[list[Photo], list[str]]:
     """List a VOC2012 folder's photos, in the order of their ids.
 
     Each file of `ImageSets/Segmentation`, `ImageSets/SegmentationAug` and `lists` is a split of
     its name: `train`, `val`, `trainval`, `test`, and `train_aug` or `trainaug`. Tags come from
     `labels.csv` next to `JPEGImages` if there is one, else from the XML of `Annotations` (all
     objects, including difficult ones, as in CLIP-ES). Photos that are only in `test` need no tags.
-    True masks are those of `SegmentationClass`, else of `SegmentationClassAug`.
-
-    Args:
-        root: the folder that holds `JPEGImages`.
-        classes: names that tags may have.
-        lists: further lists of ids or file names, one a line.
-
-    Returns:
-        the photos, and remarks for the user.
-
-    Raises:
-        VplError: the layout is not as expected, or a tag is not a class.
+    True masks are those of `SegmentationClass`, else of `SegmentationClassAug`. Second come remarks
+    for the user. Raises a VplError if the layout is not as expected, or a tag is not a class.
     """
     _check_voc_root(root)
     listed = _voc_lists(root, lists)
@@ -104,8 +91,7 @@ def read_voc(
     photos = [
         Photo(key, files[key].relative_to(root).as_posix(), labels[key], tuple(splits[key]),
               masks[key].relative_to(root).as_posix() if key in masks else None)
-        for key in sorted(splits)
-    ]
+        for key in sorted(splits)]
     check_labels(photos, classes)
     return photos, remarks + _voc_remarks(listed)
 
@@ -174,13 +160,8 @@ def _voc_labels(root: Path, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _object_names(path: Path) -> set[str]:
-    """The names of the objects in an XML of annotations.
-
-    Raises:
-        DamagedXml: it is no XML, or has a document type.
-    """
-    names: list[str] = []
-    inside: list[str] = []
+    """The names of the objects in an XML of annotations."""
+    names, inside = list[str](), list[str]()
 
     def start(name: str, _attributes: dict[str, str], _line: int) -> None:
         inside.append(name)

@@ -37,8 +37,6 @@ from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.names import leads_out
 from vpltool.settings import setting
 
-READS = ()
-
 FOLDER = "unpacked"
 """Folder of the workspace that photos are written to."""
 
@@ -77,13 +75,13 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
                     continue
                 photos[photo.id], hashes[photo.image] = photo, identity_of_bytes(pair.photo)
             advance()
-    listed = list(photos.values())
+    listed, first = list(photos.values()), next(iter(splits))
     if not listed:
-        raise VplError(f"{next(iter(splits))} holds no photo"
+        raise VplError(f"{first} holds no photo"
                        + "".join(f"; {remark}" for remark in flaws.remarks()),
                        "a photo is KEY.jpg, its caption KEY.txt after it")
     classes = shared.classes or tuple(sorted({tag for photo in listed for tag in photo.tags}))
-    check_class_count(classes, str(next(iter(splits))), listed=bool(shared.classes))
+    check_class_count(classes, first, listed=bool(shared.classes))
     check_labels(listed, classes)
 
     def paint(workspace: Workspace, photos: Sequence[Photo]
@@ -93,7 +91,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
 
     return Source("webdataset", workspace_path / FOLDER, listed, classes, VOC.background,
                   from_tags=not shared.classes, paint=paint,
-                  remarks=[*flaws.remarks(), *_of_captions(listed), *_of_numbers(classes),
+                  remarks=[*flaws.remarks(), *_remarks(listed, classes),
                            *class_remarks(listed, classes_known=bool(shared.classes))])
 
 
@@ -136,13 +134,10 @@ def _unpack(folder: Path, names: Mapping[str, str], hashes: Mapping[str, str]) -
                     advance()
 
 
-def _of_captions(photos: Sequence[Photo]) -> list[str]:
-    bare = [photo.id for photo in photos if not photo.captions]
-    return [part_of(len(bare), len(photos), "photos", "has", "have")
-            + f" no caption, such as {bare[0]}"
-            ] if bare else []
-
-
-def _of_numbers(classes: Sequence[str]) -> list[str]:
-    return [f"the classes are numbers, such as {classes[0]}; `classes='FILE'` names them, a line "
-            "each from 0 on"] if classes and all(name.isdecimal() for name in classes) else []
+def _remarks(photos: Sequence[Photo], classes: Sequence[str]) -> Iterator[str]:
+    if bare := [photo.id for photo in photos if not photo.captions]:
+        yield (part_of(len(bare), len(photos), "photos", "has", "have")
+               + f" no caption, such as {bare[0]}")
+    if classes and all(name.isdecimal() for name in classes):
+        yield (f"the classes are numbers, such as {classes[0]}; `classes='FILE'` names them, a "
+               "line each from 0 on")
