@@ -15,8 +15,7 @@ from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labe
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.geopackage import Polygon, write_geopackage
 from vpltool.formats.geotiff import check_rasterio
-from vpltool.formats.workspace import read_images
-from vpltool.formats.workspace_writing import write_workspace
+from vpltool.formats.workspace import read_images, write_workspace
 from vpltool.lazy import Image, np, npt, rasterio
 from vpltool.parallel import processes
 from vpltool.pictures.overlays import Rgb
