@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 from collections.abc import Mapping
@@ -10,15 +11,16 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from vpltool.errors import VplError, then
+from vpltool.errors import VplError, first_line, then
 from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, kind_named
 from vpltool.formats.values import check_values
 from vpltool.json_text import JsonObject, parse_json
-from vpltool.lazy import Tensor, safetensors, torch
+from vpltool.lazy import Image, Tensor, safetensors, torch
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_LARGEST_HEADER = 1 << 26
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -223,6 +225,47 @@ def _png_header(path: Path) -> Header | None:
             key, _, text = content.partition(b"\0")
             if chunk == b"tEXt" and key == METADATA_KEY.encode():
                 return Header.from_json(text.decode("latin-1"), path)
+    return None
+
+
+def check_file(path: Path) -> Header | None:
+    """Check that a .safetensors or a PNG is whole, and return its header; None without one.
+
+    Of a .safetensors the size, the shapes and the numbers are checked, of a PNG the checksum of
+    every chunk.
+
+    Raises:
+        VplError: it is damaged, or its tensors are not those of its kind.
+        FileNotFoundError: it is not there.
+    """
+    described = describe(path)
+    kind = described.header.kind if described.header else ""
+    try:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                image.verify()
+        elif kind in KINDS:
+            check_shapes(KINDS[kind], described.shapes, str(path))
+            with safetensors.safe_open(path, framework="pt") as file:
+                # One after the other: a network is as large as the memory allows.
+                for name in file.keys():  # noqa: SIM118
+                    check_values(kind, {name: file.get_tensor(name)}, str(path))
+    except (FileNotFoundError, VplError):
+        raise
+    except Exception as error:
+        # Pillow raises whatever its decoders raise: SyntaxError, struct.error, OSError.
+        raise VplError(f"{path} is damaged: {first_line(error)}") from error
+    return described.header
+
+
+def salvaged_header(path: Path) -> Header | None:
+    """Return the header of a .safetensors whose data may be damaged; None if it has none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, VplError,
+                             struct.error), path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        if length < _LARGEST_HEADER:
+            entries: JsonObject = parse_json(file.read(length))
+            return Header.from_json(entries["__metadata__"][METADATA_KEY], path)
     return None
 
 
