@@ -9,9 +9,8 @@ from typing import Any
 
 from vpltool.datasets.tile_tags import SHARE, Box, Tagged
 from vpltool.errors import VplError
-from vpltool.formats.geotiff import check_rasterio, reading
 from vpltool.formats.kinds import IGNORE, RESERVED
-from vpltool.formats.rasters import Scene
+from vpltool.formats.rasters import Scene, check_rasterio, reading
 from vpltool.lazy import np, rasterio
 
 

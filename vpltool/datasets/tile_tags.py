@@ -17,8 +17,7 @@ from vpltool.datasets.csv_files import columns_of, read_csv_text, refuse_rows, r
 from vpltool.datasets.tags import split_labels
 from vpltool.errors import VplError, near_name
 from vpltool.formats.geopackage import polygon_area, read_geopackage, ring_area
-from vpltool.formats.geotiff import check_rasterio
-from vpltool.formats.rasters import SUFFIXES, Scene
+from vpltool.formats.rasters import SUFFIXES, Scene, check_rasterio
 from vpltool.lazy import rasterio
 from vpltool.names import id_of_csv
 

@@ -5,6 +5,9 @@ Rasterio is an optional dependency: `pip install 'vpltool[geo]'`.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, first_line
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.geotiff import check_rasterio, reading
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.labels import voc_palette
@@ -39,6 +41,53 @@ _BLOCK = 512
 
 _PERCENTILES = (2.0, 98.0)
 """What black and white are, unless a file has bytes; the stretch that GIS programs begin with."""
+
+
+_CACHE = "256"
+"""Megabytes of blocks that GDAL keeps."""
+
+
+def check_rasterio() -> None:
+    """Check that rasterio is installed.
+
+    Raises:
+        VplError: it is not installed.
+    """
+    # GDAL would keep a twentieth of the machine's memory.
+    os.environ.setdefault("GDAL_CACHEMAX", _CACHE)
+    if importlib.util.find_spec("rasterio") is None:
+        raise VplError("a GeoTIFF is read by rasterio, which is not installed",
+                       "pip install 'vpltool[geo]'")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what GDAL says of a damaged file into one message.
+
+    Raises:
+        VplError: the file cannot be read.
+    """
+    try:
+        yield
+    except (rasterio.errors.RasterioError, OSError, ValueError) as error:
+        reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        raise VplError(f"{short_path(path)} cannot be read as a GeoTIFF ({reason})",
+                       "fetch or write it again; `gdalinfo -checksum FILE` reads all of it"
+                       ) from error
+
+
+def scene_header(path: Path) -> Header | None:
+    """Read the header of a GeoTIFF; None if vpltool did not make it.
+
+    Raises:
+        VplError: it is damaged, or rasterio is not installed.
+    """
+    check_rasterio()
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with rasterio.open(path) as file:
+            text = file.tags().get(METADATA_KEY, "")
+    return Header.from_json(text, path) if text else None
 
 
 def is_scene(path: Path) -> bool:

@@ -15,6 +15,7 @@ from vpltool.errors import VplError, first_line, then
 from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, kind_named
+from vpltool.formats.rasters import SUFFIXES, scene_header
 from vpltool.formats.values import check_values
 from vpltool.json_text import JsonObject, parse_json
 from vpltool.lazy import Image, Tensor, safetensors, torch
@@ -138,9 +139,7 @@ def describe(path: Path) -> Description:
     """
     if path.suffix == ".png":
         return Description(_png_header(path), {})
-    if path.suffix in (".tif", ".tiff"):
-        from vpltool.formats.geotiff import scene_header
-
+    if path.suffix in SUFFIXES:
         return Description(scene_header(path), {})
     with path.open("rb") as file:
         return _describe_tensors(file, path.stat().st_size, path)
