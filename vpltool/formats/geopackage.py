@@ -166,11 +166,7 @@ def _read_layer(base: sqlite3.Connection, table: str, column: str, organization:
 
 
 def _polygons(blob: bytes) -> Iterator[Polygon]:
-    """The polygons of a geometry.
-
-    Raises:
-        ValueError: it is not one of GeoPackage.
-    """
+    """The polygons of a geometry."""
     if blob[:2] != b"GP":
         raise ValueError("a geometry does not begin as those of GeoPackage do")
     envelope = (0, 32, 48, 48, 64)[blob[3] >> 1 & 7]

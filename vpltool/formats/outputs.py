@@ -346,11 +346,7 @@ def open_output(
 
 def _starts_over(output: OutputFolder, before: Manifest, ids: Sequence[str], *, overwrite: bool,
                  update: bool) -> bool:
-    """Tell whether all that is in a folder is to be replaced, and may be.
-
-    Raises:
-        OtherSettings: it was made with other settings, and nothing says that it may go.
-    """
+    """Tell whether all that is in a folder is to be replaced, and may be."""
     path, header, found = output.path, output.header, before.header
     same = found.config_hash == header.config_hash
     stale = is_stale(header, found)

@@ -119,13 +119,7 @@ def read_packed(entry: TarSlice, name: str) -> bytes:
 
 
 def _bytes_of(entry: TarSlice) -> bytes:
-    """Read the bytes of an entry.
-
-    Raises:
-        ValueError: the tar ends before.
-        OSError: it is not there.
-        VplError: the address cannot be read.
-    """
+    """Read the bytes of an entry."""
     if (path := entry.path) is None:
         part = _fetched(entry)
     elif not path.is_file():

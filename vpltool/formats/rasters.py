@@ -190,11 +190,7 @@ class Scene:
                          "made of it has none either")
 
     def _reduced(self) -> npt.NDArray[np.bool_]:
-        """Which pixels of a reduced copy are not nodata.
-
-        Raises:
-            VplError: none is.
-        """
+        """Which pixels of a reduced copy are not nodata."""
         shrunk = max(1.0, max(self.size) / _SAMPLE)
         shape = tuple(max(1, int(side / shrunk)) for side in self.size)
         with reading(self.path):

@@ -141,11 +141,7 @@ def rank_of_process() -> tuple[int, int]:
 
 
 def _number(variable: str) -> int | None:
-    """The whole number in an environment variable; None if it is not set.
-
-    Raises:
-        VplError: it is no whole number.
-    """
+    """The whole number in an environment variable; None if it is not set."""
     text = os.environ.get(variable, "")
     if not text:
         return None

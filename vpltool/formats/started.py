@@ -111,11 +111,7 @@ def read_started(work: Path) -> StartedRecipe | None:
 
 
 def _run(content: Any) -> FinishedRun:
-    """Check what a run is described by.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """Check what a run is described by."""
     check_fields(content, {"recipe": TEXT, "values": TEXT_OF, "scores": OBJECT, "pictures": TEXTS})
     scores = content["scores"]
     if not all(isinstance(score, float) for score in scores.values()):

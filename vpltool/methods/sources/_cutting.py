@@ -11,9 +11,17 @@ from vpltool import console
 from vpltool.core import tiles
 from vpltool.core.photos import photo_size, read_photo, rgb_of
 from vpltool.datasets.layouts import relative_name
-from vpltool.datasets.tag_raster import TagRaster
 from vpltool.datasets.tags import some
-from vpltool.datasets.tile_tags import Box, Located, Region, Tagged, outside, placed, tags_of_tiles
+from vpltool.datasets.tile_tags import (
+    Box,
+    Located,
+    Region,
+    Tagged,
+    TagRaster,
+    outside,
+    placed,
+    tags_of_tiles,
+)
 from vpltool.errors import VplError, counted, part_of
 from vpltool.file_hashes import identity_of_file
 from vpltool.formats import Header, OutputFolder, Photo, Workspace, read_labels, write_labels

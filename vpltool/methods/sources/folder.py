@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options, settings
-from vpltool.datasets import layouts, tag_raster, tile_tags
+from vpltool.datasets import layouts, tile_tags
 from vpltool.datasets.words import VOC, VOCABULARIES
 from vpltool.errors import VplError, near_path
 from vpltool.formats import OutputFolder, Photo, Workspace
@@ -123,7 +123,7 @@ def _cut_up(workspace_path: Path, settings: Settings, shared: SourceRequest,
     cut = _cutting.Cut(side, least, Scaling.parse(settings.bands, settings.percentiles))
     known = VOCABULARIES[settings.vocabulary] if settings.vocabulary else None
     named = shared.classes or (known.classes if known else ())
-    raster = (tag_raster.TagRaster(places, named)
+    raster = (tile_tags.TagRaster(places, named)
               if places and places.suffix.lower() in SUFFIXES else None)
     regions = tile_tags.read_regions(places, settings.column) if places and not raster else []
     root = workspace_path / _cutting.FOLDER
