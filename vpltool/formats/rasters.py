@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,14 @@ _PERCENTILES = (2.0, 98.0)
 """What black and white are, unless a file has bytes; the stretch that GIS programs begin with."""
 
 
-_CACHE = "256"
-"""Megabytes of blocks that GDAL keeps."""
-
-
 def check_rasterio() -> None:
     """Check that rasterio is installed.
 
     Raises:
         VplError: it is not installed.
     """
-    # GDAL would keep a twentieth of the machine's memory.
-    os.environ.setdefault("GDAL_CACHEMAX", _CACHE)
+    # Megabytes of blocks; else GDAL would keep a twentieth of the machine's memory.
+    os.environ.setdefault("GDAL_CACHEMAX", "256")
     if importlib.util.find_spec("rasterio") is None:
         raise VplError("a GeoTIFF is read by rasterio, which is not installed",
                        "pip install 'vpltool[geo]'")
@@ -76,17 +73,27 @@ def reading(path: Path) -> Iterator[None]:
                        ) from error
 
 
-def scene_header(path: Path) -> Header | None:
-    """Read the header of a GeoTIFF; None if vpltool did not make it.
+def open_raster(path: Path) -> rasterio.DatasetReader:
+    """Open a GeoTIFF for reading.
 
     Raises:
         VplError: it is damaged, or rasterio is not installed.
     """
     check_rasterio()
     with reading(path), warnings.catch_warnings():
+        # One without coordinates is laid on a photo of its size.
         warnings.simplefilter("ignore")
-        with rasterio.open(path) as file:
-            text = file.tags().get(METADATA_KEY, "")
+        return rasterio.open(path)
+
+
+def scene_header(path: Path) -> Header | None:
+    """Read the header of a GeoTIFF; None if vpltool did not make it.
+
+    Raises:
+        VplError: it is damaged, or rasterio is not installed.
+    """
+    with reading(path), open_raster(path) as file:
+        text = file.tags().get(METADATA_KEY, "")
     return Header.from_json(text, path) if text else None
 
 
@@ -146,20 +153,13 @@ class Scaling:
 class Scene:
     """A GeoTIFF, open for reading by windows; a `Raster` of the engine.
 
-    Args:
-        path: the file.
-        scaling: which bands are seen, and how.
-
     Raises:
         VplError: it cannot be read, lacks a band, or has no valid pixel.
     """
 
     def __init__(self, path: Path, scaling: Scaling = Scaling()) -> None:  # noqa: B008
-        check_rasterio()
         self.path, self.scaling = path, scaling
-        with reading(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.file = rasterio.open(path)
+        self.file = open_raster(path)
         count = self.file.count
         self.bands = scaling.bands or ((1, 2, 3) if count >= 3 else (1,))
         if max(self.bands) > count:
@@ -289,7 +289,7 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
         try:
             with rasterio.open(plain, "w", **profile) as file:
                 top = 0
-                for rows in _and_rest(first, parts):
+                for rows in chain([first], parts):
                     file.write(rows, 1, window=((top, top + len(rows)), (0, width)))
                     top += len(rows)
                 if first.dtype == np.uint8:
@@ -304,12 +304,6 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
         finally:
             plain.unlink(missing_ok=True)
             temporary.with_name(temporary.name + ".aux.xml").unlink(missing_ok=True)
-
-
-def _and_rest(first: npt.NDArray[np.uint8], rest: Iterator[npt.NDArray[np.uint8]]
-              ) -> Iterator[npt.NDArray[np.uint8]]:
-    yield first
-    yield from rest
 
 
 def remove_rows(folder: Path) -> None:
