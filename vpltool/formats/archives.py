@@ -56,11 +56,8 @@ def write_folder(path: Path, members: Iterable[Member], marks: Collection[str],
                  pictures: tuple[str, ...] = (".png",)) -> None:
     """Write members into a folder, which replaces an earlier one.
 
-    Args:
-        path: the folder.
-        members: its files.
-        marks: names of the members that every such folder has, besides pictures.
-        pictures: suffixes of the pictures.
+    Besides pictures, by their suffixes, each such folder has members of the names in `marks`, and
+    no others.
 
     Raises:
         VplError: the folder holds other files, or cannot be written.
@@ -85,13 +82,9 @@ def _put(path: Path, content: bytes) -> None:
 
 def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collection[str] = ()
                ) -> None:
-    """Write files into a folder, which replaces an earlier one that nobody has changed since.
+    """Write a folder of a format, which replaces an earlier one that nobody has changed since.
 
-    Args:
-        path: the folder.
-        members: its files.
-        form: what it is: the name of a format.
-        kept: splits whose files of the earlier folder stay, where they are not rewritten.
+    Files of `kept` splits stay from the earlier folder, where they are not rewritten.
 
     Raises:
         VplError: the folder holds other files or changed ones, or cannot be written.

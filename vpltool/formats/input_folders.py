@@ -160,7 +160,7 @@ class InputFolder(Manifest):
         return have
 
     def _how_to_go_on(self, missing: Iterable[str]) -> str:
-        """Return a hint: the call that computes the missing photos."""
+        """The call that computes the missing photos."""
         if self.shards == 1:
             return f"{again(self.header)} continues where it stopped"
         lacking = sorted({shard_of(key, self.shards) for key in missing})
@@ -173,8 +173,7 @@ class InputFolder(Manifest):
 def supervision_of(inputs: Iterable[InputFolder | Path | str]) -> str:
     """Return what people said beyond tags in any input, by its header; see `Header`."""
     headers = [item.header if isinstance(item, InputFolder) else describe(item).header
-               for item in inputs
-               if isinstance(item, InputFolder)
+               for item in inputs if isinstance(item, InputFolder)
                or (isinstance(item, Path) and item.suffix == ".safetensors")]
     return join_supervision(header.supervision for header in headers if header)
 
@@ -289,12 +288,12 @@ def open_probabilities(work: Path, name: str, split: str, otherwise: str) -> Inp
 
 
 def _any_of(kinds: Sequence[str]) -> str:
-    """Name kinds of results in words: cams, masks or predictions."""
+    """Kinds of results in words: cams, masks or predictions."""
     return " or ".join(part for part in (", ".join(kinds[:-1]), kinds[-1]) if part)
 
 
 def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str) -> str:
-    """Say which folder may be meant, of this split or of another; empty if there is none."""
+    """Which folder may be meant, of this split or of another; empty if there is none."""
     there = {f"{folder}/{entry.parent.parent.name}": entry.parent.name for folder in kind_folders
              for entry in sorted((work / folder).glob("*/*/artifact.json"))}
     names = [f"{folder}/{name}" for folder in kind_folders

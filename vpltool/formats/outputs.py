@@ -56,7 +56,7 @@ class OutputFolder(PhotoFolder):
         clears: whether `begin` deletes the files of an earlier run.
         outdated: ids whose files `begin` deletes, since their own inputs have changed.
         keeps_corrected: whether labels that were corrected by hand are kept.
-        corrected: ids whose labels were corrected by hand; they are kept.
+        corrected: their ids.
         failed: id to reason, of photos that failed in this run.
         known_failed: the same for earlier runs and earlier commands; used only in the manifest.
         left_out: ids of photos that only an earlier command failed on.
@@ -156,9 +156,8 @@ class OutputFolder(PhotoFolder):
         Raises:
             BadValues: they hold NaN, or a class that there is not.
         """
-        check_values(self.header.kind, {name: tensors[name] for name in ("classes",)
-                                        if self.labels and name in tensors}, "",
-                     labels=self.labels)
+        if self.labels and "classes" in tensors:
+            check_values(self.header.kind, {"classes": tensors["classes"]}, "", labels=self.labels)
         write_tensors(self.path_of(photo_id), self.header, tensors, self._batch)
 
     def write_labels(self, photo_id: str, labels: npt.NDArray[np.uint8]) -> None:
@@ -271,10 +270,7 @@ def _named(photo_id: str, reason: str) -> str:
 
 
 def finish_all(outputs: Sequence[OutputFolder]) -> list[Path]:
-    """Finish several folders that were written together, the main one first.
-
-    Returns:
-        their paths, the main one last.
+    """Finish several folders that were written together; return their paths, the first one last.
 
     Raises:
         PhotosFailed: some photos failed; all folders are finished before it is raised.
@@ -303,8 +299,7 @@ def open_output(
         overwrite: start over, whatever is there.
         update: start over if the folder was made by the same command with other options or from
             other inputs; labels that were corrected by hand are kept.
-        left_out: id to reason, of photos that an earlier command failed on; it is passed on to
-            later commands in the manifest.
+        left_out: id to reason, of photos that an earlier command failed on, for later commands.
         per_photo_inputs: id to the photo's own inputs that its file depends on, such as its tags.
         whole: whether these are all photos of the split, or of the shard.
         shard: which photos this process does; what is said of photos is only of these.
@@ -384,10 +379,6 @@ def _resume(output: OutputFolder, before: Manifest, left_out: Collection[str]) -
 
 
 def replaced_photos(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
-    """Return the ids of photos whose file is another one than before; unknown ones are the same.
-
-    Args:
-        before: id to hash of the file that something was made from.
-        now: id to hash of the file that is there.
+    """Return the ids of photos whose file has another hash than before; unknown ones are the same.
     """
     return {key for key, hashed in now.items() if before.get(key, hashed) != hashed}

@@ -91,8 +91,7 @@ class Workspace:
         model: open_clip's name of the CLIP; empty if the workspace has no words.
         pretrained: its weights: a tag, or a path relative to the workspace.
         ignore: label that is not scored.
-        mask_values: pixel value in the true masks to label, see `vpltool.datasets.classes`; empty
-            if the values are the labels.
+        mask_values: pixel value in the true masks to label; empty if the values are the labels.
         normalise: how photos are normalised: `model`, as in its training, or `imagenet`.
         encoder: what encodes the photos in place of the CLIP, as the setting `encoder` names it,
             with its path relative to the workspace; empty: the CLIP does.
