@@ -26,10 +26,10 @@ from vpltool.formats import (
 )
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
-from vpltool.formats.deletion import PHOTO_FOLDERS, orphaned_folders
 from vpltool.formats.kinds import KINDS, SECOND_FOLDER, called, folders_of, results_of
-from vpltool.formats.manifest import header_of, manifest_of
+from vpltool.formats.manifest import manifest_of
 from vpltool.formats.outputs import replaced_photos
+from vpltool.formats.replacing import PHOTO_FOLDERS, orphaned_folders
 from vpltool.formats.shards import shard_of
 from vpltool.formats.whereabouts import short_path
 from vpltool.provenance import check_header
@@ -366,7 +366,7 @@ def _paths(work: Path) -> Iterable[Path]:
     # Beside what `embed` makes there may be features of a second encoder, which is another CLIP.
     for path in sorted(work.glob("features-*/**/artifact.json")):
         try:
-            made_by = header_of(manifest_of(path.parent), path).command
+            made_by = manifest_of(path.parent).header.command
         except VplError:
             # Who reads it as an artifact is told what is wrong.
             made_by = "embed"

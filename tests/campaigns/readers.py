@@ -34,7 +34,6 @@ from vpltool.formats import describe, open_input, open_workspace, read_labels, r
 from vpltool.formats.archives import write_tree
 from vpltool.formats.changes import explain_change, last_call
 from vpltool.formats.corrections import is_edited
-from vpltool.formats.manifest import photo_ids
 from vpltool.formats.packed import write_tar
 from vpltool.formats.started import read_started
 from vpltool.methods.labels import LabellingRequest, find_reader
@@ -248,7 +247,7 @@ def read_artifact(base: Path) -> None:
     """Open a folder of features, and one file of it."""
     folder = open_input(base / "work/features/train", ("features",))
     assert folder.identity
-    photo_ids(folder.path)
+    folder.photo_ids()
     folder.left_out(["scene0", "scene9"])
     folder.available(["scene0", "scene1"])
     folder.read_tensors("scene0", "patches", "grid")

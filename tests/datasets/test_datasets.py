@@ -296,7 +296,7 @@ def test_names_are_kept_whatever_the_locale(folder: Path) -> None:
     (folder / "tags.csv").write_text("id,labels\na,Kätzchen\n", "utf-8")
     code = ("from pathlib import Path\nfrom vpltool.datasets.layouts import read_folder\n"
             "from vpltool.formats import Workspace\n"
-            "from vpltool.formats.workspace_writing import write_workspace\n"
+            "from vpltool.formats.workspace import write_workspace\n"
             "photos, classes, _ = read_folder(Path('photos'), Path('tags.csv'), None)\n"
             "write_workspace(Workspace(Path('.'), 'a', '.', classes, (), 'm', 'p'), photos)\n")
     done = subprocess.run(

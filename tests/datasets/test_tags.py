@@ -285,8 +285,11 @@ def test_named_photos(folder: Path) -> None:
         assert f"{name}: {Path(name).suffix} is not supported" in caught.value.message
         assert all(suffix in caught.value.message for suffix in PHOTO_SUFFIXES)
         assert hint in caught.value.hint
-    with pytest.raises(VplError, match="nowhere does not exist"):
-        named_photos([folder / "nowhere"])
+    for name, hint in (("nowhere", "give photos, or folders of photos"),
+                       ("Photos", f"did you mean `{photos.as_posix()}`?")):
+        with pytest.raises(VplError, match=f"{name} does not exist") as caught:
+            named_photos([folder / name])
+        assert caught.value.hint == hint
     with pytest.raises(VplError, match=r"would both be a.png"):
         named_photos([photos, photos / "a.jpg"])
     (folder / "empty").mkdir()

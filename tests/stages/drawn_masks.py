@@ -13,7 +13,7 @@ from conftest import SHAPES, draw_scenes, write_scenes
 from PIL import Image, PngImagePlugin
 
 from vpltool.formats import Header, Photo, Workspace, open_output, open_workspace, read_labels
-from vpltool.formats.workspace_writing import write_workspace
+from vpltool.formats.workspace import write_workspace
 
 Labels = npt.NDArray[np.uint8]
 FORMATS = ("coco", "cvat", "imagefolder", "label-studio", "mmseg", "yolo", "yolo-semantic")

@@ -24,7 +24,7 @@ from vpltool.formats import (
     open_output,
     voc_palette,
 )
-from vpltool.formats.workspace_writing import write_workspace
+from vpltool.formats.workspace import write_workspace
 
 SIZE = (12, 9)
 

@@ -23,10 +23,11 @@ from vpltool.failures import failures_of
 from vpltool.formats import Header, Photo, Workspace, open_workspace, read_json
 from vpltool.formats.atomic import AT_WORK, PART, newest
 from vpltool.formats.changes import count_photos
-from vpltool.formats.checking import check_file, faults_in, salvaged_header
-from vpltool.formats.deletion import first_header, orphaned_folders
+from vpltool.formats.input_folders import faults_in
 from vpltool.formats.kinds import folders_of, results_of
-from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
+from vpltool.formats.manifest import MANIFEST, manifest_of
+from vpltool.formats.replacing import first_header, orphaned_folders
+from vpltool.formats.storage import check_file, salvaged_header
 from vpltool.formats.whereabouts import short_path
 from vpltool.shell import program, to_shell
 from vpltool.stages import find_stages
@@ -197,7 +198,7 @@ def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, lis
         return 0, [_found(BROKEN, workspace, path, says, _remake(workspace, path))]
     if artifact is None or artifact.folder is None:
         return 0, []
-    ids = photo_ids(path)
+    ids = artifact.folder.photo_ids()
     found = [*_bad_files(workspace, artifact), *_ids(workspace, artifact)]
     if _lacks_head(artifact):
         found.append(_found(BROKEN, workspace, path, f"{path.name}{HEAD} is not beside it",
@@ -224,11 +225,11 @@ def _lacks_head(artifact: Artifact) -> bool:
 def _bad_files(workspace: Workspace, artifact: Artifact) -> Iterator[Finding]:
     """Damaged files, and those of another configuration than their folder's."""
     assert artifact.folder is not None
-    faults = faults_in(artifact.folder)
-    first = min(faults.damaged, default=artifact.path)
+    damaged, foreign = faults_in(artifact.folder)
+    first = min(damaged, default=artifact.path)
     for files, wrong, why in (
-            (sorted(faults.damaged), "damaged", f" ({first.name}: {faults.damaged.get(first)})"),
-            (faults.foreign, "of another configuration than the folder", "")):
+            (sorted(damaged), "damaged", f" ({first.name}: {damaged.get(first)})"),
+            (foreign, "of another configuration than the folder", "")):
         if files:
             yield _found(BROKEN, workspace, artifact.path, f"{_files_are(len(files))} {wrong}: "
                          f"{_named(file.stem for file in files)}{why}",
@@ -279,7 +280,7 @@ def _single_again(workspace: Workspace, path: Path) -> str:
     made, header = path, salvaged_header(path)
     features = path.with_name(path.name.removesuffix(HEAD))
     if path.name.endswith(HEAD) and (features / MANIFEST).exists():
-        made, header = features, header_of(manifest_of(features), features / MANIFEST)
+        made, header = features, manifest_of(features).header
     again = [_line_of(workspace, made, header)] if header is not None else []
     return " && ".join([removal([path]), *again])
 

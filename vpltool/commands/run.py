@@ -13,7 +13,7 @@ from vpltool import console
 from vpltool.datasets.tags import some
 from vpltool.errors import PhotosFailed, VplError, counted
 from vpltool.formats.kinds import folder_of
-from vpltool.formats.manifest import MANIFEST, header_of, manifest_of
+from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.shards import check_alone
 from vpltool.formats.started import LineWord, read_started, write_started
 from vpltool.parallel import device, processes
@@ -152,7 +152,7 @@ def _kept_precision(recipe: Recipe, given: Mapping[str, str], path: Path) -> dic
     found = sorted(folder_of(path, "features").glob(f"*/{MANIFEST}"))
     if not found or recipe.filled(given, path).get("precision") != "auto":
         return {}
-    header = header_of(manifest_of(found[0].parent), found[0])
+    header = manifest_of(found[0].parent).header
     there = str(header.options.get("precision", "fp32"))
     return {"precision": device.settle_precision("auto", device.find_device("auto"), there)}
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vpltool import console
 from vpltool.datasets.csv_files import refuse_rows
-from vpltool.datasets.duplicates import same_photos
 from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
-from vpltool.errors import VplError, counted, near_name, other_case, part_of
-from vpltool.formats import Photo
+from vpltool.errors import VplError, counted, near_name, near_path, other_case, part_of
+from vpltool.formats import Photo, identity_of_file
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.names import spelled, why_unusable
 
@@ -28,7 +27,8 @@ _CONVERTIBLE = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3
                 ".psd", ".tga"}
 """Suffixes of pictures that other programs can convert to JPEG."""
 
-
+_LOOKERS = 16
+"""Threads: on a network disk each access costs a round trip."""
 
 _MOST_UNLISTED = IGNORE - 1
 """Different labels that tags may have without a list: sentences instead of labels have more."""
@@ -38,16 +38,15 @@ def read_folder(
     images: Path, labels: Path | None, masks: Path | None, *, classes_known: bool = False,
     untagged: bool = False, of_folders: bool = False,
 ) -> tuple[list[Photo], tuple[str, ...], list[str]]:
-    """List a plain folder's photos, with tags and splits from a CSV.
+    """List a plain folder's photos, with tags and splits from a CSV (see `read_tags`).
 
-    For the CSV see `read_tags`. An id is a file name below the folder, with or without suffix.
+    An id is a file name below the folder, with or without suffix.
 
     Args:
         images: the folder; sub-folders are part of the id.
         labels: the CSV; without it, all photos are taken, and none has a tag.
         masks: folder of true masks, for `eval`, named after the ids; or None.
-        classes_known: whether the class names come from elsewhere, and the labels are checked
-            against them; see `read_tags`.
+        classes_known: whether the labels are checked against class names from elsewhere.
         untagged: whether photos without a row are taken, without a tag.
         of_folders: whether a row may name a folder, and so all photos in it; `.` is the whole one.
 
@@ -82,7 +81,7 @@ def read_folder(
     check_class_count(classes, str(labels), listed=classes_known)
     return photos, classes, [
         *remarks, *class_remarks(photos, classes_known=classes_known),
-        *_look_alikes(names), *_in_train_and_val(photos), *same_photos(images, photos)]
+        *_look_alikes(names), *_in_train_and_val(photos), *_listed_again(images, photos)]
 
 
 def _of_folders(rows: Sequence[TagRow], names: Sequence[str]) -> list[TagRow]:
@@ -95,7 +94,7 @@ def _of_folders(rows: Sequence[TagRow], names: Sequence[str]) -> list[TagRow]:
 
 
 def _key(name: str) -> str:
-    """Return the id of a photo: its file name without suffix, with its folders."""
+    """Id of a photo: its file name without suffix, with its folders."""
     return Path(name).with_suffix("").as_posix()
 
 
@@ -118,7 +117,7 @@ def _without_tags(names: Sequence[str], listed: Mapping[str, TagRow], images: Pa
 
 def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: Path, *,
            left_out: bool) -> tuple[dict[str, TagRow], list[str]]:
-    """Return the file name of each photo to its row, in the order of the rows; and remarks."""
+    """File name of each photo to its row, in the order of the rows; and remarks."""
     by_key: dict[str, list[str]] = defaultdict(list)
     for name in names:
         by_key[_key(name)].append(name)
@@ -226,6 +225,55 @@ def _in_train_and_val(photos: Sequence[Photo]) -> list[str]:
             f"{both[0]}: scores on `val` would be too good"] if both else []
 
 
+def _listed_again(images: Path, photos: Sequence[Photo]) -> list[str]:
+    """A remark on photos with the same bytes under different ids."""
+    splits = {images / photo.image: set(photo.splits) for photo in photos}
+    groups = _same_files([*splits])
+    names = [" and ".join(path.relative_to(images).as_posix() for path in group)
+             for group in groups]
+    apart = sum(any(splits[path] != splits[group[0]] for path in group) for group in groups)
+    return [f"the same photo is listed under several ids: {some(names, '; ')}"
+            + (f" ({apart} of these {len(groups)} in different splits: scores would be too good)"
+               if apart else "")] if groups else []
+
+
+def _same_files(paths: Sequence[Path]) -> list[list[Path]]:
+    """Groups of files with the same bytes; only files of equal size are read."""
+    groups = [list(paths)]
+    looks: tuple[Callable[[Path], Hashable], ...] = (_size, _middle, identity_of_file)
+    with ThreadPoolExecutor(_LOOKERS) as pool:
+        for look in looks:
+            parts: dict[Hashable, list[Path]] = defaultdict(list)
+            for number, group in enumerate(groups):
+                for path, seen in zip(group, pool.map(_unless_gone(look), group), strict=True):
+                    if seen:
+                        parts[number, seen].append(path)
+            groups = [part for part in parts.values() if len(part) > 1]
+    return groups
+
+
+def _unless_gone(look: Callable[[Path], Hashable]) -> Callable[[Path], Hashable]:
+    """Look at a file; None where that is not possible."""
+    def looked(path: Path) -> Hashable:
+        try:
+            return look(path)
+        except OSError:
+            return None
+
+    return looked
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _middle(path: Path) -> bytes:
+    """4096 bytes from the middle of a file, where pixels are."""
+    with path.open("rb") as file:
+        file.seek(file.seek(0, os.SEEK_END) // 2)
+        return file.read(4096)
+
+
 def photos_below(folder: Path) -> list[Path]:
     """Return the photos in a folder and below, judged by suffix and sorted, without hidden ones.
 
@@ -262,7 +310,8 @@ def named_photos(given: Sequence[Path]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for path in given:
         if not path.exists():
-            raise VplError(f"{path} does not exist", "give photos, or folders of photos")
+            raise VplError(f"{path} does not exist",
+                           near_path(path) or "give photos, or folders of photos")
         if not path.is_dir() and path.suffix.lower() not in PHOTO_SUFFIXES:
             raise wrong_suffix(path)
         if not path.is_dir() and (why := _why_unusable(path, path.parent)):
@@ -337,20 +386,16 @@ def truncated_photos(paths: Sequence[Path]) -> list[Path]:
 
     The last kilobyte of each file is read. Missing files are not returned.
     """
-    # Threads: on a network disk each access costs a round trip.
-    with ThreadPoolExecutor(16) as pool:
-        truncated = pool.map(_is_truncated, paths)
+    with ThreadPoolExecutor(_LOOKERS) as pool:
+        truncated = pool.map(_unless_gone(_is_truncated), paths)
         return [path for path, is_truncated in zip(paths, truncated, strict=True) if is_truncated]
 
 
 def _is_truncated(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - 1024))
-            end = file.read()
-    except OSError:
-        return False
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1024))
+        end = file.read()
     return not size or (path.suffix.lower() in JPEG_SUFFIXES and b"\xff\xd9" not in end)
 
 

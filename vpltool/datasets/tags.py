@@ -185,16 +185,7 @@ def _split_at_spaces(path: Path, fields: Sequence[str]) -> list[str]:
 
 
 def _check_commas(path: Path, fields: Mapping[int, str], labels: Collection[str]) -> None:
-    """Check that commas in fields do not separate labels; a comma alone may be part of a name.
-
-    Args:
-        path: the CSV.
-        fields: line to the field, where it has a comma.
-        labels: those of the fields without one.
-
-    Raises:
-        VplError: parts between commas are labels of other rows.
-    """
+    """Check that commas in fields do not separate labels; a comma alone may be part of a name."""
     parts = {line: [part.strip() for part in field.split(",")] for line, field in fields.items()}
     counts = Counter(part for found in parts.values() for part in set(found))
     for line, found in parts.items():
@@ -230,11 +221,7 @@ def _check_splits(path: Path, line: int, splits: Sequence[str]) -> None:
 
 def _entry(path: Path, line: int, fields: list[str], columns: list[str], delimiter: str,
            first_lines: dict[str, int]) -> dict[str, str]:
-    """Name the fields of a row, and note in `first_lines` where its id was met first.
-
-    Raises:
-        VplError: the row has no id, or that of an earlier row, or more fields than columns.
-    """
+    """Name the fields of a row, and note in `first_lines` where its id was met first."""
     entry = dict(zip(columns, fields + [""] * len(columns), strict=False))
     key = entry["id"] = id_of_csv(entry["id"])
     if key and (first := first_lines.setdefault(key, line)) != line:

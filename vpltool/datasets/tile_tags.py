@@ -9,7 +9,7 @@ and a column of classes. A TIFF of class numbers is a `TagRaster`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from vpltool.datasets.csv_files import columns_of, read_csv_text, refuse_rows, r
 from vpltool.datasets.tags import split_labels
 from vpltool.errors import VplError, near_name
 from vpltool.formats.geopackage import polygon_area, read_geopackage, ring_area
-from vpltool.formats.geotiff import check_rasterio
-from vpltool.formats.rasters import SUFFIXES, Scene
-from vpltool.lazy import rasterio
+from vpltool.formats.kinds import IGNORE, RESERVED
+from vpltool.formats.rasters import SUFFIXES, Scene, check_rasterio, open_raster, reading
+from vpltool.lazy import np, rasterio
 from vpltool.names import id_of_csv
 
 Points = Sequence[tuple[float, float]]
@@ -99,9 +99,7 @@ def _place_of(path: Path) -> tuple[str, ...] | None:
 def read_regions(path: Path, column: str) -> list[Located]:
     """Read a CSV of places, or a GeoPackage.
 
-    Args:
-        path: the file.
-        column: of a GeoPackage, that of the classes; empty: the first of `_CLASS_COLUMNS`.
+    Its classes are in `column`; empty: the first of class, label, labels, category, type or name.
 
     Raises:
         VplError: the file cannot be read, or a row is no place.
@@ -156,13 +154,9 @@ def _of_geopackage(path: Path, column: str) -> Iterator[Located]:
 
 
 def placed(regions: Sequence[Located], scene: Scene | None, path: Path, key: str) -> list[Region]:
-    """The regions of one photo, in its pixels.
+    """Return the regions, of all photos, that are in one photo, in its pixels.
 
-    Args:
-        regions: of all photos.
-        scene: the photo, if it is a GeoTIFF.
-        path: of the photo.
-        key: its id.
+    The photo has a path and an id, `key`, and is a scene if it is a GeoTIFF.
 
     Raises:
         VplError: regions are in coordinates, and the photo does not say where it lies.
@@ -180,21 +174,19 @@ def placed(regions: Sequence[Located], scene: Scene | None, path: Path, key: str
                                "give places in pixels: x,y,labels, or a GeoTIFF with its "
                                "coordinate reference system")
             rings = [_to_pixels(ring, located.system, scene) for ring in rings]
-        found.append(Region(region.where, region.labels, rings, region.photo, region.split,
-                            region.tells_of_tile))
+        found.append(replace(region, rings=rings))
     return found
 
 
 def _to_pixels(ring: Points, system: str, scene: Scene) -> Points:
     check_rasterio()
-
     xs, ys = zip(*ring, strict=True)
     if system and rasterio.crs.CRS.from_user_input(system) != scene.file.crs:
         xs, ys = rasterio.warp.transform(
             rasterio.crs.CRS.from_user_input(system), scene.file.crs, xs, ys)
     inverse: Any = ~scene.file.transform
-    return [inverse @ point for point in zip(xs, ys, strict=True)] if hasattr(
-        inverse, "__matmul__") else [inverse * point for point in zip(xs, ys, strict=True)]
+    apply = getattr(inverse, "__matmul__", inverse.__mul__)
+    return [apply(point) for point in zip(xs, ys, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -282,3 +274,69 @@ def _cut_at(ring: Points, axis: int, limit: float, keeps: Callable[[float, float
         if first != second:
             share = (limit - one[axis]) / (other[axis] - one[axis])
             yield (one[0] + share * (other[0] - one[0]), one[1] + share * (other[1] - one[1]))
+
+
+class TagRaster:
+    """A raster of one band whose values are lines of the class file, counted from 1.
+
+    0, 255 and its nodata value are no class.
+
+    Raises:
+        VplError: it cannot be read, has several bands or fractions, or the classes have no names.
+    """
+
+    def __init__(self, path: Path, classes: Sequence[str]) -> None:
+        self.path = path
+        self.names = [name for name in classes if name != RESERVED]
+        if not self.names:
+            raise VplError(f"{path} holds numbers of classes, and nothing says which they are",
+                           "`classes='FILE'` has a class per line; number 1 is the first")
+        self.file = open_raster(path)
+        if self.file.count != 1 or np.dtype(self.file.dtypes[0]).kind not in "ui":
+            raise VplError(f"{path} has {self.file.count} of {self.file.dtypes[0]}; tags are one "
+                           "band of whole numbers", "give a raster of class numbers")
+
+    def tags_of(self, tiles: Sequence[Box], scene: Scene | None, photo: Path,
+                size: tuple[int, int]) -> list[Tagged]:
+        """Give each tile of a photo the classes that cover a hundredth of it.
+
+        The photo has a path, a size (height, width), and is a scene if it is a GeoTIFF.
+
+        Raises:
+            VplError: it is not known where the photo lies in the raster; or a number has no name.
+        """
+        found = []
+        with reading(self.path):
+            band = self._beneath(scene, photo, size)
+            for tile in tiles:
+                values, counts = np.unique(band.read(
+                    1, window=((tile.top, tile.top + tile.height),
+                               (tile.left, tile.left + tile.width))), return_counts=True)
+                found.append(Tagged(tuple(
+                    self._name(value) for value, count in zip(
+                        values.tolist(), counts.tolist(), strict=True)
+                    if value not in (0, IGNORE, self.file.nodata)
+                    and count >= SHARE * tile.height * tile.width)))
+        return found
+
+    def _name(self, value: int) -> str:
+        if not 0 < value <= len(self.names):
+            raise VplError(f"{self.path}: {value} is none of {len(self.names)} classes",
+                           f"values are lines of the class file, 1 to {len(self.names)}; 0 is none")
+        return self.names[value - 1]
+
+    def _beneath(self, scene: Scene | None, photo: Path, size: tuple[int, int]) -> Any:
+        """The raster on the pixels of a photo, read by windows."""
+        file = self.file
+        placed = scene is not None and scene.placed and file.crs is not None
+        if scene is not None and placed and (
+                file.crs, file.transform, file.shape) != (
+                scene.file.crs, scene.file.transform, size):
+            # The nearest value: numbers of classes have no mean.
+            return rasterio.vrt.WarpedVRT(file, crs=scene.file.crs, transform=scene.file.transform,
+                                         height=size[0], width=size[1])
+        if file.shape != size:
+            raise VplError(f"{photo} and {self.path} have different sizes, and do not both say "
+                           "where they lie", "give a raster of the same size, or GeoTIFFs with "
+                           "their coordinate reference systems")
+        return file

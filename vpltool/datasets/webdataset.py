@@ -8,14 +8,16 @@ reading goes on. Addresses, patterns and the grouping of files are those of the 
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import importlib
 import lzma
 import re
 import tarfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +26,6 @@ from typing import IO, TYPE_CHECKING, Any
 from vpltool.datasets.captions import clean
 from vpltool.datasets.layouts import PHOTO_SUFFIXES
 from vpltool.datasets.tags import some
-from vpltool.datasets.unfolding import Unfolded
 from vpltool.errors import VplError, near_name
 from vpltool.json_text import JsonObject, parse_json
 from vpltool.lazy import fsspec
@@ -58,6 +59,14 @@ _TAR_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError, 
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
                tarfile.GNUTYPE_LONGLINK)
 """Headers that extend the next one."""
+_EMPTY_READS = 100
+"""After so many reads of nothing there will be nothing more."""
+_RATIO = 100
+"""Most bytes that a byte of a compressed tar may stand for, beyond the largest file; texts: 10."""
+_COMPRESSED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
+    (b"\x1f\x8b", lambda raw: gzip.GzipFile(fileobj=raw)), (b"BZh", bz2.BZ2File),
+    (b"\xfd7zXZ\0", lzma.LZMAFile))
+"""First bytes, and what unfolds them; tarfile itself would hold all that a part unfolds to."""
 
 
 @dataclass(frozen=True)
@@ -241,16 +250,11 @@ def _files(address: str, flaws: list[Flaw]) -> Iterator[JsonObject]:
 
 def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[JsonObject]:
     """Yield the regular files that belong to pairs; after a damaged place, the next that is whole.
-
-    Args:
-        stream: the tar, compressed or not.
-        address: of the tar.
-        flaws: damaged places are added.
     """
     split = _library("tariterators").base_plus_ext
     headers = _headers(address, flaws)
     # Without `ignore_zeros`, a damaged header would be the end.
-    whole: Any = Unfolded(stream, _LARGEST)
+    whole: Any = _Unfolded(stream, _LARGEST)
     with tarfile.open(fileobj=whole, mode="r|", ignore_zeros=True, tarinfo=headers) as tar:
         while (member := _next(tar, address, flaws)) is not None:
             _, suffix = split(member.name)
@@ -270,6 +274,49 @@ def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[Jso
             yield {"fname": member.name, "data": content, "__url__": address}
             # A tar keeps what it knows of each member.
             tar.members = []  # type: ignore[attr-defined]
+
+
+class _Raw:
+    """A stream, with its first bytes read already; counts what it gives."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.head, self.taken = stream, b"", 0
+        while len(self.head) < 6 and (more := stream.read(6 - len(self.head))):
+            self.head += more
+
+    def read(self, size: int) -> bytes:
+        """Read some bytes."""
+        content, self.head = self.head[:size], self.head[len(self.head[:size]):]
+        content = content or self.stream.read(size)
+        self.taken += len(content)
+        return content
+
+
+class _Unfolded:
+    """The bytes of a tar, compressed or not; ends with an error where a tar was made to be endless.
+
+    A header may say that a file has exabytes: to skip them, tarfile reads at the end of the stream
+    as often as that takes. And a megabyte may unfold to gigabytes.
+    """
+
+    def __init__(self, stream: IO[bytes], largest: int) -> None:
+        self.largest = largest
+        self.raw: Any = _Raw(stream)
+        unfold = next((unfold for magic, unfold in _COMPRESSED if self.raw.head.startswith(magic)),
+                      None)
+        self.stream = unfold(self.raw) if unfold else self.raw
+        self.given = self.empty = 0
+
+    def read(self, size: int) -> bytes:
+        """Read some bytes."""
+        content: bytes = self.stream.read(size)
+        self.given += len(content)
+        self.empty += not content
+        if self.empty > _EMPTY_READS:
+            raise EOFError("it ends within a file")
+        if self.given > _RATIO * self.raw.taken + self.largest:
+            raise EOFError(f"it unfolds to more than {_RATIO} times its size")
+        return content
 
 
 def _next(tar: tarfile.TarFile, address: str, flaws: list[Flaw]) -> tarfile.TarInfo | None:

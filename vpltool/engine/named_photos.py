@@ -10,7 +10,7 @@ from pathlib import Path
 from vpltool.datasets.layouts import named_photos
 from vpltool.errors import VplError
 from vpltool.formats import identity_of_file
-from vpltool.formats.manifest import MANIFEST, header_of, joined_manifest
+from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.whereabouts import short_path
 from vpltool.parallel.threads import in_threads
 
@@ -67,10 +67,9 @@ def check_same_folder(masks: Path, images: Sequence[Path], ids: Iterable[str], b
     Raises:
         VplError: `masks` holds the mask of a photo of another folder, which still exists.
     """
-    manifest = masks / MANIFEST
-    if len(images) != 1 or not images[0].is_dir() or not manifest.exists():
+    if len(images) != 1 or not images[0].is_dir() or not (masks / MANIFEST).exists():
         return
-    before = header_of(joined_manifest(masks, "predict"), manifest).sources.get("images", "")
+    before = manifest_of(masks, "predict").header.sources.get("images", "")
     other = base / before
     if not before or not other.is_dir() or other.samefile(images[0]):
         return

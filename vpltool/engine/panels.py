@@ -14,7 +14,6 @@ from vpltool.formats import IGNORE, Header, InputFolder, Workspace
 from vpltool.formats.input_folders import names_in
 from vpltool.formats.kinds import called, folder_of
 from vpltool.formats.labels import read_legend
-from vpltool.formats.manifest import photo_ids
 from vpltool.lazy import F, Image, Tensor
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import Rgb, SheetPanel, cams_over, classes_in, labels_over
@@ -175,7 +174,7 @@ def named_photos_of(source: InputFolder, work: Path) -> dict[str, Path]:
         return {}
     return {key: _photo_of(key, [work / image for image in _images_of(
                 formats.describe(source.path_of(key)).header or source.header)])
-            for key in photo_ids(source.path)}
+            for key in source.photo_ids()}
 
 
 def _images_of(header: Header) -> list[str]:

@@ -15,19 +15,21 @@ from io import BytesIO
 from pathlib import Path
 
 from vpltool.errors import VplError, counted
-from vpltool.formats.atomic import atomic_folder, atomic_path, write_member
+from vpltool.formats.atomic import atomic_folder, atomic_path
 from vpltool.formats.fields import NUMBER_OF, TEXT, check_fields
 from vpltool.json_text import JsonObject, parse_json
 
 MARK = "vpltool-export.json"
 """File in a folder that says what vpltool wrote there: name to checksum."""
 
+_MOVE_AWAY = "move them away, or choose another folder with `out='DIR'`"
+
 Member = tuple[str, bytes]
 """Name of a file in a folder, and its content."""
 
 
-def write_tgz(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """Pack (name, content) into a .tgz, one member after the other."""
+def write_tgz(path: Path, members: Iterable[Member]) -> None:
+    """Pack members into a .tgz, one after the other."""
     with (atomic_path(path) as temporary, temporary.open("wb") as file,
           gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
           tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive):
@@ -38,8 +40,8 @@ def write_tgz(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             archive.addfile(member, BytesIO(content))
 
 
-def write_zip(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """Pack (name, content) into a .zip, one member after the other."""
+def write_zip(path: Path, members: Iterable[Member]) -> None:
+    """Pack members into a .zip, one after the other."""
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, content in members:
             member = zipfile.ZipInfo(name)  # its default date is 1980-01-01
@@ -50,38 +52,39 @@ def write_zip(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
             archive.writestr(member, content)
 
 
-def write_folder(path: Path, members: Iterable[tuple[str, bytes]], marks: Collection[str],
+def write_folder(path: Path, members: Iterable[Member], marks: Collection[str],
                  pictures: tuple[str, ...] = (".png",)) -> None:
-    """Write (name, content) into a folder, which replaces an earlier one.
+    """Write members into a folder, which replaces an earlier one.
 
-    Args:
-        path: the folder.
-        members: its files.
-        marks: names of the members that every such folder has, besides pictures.
-        pictures: suffixes of the pictures.
+    Besides pictures, by their suffixes, each such folder has members of the names in `marks`, and
+    no others.
 
     Raises:
         VplError: the folder holds other files, or cannot be written.
     """
-    there = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    there = _files_in(path)
     others = [name for name in there if not name.endswith(pictures) and name not in marks]
-    if others or (there and not {*marks} <= {*there}) or path.is_file():
-        raise VplError(f"{path} holds files that vpltool did not make",
-                       "move them away, or choose another folder with `out='DIR'`")
+    if others or (there and not {*marks} <= there) or path.is_file():
+        raise VplError(f"{path} holds files that vpltool did not make", _MOVE_AWAY)
     with atomic_folder(path) as part:
         for name, content in members:
-            write_member(part / name, content)
+            _put(part / name, content)
+
+
+def _files_in(path: Path) -> set[str]:
+    return {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+
+
+def _put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collection[str] = ()
                ) -> None:
-    """Write files into a folder, which replaces an earlier one that nobody has changed since.
+    """Write a folder of a format, which replaces an earlier one that nobody has changed since.
 
-    Args:
-        path: the folder.
-        members: its files.
-        form: what it is: the name of a format.
-        kept: splits whose files of the earlier folder stay, where they are not rewritten.
+    Files of `kept` splits stay from the earlier folder, where they are not rewritten.
 
     Raises:
         VplError: the folder holds other files or changed ones, or cannot be written.
@@ -90,11 +93,11 @@ def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collectio
     written: dict[str, int] = {}
     with atomic_folder(path) as part:
         for name, content in members:
-            write_member(part / name, content)
+            _put(part / name, content)
             written[name] = zlib.crc32(content)
         for name, checksum in before.items():
             if name not in written and any(_is_of(name, split) for split in kept):
-                write_member(part / name, path / name)
+                _put(part / name, (path / name).read_bytes())
                 written[name] = checksum
         (part / MARK).write_text(json.dumps({"format": form, "files": written}, indent=1) + "\n",
                                  "utf-8")
@@ -121,23 +124,18 @@ def _mark_of(path: Path) -> JsonObject:
 
 
 def _check_untouched(path: Path) -> dict[str, int]:
-    """Check that a folder holds nothing but what vpltool wrote; return that, with checksums.
-
-    Raises:
-        VplError: it holds other files, or some were changed.
-    """
-    hint = "move them away, or choose another folder with `out='DIR'`"
-    there = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    """Check that a folder holds nothing but what vpltool wrote; return that, with checksums."""
+    there = _files_in(path)
     known: dict[str, int] = _mark_of(path).get("files", {})
     others = sorted(there - {MARK} - known.keys())
     if others or path.is_file():
         raise VplError(f"{path} holds files that vpltool did not make, such as "
-                       f"{others[0] if others else path.name}", hint)
+                       f"{others[0] if others else path.name}", _MOVE_AWAY)
     changed = sorted(name for name in there & known.keys()
                      if zlib.crc32((path / name).read_bytes()) != known[name])
     if changed:
         raise VplError(counted(len(changed), f"file in {path} was changed since vpltool wrote it",
                                f"files in {path} were changed since vpltool wrote them")
                        + f", such as {changed[0]}", "import corrections by `prepare` with "
-                       f"`corrections={str(path)!r}`; then {hint}")
+                       f"`corrections={str(path)!r}`; then {_MOVE_AWAY}")
     return {name: known[name] for name in sorted(there & known.keys())}

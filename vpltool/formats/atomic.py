@@ -43,11 +43,7 @@ def _part_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _told(path: Path, option: str) -> Iterator[None]:
-    """Turn an error of the disk into one that names the file.
-
-    Raises:
-        VplError: the folder cannot be written, or the disk is full.
-    """
+    """Turn an error of the disk into one that names the file."""
     try:
         yield
     except OSError as error:
@@ -60,11 +56,7 @@ def _told(path: Path, option: str) -> Iterator[None]:
 def atomic_path(path: Path, batch: Batch | None = None) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` if the block succeeds.
 
-    The file gets the permissions of the umask.
-
-    Args:
-        path: the file.
-        batch: renames it later, together with others.
+    The file gets the permissions of the umask. A batch renames it later, together with others.
 
     Raises:
         VplError: the folder cannot be written, or the disk is full.
@@ -137,12 +129,11 @@ def sync(files: Iterable[Path]) -> None:
         OSError: the disk is full, or failed.
     """
     waiting = list(files) if _syncs() else []
-    if len(waiting) < 2:
-        for file in waiting:
-            _sync(file)
-        return
-    with ThreadPoolExecutor(_THREADS) as threads:
-        list(threads.map(_sync, waiting))
+    if len(waiting) == 1:
+        _sync(waiting[0])
+    elif waiting:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(_sync, waiting))
 
 
 def _sync(file: Path) -> None:
@@ -167,7 +158,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         VplError: it cannot be written, or the disk is full.
     """
-    part = path.with_name(f"{PART}{os.urandom(8).hex()}")
+    part = _part_of(path)
     with _told(path, "DIR"):
         remove_leftovers(path.parent)
         try:
@@ -176,7 +167,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if not path.exists():
                 part.rename(path)
             elif not _exchange(part, path):
-                old = path.with_name(f"{PART}{os.urandom(8).hex()}")
+                old = _part_of(path)
                 path.rename(old)
                 part.rename(path)
                 shutil.rmtree(old, ignore_errors=True)
@@ -184,20 +175,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def write_member(path: Path, content: bytes | Path) -> None:
-    """Write a file into a folder that `atomic_folder` has yielded; or copy one into it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, Path):
-        shutil.copyfile(content, path)
-    else:
-        path.write_bytes(content)
-
-
 def _exchange(first: Path, second: Path) -> bool:
-    """Let two folders change places at once; tell whether the system can.
-
-    Renaming one away first would leave a moment with neither.
-    """
+    """Let two folders change places in one call; tell whether the system can."""
     # Not sys.audit's own event: ctypes calls the library without one.
     sys.audit("os.rename", str(first), str(second), -1, -1)
     try:
@@ -212,24 +191,21 @@ def _exchange(first: Path, second: Path) -> bool:
 def remove_leftovers(folder: Path, below: int = 0) -> None:
     """Delete what killed commands have left in a folder, but nothing that may be at work.
 
-    Args:
-        folder: the folder.
-        below: how many levels of folders below it are searched, too.
+    So many levels of folders `below` it are searched, too.
     """
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
             # Another process may finish and rename its file at any moment.
             with contextlib.suppress(OSError):
-                if _OURS.fullmatch(entry.name):
-                    if is_left(Path(entry.path)):
-                        _remove(Path(entry.path))
-                elif below and entry.is_dir(follow_symlinks=False):
-                    remove_leftovers(Path(entry.path), below - 1)
-
-
-def is_left(part: Path) -> bool:
-    """Tell whether nothing was written to a temporary file or folder for an hour."""
-    return time.time() - newest(part) > AT_WORK
+                path, is_folder = Path(entry.path), entry.is_dir(follow_symlinks=False)
+                if not _OURS.fullmatch(entry.name):
+                    if below and is_folder:
+                        remove_leftovers(path, below - 1)
+                elif time.time() - newest(path) > AT_WORK:
+                    if is_folder:
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink(missing_ok=True)
 
 
 def newest(part: Path) -> float:
@@ -239,10 +215,3 @@ def newest(part: Path) -> float:
         FileNotFoundError: it is gone.
     """
     return max([part.stat().st_mtime, *(file.stat().st_mtime for file in part.rglob("*"))])
-
-
-def _remove(part: Path) -> None:
-    if part.is_dir() and not part.is_symlink():
-        shutil.rmtree(part, ignore_errors=True)
-    else:
-        part.unlink(missing_ok=True)

@@ -36,15 +36,10 @@ def workspace_around(path: Path) -> Path:
 
 
 def explain_change(workspace_path: Path, role: str, old_identity: str) -> str:
-    """Say what has changed since an input had this identity.
+    """Say what has changed since an input had the identity that a header has.
 
-    Args:
-        workspace_path: the workspace folder.
-        role: of the input in a header: `classes`, `tags`, `photos` or `captions`.
-        old_identity: the identity that the header has.
-
-    Returns:
-        phrases such as "2 photos added; class `goat` is new"; empty if it is not known.
+    Its role there is `classes`, `tags`, `photos` or `captions`. The answer is phrases such as
+    "2 photos added; class `goat` is new"; empty if it is not known.
     """
     lines = read_changes(workspace_path)
     before, after = ([old_identity in _identities(line.get(key, {}), role) for line in lines]
@@ -74,8 +69,8 @@ def read_changes(workspace_path: Path) -> list[JsonObject]:
     for line in text.splitlines():
         try:
             entry = parse_json(line)
-            check_fields(entry, {"before": OBJECT, "after": OBJECT}, {"words": OBJECT,
-                                                                      "call": OBJECT})
+            check_fields(entry, {"before": OBJECT, "after": OBJECT},
+                         {"words": OBJECT, "call": OBJECT})
             for known in (entry["before"], entry["after"]):
                 check_fields(known, {}, {"classes": TEXT, "tags": TEXT_OF, "captions": TEXT_OF})
             check_fields(entry.get("words", {}), {}, dict.fromkeys(_WORDS, TEXTS))
@@ -107,11 +102,11 @@ def add_change(
         words: what changed.
         call: settings that the workspace is written with.
     """
-    line = json.dumps({"before": before, "after": after, "words": words, "call": call},
-                      ensure_ascii=False)
-    lines = [json.dumps(entry, ensure_ascii=False) for entry in read_changes(workspace_path)]
+    lines = [*read_changes(workspace_path),
+             {"before": before, "after": after, "words": words, "call": call}]
     with atomic_path(workspace_path / FILE) as temporary:
-        temporary.write_text("\n".join([*lines, line, ""]), "utf-8")
+        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n"
+                                     for line in lines), "utf-8")
 
 
 def count_photos(count: int) -> str:
@@ -120,12 +115,9 @@ def count_photos(count: int) -> str:
 
 
 def difference(expected: Header, found: Header, path: Path) -> list[str]:
-    """Describe how two configurations differ, one phrase for each difference.
+    """Describe how the header that an artifact would get now differs from the one that it has.
 
-    Args:
-        expected: the header that the artifact would get now.
-        found: the header that it has.
-        path: path of the artifact; the log of the workspace around it tells what has changed.
+    There is a phrase for each difference; the log of the workspace around its path tells more.
     """
     work = workspace_around(path)
     phrases, roles = [], changed_inputs(expected, found)
@@ -162,7 +154,7 @@ def option_changes(expected: Header, found: Header) -> list[str]:
 
 
 def tell_options(expected: Header, found: Header, path: Path) -> None:
-    """Say which options differ of what is made again."""
+    """Note which options differ of what is made again."""
     if changes := option_changes(expected, found):
         console.note(f"{path}: {'; '.join(changes)}")
 
@@ -180,7 +172,7 @@ _INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags
 
 def _format_model(model: Mapping[str, str]) -> str:
     named = f"{model.get('name', '?')} ({model.get('pretrained', '?')})"
-    return named + "".join(f", {model[key]}" for key in ("normalise",) if key in model)
+    return named + (f", {model['normalise']}" if "normalise" in model else "")
 
 
 def _brief(value: object) -> str:

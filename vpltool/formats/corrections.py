@@ -22,9 +22,7 @@ PIXELS = "pixels"
 def corrections_of(work: Path, ids: Iterable[str]) -> dict[str, Path]:
     """Return id to path of the corrected masks that a workspace holds of photos."""
     folder = work / FOLDER
-    if not folder.is_dir():
-        return {}
-    paths = {key: folder / f"{key}.png" for key in ids}
+    paths = {key: folder / f"{key}.png" for key in ids} if folder.is_dir() else {}
     return {key: path for key, path in paths.items() if path.is_file()}
 
 
@@ -37,8 +35,7 @@ def import_call(workspace: Workspace, masks: Path | str) -> str:
 def import_lines(workspace: Workspace, masks: Path) -> list[str]:
     """Return the shell commands that import corrected masks and train on them.
 
-    They are for a file that others see: a path that leads out of the current folder could tell who
-    made it and where, so a placeholder stands for it.
+    Others see them, so a placeholder stands for a path that leads out of the current folder.
     """
     given = {"WORKSPACE": str(workspace.path), "MASKS": str(masks), "PHOTOS": _images(workspace)}
     shown = {name: os.path.relpath(Path(path).resolve()) for name, path in given.items()}

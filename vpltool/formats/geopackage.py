@@ -23,9 +23,6 @@ Polygon = Sequence[Ring]
 _APPLICATION, _VERSION = 0x47504B47, 10300
 _POLYGON, _MULTI = 3, 6
 
-_UNKNOWN = -1
-"""What GeoPackage calls a Cartesian system that is not known."""
-
 _TABLES = """
 CREATE TABLE gpkg_spatial_ref_sys (srs_name TEXT NOT NULL, srs_id INTEGER NOT NULL PRIMARY KEY,
  organization TEXT NOT NULL, organization_coordsys_id INTEGER NOT NULL, definition TEXT NOT NULL,
@@ -52,13 +49,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Layer:
-    """A table of polygons.
-
-    Args:
-        name: of the table.
-        system: its coordinate system, as well-known text or EPSG:N; empty: none.
-        features: its rows.
-    """
+    """A table of polygons in a coordinate system: well-known text or EPSG:N; empty: none."""
 
     name: str
     system: str
@@ -79,15 +70,12 @@ def polygon_area(polygon: Polygon) -> float:
 
 def write_geopackage(path: Path, regions: Iterable[tuple[Polygon, str, int]], wkt: str,
                      epsg: int | None) -> int:
-    """Write polygons with the name and the number of their class, and count them.
+    """Write polygons with the name and the number of their class as `regions`, and count them.
 
-    Args:
-        path: the file; its table is called `regions`.
-        regions: polygons with class and label.
-        wkt: their coordinate system, as well-known text; empty: none.
-        epsg: its number with EPSG, if it has one.
+    Their coordinate system is well-known text, which may be empty, and perhaps a number of EPSG.
     """
-    number = (epsg or 100_000) if wkt else _UNKNOWN
+    # -1 is a Cartesian system that is not known.
+    number = (epsg or 100_000) if wkt else -1
     with atomic_path(path) as temporary, contextlib.closing(sqlite3.connect(temporary)) as base:
         base.executescript(f"PRAGMA application_id = {_APPLICATION};"
                            f"PRAGMA user_version = {_VERSION};" + _TABLES)
@@ -166,11 +154,7 @@ def _read_layer(base: sqlite3.Connection, table: str, column: str, organization:
 
 
 def _polygons(blob: bytes) -> Iterator[Polygon]:
-    """The polygons of a geometry.
-
-    Raises:
-        ValueError: it is not one of GeoPackage.
-    """
+    """The polygons of a geometry."""
     if blob[:2] != b"GP":
         raise ValueError("a geometry does not begin as those of GeoPackage do")
     envelope = (0, 32, 48, 48, 64)[blob[3] >> 1 & 7]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from vpltool import __version__
 from vpltool.errors import VplError
+from vpltool.file_hashes import identity_of_bytes
 from vpltool.formats.fields import NUMBER, NUMBERS, OBJECT, SIZE, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.kinds import KINDS
 from vpltool.json_text import JsonObject, parse_json
@@ -29,8 +29,7 @@ _OPTIONS = {"split": TEXT, "method": TEXT, "source": TEXT, "keep": TEXTS,
 _FACTS = {"rows": TEXTS, "classes": TEXTS, "reads": TEXTS, "space": TEXT, "aligned": OBJECT}
 """Facts that other stages read, if a header has them."""
 
-_OF_FEATURES = {name: _OPTIONS[name] for name in (
-    "split", "keep", "layers", "scale", "max_side")}
+_OF_FEATURES = {name: _OPTIONS[name] for name in ("split", "keep", "layers", "scale", "max_side")}
 
 _presets: list[JsonObject] = [{}]
 
@@ -39,9 +38,8 @@ _presets: list[JsonObject] = [{}]
 def under_preset(record: Mapping[str, object]) -> Iterator[None]:
     """Record in every header made in the block which preset its options come from.
 
-    Args:
-        record: `name`, `hash` of its settings, and `given`: options that were given other values;
-            empty: no preset.
+    The record has its `name`, the `hash` of its settings, and `given`: options that were given
+    other values; it is empty where there is no preset.
     """
     _presets.append(dict(record))
     try:
@@ -76,16 +74,15 @@ class Header:
         inputs: role to identity of each input (a hash, see `identity_of_file` and `config_hash`).
         model: identity of the CLIP: `name`, `pretrained`, `fingerprint`, `weights`; empty if none
             was used.
-        facts: results worth keeping beside the data (objective, gap, row names …); not hashed.
-        version: vpltool's version; not hashed, so that a new version keeps earlier files.
+        facts: results worth keeping beside the data (objective, gap, row names …).
+        version: vpltool's version; a new one keeps earlier files.
         format: the kind's format version; 0: the current one.
-        preset: the preset that the options come from, see `under_preset`; not hashed, since the
-            same options make the same file without a preset.
+        preset: the preset that the options come from, see `under_preset`.
         call: the settings that were not at their defaults, under their names in Python, so that
-            `update` can make the file again; not hashed.
-        sources: setting to path of each input, relative to the workspace; not hashed.
+            `update` can make the file again.
+        sources: setting to path of each input, relative to the workspace.
         supervision: what people said beyond tags, here or in an input: `tags and 5 corrected
-            masks`; empty: tags alone. Not hashed, since the inputs are.
+            masks`; empty: tags alone.
     """
 
     kind: str
@@ -109,10 +106,8 @@ class Header:
     @property
     def config_hash(self) -> str:
         """Hash of everything that determines the content; the identity of a per-photo folder."""
-        hashed = asdict(self)
-        for unhashed in ("facts", "version", "preset", "call", "sources", "supervision"):
-            del hashed[unhashed]
-        return _short_hash(json.dumps(hashed, sort_keys=True).encode())
+        hashed = ("kind", "command", "options", "inputs", "model", "format")
+        return identity_of_many({name: getattr(self, name) for name in hashed})
 
     def to_dict(self) -> JsonObject:
         """Return its fields, as `artifact.json` holds them."""
@@ -137,12 +132,12 @@ class Header:
         try:
             content = parse_json(text)
             check_fields(content, {"kind": TEXT, "command": TEXT}, _FIELDS)
-            check_fields(content.get("options", {}),
-                         _OF_FEATURES if content["kind"] == "features" else {},
+            kind = content["kind"]
+            check_fields(content.get("options", {}), _OF_FEATURES if kind == "features" else {},
                          # `patches` is a number where it is an option of `align`.
-                         _OPTIONS | ({"patches": TEXT} if content["kind"] == "features" else {}))
-            check_fields(content.get("facts", {}), {}, _FACTS | (
-                {"photos": TEXTS} if content["kind"] == "prototypes" else {}))
+                         _OPTIONS | ({"patches": TEXT} if kind == "features" else {}))
+            check_fields(content.get("facts", {}), {},
+                         _FACTS | ({"photos": TEXTS} if kind == "prototypes" else {}))
             if not content["command"].split():
                 raise ValueError("`command` is empty")
             if not all(Path(source).parts for source in content.get("sources", {}).values()):
@@ -165,18 +160,14 @@ class Header:
         return header
 
 
-def identity_of_many(parts: dict[str, str]) -> str:
+def identity_of_many(parts: Mapping[str, object]) -> str:
     """Return a hash of named identities; their order does not matter."""
-    return _short_hash(json.dumps(parts, sort_keys=True).encode())
+    return identity_of_bytes(json.dumps(dict(parts), sort_keys=True).encode())
 
 
 def join_supervision(parts: Iterable[str]) -> str:
     """Join what several inputs say of their supervision, each thing once; see `Header`."""
     return "; ".join(dict.fromkeys(filter(None, parts)))
-
-
-def _short_hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def is_same_model(first: Mapping[str, str], second: Mapping[str, str]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -14,21 +13,19 @@ from vpltool import console
 from vpltool.errors import VplError, counted, near_name
 from vpltool.formats.changes import difference
 from vpltool.formats.header import Header, join_supervision
-from vpltool.formats.kinds import KINDS, kind_named, place
+from vpltool.formats.kinds import kind_named, place
 from vpltool.formats.labels import read_drawn_labels
-from vpltool.formats.manifest import (
-    MANIFEST,
-    REPLACED,
-    again,
-    header_of,
-    join_manifests,
-    photo_ids,
-    read_manifest,
-    shard_manifests,
-)
-from vpltool.formats.packed import TarSlice, packed_slices, read_packed
+from vpltool.formats.manifest import MANIFEST, Manifest, again, manifest_of
+from vpltool.formats.packed import read_packed
 from vpltool.formats.shards import shard_of
-from vpltool.formats.storage import Description, describe, describe_bytes, read_tensors, tensors_of
+from vpltool.formats.storage import (
+    Description,
+    check_file,
+    describe,
+    describe_bytes,
+    read_tensors,
+    tensors_of,
+)
 from vpltool.formats.values import BadValues, check_form, form_of
 from vpltool.lazy import np, npt, torch
 
@@ -36,31 +33,8 @@ _VOTERS = 5
 """Photos that tell the form of a folder's features."""
 
 
-@dataclass(frozen=True)
-class InputFolder:
-    """A folder being read. Make one with `open_input`.
-
-    Args:
-        path: the folder.
-        header: that of every file in it.
-        failed: id to reason, of photos that a step failed on.
-        per_photo_inputs: id to the photo's own inputs that its file depends on.
-        shards: number of shards that processes are, or were, making it in; 1: none.
-        waiting: ids of those that failed, but only in an earlier step.
-        complete: whether no photo that was asked for is to be done.
-        replaced: whether a command is deleting its files, or was killed while it did.
-        photos: id to hash of the photo's file that was read, where it could be.
-    """
-
-    path: Path
-    header: Header
-    failed: Mapping[str, str]
-    per_photo_inputs: Mapping[str, str] = field(default_factory=dict)
-    shards: int = 1
-    waiting: frozenset[str] = frozenset()
-    complete: bool = True
-    replaced: bool = False
-    photos: Mapping[str, str] = field(default_factory=dict)
+class InputFolder(Manifest):
+    """A folder being read. Make one with `open_input`."""
 
     @property
     def kind(self) -> str:
@@ -78,29 +52,22 @@ class InputFolder:
         """Identity of this folder as an input in another header."""
         return self.header.config_hash
 
-    def path_of(self, photo_id: str) -> Path:
-        """Path of a photo's file."""
-        return self.path / (photo_id + KINDS[self.kind].suffix)
-
-    @cached_property
-    def packed(self) -> Mapping[str, TarSlice]:
-        """Where the files of photos are that lie in tars, by id."""
-        return packed_slices(self.path)
-
-    def holds(self, photo_id: str) -> bool:
-        """Tell whether a photo's file is there, by itself or in a tar."""
-        return photo_id in self.packed or self.path_of(photo_id).exists()
-
     def describe(self, photo_id: str) -> Description:
         """Read what a photo's file says of itself.
 
         Raises:
             VplError: it is damaged.
         """
-        entry, path = self.packed.get(photo_id), self.path_of(photo_id)
-        if entry is None:
-            return describe(path)
-        return describe_bytes(read_packed(entry, photo_id + path.suffix), f"{entry}: {photo_id}")
+        if photo_id not in self.packed:
+            return describe(self.path_of(photo_id))
+        return describe_bytes(self._unpacked(photo_id), self._where(photo_id))
+
+    def _where(self, photo_id: str) -> str:
+        entry = self.packed.get(photo_id)
+        return f"{entry}: {photo_id}" if entry else str(self.path_of(photo_id))
+
+    def _unpacked(self, photo_id: str) -> bytes:
+        return read_packed(self.packed[photo_id], photo_id + self.suffix)
 
     def read_tensors(self, photo_id: str, *names: str) -> dict[str, torch.Tensor]:
         """Read tensors of a photo; all if no name is given.
@@ -109,36 +76,32 @@ class InputFolder:
             VplError: the file is missing or damaged, lacks a tensor, or comes from another run
                 than the folder.
         """
-        where, tensors = self._read(photo_id, *names)
+        tensors = self._read(photo_id, *names)
         if self.kind == "features":
-            hint = f"delete it and run: {again(self.header)}"
+            where, hint = self._where(photo_id), f"delete it and run: {again(self.header)}"
             check_form(tensors, self._usual_form, where, hint)
             listed = self.header.options.get("layers", [])
             if "layer_index" in tensors and tensors["layer_index"].tolist() != listed:
                 raise BadValues(where, "`layer_index` does not name the layers of its folder", hint)
         return tensors
 
-    def _read(self, photo_id: str, *names: str) -> tuple[str, dict[str, torch.Tensor]]:
-        """Where a photo's tensors are, and these."""
-        entry, path = self.packed.get(photo_id), self.path_of(photo_id)
-        if entry is not None:
-            where = f"{entry}: {photo_id}"
-            content = read_packed(entry, photo_id + path.suffix)
-            header, tensors = tensors_of(content, self.kind, names, where, again(self.header))
-        else:
-            where = str(path)
-            header, tensors = read_tensors(path, self.kind, names, again(self.header))
+    def _read(self, photo_id: str, *names: str) -> dict[str, torch.Tensor]:
+        where, hint = self._where(photo_id), again(self.header)
+        header, tensors = (
+            tensors_of(self._unpacked(photo_id), self.kind, names, where, hint)
+            if photo_id in self.packed
+            else read_tensors(self.path_of(photo_id), self.kind, names, hint))
         self._check_run(header, where)
-        return where, tensors
+        return tensors
 
     @cached_property
     def _usual_form(self) -> Mapping[str, tuple[int, ...]]:
         """The form of most of a few photos' features, by tensor; a damaged one is outvoted."""
         votes: dict[str, Counter[tuple[int, ...]]] = {}
-        for key in islice(filter(self.holds, self.photos or photo_ids(self.path)), _VOTERS):
+        for key in islice(filter(self.holds, self.photos or self.photo_ids()), _VOTERS):
             try:
                 shapes = {name: shape for name, (_, shape) in self.describe(key).shapes.items()}
-                patches = int(self._read(key, "grid")[1]["grid"].prod())
+                patches = int(self._read(key, "grid")["grid"].prod())
             except VplError:
                 continue
             for name, form in form_of(shapes, patches).items():
@@ -197,7 +160,7 @@ class InputFolder:
         return have
 
     def _how_to_go_on(self, missing: Iterable[str]) -> str:
-        """Return a hint: the call that computes the missing photos."""
+        """The call that computes the missing photos."""
         if self.shards == 1:
             return f"{again(self.header)} continues where it stopped"
         lacking = sorted({shard_of(key, self.shards) for key in missing})
@@ -210,19 +173,13 @@ class InputFolder:
 def supervision_of(inputs: Iterable[InputFolder | Path | str]) -> str:
     """Return what people said beyond tags in any input, by its header; see `Header`."""
     headers = [item.header if isinstance(item, InputFolder) else describe(item).header
-               for item in inputs
-               if isinstance(item, InputFolder)
+               for item in inputs if isinstance(item, InputFolder)
                or (isinstance(item, Path) and item.suffix == ".safetensors")]
     return join_supervision(header.supervision for header in headers if header)
 
 
 def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
-    """Open a folder of per-photo files.
-
-    Args:
-        path: the folder.
-        kinds: the accepted kinds.
-        hint: command that makes it; default: that of the first kind.
+    """Open a folder of per-photo files of one of some kinds; `hint` is what makes it.
 
     Raises:
         VplError: the folder is missing or of another kind.
@@ -230,23 +187,49 @@ def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
     hint = hint or kind_named(kinds[0]).made_by
     if not (path / MANIFEST).exists():
         raise VplError(f"no {kinds[0]} in {path}", hint)
-    parts = [part for _, part in shard_manifests(path)]
-    content = join_manifests(read_manifest(path / MANIFEST, hint), parts)
-    header = header_of(content, path / MANIFEST)
-    if header.kind not in kinds:
-        raise VplError(f"{path} holds {header.kind}, expected {' or '.join(kinds)}", hint)
-    counts = [part["shards"] for part in parts if part["config"] == content.get("config")]
-    return InputFolder(path, header, content["failed"], content.get("own", {}),
-                       counts[-1] if counts else 1, frozenset(content["left_out"]),
-                       content["complete"], content.get(REPLACED, False),
-                       content.get("photos", {}))
+    found = manifest_of(path, hint)
+    if found.header.kind not in kinds:
+        raise VplError(f"{path} holds {found.header.kind}, expected {' or '.join(kinds)}", hint)
+    return InputFolder(**vars(found))
+
+
+def faults_in(folder: InputFolder) -> tuple[dict[Path, str], list[Path]]:
+    """Check every file of a folder: that it is whole, of the folder's kind, and of its run.
+
+    A PNG without a header is a mask that a person has corrected, and no fault.
+
+    Returns:
+        damaged file to what is wrong with it; and files of other settings or other inputs.
+    """
+    damaged: dict[Path, str] = {}
+    foreign: list[Path] = []
+    for file in folder.files():
+        try:
+            header = check_file(file)
+            if header is None and file.suffix != ".png":
+                damaged[file] = "it has no header of vpltool"
+            elif header is not None and header.config_hash != folder.identity:
+                foreign.append(file)
+        except FileNotFoundError:
+            # A command that runs meanwhile has replaced it.
+            pass
+        except VplError as error:
+            damaged[file] = error.message.removeprefix(str(file)).lstrip(": ")
+    for key, entry in folder.packed.items():
+        # Those of other machines are checked when they are read.
+        if entry.path is not None:
+            try:
+                folder.read_tensors(key)
+            except VplError as error:
+                damaged.setdefault(entry.index, error.message)
+    return damaged, foreign
 
 
 def find_folder(
     work: Path, kind_folders: Sequence[str], what: str, split: str, kinds: Sequence[str],
     hint: str, preferred: Iterable[str] = (), full: bool = False,
 ) -> InputFolder:
-    """Find the per-photo folder that a command reads.
+    """Find the per-photo folder of a split that a command reads.
 
     Args:
         work: the workspace folder.
@@ -263,12 +246,12 @@ def find_folder(
         VplError: there is none, or only one of another kind, or several to choose from.
     """
     if what:
-        paths = [base / part for base in (Path(what), work / what,
-                                          *(work / folder / what for folder in kind_folders))
-                 for part in (split, _whole(split), "")]
-        for path in paths:
-            if (path / "artifact.json").exists():
-                return open_input(path, kinds, hint)
+        # Of the halves `train-a` and `train-b`, what was made of the whole serves, too.
+        whole = split[:-2] if split.endswith(("-a", "-b")) else split
+        for base in (Path(what), work / what, *(work / folder / what for folder in kind_folders)):
+            for path in (base / split, base / whole, base):
+                if (path / MANIFEST).exists():
+                    return open_input(path, kinds, hint)
         raise VplError(f"no {_any_of(kinds)} called `{what}` for the split `{split}`",
                        _near_folder(work, kind_folders, what, split) or hint)
     for folder in kind_folders:
@@ -286,13 +269,13 @@ def find_folder(
 
 
 def open_probabilities(work: Path, name: str, split: str, otherwise: str) -> InputFolder:
-    """Open the class probabilities that `predict` has stored beside predictions.
+    """Open the class probabilities that `predict` has stored beside the predictions `name`.
 
     Args:
         work: the workspace folder.
         name: of the predictions.
         split: of the photos.
-        otherwise: what needs none, in backticks.
+        otherwise: what needs none, in backticks, for the hint.
 
     Raises:
         VplError: there are none.
@@ -305,12 +288,12 @@ def open_probabilities(work: Path, name: str, split: str, otherwise: str) -> Inp
 
 
 def _any_of(kinds: Sequence[str]) -> str:
-    """Name kinds of results in words: cams, masks or predictions."""
+    """Kinds of results in words: cams, masks or predictions."""
     return " or ".join(part for part in (", ".join(kinds[:-1]), kinds[-1]) if part)
 
 
 def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str) -> str:
-    """Say which folder may be meant, of this split or of another; empty if there is none."""
+    """Which folder may be meant, of this split or of another; empty if there is none."""
     there = {f"{folder}/{entry.parent.parent.name}": entry.parent.name for folder in kind_folders
              for entry in sorted((work / folder).glob("*/*/artifact.json"))}
     names = [f"{folder}/{name}" for folder in kind_folders
@@ -319,11 +302,6 @@ def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str)
     if near and near[0] not in names:
         return f"`{near[0]}` is there for `split={there[near[0]]!r}`"
     return near_name(what, names) if names else ""
-
-
-def _whole(split: str) -> str:
-    """Return the split that a half belongs to: `train` for `train-a`."""
-    return split[:-2] if split.endswith(("-a", "-b")) else split
 
 
 def names_in(folder: Path, split: str) -> list[str]:

@@ -15,13 +15,10 @@ _CHUNK = 1 << 20
 
 
 def stream_objects(path: Path) -> Iterator[tuple[str, int, int, Any]]:
-    """Read the arrays of a JSON object one element at a time.
+    """Read the arrays of objects in a JSON object such as COCO's one element at a time.
 
     Memory holds one megabyte, or the largest element. Strings are decoded as Latin-1, so that
     offsets in the text are offsets in the file; `read_span` reads an element as UTF-8.
-
-    Args:
-        path: a file such as COCO's: one object, with arrays of objects in it.
 
     Yields:
         (name of the array, offset in bytes, length in bytes, element).

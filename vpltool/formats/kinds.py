@@ -12,8 +12,7 @@ IGNORE = 255
 """The label of pixels that losses and scores leave out."""
 
 RESERVED = "(ignored)"
-"""Name of the class 255 where there are more than 254: none has it, since 255 is ignored there,
-too. So a label means the same in bytes and in 16 bits."""
+"""Name of the class 255 where there are more: so a label means the same in bytes and 16 bits."""
 
 MOST_CLASSES = 65_534
 """Labels have 16 bits at most: 0 is the background, 255 is ignored."""
@@ -51,8 +50,7 @@ class Kind:
         tensors: the tensors of a .safetensors of this kind.
         version: increased when older files can no longer be read.
         folder: of the workspace, in which its files lie; empty: that of its name.
-        apart: whether its files do not lie in a folder of the workspace: beside others, at its top,
-            or wherever the user wants them.
+        apart: whether its files lie in no such folder, but beside others or where the user wants.
     """
 
     name: str
@@ -72,10 +70,10 @@ class Kind:
     @property
     def suffix(self) -> str:
         """Suffix of the files of this kind."""
-        return {
-            "json": ".json", "jsonl": ".jsonl", "labels-folder": ".png", "raster": ".tif",
-        }.get(self.layout, ".safetensors")
+        return _SUFFIXES.get(self.layout, ".safetensors")
 
+
+_SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "labels-folder": ".png", "raster": ".tif"}
 
 _PREPARE = "`prepare('folder', images='IMAGES', labels='FILE.csv')`"
 
@@ -83,16 +81,13 @@ _STORED = ("F16", "F32")
 """Types of the setting `store`: half precision for small files, or single precision."""
 
 _ALL = (
-    Kind("workspace", "json", "data set, class names and model of a workspace",
-         _PREPARE, {}),
+    Kind("workspace", "json", "data set, class names and model of a workspace", _PREPARE, {}),
     Kind("images", "jsonl", "one line per photo: id, image, labels, splits, mask, captions",
          _PREPARE, {}),
-    Kind("changes", "jsonl", "what changed in a workspace, one line per `prepare`",
-         _PREPARE, {}),
+    Kind("changes", "jsonl", "what changed in a workspace, one line per `prepare`", _PREPARE, {}),
     Kind("recipe", "json", "the recipe that was started last, and whether it is finished",
          "`run(recipe='own-photos')`", {}),
-    Kind("features", "tensors-folder", "a photo as the frozen CLIP sees it",
-         "`extract()`", {
+    Kind("features", "tensors-folder", "a photo as the frozen CLIP sees it", "`extract()`", {
              "grid": TensorSpec(("I64",), ("2",)),
              "tokens": TensorSpec(_STORED, ("tokens", "width"), optional=True),
              "patches": TensorSpec(_STORED, ("patches", "dim"), optional=True),
@@ -148,8 +143,7 @@ _ALL = (
              "first": TensorSpec(("F16",), ("groups", "height", "width")),
              "second": TensorSpec(("F16",), ("parts", "height", "width")),
          }),
-    Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`",
-         {}),
+    Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`", {}),
     Kind("scenes", "raster", "labels of a GeoTIFF, as one: where nodata is, 255",
          "`predict(images=['SCENE.tif'])`", {}, apart=True),
     Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, with background",
@@ -174,7 +168,6 @@ FEATURE_TENSORS = tuple(name for name, spec in KINDS["features"].tensors.items()
 
 SECOND_FOLDER = "features-second"
 """Folder of features of a second encoder, beside those of the first."""
-
 
 CHECKPOINT = ".checkpoint.safetensors"
 """How the name of a training's checkpoint ends, which lies beside its result."""
@@ -205,11 +198,7 @@ def folders_of(*, per_photo: bool) -> tuple[str, ...]:
 def place(work: Path, kind: str, name: str, split: str = "") -> Path:
     """Return where a result lies in a workspace, unless `out` says otherwise.
 
-    Args:
-        work: the workspace folder.
-        kind: what it is.
-        name: which of them; of features, the split.
-        split: whose photos it has; a single file has none.
+    The name of features is their split; a single file has no split.
     """
     found, folder = KINDS[kind], folder_of(work, kind)
     return folder / name / split if found.per_photo else folder / f"{name}{found.suffix}"
@@ -227,39 +216,30 @@ def kind_named(name: str) -> Kind:
 
 
 def check_shapes(kind: Kind, shapes: dict[str, tuple[str, tuple[int, ...]]], where: str) -> None:
-    """Check a file's tensors against its kind.
-
-    Args:
-        kind: the kind in the file's header.
-        shapes: tensor name to (dtype, shape).
-        where: path, for the message.
+    """Check a file's tensors, name to (dtype, shape), against its kind; `where` is its path.
 
     Raises:
         VplError: a tensor is missing or unknown, or its type or shape is wrong.
     """
     if not kind.tensors:
         return
+    remake = f"recompute it with `overwrite=True`: {kind.made_by}"
     lengths: dict[str, int] = {}
     for name, spec in kind.tensors.items():
         if name not in shapes:
             if spec.optional:
                 continue
-            raise VplError(f"{where}: a {kind.name} file without `{name}`", _remake(kind))
+            raise VplError(f"{where}: a {kind.name} file without `{name}`", remake)
         dtype, shape = shapes[name]
         if dtype not in spec.dtypes or len(shape) != len(spec.axes):
             raise VplError(
                 f"{where}: `{name}` is {dtype}{list(shape)}, "
-                f"expected {' or '.join(spec.dtypes)}({', '.join(spec.axes)})", _remake(kind))
+                f"expected {' or '.join(spec.dtypes)}({', '.join(spec.axes)})", remake)
         for axis, length in zip(spec.axes, shape, strict=True):
             # A number is a length; the first axis of a name sets the length of the others.
             wanted = int(axis) if axis.isdigit() else lengths.setdefault(axis, length)
             if length != wanted:
-                raise VplError(f"{where}: `{name}` has {length} {axis}, expected {wanted}",
-                               _remake(kind))
+                raise VplError(f"{where}: `{name}` has {length} {axis}, expected {wanted}", remake)
     unknown = sorted(set(shapes) - set(kind.tensors))
     if unknown:
-        raise VplError(f"{where}: a {kind.name} file has no `{unknown[0]}`", _remake(kind))
-
-
-def _remake(kind: Kind) -> str:
-    return f"recompute it with `overwrite=True`: {kind.made_by}"
+        raise VplError(f"{where}: a {kind.name} file has no `{unknown[0]}`", remake)

@@ -33,15 +33,8 @@ def voc_palette() -> list[int]:
 
     The bits of the index are spread over the three channels, as in the devkit.
     """
-    colours = []
-    for index in range(256):
-        red = green = blue = 0
-        for bit in range(8):
-            red |= (index >> (3 * bit) & 1) << (7 - bit)
-            green |= (index >> (3 * bit + 1) & 1) << (7 - bit)
-            blue |= (index >> (3 * bit + 2) & 1) << (7 - bit)
-        colours += [red, green, blue]
-    return colours
+    return [sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
+            for index in range(256) for channel in range(3)]
 
 
 def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header,
@@ -72,7 +65,6 @@ def _text_of(header: Header) -> PngImagePlugin.PngInfo:
 def identity_of_labels(labels: npt.NDArray[np.uint8]) -> str:
     """Return a hash of labels (height, width), whatever file they are in: 16 hex digits."""
     labels = _narrowest(labels)
-
     size = f"{labels.shape[0]}x{labels.shape[1]}:".encode()
     return sha256(size + labels.tobytes()).hexdigest()[:16]
 
@@ -82,11 +74,9 @@ LEGEND = ("classes.txt", "palette.gpl")
 
 
 def legend(name: str, classes: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield the files of `LEGEND`, the colours as GIMP and Krita read them: VOC's.
+    """Yield the files of `LEGEND`, for classes in index order, the background first.
 
-    Args:
-        name: of the palette.
-        classes: names in index order, the background first.
+    The colours are VOC's, as a palette called `name` that GIMP and Krita read.
     """
     yield LEGEND[0], "".join(f"{entry}\n" for entry in classes).encode()
     flat = voc_palette()
@@ -115,9 +105,8 @@ def png_bytes(pixels: npt.NDArray[np.uint8], header: Header | None = None) -> by
 
     With a header, that is in a text chunk.
     """
-    image = _image_of(pixels)
     content = BytesIO()
-    image.save(content, format="PNG", pnginfo=_text_of(header) if header else None)
+    _image_of(pixels).save(content, format="PNG", pnginfo=_text_of(header) if header else None)
     return content.getvalue()
 
 
@@ -138,11 +127,8 @@ def read_drawn_labels(path: Path, *, other_palettes: bool = False) -> npt.NDArra
     """Read labels that a person may have drawn, as `read_labels` does, but by their colours.
 
     Paint programs reorder palettes. So where all colours that a file uses are VOC's, or all are
-    greys, they say the labels; the indices do where both agree.
-
-    Args:
-        path: of the PNG.
-        other_palettes: whether indices count where a palette has other colours.
+    greys, they say the labels; the indices do where both agree. With `other_palettes` indices also
+    count where a palette has other colours.
 
     Raises:
         VplError: see `read_labels`; or the palette has other colours.
@@ -199,7 +185,6 @@ def read_numbers(path: Path) -> npt.NDArray[np.int64]:
         VplError: the file is missing or damaged.
     """
     with _opened(path) as image:
-        _check_pixels(path, image)
         values = np.array(image if image.mode in _INDEX_MODES else image.convert("RGB"), np.int64)
     return values @ np.array([1, 256, 65536]) if values.ndim == 3 else values
 
@@ -213,23 +198,15 @@ def read_soft(path: Path) -> npt.NDArray[np.uint8]:
         VplError: the file is missing or damaged.
     """
     with _opened(path) as image:
-        _check_pixels(path, image)
         if image.mode.startswith("I"):
             return (np.array(image, np.int64).clip(0, 65535) >> 8).astype(np.uint8)
         cut_out = "A" in image.getbands() or "transparency" in image.info
         return np.array(image.convert("RGBA").getchannel("A") if cut_out else image.convert("L"))
 
 
-def _check_pixels(path: Path, image: Image.Image) -> None:
-    if image.width * image.height > _MOST_PIXELS:
-        raise VplError(f"{short_path(path)} has {image.width}×{image.height} pixels",
-                       "a mask has a pixel for each of its photo's")
-
-
 def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
     """Return the values of a label image, and its palette, flat, if it has one."""
     with _opened(path) as image:
-        _check_pixels(path, image)
         if image.mode not in _INDEX_MODES:
             raise VplError(f"{short_path(path)} is not an index image (mode {image.mode}): a "
                            "pixel's value must be its class",
@@ -254,6 +231,9 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         if not path.is_file() and path.exists():
             raise OSError("it is a folder" if path.is_dir() else "it is not a file")
         with Image.open(path, formats=("PNG",)) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise VplError(f"{short_path(path)} has {image.width}×{image.height} pixels",
+                               "a mask has a pixel for each of its photo's")
             yield image
     except FileNotFoundError:
         raise VplError(f"no mask at {short_path(path)}",

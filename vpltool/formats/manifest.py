@@ -11,125 +11,151 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Final, TypedDict, cast
 
-from vpltool.errors import VplError, counted
+from vpltool.errors import VplError
 from vpltool.formats.fields import FLAG, NUMBER, OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.header import Header
 from vpltool.formats.kinds import KINDS
-from vpltool.formats.packed import packed_slices
+from vpltool.formats.packed import TarSlice, packed_slices
 from vpltool.formats.shards import Shard
 from vpltool.formats.storage import read_json
 from vpltool.json_text import JsonObject, parse_json
 
 MANIFEST = "artifact.json"
 
-REPLACED: Final = "replaced"
-"""Field of a manifest whose folder's files are being deleted: not all need be of its header."""
-
-class Manifest(TypedDict, total=False):
-    """The content of an `artifact.json`; that of a shard has no header, but the last three."""
-
-    header: JsonObject
-    config: str
-    complete: bool
-    failed: dict[str, str]
-    left_out: list[str]
-    own: dict[str, str]
-    photos: dict[str, str]
-    replaced: bool
-    shard: int
-    shards: int
-    whole: bool
-
-
 _SHARDS = ".shards"
 """Folder of the shards' manifests, in that of their artifact."""
 
-_OF_PHOTOS = {"failed": TEXT_OF, "own": TEXT_OF}
-_SOMETIMES = {"left_out": TEXTS, "photos": TEXT_OF}
+_OF_PHOTOS = {"own": TEXT_OF, "left_out": TEXTS, "photos": TEXT_OF}
 
 UPDATE_HINT = "`update()` recomputes everything that is stale; "
 """Beginning of the hint if only inputs have changed."""
 
 
-def manifest_of(path: Path) -> Manifest:
-    """Read a folder's manifest, for `inspect`.
+class PhotoFolder:
+    """A folder with one file a photo, all of one kind, by themselves or in tars."""
 
-    Raises:
-        VplError: there is none.
+    path: Path
+    header: Header
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the photos' files."""
+        return KINDS[self.header.kind].suffix
+
+    def path_of(self, photo_id: str) -> Path:
+        """Path of a photo's file."""
+        return self.path / (photo_id + self.suffix)
+
+    @cached_property
+    def packed(self) -> Mapping[str, TarSlice]:
+        """Id to where the file is, of photos whose files lie in tars."""
+        return packed_slices(self.path)
+
+    def holds(self, photo_id: str) -> bool:
+        """Tell whether a photo's file is there, by itself or in a tar."""
+        return photo_id in self.packed or self.path_of(photo_id).exists()
+
+    def files(self) -> Iterator[Path]:
+        """Yield its finished files, without those in tars and of artifacts nested in it."""
+        return files_of(self.path, self.suffix)
+
+    def photo_ids(self) -> list[str]:
+        """Return the ids of the photos that it holds files of."""
+        return list(dict.fromkeys([*self.packed, *(
+            file.relative_to(self.path).as_posix().removesuffix(self.suffix)
+            for file in self.files())]))
+
+
+@dataclass(frozen=True)
+class Manifest(PhotoFolder):
+    """What a folder's `artifact.json` says, and those of its shards.
+
+    Args:
+        path: the folder.
+        header: that of every file in it.
+        failed: id to reason, of photos that a step failed on.
+        per_photo_inputs: id to the photo's own inputs that its file depends on; `own` in the file.
+        shards: number of shards that processes are, or were, making it in; 1: none.
+        waiting: ids of those that failed, but only in an earlier step; `left_out` in the file.
+        complete: whether no photo that was asked for is to be done.
+        replaced: whether a command is deleting its files, or was killed while it did: not all need
+            be of the header.
+        photos: id to hash of the photo's file that was read, where it could be.
     """
-    return joined_manifest(path, "`inspect(path='FILE')` reads one file of it")
+
+    path: Path
+    header: Header
+    failed: Mapping[str, str]
+    per_photo_inputs: Mapping[str, str] = field(default_factory=dict)
+    shards: int = 1
+    waiting: frozenset[str] = frozenset()
+    complete: bool = True
+    replaced: bool = False
+    photos: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> JsonObject:
+        """Return it as `artifact.json` holds it."""
+        return {"header": self.header.to_dict(), "config": self.header.config_hash,
+                "complete": self.complete, **self.of_photos(),
+                **({"replaced": True} if self.replaced else {})}
+
+    def of_photos(self) -> JsonObject:
+        """Return what it says of photos, as the manifest of a folder or of a shard holds it."""
+        found = {"left_out": sorted(self.waiting & self.failed.keys()),
+                 "own": dict(sorted(self.per_photo_inputs.items())),
+                 "photos": dict(sorted(self.photos.items()))}
+        return {"failed": dict(sorted(self.failed.items())),
+                **{name: value for name, value in found.items() if value}}
+
+    def joined(self, parts: Iterable[JsonObject]) -> Manifest:
+        """Join it with what shards of its configuration say, the newest last, which holds."""
+        failed, own, photos = dict(self.failed), dict(self.per_photo_inputs), dict(self.photos)
+        waiting, shards = {*self.waiting}, self.shards
+        for part in parts:
+            if part["config"] == self.header.config_hash:
+                failed |= part["failed"]
+                own |= part.get("own", {})
+                photos |= part.get("photos", {})
+                waiting = (waiting - part["failed"].keys()) | {*part.get("left_out", ())}
+                shards = part["shards"]
+        return replace(self, failed=failed, per_photo_inputs=own, photos=photos,
+                       waiting=frozenset(waiting), shards=shards)
 
 
-def joined_manifest(path: Path, hint: str) -> Manifest:
+def manifest_of(path: Path, hint: str = "`inspect(path='FILE')` reads one file of it") -> Manifest:
     """Read a folder's `artifact.json`, joined with the manifests of its shards.
 
     Raises:
-        VplError: there is none; the hint is `hint`.
+        VplError: there is none, or it is damaged; the hint is `hint`.
     """
     # The shards' first: who joins them writes the whole before it deletes them.
     parts = shard_manifests(path)
-    content = read_manifest(path / MANIFEST, hint)
-    return join_manifests(content, [part for _, part in parts])
+    return read_manifest(path, hint).joined(part for _, part in parts)
 
 
-def read_manifest(manifest: Path, hint: str) -> Manifest:
-    """Read an `artifact.json` alone, without those of its shards.
+def read_manifest(path: Path, hint: str = "") -> Manifest:
+    """Read a folder's `artifact.json` alone, without those of its shards.
 
     Raises:
         VplError: it is missing or damaged; the hint is `hint`.
     """
+    manifest = path / MANIFEST
     content = read_json(manifest, hint)
     try:
-        check_fields(content, {"header": OBJECT},
-                     {"config": TEXT, "complete": FLAG, REPLACED: FLAG} | _OF_PHOTOS | _SOMETIMES)
+        check_fields(content, {"header": OBJECT}, {
+            "config": TEXT, "complete": FLAG, "replaced": FLAG, "failed": TEXT_OF} | _OF_PHOTOS)
     except ValueError as error:
         raise VplError(f"{manifest} is damaged: {error}", hint) from error
-    return cast(Manifest, {"complete": False, "failed": {}, **content})
-
-
-def join_manifests(content: Manifest, parts: Sequence[Manifest]) -> Manifest:
-    """Join the content of `artifact.json` with that of shards of its configuration.
-
-    Args:
-        content: of `artifact.json`.
-        parts: of the shards, the newest last: what it says of a photo holds.
-    """
-    failed, own = dict(content.get("failed", {})), dict(content.get("own", {}))
-    photos = dict(content.get("photos", {}))
-    left_out = {*content.get("left_out", ())}
-    for part in parts:
-        if part.get("config") == content.get("config"):
-            failed |= part["failed"]
-            own |= part["own"]
-            photos |= part.get("photos", {})
-            left_out = (left_out - part["failed"].keys()) | {*part.get("left_out", ())}
-    return {**content, "failed": failed, "left_out": sorted(left_out),
-            **({"own": own} if own else {}), **({"photos": photos} if photos else {})}
-
-
-def manifest_content(header: Header, *, complete: bool, failed: Mapping[str, str],
-                     per_photo_inputs: Mapping[str, str] | None = None,
-                     left_out: Collection[str] = (), photos: Mapping[str, str] | None = None
-                     ) -> Manifest:
-    """Return what an `artifact.json` says.
-
-    Args:
-        header: of the folder.
-        complete: whether no photo is to be done.
-        failed: id to reason of the photos that it lacks.
-        per_photo_inputs: id to the photo's own inputs; the file calls them `own`.
-        left_out: ids of photos that an earlier command failed on; others are of no interest.
-        photos: id to hash of the photo's file.
-    """
-    waiting = sorted(key for key in failed if key in left_out)
-    return {"header": header.to_dict(), "config": header.config_hash, "complete": complete,
-            "failed": dict(sorted(failed.items())), **({"left_out": waiting} if waiting else {}),
-            **({"own": dict(sorted(per_photo_inputs.items()))} if per_photo_inputs else {}),
-            **({"photos": dict(sorted(photos.items()))} if photos else {})}
+    return Manifest(path, Header.from_json(json.dumps(content["header"]), manifest),
+                    content.get("failed", {}), content.get("own", {}),
+                    waiting=frozenset(content.get("left_out", ())),
+                    complete=content.get("complete", False),
+                    replaced=content.get("replaced", False), photos=content.get("photos", {}))
 
 
 def shard_manifest(path: Path, shard: Shard) -> Path:
@@ -137,8 +163,12 @@ def shard_manifest(path: Path, shard: Shard) -> Path:
     return path / _SHARDS / f"{shard.index}-of-{shard.count}.json"
 
 
-def shard_manifests(path: Path) -> list[tuple[Path, Manifest]]:
-    """Read the manifests of a folder's shards, the newest last."""
+def shard_manifests(path: Path) -> list[tuple[Path, JsonObject]]:
+    """Read the manifests of a folder's shards, the newest last.
+
+    Raises:
+        VplError: one is damaged.
+    """
     dated = []
     for file in sorted((path / _SHARDS).glob("*-of-*.json")):
         # Another process may have joined them, and deleted this one, meanwhile.
@@ -147,40 +177,17 @@ def shard_manifests(path: Path) -> list[tuple[Path, Manifest]]:
     return [(file, content) for _, file, content in sorted(dated, key=lambda entry: entry[:2])]
 
 
-def _read_shard(file: Path) -> Manifest:
-    """Read the manifest of a shard.
-
-    Raises:
-        FileNotFoundError: another process has joined it meanwhile.
-        VplError: it is damaged.
-    """
+def _read_shard(file: Path) -> JsonObject:
     try:
-        content = parse_json(file.read_text("utf-8"))
+        content: JsonObject = parse_json(file.read_text("utf-8"))
         check_fields(content, {"config": TEXT, "shard": NUMBER, "shards": NUMBER, "whole": FLAG,
-                               "complete": FLAG} | _OF_PHOTOS, _SOMETIMES)
+                               "complete": FLAG, "failed": TEXT_OF}, _OF_PHOTOS)
         if not 0 <= content["shard"] < content["shards"]:
             raise ValueError(f"there is no shard {content['shard']} of {content['shards']}")
     except ValueError as error:
         raise VplError(f"{file} is damaged: {error}",
                        "delete it and run the same shard again") from error
-    return cast(Manifest, content)
-
-
-def photo_ids(path: Path) -> list[str]:
-    """Ids of the photos that a folder holds files of; those of nested artifacts are not its own."""
-    suffix = KINDS[header_of(manifest_of(path), path / MANIFEST).kind].suffix
-    return list(dict.fromkeys([
-        *packed_slices(path), *(file.relative_to(path).as_posix().removesuffix(suffix)
-                                for file in files_of(path, suffix))]))
-
-
-def header_of(content: Manifest, manifest: Path) -> Header:
-    """Read the header in a manifest's content.
-
-    Raises:
-        VplError: it is not one.
-    """
-    return Header.from_json(json.dumps(content.get("header", {})), manifest)
+    return content
 
 
 def again(header: Header, shard: str = "") -> str:
@@ -206,11 +213,3 @@ def files_of(path: Path, suffix: str) -> Iterator[Path]:
         elif (entry.name.endswith(suffix) and entry.name != MANIFEST
               and not entry.name.startswith(".part-")):
             yield entry
-
-
-def and_others(path: Path, kind: str, ids: Collection[str]) -> str:
-    """Say how many files of other photos than `ids` are deleted with a folder; empty if none."""
-    suffix = KINDS[kind].suffix
-    known = {f"{key}{suffix}" for key in ids}
-    others = sum(file.relative_to(path).as_posix() not in known for file in files_of(path, suffix))
-    return f" and deletes {counted(others, 'file', 'files')} of other photos" if others else ""

@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpltool import console
-from vpltool.errors import OtherSettings, PhotosFailed, VplError
+from vpltool.errors import OtherSettings, PhotosFailed, VplError, counted
 from vpltool.formats.atomic import PART, Batch, remove_leftovers
 from vpltool.formats.changes import difference, tell_options
-from vpltool.formats.deletion import clear_folder, is_of_another_run, known_manifest, mark_replaced
 from vpltool.formats.header import Header, is_stale
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import write_labels
 from vpltool.formats.manifest import (
     MANIFEST,
-    REPLACED,
     UPDATE_HINT,
     Manifest,
-    and_others,
-    files_of,
-    header_of,
-    join_manifests,
-    joined_manifest,
-    manifest_content,
+    PhotoFolder,
     read_manifest,
     shard_manifest,
     shard_manifests,
 )
-from vpltool.formats.packed import PACKED, packed_slices
-from vpltool.formats.replacing import check_replacing
+from vpltool.formats.packed import PACKED
+from vpltool.formats.replacing import (
+    check_replacing,
+    is_of_another_run,
+    known_manifest,
+    mark_replaced,
+)
 from vpltool.formats.shards import WHOLE, Shard
 from vpltool.formats.storage import describe, write_json, write_tensors
 from vpltool.formats.values import check_labels, check_values
@@ -43,7 +40,7 @@ _DEEPEST = 50
 
 
 @dataclass
-class OutputFolder:
+class OutputFolder(PhotoFolder):
     """A folder to be written. Make one with `open_output`; nothing is changed before `begin`.
 
     Args:
@@ -54,15 +51,15 @@ class OutputFolder:
         per_photo_inputs: id to the photo's own inputs that its file depends on (its tags).
         photos: id to hash of the photo's file.
         whole: whether all photos of the split were asked for.
+        shard: which of the folder's photos this process does; others may do the rest meanwhile.
+        before: what the folder said when it was opened; None: nothing of ours was there.
         clears: whether `begin` deletes the files of an earlier run.
         outdated: ids whose files `begin` deletes, since their own inputs have changed.
         keeps_corrected: whether labels that were corrected by hand are kept.
-        corrected: ids whose labels were corrected by hand; they are kept.
+        corrected: their ids.
         failed: id to reason, of photos that failed in this run.
         known_failed: the same for earlier runs and earlier commands; used only in the manifest.
         left_out: ids of photos that only an earlier command failed on.
-        shard: which of the folder's photos this process does; others may do the rest meanwhile.
-        before: the manifest that was found; None: there was none.
         labels: number of labels, with the background; others are not written. 0: any.
     """
 
@@ -71,7 +68,10 @@ class OutputFolder:
     todo: list[str]
     total: int
     per_photo_inputs: Mapping[str, str] = field(default_factory=dict)
+    photos: Mapping[str, str] = field(default_factory=dict)
     whole: bool = True
+    shard: Shard = WHOLE
+    before: Manifest | None = None
     clears: bool = False
     outdated: set[str] = field(default_factory=set)
     keeps_corrected: bool = False
@@ -79,25 +79,8 @@ class OutputFolder:
     failed: dict[str, str] = field(default_factory=dict)
     known_failed: dict[str, str] = field(default_factory=dict)
     left_out: set[str] = field(default_factory=set)
-    shard: Shard = WHOLE
-    before: Manifest | None = None
     labels: int = 0
-    photos: Mapping[str, str] = field(default_factory=dict)
     _batch: Batch | None = None
-
-    def path_of(self, photo_id: str) -> Path:
-        """Path of a photo's file."""
-        return self.path / (photo_id + KINDS[self.header.kind].suffix)
-
-    @cached_property
-    def packed(self) -> frozenset[str]:
-        """Ids of the photos whose files lie in tars."""
-        # Not a view of the places: worker processes get a folder pickled.
-        return frozenset(packed_slices(self.path))
-
-    def holds(self, photo_id: str) -> bool:
-        """Tell whether a photo's file is there, by itself or in a tar."""
-        return photo_id in self.packed or self.path_of(photo_id).exists()
 
     def begin(self) -> None:
         """Delete what is to be replaced, and mark the folder as not complete.
@@ -106,10 +89,13 @@ class OutputFolder:
         """
         if self.shard.count > 1:
             self._begin_shard()
-        elif self.before is not None and (self.clears or self.before.get(REPLACED)):
+        elif self.before is not None and (self.clears or self.before.replaced):
+            mark_replaced(self.before)
+            self._remove_shard_manifests()
             corrected = {self.path_of(key) for key in self.corrected}
-            clear_folder(self.path, self.before, lambda file: file not in corrected and (
-                self.clears or self._is_of_another_run(file)))
+            for file in self.before.files():
+                if file not in corrected and (self.clears or self._is_of_another_run(file)):
+                    file.unlink(missing_ok=True)
         for key in self.outdated:
             # Only these, not all of `todo`: another process may have begun to write the others.
             self.path_of(key).unlink(missing_ok=True)
@@ -126,24 +112,28 @@ class OutputFolder:
         Nobody deletes what another one has just made: of other shards only files of another
         configuration go, and these before the manifest says that the folder is of this one.
         """
-        manifest = self.path / MANIFEST
-        known = read_manifest(manifest, "") if manifest.exists() else self.before
-        if known is None:
-            write_json(manifest, manifest_content(self.header, complete=False, failed={}))
-            return
-        other = header_of(known, manifest).config_hash != self.header.config_hash
-        if other or known.get(REPLACED):
-            mark_replaced(self.path, known)
-            for file in files_of(self.path, KINDS[header_of(known, manifest).kind].suffix):
+        known = read_manifest(self.path) if (self.path / MANIFEST).exists() else self.before
+        other = known is not None and (
+            known.replaced or known.header.config_hash != self.header.config_hash)
+        if known is not None and other:
+            mark_replaced(known)
+            for file in known.files():
                 if self._is_of_another_run(file):
                     file.unlink(missing_ok=True)
-        for key in self.todo if self.clears else ():
+        for key in self.todo if self.clears and known is not None else ():
             self.path_of(key).unlink(missing_ok=True)
-        if other or known.get(REPLACED):
-            write_json(manifest, manifest_content(self.header, complete=False, failed={}))
+        if known is None or other:
+            self._write(Manifest(self.path, self.header, {}, complete=False))
 
     def _is_of_another_run(self, file: Path) -> bool:
         return is_of_another_run(file, self.header, keeps_corrected=self.keeps_corrected)
+
+    def _write(self, manifest: Manifest) -> None:
+        write_json(self.path / MANIFEST, manifest.to_json())
+
+    def _remove_shard_manifests(self) -> None:
+        for file, _ in shard_manifests(self.path):
+            file.unlink(missing_ok=True)
 
     def keep_corrected(self) -> None:
         """Keep the labels that were corrected by hand: what another program wrote has no header."""
@@ -153,12 +143,12 @@ class OutputFolder:
         self.corrected = {key for key in self.todo if self.path_of(key).exists()
                           and describe(self.path_of(key)).header is None}
         self.todo = [key for key in self.todo if key not in self.corrected]
+        self.outdated -= self.corrected
         if self.corrected:
-            one = len(self.corrected) == 1
-            console.note(f"{self.path}: {len(self.corrected)} of {self.total} "
-                         f"{'was' if one else 'were'} corrected by hand and "
-                         f"{'is' if one else 'are'} kept; `overwrite=True` replaces "
-                         f"{'it' if one else 'them'}")
+            was, it = ("was", "it") if len(self.corrected) == 1 else ("were", "them")
+            console.note(f"{self.path}: {len(self.corrected)} of {self.total} {was} corrected by "
+                         f"hand and {'is' if it == 'it' else 'are'} kept; `overwrite=True` "
+                         f"replaces {it}")
 
     def write_tensors(self, photo_id: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write a photo's tensors.
@@ -166,9 +156,8 @@ class OutputFolder:
         Raises:
             BadValues: they hold NaN, or a class that there is not.
         """
-        check_values(self.header.kind, {name: tensors[name] for name in ("classes",)
-                                        if self.labels and name in tensors}, "",
-                     labels=self.labels)
+        if self.labels and "classes" in tensors:
+            check_values(self.header.kind, {"classes": tensors["classes"]}, "", labels=self.labels)
         write_tensors(self.path_of(photo_id), self.header, tensors, self._batch)
 
     def write_labels(self, photo_id: str, labels: npt.NDArray[np.uint8]) -> None:
@@ -202,8 +191,7 @@ class OutputFolder:
         if self.shard.count > 1:
             self._join_shards()
         else:
-            for file, _ in shard_manifests(self.path):
-                file.unlink(missing_ok=True)
+            self._remove_shard_manifests()
 
     def check_failed(self, result: object) -> None:
         """Raise an error if some photos failed; all others are done and kept.
@@ -221,43 +209,27 @@ class OutputFolder:
                 sorted(self.failed))
 
     def _write_manifest(self, *, finished: bool) -> None:
-        """Write `artifact.json`, or the shard's own, unless it has this content already."""
+        """Write `artifact.json`, or the shard's own, unless it says as much already."""
+        # Photos that failed, in this run or before, and have no file.
+        failed = {key: why for key, why in self.known_failed.items()
+                  if not self.holds(key)} | self.failed
+        own = Manifest(self.path, self.header, failed, self.per_photo_inputs, photos=self.photos,
+                       waiting=frozenset(self.left_out - self.failed.keys()),
+                       complete=finished and self.whole)
+        there = read_manifest(self.path) if (self.path / MANIFEST).exists() else None
         if self.shard.count > 1:
-            self._write_shard_manifest(finished=finished)
+            if not (there and there.complete and not self.todo and _says(there, own)):
+                write_json(shard_manifest(self.path, self.shard), {
+                    "config": self.header.config_hash, "shard": self.shard.index,
+                    "shards": self.shard.count, "whole": self.whole, "complete": finished,
+                    **own.of_photos()})
             return
-        manifest = self.path / MANIFEST
-        there = manifest.exists()
-        before = read_manifest(manifest, "") if there else {}
-        known = (joined_manifest(self.path, "")
-                 if there and not self.clears and not before.get(REPLACED) else {})
-        content = manifest_content(
-            self.header, complete=finished and self.whole, failed=self._all_failed(),
-            per_photo_inputs={**known.get("own", {}), **self.per_photo_inputs},
-            left_out=self.left_out - self.failed.keys(),
-            photos={**known.get("photos", {}), **self.photos})
-        if before != content:
-            write_json(manifest, content)
-
-    def _all_failed(self) -> dict[str, str]:
-        """Id to reason of the photos that failed, in this run or before, and have no file."""
-        return {key: why for key, why in self.known_failed.items()
-                if not self.holds(key)} | self.failed
-
-    def _write_shard_manifest(self, *, finished: bool) -> None:
-        """Write the shard's manifest, unless the whole folder's says as much already."""
-        known, failed = read_manifest(self.path / MANIFEST, ""), self._all_failed()
-        if (known["complete"] and not self.todo and failed.items() <= known["failed"].items()
-                and self.per_photo_inputs.items() <= known.get("own", {}).items()
-                and self.photos.items() <= known.get("photos", {}).items()):
-            return
-        waiting = sorted(self.left_out & (failed.keys() - self.failed.keys()))
-        write_json(shard_manifest(self.path, self.shard), {
-            "config": self.header.config_hash, "shard": self.shard.index,
-            "shards": self.shard.count, "whole": self.whole, "complete": finished,
-            "failed": dict(sorted(failed.items())),
-            "own": dict(sorted(self.per_photo_inputs.items())),
-            **({"left_out": waiting} if waiting else {}),
-            **({"photos": dict(sorted(self.photos.items()))} if self.photos else {})})
+        if there and not self.clears and not there.replaced:
+            known = there.joined(part for _, part in shard_manifests(self.path))
+            own = replace(own, photos={**known.photos, **own.photos}, per_photo_inputs={
+                **known.per_photo_inputs, **own.per_photo_inputs})
+        if there is None or there.to_json() != own.to_json():
+            self._write(own)
 
     def _join_shards(self) -> None:
         """Make one manifest of those of all shards, once each of them is complete.
@@ -266,23 +238,28 @@ class OutputFolder:
         """
         parts = [(file, part) for file, part in shard_manifests(self.path)
                  if part["config"] == self.header.config_hash]
-        known = read_manifest(self.path / MANIFEST, "")
+        known = read_manifest(self.path)
         alike = [part for _, part in parts if part["shards"] == self.shard.count]
         done = {part["shard"] for part in alike if part["complete"]}
         # Some shards of a folder that was complete before, such as those with photos that failed.
-        again = known["complete"] and all(part["complete"] for _, part in parts)
-        if known.get("config") != self.header.config_hash or not (
-                len(done) == self.shard.count or (again and parts)):
+        again = known.complete and parts and all(part["complete"] for _, part in parts)
+        if known.header.config_hash != self.header.config_hash or not (
+                len(done) == self.shard.count or again):
             return
-        content = join_manifests(known, [part for _, part in parts])
-        failed = {key: why for key, why in content["failed"].items()
-                  if not self.holds(key)}
-        write_json(self.path / MANIFEST, manifest_content(
-            self.header, complete=all(part["whole"] for part in alike), failed=failed,
-            per_photo_inputs=content.get("own", {}), left_out=content["left_out"],
-            photos=content.get("photos", {})))
+        joined = known.joined(part for _, part in parts)
+        self._write(replace(
+            joined, header=self.header, complete=all(part["whole"] for part in alike),
+            replaced=False, failed={key: why for key, why in joined.failed.items()
+                                    if not self.holds(key)}))
         for file, _ in parts:
             file.unlink(missing_ok=True)
+
+
+def _says(manifest: Manifest, own: Manifest) -> bool:
+    """Tell whether a folder's manifest says of photos all that a shard's would say."""
+    return all(mine.items() <= known.items() for mine, known in (
+        (own.failed, manifest.failed), (own.photos, manifest.photos),
+        (own.per_photo_inputs, manifest.per_photo_inputs)))
 
 
 def _named(photo_id: str, reason: str) -> str:
@@ -293,10 +270,7 @@ def _named(photo_id: str, reason: str) -> str:
 
 
 def finish_all(outputs: Sequence[OutputFolder]) -> list[Path]:
-    """Finish several folders that were written together, the main one first.
-
-    Returns:
-        their paths, the main one last.
+    """Finish several folders that were written together; return their paths, the first one last.
 
     Raises:
         PhotosFailed: some photos failed; all folders are finished before it is raised.
@@ -325,8 +299,7 @@ def open_output(
         overwrite: start over, whatever is there.
         update: start over if the folder was made by the same command with other options or from
             other inputs; labels that were corrected by hand are kept.
-        left_out: id to reason, of photos that an earlier command failed on; it is passed on to
-            later commands in the manifest.
+        left_out: id to reason, of photos that an earlier command failed on, for later commands.
         per_photo_inputs: id to the photo's own inputs that its file depends on, such as its tags.
         whole: whether these are all photos of the split, or of the shard.
         shard: which photos this process does; what is said of photos is only of these.
@@ -337,69 +310,75 @@ def open_output(
         OtherSettings: the folder was made with other settings.
         VplError: it was made by something else.
     """
-    manifest = path / MANIFEST
     # Before the manifest is read: what another process has begun meanwhile begins with one.
     filled = path.is_dir() and any(not entry.name.startswith(PART) for entry in path.iterdir())
-    content = known_manifest(path, header, kind_named(header.kind).made_by)
-    output = OutputFolder(path, header, list(ids), len(ids), per_photo_inputs or {}, whole,
-                          shard=shard, before=content, photos=photos or {})
-    known: dict[str, str] = {}
-    waiting: Collection[str] = ()
-    if content is not None:
-        found = header_of(content, manifest)
-        same = found.config_hash == header.config_hash
-        stale = is_stale(header, found)
-        check_replacing(path, same=same or stale)
-        # An empty folder of other settings can go; one of the same settings may be another
-        # process's, about to write its first file.
-        empty = not (same or output.packed or any(files_of(path, KINDS[found.kind].suffix)))
-        if overwrite or empty:
-            output.clears = True
-        elif update and not same and found.command == header.command:
-            tell_options(header, found, path)
-            output.clears = True
-            output.keep_corrected()
-        elif not same:
-            raise OtherSettings(
-                f"{path} was made with other settings: "
-                f"{'; '.join(difference(header, found, path))}",
-                (UPDATE_HINT if stale else "") + f"`overwrite=True` replaces it"
-                f"{and_others(path, found.kind, ids)}; `out='DIR'` keeps both", stale=stale)
-        else:
-            known = {key: why for key, why in content["failed"].items() if shard.holds(key)}
-            before, waiting = content.get("own", {}), content["left_out"]
-            changed = {key for key, inputs in output.per_photo_inputs.items()
-                       if before.get(key) != inputs}
-            replaced = replaced_photos(content.get("photos", {}), output.photos)
-            changed |= replaced
-            there = {key for key in ids if output.holds(key)}
-            if content.get(REPLACED):
-                there = {key for key in there if key in output.packed or not is_of_another_run(
-                    output.path_of(key), header, keeps_corrected=True)}
-            output.todo = [key for key in ids if key not in there or key in changed]
-            output.keep_corrected()
-            # An earlier command could not do what is in its place now.
-            lost = {key for key in replaced.intersection(left_out or ()) if output.holds(key)}
-            output.outdated = ((there & changed) | lost) - output.corrected
-    else:
+    before = known_manifest(path, header, kind_named(header.kind).made_by)
+    if before is None:
         check_replacing(path, same=True)
-    if content is None and filled:
-        raise VplError(f"{path} holds files that vpltool did not make",
-                       "move them away, or choose another folder with `out='DIR'`")
+        if filled:
+            raise VplError(f"{path} holds files that vpltool did not make",
+                           "move them away, or choose another folder with `out='DIR'`")
+    output = OutputFolder(path, header, list(ids), len(ids), per_photo_inputs or {}, photos or {},
+                          whole, shard, before)
+    known: dict[str, str] = {}
+    left_out = left_out or {}
+    if before is not None:
+        output.clears = _starts_over(output, before, ids, overwrite=overwrite, update=update)
+        if not output.clears:
+            _resume(output, before, left_out)
+            known = {key: why for key, why in before.failed.items() if shard.holds(key)}
+        if not overwrite:
+            output.keep_corrected()
     if output.packed and (output.clears or output.outdated):
         raise VplError(f"{path} is packed into tars, which are not replaced",
                        f"delete {path / PACKED} first, or choose another folder with `out='DIR'`")
     todo = set(output.todo)
-    output.known_failed = {key: known[key] for key in known.keys() - todo} | dict(left_out or {})
-    output.left_out = {*(left_out or ()), *(known.keys() & waiting)} - todo
+    output.known_failed = {key: known[key] for key in known.keys() - todo} | dict(left_out)
+    waiting = before.waiting if before else frozenset()
+    output.left_out = {*left_out, *(known.keys() & waiting)} - todo
     return output
 
 
-def replaced_photos(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
-    """Return the ids of photos whose file is another one than before; unknown ones are the same.
+def _starts_over(output: OutputFolder, before: Manifest, ids: Sequence[str], *, overwrite: bool,
+                 update: bool) -> bool:
+    """Tell whether all that is in a folder is to be replaced, and may be."""
+    path, header, found = output.path, output.header, before.header
+    same = found.config_hash == header.config_hash
+    stale = is_stale(header, found)
+    check_replacing(path, same=same or stale)
+    # An empty folder of other settings can go; one of the same settings may be another
+    # process's, about to write its first file.
+    if overwrite or not (same or output.packed or any(before.files())):
+        return True
+    if update and not same and found.command == header.command:
+        tell_options(header, found, path)
+        return True
+    if not same:
+        others = len({*before.files()} - {path / f"{key}{before.suffix}" for key in ids})
+        raise OtherSettings(
+            f"{path} was made with other settings: {'; '.join(difference(header, found, path))}",
+            (UPDATE_HINT if stale else "") + "`overwrite=True` replaces it"
+            + (f" and deletes {counted(others, 'file', 'files')} of other photos" if others else "")
+            + "; `out='DIR'` keeps both", stale=stale)
+    return False
 
-    Args:
-        before: id to hash of the file that something was made from.
-        now: id to hash of the file that is there.
+
+def _resume(output: OutputFolder, before: Manifest, left_out: Collection[str]) -> None:
+    """Find what is left to do in a folder of the same configuration."""
+    replaced = replaced_photos(before.photos, output.photos)
+    changed = replaced | {key for key, inputs in output.per_photo_inputs.items()
+                          if before.per_photo_inputs.get(key) != inputs}
+    there = {key for key in output.todo if output.holds(key)}
+    if before.replaced:
+        there = {key for key in there if key in output.packed or not is_of_another_run(
+            output.path_of(key), output.header, keeps_corrected=True)}
+    # An earlier command could not do what is in the place of some photos now.
+    lost = {key for key in replaced.intersection(left_out) if output.holds(key)}
+    output.todo = [key for key in output.todo if key not in there or key in changed]
+    output.outdated = (there & changed) | lost
+
+
+def replaced_photos(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
+    """Return the ids of photos whose file has another hash than before; unknown ones are the same.
     """
     return {key for key, hashed in now.items() if before.get(key, hashed) != hashed}

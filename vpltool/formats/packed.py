@@ -91,11 +91,7 @@ def _again(index: Path) -> str:
 
 
 def read_packed(entry: TarSlice, name: str) -> bytes:
-    """Read a file out of a tar, by one request for its bytes.
-
-    Args:
-        entry: where it is.
-        name: of the member that must be there.
+    """Read a file out of a tar, by one request for its bytes; the member must have this name.
 
     Raises:
         VplError: the tar cannot be read, or the member is another or damaged.
@@ -119,19 +115,18 @@ def read_packed(entry: TarSlice, name: str) -> bytes:
 
 
 def _bytes_of(entry: TarSlice) -> bytes:
-    """Read the bytes of an entry.
-
-    Raises:
-        ValueError: the tar ends before.
-        OSError: it is not there.
-        VplError: the address cannot be read.
-    """
-    if (path := entry.path) is None:
-        part = _fetched(entry)
-    elif not path.is_file():
+    """Read the bytes of an entry."""
+    if entry.path is None:
+        try:
+            system, path = fsspec.core.url_to_fs(entry.tar)
+            part = bytes(system.cat_file(path, start=entry.start, end=entry.end))
+        except Exception as error:
+            # Each of fsspec's systems raises what its library does.
+            raise VplError(f"{entry.tar} cannot be read: {first_line(error)}", _NEEDS) from error
+    elif not entry.path.is_file():
         raise OSError("there is no such file")
     else:
-        with path.open("rb") as file:
+        with entry.path.open("rb") as file:
             # Not more than there is: what is asked for would be allocated first.
             size = file.seek(0, io.SEEK_END)
             file.seek(min(entry.start, size))
@@ -141,17 +136,8 @@ def _bytes_of(entry: TarSlice) -> bytes:
     return part
 
 
-def _fetched(entry: TarSlice) -> bytes:
-    try:
-        system, path = fsspec.core.url_to_fs(entry.tar)
-        return bytes(system.cat_file(path, start=entry.start, end=entry.end))
-    except Exception as error:
-        # Each of fsspec's systems raises what its library does.
-        raise VplError(f"{entry.tar} cannot be read: {first_line(error)}", _NEEDS) from error
-
-
 def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> TarSlice:
-    """Pack photos' files into a tar, and write its index when the tar is whole.
+    """Pack photos' files, by id, into a tar; write its index when the tar is whole.
 
     No date and no user is stored: the same files give the same bytes.
 

@@ -5,18 +5,21 @@ Rasterio is an optional dependency: `pip install 'vpltool[geo]'`.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.errors import VplError
+from vpltool.errors import VplError, first_line
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.geotiff import check_rasterio, reading
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.labels import voc_palette
@@ -39,6 +42,59 @@ _BLOCK = 512
 
 _PERCENTILES = (2.0, 98.0)
 """What black and white are, unless a file has bytes; the stretch that GIS programs begin with."""
+
+
+def check_rasterio() -> None:
+    """Check that rasterio is installed.
+
+    Raises:
+        VplError: it is not installed.
+    """
+    # Megabytes of blocks; else GDAL would keep a twentieth of the machine's memory.
+    os.environ.setdefault("GDAL_CACHEMAX", "256")
+    if importlib.util.find_spec("rasterio") is None:
+        raise VplError("a GeoTIFF is read by rasterio, which is not installed",
+                       "pip install 'vpltool[geo]'")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what GDAL says of a damaged file into one message.
+
+    Raises:
+        VplError: the file cannot be read.
+    """
+    try:
+        yield
+    except (rasterio.errors.RasterioError, OSError, ValueError) as error:
+        reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        raise VplError(f"{short_path(path)} cannot be read as a GeoTIFF ({reason})",
+                       "fetch or write it again; `gdalinfo -checksum FILE` reads all of it"
+                       ) from error
+
+
+def open_raster(path: Path) -> rasterio.DatasetReader:
+    """Open a GeoTIFF for reading.
+
+    Raises:
+        VplError: it is damaged, or rasterio is not installed.
+    """
+    check_rasterio()
+    with reading(path), warnings.catch_warnings():
+        # One without coordinates is laid on a photo of its size.
+        warnings.simplefilter("ignore")
+        return rasterio.open(path)
+
+
+def scene_header(path: Path) -> Header | None:
+    """Read the header of a GeoTIFF; None if vpltool did not make it.
+
+    Raises:
+        VplError: it is damaged, or rasterio is not installed.
+    """
+    with reading(path), open_raster(path) as file:
+        text = file.tags().get(METADATA_KEY, "")
+    return Header.from_json(text, path) if text else None
 
 
 def is_scene(path: Path) -> bool:
@@ -97,20 +153,13 @@ class Scaling:
 class Scene:
     """A GeoTIFF, open for reading by windows; a `Raster` of the engine.
 
-    Args:
-        path: the file.
-        scaling: which bands are seen, and how.
-
     Raises:
         VplError: it cannot be read, lacks a band, or has no valid pixel.
     """
 
     def __init__(self, path: Path, scaling: Scaling = Scaling()) -> None:  # noqa: B008
-        check_rasterio()
         self.path, self.scaling = path, scaling
-        with reading(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.file = rasterio.open(path)
+        self.file = open_raster(path)
         count = self.file.count
         self.bands = scaling.bands or ((1, 2, 3) if count >= 3 else (1,))
         if max(self.bands) > count:
@@ -141,11 +190,7 @@ class Scene:
                          "made of it has none either")
 
     def _reduced(self) -> npt.NDArray[np.bool_]:
-        """Which pixels of a reduced copy are not nodata.
-
-        Raises:
-            VplError: none is.
-        """
+        """Which pixels of a reduced copy are not nodata."""
         shrunk = max(1.0, max(self.size) / _SAMPLE)
         shape = tuple(max(1, int(side / shrunk)) for side in self.size)
         with reading(self.path):
@@ -244,7 +289,7 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
         try:
             with rasterio.open(plain, "w", **profile) as file:
                 top = 0
-                for rows in _and_rest(first, parts):
+                for rows in chain([first], parts):
                     file.write(rows, 1, window=((top, top + len(rows)), (0, width)))
                     top += len(rows)
                 if first.dtype == np.uint8:
@@ -259,12 +304,6 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
         finally:
             plain.unlink(missing_ok=True)
             temporary.with_name(temporary.name + ".aux.xml").unlink(missing_ok=True)
-
-
-def _and_rest(first: npt.NDArray[np.uint8], rest: Iterator[npt.NDArray[np.uint8]]
-              ) -> Iterator[npt.NDArray[np.uint8]]:
-    yield first
-    yield from rest
 
 
 def remove_rows(folder: Path) -> None:

@@ -1,17 +1,31 @@
-"""What `update` may write: what the same command made before in this workspace, and new files.
+"""Replacing an artifact: what may be replaced, and deletion with a record that survives a kill.
 
 A header is data: anybody may have written it. So `update` does not only check what a header says,
 but also, where an artifact is about to be written, that it is the one that the header belongs to.
+
+Before the first file of a folder goes, `artifact.json` says `replaced`. It says so until all have
+gone and the new header takes its place. So a command that was killed in between is seen, and goes
+on.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Collection, Iterable, Iterator
 from contextvars import ContextVar
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from vpltool.errors import VplError
+from vpltool.formats.header import Header
+from vpltool.formats.kinds import KINDS, folders_of
+from vpltool.formats.manifest import MANIFEST, Manifest, files_of, manifest_of, read_manifest
+from vpltool.formats.storage import check_file, salvaged_header, write_json
+
+PHOTO_FOLDERS = (*folders_of(per_photo=True), "ground-truth")
+"""Folders of the workspace, or beginnings of their names, that hold files a photo."""
 
 _limits: ContextVar[tuple[Path, frozenset[Path]] | None] = ContextVar("limits", default=None)
 
@@ -45,3 +59,104 @@ def check_replacing(path: Path, *, same: bool) -> None:
     if not same:
         raise VplError(f"{path} was made with other settings than the file whose header asks to "
                        "replace it", "that file was not made here: move it out of the workspace")
+
+
+def known_manifest(path: Path, header: Header, hint: str) -> Manifest | None:
+    """Read a folder's manifest; where it is gone, tell by the files which one it was.
+
+    Args:
+        path: the folder.
+        header: of what is to be written; files of its configuration come before others.
+        hint: what makes the folder.
+
+    Returns:
+        the manifest, which is `replaced` if not all files need be of it; None if nothing that
+        vpltool made is there.
+
+    Raises:
+        VplError: the manifest is damaged.
+    """
+    if (path / MANIFEST).exists():
+        return manifest_of(path, hint)
+    headers = (found for file in files_of(path, KINDS[header.kind].suffix)
+               if (found := _header_in(file)) and found.kind == header.kind)
+    first = next(headers, None)
+    if first is None:
+        return None
+    same = any(found.config_hash == header.config_hash for found in chain([first], headers))
+    return Manifest(path, header if same else first, {}, complete=False, replaced=True)
+
+
+def _header_in(file: Path) -> Header | None:
+    try:
+        return check_file(file) if file.suffix == ".png" else salvaged_header(file)
+    except (VplError, OSError):
+        return None
+
+
+def is_of_another_run(file: Path, header: Header, *, keeps_corrected: bool) -> bool:
+    """Tell whether a photo's file was made with other settings than a header's, or is damaged.
+
+    Args:
+        file: a photo's file.
+        header: that of the present run.
+        keeps_corrected: whether a PNG without a header is a mask that a person has corrected.
+    """
+    try:
+        found = check_file(file)
+    except FileNotFoundError:
+        # Another process has just deleted it.
+        return False
+    except VplError:
+        return True
+    return (not keeps_corrected if found is None else found.config_hash != header.config_hash)
+
+
+def mark_replaced(manifest: Manifest) -> None:
+    """Record that a folder's files are being replaced, unless it says so already."""
+    path = manifest.path
+    if not (path / MANIFEST).exists() or not read_manifest(path).replaced:
+        write_json(path / MANIFEST, replace(manifest, complete=False, replaced=True).to_json())
+
+
+def orphaned_folders(work: Path, folders: Collection[Path]) -> dict[Path, Header]:
+    """Find folders of a workspace with files a photo but without a manifest.
+
+    Args:
+        work: the workspace.
+        folders: those that have one.
+
+    Returns:
+        folder to the header of its first file.
+    """
+    found: dict[Path, Header] = {}
+    for folder in _holding(work, {*folders}):
+        header = first_header(folder)
+        if header is not None and header.kind in KINDS and KINDS[header.kind].per_photo:
+            # Ids may have folders of their own.
+            split = header.options.get("split")
+            root = next((above for above in (folder, *folder.parents) if above.name == split),
+                        folder)
+            found.setdefault(root, header)
+    return found
+
+
+def _holding(work: Path, folders: Collection[Path]) -> Iterator[Path]:
+    """Folders that hold images or tensors, and are not below one of `folders`."""
+    for top in sorted(work.iterdir()):
+        if not top.name.startswith(PHOTO_FOLDERS) or not top.is_dir():
+            continue
+        for root, below, names in os.walk(top):
+            if Path(root) in folders:
+                below.clear()
+                continue
+            below[:] = sorted(name for name in below if not name.startswith("."))
+            if any(name.endswith((".safetensors", ".png")) and not name.startswith(".")
+                   and not name.endswith(".head.safetensors") for name in names):
+                yield Path(root)
+
+
+def first_header(folder: Path) -> Header | None:
+    """Return the header of the first file of a folder that has one."""
+    files = chain(files_of(folder, ".safetensors"), files_of(folder, ".png"))
+    return next(filter(None, map(_header_in, files)), None)

@@ -15,12 +15,9 @@ from vpltool.errors import VplError
 
 @dataclass(frozen=True)
 class Shard:
-    """The photos whose ids hash to `index`, modulo `count`.
+    """The photos whose ids hash to `index`, from 0, modulo `count`.
 
-    Args:
-        index: number of the shard, from 0.
-        count: number of shards.
-        set_by: what chose it: a setting or environment variables; for people.
+    What chose it, `set_by`, a setting or environment variables, is for people.
     """
 
     index: int = 0
@@ -46,23 +43,13 @@ def shard_of(photo_id: str, count: int) -> int:
 
 
 def find_shard(choice: str) -> Shard:
-    """The shard that this process does.
-
-    Args:
-        choice: `I/N`; empty: as the environment says, else all photos.
+    """The shard that this process does: `I/N`, or if empty what the environment says, else all.
 
     Raises:
         VplError: it is not a shard, or the environment tells none that can be used.
     """
-    return parse_shard(choice) if choice else shard_of_environment()
-
-
-def parse_shard(choice: str) -> Shard:
-    """Read `I/N`, with I from 0 to N - 1.
-
-    Raises:
-        VplError: it is something else.
-    """
+    if not choice:
+        return shard_of_environment()
     match = re.fullmatch(r"(\d+)/(\d+)", choice)
     if match and int(match[1]) < int(match[2]):
         return Shard(int(match[1]), int(match[2]), "as asked for")
@@ -100,16 +87,13 @@ def check_alone(what: str) -> None:
     Raises:
         VplError: it is one; `what` says what cannot be divided.
     """
-    if rank_of_process()[1] > 1:
-        variable = "WORLD_SIZE"
-    elif (_number("SLURM_ARRAY_TASK_COUNT") or 1) > 1:
-        variable = "SLURM_ARRAY_TASK_COUNT"
-    else:
-        return
-    raise VplError(f"{what} has steps over all photos, but this is one of "
-                   f"{os.environ[variable]} processes ({variable})",
-                   "`dry_run=True` prints its commands, of which those on single photos take "
-                   f"shards; to run it all in this process, unset {variable}")
+    for variable, count in (("WORLD_SIZE", rank_of_process()[1]),
+                            ("SLURM_ARRAY_TASK_COUNT", _number("SLURM_ARRAY_TASK_COUNT") or 1)):
+        if count > 1:
+            raise VplError(f"{what} has steps over all photos, but this is one of {count} "
+                           f"processes ({variable})",
+                           "`dry_run=True` prints its commands, of which those on single photos "
+                           f"take shards; to run it all in this process, unset {variable}")
 
 
 def check_even(batch_size: int) -> None:
@@ -141,14 +125,8 @@ def rank_of_process() -> tuple[int, int]:
 
 
 def _number(variable: str) -> int | None:
-    """The whole number in an environment variable; None if it is not set.
-
-    Raises:
-        VplError: it is no whole number.
-    """
+    """The whole number in an environment variable; None if it is not set."""
     text = os.environ.get(variable, "")
-    if not text:
-        return None
-    if not re.fullmatch(r"\d+", text, re.ASCII):
+    if text and not re.fullmatch(r"\d+", text, re.ASCII):
         raise VplError(f"{variable}={text}: expected a whole number", f"unset {variable}")
-    return int(text)
+    return int(text) if text else None

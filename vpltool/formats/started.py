@@ -22,8 +22,6 @@ FILE = "recipe.json"
 PICTURES = "pictures/"
 """Folder of the workspace that the pictures of a run are in."""
 
-_FIELDS = {"recipe": TEXT, "done": FLAG}
-
 
 @dataclass(frozen=True)
 class LineWord:
@@ -52,13 +50,10 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class StartedRecipe:
-    """A recipe that was started.
+    """A recipe that was started: its name or that of its file, and the words of its line.
 
-    Args:
-        name: of the recipe, or of its file.
-        words: the line, after `vpltool -C WORK`.
-        done: whether it has come to its end.
-        runs: those that have come to their ends, the last one last.
+    They follow `vpltool -C WORK`. It is done if it has come to its end, as all of its `runs` have,
+    the last one last.
     """
 
     name: str
@@ -93,7 +88,7 @@ def read_started(work: Path) -> StartedRecipe | None:
     hint = f"delete {path}: it only says which recipe was started"
     content = read_json(path, hint)
     try:
-        check_fields(content, _FIELDS)
+        check_fields(content, {"recipe": TEXT, "done": FLAG})
         words = []
         for word in content.get("words", []):
             if isinstance(word, dict):
@@ -102,8 +97,7 @@ def read_started(work: Path) -> StartedRecipe | None:
             else:
                 check_fields({"word": word}, {"word": TEXT})
                 words.append(word)
-        if odd := next((word for word in words if not word.isprintable()), ""):
-            raise ValueError(f"the word {odd!r} cannot be typed")
+        _check_typed(words)
         runs = tuple(_run(run) for run in content.get("runs", []))
     except (ValueError, TypeError, RuntimeError) as error:
         raise VplError(f"{path} is not valid: {error}", hint) from error
@@ -111,20 +105,19 @@ def read_started(work: Path) -> StartedRecipe | None:
 
 
 def _run(content: Any) -> FinishedRun:
-    """Check what a run is described by.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """A run that has come to its end; a ValueError where it is described by something else."""
     check_fields(content, {"recipe": TEXT, "values": TEXT_OF, "scores": OBJECT, "pictures": TEXTS})
     scores = content["scores"]
     if not all(isinstance(score, float) for score in scores.values()):
         raise ValueError("`scores` is not an object of numbers")
-    texts = (content["recipe"], *content["values"], *content["values"].values(), *scores,
-             *content["pictures"])
-    if odd := next((text for text in texts if not text.isprintable()), ""):
-        raise ValueError(f"the word {odd!r} cannot be typed")
+    _check_typed([content["recipe"], *content["values"], *content["values"].values(), *scores,
+                  *content["pictures"]])
     if away := next((name for name in content["pictures"]
                      if leads_out(name) or not name.startswith(PICTURES)), ""):
         raise ValueError(f"{away!r} is not below {PICTURES}")
     return FinishedRun(content["recipe"], content["values"], scores, tuple(content["pictures"]))
+
+
+def _check_typed(words: Iterable[str]) -> None:
+    if odd := next((word for word in words if not word.isprintable()), ""):
+        raise ValueError(f"the word {odd!r} cannot be typed")

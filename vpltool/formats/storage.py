@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from vpltool.errors import VplError, then
+from vpltool.errors import VplError, first_line, then
 from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, kind_named
+from vpltool.formats.rasters import SUFFIXES, scene_header
 from vpltool.formats.values import check_values
 from vpltool.json_text import JsonObject, parse_json
-from vpltool.lazy import Tensor, safetensors, torch
+from vpltool.lazy import Image, Tensor, safetensors, torch
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_LARGEST_HEADER = 1 << 26
+_RECOMPUTE = "delete it and run the command that recomputes it"
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -68,26 +72,18 @@ def write_tensors(path: Path, header: Header, tensors: Mapping[str, torch.Tensor
 def read_tensors(
     path: Path, kind: str, names: tuple[str, ...] = (), made_by: str = ""
 ) -> tuple[Header, dict[str, torch.Tensor]]:
-    """Read a .safetensors file of a kind.
-
-    Args:
-        path: the file.
-        kind: what it must be.
-        names: the tensors wanted; all if empty.
-        made_by: hint if the file or a tensor is missing; default: the kind's command.
+    """Read a .safetensors file of a kind: its header, and the tensors named, or all.
 
     Raises:
-        VplError: the file is missing, truncated or of another kind, or lacks a tensor.
+        VplError: the file is missing, truncated or of another kind, or lacks a tensor; the hint is
+            `made_by`, or the command of the kind.
     """
     hint = made_by or kind_named(kind).made_by
     header = expect_header(path, kind, hint)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            present = set(file.keys())
-            missing = [name for name in names if name not in present]
-            if missing:
-                raise VplError(f"{path} holds no `{missing[0]}`", hint)
-            tensors = {name: file.get_tensor(name) for name in sorted(names or present)}
+            tensors = {name: file.get_tensor(name)
+                       for name in _wanted(names, file.keys(), str(path), hint)}
     except FileNotFoundError as error:
         # It was there a moment ago; safetensors' own error has no errno.
         raise VplError(f"no {kind} at {path}", hint) from error
@@ -136,16 +132,13 @@ def describe(path: Path) -> Description:
     """
     if path.suffix == ".png":
         return Description(_png_header(path), {})
-    if path.suffix in (".tif", ".tiff"):
-        from vpltool.formats.geotiff import scene_header
-
+    if path.suffix in SUFFIXES:
         return Description(scene_header(path), {})
     with path.open("rb") as file:
         return _describe_tensors(file, path.stat().st_size, path)
 
 
 def _describe_tensors(file: IO[bytes], size: int, where: Path | str) -> Description:
-    """Read the header of a .safetensors; `where` is for messages."""
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= length <= size - 8:
@@ -153,20 +146,17 @@ def _describe_tensors(file: IO[bytes], size: int, where: Path | str) -> Descript
             raise VplError(f"{where} is not a .safetensors file",
                            "name a file that vpltool has written")
         raise VplError(f"{where} is damaged: its {size} bytes are not a .safetensors file",
-                       "delete it and run the command that recomputes it")
+                       _RECOMPUTE)
     try:
         entries = parse_json(file.read(length))
         shapes = _tensor_shapes(entries)
         text = str(entries.get("__metadata__", {}).get(METADATA_KEY, ""))
         ends = [int(entry["data_offsets"][1]) for name, entry in entries.items()
                 if name != "__metadata__"]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError
-            ) as error:
-        raise VplError(f"{where} is not a .safetensors file ({error})",
-                       "delete it and run the command that recomputes it") from error
-    if 8 + length + max(ends, default=0) != size:
-        raise VplError(f"{where} is truncated: {size} bytes, {8 + length + max(ends, default=0)} "
-                       "expected", "delete it and run the command that recomputes it")
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise VplError(f"{where} is not a .safetensors file ({error})", _RECOMPUTE) from error
+    if (expected := 8 + length + max(ends, default=0)) != size:
+        raise VplError(f"{where} is truncated: {size} bytes, {expected} expected", _RECOMPUTE)
     return Description(Header.from_json(text, where) if text else None, shapes)
 
 
@@ -191,12 +181,16 @@ def tensors_of(content: bytes, kind: str, names: tuple[str, ...], where: str, hi
         tensors = safetensors.torch.load(content)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise VplError(f"{where} is damaged ({error})", hint) from error
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise VplError(f"{where} holds no `{missing[0]}`", hint)
-    found = {name: tensors[name] for name in sorted(names or tensors)}
+    found = {name: tensors[name] for name in _wanted(names, tensors, where, hint)}
     check_values(kind, found, where, hint)
     return header, found
+
+
+def _wanted(names: Collection[str], there: Iterable[str], where: str, hint: str) -> list[str]:
+    """The names of tensors that are wanted, sorted; all that are there if none is named."""
+    if missing := [name for name in names if name not in there]:
+        raise VplError(f"{where} holds no `{missing[0]}`", hint)
+    return sorted(names or there)
 
 
 def _tensor_shapes(entries: JsonObject) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -212,8 +206,7 @@ def _png_header(path: Path) -> Header | None:
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(8) != _PNG_SIGNATURE:
-            raise VplError(f"{path} is not a PNG file",
-                           "delete it and run the command that recomputes it")
+            raise VplError(f"{path} is not a PNG file", _RECOMPUTE)
         while len(start := file.read(8)) == 8:
             length, chunk = struct.unpack(">I4s", start)
             if chunk in (b"IDAT", b"IEND"):
@@ -226,16 +219,52 @@ def _png_header(path: Path) -> Header | None:
     return None
 
 
+def check_file(path: Path) -> Header | None:
+    """Check that a .safetensors or a PNG is whole, and return its header; None without one.
+
+    Of a .safetensors size, shapes and numbers are checked, of a PNG the checksum of each chunk.
+
+    Raises:
+        VplError: it is damaged, or its tensors are not those of its kind.
+        FileNotFoundError: it is not there.
+    """
+    described = describe(path)
+    kind = described.header.kind if described.header else ""
+    try:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                image.verify()
+        elif kind in KINDS:
+            check_shapes(KINDS[kind], described.shapes, str(path))
+            with safetensors.safe_open(path, framework="pt") as file:
+                # One after the other: a network is as large as the memory allows.
+                for name in file.keys():  # noqa: SIM118
+                    check_values(kind, {name: file.get_tensor(name)}, str(path))
+    except (FileNotFoundError, VplError):
+        raise
+    except Exception as error:
+        # Pillow raises whatever its decoders raise: SyntaxError, struct.error, OSError.
+        raise VplError(f"{path} is damaged: {first_line(error)}") from error
+    return described.header
+
+
+def salvaged_header(path: Path) -> Header | None:
+    """Return the header of a .safetensors whose data may be damaged; None if it has none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, VplError,
+                             struct.error), path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0]
+        if length < _LARGEST_HEADER:
+            entries: JsonObject = parse_json(file.read(length))
+            return Header.from_json(entries["__metadata__"][METADATA_KEY], path)
+    return None
+
+
 def write_bundle(path: Path, header: Header, decoder: Mapping[str, Tensor],
                  tower: Mapping[str, Tensor]) -> None:
-    """Write a bundle.
+    """Write a bundle: state dicts of a network and, unless the header names the CLIP, of a tower.
 
-    Args:
-        path: the file.
-        header: its `facts` say how decoder and tower are rebuilt.
-        decoder: state dict of the network, stored as it is.
-        tower: state dict of the tower; empty: the header names the CLIP. What half precision holds
-            without loss is stored in it: CLIP's weights were published so.
+    The `facts` of the header say how both are rebuilt. What half precision holds of the tower
+    without loss is stored in it: CLIP's weights were published so.
 
     Raises:
         VplError: the file cannot be written.

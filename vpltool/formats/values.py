@@ -9,8 +9,7 @@ from vpltool.errors import VplError
 from vpltool.formats.kinds import FEATURE_TENSORS, IGNORE, KINDS, MOST_CLASSES
 from vpltool.lazy import np, npt, torch
 
-_NEVER_ZERO = {"features": FEATURE_TENSORS,
-               "prototypes": ("prototypes",)}
+_NEVER_ZERO = {"features": FEATURE_TENSORS, "prototypes": ("prototypes",)}
 """Tensors of a kind that hold something else than zeros, unless a disk has lost them."""
 
 _CLASSES = ("classes", "class_index")
@@ -21,13 +20,7 @@ _PATCHES = {"tokens": (0, 16), "patches": (0, 0), "attention": (0, 0), "attentio
 
 
 class BadValues(VplError):
-    """Numbers that a file of its kind cannot hold.
-
-    Args:
-        where: the file, for the message; empty: none yet.
-        reason: what is wrong with them.
-        hint: see `VplError`.
-    """
+    """Numbers that a file of its kind cannot hold: where they are, and what is wrong with them."""
 
     # With the message alone, as from another process, it is an error, too.
     def __init__(self, where: str, reason: str = "", hint: str = "") -> None:
@@ -37,14 +30,9 @@ class BadValues(VplError):
 
 def check_values(kind: str, tensors: Mapping[str, torch.Tensor], where: str, hint: str = "",
                  labels: int = MOST_CLASSES + 1) -> None:
-    """Check tensors that are written or were read.
+    """Check tensors, some or all of a file of a kind, that are written or were read.
 
-    Args:
-        kind: of their file.
-        tensors: by name; some of a file suffice.
-        where: the file, for the message.
-        hint: what to do.
-        labels: number of labels, with the background; classes are below it.
+    Classes are below `labels`, the number of labels with the background. `where` is the file.
 
     Raises:
         BadValues: they are not finite, or no such classes, or all zero where that cannot be.
@@ -70,12 +58,8 @@ def check_values(kind: str, tensors: Mapping[str, torch.Tensor], where: str, hin
 def form_of(shapes: Mapping[str, Sequence[int]], patches: int) -> dict[str, tuple[int, ...]]:
     """Return what the features of all photos of a folder have in common, by tensor.
 
-    Args:
-        shapes: those of a photo's tensors.
-        patches: number of the photo's patches; 0: not known, and tokens are left out.
-
-    Returns:
-        the lengths of all axes but that of patches; of tokens, how many are not patches.
+    These are the lengths of all axes but that of patches; of tokens, how many are not patches.
+    Where the number of the photo's patches is not known, 0, tokens are left out.
     """
     specs = KINDS["features"].tensors
     return {name: tuple(length - patches if axis == "tokens" else length
@@ -96,13 +80,10 @@ def check_form(tensors: Mapping[str, torch.Tensor], usual: Mapping[str, tuple[in
     found = form_of({name: tensor.shape for name, tensor in tensors.items()}, patches)
     for name, form in found.items():
         if usual.get(name, form) != form:
-            raise BadValues(where, f"`{name}` has the size {_sizes(tensors[name].shape)}, "
+            sizes = "×".join(map(str, tensors[name].shape))
+            raise BadValues(where, f"`{name}` has the size {sizes}, "
                             f"{f'with {patches} patches, ' if patches else ''}which does not fit "
                             "the other photos", hint)
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))
 
 
 def _fault(kind: str, name: str, tensor: torch.Tensor, labels: int) -> str:
@@ -122,11 +103,7 @@ def _fault(kind: str, name: str, tensor: torch.Tensor, labels: int) -> str:
 
 
 def check_labels(labels: npt.NDArray[np.uint8], count: int) -> None:
-    """Check that labels are of known classes, or 255.
-
-    Args:
-        labels: of pixels.
-        count: number of labels, with the background; 0: any.
+    """Check that labels are below `count`, the background included, or 255; 0: any will do.
 
     Raises:
         BadValues: one is not.

@@ -1,11 +1,12 @@
-"""The workspace: its photos, classes and encoder, and where to find everything else by default."""
+"""The workspace: its photos, classes and encoder; reading it, and writing it with what changed."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,11 @@ from pathlib import Path
 from vpltool.errors import VplError, near_name
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import changes, manifest, storage, whereabouts
+from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import NUMBER, NUMBER_OF, TEXT, TEXT_OR_NONE, TEXTS, check_fields
 from vpltool.formats.header import Header, identity_of_many
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
-from vpltool.json_text import parse_json
+from vpltool.json_text import JsonObject, parse_json
 from vpltool.names import leads_out
 
 _FOLDERS = re.compile(r"[^,:]*/(?=[^/])")
@@ -35,12 +37,11 @@ class Photo:
     Args:
         id: unique; the file name without suffix, with its folders if there are any.
         image: path below the data set's root.
-        tags: names of the classes that the photo shows, without the background; `labels` in the
-            line.
-        splits: names of the splits that it belongs to.
+        tags: classes that the photo shows, without the background; `labels` in the line.
+        splits: names of its splits.
         mask: path of its true mask below the root, or None. Only `eval`, `show` and `report`
             open it.
-        captions: what the photo shows, in words, each on one line; empty if unknown.
+        captions: each on one line; empty if unknown.
         more: fields of the line that vpltool does not know; they are kept.
     """
 
@@ -69,10 +70,9 @@ class Photo:
         """
         entry = parse_json(line)
         check_fields(entry, _PHOTO, {"mask": TEXT_OR_NONE, "captions": TEXTS})
-        if leads_out(entry["id"]):
-            raise ValueError(f"the id {entry['id']!r} leads out of a folder")
-        if odd := next(filter(leads_out, entry["splits"]), None):
-            raise ValueError(f"the split {odd!r} leads out of a folder")
+        for what, names in (("id", [entry["id"]]), ("split", entry["splits"])):
+            if odd := [*filter(leads_out, names)]:
+                raise ValueError(f"the {what} {odd[0]!r} leads out of a folder")
         return cls(entry.pop("id"), entry.pop("image"), tuple(entry.pop("labels")),
                    tuple(entry.pop("splits")), entry.pop("mask", None),
                    tuple(entry.pop("captions", ())), entry)
@@ -91,8 +91,7 @@ class Workspace:
         model: open_clip's name of the CLIP; empty if the workspace has no words.
         pretrained: its weights: a tag, or a path relative to the workspace.
         ignore: label that is not scored.
-        mask_values: pixel value in the true masks to label, see `vpltool.datasets.classes`; empty
-            if the values are the labels.
+        mask_values: pixel value in the true masks to label; empty if the values are the labels.
         normalise: how photos are normalised: `model`, as in its training, or `imagenet`.
         encoder: what encodes the photos in place of the CLIP, as the setting `encoder` names it,
             with its path relative to the workspace; empty: the CLIP does.
@@ -142,11 +141,11 @@ class Workspace:
 
     def tags_identity(self, split: str) -> str:
         """Return a hash of the tags of a split's photos."""
-        return tags_identity_of(self.photos(split))
+        return _tags_identity(self.photos(split))
 
     def captions_identity(self, split: str) -> str:
         """Return a hash of the captions of a split's photos."""
-        return captions_identity_of(self.photos(split))
+        return _captions_identity(self.photos(split))
 
     def check_classes(self, header: Header, where: Path) -> None:
         """Check that an artifact was made with this workspace's class names.
@@ -187,15 +186,11 @@ class Workspace:
     def has_true_masks_in(self, folder: Path, photos: Iterable[Photo] | None = None) -> bool:
         """Tell from their paths whether true masks are in a folder; none is opened.
 
-        Args:
-            folder: masks that something is to learn from.
-            photos: whose true masks are meant; default: those of `images.jsonl`.
+        They are those of `photos`, by default all of `images.jsonl`.
         """
-        wanted = folder.resolve()
         held = {(self.path / self.root / photo.mask).parent
                 for photo in (self._listed if photos is None else photos) if photo.mask}
-        return any(wanted in (parent, *parent.parents)
-                   for parent in (path.resolve() for path in held))
+        return any(path.resolve().is_relative_to(folder.resolve()) for path in held)
 
     @cached_property
     def _listed(self) -> list[Photo]:
@@ -262,13 +257,11 @@ def open_workspace(path: Path) -> Workspace:
                        ) from error
 
 
-def tags_identity_of(photos: Iterable[Photo]) -> str:
-    """Return a hash of photos' tags."""
+def _tags_identity(photos: Iterable[Photo]) -> str:
     return identity_of_many({photo.id: " ".join(sorted(photo.tags)) for photo in photos})
 
 
-def captions_identity_of(photos: Iterable[Photo]) -> str:
-    """Return a hash of photos' captions."""
+def _captions_identity(photos: Iterable[Photo]) -> str:
     return identity_of_many({photo.id: "\n".join(photo.captions) for photo in photos})
 
 
@@ -297,11 +290,110 @@ def read_images(path: Path) -> list[Photo]:
 
 def without_folders(encoder: str) -> str:
     """Return the setting `encoder` without the folders of its path; names on the hub are kept."""
-    if encoder.startswith(("hf:", "hf-hub:")):
-        return encoder
-    return _FOLDERS.sub("", encoder)
+    return encoder if encoder.startswith(("hf:", "hf-hub:")) else _FOLDERS.sub("", encoder)
 
 
 def relative_to(path: Path, workspace: Path) -> str:
     """Return a path relative to the workspace, so that both can be moved together."""
     return os.path.relpath(path.resolve(), workspace.resolve())
+
+
+def write_workspace(
+    workspace: Workspace, photos: Sequence[Photo], call: Mapping[str, object] | None = None
+) -> changes.Words:
+    """Write `images.jsonl`, `changes.jsonl` and, last, `workspace.json`, if anything has changed.
+
+    Args:
+        workspace: the content of `workspace.json`.
+        photos: the lines of `images.jsonl`.
+        call: settings that it is written with, so that a later call can leave them out.
+
+    Returns:
+        what changed, by topic; empty for a new workspace.
+
+    Raises:
+        VplError: the folder cannot be written.
+    """
+    path, photos = workspace.path, list(photos)
+    old: Workspace | None = None
+    old_photos: list[Photo] = []
+    # A damaged workspace is replaced as a new one.
+    with contextlib.suppress(VplError):
+        old, old_photos = open_workspace(path), read_images(path / "images.jsonl")
+    words = describe_change(old, old_photos, workspace, photos) if old else {}
+    same_call = call is None or (old is not None and changes.last_call(path) == call)
+    if old == workspace and old_photos == photos and same_call:
+        return words
+    if old is None or old_photos != photos:
+        with atomic_path(path / "images.jsonl") as temporary, temporary.open(
+                "w", encoding="utf-8") as file:
+            file.writelines(f"{photo.to_json()}\n" for photo in photos)
+    changes.add_change(path, _identities(old, old_photos) if old else {},
+                       _identities(workspace, photos), words, call or {})
+    if old != workspace:
+        unset = {"mask_values": {}, "normalise": "model", "encoder": ""}
+        storage.write_json(path / "workspace.json", {
+            name: value for name, value in asdict(workspace).items()
+            if name != "path" and value != unset.get(name)})
+    return words
+
+
+def _identities(workspace: Workspace, photos: Sequence[Photo]) -> JsonObject:
+    """Return the identities of the classes, and of the tags and captions of each split."""
+    by_split = {split: [photo for photo in photos if split in photo.splits]
+                for split in sorted({split for photo in photos for split in photo.splits})}
+    captions = {split: _captions_identity(those) for split, those in by_split.items()
+                if any(photo.captions for photo in those)}
+    return {"classes": workspace.classes_identity,
+            "tags": {split: _tags_identity(those) for split, those in by_split.items()},
+            **({"captions": captions} if captions else {})}
+
+
+def describe_change(
+    old: Workspace, old_photos: Sequence[Photo], new: Workspace, new_photos: Sequence[Photo]
+) -> changes.Words:
+    """Describe how two states of a workspace differ; topics without a change are left out."""
+    words = {
+        "classes": _class_words(old.classes, new.classes),
+        "photos": _photo_words(old_photos, new_photos),
+        "words": (["the background words changed"] if old.background != new.background else []),
+        "masks": _mask_words(old, old_photos, new, new_photos),
+    }
+    return {topic: phrases for topic, phrases in words.items() if phrases}
+
+
+def _class_words(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    phrases = [f"class `{name}` is new" for name in new if name not in old]
+    phrases += [f"class `{name}` is gone" for name in old if name not in new]
+    if [name for name in old if name in new] != [name for name in new if name in old]:
+        phrases.append("the classes are in another order")
+    return phrases
+
+
+def _photo_words(old: Sequence[Photo], new: Sequence[Photo]) -> list[str]:
+    before, after = ({photo.id: photo for photo in photos} for photos in (old, new))
+    both = [(before[key], after[key]) for key in after if key in before]
+    return _counted((
+        (len(after.keys() - before.keys()), "{} added"),
+        (len(before.keys() - after.keys()), "{} gone"),
+        (sum({*one.tags} != {*other.tags} for one, other in both), "tags of {} changed"),
+        (sum({*one.splits} != {*other.splits} for one, other in both), "splits of {} changed"),
+        (sum(one.image != other.image for one, other in both), "files of {} changed"),
+        (sum(one.captions != other.captions for one, other in both), "captions of {} changed")))
+
+
+def _counted(found: Iterable[tuple[int, str]], before: str = "") -> list[str]:
+    return [before + text.format(changes.count_photos(count)) for count, text in found if count]
+
+
+def _mask_words(old: Workspace, old_photos: Sequence[Photo], new: Workspace,
+                new_photos: Sequence[Photo]) -> list[str]:
+    before = {photo.id: photo.mask for photo in old_photos}
+    pairs = [(before.get(photo.id), photo.mask) for photo in new_photos]
+    found = ((sum(new is not None and was is None for was, new in pairs), "{} are new"),
+             (sum(None not in (was, new) and was != new for was, new in pairs), "{} changed"),
+             (sum(new is None and was is not None for was, new in pairs), "{} are gone"))
+    phrases = _counted(found, "true masks of ")
+    if old.mask_values != new.mask_values:
+        phrases.append("the values of true masks changed")
+    return phrases

@@ -18,7 +18,7 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import last_call
 from vpltool.formats.input_folders import names_in, open_probabilities
 from vpltool.formats.kinds import called, folder_of, place
-from vpltool.formats.workspace_writing import write_workspace
+from vpltool.formats.workspace import write_workspace
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
 from vpltool.shell import to_shell

@@ -14,9 +14,8 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labels
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.geopackage import Polygon, write_geopackage
-from vpltool.formats.geotiff import check_rasterio
-from vpltool.formats.workspace import read_images
-from vpltool.formats.workspace_writing import write_workspace
+from vpltool.formats.rasters import check_rasterio
+from vpltool.formats.workspace import read_images, write_workspace
 from vpltool.lazy import Image, np, npt, rasterio
 from vpltool.parallel import processes
 from vpltool.pictures.overlays import Rgb

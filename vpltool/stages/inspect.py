@@ -11,7 +11,7 @@ from typing import Any
 
 from vpltool.errors import VplError, near_name
 from vpltool.formats import KINDS, Header, JsonObject, changes, describe, open_workspace, read_json
-from vpltool.formats.manifest import manifest_of, photo_ids
+from vpltool.formats.manifest import Manifest, manifest_of
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
@@ -96,10 +96,10 @@ def _describe_json(path: Path) -> JsonObject:
 
 def _describe_folder(path: Path) -> JsonObject:
     if (path / "artifact.json").exists():
-        content = manifest_of(path)
-        result = _of_header(content["header"]) | _state_of(path, content)
-        if content["failed"]:
-            result["failed"] = content["failed"]
+        found = manifest_of(path)
+        result = _of_header(asdict(found.header)) | _state_of(found)
+        if found.failed:
+            result["failed"] = found.failed
         return result
     if (path / "workspace.json").exists():
         return _describe_workspace(path)
@@ -131,10 +131,9 @@ def _holdings(folder: Path) -> dict[str, JsonObject]:
     found: dict[str, JsonObject] = {}
     for depth in range(1, _DEEPEST):
         for manifest in folder.glob("/".join(["*"] * depth + ["artifact.json"])):
-            content = manifest_of(manifest.parent)
+            inside = manifest_of(manifest.parent)
             found[manifest.parent.relative_to(folder).as_posix()] = {
-                "kind": content["header"]["kind"],
-                "made by": content["header"]["command"]} | _state_of(manifest.parent, content)
+                "kind": inside.header.kind, "made by": inside.header.command} | _state_of(inside)
     for file in folder.iterdir():
         header = _header_in(file)
         if header is not None:
@@ -155,8 +154,8 @@ def _header_in(file: Path) -> JsonObject | None:
     return None
 
 
-def _state_of(path: Path, content: Mapping[str, Any]) -> JsonObject:
-    return {"photos": len(photo_ids(path)), "complete": content["complete"]}
+def _state_of(folder: Manifest) -> JsonObject:
+    return {"photos": len(folder.photo_ids()), "complete": folder.complete}
 
 
 def _of_header(header: Mapping[str, Any]) -> JsonObject:

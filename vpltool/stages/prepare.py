@@ -18,8 +18,13 @@ from vpltool.errors import VplError
 from vpltool.formats import JsonObject, Photo, Workspace
 from vpltool.formats.changes import last_call
 from vpltool.formats.kinds import MOST_CLASSES, folder_of, numbered
-from vpltool.formats.workspace import open_workspace, read_images, relative_to
-from vpltool.formats.workspace_writing import describe_change, write_workspace
+from vpltool.formats.workspace import (
+    describe_change,
+    open_workspace,
+    read_images,
+    relative_to,
+    write_workspace,
+)
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of

@@ -15,7 +15,7 @@ from pathlib import Path
 from vpltool import console, settings
 from vpltool.errors import counted
 from vpltool.formats.geopackage import Polygon, polygon_area, write_geopackage
-from vpltool.formats.geotiff import check_rasterio, reading
+from vpltool.formats.rasters import check_rasterio, reading
 from vpltool.lazy import rasterio
 from vpltool.methods.inputs import PredictedScene
 from vpltool.settings import setting

@@ -27,7 +27,7 @@ from pathlib import Path
 from vpltool import console, options, settings
 from vpltool.core import tiles
 from vpltool.core.photos import photo_size, read_photo, rgb_of
-from vpltool.datasets import layouts, tag_raster, tile_tags
+from vpltool.datasets import layouts, tile_tags
 from vpltool.datasets.tags import some
 from vpltool.datasets.tile_tags import Box, Tagged
 from vpltool.datasets.words import VOC, VOCABULARIES
@@ -133,7 +133,7 @@ def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
     """Cut files into tiles and pages, which are the photos."""
     side, least = parse_tile(settings.tile, _AUTO) if settings.tile else (0, 0)
     cut = Cut(side, least, Scaling.parse(settings.bands, settings.percentiles))
-    raster = (tag_raster.TagRaster(places, named)
+    raster = (tile_tags.TagRaster(places, named)
               if places and places.suffix.lower() in SUFFIXES else None)
     regions = tile_tags.read_regions(places, settings.column) if places and not raster else []
     root = workspace_path / FOLDER
@@ -214,7 +214,7 @@ class Large:
 
 def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
                 regions: Sequence[tile_tags.Located], root: Path,
-                raster: tag_raster.TagRaster | None
+                raster: tile_tags.TagRaster | None
                 ) -> tuple[list[Photo], list[Part], list[str]]:
     """Say which photos are cut out of files, and which stay whole; the former; and remarks."""
     whole, parts, scenes = list[Photo](), list[Part](), list[Scene]()

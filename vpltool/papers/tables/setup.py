@@ -11,8 +11,7 @@ from vpltool import api, console
 from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError
 from vpltool.formats import Workspace, open_workspace, read_json, write_json
-from vpltool.formats.workspace import relative_to
-from vpltool.formats.workspace_writing import write_workspace
+from vpltool.formats.workspace import relative_to, write_workspace
 from vpltool.papers.tables.chains import Chains, Protocol
 from vpltool.papers.tables.rows import made_scored, unmasked
 from vpltool.papers.tables.stored_features import expected_bytes
