@@ -39,12 +39,7 @@ class Globals:
 
 
 def stage_command(found: FoundStage, method: Method | None = None) -> Any:
-    """Make the command of a stage; a group of commands where its methods are subcommands.
-
-    Args:
-        found: the stage.
-        method: of a stage whose methods are subcommands: makes the command of this one.
-    """
+    """Make the command of a stage; a group of commands where its methods are subcommands."""
     stage = found.stage
     if not stage.subcommands:
         return _StageCommand(found, found.name, help=help_of(found),
@@ -238,13 +233,6 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: V
 @dataclass(frozen=True)
 class Call:
     """A command line that was parsed: its stage, setting to value, and what was given explicitly.
-
-    Args:
-        found: the stage.
-        values: setting to value.
-        given: names of the settings that the line gives.
-        preset: record for the headers.
-        quiet: whether the line has `-q`.
     """
 
     found: FoundStage
@@ -259,7 +247,6 @@ def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
 
     Args:
         words: `--preset NAME` may come first, then the command and its options.
-        preset: protocol, if the words name none.
 
     Raises:
         VplError: they are not a command line.

@@ -71,12 +71,7 @@ def _suggestion(name: str, known: Iterable[str], path: str) -> str:
 
 
 class MadeOnce(Mapping[str, object]):
-    """Name to command. A call needs one of dozens, whose options take longest to make.
-
-    Args:
-        sources: name to what a command is made of; it is only looked at.
-        make: makes a command.
-    """
+    """Name to command. A call needs one of dozens, whose options take longest to make."""
 
     def __init__(self, sources: Mapping[str, _T], make: Callable[[_T], object]) -> None:
         self._sources = sources

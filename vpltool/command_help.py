@@ -35,8 +35,6 @@ def take_help_topic(ctx: Any, args: list[str], before: Iterable[str] = ()) -> tu
     """Reduce what asks for help to `--help`; and the topic that follows it.
 
     Args:
-        ctx: keeps the topic.
-        args: of the command.
         before: words that end the search: after them help is another command's.
     """
     own = args[:next((number for number, word in enumerate(args) if word in before
@@ -89,14 +87,7 @@ def _first_line(command: Any) -> str:
 
 def stage_subject(found: FoundStage, method: Method | None, line: str,
                   defaults: Mapping[str, object] | None = None) -> Subject:
-    """Return what a page of help is about: a stage, with a method of it if one is chosen.
-
-    Args:
-        found: the stage.
-        method: of the stage.
-        line: the command as it is typed.
-        defaults: setting to value that a preset gives.
-    """
+    """Return what a page of help is about: a stage, with a method of it if one is chosen."""
     stage = found.stage
     shared = [entry for entry in described(stage.settings)
               if not (stage.subcommands and entry.name == "method")]

@@ -25,7 +25,6 @@ class Preset:
     """A preset that was read and checked.
 
     Args:
-        name: the file's name without suffix.
         identity: hash of what it sets; comments, order and layout do not count.
         defaults: command to setting to value; a command with subcommands holds theirs.
     """

@@ -139,7 +139,6 @@ class Described:
         type: `str`, `int`, `float`, `bool` or `Path`; of a list, that of its items.
         many: whether it is a list.
         default: its default; `dataclasses.MISSING` if it must be given.
-        about: everything else.
     """
 
     name: str
@@ -257,7 +256,6 @@ def warn_without_effect(settings: Settings, without: Mapping[str, str] | None = 
     """Warn about settings that were given explicitly and have no effect, a line each.
 
     Args:
-        settings: of a stage, with its method's.
         without: further ones, which the stage knows about: name to reason.
     """
     known = values_of(settings)

@@ -29,9 +29,7 @@ def to_shell(text: str, stage: str = "", work: Path = Path(),
     `vpltool -C work extract --split train`. Backticks around anything else stay.
 
     Args:
-        text: a message or a hint, see `VplError`.
         stage: command whose settings are meant; the settings of all others are known too.
-        work: the workspace of the lines, as seen from here.
         names: setting to the value of a recipe that fills it: `` `labels='FILE'` `` becomes
             `tags=FILE`.
     """
@@ -116,9 +114,7 @@ def command_line(name: str, values: Mapping[str, object], program: Sequence[str]
     """Format a call of a stage as a line for a shell: `vpltool cam --method dense`.
 
     Args:
-        name: of the stage, `learn-prototypes`.
         values: setting to value; those that no setting takes are left out.
-        program: first words of the line, such as `vpltool -C work`.
     """
     found = find_stages()[name]
     stage, values = found.stage, dict(values)

@@ -48,10 +48,6 @@ def run(_path: Path, settings: MethodsSettings) -> list[Entry]:
 
     Next: vpltool cam --method NAME
 
-    Args:
-        _path: not read.
-        settings: which methods.
-
     Returns:
         each kind with its methods; with their settings, if a name or a page is asked for.
 
