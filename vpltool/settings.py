@@ -23,6 +23,9 @@ from vpltool.names import leads_out
 RUNNING = "Running"
 """Heading in `--help` of what changes how a command runs, not what comes out."""
 
+VALUE_NAMES = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
+"""What stands for a value in `--help`, unless a setting says so."""
+
 _KEY = "vpltool"
 
 Values: TypeAlias = dict[str, Any]

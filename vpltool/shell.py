@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vpltool.methods import find_methods
+from vpltool.methods import KINDS, find_methods
 from vpltool.settings import Described, described, renamed
 from vpltool.stages import FoundStage, find_stages
 
@@ -82,10 +81,10 @@ def all_settings(found: FoundStage) -> list[Described]:
 
 
 def settings_with(found: FoundStage, method: str) -> list[Described]:
-    """Settings of a stage, and of one of its methods, if it has any."""
-    entries = list(described(found.stage.settings))
-    if found.stage.methods and method:
-        methods = find_methods(found.stage.methods)
+    """Settings of a stage, and of one of its methods; of the default one where none is named."""
+    entries, kind = list(described(found.stage.settings)), found.stage.methods
+    if kind and (method := method or KINDS[kind].default):
+        methods = find_methods(kind)
         entries += described(methods[method].settings) if method in methods else ()
     return entries
 
@@ -119,7 +118,7 @@ def command_line(name: str, values: Mapping[str, object], program: Sequence[str]
     found = find_stages()[name]
     stage, values = found.stage, dict(values)
     words = [*program, name]
-    method = values.get("method") or _default_method(found)
+    method = values.get("method") or ""
     if stage.subcommands:
         words.append(str(values.pop("method", "")))
     entries = settings_with(found, str(method))
@@ -128,10 +127,3 @@ def command_line(name: str, values: Mapping[str, object], program: Sequence[str]
         if entry.name in values and values[entry.name] is not None:
             words += flag_words(entry, values[entry.name])
     return shlex.join(words)
-
-
-def _default_method(found: FoundStage) -> str:
-    for entry in described(found.stage.settings):
-        if entry.name == "method" and entry.default is not dataclasses.MISSING:
-            return str(entry.default)
-    return ""
