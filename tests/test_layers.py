@@ -59,7 +59,7 @@ FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 ENGINE = FILES | WORK | {"methods", "engine"}
 STAGES = ENGINE | {"stages", "presets"}
-RUNS = STAGES | {"setting_text", "run", "shell", "preset", "provenance", "state", "failures",
+RUNS = STAGES | {"command_help", "run", "shell", "preset", "provenance", "state", "failures",
                  "recipes", "command", "segmenter"}
 
 MAY_IMPORT = {
@@ -84,16 +84,13 @@ MAY_IMPORT = {
     "stages": STAGES,
     "run": STAGES,
     "shell": STAGES,
-    "preset": STAGES,
+    "preset": STAGES | {"shell"},
     "segmenter": STAGES,
     "provenance": STAGES | {"shell"},
     "state": STAGES | {"run", "shell", "provenance"},
     "completion": {"json_text"},
-    "parameters": {"settings", "completion"},
-    "setting_text": {"settings"},
-    "command_help": STAGES | {"setting_text"},
-    "command_group": {"errors", "command_help"},
-    "command": STAGES | {"run", "shell", "preset", "parameters", "command_group", "command_help"},
+    "command_help": STAGES,
+    "command": STAGES | {"run", "shell", "preset", "completion", "command_help"},
     "failures": STAGES | {"state"},
     "next_step": STAGES | {"shell", "state", "failures"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
@@ -101,7 +98,7 @@ MAY_IMPORT = {
     "review": RUNS | {"review", "__version__"},
     "commands": RUNS | {"commands", "review"},
     "api": RUNS,
-    "cli": RUNS | {"next_step", "completion", "command_group", "command_help"},
+    "cli": RUNS | {"next_step", "completion"},
     "reference": RUNS | {"commands", "review"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""
@@ -126,7 +123,7 @@ def test_imports_go_down_only(layer: str) -> None:
             parts = name.split(".")
             if parts[0] == "vpltool" and len(parts) > 1:
                 assert parts[1] in MAY_IMPORT[layer] | {"lazy"}, f"{path.name} imports {name}"
-            if layer not in ("parameters", "command", "command_group", "cli"):
+            if layer not in ("command", "cli"):
                 assert parts[0] not in ("typer", "click"), f"{path.name} imports {name}"
 
 
@@ -235,7 +232,7 @@ def test_shared_settings_have_one_meaning() -> None:
 def test_nothing_but_the_command_line_knows_typer() -> None:
     users = {path.name for path in PACKAGE.rglob("*.py")
              if any(name.split(".")[0] == "typer" for name in imports_of(path))}
-    assert users == {"cli.py", "command.py", "command_group.py", "parameters.py"}
+    assert users == {"cli.py", "command.py"}
 
 
 def test_the_library_spells_no_flags() -> None:

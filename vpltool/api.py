@@ -122,14 +122,11 @@ def _preset_values(choice: str, found: FoundStage, values: Mapping[str, object]
     """Return the settings that a preset gives a call, and its record for headers."""
     preset = read_preset(choice)
     sets = preset.values(found, str(values.get("method", "")))
-    kind = found.stage.methods
-    method = values.get("method") or sets.get("method") or (KINDS[kind].default if kind else "")
-    known = {entry.name: entry for entry in settings_with(found, str(method))}
     # Settings of another method than the one that is asked for are left out.
+    method = str(values.get("method") or sets.get("method") or "")
+    known = {entry.name for entry in settings_with(found, method)}
     sets = {name: value for name, value in sets.items() if name in known}
-    other = {known[name].flag[2:]: values[name] for name, value in sets.items()
-             if values.get(name, value) != value}
-    return sets, preset.record(sets, other)
+    return sets, preset.record(found, sets | dict(values))
 
 
 def _named(found: FoundStage, positional: Sequence[object]) -> Values:

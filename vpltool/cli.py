@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vpltool import __version__, console
-from vpltool.command import Globals, stage_command
-from vpltool.command_group import CommandGroup, MadeOnce
+from vpltool.command import CommandGroup, Globals, MadeOnce, stage_command, usage_text
 from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
 from vpltool.errors import ReaderGone, VplError, explain
@@ -127,7 +126,8 @@ def main() -> None:
     """
     try:
         with interrupt_at_sigterm(), remember_interrupts():
-            build_app()(prog_name="vpltool")
+            code = build_app()(prog_name="vpltool", standalone_mode=False)
+            sys.exit(code)
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as stop:
@@ -142,6 +142,10 @@ def main() -> None:
         # A library that Ctrl-C has left half imported may fail in any way.
         if was_interrupted():
             _interrupted()
+        if said := usage_text(error):
+            path = getattr(getattr(error, "ctx", None), "command_path", "vpltool")
+            console.error(said[0].lower() + said[1:], f"{path} --help")
+            sys.exit(2)
         shown = (explain(error) if isinstance(error, (VplError, OSError, RuntimeError, MemoryError))
                  else None)
         if shown is None or os.environ.get("VPLTOOL_DEBUG"):

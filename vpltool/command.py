@@ -1,32 +1,43 @@
-"""A command of the command line, made from a stage: its options are the stage's settings."""
+"""Commands of the command line, made from stages: their options are the stage's settings."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import inspect
 import json
+import re
+import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from vpltool import console
-from vpltool.command_group import CommandGroup, MadeOnce
-from vpltool.command_help import help_of, stage_help, take_help_topic, unwrap
+from vpltool.command_help import (
+    command_settings,
+    group_help,
+    help_of,
+    stage_help,
+    take_help_topic,
+    unwrap,
+)
+from vpltool.completion import completes, names_for
 from vpltool.errors import PhotosFailed, ReaderGone, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods
 from vpltool.parallel.signals import check_interrupts
-from vpltool.parameters import name_numbers, setting_parameter, switch_parameter
 from vpltool.preset import Preset, read_preset
 from vpltool.run import prints_results, run_stage, stage_settings
-from vpltool.settings import Values, described
+from vpltool.settings import RUNNING, VALUE_NAMES, Described, Values, described
 from vpltool.shell import command_line, to_shell
 from vpltool.stages import FoundStage, find_stages
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -38,12 +49,104 @@ class Globals:
     preset: Preset | None = None
 
 
-def stage_command(found: FoundStage, method: Method | None = None) -> Any:
-    """Make the command of a stage; a group of commands where its methods are subcommands.
+class MadeOnce(Mapping[str, object]):
+    """Name to command. A call needs one of dozens, whose options take longest to make."""
 
-    Args:
-        found: the stage.
-        method: of a stage whose methods are subcommands: makes the command of this one.
+    def __init__(self, sources: Mapping[str, _T], make: Callable[[_T], object]) -> None:
+        self._sources = sources
+        self._made = functools.cache(lambda name: make(sources[name]))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources
+
+    def __getitem__(self, name: str) -> object:
+        return self._made(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+
+class CommandGroup(TyperGroup):
+    """A group of commands that says which one may be meant."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take `--help COMMAND` for `COMMAND --help`, and keep the topic that help is asked for.
+
+        Without a command, print the list of them: on stderr, as a usage error.
+        """
+        if not args and self.no_args_is_help and not ctx.resilient_parsing:
+            # Typer's own way prints nothing since our help is no page of rich.
+            print(self.get_help(ctx), file=sys.stderr)
+            ctx.exit(2)
+        self._check_name(ctx, self._first_word(args))
+        args, topic = take_help_topic(ctx, args, before=self.commands)
+        if topic in self.commands:
+            args = [topic, "--help"]
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if flag := _unknown_option(error):
+                ctx.fail(_no_option(flag, self))
+            raise
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the page of the group; with `--help-all`, everything as typer has it."""
+        return group_help(ctx, self) or super().get_help(ctx)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command that is named first; a usage error names the nearest."""
+        self._check_name(ctx, args[0] if args else "")
+        return super().resolve_command(ctx, args)
+
+    def _first_word(self, args: Sequence[str]) -> str:
+        """The word that names a command; empty if help, or an unknown option, comes before it."""
+        flags = {option: getattr(param, "is_flag", False)
+                 for param in self.params for option in param.opts}
+        words = iter(args)
+        for word in words:
+            if not word.startswith("-"):
+                return word
+            if word.partition("=")[0] not in flags or word in ("--help", "-h"):
+                return ""
+            if word in flags and not flags[word]:
+                next(words, "")
+        return ""
+
+    def _check_name(self, ctx: typer.Context, name: str) -> None:
+        if name and not name.startswith("-") and name not in self.commands:
+            hint = _suggestion(name, list(self.commands))
+            ctx.fail(f"no command `{name}`: "
+                     + (hint or f"`{ctx.command_path} --help` lists the commands"))
+
+
+def _suggestion(name: str, names: Sequence[str]) -> str:
+    """Which of the names may be meant, as a question; empty if none is near."""
+    matches = [entry for entry in names if entry.startswith(name) or f"-{name}" in entry]
+    if matches:
+        return f"did you mean {' or '.join(f'`{entry}`' for entry in matches)}?"
+    hint = near_name(name, names)
+    return hint if hint.startswith("did you mean") else ""
+
+
+def _unknown_option(error: Exception) -> str:
+    """The option that typer does not know; empty for other errors, none of which is public."""
+    return str(getattr(error, "option_name", "")) if hasattr(error, "possibilities") else ""
+
+
+def _no_option(flag: str, command: TyperCommand | TyperGroup, cutoff: float = 0.6) -> str:
+    known = {"help", "help-all", *(option[2:] for param in command.params for option in (
+        *param.opts, *param.secondary_opts) if option.startswith("--"))}
+    near = difflib.get_close_matches(flag.lstrip("-"), sorted(known), n=1, cutoff=cutoff)
+    return f"no option `{flag}`" + (f": did you mean `--{near[0]}`?" if near else "")
+
+
+def stage_command(found: FoundStage, method: Method | None = None) -> Any:
+    """Make the command of a stage, or of a method that is a subcommand of it.
+
+    Of a stage whose methods are subcommands it is a group of commands.
     """
     stage = found.stage
     if not stage.subcommands:
@@ -58,36 +161,6 @@ def stage_command(found: FoundStage, method: Method | None = None) -> Any:
                         rich_help_panel=stage.panel, rich_markup_mode="rich")
 
 
-def _callback(found: FoundStage, method: Method | None) -> Callable[..., None]:
-    """The function that typer calls: its signature lists the settings."""
-    entries = list(described(found.stage.settings))
-    if found.stage.methods and found.stage.subcommands:
-        entries = [entry for entry in entries if entry.name != "method"]
-    panels: dict[str, str] = {}
-    if method is not None:
-        own = {entry.name for entry in entries}
-        theirs = [entry for entry in described(method.settings) if entry.name not in own]
-        if not found.stage.subcommands:
-            panels = {entry.name: f"Options of --method {method.name}" for entry in theirs}
-        entries += theirs
-
-    def call(ctx: typer.Context, **values: object) -> None:
-        _run(ctx, found, method, values)
-
-    parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                                    annotation=typer.Context)]
-    parameters += [setting_parameter(entry, panels.get(entry.name, entry.about.panel))
-                   for entry in entries]
-    if found.show is not None:
-        parameters.append(switch_parameter("as_json", "--json", "Print JSON on stdout."))
-    parameters.append(switch_parameter(
-        "quiet", "--quiet", "No notes and no progress on stderr.", "-q"))
-    parameters.append(switch_parameter("help_all", "--help-all", "Show all options, and exit."))
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {entry.name: entry.annotation for entry in parameters}
-    return call
-
-
 class _StageCommand(TyperCommand):
     """The command of a stage, without options until it is called.
 
@@ -97,79 +170,85 @@ class _StageCommand(TyperCommand):
     def __init__(self, found: FoundStage, name: str, method: Method | None = None, **looks: Any
                  ) -> None:
         super().__init__(name, **looks)
-        self.found = found
-        self.method = method
-        self.shown = method
+        self.found, self.method, self.shown = found, method, method
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Take the options, those of the method that is asked for too, then parse."""
-        stage = self.found.stage
-        self.shown = self.method
-        self._take_options(self.method)
-        for option, instead in stage.moved.items():
-            if option in {arg.split("=")[0] for arg in args}:
-                ctx.fail(f"{option} has moved: {to_shell(instead, self.found.name)}")
-        if stage.methods and not stage.subcommands:
-            self._take_method(ctx, args)
-        if self.found.name == "run":
-            _check_values(ctx, args, self)
-        # Now that the method's options are known.
-        _check_order(ctx, args[:args.index("--")] if "--" in args else args, self)
+        self.shown = chosen = self.method
+        if self.found.stage.methods and self.method is None:
+            chosen = self._chosen_method(ctx, args)
+        whole = _options_of(self.found, chosen)
+        self.params, self.callback = whole.params, whole.callback
         try:
-            return super().parse_args(ctx, take_help_topic(ctx, args)[0])
+            return super().parse_args(ctx, [*take_help_topic(ctx, args)[0]])
         except Exception as error:
-            name_numbers(error)
+            if flag := _unknown_option(error):
+                ctx.fail(self._no_option(ctx, flag, args, chosen))
+            if hasattr(error, "ctx"):
+                # Typer does not always tell of which command it speaks.
+                error.ctx = ctx
             raise
 
     def get_help(self, ctx: Any) -> str:
         """Return a page of 24 lines; with `--help-all`, everything as typer has it."""
         return stage_help(ctx, self.found, self.shown) or super().get_help(ctx)
 
-    def _take_options(self, method: Method | None) -> None:
-        whole = _options_of(self.found, method)
-        self.params, self.callback = whole.params, whole.callback
-
-    def _take_method(self, ctx: typer.Context, args: list[str]) -> None:
+    def _chosen_method(self, ctx: typer.Context, args: list[str]) -> Method | None:
+        """The method that the line names, or the default; None where help is about the stage."""
         kind = self.found.stage.methods
         methods = find_methods(kind)
-        chosen = _value_of(self._method_flags(), args)
+        (entry,) = (entry for entry in described(self.found.stage.settings)
+                    if entry.name == "method")
+        chosen = _value_of((entry.flag, *entry.about.aliases), args)
         name = chosen or (ctx.default_map or {}).get("method") or KINDS[kind].default
         if name not in methods:
             ctx.fail(f"--method {name}: no such method; {near_name(name, methods)}")
-        if chosen or not {"--help", "--help-all", "-h"} & {*args}:
-            self._check_owner(ctx, args, methods, name)
-            self.shown = methods[name] if chosen else None
-            self._take_options(methods[name])
-            return
-        lines = [textwrap.fill(method.summary, 76, initial_indent=f"  {method.name:12} ",
-                               subsequent_indent=" " * 15) for method in methods.values()]
-        self.help = "\n".join([
-            f"{self.help}\n\n\b\nMethods; --method NAME --help shows the options of one:", *lines])
+        if chosen:
+            self.shown = methods[name]
+        elif {"--help", "--help-all", "-h"} & {*args}:
+            lines = [textwrap.fill(method.summary, 76, initial_indent=f"  {method.name:12} ",
+                                   subsequent_indent=" " * 15) for method in methods.values()]
+            self.help = "\n".join([
+                f"{self.help}\n\n\b\nMethods; --method NAME --help shows the options of one:",
+                *lines])
+            return None
+        return methods[name]
 
-    def _method_flags(self) -> tuple[str, ...]:
-        (entry,) = (entry for entry in described(self.found.stage.settings)
-                    if entry.name == "method")
-        return (entry.flag, *entry.about.aliases)
+    def _no_option(self, ctx: typer.Context, flag: str, args: list[str], chosen: Method | None
+                   ) -> str:
+        """Why there is no such option here, and what is meant."""
+        stage, root = self.found.stage, ctx.find_root()
+        if flag in stage.moved:
+            return f"{flag} has moved: {to_shell(stage.moved[flag], self.found.name)}"
+        for param in root.command.params:
+            if flag in param.opts:
+                spelt = f"{flag} {param.metavar}" if param.metavar else flag
+                return (f"{flag} goes before the command: {root.info_name} {spelt}"
+                        + ctx.command_path.removeprefix(root.info_name or ""))
+        others = find_methods(stage.methods).values() if chosen and not stage.subcommands else ()
+        for other in others:
+            if any(flag in (entry.flag, entry.off) for entry in described(other.settings)):
+                return (f"{flag} is an option of --method {other.name}, not of --method "
+                        f"{chosen.name if chosen else ''}")
+        if self.found.name != "run":
+            return _no_option(flag, self)
+        said = _no_option(flag, self, 0.85)
+        return said if said.endswith("?") else (
+            f"{said}; values of a recipe are written NAME=VALUE, such as "
+            f"{flag[2:]}={_value_of((flag,), args) or 'VALUE'}")
 
-    def _check_owner(self, ctx: typer.Context, args: list[str], methods: Mapping[str, Method],
-                     name: str) -> None:
-        own = {flag for param in _options_of(self.found, methods[name]).params
-               for flag in (*param.opts, *param.secondary_opts)}
-        unknown = {word.split("=")[0] for word in args if word.startswith("--")} - own
-        for other in methods.values() if unknown else ():
-            flags = {flag for entry in described(other.settings)
-                     for flag in (entry.flag, entry.off)} & unknown
-            if flags:
-                ctx.fail(f"{min(flags)} is an option of --method {other.name}, not of --method "
-                         f"{name}")
 
+def usage_text(error: Exception) -> str:
+    """What typer's error says of a line that is no command line; empty for any other error.
 
-@functools.cache
-def _options_of(found: FoundStage, method: Method | None) -> Any:
-    """Make a command that has the options and the callback, and nothing else."""
-    app = typer.Typer(add_completion=False)
-    app.command(found.name)(_callback(found, method))
-    return typer.main.get_command(app)
+    Typer's errors are not among its public names; all of them can be spelled. It calls a number
+    `int range`.
+    """
+    if not hasattr(error, "format_message"):
+        return ""
+    return re.sub(r"is not a valid (int|float)\w*(?: range)?",
+                  lambda match: f"is not a {'whole ' if match[1] == 'int' else ''}number",
+                  error.format_message().rstrip("."))
 
 
 def _value_of(flags: tuple[str, ...], args: list[str]) -> str:
@@ -183,28 +262,64 @@ def _value_of(flags: tuple[str, ...], args: list[str]) -> str:
     return value
 
 
-def _check_order(ctx: typer.Context, args: list[str], command: TyperCommand) -> None:
-    """Say that an option belongs before the command, where that is the mistake."""
-    root = ctx.find_root()
-    own = {option for param in command.params for option in param.opts}
-    chosen = {arg.split("=")[0] for arg in args} - own
-    for param in root.command.params:
-        for option in chosen & {*param.opts} - {"--help", "-h"}:
-            spelt = f"{option} {param.metavar}" if param.metavar else option
-            ctx.fail(f"{option} goes before the command: {root.info_name} {spelt}"
-                     + ctx.command_path.removeprefix(root.info_name or ""))
+@functools.cache
+def _options_of(found: FoundStage, method: Method | None) -> Any:
+    """Make a command that has the options and the callback, and nothing else."""
+    def call(ctx: typer.Context, **values: object) -> None:
+        _run(ctx, found, method, values)
+
+    shared = {entry.name for entry in described(found.stage.settings)}
+    parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                                    annotation=typer.Context)]
+    for entry in command_settings(found, method):
+        panel = entry.about.panel
+        if method and entry.name not in shared and not found.stage.subcommands:
+            panel = f"Options of --method {method.name}"
+        parameters.append(_setting_parameter(entry, panel))
+    if found.show is not None:
+        parameters.append(_switch("as_json", "--json", "Print JSON on stdout."))
+    parameters += [_switch("quiet", "--quiet", "No notes and no progress on stderr.", "-q"),
+                   _switch("help_all", "--help-all", "Show all options, and exit.")]
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {entry.name: entry.annotation for entry in parameters}
+    app = typer.Typer(add_completion=False)
+    app.command(found.name)(call)
+    return typer.main.get_command(app)
 
 
-def _check_values(ctx: typer.Context, args: list[str], command: TyperCommand) -> None:
-    """Say how the values of a recipe are written, where one looks like an option."""
-    params = [*command.params, *ctx.find_root().command.params]
-    known = {"--help", "--help-all", *(option for param in params for option in param.opts)}
-    for flag in [word.partition("=")[0] for word in args if word.startswith("--")]:
-        if flag not in known:
-            if near := difflib.get_close_matches(flag, known, n=1, cutoff=0.85):
-                ctx.fail(f"{flag} is no option of run; did you mean `{near[0]}`?")
-            ctx.fail(f"{flag} is no option of run; values of a recipe are written NAME=VALUE, "
-                     f"such as {flag[2:]}={_value_of((flag,), args) or 'VALUE'}")
+def _switch(name: str, flag: str, text: str, *more: str) -> inspect.Parameter:
+    """A switch that the command line adds to a stage's settings."""
+    option = typer.Option(flag, *more, help=text, rich_help_panel=RUNNING)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False,
+                             annotation=Annotated[bool, option])
+
+
+def _setting_parameter(entry: Described, panel: str) -> inspect.Parameter:
+    """The parameter that typer turns into the option, or argument, of a setting."""
+    about = entry.about
+    wanted: Any = Literal[about.choices] if about.choices else entry.type
+    if entry.many:
+        wanted = list[wanted]
+    if entry.default is None or entry.many:
+        wanted = wanted | None
+    limits = ({"min": about.low, "max": about.high} if entry.type in (int, float) else {})
+    shown: dict[str, Any] = {"help": about.help, "rich_help_panel": panel or None, **limits}
+    if metavar := about.metavar or ("" if about.choices else VALUE_NAMES.get(entry.type, "")):
+        shown["metavar"] = metavar
+    if completes(entry.name) and not about.choices:
+        shown["autocompletion"] = lambda ctx, incomplete: names_for(
+            entry.name, Path(ctx.find_root().params.get("work") or "."), incomplete)
+    if about.positional:
+        info: Any = typer.Argument(**shown)
+    else:
+        switch = entry.type is bool and about.off != "-"
+        flag = f"{entry.flag}/{entry.off}" if switch else entry.flag
+        info = typer.Option(flag, *about.aliases, *filter(None, [about.short]), **shown)
+    default: Any = None if entry.many else entry.default
+    if default is dataclasses.MISSING:
+        default = inspect.Parameter.empty
+    return inspect.Parameter(entry.name, inspect.Parameter.KEYWORD_ONLY, default=default,
+                             annotation=Annotated[wanted, info])
 
 
 def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: Values
@@ -212,14 +327,14 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: V
     shared: Globals = ctx.obj
     quiet, as_json = bool(values["quiet"]) or shared.quiet, bool(values.get("as_json"))
     values, given = _values_of(ctx, method if found.stage.subcommands else None)
+    preset = shared.preset
     listener = console.Terminal(quiet=quiet, check=check_interrupts,
                                 rewrite=lambda text: to_shell(text, found.name, shared.work))
     with console.heard_by(listener):
-        record = _preset_record(shared.preset, found, values)
+        record = preset.record(found, values) if preset else {}
         try:
-            if record:
-                assert shared.preset is not None
-                console.note(_preset_note(found, shared.preset, values))
+            if preset and record:
+                console.note(_preset_note(found, preset, values))
             result = run_stage(found, shared.work, values, given=given, preset=record)
         except PhotosFailed as error:
             _print(found, error.result, as_json, values)
@@ -239,12 +354,7 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: V
 class Call:
     """A command line that was parsed: its stage, setting to value, and what was given explicitly.
 
-    Args:
-        found: the stage.
-        values: setting to value.
-        given: names of the settings that the line gives.
-        preset: record for the headers.
-        quiet: whether the line has `-q`.
+    `preset` is the record for the headers; `quiet` tells whether the line has `-q`.
     """
 
     found: FoundStage
@@ -259,7 +369,6 @@ def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
 
     Args:
         words: `--preset NAME` may come first, then the command and its options.
-        preset: protocol, if the words name none.
 
     Raises:
         VplError: they are not a command line.
@@ -282,16 +391,15 @@ def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
     try:
         ctx = command.make_context(f"vpltool {name}", list(rest), default_map=sets)
     except Exception as error:
-        # Typer's own errors are not among its public names; all of them can be spelled.
-        if not hasattr(error, "format_message"):
-            raise
-        raise VplError(error.format_message(), f"vpltool {name} --help") from error
+        if said := usage_text(error):
+            raise VplError(said, f"vpltool {name} --help") from error
+        raise
     values, given = _values_of(ctx, method)
     if "allow_pipe" in given:
         raise VplError("`allow_pipe=True` is only taken from a command line of its own",
                        f"type it yourself: vpltool {' '.join(words)}")
     stage_settings(found, values, given)
-    return Call(found, values, frozenset(given), _preset_record(preset, found, values),
+    return Call(found, values, frozenset(given), preset.record(found, values) if preset else {},
                 bool(ctx.params.get("quiet")))
 
 
@@ -306,23 +414,6 @@ def _values_of(ctx: typer.Context, method: Method | None) -> tuple[Values, set[s
     return values, given
 
 
-def _preset_record(preset: Preset | None, found: FoundStage, values: Mapping[str, object]
-                   ) -> Values:
-    if preset is None:
-        return {}
-    method = str(values.get("method", ""))
-    sets = preset.values(found, method)
-    if not sets:
-        return {}
-    flags = {entry.name: entry.flag[2:] for entry in described(found.stage.settings)}
-    if found.stage.methods:
-        chosen = find_methods(found.stage.methods)[method or KINDS[found.stage.methods].default]
-        flags |= {entry.name: entry.flag[2:] for entry in described(chosen.settings)}
-    other = {flags[name]: values.get(name) for name, value in sets.items()
-             if name in flags and values.get(name) != value}
-    return preset.record(sets, other)
-
-
 def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, object]) -> str:
     """What a preset gives a command, as options."""
     method = str(values.get("method", ""))
@@ -334,7 +425,6 @@ def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, object]
 
 def _print(found: FoundStage, result: object, as_json: bool, values: Mapping[str, object]) -> None:
     """Print paths, or the report as the stage spells it."""
-    if not prints_results(found):
-        return
-    for line in [json.dumps(result)] if as_json else found.lines(result, values):
-        print(line)
+    if prints_results(found):
+        for line in [json.dumps(result)] if as_json else found.lines(result, values):
+            print(line)

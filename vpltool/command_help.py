@@ -2,7 +2,7 @@
 
 A page has 80 columns and 24 lines. `COMMAND --help` has an option a line, as many as fit, in the
 order in which they are declared: what is used daily comes first. `COMMAND --help TOPIC` has the
-others, or all about one option.
+others, or all about one option. The reference pages print settings as tables.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError, near_name
 from vpltool.methods import Method, find_methods
-from vpltool.setting_text import format_help, format_values, setting_entry
-from vpltool.settings import RUNNING, Described, described
+from vpltool.settings import RUNNING, VALUE_NAMES, Described, described
 from vpltool.stages import FoundStage, find_stages
 
 _TOPIC, _EVERYTHING = "vpltool.topic", "vpltool.everything"
@@ -30,13 +30,14 @@ WIDTH, LINES = 80, 23
 _LEFT = 26
 """Columns of names, where they fit."""
 
+Entry = dict[str, Any]
+"""A setting, a method or a kind of method, as JSON can hold it."""
+
 
 def take_help_topic(ctx: Any, args: list[str], before: Iterable[str] = ()) -> tuple[list[str], str]:
-    """Reduce what asks for help to `--help`; and the topic that follows it.
+    """Reduce what asks for help to `--help`; and the topic that follows it, which `ctx` keeps.
 
     Args:
-        ctx: keeps the topic.
-        args: of the command.
         before: words that end the search: after them help is another command's.
     """
     own = args[:next((number for number, word in enumerate(args) if word in before
@@ -56,65 +57,56 @@ def group_help(ctx: Any, group: Any) -> str:
     """Return the page of a group of commands; empty where everything is asked for."""
     if ctx.meta.get(_EVERYTHING):
         return ""
-    if ctx.parent is not None:
-        lines = {name: _first_line(command) for name, command in group.commands.items()}
-        return _page(ctx, Subject(ctx.command_path, group.help or "", parts=lines))
-    panels: dict[str, dict[str, str]] = {}
-    for name, listed in find_stages().listed.items():
-        panels.setdefault(listed.panel, {})[name] = listed.about
-    options = {", ".join(param.opts): str(param.help) for param in group.params
-               if getattr(param, "help", None)}
+    topic = ctx.meta.get(_TOPIC, "")
     try:
-        return root_page(group.help, panels, options, ctx.meta.get(_TOPIC, ""))
+        if ctx.parent is not None:
+            lines = {name: str(command.help or "").split("\n\n")[0].replace("\n", " ")
+                     for name, command in group.commands.items()}
+            return help_page(Subject(ctx.command_path, group.help or "", parts=lines), topic)
+        options = {", ".join(param.opts): str(param.help) for param in group.params
+                   if getattr(param, "help", None)}
+        return _root_page(group.help, options, topic)
     except VplError as error:
         return str(ctx.fail(f"{error.message}; {error.hint}"))
 
 
 def stage_help(ctx: Any, found: FoundStage, method: Method | None) -> str:
     """Return the page of a stage; empty where everything is asked for."""
-    return "" if ctx.meta.get(_EVERYTHING) else _page(
-        ctx, stage_subject(found, method, ctx.command_path, ctx.default_map))
-
-
-def _page(ctx: Any, subject: Subject) -> str:
+    if ctx.meta.get(_EVERYTHING):
+        return ""
     try:
-        return help_page(subject, ctx.meta.get(_TOPIC, ""))
+        return help_page(stage_subject(found, method, ctx.command_path, ctx.default_map),
+                         ctx.meta.get(_TOPIC, ""))
     except VplError as error:
         return str(ctx.fail(f"{error.message}; {error.hint}"))
 
 
-def _first_line(command: Any) -> str:
-    return str(command.help or "").split("\n\n")[0].replace("\n", " ")
+def command_settings(found: FoundStage, method: Method | None) -> list[Described]:
+    """List the settings of a command: those of a stage, and of its method where one is chosen."""
+    shared = [entry for entry in described(found.stage.settings)
+              if not (found.stage.subcommands and entry.name == "method")]
+    known = {entry.name for entry in shared}
+    return shared + [entry for entry in (described(method.settings) if method else ())
+                     if entry.name not in known]
 
 
 def stage_subject(found: FoundStage, method: Method | None, line: str,
                   defaults: Mapping[str, object] | None = None) -> Subject:
-    """Return what a page of help is about: a stage, with a method of it if one is chosen.
-
-    Args:
-        found: the stage.
-        method: of the stage.
-        line: the command as it is typed.
-        defaults: setting to value that a preset gives.
-    """
-    stage = found.stage
-    shared = [entry for entry in described(stage.settings)
-              if not (stage.subcommands and entry.name == "method")]
-    own = [entry for entry in described(method.settings)
-           if entry.name not in {other.name for other in shared}] if method else []
-    parts = dict[str, str]()
-    if stage.methods and not stage.subcommands:
+    """Return what a page of help is about: a stage, with a method of it if one is chosen."""
+    stage, parts = found.stage, dict[str, str]()
+    shared = {entry.name for entry in described(stage.settings)}
+    methods = find_methods(stage.methods) if stage.methods else {}
+    if methods and not stage.subcommands:
         line += f" --method {method.name}" if method else ""
-        parts = {} if method else {
-            name: other.summary for name, other in find_methods(stage.methods).items()}
+        parts = {} if method else {name: other.summary for name, other in methods.items()}
     prefix = "" if stage.subcommands else "--method "
-    further = {f"{prefix}{name}": list(described(other.settings)) for name, other in
-               find_methods(stage.methods).items()} if stage.methods else {}
     switches = {"--json": "Print JSON on stdout."} if found.show else {}
     return Subject(
         line, unwrap(method.docstring) if method and stage.subcommands else help_of(found),
-        sorted((*own, *shared), key=lambda entry: not entry.about.positional and (
-            2 if entry.about.panel else 1)), parts, further, defaults or {},
+        sorted(command_settings(found, method), key=lambda entry: (
+            not entry.about.positional and (2 if entry.about.panel else 1), entry.name in shared)),
+        parts, {f"{prefix}{name}": list(described(other.settings))
+                for name, other in methods.items()}, defaults or {},
         switches | {"--quiet, -q": "No notes and no progress on stderr."})
 
 
@@ -177,19 +169,21 @@ def help_page(subject: Subject, topic: str = "") -> str:
     raise VplError(f"no help about `{topic}`", near_name(topic, names))
 
 
-def root_page(about: str, panels: Mapping[str, Mapping[str, str]], options: Mapping[str, str],
-              topic: str = "") -> str:
-    """Return the page of all commands: their names, panel by panel; or the lines of one panel.
+def _root_page(about: str, options: Mapping[str, str], topic: str) -> str:
+    """The page of all commands: their names, panel by panel; or the lines of one panel.
 
     Raises:
         VplError: there is no such topic.
     """
+    panels: dict[str, dict[str, str]] = {}
+    for name, listed in find_stages().listed.items():
+        panels.setdefault(listed.panel, {})[name] = listed.about
     topics = {re.sub(r"^\d+\. ", "", panel).split()[0].lower(): lines
               for panel, lines in panels.items()} | {"options": options}
     if topic:
         if topic not in topics:
             raise VplError(f"no help about `{topic}`", near_name(topic, topics))
-        return "\n".join([f"vpltool: {topic}", "", *listing(topics[topic], _LEFT)])
+        return "\n".join([f"vpltool: {topic}", "", *_listing(topics[topic], _LEFT)])
     first, *rest = _paragraphs(about)
     lines = [line for part in rest for line in _wrapped(part)]
     width = max(map(len, panels)) + 3
@@ -200,8 +194,8 @@ def root_page(about: str, panels: Mapping[str, Mapping[str, str]], options: Mapp
     return "\n".join(["Usage: vpltool [-C DIR] COMMAND", "", first, *lines, "", *_wrapped(more)])
 
 
-def listing(names: Mapping[str, str], width: int = 0) -> list[str]:
-    """Return a line for each name, what is said of it cut where the line ends."""
+def _listing(names: Mapping[str, str], width: int = 0) -> list[str]:
+    """A line for each name, what is said of it cut where the line ends."""
     width = width or min(max(map(len, names), default=0), _LEFT)
     return [_row(name, text, "", width) for name, text in names.items()]
 
@@ -210,9 +204,8 @@ def _first_page(subject: Subject) -> list[str]:
     first, *rest = _paragraphs(subject.about)
     head = [_usage(subject), "", *_wrapped(first)]
     middle = ["", *examples] if (examples := _examples(subject.about)) else []
-    shown, topics = _shown(subject), _topics(subject)
-    rows = _rows(subject, shown) if subject.entries else listing(subject.parts)
-    tail = ["", *_wrapped(_more(subject, topics))]
+    rows = _rows(subject, _shown(subject)) if subject.entries else _listing(subject.parts)
+    tail = ["", *_wrapped(_more(subject))]
     # All that is said, where there is room for it; otherwise it is the topic `about`.
     about = [line for part in rest for line in ("", *_wrapped(part))]
     if len(head + about + middle + tail) + len(rows) + bool(rows) <= LINES:
@@ -224,10 +217,11 @@ def _shown(subject: Subject) -> list[Described]:
     """Settings on the first page: those of daily use, as many as fit."""
     first, *_ = _paragraphs(subject.about)
     taken = len(_wrapped(first)) + len(_examples(subject.about)) + 7
+    if subject.entries and subject.parts:
+        taken += len(_wrapped(_names_of_parts(subject)))
     daily = [entry for entry in subject.entries
              if entry.about.brief and entry.about.panel != RUNNING]
-    names = len(_wrapped(_names_of_parts(subject))) if subject.entries and subject.parts else 0
-    return daily[:max(0, LINES - taken - names)]
+    return daily[:max(0, LINES - taken)]
 
 
 def _topics(subject: Subject) -> dict[str, list[str]]:
@@ -235,25 +229,24 @@ def _topics(subject: Subject) -> dict[str, list[str]]:
     shown = {entry.name for entry in _shown(subject)}
     running = [entry for entry in subject.entries if entry.about.panel == RUNNING]
     rest = [entry for entry in subject.entries
-            if entry not in running and entry.name not in shown]
+            if entry.about.panel != RUNNING and entry.name not in shown]
     found = {
         "about": [line for part in re.split(r"\n\n", subject.about)
                   for line in ("", *_wrapped(part))][1:],
-        "methods" if subject.entries else "commands": listing(subject.parts),
+        "methods" if subject.entries else "commands": _listing(subject.parts),
         "more": _rows(subject, [entry for entry in rest if entry.about.brief]),
         "rare": _rows(subject, [entry for entry in rest if not entry.about.brief]),
-        "running": [*_rows(subject, running), *listing(subject.switches, _LEFT)]}
+        "running": [*_rows(subject, running), *_listing(subject.switches, _LEFT)]}
     return {name: lines for name, lines in found.items() if lines}
 
 
-def _more(subject: Subject, topics: Iterable[str]) -> str:
+def _more(subject: Subject) -> str:
     if not subject.entries and subject.parts:
         return f"More: {subject.line} COMMAND --help"
-    names = ", ".join(topics)
     option = next((entry.flag[2:] for entry in subject.entries if not entry.about.positional), "")
     one = f", or an option, such as --help {option}" if option else ""
     methods = f" {_names_of_parts(subject)}." if subject.parts else ""
-    return f"More: --help TOPIC ({names}){one}; --help-all.{methods}"
+    return f"More: --help TOPIC ({', '.join(_topics(subject))}){one}; --help-all.{methods}"
 
 
 def _names_of_parts(subject: Subject) -> str:
@@ -263,9 +256,10 @@ def _names_of_parts(subject: Subject) -> str:
 def _usage(subject: Subject) -> str:
     words = [entry.about.metavar or entry.name.upper() for entry in subject.entries
              if entry.about.positional]
-    options = ["[OPTIONS]"] if any(not entry.about.positional for entry in subject.entries) else []
+    if len(words) < len(subject.entries):
+        words.append("[OPTIONS]")
     end = ["COMMAND"] if subject.parts and not subject.entries else []
-    return " ".join(["Usage:", subject.line, *words, *options, *end])
+    return " ".join(["Usage:", subject.line, *words, *end])
 
 
 def _paragraphs(about: str) -> list[str]:
@@ -275,8 +269,8 @@ def _paragraphs(about: str) -> list[str]:
 
 
 def _examples(about: str) -> list[str]:
-    lines = [" ".join(part.split()) for part in about.split("\n\n")
-             if re.match(r"(?:Example|Next): ", part)]
+    """The first example, and what comes next."""
+    lines = [" ".join(part.split()) for part in about.split("\n\n")]
     seen = [line for line in lines if line.startswith("Example: ")][:1]
     return [textwrap.shorten(line, WIDTH, placeholder=" …")
             for line in (*seen, *(line for line in lines if line.startswith("Next: ")))]
@@ -292,7 +286,7 @@ def _rows(subject: Subject, entries: Sequence[Described]) -> list[str]:
     """A line for each setting: its option, what it does, its default."""
     left = [_name(entry) for entry in entries]
     width = min(max(map(len, left), default=0), _LEFT)
-    return [_row(name, entry.about.help, _default(entry, subject.defaults), width)
+    return [_row(name, entry.about.help, _shown_default(entry, subject.defaults), width)
             for name, entry in zip(left, entries, strict=True)]
 
 
@@ -302,16 +296,13 @@ def _name(entry: Described) -> str:
         return about.metavar or entry.name.upper()
     if entry.type is bool:
         return entry.flag if about.off == "-" else f"{entry.flag}/{entry.off}"
-    value = "|".join(about.choices) or about.metavar or _VALUES[entry.type.__name__]
+    value = "|".join(about.choices) or about.metavar or VALUE_NAMES[entry.type]
     if len(entry.flag) + len(value) >= _LEFT:
         value = "NAME" if about.choices else about.metavar or value
     return " ".join([entry.flag, value])
 
 
-_VALUES = {"str": "TEXT", "int": "N", "float": "X", "Path": "PATH"}
-
-
-def _default(entry: Described, defaults: Mapping[str, object]) -> str:
+def _shown_default(entry: Described, defaults: Mapping[str, object]) -> str:
     value = defaults.get(entry.name, entry.default)
     if entry.type is bool or value in (None, "", ()) or value is dataclasses.MISSING:
         return ""
@@ -319,19 +310,15 @@ def _default(entry: Described, defaults: Mapping[str, object]) -> str:
 
 
 def _row(name: str, text: str, default: str, width: int) -> str:
+    """A line; of the text what makes sense by itself and fits."""
     begin = f"  {name:{width}}  "
     room = WIDTH - len(begin) - len(default)
-    return begin + _clause(text, room) + default
-
-
-def _clause(text: str, room: int) -> str:
-    """The text, or what of it makes sense by itself and fits."""
-    if len(text) <= room:
-        return text
-    ends = [match.start() for match in re.finditer(r"\.(?= [A-Z])|;(?= )| \(", text)
-            if match.start() <= room]
-    return text[:ends[-1]] if ends else textwrap.shorten(
-        text, room, placeholder=" …", break_on_hyphens=False)
+    if len(text) > room:
+        ends = [match.start() for match in re.finditer(r"\.(?= [A-Z])|;(?= )| \(", text)
+                if match.start() <= room]
+        text = text[:ends[-1]] if ends else textwrap.shorten(
+            text, room, placeholder=" …", break_on_hyphens=False)
+    return begin + text + default
 
 
 def _options_named(name: str, entries: Sequence[Described]) -> list[str]:
@@ -344,9 +331,69 @@ def _options_named(name: str, entries: Sequence[Described]) -> list[str]:
 def _option(entry: Described) -> str:
     """All about one option."""
     shown = setting_entry(entry)
-    lines = [f"{shown['option']}  {format_values(shown)}", *textwrap.wrap(
-        format_help(shown), WIDTH, initial_indent="    ", subsequent_indent="    ",
-        break_on_hyphens=False)]
-    reasons = [f"    No effect: {reason.why}." for reason in entry.about.no_effect]
-    return "\n".join([*textwrap.wrap(lines[0], WIDTH, subsequent_indent="    "), *lines[1:],
-                      *reasons])
+    lines = textwrap.wrap(f"{shown['option']}  {format_values(shown)}", WIDTH,
+                          subsequent_indent="    ")
+    lines += textwrap.wrap(format_help(shown), WIDTH, initial_indent="    ",
+                           subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join([*lines, *(f"    No effect: {reason.why}."
+                                for reason in entry.about.no_effect)])
+
+
+def setting_entry(entry: Described) -> Entry:
+    """Say all about a setting, as JSON can hold it."""
+    about = entry.about
+    needed = entry.default is dataclasses.MISSING
+    default = None if needed or entry.default is None else entry.default
+    switch = entry.type is bool and about.off != "-"
+    option = f"{entry.flag}/{entry.off}" if switch else entry.flag
+    return {"name": entry.name, "option": about.metavar if about.positional else option,
+            "type": entry.type.__name__, "many": entry.many, "needed": needed,
+            "default": str(default) if isinstance(default, Path) else default, "low": about.low,
+            "high": about.high, "choices": list(about.choices), "help": about.help,
+            "source": about.source}
+
+
+def format_values(entry: Entry) -> str:
+    """Format what a setting takes, and its default: `number, at least 0; default 0.5`."""
+    words = [" or ".join(entry["choices"]) if entry["choices"] else _TYPES[entry["type"]]]
+    words += [f"at least {entry['low']:g}"] if entry["low"] is not None else []
+    words += [f"at most {entry['high']:g}"] if entry["high"] is not None else []
+    words += ["may be given several times"] if entry["many"] else []
+    takes, value = ", ".join(words), entry["default"]
+    if entry["needed"]:
+        return f"{takes}; must be given"
+    if value in (None, "", ()):
+        # What happens without a value, some settings say better than `none`.
+        return takes if "default:" in entry["help"].lower() else f"{takes}; default: none"
+    return f"{takes}; default {str(value).lower() if isinstance(value, bool) else value}"
+
+
+_TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false",
+          "Path": "path"}
+
+
+def format_help(entry: Entry) -> str:
+    """Format what a setting does, and where its default comes from."""
+    return entry["help"] + (f" Source: {entry['source']}." if entry["source"] else "")
+
+
+def paragraphs(text: str) -> str:
+    """A docstring as Markdown; lines of a command become code."""
+    return "\n\n".join(
+        f"{word}: `{rest}`" if (word := part.partition(": ")[0]) in ("Example", "Next")
+        and (rest := " ".join(part.partition(": ")[2].split())) else part
+        for part in text.split("\n\n"))
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [heads, ["---"] * len(heads),
+             *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def settings_table(settings: Sequence[Entry]) -> str:
+    """Return settings as a table in Markdown."""
+    return table(("setting", "option", "takes", "what it does"),
+                 ([f"`{entry['name']}`", f"`{entry['option']}`", format_values(entry),
+                   format_help(entry)] for entry in settings))

@@ -242,12 +242,7 @@ def without_advice() -> Iterator[None]:
 
 
 def advise(message: str, say: Callable[[str], None] = note) -> None:
-    """Say which command comes next, unless a recipe is at work.
-
-    Args:
-        message: names the command.
-        say: `note`, or `warn`.
-    """
+    """Say which command comes next, unless a recipe is at work."""
     if not _guided:
         say(message)
 

@@ -36,8 +36,6 @@ class PhotosFailed(VplError):
     """Some photos failed; all others are done and kept.
 
     Args:
-        message: see `VplError`.
-        hint: see `VplError`.
         result: what the stage would have returned.
         photos: their ids.
     """
@@ -57,8 +55,6 @@ class OtherSettings(VplError):
     """A file or folder is there already, made with other settings than those asked for now.
 
     Args:
-        message: see `VplError`.
-        hint: see `VplError`.
         stale: whether only its inputs have changed, not its options.
     """
 

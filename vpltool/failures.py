@@ -25,12 +25,7 @@ class Failure:
 
 
 def failed_here(state: State, artifact: Artifact) -> list[str]:
-    """Return the photos that the step of an artifact failed on, without those it never got.
-
-    Args:
-        state: of a workspace.
-        artifact: of it.
-    """
+    """Return the photos that the step of an artifact failed on, without those it never got."""
     if artifact.folder is None or not artifact.failed:
         return []
     sources = [state.artifacts.get(source) for source in artifact.header.sources.values()]
@@ -45,9 +40,6 @@ def failures_of(state: State) -> list[Failure]:
 
     Later steps only pass a failure on, and need no line of their own: `update` makes them again.
     A photo's reason is told once: `crf` writes two folders.
-
-    Args:
-        state: of a workspace.
     """
     known: set[tuple[str, str]] = set()
     found: dict[tuple[str, str], list[str]] = {}

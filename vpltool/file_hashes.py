@@ -81,7 +81,6 @@ def hashes_of(root: Path, names: Iterable[str]) -> dict[str, str]:
 
     Args:
         root: the folder; what is remembered of it is in one file.
-        names: paths of the files below it.
     """
     memory = _memory_of(root)
     known, now = _read(memory), time.time_ns()

@@ -12,10 +12,6 @@ JsonObject: TypeAlias = dict[str, Any]
 def parse_json(text: str | bytes, **options: Any) -> Any:
     """Return the value of a JSON text.
 
-    Args:
-        text: the JSON; bytes are UTF-8.
-        options: of `json.loads`.
-
     Raises:
         ValueError: it is damaged, or nested thousands of levels deep.
     """

@@ -105,7 +105,6 @@ def modules_of(package: str, names: Mapping[str, Sequence[str]] | None = None
     """Return the `__getattr__` of a package whose files are imported when they are first used.
 
     Args:
-        package: its dotted name.
         names: module to names in it that the package gives as its own.
     """
     homes = {name: module for module, some in (names or {}).items() for name in some}

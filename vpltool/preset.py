@@ -12,6 +12,7 @@ from vpltool.formats.header import identity_of_many
 from vpltool.methods import KINDS, find_methods
 from vpltool.presets import find_preset
 from vpltool.settings import Described, Values, described
+from vpltool.shell import settings_with
 from vpltool.stages import FoundStage, find_stages
 
 if sys.version_info >= (3, 11):
@@ -25,7 +26,6 @@ class Preset:
     """A preset that was read and checked.
 
     Args:
-        name: the file's name without suffix.
         identity: hash of what it sets; comments, order and layout do not count.
         defaults: command to setting to value; a command with subcommands holds theirs.
     """
@@ -39,14 +39,18 @@ class Preset:
         values: Values = self.defaults.get(found.name, {})
         return dict(values.get(method, {})) if found.stage.subcommands else dict(values)
 
-    def record(self, taken: Mapping[str, object], given: Mapping[str, object]) -> Values:
+    def record(self, found: FoundStage, values: Mapping[str, object]) -> Values:
         """The record for headers, see `under_preset`; empty if the preset does not set the stage.
 
         Args:
-            taken: what it sets for the stage.
-            given: option to value of those that it sets and that were given another value.
+            values: what the stage is called with; those that are not the preset's are listed.
         """
-        return {"name": self.name, "hash": self.identity, "given": dict(given)} if taken else {}
+        method = str(values.get("method", ""))
+        sets = self.values(found, method)
+        flags = {entry.name: entry.flag[2:] for entry in settings_with(found, method)}
+        other = {flags[name]: values.get(name) for name, value in sets.items()
+                 if name in flags and values.get(name) != value}
+        return {"name": self.name, "hash": self.identity, "given": other} if sets else {}
 
 
 def read_preset(choice: str) -> Preset:

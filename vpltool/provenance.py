@@ -18,11 +18,6 @@ from vpltool.stages import FoundStage
 def check_header(header: Header, found: FoundStage, name: str) -> None:
     """Check that a command makes such a file, with such settings.
 
-    Args:
-        header: of the file or folder.
-        found: the command that it names.
-        name: of the file or folder.
-
     Raises:
         VplError: no version of vpltool has written this header here.
     """

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from vpltool.command_help import paragraphs, setting_entry, settings_table, table
 from vpltool.commands import methods
 from vpltool.commands.methods import MethodsSettings
 from vpltool.formats.atomic import atomic_path
@@ -21,7 +22,6 @@ from vpltool.preset import read_preset
 from vpltool.presets import preset_files
 from vpltool.recipes import recipe_files
 from vpltool.recipes.parse import read_recipe
-from vpltool.setting_text import paragraphs, setting_entry, settings_table
 from vpltool.settings import Settings, described
 from vpltool.shell import to_shell
 from vpltool.stages import FoundStage, find_stages
@@ -117,10 +117,10 @@ def _presets() -> str:
 def _preset(name: str, path: Path) -> str:
     preset = read_preset(name)
     title = path.read_text("utf-8").split("\n", 1)[0].lstrip("# ")
-    rows = ["| command | setting | value |", "| --- | --- | --- |"]
-    rows += [f"| {command} | `{setting}` | `{value}` |"
-             for command, setting, value in _flat(preset.defaults)]
-    return "\n\n".join([f"## {name}", f"{title}.", f"Hash `{preset.identity}`.", "\n".join(rows)])
+    rows = table(("command", "setting", "value"), (
+        (command, f"`{setting}`", f"`{value}`")
+        for command, setting, value in _flat(preset.defaults)))
+    return "\n\n".join([f"## {name}", f"{title}.", f"Hash `{preset.identity}`.", rows])
 
 
 def _flat(values: Mapping[str, object], command: str = "") -> list[tuple[str, str, object]]:
@@ -139,12 +139,12 @@ def _recipes() -> str:
 
 def _recipe(name: str, path: Path) -> str:
     recipe = read_recipe(path)
-    rows = ["| value | default | what it is |", "| --- | --- | --- |"]
-    rows += [f"| `{value.name}` | "
-             f"{'must be given' if value.default is None else value.default or 'not set'} | "
-             f"{value.about} |" for value in recipe.values]
+    rows = table(("value", "default", "what it is"), (
+        (f"`{value.name}`",
+         "must be given" if value.default is None else value.default or "not set", value.about)
+        for value in recipe.values))
     return "\n\n".join([f"## {name}", recipe.title, f"`vpltool run {name}`",
-                        *(["\n".join(rows)] if recipe.values else [])])
+                        *([rows] if recipe.values else [])])
 
 
 def main() -> None:

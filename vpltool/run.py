@@ -29,9 +29,6 @@ def run_stage(
     """Run a stage in a workspace.
 
     Args:
-        found: the stage.
-        path: the workspace folder.
-        values: setting to value; the others are at their defaults.
         given: settings that were given explicitly; default: all of `values`.
         preset: record for the headers, see `under_preset`.
 

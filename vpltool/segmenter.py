@@ -91,11 +91,6 @@ class Segmenter:
 
     Called with a photo it gives a `Segmentation`, as `predict` would write it. No workspace is
     needed.
-
-    Args:
-        running: what runs it.
-        settings: how photos are seen.
-        classes: names of the classes, the first is label 1.
     """
 
     def __init__(self, running: RunningSegmenter, settings: GroupSettings, classes: Sequence[str]

@@ -23,6 +23,9 @@ from vpltool.names import leads_out
 RUNNING = "Running"
 """Heading in `--help` of what changes how a command runs, not what comes out."""
 
+VALUE_NAMES = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
+"""What stands for a value in `--help`, unless a setting says so."""
+
 _KEY = "vpltool"
 
 Values: TypeAlias = dict[str, Any]
@@ -139,7 +142,6 @@ class Described:
         type: `str`, `int`, `float`, `bool` or `Path`; of a list, that of its items.
         many: whether it is a list.
         default: its default; `dataclasses.MISSING` if it must be given.
-        about: everything else.
     """
 
     name: str
@@ -257,7 +259,6 @@ def warn_without_effect(settings: Settings, without: Mapping[str, str] | None = 
     """Warn about settings that were given explicitly and have no effect, a line each.
 
     Args:
-        settings: of a stage, with its method's.
         without: further ones, which the stage knows about: name to reason.
     """
     known = values_of(settings)

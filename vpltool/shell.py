@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import dataclasses
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vpltool.methods import find_methods
+from vpltool.methods import KINDS, find_methods
 from vpltool.settings import Described, described, renamed
 from vpltool.stages import FoundStage, find_stages
 
@@ -29,9 +28,7 @@ def to_shell(text: str, stage: str = "", work: Path = Path(),
     `vpltool -C work extract --split train`. Backticks around anything else stay.
 
     Args:
-        text: a message or a hint, see `VplError`.
         stage: command whose settings are meant; the settings of all others are known too.
-        work: the workspace of the lines, as seen from here.
         names: setting to the value of a recipe that fills it: `` `labels='FILE'` `` becomes
             `tags=FILE`.
     """
@@ -84,10 +81,10 @@ def all_settings(found: FoundStage) -> list[Described]:
 
 
 def settings_with(found: FoundStage, method: str) -> list[Described]:
-    """Settings of a stage, and of one of its methods, if it has any."""
-    entries = list(described(found.stage.settings))
-    if found.stage.methods and method:
-        methods = find_methods(found.stage.methods)
+    """Settings of a stage, and of one of its methods; of the default one where none is named."""
+    entries, kind = list(described(found.stage.settings)), found.stage.methods
+    if kind and (method := method or KINDS[kind].default):
+        methods = find_methods(kind)
         entries += described(methods[method].settings) if method in methods else ()
     return entries
 
@@ -116,14 +113,12 @@ def command_line(name: str, values: Mapping[str, object], program: Sequence[str]
     """Format a call of a stage as a line for a shell: `vpltool cam --method dense`.
 
     Args:
-        name: of the stage, `learn-prototypes`.
         values: setting to value; those that no setting takes are left out.
-        program: first words of the line, such as `vpltool -C work`.
     """
     found = find_stages()[name]
     stage, values = found.stage, dict(values)
     words = [*program, name]
-    method = values.get("method") or _default_method(found)
+    method = values.get("method") or ""
     if stage.subcommands:
         words.append(str(values.pop("method", "")))
     entries = settings_with(found, str(method))
@@ -132,10 +127,3 @@ def command_line(name: str, values: Mapping[str, object], program: Sequence[str]
         if entry.name in values and values[entry.name] is not None:
             words += flag_words(entry, values[entry.name])
     return shlex.join(words)
-
-
-def _default_method(found: FoundStage) -> str:
-    for entry in described(found.stage.settings):
-        if entry.name == "method" and entry.default is not dataclasses.MISSING:
-            return str(entry.default)
-    return ""

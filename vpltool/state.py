@@ -46,9 +46,6 @@ class Artifact:
 
     Args:
         name: its path, relative to the workspace.
-        path: the folder or file.
-        work: the workspace folder.
-        header: what made it, and from what.
         folder: the folder, opened; None for a single file.
     """
 
@@ -327,7 +324,6 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
     """Look through a workspace for artifacts.
 
     Args:
-        workspace: the workspace.
         passes_over: whether to go on after what is damaged, and to list it in `damaged`.
 
     Raises:

@@ -13,11 +13,11 @@ import pytest
 from conftest import Result, Run, draw_scenes, prepare, save_clip, write_scenes
 from PIL import Image
 
+from vpltool.command_help import format_values, setting_entry
 from vpltool.datasets.words import VOC
 from vpltool.formats import Photo, Workspace, open_workspace
 from vpltool.formats.changes import explain_change, last_call, read_changes
 from vpltool.formats.workspace import describe_change, write_workspace
-from vpltool.setting_text import format_values, setting_entry
 from vpltool.settings import described
 from vpltool.stages.prepare import PrepareSettings
 

@@ -48,10 +48,8 @@ class Finding:
     """One finding.
 
     Args:
-        part: `machine` or `workspace`.
         level: `ok`, `note` or `broken`.
         about: the thing, such as `torch`, or a path relative to the workspace.
-        says: what was found.
         repair: the line to type, or several.
     """
 
@@ -63,11 +61,7 @@ class Finding:
 
 
 def workspace_findings(path: Path) -> list[Finding]:
-    """Check a workspace; nothing is changed.
-
-    Args:
-        path: its folder.
-    """
+    """Check a workspace; nothing is changed."""
     try:
         workspace = open_workspace(path)
         photos = workspace.photos()

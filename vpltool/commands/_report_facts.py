@@ -163,8 +163,6 @@ def agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any
     """How well a segmenter's classes agree with the tags; None where there is nothing to compare.
 
     Args:
-        workspace: its classes.
-        name: of the predictions.
         photos: records of `draw_photo`.
         layer: index of the predictions among the layers.
     """

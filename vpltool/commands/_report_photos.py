@@ -34,7 +34,6 @@ class Layer:
     """A result that the report can lay over the photos.
 
     Args:
-        column: its folder.
         threshold: where its scores cut it, if it holds CAMs; 0: it has none.
         probabilities: those that a prediction was made of, if they are stored.
     """
@@ -70,10 +69,7 @@ def open_layer(workspace: Workspace, column: panels.Column, thresholds: Mapping[
     """Find what is known about a result besides its files.
 
     Args:
-        workspace: where probabilities are looked for.
-        column: the result.
         thresholds: name of CAMs to where their scores on this split cut them.
-        split: that of the photos.
     """
     source = column.source
     if source is None or source.kind not in ("cams", "predictions"):
@@ -90,11 +86,8 @@ def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence
     """Draw a photo and its layers, and measure them.
 
     Args:
-        workspace: the photo's.
-        photo: what is drawn.
         number: of the photo in the report; its files are named after it, since an id may hold
             anything.
-        layers: results.
         side: longest side of the pictures, in pixels.
         truth: whether the true mask is another layer, and what the others are compared with.
 

@@ -59,11 +59,7 @@ def _entries(path: Path) -> Iterator[os.stat_result]:
 
 
 def format_tree(listed: Sequence[Listed]) -> str:
-    """Format results as a tree: what made each, from what else, how large it is and how old.
-
-    Args:
-        listed: what `status` lists, each after its sources, with `bytes` and `written`.
-    """
+    """Format results as a tree: what made each, from what else, how large it is and how old."""
     below: dict[str, list[Listed]] = {}
     positions = {entry["name"]: position for position, entry in enumerate(listed)}
     for entry in listed:

@@ -47,10 +47,6 @@ def run(work: Path, settings: DoctorSettings) -> list[dict[str, str]]:
 
     Next: vpltool status
 
-    Args:
-        work: the workspace folder; if it is none, only the machine is looked at.
-        settings: what to leave out.
-
     Returns:
         for each finding `part` (machine or workspace), `level` (ok, note, broken), `about`,
         `says`, and `repair`: the lines to type, or nothing.

@@ -9,17 +9,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vpltool.core.phase_one import Pixels
-from vpltool.errors import VplError, near_name
-from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
-from vpltool.setting_text import (
+from vpltool.command_help import (
     Entry,
     format_help,
     format_values,
     paragraphs,
     setting_entry,
     settings_table,
+    table,
 )
+from vpltool.core.phase_one import Pixels
+from vpltool.errors import VplError, near_name
+from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 from vpltool.stages import find_stages
@@ -47,10 +48,6 @@ def run(_path: Path, settings: MethodsSettings) -> list[Entry]:
     Example: vpltool methods cams gradcam
 
     Next: vpltool cam --method NAME
-
-    Args:
-        _path: not read.
-        settings: which methods.
 
     Returns:
         each kind with its methods; with their settings, if a name or a page is asked for.
@@ -177,14 +174,10 @@ def _section(kind: Entry) -> str:
 
 
 def _class_section(given: Entry) -> str:
-    rows = [f"| `{entry['name']}` | `{_cell(entry['type'])}` | {_cell(entry['about'])} |"
-            for entry in given["fields"]]
     return "\n\n".join([f"`{given['name']}`: {paragraphs(given['about'])}",
-                        "\n".join(["| field | type | what it is |", "| --- | --- | --- |", *rows])])
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+                        table(("field", "type", "what it is"), (
+                            (f"`{entry['name']}`", f"`{entry['type']}`", entry["about"])
+                            for entry in given["fields"]))])
 
 
 def _code(names: list[str]) -> str:

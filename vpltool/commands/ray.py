@@ -60,10 +60,6 @@ def run(path: Path, settings: RaySettings) -> list[str]:
 
     Next: vpltool status
 
-    Args:
-        path: the workspace folder.
-        settings: what is run, and how it is divided.
-
     Returns:
         what the lines return: paths, or what they print.
 

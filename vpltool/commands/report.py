@@ -62,10 +62,6 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
 
     Example: vpltool report predictions/contrast --limit 50 --one-file --out report.html
 
-    Args:
-        workspace: where everything is found, and the page goes.
-        settings: which results, of which photos.
-
     Returns:
         the page.
 

@@ -58,10 +58,6 @@ def run(workspace: Workspace, settings: ReviewSettings) -> list[str]:
 
     Next: vpltool update
 
-    Args:
-        workspace: whose masks are corrected.
-        settings: which masks, and in which order.
-
     Returns:
         the states of photos, and how many are in each.
 

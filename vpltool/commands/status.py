@@ -38,10 +38,6 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[Listed]:
 
     Next: vpltool update
 
-    Args:
-        workspace: what is looked through.
-        settings: whether to list only what is stale.
-
     Returns:
         for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons), `failed`
         (ids of photos), `failed_here` (those that no earlier step failed on), `line`, which

@@ -40,10 +40,6 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
 
     Next: vpltool status
 
-    Args:
-        workspace: what is brought up to date.
-        settings: whether to print the lines only.
-
     Returns:
         names of what was recomputed; for a dry run, the lines.
 

@@ -32,8 +32,6 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
     """Find corrected masks of photos; those that nobody changed are left out.
 
     Args:
-        workspace: its true masks are refused.
-        photos: those that a mask may be of.
         folder: holds ID.png; None: there are none.
 
     Returns:
@@ -101,7 +99,6 @@ def take_corrections(workspace: Workspace,
     """Write corrected masks into the workspace, beside earlier ones.
 
     Args:
-        workspace: whose photos they are of.
         found: photo id to what gives its labels (H, W).
 
     Returns:
@@ -154,9 +151,6 @@ def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = F
     The size is compared before a pixel is decoded.
 
     Args:
-        path: of the mask.
-        photo: path of its photo.
-        classes: number of classes.
         other_palettes: see `read_drawn_labels`.
 
     Raises:
@@ -204,10 +198,7 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
     """Read and check what a person corrected; nothing is written.
 
     Args:
-        workspace: its classes are what labels mean.
-        photos: those that labels may be of.
         path: a file or folder of a labelling tool, or a folder of ID.png; None: there is nothing.
-        root: folder of the photos.
 
     Returns:
         photo id to what gives its labels (H, W).
@@ -239,8 +230,6 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
     """Gather labels, with warnings of those that do not fit their photo's tags.
 
     Args:
-        entries: photos with their labels.
-        classes: class names in index order.
         every: whether labels without a region count although the photo has tags. Tools list photos
             that nobody has looked at; where a class is really not there, its tag is wrong, and goes
             first.

@@ -73,8 +73,6 @@ class Given:
     """The inputs of a stage for single photos; `open_given` makes it.
 
     Args:
-        workspace: where they were found.
-        settings: of the stage.
         read: names of what is read of each photo, as `READS` of methods has them.
         required: names of the inputs that the stage reads whatever the method.
         opened: name of a setting to its input: a folder, prototypes, or the path of a decoder.
@@ -141,8 +139,6 @@ class Given:
         """Make the header of what is written; see `make_header`.
 
         Args:
-            kind: what is written.
-            command: the stage.
             options: options that replace the settings' own, or are added.
             model: identity of the encoder; default: that of the features, else of the first input.
             inputs: what else is read.
@@ -169,9 +165,6 @@ class Given:
         """Make what is left to do of folders; see `make_photos`.
 
         Args:
-            title: for the progress.
-            folders: path to header of what is written, the most wanted first.
-            start: given the ids to do, see `make_photos`.
             write: writes what was made for a photo; default: its tensors.
             beside: path to header and tensors of the files that belong beside the folders.
 
@@ -220,10 +213,6 @@ class Loaded:
     """What a method reads of each photo alike, on the device; `Given.load` makes it.
 
     Args:
-        given: the inputs.
-        device: where the work is done.
-        dtype: number format of the network.
-        photos: id to photo of the split.
         head: CLIP's head, into the space of the prototypes.
         space: that space, where it is not CLIP's joint space.
         rows: L2-normed prototypes (rows, dim).
@@ -262,7 +251,6 @@ class Loaded:
         """Run a method over batches of stored features; see `run_batches`.
 
         Args:
-            todo: ids of the photos.
             make: given a batch as it was read, and the tensors that the method reads of it: on the
                 device, those of a second encoder too, patches in the space of the prototypes.
             copied: tensors that are read for other ends.
@@ -289,8 +277,6 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
     """Open the inputs that a stage's settings declare, and check that they fit together.
 
     Args:
-        workspace: where they are looked for.
-        settings: of the stage.
         reads: what is read of each photo, as `READS` of methods has it; what it does not name is
             not opened, unless it is required.
         required: inputs that the stage reads whatever the method, in the order of the header.

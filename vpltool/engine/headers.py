@@ -28,13 +28,8 @@ def make_header(
     """Make the header of an artifact from the settings that it is made with.
 
     Args:
-        workspace: paths are told relative to it.
-        kind: what is written.
-        command: the stage.
-        settings: its settings.
         inputs: role to what is read: a folder, a file, or an identity. A role that is the name of
             a setting lets `update` find the input again.
-        model: identity of the CLIP.
         options: options that replace the settings' own, or are added.
         skip: settings that have no effect here.
     """
@@ -92,8 +87,6 @@ def check_file(path: Path, header: Header, settings: Replaces, *, by_model_name:
     """Tell whether a single file is there already, made with the same configuration.
 
     Args:
-        path: the file.
-        header: as it would be written now.
         settings: with `overwrite`, it never is: the caller replaces it. With `update`, it is not
             if the same command made it with other options or from other inputs.
         by_model_name: compare models without their fingerprints, when it is not loaded yet.

@@ -86,7 +86,6 @@ def check_words(workspace: Workspace, instead: str = "") -> None:
     """Check that a workspace has a CLIP, before anything that needs words.
 
     Args:
-        workspace: the workspace.
         instead: another way to what is wanted, for the hint.
 
     Raises:
@@ -168,10 +167,7 @@ def choose_models(path: Path, settings: ModelSettings, clip_given: Sequence[str]
     """Choose the models of a workspace: those given, else those that it has.
 
     Args:
-        path: the workspace folder.
-        settings: of `prepare`.
         clip_given: which of `model` and `pretrained` were given, by hand or by a preset.
-        earlier: the workspace that is there, if any.
 
     Raises:
         VplError: there is no such model, tag, file or folder, it cannot be used, or two settings
@@ -245,9 +241,6 @@ def _named_clip(path: Path, model: str, pretrained: str, had: ChosenModels | Non
     """Model and weights of a CLIP as workspace.json has them.
 
     Args:
-        path: the workspace folder.
-        model: open_clip's name.
-        pretrained: its weights.
         had: the workspace's own; a file that is new to it is checked to be of the model.
         warned: whether to say so where the weights already determine the model.
 

@@ -37,7 +37,6 @@ def find_photos(images: Sequence[Path], *, together: bool) -> list[NamedPhotos]:
     """Find the photos that files and folders name, sub-folders included.
 
     Args:
-        images: files and folders.
         together: whether all of them are one group; else each folder is one, and all single files.
 
     Returns:
@@ -59,9 +58,7 @@ def check_same_folder(masks: Path, images: Sequence[Path], ids: Iterable[str], b
     Photos of a second folder of the same name are added, unless both have photos of one name.
 
     Args:
-        masks: where they go.
         images: what is named; only a single folder is checked.
-        ids: its photos.
         base: folder that paths in headers are relative to.
 
     Raises:

@@ -29,7 +29,6 @@ class Column:
 
     Args:
         name: its title: what the user calls it.
-        path: the folder.
         source: the artifact in it; None if it only holds label images.
     """
 

@@ -46,9 +46,6 @@ def open_outputs(
     """Open the folders that a stage writes, the most wanted first; nothing is changed yet.
 
     Args:
-        folders: path to header.
-        photos: those that are asked for.
-        settings: whether what is there is replaced.
         labels: number of labels that there are, with the background; 0: any.
 
     Raises:
@@ -73,8 +70,6 @@ def make_photos(
     """Do the work of a stage for all photos that are left, and write it down.
 
     Args:
-        title: for the progress.
-        outputs: what is written; see `open_outputs`.
         start: given the ids to do. It loads and checks everything that can be refused before it
             returns; what it returns yields each photo. Nothing that an earlier run left is
             deleted before.
@@ -175,7 +170,6 @@ def run_batches(
 
     Args:
         batches: what to run, in order; `failed` of one are photos that could not be read.
-        run: gives what was made for each photo of a batch.
         too_large: what to do where not even one photo fits: the hint of the error.
 
     Raises:
@@ -199,12 +193,6 @@ def run_photos(
     """Run a network over photos, which worker processes read; see `load_batches`, `run_batches`.
 
     Args:
-        paths: id to path.
-        seen: how they are resized and normalised.
-        run: gives what was made for each photo of a batch.
-        device: where the network is.
-        batch_size: photos in a batch at most.
-        workers: the setting, see `worker_count`.
         too_large: what to do where not even one photo fits into memory: a hint.
 
     Raises:
@@ -238,9 +226,6 @@ class LabelChanges:
     """Label images that are about to be replaced, to tell how much they change.
 
     Make it before the first of them goes.
-
-    Args:
-        outputs: folders that are to be written; those of other files are left out.
     """
 
     def __init__(self, outputs: Sequence[OutputFolder]) -> None:

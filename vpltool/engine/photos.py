@@ -27,11 +27,9 @@ class Photos:
     """The photos that a stage is asked for.
 
     Args:
-        ids: those that can be done.
         per_photo_inputs: id to what of a photo's own the result depends on, see `open_output`.
         left_out: id to reason, of those that an earlier stage failed on.
         whole: whether these are all photos of the split, or all of the shard.
-        shard: which photos this process does: all that is said here is of these.
         hashes: id to hash of the photo's file, where it can be read.
     """
 
@@ -45,9 +43,6 @@ class Photos:
 
 def chosen_shard(choice: str) -> Shard:
     """The shard that this process does; said, unless it is all photos.
-
-    Args:
-        choice: the setting `shard`; empty: as the environment says.
 
     Raises:
         VplError: what the setting or the environment says is no shard.
@@ -66,11 +61,6 @@ def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] 
     """Choose the photos that this process does.
 
     Every stage that works on single photos asks this function, and no other.
-
-    Args:
-        photos: ids, or anything that has one.
-        shard: see `chosen_shard`.
-        key: gives the id.
     """
     return [photo for photo in photos if shard.holds(key(photo))]
 
@@ -96,11 +86,6 @@ def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFold
 
 def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFolder) -> None:
     """Check that folders were made from the photos that are there, and from their tags.
-
-    Args:
-        workspace: where the photos are.
-        ids: those that are read.
-        inputs: the folders.
 
     Raises:
         VplError: one was not; what makes these photos' files again is the hint.
@@ -170,12 +155,6 @@ def photos_identity(workspace: Workspace, split: str, limit: int, *inputs: Input
     """Return a hash of the ids of the photos that folders give: all but those that failed.
 
     It is the input `photos` of such a file: once a failed photo is there, the file is stale.
-
-    Args:
-        workspace: gives the photos.
-        split: of the photos.
-        limit: only the first photos; 0: all.
-        inputs: what is read of each photo.
     """
     ids = [photo.id for photo in workspace.photos(split, limit)]
     left_out = {key for folder in inputs for key in folder.left_out(ids)}
@@ -184,13 +163,7 @@ def photos_identity(workspace: Workspace, split: str, limit: int, *inputs: Input
 
 def known_hashes(workspace: Workspace, photos: Iterable[Photo], inputs: Iterable[InputFolder]
                  ) -> dict[str, str]:
-    """Return id to hash of each photo's file; where it cannot be read, as folders know it.
-
-    Args:
-        workspace: where the photos are.
-        photos: of the workspace.
-        inputs: folders that were made from them.
-    """
+    """Return id to hash of each photo's file; where it cannot be read, as folders know it."""
     photos = list(photos)
     known: Mapping[str, str] = {key: hashed for folder in inputs
                                 for key, hashed in folder.photos.items()}
@@ -202,7 +175,6 @@ def with_photo_files(workspace: Workspace, header: Header) -> Header:
     """Add the input `photo-files` to the header of a file that is made from all photos of a split.
 
     Args:
-        workspace: gives the photos.
         header: its sources are the folders that are read, its options the split and the limit.
     """
     return replace(header, inputs=header.inputs | {

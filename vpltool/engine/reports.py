@@ -14,7 +14,6 @@ class Report(JsonObject):
     """A report as its JSON file holds it, and what else its table says.
 
     Args:
-        content: of the file.
         paths: the file, and what lies beside it, such as a picture.
         classes: names of all classes, those that the report leaves out too.
     """
@@ -56,7 +55,6 @@ def format_table(cells: Sequence[Sequence[str]], *, markdown: bool, left: int = 
 
     Args:
         cells: the heads of the columns, then a row each.
-        markdown: with bars, and a rule below the heads.
         left: number of columns to the left.
     """
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]

@@ -124,10 +124,7 @@ def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
     """Segment photos from their stored layers.
 
     Args:
-        network: of a trained segmenter.
-        features: they hold what it reads.
         paths: id to path of each photo, for its size.
-        settings: device and batch size.
 
     Returns:
         yields a `Segmented` for each photo.
@@ -160,7 +157,6 @@ class RunningNetwork:
 
     Args:
         trained: both, on the device; the tower in the number format of the work.
-        device: where they are.
     """
 
     trained: TrainedSegmenter
@@ -235,9 +231,6 @@ def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: st
     """Say why photos (B, 3, H, W) are not encoded whole, and what would do; empty if they are.
 
     Args:
-        pixels: the photos, of one size.
-        patch: pixels of a side of a patch.
-        device: a GPU is given any number.
         other: a setting that would do, too.
         scale: how much larger these are than `max_side` makes them.
     """

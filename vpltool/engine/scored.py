@@ -36,10 +36,8 @@ class Scores:
     """Where scores come from, and at which size.
 
     Args:
-        source: CAMs, probabilities or predictions.
         alpha: exponent of the background score of CAMs.
         max_side: larger photos are scaled down to this; 0: never.
-        classes: class names in index order.
         proposals: of the photos, if the method reads them.
         tile: photos with a longer side are worked on in tiles of this side, not scaled down; 0:
             none are.
@@ -134,8 +132,6 @@ class Read:
     """A photo with the scores of its labels; or why not.
 
     Args:
-        key: its id.
-        path: where it lies.
         scored: pixels and scores, at the size at which it is worked on; no scores of a photo that
             is worked on in tiles.
         classes: class index of each label (L,).
@@ -233,7 +229,6 @@ def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Fiel
     """Refine each tile as a photo of its own, and blend its marginals with those that it overlaps.
 
     Args:
-        read: a photo whose scores are `stored`.
         tile: side of a tile, in pixels.
         refine: gives the marginals (L, h, w) of a tile.
 

@@ -51,12 +51,7 @@ TOWER = "tower."
 
 @dataclass(frozen=True)
 class SegmenterFile:
-    """A trained segmenter on disk: here a decoder, a network over an encoder.
-
-    Args:
-        path: the file.
-        header: that of the file.
-    """
+    """A trained segmenter on disk: here a decoder, a network over an encoder."""
 
     path: Path
     header: Header
@@ -124,7 +119,6 @@ class SegmenterFile:
         """Return the workspace with the classes that are predicted.
 
         Args:
-            workspace: where the segmenter is used.
             words: names that are asked for; empty: its own, or the workspace's.
 
         Raises:
@@ -174,7 +168,6 @@ class SegmenterFile:
 
         Args:
             workspace: names the encoder, unless the file holds it.
-            device: where both go.
 
         Raises:
             VplError: see `network`; or the encoder is not to be had, or is another one.
@@ -210,7 +203,6 @@ class SegmenterFile:
 
         Args:
             workspace: that of `named`; it also says where the encoder is, unless the file holds it.
-            settings: how photos are seen.
 
         Raises:
             VplError: it is damaged, its encoder is not to be had, or a setting does not fit it.
@@ -224,11 +216,6 @@ class SegmenterFile:
     def serving_features(self, workspace: Workspace, settings: RunsSegmenter, ids: Sequence[str]
                          ) -> InputFolder | None:
         """Find stored features of a split that can take the place of the photos.
-
-        Args:
-            workspace: where they are looked for.
-            settings: of `predict`.
-            ids: of the photos.
 
         Raises:
             VplError: they were asked for and cannot; the message says why.
@@ -277,7 +264,6 @@ class SegmenterFile:
         """Open the class probabilities that `predict` has stored of a split or folder.
 
         Args:
-            workspace: where they are.
             split: name of the split, or of the folder of photos.
             again: the call that stores them, up to its last bracket; default: that for the split.
 
@@ -415,8 +401,6 @@ def stand_in_workspace(path: Path, model: Mapping[str, str], classes: Sequence[s
 
     Args:
         path: the folder that outputs go to, and that a relative path of weights is relative to.
-        model: identity of the encoder, as headers have it.
-        classes: names of the classes.
         pretrained: its weights; default: those that the identity names.
     """
     encoder = model.get("encoder", "")

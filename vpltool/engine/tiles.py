@@ -42,8 +42,6 @@ def find_tiles(choice: str, overlap: float, header: Header, max_side: int | None
     """Say how a segmenter sees large photos; None: like all others.
 
     Args:
-        choice: the setting `tile`; empty: none.
-        overlap: see `Tiles`.
         header: of the segmenter; `auto` is the side that it was trained at.
         max_side: what the user wants; None: photos in tiles are not scaled down.
 
@@ -96,8 +94,6 @@ class TiledSegmenter:
     Args:
         segment: gives class probabilities (B, classes, h, w) of normalised pixels (B, 3, H, W).
         seen: how whole photos are resized before they are divided, and tiles normalised.
-        device: where the work is done.
-        tiles: how large photos are divided.
         at_once: tiles that are seen together.
     """
 

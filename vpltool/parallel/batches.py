@@ -49,10 +49,6 @@ def feature_batches(
     """Read features in batches of equal grid.
 
     Args:
-        features: the folder.
-        ids: photos to read.
-        names: tensors to read of each.
-        batch_size: photos in a batch at most.
         device: where the batches will go; for a GPU they come in pinned memory.
     """
     pinned = device is not None and device.type == "cuda"
@@ -90,11 +86,6 @@ def bucketed(
 
     At most four batches wait for company; then the fullest goes as it is. So memory does not grow
     with the number of items or of shapes.
-
-    Args:
-        items: what is to be batched.
-        shape_of: what those of a batch have in common.
-        size: items in a batch at most.
     """
     waiting: dict[Hashable, list[Item]] = {}
     for item in items:

@@ -26,7 +26,6 @@ def find_device(choice: str, *, double: bool = False) -> torch.device:
     and none of them Apple's, over which they cannot exchange anything.
 
     Args:
-        choice: its name.
         double: whether double precision is needed, which Apple's GPUs lack: then the CPU instead.
 
     Raises:
@@ -78,8 +77,6 @@ def settle_precision(choice: str, device: torch.device, there: str = "") -> str:
     Apple's, where it has not been tried.
 
     Args:
-        choice: its name.
-        device: what computes in it.
         there: what `auto` keeps to, unless that is much slower here: what is there already has it.
     """
     if choice != "auto":
@@ -98,8 +95,6 @@ def find_precision(choice: str, device: torch.device,
     """Turn `fp32`, `bf16`, `fp16` or `auto` into a number format that the device computes in.
 
     Args:
-        choice: its name.
-        device: what computes in it.
         warn: told where the format is slower than fp32: it is a choice all the same, since the
             results are those of that format. None: nothing is measured.
 

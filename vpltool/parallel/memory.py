@@ -39,8 +39,6 @@ def run_within_memory(
     The results are those of a smaller batch size.
 
     Args:
-        batches: what to run, in order.
-        run: takes a batch to the device and gives a result.
         warn: told once what size the memory does suffice for, and which option says so at once.
         lower: what to do where it does not suffice for a single photo: the hint of the error.
 

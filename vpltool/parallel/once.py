@@ -32,10 +32,8 @@ def once(folder: Path, work: str, call: str, *, shards: bool = False) -> Iterato
     machines are not seen; nor do they harm, since files are written whole.
 
     Args:
-        folder: the workspace.
         work: what is done there: two processes with the same words do the same.
         call: the work as a call, for who comes second.
-        shards: whether several processes can share it.
 
     Raises:
         VplError: another process is doing it.

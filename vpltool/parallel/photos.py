@@ -93,9 +93,6 @@ def load_batches(
     this process, however it ends.
 
     Args:
-        photos: (id, path) of each.
-        settings: how they are resized and normalised.
-        batch_size: photos in a batch at most.
         workers: number of processes; 0 reads in this one.
         device: where the batches will go; for a GPU they come in pinned memory.
         sized: called after each photo whose size is read, all of them before the first batch.

@@ -33,7 +33,6 @@ def run_jobs(
         jobs: what is given to it, one by one. Results come in any order.
         processes: number of workers; below 2 there are none.
         start: called in each worker first.
-        task: what `start` is called with: all that the jobs share.
         fewest: number of jobs from which workers pay.
         finish: at an interrupt, whether the jobs that are begun are finished. If not, they are
             sent SIGTERM, which `start` may turn into an interrupt of their own.

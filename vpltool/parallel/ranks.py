@@ -42,8 +42,6 @@ class Ranks:
 
     Args:
         rank: its number; process 0 writes the files.
-        count: number of processes.
-        device: where it computes.
     """
 
     rank: int
@@ -123,7 +121,6 @@ def joined(choice: str, *, double: bool = False) -> Iterator[Ranks]:
     """Join the processes that torchrun has started: NCCL between GPUs, gloo between CPUs.
 
     Args:
-        choice: device, see `find_device`; of several processes each takes its own GPU.
         double: whether it must compute in double precision.
 
     Raises:

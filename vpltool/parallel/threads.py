@@ -83,7 +83,6 @@ def in_threads(
     For files, whose coding and decoding lets other threads run. Exceptions are raised here.
 
     Args:
-        work: what is done.
         items: taken as results are, so that memory does not grow with their number.
         threads: number of threads; 0: none, the reader does the work itself.
     """
