@@ -77,10 +77,6 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
 
     Next: vpltool train-decoder, or vpltool eval
 
-    Args:
-        workspace: where inputs are found and outputs go.
-        settings: which maps, which method, which photos.
-
     Returns:
         the folders of masks, that to train on last; or the folder of predictions.
 

@@ -54,10 +54,6 @@ def run(path: Path, settings: DemoSettings) -> Path:
 
     Next: vpltool text-prototypes
 
-    Args:
-        path: the workspace folder.
-        settings: how many scenes, and which.
-
     Returns:
         `workspace.json`.
 

@@ -51,10 +51,6 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
 
     Next: vpltool cam --method dense --features features-naclip/train --name text-naclip
 
-    Args:
-        workspace: where features are found and go.
-        settings: which method, which photos, and what is copied.
-
     Returns:
         the folder of features.
 

@@ -72,10 +72,6 @@ def run(workspace: Workspace, settings: EvalSettings) -> reports.Report:
 
     Next: vpltool scores
 
-    Args:
-        workspace: where inputs are found and scores go.
-        settings: what is scored, and how CAMs are cut.
-
     Returns:
         scores, the confusion matrix of not too many classes, what was scored; of CAMs the sweep.
 

@@ -48,10 +48,6 @@ def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
 
     Exports are always rewritten.
 
-    Args:
-        workspace: where predictions and decoders are found and exports go.
-        settings: what, in which format.
-
     Returns:
         what was written.
 

@@ -95,10 +95,6 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
 
     Next: vpltool cam --prototypes text
 
-    Args:
-        workspace: where photos are found and features go.
-        settings: which photos, at what size, and what to keep.
-
     Returns:
         the folder of features.
 

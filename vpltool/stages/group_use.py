@@ -50,10 +50,6 @@ def run(workspace: Workspace, settings: GroupUseSettings) -> list[JsonObject]:
 
     Example: vpltool group-use both --split val
 
-    Args:
-        workspace: where group maps are found, which `predict` stores.
-        settings: which.
-
     Returns:
         title, photos, and of both stages the groups used and their overlap; lists, one of each
         folder.

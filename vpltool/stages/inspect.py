@@ -41,10 +41,6 @@ def run(work: Path, settings: InspectSettings) -> JsonObject:
 
     Example: vpltool inspect prototypes/vision.safetensors
 
-    Args:
-        work: the workspace folder; the path may be relative to it too.
-        settings: the path.
-
     Returns:
         kind, and what the header says; inputs as hashes, with their paths in `sources`.
 

@@ -48,10 +48,6 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
 
     Next: vpltool cam --split train
 
-    Args:
-        workspace: gives the photos of the split.
-        settings: which features, and where the tars go.
-
     Returns:
         the folder of the features.
 

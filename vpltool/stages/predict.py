@@ -59,10 +59,6 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
 
     Next: vpltool eval --split val, or vpltool crf --what predictions/NAME
 
-    Args:
-        path: the workspace, where inputs are found and outputs go; with `segmenter`, any folder.
-        settings: which photos, which decoder, how they are seen.
-
     Returns:
         the folders of predictions, and what is beside them.
 

@@ -82,10 +82,6 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
 
     Next: vpltool text-prototypes
 
-    Args:
-        path: the workspace folder.
-        settings: which data set, which encoder, which words.
-
     Returns:
         `workspace.json`, and the folders of true masks that were made.
 

@@ -35,10 +35,6 @@ def run(path: Path, settings: PullSettings) -> Path:
 
     Next: vpltool predict PHOTOS --segmenter animals.safetensors
 
-    Args:
-        path: the folder that the file goes to.
-        settings: what is taken.
-
     Returns:
         the file.
 

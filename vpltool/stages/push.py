@@ -41,10 +41,6 @@ def run(path: Path, settings: PushSettings) -> str:
 
     Next: vpltool pull my-name/animals, on another machine
 
-    Args:
-        path: the folder in whose exports/ the bundle is looked for.
-        settings: what goes where.
-
     Returns:
         the address of the repository; or the card.
 

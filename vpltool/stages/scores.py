@@ -49,10 +49,6 @@ def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
 
     Example: vpltool scores 'text=scores/cams-text-train.json' 'ours=scores/a.json,scores/b.json'
 
-    Args:
-        path: the workspace folder; files are looked for there too.
-        settings: which scores.
-
     Returns:
         title, split, photos, what was compared with, and scores of each row; scores are lists, one
         of each file.

@@ -88,11 +88,6 @@ def run(work: Path, settings: ShowSettings) -> Path:
 
     Example: vpltool show predictions/segmenter --split val --worst 12
 
-    Args:
-        work: the workspace folder, where everything is found, and the sheet goes; for photos and
-            masks that are named, any folder.
-        settings: what is shown, of which photos.
-
     Returns:
         the sheet, a PNG.
 

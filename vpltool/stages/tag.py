@@ -80,10 +80,6 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
 
     Next: vpltool prepare folder IMAGES --labels WORK/tags/train.csv
 
-    Args:
-        workspace: gives the photos, the classes and the CLIP.
-        settings: which photos, and when a class is a tag.
-
     Returns:
         the CSV, and the folder of scores.
 
