@@ -24,7 +24,7 @@ from vpltool.methods.interfaces import Exporter
 from vpltool.parallel import device
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
-from vpltool.stages._about import about_segmenter, measured, some_photos, write_card
+from vpltool.stages._card import about_segmenter, measured, some_photos, write_card
 
 
 @dataclass(frozen=True, kw_only=True)
