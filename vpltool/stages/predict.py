@@ -10,7 +10,6 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core import segment
 from vpltool.core.photos import describe_failure, read_photo
-from vpltool.core.temperature import tempered
 from vpltool.engine import headers, named_photos, photo_work, running
 from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
 from vpltool.errors import PhotosFailed, VplError
@@ -203,16 +202,13 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
 
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
     workspace, settings, segmenter = work.workspace, work.settings, work.segmenter
-    inputs: JsonObject = {segmenter.role: segmenter.path,
-                          "classes": work.named.classes_identity}
-    options: JsonObject = {"split": task.name} | (
-        {"temperature": work.temperature} if settings.abstain else {})
+    inputs = work.inputs | ({"features": task.features} if task.features else {})
+    options: JsonObject = {"split": task.name} | work.options
     if "scales" not in segmenter.unused:
         options |= {"scales": settings.factors, "source": "features" if task.features else "photos"}
     header = headers.make_header(
-        workspace, kind, "predict", settings,
-        inputs=inputs | ({"features": task.features} if task.features else {}),
-        model=segmenter.header.model, options=options,
+        workspace, kind, "predict", settings, inputs=inputs, model=segmenter.header.model,
+        options=options,
         skip=(*segmenter.unused, *(("precision",) if task.features else ())))
     images = [headers.relative_path(path, workspace.path) for path in task.images]
     # The same call finds the side of the training again.
@@ -243,8 +239,7 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
         for _, seen in _start(work, task, list(task.photos.ids)):
             if isinstance(seen, photo_work.Failed):
                 raise VplError(f"{seen.reason}", "fix it and run the same command again")
-            write_labels(out, segment.labels_of(tempered(
-                seen.probabilities, work.temperature), seen.size, settings.abstain), header)
+            write_labels(out, work.labels(seen), header)
     if settings.overlay:
         (photo,) = task.paths.values()
         made.append(_write_overlay(work.named, photo, out,
@@ -255,26 +250,26 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
 def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[photo_work.Made]:
     """Load and check what is needed; the result yields each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
-    seen = (running.from_features(work.segmenter.network(), task.features, paths, settings)
+    made = (running.from_features(work.segmenter.network(), task.features, paths, settings)
             if task.features else work.segmenter.load(work.named, settings).photos(paths, settings))
-    return (_among_tags(made, task.tagged) for made in seen)
+    return made if task.tagged is None else _among_tags(made, task.tagged)
 
 
-def _among_tags(made: photo_work.Made, tagged: Mapping[str, Sequence[int]] | None
-                ) -> photo_work.Made:
-    """Let only tagged classes compete, where tags are known."""
-    key, seen = made
-    if tagged is None or isinstance(seen, photo_work.Failed):
-        return made
-    return key, replace(seen, probabilities=segment.only_classes(seen.probabilities, tagged[key]))
+def _among_tags(made: Iterator[photo_work.Made], tagged: Mapping[str, Sequence[int]]
+                ) -> Iterator[photo_work.Made]:
+    """Let only tagged classes compete."""
+    for key, seen in made:
+        if isinstance(seen, running.Segmented):
+            seen = replace(seen, probabilities=segment.only_classes(
+                seen.probabilities, tagged[key]))
+        yield key, seen
 
 
 def _write(work: Chosen, output: OutputFolder, key: str, seen: running.Segmented) -> None:
     # Labels of NaN would be those of the background.
     check_values(output.header.kind, {"probabilities": seen.probabilities}, "")
     if output.header.kind == "predictions":
-        output.write_labels(key, segment.labels_of(tempered(
-            seen.probabilities, work.temperature), seen.size, work.settings.abstain))
+        output.write_labels(key, work.labels(seen))
     else:
         output.write_tensors(key, seen.tensors(output.header.kind))
 
@@ -291,33 +286,23 @@ def _write_overlays(workspace: Workspace, predictions: Path, pictures: Path,
                     photos: Mapping[str, Path], workers: int) -> Path:
     """Draw the predictions that are there and have no picture, or an older one.
 
-    Args:
-        workspace: its classes.
-        predictions: folder of the labels, ID.png.
-        pictures: folder that the pictures go to, ID.jpg.
-        photos: id to path.
-        workers: number of threads, see `worker_count`.
-
     Returns:
         the folder of pictures.
     """
-    labels = {key: predictions / f"{key}.png" for key in photos}
-    todo = [key for key, path in labels.items()
-            if path.exists() and _written(pictures / f"{key}.jpg") <= _written(path)]
+    def draw(key: str) -> None:
+        _write_overlay(workspace, photos[key], predictions / f"{key}.png",
+                       pictures / f"{key}.jpg")
+
+    todo = [key for key in photos if 0 < _written(predictions / f"{key}.png")
+            >= _written(pictures / f"{key}.jpg")]
     with console.progress(f"pictures {pictures.name}", len(todo)) as advance:
-        for _ in threads.in_threads(lambda key: _write_overlay(
-                workspace, photos[key], labels[key], pictures / f"{key}.jpg"),
-                todo, device.worker_count(workers)):
+        for _ in threads.in_threads(draw, todo, device.worker_count(workers)):
             advance()
     return pictures
 
 
 def _write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Path) -> Path:
-    """Draw one prediction over its photo; a photo that cannot be read is warned of.
-
-    Returns:
-        the picture's path.
-    """
+    """Draw one prediction over its photo, and return its path; warn of an unreadable photo."""
     try:
         pixels = read_photo(photo)
     except OSError as error:
