@@ -16,6 +16,7 @@ from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
+from vpltool.pictures.page import percent
 
 WORST = 100
 """Photos that a report lists at most, the worst first."""
@@ -39,22 +40,16 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
                    share: float) -> JsonObject:
     """Compare the classes that predictions show with the tags of their photos; opens no true mask.
 
-    Args:
-        workspace: names the classes.
-        source: predictions, or masks.
-        photos: those that have a prediction.
-        split: of the photos.
-        share: share of a photo's pixels from which a class counts as predicted.
+    A class counts as predicted that covers the `share` of a photo's pixels.
 
     Raises:
         VplError: these are CAMs, no photo has a tag, or a prediction is damaged.
     """
-    _check_source(source)
+    _check_source(workspace.path, source, split)
     photos = [photo for photo in photos if photo.tags]
     if not photos:
         raise VplError(f"no photo of `{split}` has a tag to compare with",
                        "name a split of tagged photos: `split='NAME'`")
-    _warn_of_learned(workspace, source, split)
     beside = _probabilities_beside(source)
     seen = _read_all(workspace, source, beside, photos, share)
     tagged = np.zeros((len(photos), len(workspace.classes)), bool)
@@ -71,29 +66,25 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
         "config": source.identity, "content": formats.identity_of_many(
             {photo.id: entry.content for photo, entry in zip(photos, seen, strict=True)}),
         "mean": {name: _rounded(value) for name, value in found.means().items()},
-        "photos_agreeing": _mean((predicted == tagged).all(axis=1)),
-        "foreground": _mean(shares.sum(axis=1)),
+        "photos_agreeing": _rounded((predicted == tagged).all(axis=1).mean()),
+        "foreground": _rounded(shares.sum(axis=1).mean()),
         "classes": {name: {
             "tagged": int(tagged[:, index].sum()), "predicted": int(predicted[:, index].sum()),
             **{key: _rounded(getattr(found, key)[index]) for key in ("precision", "recall", "f1")}}
             for index, name in enumerate(workspace.classes)},
         "calibration": _calibration(seen, tagged) if beside else None,
-        "worst": _worst(workspace, photos, shares, predicted, tagged,
-                        agreement.overlap(predicted, tagged))}
+        "worst": _worst(workspace, photos, shares, predicted, tagged)}
 
 
-def _check_source(source: InputFolder) -> None:
+def _check_source(work: Path, source: InputFolder, split: str) -> None:
+    """Warn where the agreement is larger than on new photos; refuse CAMs."""
     if source.kind == "cams":
         raise VplError(f"{source.path} holds CAMs, which are made from the tags",
                        "compare predictions instead: `what='predictions/NAME'`")
     if source.kind == "masks" or source.header.options.get("tags"):
         console.warn(f"{source.path} was made with the tags, so agreement with them means little; "
                      "score predictions without tags")
-
-
-def _warn_of_learned(workspace: Workspace, source: InputFolder, split: str) -> None:
-    """Warn if the segmenter has learned from the photos that are compared."""
-    decoder = _decoder_behind(workspace.path, source.header)
+    decoder = _decoder_behind(work, source.header)
     if decoder is not None and decoder.options.get("split") == split:
         console.warn(f"the segmenter was trained on the photos of `{split}`: it agrees with their "
                      "tags better than with those of new photos")
@@ -164,12 +155,12 @@ def _calibration(seen: Sequence[_PhotoClasses], tagged: npt.NDArray[np.bool_]) -
 
 
 def _worst(workspace: Workspace, photos: Sequence[Photo], shares: npt.NDArray[np.float64],
-           predicted: npt.NDArray[np.bool_], tagged: npt.NDArray[np.bool_],
-           agreeing: npt.NDArray[np.float64]) -> list[JsonObject]:
+           predicted: npt.NDArray[np.bool_], tagged: npt.NDArray[np.bool_]) -> list[JsonObject]:
     """Photos whose classes are not those tagged: those that overlap least come first.
 
     Among equals, those come first of which untagged classes take the larger share.
     """
+    agreeing = agreement.overlap(predicted, tagged)
     wrong = (shares * (predicted & ~tagged)).sum(axis=1)
     order = sorted((index for index in range(len(photos)) if agreeing[index] < 1),
                    key=lambda index: (agreeing[index], -wrong[index], photos[index].id))
@@ -182,11 +173,6 @@ def _names(workspace: Workspace, row: npt.NDArray[np.bool_]) -> str:
     return ", ".join(workspace.classes[index] for index in row.nonzero()[0]) or "nothing"
 
 
-def _mean(values: npt.NDArray[Any]) -> float | None:
-    # A class that is never predicted has no precision, one that is never tagged no recall.
-    return _rounded(float(np.nanmean(values))) if np.isfinite(values.astype(float)).any() else None
-
-
 def _rounded(value: float) -> float | None:
     return None if value != value else round(float(value), 6)
 
@@ -197,11 +183,11 @@ def show_of_tags(report: Mapping[str, Any]) -> list[str]:
     lines = [f"{'':{width}}  tagged  predicted  precision  recall    F1"]
     for name, row in report["classes"].items():
         lines.append(f"{name:{width}}  {row['tagged']:6}  {row['predicted']:9}  "
-                     f"{_percent(row['precision']):>9}  {_percent(row['recall']):>6}  "
-                     f"{_percent(row['f1']):>4}")
+                     f"{percent(row['precision']):>9}  {percent(row['recall']):>6}  "
+                     f"{percent(row['f1']):>4}")
     mean = report["mean"]
-    lines.append(f"{'mean':{width}}  {'':6}  {'':9}  {_percent(mean['precision']):>9}  "
-                 f"{_percent(mean['recall']):>6}  {_percent(mean['f1']):>4}")
+    lines.append(f"{'mean':{width}}  {'':6}  {'':9}  {percent(mean['precision']):>9}  "
+                 f"{percent(mean['recall']):>6}  {percent(mean['f1']):>4}")
     few = report["photos"] < _ENOUGH
     if few:
         lines.append(f"{counted(report['photos'], 'photo is', 'photos are')} few: one more changes "
@@ -211,7 +197,7 @@ def show_of_tags(report: Mapping[str, Any]) -> list[str]:
     elif report["calibration"]:
         lines.append("probability      pairs   said  tagged")
         lines += [f"{row['low']:.1f} to {row['high']:.1f}     {row['pairs']:7}  "
-                  f"{_percent(row['said']):>5}  {_percent(row['tagged']):>6}"
+                  f"{percent(row['said']):>5}  {percent(row['tagged']):>6}"
                   for row in report["calibration"]["bins"]]
         lines.append(f"calibration error {100 * report['calibration']['error']:.1f}")
     else:
@@ -223,7 +209,3 @@ def show_of_tags(report: Mapping[str, Any]) -> list[str]:
     lines.append(f"{100 * report['foreground']:.0f} % of the pixels are given a class: tags say "
                  "which classes a photo shows, not where; also look at pictures")
     return lines
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -23,6 +23,7 @@ from vpltool.lazy import Tensor, np, torch
 from vpltool.methods.exports._segmenter import photo_pixels
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.methods.interfaces import Exporter
+from vpltool.pictures.page import percent
 
 _MOST = 64
 """Photos that an export is given, to calibrate on, and others to be measured on."""
@@ -220,8 +221,7 @@ def _sections(about: Mapping[str, Any]) -> list[str]:
         lines += [f"## Scores on {score['photos']} photos of `{score['split']}`, "
                   + ("among the tagged classes" if score["tags"] else "without tags"), "",
                   f"mIoU {100 * score['miou']:.1f}: " + ", ".join(
-                      f"{name} {'-' if value is None else format(100 * value, '.1f')}"
-                      for name, value in score["iou"].items()) + "."]
+                      f"{name} {percent(value)}" for name, value in score["iou"].items()) + "."]
         # Scores of very many classes have none.
         if matrix := score["confusion"]:
             lines += ["", "Share of the pixels of a class (rows) that get a label (columns), in %:",
