@@ -21,7 +21,6 @@ from vpltool.formats.shards import WHOLE
 from vpltool.formats.values import check_values
 from vpltool.methods.inputs import side_of
 from vpltool.parallel import device, threads
-from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import overlay
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
@@ -308,8 +307,7 @@ def _write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Pat
     except OSError as error:
         console.warn(f"no picture of {describe_failure(photo, error)}")
         return picture
-    page = overlay(pixels, read_labels(labels), class_palette(),
-                   dict(enumerate(workspace.classes, 1)))
+    page = overlay(pixels, read_labels(labels), dict(enumerate(workspace.classes, 1)))
     with atomic_path(picture) as temporary:
         page.save(temporary, format="JPEG", quality=_QUALITY)
     return picture

@@ -17,7 +17,6 @@ from vpltool.errors import PhotosFailed, VplError, near_name, part_of
 from vpltool.formats import Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place
-from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over, sheet
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -114,8 +113,7 @@ class _Sheet:
             try:
                 truth = read_truth(self.workspace, row.photo, whole.shape[:2])
                 self.untagged[row.id] = untagged_class(self.workspace, row.photo, truth)
-                yield SheetPanel("truth", labels_over(picture, truth, class_palette()),
-                                 classes_in(truth))
+                yield SheetPanel("truth", labels_over(picture, truth), classes_in(truth))
             except VplError as error:
                 yield self._missing(row, "truth", error)
 
@@ -166,8 +164,7 @@ def run(work: Path, settings: ShowSettings) -> Path:
     _check_columns(columns, rows)
 
     drawn = _Sheet(workspace, columns, settings, worst)
-    page = sheet(drawn.rows(rows), class_palette(),
-                 dict(enumerate(("background", *workspace.classes))))
+    page = sheet(drawn.rows(rows), dict(enumerate(("background", *workspace.classes))))
     path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"
     with atomic_path(path) as temporary:
         page.save(temporary, format="PNG")
