@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from vpltool import console, formats
 from vpltool.core import agreement
@@ -18,6 +18,8 @@ from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 from vpltool.pictures.page import percent
 
+Values: TypeAlias = "npt.NDArray[np.float64]"
+
 WORST = 100
 """Photos that a report lists at most, the worst first."""
 
@@ -25,15 +27,6 @@ _ENOUGH = 20
 """Photos from which on a calibration table is shown: with fewer, a bin holds a photo or two."""
 
 _THREADS = 4
-
-
-@dataclass(frozen=True)
-class _PhotoClasses:
-    """A photo: which share each class takes, how probable each is; the background left out."""
-
-    shares: npt.NDArray[np.float64]
-    sure: npt.NDArray[np.float64] | None
-    content: str
 
 
 def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], split: str,
@@ -51,11 +44,10 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
         raise VplError(f"no photo of `{split}` has a tag to compare with",
                        "name a split of tagged photos: `split='NAME'`")
     beside = _probabilities_beside(source)
-    seen = _read_all(workspace, source, beside, photos, share)
+    shares, sure, contents = _read_all(workspace, source, beside, photos, share)
     tagged = np.zeros((len(photos), len(workspace.classes)), bool)
     for row, photo in zip(tagged, photos, strict=True):
         row[[index - 1 for index in workspace.indices_of(photo)]] = True
-    shares = np.stack([entry.shares for entry in seen])
     predicted = shares >= share
     found = agreement.agreement(predicted, tagged)
     return {
@@ -64,7 +56,7 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
         "made_by": source.header.command, "supervision": source.header.supervision or "tags",
         "made_under": source.header.preset, "scored_under": current_preset(),
         "config": source.identity, "content": formats.identity_of_many(
-            {photo.id: entry.content for photo, entry in zip(photos, seen, strict=True)}),
+            {photo.id: content for photo, content in zip(photos, contents, strict=True)}),
         "mean": {name: _rounded(value) for name, value in found.means().items()},
         "photos_agreeing": _rounded((predicted == tagged).all(axis=1).mean()),
         "foreground": _rounded(shares.sum(axis=1).mean()),
@@ -72,7 +64,7 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
             "tagged": int(tagged[:, index].sum()), "predicted": int(predicted[:, index].sum()),
             **{key: _rounded(getattr(found, key)[index]) for key in ("precision", "recall", "f1")}}
             for index, name in enumerate(workspace.classes)},
-        "calibration": _calibration(seen, tagged) if beside else None,
+        "calibration": _calibration(sure, tagged) if beside else None,
         "worst": _worst(workspace, photos, shares, predicted, tagged)}
 
 
@@ -115,29 +107,34 @@ def _probabilities_beside(source: InputFolder) -> InputFolder | None:
 
 
 def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | None,
-              photos: Sequence[Photo], share: float) -> list[_PhotoClasses]:
+              photos: Sequence[Photo], share: float) -> tuple[Values, Values, Sequence[str]]:
+    """Share that each class takes of each photo (N, classes), how probable each is, file hashes.
+
+    Without probabilities `beside` the predictions there are none (N, 0).
+    """
     count = len(workspace.classes)
 
-    def read(photo: Photo) -> _PhotoClasses:
+    def read(photo: Photo) -> tuple[Values, Values, str]:
         labels = source.read_labels(photo.id)
         highest = labels[labels != workspace.ignore].max(initial=0)
         if highest > count:
             raise VplError(f"{source.path_of(photo.id)}: the label {highest} is above {count}, the "
                            "last class", f"{again(source.header)} recomputes it")
-        sure = _read_probabilities(beside, photo.id, count, share) if beside else None
-        return _PhotoClasses(agreement.class_shares(labels, count + 1)[1:], sure,
-                             formats.identity_of_file(source.path_of(photo.id)))
+        sure = (_read_probabilities(beside, photo.id, count, share) if beside
+                else np.zeros(0))
+        return (agreement.class_shares(labels, count + 1)[1:], sure,
+                formats.identity_of_file(source.path_of(photo.id)))
 
     seen = []
     with console.progress("eval", len(photos)) as advance:
         for entry in threads.in_threads(read, photos, _THREADS):
             seen.append(entry)
             advance()
-    return seen
+    shares, sure, contents = zip(*seen, strict=True)
+    return np.stack(shares), np.stack(sure), contents
 
 
-def _read_probabilities(folder: InputFolder, key: str, count: int, share: float
-                        ) -> npt.NDArray[np.float64]:
+def _read_probabilities(folder: InputFolder, key: str, count: int, share: float) -> Values:
     """Probability that a photo shows each class (count,); 0 where none was stored."""
     tensors = folder.read_tensors(key)
     found = np.zeros(count + 1)
@@ -146,15 +143,14 @@ def _read_probabilities(folder: InputFolder, key: str, count: int, share: float
     return found[1:]
 
 
-def _calibration(seen: Sequence[_PhotoClasses], tagged: npt.NDArray[np.bool_]) -> JsonObject:
-    sure = np.stack([entry.sure for entry in seen if entry.sure is not None])
+def _calibration(sure: Values, tagged: npt.NDArray[np.bool_]) -> JsonObject:
     bins = agreement.reliability(sure, tagged)
     return {"error": round(agreement.calibration_error(bins), 6), "bins": [
         {key: _rounded(value) if isinstance(value, float) else value
          for key, value in asdict(entry).items()} for entry in bins]}
 
 
-def _worst(workspace: Workspace, photos: Sequence[Photo], shares: npt.NDArray[np.float64],
+def _worst(workspace: Workspace, photos: Sequence[Photo], shares: Values,
            predicted: npt.NDArray[np.bool_], tagged: npt.NDArray[np.bool_]) -> list[JsonObject]:
     """Photos whose classes are not those tagged: those that overlap least come first.
 

@@ -15,10 +15,9 @@ from vpltool.core import segment
 from vpltool.core.metrics import Confusion, confusion, scores
 from vpltool.engine import segmenters
 from vpltool.errors import VplError
-from vpltool.formats import Header, Workspace, open_input
+from vpltool.formats import Header, Workspace, open_input, read_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place, results_of
-from vpltool.formats.storage import read_json
 from vpltool.lazy import Tensor, np, torch
 from vpltool.methods.exports._segmenter import photo_pixels
 from vpltool.methods.inputs import TrainedSegmenter, side_of

@@ -15,18 +15,8 @@ from vpltool.core.temperature import tempered
 from vpltool.core.tiles import spans
 from vpltool.engine import headers, tiles
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import Header, describe, write_labels
-from vpltool.formats.kinds import IGNORE, place
-from vpltool.formats.labels import read_labels
-from vpltool.formats.rasters import (
-    SUFFIXES,
-    Scaling,
-    Scene,
-    check_alike,
-    is_scene,
-    remove_rows,
-    write_scene,
-)
+from vpltool.formats import IGNORE, Header, describe, rasters, read_labels, write_labels
+from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO
 from vpltool.stages._chosen_segmenter import Chosen
@@ -39,7 +29,7 @@ def scenes_among(images: Sequence[Path]) -> list[Path]:
     """Return the GeoTIFFs of what is named, and of the folders among them."""
     named = [path for image in images for path in (
         sorted(image.rglob("*")) if image.is_dir() else [image])]
-    return [path for path in named if is_scene(path)]
+    return [path for path in named if rasters.is_scene(path)]
 
 
 def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
@@ -53,9 +43,9 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
         PhotosFailed: a file turned out to be damaged; the others are done.
     """
     settings = work.settings
-    scaling = Scaling.parse(settings.bands, settings.percentiles)
-    scenes = [Scene(path, scaling) for path in paths]
-    check_alike(scenes)
+    scaling = rasters.Scaling.parse(settings.bands, settings.percentiles)
+    scenes = [rasters.Scene(path, scaling) for path in paths]
+    rasters.check_alike(scenes)
     outs = _outs(work, paths)
     todo = [(scene, out, header) for scene, out in zip(scenes, outs, strict=True)
             if not headers.check_file(out, header := _header(work, scene), settings)]
@@ -78,7 +68,7 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
 def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
     """The file of each scene; an error, if two would be one file."""
     out = work.settings.out
-    if out and out.suffix.lower() in SUFFIXES and not out.is_dir():
+    if out and out.suffix.lower() in rasters.SUFFIXES and not out.is_dir():
         if len(paths) > 1:
             raise VplError(f"{out} is one file, for {len(paths)} scenes",
                            "use a folder: `out='DIR'`")
@@ -92,7 +82,7 @@ def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
     return outs
 
 
-def _header(work: Chosen, scene: Scene) -> Header:
+def _header(work: Chosen, scene: rasters.Scene) -> Header:
     header = headers.make_header(
         work.workspace, "scenes", "predict", work.settings,
         inputs=work.inputs | {"scene": scene.path}, model=work.segmenter.header.model,
@@ -114,8 +104,8 @@ def _load(work: Chosen) -> tiles.TiledSegmenter:
     return tiled
 
 
-def _predict(work: Chosen, tiled: tiles.TiledSegmenter, scene: Scene, out: Path, header: Header
-             ) -> None:
+def _predict(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, out: Path,
+             header: Header) -> None:
     """Predict a scene row of tiles by row of tiles, and join the rows."""
     grid = tiled.grid(scene.size)
     patch = tiled.seen.patch
@@ -126,14 +116,14 @@ def _predict(work: Chosen, tiled: tiles.TiledSegmenter, scene: Scene, out: Path,
     if done:
         console.note(f"{out}: {done} of {len(files)} rows of tiles are done already")
     with console.progress(f"predict {scene.path.stem}", len(files) - done) as advance:
-        for number, labels in _rows(work, tiled, scene, done, tops):
-            write_labels(files[number], labels, header)
+        for number, row in _rows(work, tiled, scene, done, tops):
+            write_labels(files[number], row, header)
             advance()
     classes = work.named.classes
     kept = label_type(len(classes))
-    write_scene(out, scene, (read_labels(file).astype(kept, copy=False) for file in files), header,
-                classes)
-    remove_rows(folder)
+    labels = (read_labels(file).astype(kept, copy=False) for file in files)
+    rasters.write_scene(out, scene, labels, header, classes)
+    rasters.remove_rows(folder)
 
 
 def _is_of(file: Path, header: Header) -> bool:
@@ -145,8 +135,8 @@ def _is_of(file: Path, header: Header) -> bool:
     return found is not None and found.config_hash == header.config_hash
 
 
-def _rows(work: Chosen, tiled: tiles.TiledSegmenter, scene: Scene, done: int, tops: Sequence[int]
-          ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+def _rows(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, done: int,
+          tops: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Yield the labels (h, W) of each row of tiles that is left, with its number.
 
     A row of pixels lies between two rows of probabilities; so those of a row of tiles end half a

@@ -25,16 +25,7 @@ from vpltool.formats.workspace import open_workspace, read_images, relative_to
 from vpltool.formats.workspace_writing import describe_change, write_workspace
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
-from vpltool.settings import (
-    RUNNING,
-    Settings,
-    Values,
-    changed,
-    described,
-    make,
-    setting,
-    values_of,
-)
+from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
 from vpltool.stage import Stage
 
 
@@ -239,7 +230,7 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> JsonO
     return call
 
 
-def _remembered(path: Path, method: type[Settings], call: Mapping[str, Any]) -> Values:
+def _remembered(path: Path, method: type[Settings], call: Mapping[str, Any]) -> JsonObject:
     """The settings of a method that an earlier call was made with."""
     return {entry.name: _from_workspace(path, entry.type, call[entry.name])
             for entry in described(method) if entry.name in call and not entry.about.by_hand}
