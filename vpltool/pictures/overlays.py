@@ -284,11 +284,11 @@ def _in_columns(strips: Sequence[Image.Image]) -> Image.Image:
     tops = [sum(strip.height for strip in strips[:count]) for count in range(1, len(strips))]
     half = 1 + min(range(len(tops)), key=lambda index: (
         abs(2 * tops[index] - page.height), -index))
-    parts = [_stacked(strips[:half]), _stacked(strips[half:])]
-    left = parts[0].width + 2 * _GAP
-    beside = Image.new("RGB", (left + parts[1].width, max(part.height for part in parts)), "white")
-    beside.paste(parts[0], (0, 0))
-    beside.paste(parts[1], (left, 0))
+    first, second = _stacked(strips[:half]), _stacked(strips[half:])
+    left = first.width + 2 * _GAP
+    beside = Image.new("RGB", (left + second.width, max(first.height, second.height)), "white")
+    beside.paste(first, (0, 0))
+    beside.paste(second, (left, 0))
     return beside
 
 

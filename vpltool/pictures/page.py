@@ -29,9 +29,9 @@ def render_page(content: Mapping[str, object]) -> Iterator[str]:
         **content, script=script, style=style, script_hash=_hash(script), style_hash=_hash(style))
 
 
-def percent(share: float | None, digits: int = 1) -> str:
+def percent(share: float | None) -> str:
     """Format a share as a number of percent; `-` for none."""
-    return "-" if share is None else f"{100 * share:.{digits}f}"
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def data_uri(path: Path) -> str:

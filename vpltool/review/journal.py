@@ -39,14 +39,10 @@ class Status(NamedTuple):
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit.
+    """One edit, with a name `op` that no other has, and words for the history.
 
-    Args:
-        op: a name that no other edit has.
-        what: words for the history.
-        box: x, y, width and height on the grid; of no size: no pixel changes.
-        pixels: the labels in it after the edit (height, width).
-        status: the photo's, after it.
+    In the box (x, y, width and height on the grid, which may be 0), `pixels` (height, width) are
+    the labels after the edit; `status` is the photo's then.
     """
 
     op: str

@@ -50,6 +50,7 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
         row[[index - 1 for index in workspace.indices_of(photo)]] = True
     predicted = shares >= share
     found = agreement.agreement(predicted, tagged)
+    bins = agreement.reliability(sure, tagged) if beside else []
     return {
         "kind": "agreement", "against": "tags", "what": f"{source.kind}-{source.name}",
         "scored": source.kind, "split": split, "photos": len(photos), "share": share,
@@ -64,7 +65,10 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
             "tagged": int(tagged[:, index].sum()), "predicted": int(predicted[:, index].sum()),
             **{key: _rounded(getattr(found, key)[index]) for key in ("precision", "recall", "f1")}}
             for index, name in enumerate(workspace.classes)},
-        "calibration": _calibration(sure, tagged) if beside else None,
+        "calibration": None if beside is None else {
+            "error": round(agreement.calibration_error(bins), 6),
+            "bins": [{key: _rounded(value) if isinstance(value, float) else value
+                      for key, value in asdict(entry).items()} for entry in bins]},
         "worst": _worst(workspace, photos, shares, predicted, tagged)}
 
 
@@ -108,10 +112,7 @@ def _probabilities_beside(source: InputFolder) -> InputFolder | None:
 
 def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | None,
               photos: Sequence[Photo], share: float) -> tuple[Values, Values, Sequence[str]]:
-    """Share that each class takes of each photo (N, classes), how probable each is, file hashes.
-
-    Without probabilities `beside` the predictions there are none (N, 0).
-    """
+    """Share that each class takes of each photo and how probable each is (N, classes); hashes."""
     count = len(workspace.classes)
 
     def read(photo: Photo) -> tuple[Values, Values, str]:
@@ -120,9 +121,13 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
         if highest > count:
             raise VplError(f"{source.path_of(photo.id)}: the label {highest} is above {count}, the "
                            "last class", f"{again(source.header)} recomputes it")
-        sure = (_read_probabilities(beside, photo.id, count, share) if beside
-                else np.zeros(0))
-        return (agreement.class_shares(labels, count + 1)[1:], sure,
+        # A class whose probability was not stored has 0.
+        sure = np.zeros(count + 1)
+        if beside:
+            tensors = beside.read_tensors(photo.id)
+            sure[tensors["classes"].numpy()] = agreement.photo_probabilities(
+                tensors["probabilities"].float().flatten(1).numpy().astype(np.float64), share)
+        return (agreement.class_shares(labels, count + 1)[1:], sure[1:],
                 formats.identity_of_file(source.path_of(photo.id)))
 
     seen = []
@@ -132,22 +137,6 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
             advance()
     shares, sure, contents = zip(*seen, strict=True)
     return np.stack(shares), np.stack(sure), contents
-
-
-def _read_probabilities(folder: InputFolder, key: str, count: int, share: float) -> Values:
-    """Probability that a photo shows each class (count,); 0 where none was stored."""
-    tensors = folder.read_tensors(key)
-    found = np.zeros(count + 1)
-    found[tensors["classes"].numpy()] = agreement.photo_probabilities(
-        tensors["probabilities"].float().flatten(1).numpy().astype(np.float64), share)
-    return found[1:]
-
-
-def _calibration(sure: Values, tagged: npt.NDArray[np.bool_]) -> JsonObject:
-    bins = agreement.reliability(sure, tagged)
-    return {"error": round(agreement.calibration_error(bins), 6), "bins": [
-        {key: _rounded(value) if isinstance(value, float) else value
-         for key, value in asdict(entry).items()} for entry in bins]}
 
 
 def _worst(workspace: Workspace, photos: Sequence[Photo], shares: Values,

@@ -71,7 +71,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
             raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
                            "predict them in two runs")
         return predict_scenes(work, scenes)
-    workspace, settings = work.workspace, work.settings
+    settings = work.settings
     tasks = _named_tasks(work) if settings.images else [_split_task(work)]
     unused = dict(work.segmenter.unused)
     if tasks[0].features:
@@ -96,9 +96,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
             failed.append(error)
             made += [output.path for output in outputs]
         if settings.overlay:
-            folder = outputs[0].path
-            made.append(_write_overlays(work.named, folder, _pictures_of(workspace, folder),
-                                        task.paths, settings.workers))
+            made.append(_write_overlays(work, outputs[0].path, task.paths))
     if failed:
         raise PhotosFailed("; ".join(error.message for error in failed), failed[0].hint, made,
                            [key for error in failed for key in error.photos])
@@ -107,15 +105,10 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Task:
-    """Photos whose predictions go to one folder.
+    """Photos whose predictions go to one folder, called as their split or folder.
 
-    Args:
-        name: of the split, or of the folder that was named.
-        photos: their ids, and what of their own the predictions depend on.
-        paths: where they lie.
-        features: their stored layers, if these serve.
-        images: what was named.
-        tagged: classes that may compete, of those photos of which they are known.
+    `features` are stored layers that serve, `images` what was named, `tagged` the classes of each
+    photo that may compete, where only some may.
     """
 
     name: str
@@ -273,29 +266,24 @@ def _write(work: Chosen, output: OutputFolder, key: str, seen: running.Segmented
         output.write_tensors(key, seen.tensors(output.header.kind))
 
 
-def _pictures_of(workspace: Workspace, predictions: Path) -> Path:
-    """Where pictures of predictions go: below pictures/, or beside what lies elsewhere."""
-    base = workspace.path.resolve()
-    if base in predictions.resolve().parents:
-        return workspace.path / "pictures" / predictions.resolve().relative_to(base)
-    return predictions.with_name(f"{predictions.name}-overlays")
-
-
-def _write_overlays(workspace: Workspace, predictions: Path, pictures: Path,
-                    photos: Mapping[str, Path], workers: int) -> Path:
+def _write_overlays(work: Chosen, predictions: Path, photos: Mapping[str, Path]) -> Path:
     """Draw the predictions that are there and have no picture, or an older one.
 
     Returns:
-        the folder of pictures.
+        the folder of pictures: below pictures/, or beside predictions that lie elsewhere.
     """
+    base, pictures = work.workspace.path, predictions.with_name(f"{predictions.name}-overlays")
+    if base.resolve() in predictions.resolve().parents:
+        pictures = base / "pictures" / predictions.resolve().relative_to(base.resolve())
+
     def draw(key: str) -> None:
-        _write_overlay(workspace, photos[key], predictions / f"{key}.png",
+        _write_overlay(work.named, photos[key], predictions / f"{key}.png",
                        pictures / f"{key}.jpg")
 
     todo = [key for key in photos if 0 < _written(predictions / f"{key}.png")
             >= _written(pictures / f"{key}.jpg")]
     with console.progress(f"pictures {pictures.name}", len(todo)) as advance:
-        for _ in threads.in_threads(draw, todo, device.worker_count(workers)):
+        for _ in threads.in_threads(draw, todo, device.worker_count(work.settings.workers)):
             advance()
     return pictures
 

@@ -67,15 +67,10 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Sheet:
-    """Draws photos, and notes what could not be drawn.
+    """Draws photos, and notes by their ids what could not be drawn.
 
-    Args:
-        workspace: its true masks are drawn.
-        columns: what is shown of each photo.
-        settings: whether true masks are shown.
-        worst: id to the reason why a photo is among the worst, the worst first.
-        failed: id to the reason why a panel is missing.
-        untagged: id to `untagged_class` of each true mask.
+    `worst` says why a photo is among the worst, `failed` why a panel is missing, and `untagged`
+    what `untagged_class` says of each true mask.
     """
 
     workspace: Workspace
