@@ -370,7 +370,7 @@ def test_tags_of_a_panel_are_joined_by_commas(tmp_path: Path) -> None:
     photo = Photo("a", "a.png", ("human being", "dog"), ("train",), None)
     row = show._Row("a", tmp_path / "a.png", photo)
     workspace: Any = None
-    panel = next(show._Sheet(workspace, [], show.ShowSettings()).panels(row))
+    panel = next(show._Sheet(workspace, [], show.ShowSettings()).panels_of(row))
     assert panel.title == "a: human being, dog"
 
 

@@ -22,7 +22,6 @@ from vpltool.formats.labels import png_bytes
 from vpltool.lazy import Image, np, npt
 from vpltool.review import pictures, work
 from vpltool.review.journal import UNWRITTEN, Box, Edit, Journal, Status
-from vpltool.review.pictures import SCALES, proposal_regions
 
 GRID = 1600
 """Longest side in pixels of a mask that is edited."""
@@ -82,7 +81,7 @@ class Desk:
     @property
     def scales(self) -> list[str]:
         """Names of the regions that a photo is cut into."""
-        return [*SCALES, *(f"proposals {name}" for name in self.proposals)]
+        return [*pictures.SCALES, *(f"proposals {name}" for name in self.proposals)]
 
     def file(self, key: str) -> pictures.Stamped:
         """A photo's file, see `pictures`; an id is never more than a key of the table `photos`.
@@ -97,7 +96,7 @@ class Desk:
         """Numbers of a photo's regions, one picture for each of `scales` (scales, h, w)."""
         found = pictures.superpixels(self.file(key))
         return np.stack([*found, *(
-            proposal_regions(from_tensors(folder.read_tensors(key)), found[0])
+            pictures.proposal_regions(from_tensors(folder.read_tensors(key)), found[0])
             if folder.holds(key) else found[0] for folder in self.proposals.values())])
 
     def status(self, key: str) -> Status:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.core import segment
-from vpltool.core.metrics import Confusion, confusion, scores
+from vpltool.core import metrics, segment
 from vpltool.engine import segmenters
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, open_input, read_json
@@ -155,7 +154,7 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
     every = [*ways, lambda one: segment.photo_logits(
         segmenter.encoder.vision, segmenter.network, one)]
     count = 1 + len(segmenter.classes)
-    counts, times, seen = [Confusion(count, {}) for _ in every], np.zeros(len(every)), 0
+    counts, times, seen = [metrics.Confusion(count, {}) for _ in every], np.zeros(len(every)), 0
     with console.progress(title, len(paths)) as advance, torch.no_grad():
         for size, pixels in photo_pixels(segmenter.encoder, paths, side):
             labels, seen = [], seen + 1
@@ -164,10 +163,10 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
                 logits = run(pixels)
                 times[number] += time.perf_counter() - begun
                 labels.append(segment.labels_of(logits[0].softmax(dim=0), size))
-            counts = [before + confusion(labels[-1], own, count)
+            counts = [before + metrics.confusion(labels[-1], own, count)
                       for before, own in zip(counts, labels, strict=True)]
             advance()
-    found = [scores(each) for each in counts]
+    found = [metrics.scores(each) for each in counts]
     return [(each.accuracy, each.miou, taken)
             for each, taken in zip(found, (times / max(seen, 1)).tolist(), strict=True)]
 

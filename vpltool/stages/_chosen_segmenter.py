@@ -6,12 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import options
-from vpltool.core import segment
-from vpltool.core.temperature import tempered
+from vpltool.core import segment, temperature
 from vpltool.datasets.classes import read_classes
-from vpltool.engine import segmenters
-from vpltool.engine.groups import GroupSettings
-from vpltool.engine.running import Segmented
+from vpltool.engine import groups, running, segmenters
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, open_workspace
 from vpltool.lazy import np, npt
@@ -20,7 +17,7 @@ from vpltool.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(GroupSettings):
+class PredictSettings(groups.GroupSettings):
     """Settings of `predict`."""
 
     images: tuple[Path, ...] = setting(
@@ -77,10 +74,10 @@ class Chosen:
         """What headers record beside the settings: the temperature, where it matters."""
         return {"temperature": self.temperature} if self.settings.abstain else {}
 
-    def labels(self, seen: Segmented) -> npt.NDArray[np.uint8]:
+    def labels(self, seen: running.Segmented) -> npt.NDArray[np.uint8]:
         """Labels (H, W) of a photo, of its own size."""
-        return segment.labels_of(tempered(seen.probabilities, self.temperature), seen.size,
-                                 self.settings.abstain)
+        sure = temperature.tempered(seen.probabilities, self.temperature)
+        return segment.labels_of(sure, seen.size, self.settings.abstain)
 
 
 def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from vpltool import console, formats, options
 from vpltool.core import metrics
-from vpltool.core.metrics import Confusion
 from vpltool.engine import features, reports
 from vpltool.errors import VplError, part_of
 from vpltool.formats import InputFolder, JsonObject, Workspace
@@ -195,7 +194,7 @@ def _report(workspace: Workspace, source: InputFolder, tally: Tally, split: str,
     return report
 
 
-def _worst(workspace: Workspace, each: Mapping[str, Confusion]) -> list[JsonObject]:
+def _worst(workspace: Workspace, each: Mapping[str, metrics.Confusion]) -> list[JsonObject]:
     """The photos of the lowest mIoU, over the classes that each shows; the lowest first."""
     scored = {key: metrics.scores(counts).miou for key, counts in each.items() if counts.pairs}
     order = sorted(scored, key=lambda key: (scored[key], key))[:WORST]

@@ -12,7 +12,6 @@ from vpltool import console, options
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.datasets.layouts import named_photos
 from vpltool.engine import panels, reports
-from vpltool.engine.panels import Column
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
 from vpltool.formats import Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
@@ -74,7 +73,7 @@ class _Sheet:
     """
 
     workspace: Workspace
-    columns: Sequence[Column]
+    columns: Sequence[panels.Column]
     settings: ShowSettings
     worst: Mapping[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -82,11 +81,11 @@ class _Sheet:
 
     def rows(self, rows: Sequence[_Row]) -> list[list[SheetPanel]]:
         """Draw photos; one that cannot be read takes a row only if it was asked for by its id."""
-        drawn = [list(self.panels(row)) for row in rows]
+        drawn = [list(self.panels_of(row)) for row in rows]
         readable = [panels for panels in drawn if not isinstance(panels[0].picture, str)]
         return drawn if self.settings.ids or self.worst or not readable else readable
 
-    def panels(self, row: _Row) -> Iterator[SheetPanel]:
+    def panels_of(self, row: _Row) -> Iterator[SheetPanel]:
         """Draw a photo with all that there is of it."""
         tags = ", ".join(row.photo.tags) if row.photo else ""
         about = self.worst.get(row.id, tags)
@@ -176,7 +175,7 @@ def run(work: Path, settings: ShowSettings) -> Path:
     return path
 
 
-def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: ShowSettings
+def _named_rows(paths: Mapping[str, Path], columns: Sequence[panels.Column], settings: ShowSettings
                 ) -> list[_Row]:
     """The photos that any of the columns has a file of; all if there is no column."""
     why = "the photos are not the workspace's"
@@ -190,7 +189,7 @@ def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: 
     return rows
 
 
-def _split_rows(workspace: Workspace, columns: Sequence[Column], settings: ShowSettings
+def _split_rows(workspace: Workspace, columns: Sequence[panels.Column], settings: ShowSettings
                 ) -> list[_Row]:
     """The photos of the split, or of a class of it, that any column has something of, or else all.
 
@@ -222,7 +221,7 @@ def _chosen(rows: list[_Row], wanted: Sequence[str], limit: int) -> list[_Row]:
     return [known[key] for key in wanted]
 
 
-def _check_columns(columns: Sequence[Column], rows: Sequence[_Row]) -> None:
+def _check_columns(columns: Sequence[panels.Column], rows: Sequence[_Row]) -> None:
     """Check that each column has something to show, or a reason why not."""
     for column in columns:
         if not any(column.file_of(row.id).exists() or (
