@@ -19,7 +19,6 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import workspace_around
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import F, Image, Tensor, np, npt
-from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import overlay
 from vpltool.settings import make
 
@@ -53,7 +52,7 @@ class Segmentation:
 
     def overlay(self) -> Image.Image:
         """Draw the labels over the photo, with a legend of the classes below."""
-        return overlay(self.photo, self.labels, class_palette(), dict(enumerate(self.classes, 1)))
+        return overlay(self.photo, self.labels, dict(enumerate(self.classes, 1)))
 
     def save(self, file: str | Path) -> Path:
         """Save the labels as a palette PNG, as `predict` does, without its header.

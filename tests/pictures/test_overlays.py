@@ -11,23 +11,25 @@ import pytest
 from PIL import Image
 
 from vpltool.pictures.colours import class_palette
-from vpltool.pictures.layers import blend_maps, cam_layer, label_layer, shown_as
 from vpltool.pictures.overlays import (
     PANEL_WIDTH,
     Rgb,
     SheetPanel,
+    blend_maps,
+    cam_layer,
     cams_over,
     classes_in,
     fit_panel,
     heat_over,
+    label_layer,
     labels_over,
     legend,
     overlay,
     sheet,
+    shown_as,
 )
 
-PALETTE = class_palette()
-COLOURS = np.asarray(PALETTE, dtype=float).reshape(-1, 3)
+COLOURS = np.asarray(class_palette(), dtype=float).reshape(-1, 3)
 VOC = {index: f"name{index}" for index in range(1, 21)}
 LONG = {1: "northern white rhinoceros, adult male, seen from the side in the last light of day",
         2: "northern white rhinoceros, adult male, seen from the side in the first light of day"}
@@ -63,7 +65,7 @@ def test_labels_keep_the_photo_on_the_background_and_tint_the_rest() -> None:
     photo = noise(120, 150)
     labels = boxes()
     labels[0:3] = 255
-    result = labels_over(photo, labels, PALETTE).astype(float)
+    result = labels_over(photo, labels).astype(float)
     for index in range(1, 21):
         row, column = divmod(index - 1, 5)
         inside = (slice(row * 30 + 8, row * 30 + 22), slice(column * 30 + 8, column * 30 + 22))
@@ -79,8 +81,8 @@ def test_a_contour_is_white_inside_and_black_outside_on_any_photo() -> None:
     labels[10:30, 20:30] = 15
     for grey in (0, 128, 255):
         photo = np.full((40, 40, 3), grey, np.uint8)
-        plain = labels_over(photo, np.full_like(labels, 7), PALETTE)[20, 15].astype(int)
-        line = labels_over(photo, labels, PALETTE)[20].astype(int)
+        plain = labels_over(photo, np.full_like(labels, 7))[20, 15].astype(int)
+        line = labels_over(photo, labels)[20].astype(int)
         white, black = line[10], line[9]
         assert white.mean() > plain.mean() + 10
         assert white.min() - black.max() > 140
@@ -92,15 +94,15 @@ def test_a_contour_is_white_inside_and_black_outside_on_any_photo() -> None:
 def test_specks_are_coloured_without_a_contour() -> None:
     labels = np.zeros((40, 40), np.uint8)
     labels[::4, ::4] = 2
-    result = labels_over(np.full((40, 40, 3), 200, np.uint8), labels, PALETTE)
+    result = labels_over(np.full((40, 40, 3), 200, np.uint8), labels)
     colours = {tuple(colour) for colour in result.reshape(-1, 3).tolist()}
     assert colours == {(200, 200, 200), (89, 152, 187)}
 
 
 def test_labels_of_another_size_are_scaled() -> None:
     photo = noise(60, 90)
-    np.testing.assert_array_equal(labels_over(photo, np.full((6, 9), 3, np.uint8), PALETTE),
-                                  labels_over(photo, np.full((60, 90), 3, np.uint8), PALETTE))
+    np.testing.assert_array_equal(labels_over(photo, np.full((6, 9), 3, np.uint8)),
+                                  labels_over(photo, np.full((60, 90), 3, np.uint8)))
 
 
 def test_classes_in_labels() -> None:
@@ -117,8 +119,8 @@ def test_the_colour_of_every_tag_shows_where_its_cam_is_strongest(grey: int) -> 
     cams = np.stack([np.where(boxes() == index, 1.0, 0.1) for index in classes])
     cams = cams.astype(np.float32)
     photo = np.full((120, 150, 3), grey, np.uint8)
-    result = cams_over(photo, cams, classes, PALETTE).astype(float)
-    paper = cams_over(photo, cams * 0, classes, PALETTE).astype(float)
+    result = cams_over(photo, cams, classes).astype(float)
+    paper = cams_over(photo, cams * 0, classes).astype(float)
     for index, cam in zip(classes, cams, strict=True):
         wanted = 0.15 * paper + 0.85 * COLOURS[index]
         np.testing.assert_allclose(result[cam == 1], wanted[cam == 1], atol=2)
@@ -127,7 +129,7 @@ def test_the_colour_of_every_tag_shows_where_its_cam_is_strongest(grey: int) -> 
 
 def test_a_map_is_as_opaque_as_it_is_strong() -> None:
     photo = np.full((8, 8, 3), 255, np.uint8)
-    levels = [cams_over(photo, np.full((1, 2, 2), value, np.float32), [4], PALETTE)[4, 4, 0]
+    levels = [cams_over(photo, np.full((1, 2, 2), value, np.float32), [4])[4, 4, 0]
               for value in (0.0, 0.25, 0.5, 1.0)]
     assert levels == sorted(levels, reverse=True)
     assert len(set(levels)) == 4
@@ -136,13 +138,13 @@ def test_a_map_is_as_opaque_as_it_is_strong() -> None:
 
 def test_the_background_s_map_and_no_map_leave_the_photo_grey() -> None:
     photo = noise(20, 30)
-    none = cams_over(photo, np.zeros((0, 5, 5), np.float32), [], PALETTE)
+    none = cams_over(photo, np.zeros((0, 5, 5), np.float32), [])
     assert (none == none[..., :1]).all()
     assert none.min() > 128
     maps = np.ones((2, 5, 5), np.float32)
-    np.testing.assert_array_equal(cams_over(photo, maps[:1], [0], PALETTE), none)
-    np.testing.assert_array_equal(cams_over(photo, maps, [0, 3], PALETTE),
-                                  cams_over(photo, maps[:1], [3], PALETTE))
+    np.testing.assert_array_equal(cams_over(photo, maps[:1], [0]), none)
+    np.testing.assert_array_equal(cams_over(photo, maps, [0, 3]),
+                                  cams_over(photo, maps[:1], [3]))
 
 
 def test_heat_is_brightest_where_the_map_is_one() -> None:
@@ -155,64 +157,64 @@ def test_heat_is_brightest_where_the_map_is_one() -> None:
 
 def test_a_legend_names_exactly_the_classes_that_occur() -> None:
     names = {1: "cat", 2: "cow", 3: "dog"}
-    drawn = legend([3, 1], PALETTE, names, 300)
+    drawn = legend([3, 1], names, 300)
     assert swatches(drawn) == {1, 3}
-    assert drawn.tobytes() == legend([1, 3], PALETTE, {**names, 2: "other"}, 300).tobytes()
-    assert drawn.tobytes() != legend([1, 3], PALETTE, {**names, 3: "other"}, 300).tobytes()
+    assert drawn.tobytes() == legend([1, 3], {**names, 2: "other"}, 300).tobytes()
+    assert drawn.tobytes() != legend([1, 3], {**names, 3: "other"}, 300).tobytes()
 
 
 def test_a_sheet_names_the_classes_of_all_its_panels() -> None:
     photo, mask = fit_panel(noise(60, 90)), np.zeros((60, 90), np.uint8)
     mask[10:50, 10:40] = 15
-    cam = cams_over(photo, np.ones((1, 3, 3), np.float32), [6], PALETTE)
+    cam = cams_over(photo, np.ones((1, 3, 3), np.float32), [6])
     rows = [[SheetPanel("photo", photo), SheetPanel("cams", cam, [6])],
             [SheetPanel("photo", photo),
-             SheetPanel("mask", labels_over(photo, mask, PALETTE), classes_in(mask))]]
-    page, plain = sheet(rows, PALETTE, VOC), sheet(rows)
+             SheetPanel("mask", labels_over(photo, mask), classes_in(mask))]]
+    page, plain = sheet(rows, VOC), sheet(rows)
     strip = page.crop((0, plain.height - 8, page.width, page.height - 8))
-    assert strip.tobytes() == legend([6, 15], PALETTE, VOC, page.width).tobytes()
+    assert strip.tobytes() == legend([6, 15], VOC, page.width).tobytes()
     assert page.crop((0, 0, *plain.size)).tobytes()[:-8 * 3 * page.width] == (
         plain.tobytes()[:-8 * 3 * page.width])
     bare = [row[:1] for row in rows]
-    assert sheet(bare, PALETTE, VOC).tobytes() == sheet(bare).tobytes(), "nothing to name"
+    assert sheet(bare, VOC).tobytes() == sheet(bare).tobytes(), "nothing to name"
 
 
 def test_an_overlay_names_the_classes_of_its_labels() -> None:
     photo, labels = noise(120, 150).repeat(2, axis=0).repeat(2, axis=1), boxes()
     labels[labels > 3] = 0
     labels[labels == 2] = 255
-    page = overlay(photo, labels, PALETTE, VOC)
+    page = overlay(photo, labels, VOC)
     strip = page.crop((0, 240, *page.size))
-    assert strip.tobytes() == legend([1, 3, 255], PALETTE, VOC, 300).tobytes()
-    assert page.crop((0, 0, 300, 240)).tobytes() == labels_over(photo, labels, PALETTE).tobytes()
+    assert strip.tobytes() == legend([1, 3, 255], VOC, 300).tobytes()
+    assert page.crop((0, 0, 300, 240)).tobytes() == labels_over(photo, labels).tobytes()
 
 
 def test_twenty_classes_and_unnamed_ones_have_a_swatch_each() -> None:
     classes = [*range(1, 21), 77]
-    assert swatches(legend(classes, PALETTE, VOC, 400)) == set(classes)
-    assert legend([77], PALETTE, VOC, 200).tobytes() == (
-        legend([77], PALETTE, {77: "class 77"}, 200).tobytes())
-    assert legend([255], PALETTE, {}, 200).tobytes() == (
-        legend([255], PALETTE, {255: "ignored"}, 200).tobytes())
+    assert swatches(legend(classes, VOC, 400)) == set(classes)
+    assert legend([77], VOC, 200).tobytes() == (
+        legend([77], {77: "class 77"}, 200).tobytes())
+    assert legend([255], {}, 200).tobytes() == (
+        legend([255], {255: "ignored"}, 200).tobytes())
 
 
 def test_long_names_wrap_within_the_legend() -> None:
-    drawn = legend([1, 2], PALETTE, LONG, 300)
+    drawn = legend([1, 2], LONG, 300)
     assert (pixels(drawn)[:, -6:] == 255).all()
     assert (pixels(drawn)[-3:] == 255).all()
-    alike = legend([1, 2], PALETTE, {1: LONG[1], 2: LONG[1]}, 300)
+    alike = legend([1, 2], {1: LONG[1], 2: LONG[1]}, 300)
     assert drawn.tobytes() != alike.tobytes(), "the words in which they differ are drawn"
-    short = legend([1, 2], PALETTE, VOC, 300)
+    short = legend([1, 2], VOC, 300)
     assert drawn.height > 2 * short.height
 
 
 def test_accents_become_plain_letters() -> None:
-    assert legend([1], PALETTE, {1: "Käse, Crème"}, 200).tobytes() == (
-        legend([1], PALETTE, {1: "Kase, Creme"}, 200).tobytes())
+    assert legend([1], {1: "Käse, Crème"}, 200).tobytes() == (
+        legend([1], {1: "Kase, Creme"}, 200).tobytes())
 
 
 def test_an_overlay_of_background_says_so() -> None:
-    page = overlay(noise(60, 240), np.zeros((60, 240), np.uint8), PALETTE, VOC)
+    page = overlay(noise(60, 240), np.zeros((60, 240), np.uint8), VOC)
     strip = pixels(page)[60:]
     assert swatches(page) == set()
     assert (strip < 100).any(), "there is a line of text"
@@ -306,13 +308,13 @@ def test_an_overlay_has_the_photo_s_own_size_within_bounds(shape: tuple[int, int
                                                            size: tuple[int, int]) -> None:
     labels = np.zeros(shape, np.uint8)
     labels[100:200, 100:200] = 1
-    page = overlay(np.zeros((*shape, 3), np.uint8), labels, PALETTE, VOC)
-    strip = legend([1], PALETTE, VOC, size[0])
+    page = overlay(np.zeros((*shape, 3), np.uint8), labels, VOC)
+    strip = legend([1], VOC, size[0])
     assert page.size == (size[0], size[1] + strip.height)
 
 
 def test_the_legend_of_a_narrow_photo_is_wider_than_it() -> None:
-    page = overlay(noise(90, 30), np.ones((90, 30), np.uint8), PALETTE, VOC)
+    page = overlay(noise(90, 30), np.ones((90, 30), np.uint8), VOC)
     assert page.width == 200
     assert swatches(page.crop((0, 90, *page.size))) == {1}
 
@@ -329,10 +331,10 @@ def laid_over(photo: Rgb, layer: Image.Image) -> npt.NDArray[np.int64]:
 def test_a_layer_of_labels_is_what_is_drawn_over_a_photo() -> None:
     photo, labels = noise(120, 150), boxes()
     labels[:5, :40] = 255
-    drawn = labels_over(photo, labels, PALETTE).astype(int)
-    layer = np.asarray(label_layer(labels, PALETTE).convert("RGBA"))
+    drawn = labels_over(photo, labels).astype(int)
+    layer = np.asarray(label_layer(labels).convert("RGBA"))
     border = layer[..., 3] == round(0.7 * 255)
-    there = laid_over(photo, label_layer(labels, PALETTE))
+    there = laid_over(photo, label_layer(labels))
     assert np.abs(there - drawn)[~border].max() <= 2
     # A line lies on the photo here, on the tinted region there.
     lines = {tuple(colour) for colour in layer[border][:, :3].tolist()}
@@ -342,9 +344,9 @@ def test_a_layer_of_labels_is_what_is_drawn_over_a_photo() -> None:
 
 def test_a_layer_of_noise_is_not_all_contour() -> None:
     noisy = np.where(np.random.default_rng(0).random((80, 80)) < 0.2, 3, 5).astype(np.uint8)
-    layer = np.asarray(label_layer(noisy, PALETTE).convert("RGBA"))
+    layer = np.asarray(label_layer(noisy).convert("RGBA"))
     assert (layer[..., 3] == round(0.7 * 255)).mean() < 0.25
-    plain = np.asarray(label_layer(np.full((80, 80), 254, np.uint8), PALETTE).convert("RGBA"))
+    plain = np.asarray(label_layer(np.full((80, 80), 254, np.uint8)).convert("RGBA"))
     assert (plain[..., :3] == COLOURS[254]).all(), "every number can be a class"
 
 
@@ -353,10 +355,10 @@ def test_a_layer_of_maps_is_what_is_drawn_over_grey() -> None:
     maps = rng.random((3, 40, 50)).astype(np.float32)
     photo = np.full((40, 50, 3), 255, np.uint8)
     classes = [0, 3, 7]
-    drawn = cams_over(photo, maps, classes, PALETTE).astype(int)
-    assert np.abs(laid_over(photo, cam_layer(maps, classes, PALETTE)) - drawn).max() <= 2
-    assert cam_layer(maps[:1], [0], PALETTE).getextrema()[3] == (0, 0)
-    assert cam_layer(np.zeros((0, 4, 4), np.float32), [], PALETTE).getextrema()[3] == (0, 0)
+    drawn = cams_over(photo, maps, classes).astype(int)
+    assert np.abs(laid_over(photo, cam_layer(maps, classes)) - drawn).max() <= 2
+    assert cam_layer(maps[:1], [0]).getextrema()[3] == (0, 0)
+    assert cam_layer(np.zeros((0, 4, 4), np.float32), []).getextrema()[3] == (0, 0)
 
 
 def test_tags_of_a_panel_are_joined_by_commas(tmp_path: Path) -> None:
@@ -368,12 +370,12 @@ def test_tags_of_a_panel_are_joined_by_commas(tmp_path: Path) -> None:
     photo = Photo("a", "a.png", ("human being", "dog"), ("train",), None)
     row = show._Row("a", tmp_path / "a.png", photo)
     workspace: Any = None
-    panel = next(show._panels_of(workspace, row, [], show.ShowSettings(), show._Remarks()))
+    panel = next(show._Sheet(workspace, [], show.ShowSettings()).panels_of(row))
     assert panel.title == "a: human being, dog"
 
 
 def test_maps_of_classes_above_255_take_their_colours_again() -> None:
     """Found by make fuzz: there are 256 colours."""
     cams = np.full((1, 2, 3), 0.7, np.float32)
-    again, _ = blend_maps(cams, [256], PALETTE)
-    np.testing.assert_array_equal(again, blend_maps(cams, [shown_as(256)], PALETTE)[0])
+    again, _ = blend_maps(cams, [256])
+    np.testing.assert_array_equal(again, blend_maps(cams, [shown_as(256)])[0])

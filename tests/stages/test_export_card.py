@@ -99,7 +99,7 @@ def test_static_int8_is_calibrated_and_measured(name: str, allowed: float, run: 
                                                 tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                                                 ) -> None:
     """What 8 bits cost is measured beside float32 and said; a warning, if it is much."""
-    monkeypatch.setattr("vpltool.stages._about._MOST_LOST", allowed)
+    monkeypatch.setattr("vpltool.stages._card._MOST_LOST", allowed)
     import onnx
 
     # The exporter takes many seconds and gives the same graph each time: it runs once.

@@ -15,8 +15,7 @@ from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import F, Image, np, npt
-from vpltool.pictures.colours import class_palette
-from vpltool.pictures.layers import cam_layer, label_layer
+from vpltool.pictures.overlays import cam_layer, label_layer
 from vpltool.stages._truth import read_truth
 
 Labels: TypeAlias = "npt.NDArray[np.uint8]"
@@ -179,7 +178,7 @@ def _draw_maps(workspace: Workspace, layer: Layer, photo_id: str, truth: Labels 
         whole = F.interpolate(maps[None], size=truth.shape, mode="bilinear", align_corners=False)[0]
         said |= _iou(workspace, labels_at(whole.numpy(), classes, layer.threshold), truth,
                      layer.column)
-    return cam_layer(maps.numpy(), classes, class_palette()), said
+    return cam_layer(maps.numpy(), classes), said
 
 
 def _iou(workspace: Workspace, labels: Labels, truth: Labels, column: panels.Column
@@ -207,7 +206,7 @@ def _areas(labels: Labels) -> JsonObject:
 
 def _label_picture(labels: Labels, size: tuple[int, int]) -> Image.Image:
     small = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
-    return label_layer(np.asarray(small), class_palette())
+    return label_layer(np.asarray(small))
 
 
 def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:

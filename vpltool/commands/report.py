@@ -19,7 +19,7 @@ from vpltool.formats.archives import write_folder
 from vpltool.formats.atomic import atomic_path
 from vpltool.parallel import device, threads
 from vpltool.pictures.colours import class_palette
-from vpltool.pictures.layers import shown_as
+from vpltool.pictures.overlays import shown_as
 from vpltool.pictures.page import data_uri, render_page
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage

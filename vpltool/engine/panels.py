@@ -15,7 +15,6 @@ from vpltool.formats.input_folders import names_in
 from vpltool.formats.kinds import called, folder_of
 from vpltool.formats.labels import read_legend
 from vpltool.lazy import F, Image, Tensor
-from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import Rgb, SheetPanel, cams_over, classes_in, labels_over
 
 KINDS = ("cams", "masks", "predictions", "group-maps", "probabilities")
@@ -53,15 +52,14 @@ class Column:
         if self.source is None or self.source.kind in ("masks", "predictions"):
             labels = (self.source.read_labels(photo_id) if self.source
                       else formats.read_labels(self.file_of(photo_id)))
-            return [SheetPanel(self.name, labels_over(picture, labels, class_palette()),
-                               classes_in(labels))]
+            return [SheetPanel(self.name, labels_over(picture, labels), classes_in(labels))]
         tensors = self.source.read_tensors(photo_id)
         if self.source.kind == "group-maps":
             return [_group_panel(f"{self.name}, stage {number}", tensors[stage], picture)
                     for number, stage in enumerate(("first", "second"), 1)]
         classes = tensors["classes"].tolist()
         maps = tensors[_TENSORS[self.source.kind]].float().numpy()
-        return [SheetPanel(self.name, cams_over(picture, maps, classes, class_palette()), classes)]
+        return [SheetPanel(self.name, cams_over(picture, maps, classes), classes)]
 
 
 def _group_panel(name: str, shares: Tensor, picture: Rgb) -> SheetPanel:
@@ -71,7 +69,7 @@ def _group_panel(name: str, shares: Tensor, picture: Rgb) -> SheetPanel:
                           align_corners=False)[0]
     strongest = whole.argmax(dim=0)
     return SheetPanel(f"{name}: {len(strongest.unique())} of {len(shares)} groups",
-                      labels_over(picture, (1 + strongest).byte().numpy(), class_palette()))
+                      labels_over(picture, (1 + strongest).byte().numpy()))
 
 
 def open_column(workspace: Workspace, name: str, split: str) -> Column:

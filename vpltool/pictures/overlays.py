@@ -1,4 +1,4 @@
-"""Pictures for people: maps and labels over photos, legends, and sheets of titled panels."""
+"""Pictures for people: maps and labels over photos or as layers, legends, sheets of panels."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 from vpltool.lazy import Image, ImageDraw, ImageFilter, ImageFont, np, npt
-from vpltool.pictures import layers
+from vpltool.pictures.colours import class_palette
 
 Rgb: TypeAlias = "npt.NDArray[np.uint8]"
-Colour = tuple[int, int, int]
+Labels: TypeAlias = "npt.NDArray[np.uint8]"
+Maps: TypeAlias = "npt.NDArray[np.float32]"
+
+IGNORED = 255
+"""The label of pixels that belong to no class."""
+
+MAP_OPACITY, LABEL_OPACITY, LINE_OPACITY = 0.85, 0.55, 0.7
+"""How much a map of 1, a region and a contour cover the photo."""
+
+_INSIDE, _OUTSIDE = 254, 253
+"""Labels that stand for the two lines of a contour, in a layer."""
+
+_NOISY = 0.12
+"""Share of pixels on contours from which a layer's labels are smoothed first."""
 
 PANEL_WIDTH = 260
 """Width of a panel of a sheet, in pixels."""
@@ -23,6 +36,9 @@ _GAP, _TITLE, _REASON, _LEGEND = 8, 14, 13, 15
 """Space around panels, and the sizes of text, in pixels."""
 
 _TITLE_LINES, _REASON_LINES, _NAME_LINES = 2, 8, 3
+
+_LONGEST = 1024
+"""Longest side of an overlay, in pixels."""
 
 _NARROWEST = 200
 """Smallest width of a legend: a narrower one would break most names."""
@@ -62,7 +78,7 @@ def fit_panel(photo: Rgb, width: int = PANEL_WIDTH) -> Rgb:
     return _scaled(photo, min(width / photo.shape[1], _TALLEST * width / photo.shape[0]))
 
 
-def heat_over(photo: Rgb, cam: npt.NDArray[np.float32]) -> Rgb:
+def heat_over(photo: Rgb, cam: Maps) -> Rgb:
     """Blend a map in [0, 1] of any size over a photo (H, W, 3); at 0 the photo is unchanged."""
     value = _map_at(cam, photo)
     stops = np.linspace(0, 1, len(_HEAT))
@@ -72,76 +88,134 @@ def heat_over(photo: Rgb, cam: npt.NDArray[np.float32]) -> Rgb:
     return (photo * (1 - weight) + colour * weight).astype(np.uint8)
 
 
-def cams_over(photo: Rgb, cams: npt.NDArray[np.float32], classes: Sequence[int],
-              palette: Sequence[int]) -> Rgb:
-    """Blend the maps of several classes over a photo, each in the colour of its class.
+def cams_over(photo: Rgb, cams: Maps, classes: Sequence[int]) -> Rgb:
+    """Blend maps (classes, h, w) in [0, 1] over a photo (H, W, 3), each in its class's colour.
 
     The photo becomes pale grey, like paper under ink: every colour in the picture is that of a
     class, and dark colours are visible. The strongest map gives a pixel's colour, its value the
-    opacity. Near a tie the colours mix.
-
-    Args:
-        photo: pixels (H, W, 3).
-        cams: maps in [0, 1] (classes, h, w), of any size.
-        classes: index of each map's class. The map of 0, the background, is left out.
-        palette: flat colours (r, g, b, r, g, b, …) of all class indices.
+    opacity. Near a tie the colours mix. The map of 0, the background, is left out.
     """
     grey = photo.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     paper = _DARKEST_PAPER + grey * (255 - _DARKEST_PAPER) / 255
     if not any(classes):
         return paper.astype(np.uint8)
-    colour, value = layers.blend_maps(np.stack([_map_at(cam, photo) for cam in cams]), classes,
-                                      palette)
-    weight = layers.MAP_OPACITY * value[..., None]
+    colour, value = blend_maps(np.stack([_map_at(cam, photo) for cam in cams]), classes)
+    weight = MAP_OPACITY * value[..., None]
     return (paper * (1 - weight) + colour * weight).astype(np.uint8)
 
 
-def labels_over(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int]) -> Rgb:
-    """Blend labels over a photo (H, W, 3), with a contour around each region.
+def labels_over(photo: Rgb, labels: Labels) -> Rgb:
+    """Blend labels (h, w) over a photo (H, W, 3), with a contour around each region.
 
     The contour is white inside the region and black outside, one pixel each: visible on any
     photo and between any two colours. Specks have none, since a noisy mask would be all contour.
     The background keeps the photo; 255 is whitened and has no contour.
-
-    Args:
-        photo: pixels (H, W, 3).
-        labels: class of each pixel (h, w); scaled to the photo's size.
-        palette: flat colours (r, g, b, r, g, b, …) of all labels.
     """
     if labels.shape != photo.shape[:2]:
         labels = np.asarray(Image.fromarray(labels).resize(photo.shape[1::-1],
                                                            Image.Resampling.NEAREST))
-    labels = layers.as_bytes(labels)
-    table = layers.colour_table(palette)
-    table[layers.IGNORED] = 255
-    weight = np.where(labels == 0, 0.0, layers.LABEL_OPACITY)[..., None]
-    result = photo * (1 - weight) + table[labels] * weight
-    smooth = Image.fromarray(layers.without_ignored(labels)).filter(ImageFilter.ModeFilter(3))
-    border, inside = layers.contours(np.asarray(smooth))
+    labels = _as_bytes(labels)
+    weight = np.where(labels == 0, 0.0, LABEL_OPACITY)[..., None]
+    result = photo * (1 - weight) + _colour_table()[labels] * weight
+    smooth = Image.fromarray(_without_ignored(labels)).filter(ImageFilter.ModeFilter(3))
+    border, inside = _contours(np.asarray(smooth))
     line = np.where(inside[border], 255, 0)[:, None]
-    result[border] = result[border] * (1 - layers.LINE_OPACITY) + line * layers.LINE_OPACITY
+    result[border] = result[border] * (1 - LINE_OPACITY) + line * LINE_OPACITY
     return result.astype(np.uint8)
 
 
-def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
+def blend_maps(cams: Maps, classes: Sequence[int]) -> tuple[Maps, Maps]:
+    """Colour (H, W, 3) and strongest value (H, W) of maps (classes, H, W), without that of 0."""
+    kept = [row for row, index in enumerate(classes) if index]
+    values = cams[kept].clip(0, 1)
+    share = values ** 4 + 1e-9
+    colours = _colour_table()[[shown_as(classes[row]) for row in kept]]
+    colour = np.einsum("khw,kc->hwc", share / share.sum(axis=0), colours)
+    return colour, values.max(axis=0)
+
+
+def cam_layer(cams: Maps, classes: Sequence[int]) -> Image.Image:
+    """Draw what `cams_over` puts over a photo, as RGBA of the maps' own size."""
+    if not any(classes):
+        return Image.new("RGBA", cams.shape[:0:-1] or (1, 1))
+    colour, value = blend_maps(cams, classes)
+    alpha = value * MAP_OPACITY * 255
+    return Image.fromarray(np.dstack([colour, alpha]).round().astype(np.uint8))
+
+
+def shown_as(label: int) -> int:
+    """The label whose colour a label has: above 255 the colours of 1 to 254 come again."""
+    return label if label <= IGNORED else 1 + (label - 1) % (IGNORED - 1)
+
+
+def _as_bytes(labels: Labels) -> Labels:
+    """Labels (H, W) as those whose colours they have."""
+    if labels.dtype == np.uint8:
+        return labels
+    table = np.array([shown_as(label) for label in range(1 + int(labels.max(initial=0)))], np.uint8)
+    return table[labels]
+
+
+def label_layer(labels: Labels) -> Image.Image:
+    """Draw what `labels_over` puts over a photo, as an image with a palette of colours and alphas.
+
+    Noise is smoothed where it would be all contour. Two labels stand for the contours; where all
+    are taken there are none.
+    """
+    labels = _as_bytes(labels)
+    colours = _colour_table().astype(np.uint8)
+    alphas = np.full(256, round(LABEL_OPACITY * 255), np.uint8)
+    alphas[0] = 0
+    drawn, regions = labels, _without_ignored(labels)
+    if labels.size and regions.max() < min(_OUTSIDE, _INSIDE):
+        border, inside = _contours(regions)
+        if border.mean() > _NOISY:
+            border, inside = _contours(np.asarray(
+                Image.fromarray(regions).filter(ImageFilter.ModeFilter(3))))
+        drawn = np.where(border, np.where(inside, np.uint8(_INSIDE), np.uint8(_OUTSIDE)), labels)
+        colours[_INSIDE], colours[_OUTSIDE] = 255, 0
+        alphas[[_INSIDE, _OUTSIDE]] = round(255 * LINE_OPACITY)
+    layer = Image.fromarray(drawn)
+    layer.putpalette(colours.ravel().tolist())
+    layer.info["transparency"] = alphas.tobytes()
+    return layer
+
+
+def _without_ignored(labels: Labels) -> Labels:
+    """Labels (H, W) whose regions have contours: what is ignored has none."""
+    return np.where(labels == IGNORED, np.uint8(0), labels)
+
+
+def _contours(regions: Labels) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which pixels touch another region, and which of all lie inside of theirs (both H, W)."""
+    padded = np.pad(regions, 1, mode="edge")
+    extremes = []
+    for step in (np.maximum, np.minimum):
+        rows = step(step(padded[:-2], padded[1:-1]), padded[2:])
+        extremes.append(step(step(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]))
+    return extremes[0] != extremes[1], regions == extremes[0]
+
+
+def _colour_table() -> Maps:
+    """The colours of classes (256, 3); what is ignored is white."""
+    table = np.asarray(class_palette(), np.float32).reshape(-1, 3)
+    table[IGNORED] = 255
+    return table
+
+
+def classes_in(labels: Labels) -> list[int]:
     """List the labels that occur in an image of labels (H, W), sorted, without 0."""
     return [label for label in np.unique(labels).tolist() if label]
 
 
-def legend(classes: Collection[int], palette: Sequence[int], names: Mapping[int, str],
-           width: int) -> Image.Image:
-    """Draw the colours and the names of classes, in lines of a given width.
+def legend(classes: Collection[int], names: Mapping[int, str], width: int) -> Image.Image:
+    """Draw the colours and the names of classes, in lines of a width in pixels.
 
-    Args:
-        classes: indices of the classes to name. 255 is named `ignored`; 0 is named without a
-            colour, since the background has none.
-        palette: flat colours (r, g, b, r, g, b, …) of all class indices.
-        names: class index to name; an index without one gets its number.
-        width: width of the result, in pixels; its height depends on the names.
+    255 is named `ignored`; 0 is named without a colour, since the background has none. A class
+    without a name gets its number.
     """
-    table = layers.colour_table(palette).astype(int)
-    table[layers.IGNORED] = 255
-    known = {layers.IGNORED: "ignored", **names}
+    table = _colour_table().astype(int)
+    known = {IGNORED: "ignored", **names}
     font, line, swatch = _font(_LEGEND), _LEGEND + 5, _LEGEND - 1
     indent = swatch + 6
     page = Image.new("RGB", (width, line * (_NAME_LINES + 1) * (len(classes) + 1)), "white")
@@ -155,35 +229,28 @@ def legend(classes: Collection[int], palette: Sequence[int], names: Mapping[int,
             left, top, height = _GAP, top + height, 0
         if index:
             draw.rectangle([left, top + 3, left + swatch, top + 3 + swatch],
-                           fill=tuple(table[layers.shown_as(index)]), outline=_INK)
+                           fill=tuple(table[shown_as(index)]), outline=_INK)
         draw.multiline_text((left + indent, top), "\n".join(lines), _INK, font, spacing=4)
         left, height = left + round(wide) + 2 * _GAP, max(height, line * len(lines))
     return page.crop((0, 0, width, top + height + _GAP // 2))
 
 
-def overlay(photo: Rgb, labels: npt.NDArray[np.uint8], palette: Sequence[int],
-            names: Mapping[int, str], longest: int = 1024) -> Image.Image:
-    """Draw one photo with its labels, and below it a legend of its classes.
+def overlay(photo: Rgb, labels: Labels, names: Mapping[int, str]) -> Image.Image:
+    """Draw a photo (H, W, 3) with its labels (h, w), and below it a legend of its classes.
 
-    Args:
-        photo: pixels (H, W, 3).
-        labels: class of each pixel (h, w), see `labels_over`.
-        palette: flat colours (r, g, b, r, g, b, …) of all labels.
-        names: class index to name.
-        longest: photos whose longer side has more pixels are scaled down to this; others keep
-            their size.
+    A photo whose longer side has more than 1024 pixels is scaled down to that.
     """
-    photo = _scaled(photo, min(1.0, longest / max(photo.shape[:2])))
-    picture = Image.fromarray(labels_over(photo, labels, palette))
+    photo = _scaled(photo, min(1.0, _LONGEST / max(photo.shape[:2])))
+    picture = Image.fromarray(labels_over(photo, labels))
     width = max(picture.width, _NARROWEST)
-    strip = legend(classes_in(labels) or [0], palette, {**names, 0: "background only"}, width)
+    strip = legend(classes_in(labels) or [0], {**names, 0: "background only"}, width)
     page = Image.new("RGB", (width, picture.height + strip.height), "white")
     page.paste(picture, ((width - picture.width) // 2, 0))
     page.paste(strip, (0, picture.height))
     return page
 
 
-def sheet(rows: Iterable[Sequence[SheetPanel | tuple[str, Rgb]]], palette: Sequence[int] = (),
+def sheet(rows: Iterable[Sequence[SheetPanel | tuple[str, Rgb]]],
           names: Mapping[int, str] | None = None, width: int = PANEL_WIDTH) -> Image.Image:
     """Draw rows of titled panels, and below them a legend of the classes that occur.
 
@@ -193,7 +260,6 @@ def sheet(rows: Iterable[Sequence[SheetPanel | tuple[str, Rgb]]], palette: Seque
 
     Args:
         rows: the panels of each row; a pair of title and picture has no classes.
-        palette: flat colours (r, g, b, r, g, b, …) of all class indices.
         names: class index to name; without names there is no legend.
         width: width of a panel, in pixels.
     """
@@ -203,11 +269,11 @@ def sheet(rows: Iterable[Sequence[SheetPanel | tuple[str, Rgb]]], palette: Seque
         panels = [SheetPanel(*panel) for panel in row]
         strips.append(_row(panels, width))
         shown.update(*(panel.classes for panel in panels))
-    page = _in_columns(strips)
-    if names is None or not (shown := shown - {0}):
-        return _stacked([page, Image.new("RGB", (1, _GAP), "white")])
-    return _stacked([page, legend(shown, palette, names, page.width),
-                     Image.new("RGB", (1, _GAP), "white")])
+    parts = [_in_columns(strips)]
+    shown.discard(0)
+    if names is not None and shown:
+        parts.append(legend(shown, names, parts[0].width))
+    return _stacked([*parts, Image.new("RGB", (1, _GAP), "white")])
 
 
 def _in_columns(strips: Sequence[Image.Image]) -> Image.Image:
@@ -218,11 +284,11 @@ def _in_columns(strips: Sequence[Image.Image]) -> Image.Image:
     tops = [sum(strip.height for strip in strips[:count]) for count in range(1, len(strips))]
     half = 1 + min(range(len(tops)), key=lambda index: (
         abs(2 * tops[index] - page.height), -index))
-    parts = [_stacked(strips[:half]), _stacked(strips[half:])]
-    left = parts[0].width + 2 * _GAP
-    beside = Image.new("RGB", (left + parts[1].width, max(part.height for part in parts)), "white")
-    beside.paste(parts[0], (0, 0))
-    beside.paste(parts[1], (left, 0))
+    first, second = _stacked(strips[:half]), _stacked(strips[half:])
+    left = first.width + 2 * _GAP
+    beside = Image.new("RGB", (left + second.width, max(first.height, second.height)), "white")
+    beside.paste(first, (0, 0))
+    beside.paste(second, (left, 0))
     return beside
 
 
@@ -306,7 +372,7 @@ def _scaled(photo: Rgb, factor: float) -> Rgb:
                                                     reducing_gap=2.0))
 
 
-def _map_at(cam: npt.NDArray[np.float32], photo: Rgb) -> npt.NDArray[np.float32]:
+def _map_at(cam: Maps, photo: Rgb) -> Maps:
     """Scale a map (h, w) to a photo's height and width, within [0, 1]."""
     image = Image.fromarray(cam.astype(np.float32)).resize(photo.shape[1::-1],
                                                            Image.Resampling.BILINEAR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,10 @@ _TEMPLATES = Path(__file__).parent / "report"
 
 
 def render_page(content: Mapping[str, object]) -> Iterator[str]:
-    """Yield the page piece by piece, so that `photos` may come from a generator.
+    """Yield the page piece by piece: `report/page.html`, which says what `content` it shows.
 
     Script and style are inside, and the page's policy allows these alone, by their hashes: what
     names of classes or photos may hold is never run, and nothing is fetched.
-
-    Args:
-        content: what `report/page.html` shows.
     """
     import jinja2
 
@@ -32,9 +29,9 @@ def render_page(content: Mapping[str, object]) -> Iterator[str]:
         **content, script=script, style=style, script_hash=_hash(script), style_hash=_hash(style))
 
 
-def percent(share: float | None, digits: int = 1) -> str:
+def percent(share: float | None) -> str:
     """Format a share as a number of percent; `-` for none."""
-    return "-" if share is None else f"{100 * share:.{digits}f}"
+    return "-" if share is None else f"{100 * share:.1f}"
 
 
 def data_uri(path: Path) -> str:
@@ -106,11 +103,7 @@ def line_chart(title: str, x_name: str, xs: Sequence[float],
                lines: Mapping[str, Sequence[float]]) -> Chart:
     """Lay out lines over common axes that reach from the smallest value to the largest.
 
-    Args:
-        title: what it shows.
-        x_name: what the horizontal axis counts.
-        xs: the horizontal values, ascending.
-        lines: name to values, as many as `xs`; values that are not finite are left out.
+    `xs` are ascending; each line has as many values. Those that are not finite are left out.
     """
     values = [value for line in lines.values() for value in line if math.isfinite(value)]
     x_marks = ticks(min(xs), max(xs))
@@ -123,11 +116,10 @@ def line_chart(title: str, x_name: str, xs: Sequence[float],
         points = [(x, y) for x, y in zip(xs, line, strict=True) if math.isfinite(y)]
         kept = points[::step] + (points[-1:] if (len(points) - 1) % step else [])
         if kept:
-            drawn.append(Line(name, " ".join(
-                f"{_at(x_of, x):.1f},{_at(y_of, y):.1f}" for x, y in kept),
-                f"{kept[0][1]:.4g}", f"{kept[-1][1]:.4g}"))
-    return Chart(title, x_name, [Tick(_at(x_of, mark), f"{mark:g}") for mark in x_marks],
-                 [Tick(_at(y_of, mark), f"{mark:g}") for mark in y_marks], drawn)
+            drawn.append(Line(name, " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in kept),
+                              f"{kept[0][1]:.4g}", f"{kept[-1][1]:.4g}"))
+    return Chart(title, x_name, [Tick(x_of(mark), f"{mark:g}") for mark in x_marks],
+                 [Tick(y_of(mark), f"{mark:g}") for mark in y_marks], drawn)
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -140,11 +132,7 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(step * number, 12) for number in range(first, max(last, first + 1) + 1)]
 
 
-def _scale(marks: Sequence[float], start: float, end: float) -> tuple[float, float]:
-    """Factor and offset that take the first mark to `start` and the last to `end`."""
+def _scale(marks: Sequence[float], start: float, end: float) -> Callable[[float], float]:
+    """What takes the first mark to `start`, the last to `end`, and a value between them."""
     factor = (end - start) / (marks[-1] - marks[0])
-    return factor, start - factor * marks[0]
-
-
-def _at(scale: tuple[float, float], value: float) -> float:
-    return scale[0] * value + scale[1]
+    return lambda value: factor * value + (start - factor * marks[0])

@@ -70,8 +70,7 @@ class Panel:
 def shapes_of_spaces(spaces: Sequence[str]) -> list[str]:
     """Choose a shape for each set of prototypes, by its space.
 
-    Text gets a star, vision a square, shifted text a diamond. A second set of the same space gets
-    a shape that is still unused, or a triangle when all are used.
+    A second set of the same space gets a shape that is still unused, or a triangle.
     """
     unused = [shape for shape in ("triangle", "diamond", "square", "star")
               if shape not in {_SHAPE_OF_SPACE.get(space) for space in spaces}]
@@ -85,11 +84,7 @@ def shapes_of_spaces(spaces: Sequence[str]) -> list[str]:
 
 
 def principal_plane(vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the plane in which vectors vary most, by a weighted PCA.
-
-    Args:
-        vectors: (N, dim).
-        weights: positive weight of each vector (N,).
+    """Find the plane in which vectors (N, dim) vary most, by a PCA with positive weights (N,).
 
     Returns:
         The mean (dim,); the two axes (2, dim); and the share of the variance along each (2,). The
@@ -117,8 +112,7 @@ def gap_panel(
     otherwise a dozen prototypes would not count among thousands of regions.
 
     Args:
-        title: see `Panel`.
-        note: see `Panel`.
+        title, note: see `Panel`.
         regions: L2-normalised region features (R, dim).
         region_class: class index of each region (R,).
         prototypes: for each set its name, its space, L2-normalised rows (rows, dim) and the class
@@ -176,10 +170,7 @@ def check_matplotlib(picture: str) -> None:
 def draw_panels(panels: Sequence[Panel], names: Mapping[int, str], path: Path) -> None:
     """Draw panels side by side into a PNG, with one legend for all of them on the right.
 
-    Args:
-        panels: one or more.
-        names: class index to name, in the order of the legend.
-        path: of the picture.
+    `names` are those of class indices, in the order of the legend.
     """
     colours = dict(zip(names, class_colours(len(names)), strict=True))
     shapes = {marks.label: marks.shape for panel in panels for marks in panel.marks}

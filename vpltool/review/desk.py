@@ -16,13 +16,12 @@ from vpltool import console
 from vpltool.core import photos
 from vpltool.core.proposals import from_tensors
 from vpltool.engine.corrected_masks import take_corrections
-from vpltool.formats import IGNORE, JsonObject, Photo, open_workspace, read_labels
+from vpltool.formats import IGNORE, JsonObject, open_workspace, read_labels
 from vpltool.formats.corrections import FOLDER
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import Image, np, npt
 from vpltool.review import pictures, work
 from vpltool.review.journal import UNWRITTEN, Box, Edit, Journal, Status
-from vpltool.review.pictures import SCALES, proposal_regions
 
 GRID = 1600
 """Longest side in pixels of a mask that is edited."""
@@ -48,11 +47,9 @@ class Desk:
         self.journal = Journal(path / work.OWN / "journal.sqlite")
         self._open(what)
         for key, (_, stamp) in self.journal.known().items():
-            if key not in self.photos:
-                continue
-            if stamp == UNWRITTEN:
+            if key in self.photos and stamp == UNWRITTEN:
                 self._publish(key)
-            elif stamp != self._stamp(key):
+            elif key in self.photos and stamp != self._stamp(key):
                 # Somebody else has replaced the mask.
                 self.journal.forget([key])
         self.order = order
@@ -84,32 +81,28 @@ class Desk:
     @property
     def scales(self) -> list[str]:
         """Names of the regions that a photo is cut into."""
-        return [*SCALES, *(f"proposals {name}" for name in self.proposals)]
+        return [*pictures.SCALES, *(f"proposals {name}" for name in self.proposals)]
 
-    def photo(self, key: str) -> Photo:
-        """Find a photo; an id is never more than a key of this table.
+    def file(self, key: str) -> pictures.Stamped:
+        """A photo's file, see `pictures`; an id is never more than a key of the table `photos`.
 
         Raises:
             KeyError: no photo has this id.
         """
-        return self.photos[key]
-
-    def file(self, key: str) -> pictures.Stamped:
-        """A photo's file, see `pictures`."""
-        path = self.workspace.image_path(self.photo(key))
+        path = self.workspace.image_path(self.photos[key])
         return path, path.stat().st_mtime
 
     def regions(self, key: str) -> npt.NDArray[np.uint16]:
         """Numbers of a photo's regions, one picture for each of `scales` (scales, h, w)."""
         found = pictures.superpixels(self.file(key))
         return np.stack([*found, *(
-            proposal_regions(from_tensors(folder.read_tensors(key)), found[0])
+            pictures.proposal_regions(from_tensors(folder.read_tensors(key)), found[0])
             if folder.holds(key) else found[0] for folder in self.proposals.values())])
 
     def status(self, key: str) -> Status:
         """A photo's state and tags."""
         return self.journal.status(key) or Status("corrected" if self._stamp(key) else "new",
-                                                  self.photo(key).tags)
+                                                  self.photos[key].tags)
 
     def describe(self, key: str) -> tuple[JsonObject, npt.NDArray[np.uint8]]:
         """What the page shows of a photo: words, and its labels on the grid (h, w)."""
@@ -130,14 +123,12 @@ class Desk:
 
     def edit(self, key: str, version: int, op: str, what: str, box: Box, pixels: bytes,
              state: str, tags: tuple[int, ...] | None) -> None:
-        """Take an edit, see `Edit`, and write the corrected mask.
+        """Take an edit of a photo, see `Edit`, and write the corrected mask.
 
         Args:
-            key: of the photo.
+            key, op, what, box, state: id of the photo; see `Edit`.
             version: number of the change after which the edit was made.
-            op, what, box: see `Edit`.
             pixels: the labels in the box, row by row.
-            state: the photo's state after it.
             tags: class indices of the photo's tags after it; None: as before.
 
         Raises:
@@ -199,15 +190,13 @@ class Desk:
 
     def _base(self, key: str) -> npt.NDArray[np.uint8]:
         """What the photo showed before its first edit (H, W)."""
-        held = self.journal.base(key)
-        if held:
+        if held := self.journal.base(key):
             return _decoded(held)
         if self._stamp(key):
             return read_labels(self._corrected(key))
         found = work.labels_of(self.shown, key)
-        if found is None:
-            found = np.full(photos.photo_size(self.file(key)[0]), IGNORE, np.uint8)
-        return found
+        return found if found is not None else np.full(
+            photos.photo_size(self.file(key)[0]), IGNORE, np.uint8)
 
     def _grid(self, key: str) -> npt.NDArray[np.uint8]:
         """A photo's labels on the grid (h, w), with all edits that are not undone."""
@@ -221,7 +210,7 @@ class Desk:
     def _publish(self, key: str) -> None:
         """Make mask and tags on disk what the journal says; again after a kill in between."""
         status = self.status(key)
-        if status.tags != self.photo(key).tags:
+        if status.tags != self.photos[key].tags:
             self.workspace = work.set_tags(self.path, key, status.tags)
             self.photos = {photo.id: photo for photo in self.workspace.photos(self.split)}
         if status.state in _WRITTEN:

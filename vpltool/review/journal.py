@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vpltool.errors import VplError
 from vpltool.lazy import np, npt
@@ -30,34 +30,19 @@ CREATE INDEX IF NOT EXISTS by_photo ON edits (id, n);
 Box = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
-class Status:
+class Status(NamedTuple):
     """A photo's state (`new`, `accepted`, `corrected`, `skipped`) and tags."""
 
     state: str
     tags: tuple[str, ...]
 
-    def to_json(self) -> str:
-        """Return it as JSON."""
-        return json.dumps([self.state, self.tags], ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Status:
-        """Read what `to_json` has made."""
-        state, tags = json.loads(text)
-        return cls(state, tuple(tags))
-
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit.
+    """One edit, with a name `op` that no other has, and words for the history.
 
-    Args:
-        op: a name that no other edit has.
-        what: words for the history.
-        box: x, y, width and height on the grid; of no size: no pixel changes.
-        pixels: the labels in it after the edit (height, width).
-        status: the photo's, after it.
+    In the box (x, y, width and height on the grid, which may be 0), `pixels` (height, width) are
+    the labels after the edit; `status` is the photo's then.
     """
 
     op: str
@@ -88,7 +73,7 @@ class Journal:
 
     def known(self, since: int = -1) -> dict[str, tuple[Status, str]]:
         """Status, and the mask's stamp, of each photo that was changed after a number."""
-        return {key: (Status.from_json(status), stamp) for key, status, stamp in self._file.execute(
+        return {key: (_status(status), stamp) for key, status, stamp in self._file.execute(
             "SELECT id, status, stamp FROM photos WHERE changed > ?", [since])}
 
     @property
@@ -103,7 +88,7 @@ class Journal:
     def status(self, key: str) -> Status | None:
         """A photo's status; None if it was never changed."""
         text = self._of(key, "status")
-        return Status.from_json(text) if text else None
+        return _status(text) if text else None
 
     def base(self, key: str) -> bytes | None:
         """The mask that a photo showed first, as PNG; None if it was never changed."""
@@ -122,7 +107,7 @@ class Journal:
                 "ORDER BY n", [key, int(undone)]):
             x, y, width, height = json.loads(text)
             labels = np.frombuffer(zlib.decompress(pixels), np.uint8).reshape(height, width)
-            found.append(Edit(op, what, (x, y, width, height), labels, Status.from_json(status)))
+            found.append(Edit(op, what, (x, y, width, height), labels, _status(status)))
         return found
 
     def has(self, op: str) -> bool:
@@ -132,21 +117,17 @@ class Journal:
     def add(self, key: str, base: bytes, first: Status, edit: Edit) -> None:
         """Add an edit of a photo; what was undone before cannot be done again.
 
-        Args:
-            key: of the photo.
-            base: the mask that it showed before its first edit, as PNG.
-            first: its status then.
-            edit: the edit.
+        Before its first edit it showed the mask `base`, a PNG, and had the status `first`.
         """
         with self._file:
             self._file.execute("BEGIN IMMEDIATE")
             self._file.execute("INSERT OR IGNORE INTO photos VALUES (?, ?, ?, '', 0, '')",
-                               [key, base, first.to_json()])
+                               [key, base, json.dumps(first)])
             self._file.execute("DELETE FROM edits WHERE id = ? AND undone", [key])
             self._file.execute(
                 "INSERT INTO edits (id, op, what, box, pixels, status) VALUES (?, ?, ?, ?, ?, ?)",
                 [key, edit.op, edit.what, json.dumps(edit.box),
-                 zlib.compress(edit.pixels.tobytes(), 1), edit.status.to_json()])
+                 zlib.compress(edit.pixels.tobytes(), 1), json.dumps(edit.status)])
             self._touch(key)
 
     def move(self, key: str, *, back: bool) -> None:
@@ -181,3 +162,8 @@ class Journal:
             "UPDATE photos SET changed = 1 + (SELECT max(changed) FROM photos), stamp = ?, "
             "status = coalesce((SELECT status FROM edits WHERE edits.id = photos.id AND NOT undone "
             "ORDER BY n DESC LIMIT 1), first) WHERE id = ?", [UNWRITTEN, key])
+
+
+def _status(text: str) -> Status:
+    state, tags = json.loads(text)
+    return Status(state, tuple(tags))

@@ -72,15 +72,13 @@ def _jpeg(image: Image.Image, side: int, quality: int) -> bytes:
 
 
 def photo_regions(photo: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint16]]:
-    """Cut a photo (H, W, 3) into superpixels.
+    """Cut a photo (H, W, 3) into superpixels at each of `SCALES`: the number of each pixel (h, w).
 
-    Returns:
-        number of each pixel's region (h, w), of the photo scaled to `SIDE` at most; one a scale.
+    The photo is scaled to `SIDE` at most.
     """
-    height, width = photo.shape[:2]
-    shrink = min(1.0, SIDE / max(height, width))
-    size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    small = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX))
+    shrink = min(1.0, SIDE / max(photo.shape))
+    height, width = (max(1, round(side * shrink)) for side in photo.shape[:2])
+    small = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
     # Noise of single pixels gives regions that fray; a median keeps edges where they are.
     colours = lab(_median(_median(small, 0), 1))
     return [slic(colours, count) for count in SCALES.values()]
@@ -88,15 +86,7 @@ def photo_regions(photo: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint16]]:
 
 def proposal_regions(proposals: Proposals, rest: npt.NDArray[np.uint16]
                      ) -> npt.NDArray[np.uint16]:
-    """Number the smallest proposal that each pixel lies in; elsewhere, superpixels.
-
-    Args:
-        proposals: of the photo, of any size.
-        rest: superpixels (h, w).
-
-    Returns:
-        number of each pixel's region (h, w).
-    """
+    """Number the smallest proposal that each pixel lies in; elsewhere superpixels (both h, w)."""
     found = paint(rest.shape, enumerate(proposals.resized(rest.shape).masks(), int(rest.max()) + 1),
                   smallest_on_top=True)
     return np.where(found, found, rest)

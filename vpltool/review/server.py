@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import ipaddress
 import json
 import secrets
@@ -233,11 +234,9 @@ def _edit(server: ReviewServer, body: JsonObject) -> Answer:
     return _photo(server, body)
 
 
-def _move(back: bool) -> Any:
-    def answer(server: ReviewServer, body: JsonObject) -> Answer:
-        server.desk.move(str(body["id"]), int(body["version"]), back=back)
-        return _photo(server, body)
-    return answer
+def _move(server: ReviewServer, body: JsonObject, *, back: bool) -> Answer:
+    server.desk.move(str(body["id"]), int(body["version"]), back=back)
+    return _photo(server, body)
 
 
 def _photo(server: ReviewServer, query: JsonObject) -> Answer:
@@ -251,6 +250,7 @@ _GET: dict[str, Callable[[ReviewServer, JsonObject], Answer]] = {
     "/api/order": lambda server, query: _json(server.desk.ordered(query["by"])),
     "/photo": _picture(pictures.screen), "/thumb": _picture(pictures.thumb)}
 _POST: dict[str, Callable[[ReviewServer, JsonObject], Answer]] = {
-    "/api/edit": _edit, "/api/undo": _move(True), "/api/redo": _move(False),
+    "/api/edit": _edit, "/api/undo": functools.partial(_move, back=True),
+    "/api/redo": functools.partial(_move, back=False),
     "/api/train": lambda server, _body: _json(server.training.begin()),
     "/api/stop": lambda server, _body: _json(server.training.stop())}

@@ -121,15 +121,13 @@ def segmenter_of(path: Path, shown: str) -> str:
 def steps(desk: Desk, segmenter: str, split: str) -> list[str]:
     """Return the lines that make a segmenter's masks of a split, and score it."""
     predictions = place(desk.path, "predictions", segmenter, "")
+    # Predictions of a training that was stopped amid them are not complete.
+    manifests = {name: predictions / name / "artifact.json"
+                 for name in (split, desk.scored["split"])}
     return [*(command_line("predict", {"split": name, "decoder": segmenter})
-              for name in dict.fromkeys((split, desk.scored["split"]))
-              if not _is_whole(predictions / name / "artifact.json")),
+              for name, manifest in manifests.items()
+              if not (manifest.exists() and read_json(manifest, "").get("complete"))),
             command_line("eval", {"what": called("predictions", segmenter), **desk.scored})]
-
-
-def _is_whole(manifest: Path) -> bool:
-    """Tell whether predictions are there, and no earlier training was stopped amid them."""
-    return manifest.exists() and bool(read_json(manifest, "").get("complete"))
 
 
 def _keep(old: Path, rounds: Path) -> None:
@@ -166,20 +164,17 @@ def _say(**what: Any) -> None:
         print(json.dumps(what), flush=True)
 
 
-def _run(path: Path, todo: Sequence[str]) -> None:
-    for line in todo:
-        _say(step=line, title="", done=0, total=0)
-        call, found, _ = run_line(shlex.split(line)[1:], path)
-        if call.found.name == "eval" and isinstance(found, Mapping):
-            _say(point={"score": 100 * (found["miou"] if "miou" in found else found["mean"]["f1"]),
-                        "measure": "mIoU" if "miou" in found else "F1 against tags"})
-
-
 def main(path: Path, todo: Sequence[str]) -> int:
     """Run lines, and say how far they are; return the exit status."""
     with console.heard_by(_Said()):
         try:
-            _run(path, todo)
+            for line in todo:
+                _say(step=line, title="", done=0, total=0)
+                call, found, _ = run_line(shlex.split(line)[1:], path)
+                if call.found.name == "eval" and isinstance(found, Mapping):
+                    _say(point=({"score": 100 * found["miou"], "measure": "mIoU"}
+                                if "miou" in found else
+                                {"score": 100 * found["mean"]["f1"], "measure": "F1 against tags"}))
         except (VplError, OSError, RuntimeError, MemoryError) as problem:
             _say(error=words_of(problem))
             return 1

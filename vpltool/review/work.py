@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeAlias
 
 from vpltool import console, formats
 from vpltool.core import agreement
@@ -22,6 +24,8 @@ from vpltool.formats.workspace import write_workspace
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
 from vpltool.shell import to_shell
+
+Labels: TypeAlias = "npt.NDArray[np.uint8]"
 
 OWN = "review"
 """Folder of the workspace that holds the journal, the tags and the earlier states."""
@@ -60,8 +64,7 @@ def other_layers(workspace: Workspace, split: str) -> list[str]:
         f"{_BEFORE}{path.name}" for path in rounds]
 
 
-def read_layer(workspace: Workspace, name: str, split: str, photo_id: str
-               ) -> npt.NDArray[np.uint8] | None:
+def read_layer(workspace: Workspace, name: str, split: str, photo_id: str) -> Labels | None:
     """Read a photo's labels (H, W) in one of `other_layers`; None if it has none there."""
     if name not in other_layers(workspace, split):
         raise VplError(f"no masks are called {name!r}", "reload the page")
@@ -71,7 +74,7 @@ def read_layer(workspace: Workspace, name: str, split: str, photo_id: str
     return labels_of(find_shown(workspace, name, split), photo_id)
 
 
-def labels_of(folder: InputFolder, photo_id: str) -> npt.NDArray[np.uint8] | None:
+def labels_of(folder: InputFolder, photo_id: str) -> Labels | None:
     """Read a photo's labels (H, W); None if it has none."""
     return folder.read_labels(photo_id) if folder.holds(photo_id) else None
 
@@ -124,17 +127,7 @@ Measure = Callable[[Photo], float]
 
 def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], order: str,
          split: str) -> list[str]:
-    """Order photos by how much a look at them is worth.
-
-    Args:
-        workspace: holds probabilities, and the CRF's masks with 255 where it is unsure.
-        shown: the masks.
-        photos: those to be ordered.
-        order: one of `ORDERS`.
-        split: of the photos.
-
-    Returns:
-        their ids, the first to be looked at first.
+    """Ids of photos in one of `ORDERS`, those first of whose masks a look is worth most.
 
     Raises:
         VplError: nothing says how unsure these masks are.
@@ -189,25 +182,21 @@ def _doubt(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     """In [0, 1]: how much of a photo is another class in masks or predictions, where there are
     both; else how unsure its mask is."""
     other = "masks" if shown.kind == "predictions" else "predictions"
-    try:
+    with contextlib.suppress(VplError):
         second = formats.find_folder(workspace.path, (other,), "", split, (other,), "", BEST_FIRST,
                                      full=True)
-    except VplError:
-        second = None
-    if second is None:
-        try:
-            unsure = _uncertain(workspace, shown, split)
-        except VplError:
-            return lambda _photo: 0.0
+        return lambda photo: _differing(labels_of(shown, photo.id), labels_of(second, photo.id))
+    with contextlib.suppress(VplError):
+        unsure = _uncertain(workspace, shown, split)
         return lambda photo: unsure(photo) / np.log(max(3, 1 + len(workspace.classes)))
+    return lambda _photo: 0.0
 
-    def differing(photo: Photo) -> float:
-        pair = labels_of(shown, photo.id), labels_of(second, photo.id)
-        if pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:
-            return 0.0
-        return float((pair[0] != pair[1]).mean())
 
-    return differing
+def _differing(one: Labels | None, other: Labels | None) -> float:
+    """The share of pixels that have another label; 0 where that cannot be said."""
+    if one is None or other is None or one.shape != other.shape:
+        return 0.0
+    return float((one != other).mean())
 
 
 # The first is the default: it was the best of fourteen (docs/results.md).

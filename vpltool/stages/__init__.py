@@ -21,12 +21,7 @@ from vpltool.stage import Stage
 
 @dataclass(frozen=True)
 class FoundStage:
-    """A stage that was found.
-
-    Args:
-        name: name of its command, such as `learn-prototypes`.
-        module: its file.
-    """
+    """A stage that was found: the name of its command, such as `learn-prototypes`, and its file."""
 
     name: str
     module: ModuleType
@@ -54,7 +49,7 @@ class FoundStage:
         return getattr(self.module, "show", None)
 
     def lines(self, result: object, values: Mapping[str, object]) -> list[str]:
-        """Format what its command prints of a result: what `show` spells, else the paths."""
+        """What its command prints of a result: what `show` spells, else the paths."""
         if self.show is not None:
             return [text] if (text := self.show(result, values)) else []
         parts = result if isinstance(result, (list, tuple)) else [result]
@@ -66,17 +61,15 @@ class FoundStage:
         Raises:
             VplError: the result says that something is wrong.
         """
-        getattr(self.module, "judge", lambda _result: None)(result)
+        if judge := getattr(self.module, "judge", None):
+            judge(result)
 
 
 @dataclass(frozen=True)
 class Listed:
     """What a list of all stages says of one, read from its file without importing it.
 
-    Args:
-        order: of its `STAGE`.
-        panel: of its `STAGE`.
-        about: first paragraph of the docstring of `run`, in one line.
+    Order and panel are those of its `STAGE`, `about` the first paragraph of `run`'s docstring.
     """
 
     order: int
@@ -115,15 +108,16 @@ class Stages(Mapping[str, FoundStage]):
     @functools.cached_property
     def listed(self) -> Mapping[str, Listed]:
         """Name to what a list says."""
-        found = {name: self._read(module) for name, module in self._modules.items()}
+        found = {name: _listed(module) for name, module in self._modules.items()}
         return dict(sorted(found.items(), key=lambda item: item[1].order))
 
-    def _read(self, module: str) -> Listed:
-        package, _, file = module.rpartition(".")
-        (folder,) = importlib.import_module(package).__path__
-        match = _LISTED.search(Path(folder, f"{file}.py").read_text("utf-8"))
-        assert match is not None, f"{module} spells its STAGE in another way"
-        return Listed(int(match[1]), match[2], " ".join(match[3].split()))
+
+def _listed(module: str) -> Listed:
+    package, _, file = module.rpartition(".")
+    (folder,) = importlib.import_module(package).__path__
+    match = _LISTED.search(Path(folder, f"{file}.py").read_text("utf-8"))
+    assert match is not None, f"{module} spells its STAGE in another way"
+    return Listed(int(match[1]), match[2], " ".join(match[3].split()))
 
 
 @functools.cache

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from vpltool import console, formats
 from vpltool.core import agreement
@@ -16,6 +16,9 @@ from vpltool.formats.kinds import place
 from vpltool.formats.manifest import again
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
+from vpltool.pictures.page import percent
+
+Values: TypeAlias = "npt.NDArray[np.float64]"
 
 WORST = 100
 """Photos that a report lists at most, the worst first."""
@@ -26,74 +29,58 @@ _ENOUGH = 20
 _THREADS = 4
 
 
-@dataclass(frozen=True)
-class _PhotoClasses:
-    """A photo: which share each class takes, how probable each is; the background left out."""
-
-    shares: npt.NDArray[np.float64]
-    sure: npt.NDArray[np.float64] | None
-    content: str
-
-
 def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], split: str,
                    share: float) -> JsonObject:
     """Compare the classes that predictions show with the tags of their photos; opens no true mask.
 
-    Args:
-        workspace: names the classes.
-        source: predictions, or masks.
-        photos: those that have a prediction.
-        split: of the photos.
-        share: share of a photo's pixels from which a class counts as predicted.
+    A class counts as predicted that covers the `share` of a photo's pixels.
 
     Raises:
         VplError: these are CAMs, no photo has a tag, or a prediction is damaged.
     """
-    _check_source(source)
+    _check_source(workspace.path, source, split)
     photos = [photo for photo in photos if photo.tags]
     if not photos:
         raise VplError(f"no photo of `{split}` has a tag to compare with",
                        "name a split of tagged photos: `split='NAME'`")
-    _warn_of_learned(workspace, source, split)
     beside = _probabilities_beside(source)
-    seen = _read_all(workspace, source, beside, photos, share)
+    shares, sure, contents = _read_all(workspace, source, beside, photos, share)
     tagged = np.zeros((len(photos), len(workspace.classes)), bool)
     for row, photo in zip(tagged, photos, strict=True):
         row[[index - 1 for index in workspace.indices_of(photo)]] = True
-    shares = np.stack([entry.shares for entry in seen])
     predicted = shares >= share
     found = agreement.agreement(predicted, tagged)
+    bins = agreement.reliability(sure, tagged) if beside else []
     return {
         "kind": "agreement", "against": "tags", "what": f"{source.kind}-{source.name}",
         "scored": source.kind, "split": split, "photos": len(photos), "share": share,
         "made_by": source.header.command, "supervision": source.header.supervision or "tags",
         "made_under": source.header.preset, "scored_under": current_preset(),
         "config": source.identity, "content": formats.identity_of_many(
-            {photo.id: entry.content for photo, entry in zip(photos, seen, strict=True)}),
+            {photo.id: content for photo, content in zip(photos, contents, strict=True)}),
         "mean": {name: _rounded(value) for name, value in found.means().items()},
-        "photos_agreeing": _mean((predicted == tagged).all(axis=1)),
-        "foreground": _mean(shares.sum(axis=1)),
+        "photos_agreeing": _rounded((predicted == tagged).all(axis=1).mean()),
+        "foreground": _rounded(shares.sum(axis=1).mean()),
         "classes": {name: {
             "tagged": int(tagged[:, index].sum()), "predicted": int(predicted[:, index].sum()),
             **{key: _rounded(getattr(found, key)[index]) for key in ("precision", "recall", "f1")}}
             for index, name in enumerate(workspace.classes)},
-        "calibration": _calibration(seen, tagged) if beside else None,
-        "worst": _worst(workspace, photos, shares, predicted, tagged,
-                        agreement.overlap(predicted, tagged))}
+        "calibration": None if beside is None else {
+            "error": round(agreement.calibration_error(bins), 6),
+            "bins": [{key: _rounded(value) if isinstance(value, float) else value
+                      for key, value in asdict(entry).items()} for entry in bins]},
+        "worst": _worst(workspace, photos, shares, predicted, tagged)}
 
 
-def _check_source(source: InputFolder) -> None:
+def _check_source(work: Path, source: InputFolder, split: str) -> None:
+    """Warn where the agreement is larger than on new photos; refuse CAMs."""
     if source.kind == "cams":
         raise VplError(f"{source.path} holds CAMs, which are made from the tags",
                        "compare predictions instead: `what='predictions/NAME'`")
     if source.kind == "masks" or source.header.options.get("tags"):
         console.warn(f"{source.path} was made with the tags, so agreement with them means little; "
                      "score predictions without tags")
-
-
-def _warn_of_learned(workspace: Workspace, source: InputFolder, split: str) -> None:
-    """Warn if the segmenter has learned from the photos that are compared."""
-    decoder = _decoder_behind(workspace.path, source.header)
+    decoder = _decoder_behind(work, source.header)
     if decoder is not None and decoder.options.get("split") == split:
         console.warn(f"the segmenter was trained on the photos of `{split}`: it agrees with their "
                      "tags better than with those of new photos")
@@ -124,52 +111,41 @@ def _probabilities_beside(source: InputFolder) -> InputFolder | None:
 
 
 def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | None,
-              photos: Sequence[Photo], share: float) -> list[_PhotoClasses]:
+              photos: Sequence[Photo], share: float) -> tuple[Values, Values, Sequence[str]]:
+    """Share that each class takes of each photo and how probable each is (N, classes); hashes."""
     count = len(workspace.classes)
 
-    def read(photo: Photo) -> _PhotoClasses:
+    def read(photo: Photo) -> tuple[Values, Values, str]:
         labels = source.read_labels(photo.id)
         highest = labels[labels != workspace.ignore].max(initial=0)
         if highest > count:
             raise VplError(f"{source.path_of(photo.id)}: the label {highest} is above {count}, the "
                            "last class", f"{again(source.header)} recomputes it")
-        sure = _read_probabilities(beside, photo.id, count, share) if beside else None
-        return _PhotoClasses(agreement.class_shares(labels, count + 1)[1:], sure,
-                             formats.identity_of_file(source.path_of(photo.id)))
+        # A class whose probability was not stored has 0.
+        sure = np.zeros(count + 1)
+        if beside:
+            tensors = beside.read_tensors(photo.id)
+            sure[tensors["classes"].numpy()] = agreement.photo_probabilities(
+                tensors["probabilities"].float().flatten(1).numpy().astype(np.float64), share)
+        return (agreement.class_shares(labels, count + 1)[1:], sure[1:],
+                formats.identity_of_file(source.path_of(photo.id)))
 
     seen = []
     with console.progress("eval", len(photos)) as advance:
         for entry in threads.in_threads(read, photos, _THREADS):
             seen.append(entry)
             advance()
-    return seen
+    shares, sure, contents = zip(*seen, strict=True)
+    return np.stack(shares), np.stack(sure), contents
 
 
-def _read_probabilities(folder: InputFolder, key: str, count: int, share: float
-                        ) -> npt.NDArray[np.float64]:
-    """Probability that a photo shows each class (count,); 0 where none was stored."""
-    tensors = folder.read_tensors(key)
-    found = np.zeros(count + 1)
-    found[tensors["classes"].numpy()] = agreement.photo_probabilities(
-        tensors["probabilities"].float().flatten(1).numpy().astype(np.float64), share)
-    return found[1:]
-
-
-def _calibration(seen: Sequence[_PhotoClasses], tagged: npt.NDArray[np.bool_]) -> JsonObject:
-    sure = np.stack([entry.sure for entry in seen if entry.sure is not None])
-    bins = agreement.reliability(sure, tagged)
-    return {"error": round(agreement.calibration_error(bins), 6), "bins": [
-        {key: _rounded(value) if isinstance(value, float) else value
-         for key, value in asdict(entry).items()} for entry in bins]}
-
-
-def _worst(workspace: Workspace, photos: Sequence[Photo], shares: npt.NDArray[np.float64],
-           predicted: npt.NDArray[np.bool_], tagged: npt.NDArray[np.bool_],
-           agreeing: npt.NDArray[np.float64]) -> list[JsonObject]:
+def _worst(workspace: Workspace, photos: Sequence[Photo], shares: Values,
+           predicted: npt.NDArray[np.bool_], tagged: npt.NDArray[np.bool_]) -> list[JsonObject]:
     """Photos whose classes are not those tagged: those that overlap least come first.
 
     Among equals, those come first of which untagged classes take the larger share.
     """
+    agreeing = agreement.overlap(predicted, tagged)
     wrong = (shares * (predicted & ~tagged)).sum(axis=1)
     order = sorted((index for index in range(len(photos)) if agreeing[index] < 1),
                    key=lambda index: (agreeing[index], -wrong[index], photos[index].id))
@@ -182,11 +158,6 @@ def _names(workspace: Workspace, row: npt.NDArray[np.bool_]) -> str:
     return ", ".join(workspace.classes[index] for index in row.nonzero()[0]) or "nothing"
 
 
-def _mean(values: npt.NDArray[Any]) -> float | None:
-    # A class that is never predicted has no precision, one that is never tagged no recall.
-    return _rounded(float(np.nanmean(values))) if np.isfinite(values.astype(float)).any() else None
-
-
 def _rounded(value: float) -> float | None:
     return None if value != value else round(float(value), 6)
 
@@ -197,11 +168,11 @@ def show_of_tags(report: Mapping[str, Any]) -> list[str]:
     lines = [f"{'':{width}}  tagged  predicted  precision  recall    F1"]
     for name, row in report["classes"].items():
         lines.append(f"{name:{width}}  {row['tagged']:6}  {row['predicted']:9}  "
-                     f"{_percent(row['precision']):>9}  {_percent(row['recall']):>6}  "
-                     f"{_percent(row['f1']):>4}")
+                     f"{percent(row['precision']):>9}  {percent(row['recall']):>6}  "
+                     f"{percent(row['f1']):>4}")
     mean = report["mean"]
-    lines.append(f"{'mean':{width}}  {'':6}  {'':9}  {_percent(mean['precision']):>9}  "
-                 f"{_percent(mean['recall']):>6}  {_percent(mean['f1']):>4}")
+    lines.append(f"{'mean':{width}}  {'':6}  {'':9}  {percent(mean['precision']):>9}  "
+                 f"{percent(mean['recall']):>6}  {percent(mean['f1']):>4}")
     few = report["photos"] < _ENOUGH
     if few:
         lines.append(f"{counted(report['photos'], 'photo is', 'photos are')} few: one more changes "
@@ -211,7 +182,7 @@ def show_of_tags(report: Mapping[str, Any]) -> list[str]:
     elif report["calibration"]:
         lines.append("probability      pairs   said  tagged")
         lines += [f"{row['low']:.1f} to {row['high']:.1f}     {row['pairs']:7}  "
-                  f"{_percent(row['said']):>5}  {_percent(row['tagged']):>6}"
+                  f"{percent(row['said']):>5}  {percent(row['tagged']):>6}"
                   for row in report["calibration"]["bins"]]
         lines.append(f"calibration error {100 * report['calibration']['error']:.1f}")
     else:
@@ -223,7 +194,3 @@ def show_of_tags(report: Mapping[str, Any]) -> list[str]:
     lines.append(f"{100 * report['foreground']:.0f} % of the pixels are given a class: tags say "
                  "which classes a photo shows, not where; also look at pictures")
     return lines
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -6,17 +6,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import options
+from vpltool.core import segment, temperature
 from vpltool.datasets.classes import read_classes
-from vpltool.engine import segmenters
-from vpltool.engine.groups import GroupSettings
+from vpltool.engine import groups, running, segmenters
 from vpltool.errors import VplError
-from vpltool.formats import Header, Workspace, open_workspace
+from vpltool.formats import Header, InputFolder, JsonObject, Workspace, open_workspace
+from vpltool.lazy import np, npt
 from vpltool.methods.inputs import AUTO, parse_tile, side_of
 from vpltool.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(GroupSettings):
+class PredictSettings(groups.GroupSettings):
     """Settings of `predict`."""
 
     images: tuple[Path, ...] = setting(
@@ -61,7 +62,22 @@ class Chosen:
     settings: PredictSettings
     segmenter: segmenters.SegmenterFile
     named: Workspace
-    temperature: float = 1.0
+    temperature: float
+
+    @property
+    def inputs(self) -> dict[str, InputFolder | Path | str]:
+        """What headers call inputs: the segmenter, and the names of its classes."""
+        return {self.segmenter.role: self.segmenter.path, "classes": self.named.classes_identity}
+
+    @property
+    def options(self) -> JsonObject:
+        """What headers record beside the settings: the temperature, where it matters."""
+        return {"temperature": self.temperature} if self.settings.abstain else {}
+
+    def labels(self, seen: running.Segmented) -> npt.NDArray[np.uint8]:
+        """Labels (H, W) of a photo, of its own size."""
+        sure = temperature.tempered(seen.probabilities, self.temperature)
+        return segment.labels_of(sure, seen.size, self.settings.abstain)
 
 
 def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
@@ -94,11 +110,7 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
 
 def _temperature(settings: PredictSettings, segmenter: segmenters.SegmenterFile, work: Path
                  ) -> float:
-    """The temperature of a segmenter; 1 where every pixel is labelled.
-
-    Raises:
-        VplError: pixels may be left out, and it is not known how sure the segmenter may be.
-    """
+    """The temperature of a segmenter; 1 where every pixel is labelled."""
     if not settings.abstain:
         return 1.0
     found, file = segmenter.calibration(work), segmenter.path

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vpltool.errors import VplError, first_line, silent
-from vpltool.formats.atomic import atomic_path
 
-FILE, CARD = "segmenter.safetensors", "README.md"
+_FILE, _CARD = "segmenter.safetensors", "README.md"
 """Names in a repository: of the bundle, and of the model card."""
 
 _SECONDS = 10.0
@@ -47,26 +46,22 @@ def upload(repository: str, bundle: Path, card: str, *, private: bool) -> str:
     with _told(repository):
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.create_commit(repository, commit_message=f"vpltool push {bundle.name}", operations=[
-            CommitOperationAdd(FILE, str(bundle)), CommitOperationAdd(CARD, card.encode())])
+            CommitOperationAdd(_FILE, str(bundle)), CommitOperationAdd(_CARD, card.encode())])
     return str(address)
 
 
-def download(repository: str, revision: str, path: Path) -> None:
-    """Write the bundle of a repository to a file.
+def download(repository: str, revision: str) -> Path:
+    """Download the bundle of a repository into the client's cache, and return its path there.
 
     Raises:
         VplError: the hub cannot be reached, or there is no such repository, revision or file.
     """
-    import shutil
-
     import huggingface_hub as hub
 
     with _told(repository):
-        hub.get_hf_file_metadata(hub.hf_hub_url(repository, FILE, revision=revision or None),
+        hub.get_hf_file_metadata(hub.hf_hub_url(repository, _FILE, revision=revision or None),
                                  timeout=_SECONDS)
-        cached = hub.hf_hub_download(repository, FILE, revision=revision or None)
-    with atomic_path(path) as temporary:
-        shutil.copyfile(cached, temporary)
+        return Path(hub.hf_hub_download(repository, _FILE, revision=revision or None))
 
 
 @contextmanager

@@ -55,13 +55,9 @@ class Masks:
 
 
 def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[Photo]) -> Masks:
-    """Find masks by NAME or path; if none is named, those of the furthest maps.
+    """Find masks of `crf` by NAME or path, or one's own by path; else those of the furthest maps.
 
-    Args:
-        workspace: where they are looked for.
-        choice: NAME or path of masks of `crf`, or a folder of one's own masks.
-        split: of the photos.
-        photos: those that are to have masks; the others are left out with a warning.
+    Photos without a mask are left out with a warning.
 
     Raises:
         VplError: there are none, they are of other classes, or they are the true masks.
@@ -108,9 +104,8 @@ def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
 
 def content_identity(folder: Path, ids: Iterable[str]) -> str:
     """Hash the bytes of the masks in a folder, so that those corrected by hand are other ones."""
-    there = [key for key in ids if (folder / f"{key}.png").exists()]
-    hashes = threads.in_threads(lambda key: formats.identity_of_file(folder / f"{key}.png"), there,
-                                _THREADS)
+    there = {key: path for key in ids if (path := folder / f"{key}.png").exists()}
+    hashes = threads.in_threads(formats.identity_of_file, there.values(), _THREADS)
     return formats.identity_of_many(dict(zip(there, hashes, strict=True)))
 
 
@@ -147,11 +142,6 @@ def newer_than(masks: Masks, file: Path, ids: Iterable[str]) -> int:
 
 def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> None:
     """Check that masks hold classes of the workspace, and fit their photos; note corrected ones.
-
-    Args:
-        masks: they are read, in threads.
-        workspace: names the classes.
-        photos: those that are learned from.
 
     Raises:
         VplError: a value is no class, or a mask has another size than its photo; the first such

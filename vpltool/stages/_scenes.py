@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import takewhile
 from pathlib import Path
 
 from vpltool import console
@@ -14,19 +15,9 @@ from vpltool.core.temperature import tempered
 from vpltool.core.tiles import spans
 from vpltool.engine import headers, tiles
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import Header, InputFolder, JsonObject, describe, write_labels
-from vpltool.formats.kinds import IGNORE, place
-from vpltool.formats.labels import read_labels
-from vpltool.formats.rasters import (
-    SUFFIXES,
-    Scaling,
-    Scene,
-    check_alike,
-    is_scene,
-    remove_rows,
-    write_scene,
-)
-from vpltool.lazy import Tensor, np, npt
+from vpltool.formats import IGNORE, Header, describe, rasters, read_labels, write_labels
+from vpltool.formats.kinds import place
+from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO
 from vpltool.stages._chosen_segmenter import Chosen
 
@@ -38,15 +29,11 @@ def scenes_among(images: Sequence[Path]) -> list[Path]:
     """Return the GeoTIFFs of what is named, and of the folders among them."""
     named = [path for image in images for path in (
         sorted(image.rglob("*")) if image.is_dir() else [image])]
-    return [path for path in named if is_scene(path)]
+    return [path for path in named if rasters.is_scene(path)]
 
 
 def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
     """Predict GeoTIFFs, each into a GeoTIFF of labels.
-
-    Args:
-        work: the segmenter, and the settings of `predict`.
-        paths: of the scenes.
 
     Returns:
         the files: `out`, or below it; by default scenes/SEGMENTER/NAME.tif.
@@ -56,16 +43,17 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
         PhotosFailed: a file turned out to be damaged; the others are done.
     """
     settings = work.settings
-    scaling = Scaling.parse(settings.bands, settings.percentiles)
-    scenes = [Scene(path, scaling) for path in paths]
-    check_alike(scenes)
+    scaling = rasters.Scaling.parse(settings.bands, settings.percentiles)
+    scenes = [rasters.Scene(path, scaling) for path in paths]
+    rasters.check_alike(scenes)
     outs = _outs(work, paths)
     todo = [(scene, out, header) for scene, out in zip(scenes, outs, strict=True)
             if not headers.check_file(out, header := _header(work, scene), settings)]
+    if not todo:
+        return outs
     failed: dict[str, str] = {}
-    tiled = _load(work) if todo else None
+    tiled = _load(work)
     for scene, out, header in todo:
-        assert tiled is not None
         scene.warn_unplaced()
         try:
             _predict(work, tiled, scene, out, header)
@@ -78,13 +66,9 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
 
 
 def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
-    """The file of each scene.
-
-    Raises:
-        VplError: two would be one file, or `out` is one file for several.
-    """
+    """The file of each scene; an error, if two would be one file."""
     out = work.settings.out
-    if out and out.suffix.lower() in SUFFIXES and not out.is_dir():
+    if out and out.suffix.lower() in rasters.SUFFIXES and not out.is_dir():
         if len(paths) > 1:
             raise VplError(f"{out} is one file, for {len(paths)} scenes",
                            "use a folder: `out='DIR'`")
@@ -98,18 +82,15 @@ def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
     return outs
 
 
-def _header(work: Chosen, scene: Scene) -> Header:
-    segmenter = work.segmenter
-    inputs: dict[str, InputFolder | Path | str] = {
-        segmenter.role: segmenter.path, "classes": work.named.classes_identity, "scene": scene.path}
-    options: JsonObject = {"scales": work.settings.factors} | (
-        {"temperature": work.temperature} if work.settings.abstain else {})
-    header = headers.make_header(work.workspace, "scenes", "predict", work.settings, inputs=inputs,
-                                 model=segmenter.header.model, options=options,
-                                 skip=(*segmenter.unused, "split", "source"))
-    sources = {name: path for name, path in header.sources.items() if name != "scene"}
-    return replace(header, sources=sources | {
-        "images": headers.relative_path(scene.path, work.workspace.path)})
+def _header(work: Chosen, scene: rasters.Scene) -> Header:
+    header = headers.make_header(
+        work.workspace, "scenes", "predict", work.settings,
+        inputs=work.inputs | {"scene": scene.path}, model=work.segmenter.header.model,
+        options={"scales": work.settings.factors} | work.options,
+        skip=(*work.segmenter.unused, "split", "source"))
+    sources = dict(header.sources)
+    sources["images"] = sources.pop("scene")
+    return replace(header, sources=sources)
 
 
 def _load(work: Chosen) -> tiles.TiledSegmenter:
@@ -123,49 +104,46 @@ def _load(work: Chosen) -> tiles.TiledSegmenter:
     return tiled
 
 
-def _predict(work: Chosen, tiled: tiles.TiledSegmenter, scene: Scene, out: Path, header: Header
-             ) -> None:
+def _predict(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, out: Path,
+             header: Header) -> None:
     """Predict a scene row of tiles by row of tiles, and join the rows."""
     grid = tiled.grid(scene.size)
     patch = tiled.seen.patch
     tops = [span.start for span in spans(grid[0], tiled.tiles.side // patch, tiled.tiles.overlap)]
     folder = out.with_name(out.name + ".rows")
     files = [folder / f"{number:05}.png" for number in range(len(tops))]
-    done = next((number for number, file in enumerate(files) if not _is_of(file, header)),
-                len(files))
+    done = sum(1 for _ in takewhile(lambda file: _is_of(file, header), files))
     if done:
         console.note(f"{out}: {done} of {len(files)} rows of tiles are done already")
     with console.progress(f"predict {scene.path.stem}", len(files) - done) as advance:
-        for number, labels in _rows(work, tiled, scene, done, tops) if done < len(files) else ():
-            write_labels(files[number], labels, header)
+        for number, row in _rows(work, tiled, scene, done, tops):
+            write_labels(files[number], row, header)
             advance()
     classes = work.named.classes
     kept = label_type(len(classes))
-    write_scene(out, scene, (read_labels(file).astype(kept, copy=False) for file in files), header,
-                classes)
-    remove_rows(folder)
+    labels = (read_labels(file).astype(kept, copy=False) for file in files)
+    rasters.write_scene(out, scene, labels, header, classes)
+    rasters.remove_rows(folder)
 
 
 def _is_of(file: Path, header: Header) -> bool:
-    """Whether rows were made by the same configuration."""
-    if not file.is_file():
-        return False
+    """Whether rows are there, made by the same configuration."""
     try:
-        found = describe(file).header
+        found = describe(file).header if file.is_file() else None
     except VplError:
         return False
     return found is not None and found.config_hash == header.config_hash
 
 
-def _rows(work: Chosen, tiled: tiles.TiledSegmenter, scene: Scene, done: int, tops: Sequence[int]
-          ) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+def _rows(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, done: int,
+          tops: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Yield the labels (h, W) of each row of tiles that is left, with its number.
 
     A row of pixels lies between two rows of probabilities; so those of a row of tiles end half a
     value before its last one, and the next row of tiles begins with that.
     """
-    import torch
-
+    if done == len(tops):
+        return
     height, width = scene.size
     patch, grid = tiled.seen.patch, tiled.grid(scene.size)
     ratio = segment.FINENESS / patch
@@ -178,23 +156,17 @@ def _rows(work: Chosen, tiled: tiles.TiledSegmenter, scene: Scene, done: int, to
         field = tempered(field, work.temperature)
         if number >= done:
             known = field if before is None else torch.cat([before, field], dim=1)
-            labels = np.concatenate(list(chain.from_iterable(
-                _labelled(scene, segment.labels_between(
+            parts = [np.zeros((0, width), np.uint8)]
+            for first in range(begin, end, _ROWS):
+                labels = segment.labels_between(
                     known, bottom - known.shape[1], ratio, (first, min(first + _ROWS, end)),
-                    grid[1] * patch,
-                    work.settings.abstain)[:, :width], first)
-                for first in range(begin, end, _ROWS)))) if end > begin else (
-                    np.zeros((0, width), np.uint8))
-            yield number, labels
+                    grid[1] * patch, work.settings.abstain)[:, :width]
+                labels[~scene.valid(first, 0, *labels.shape)] = IGNORE
+                parts.append(labels)
+            yield number, np.concatenate(parts)
         before = field[:, -1:]
 
 
 def _first_after(row: int, ratio: float) -> int:
     """The first row of pixels that needs a row of probabilities: see `labels_between`."""
-    return int(-(-((row - 0.5) / ratio - 0.5) // 1))
-
-
-def _labelled(scene: Scene, labels: npt.NDArray[np.uint8], top: int
-              ) -> Iterator[npt.NDArray[np.uint8]]:
-    labels[~scene.valid(top, 0, *labels.shape)] = IGNORE
-    yield labels
+    return math.ceil((row - 0.5) / ratio - 0.5)

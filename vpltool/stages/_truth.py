@@ -28,11 +28,7 @@ def read_truth(
 ) -> npt.NDArray[np.uint8]:
     """Read a photo's true mask, as labels of the workspace.
 
-    Args:
-        workspace: its classes, and what the mask's values stand for.
-        photo: its mask is read.
-        size: (height, width) that the mask must have.
-        sized: what has this size, for the message.
+    It must have the (height, width) `size`, which is that of `sized`.
 
     Returns:
         labels (height, width): 0 to the number of classes, and `workspace.ignore`.
@@ -82,9 +78,7 @@ def untagged_class(workspace: Workspace, photo: Photo, labels: npt.NDArray[np.ui
 def warn_of_untagged_classes(untagged: Mapping[str, str], masks: int) -> None:
     """Warn if many true masks hold classes that are no tags: their numbers may mean others.
 
-    Args:
-        untagged: id to a class that is not a tag, of the photos that have one.
-        masks: number of true masks that were read.
+    Id to such a class is given, and the number of true masks that were read.
     """
     if len(untagged) > _FEW * masks:
         key, name = next(iter(untagged.items()))

@@ -48,10 +48,6 @@ def run(workspace: formats.Workspace, settings: CamSettings) -> list[Path]:
 
     Next: vpltool refine, or vpltool learn-prototypes, or vpltool eval
 
-    Args:
-        workspace: where inputs are found and outputs go.
-        settings: which prototypes, which method, which photos.
-
     Returns:
         the folder of maps.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -61,6 +62,8 @@ STAGE = Stage(order=60, panel="3. Masks and segmenter",
 _THREADS = 8
 """Threads that read the sizes of photos."""
 
+_LOWER = "try `device='cpu', workers=1`, or `max_side=1024`"
+
 
 def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     """Turn CAMs into pseudo masks, or sharpen predictions, with a dense CRF or PAR.
@@ -76,10 +79,6 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     Example: vpltool crf --what vision-refined --split train
 
     Next: vpltool train-decoder, or vpltool eval
-
-    Args:
-        workspace: where inputs are found and outputs go.
-        settings: which maps, which method, which photos.
 
     Returns:
         the folders of masks, that to train on last; or the folder of predictions.
@@ -157,11 +156,7 @@ class _Worker:
 
     @classmethod
     def of(cls, task: _Task) -> _Worker:
-        """Load the method.
-
-        Raises:
-            VplError: it cannot do what is asked for.
-        """
+        """Load the method."""
         method = load_method(LabelRefiner, task.method)
         settings = make(method.Settings, task.values, ())
         device = find_device(task.device)
@@ -205,8 +200,6 @@ def _warn_of_memory(worker: _Worker, jobs: Sequence[scored.Job], processes: int)
 
 
 def _begin_worker(task: _Task) -> None:
-    import multiprocessing
-
     if multiprocessing.parent_process() is not None:
         torch.set_num_threads(1)
     _worker[:] = [_Worker.of(task)]
@@ -225,9 +218,6 @@ def _run_batches(worker: _Worker, jobs: Sequence[scored.Job], size: int
     batches = threads.read_ahead(map(scored.ReadBatch, alike))
     return photo_work.run_batches(batches, lambda batch: _solve(worker, batch.photos),
                                   lambda _: _LOWER)
-
-
-_LOWER = "try `device='cpu', workers=1`, or `max_side=1024`"
 
 
 def _solve(worker: _Worker, batch: Sequence[scored.Read]) -> list[photo_work.Made]:

@@ -18,12 +18,14 @@ from vpltool.formats.rasters import check_rasterio
 from vpltool.formats.workspace import read_images, write_workspace
 from vpltool.lazy import Image, np, npt, rasterio
 from vpltool.parallel import processes
-from vpltool.pictures.overlays import Rgb
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
-BACKGROUND = ("grass", "field", "road", "railway", "water", "sky", "sand", "snow", "room")
+_BACKGROUND = ("grass", "field", "road", "railway", "water", "sky", "sand", "snow", "room")
 """Background words: the names of what is drawn behind the objects."""
+
+_MANY = 100
+"""Scenes from which drawing pays for worker processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +55,6 @@ def run(path: Path, settings: DemoSettings) -> Path:
 
     Next: vpltool text-prototypes
 
-    Args:
-        path: the workspace folder.
-        settings: how many scenes, and which.
-
     Returns:
         `workspace.json`.
 
@@ -65,8 +63,8 @@ def run(path: Path, settings: DemoSettings) -> Path:
     """
     images, seed = settings.images, settings.seed
     if settings.scene:
-        write_demo_scene(path, seed, scenes.CLASSES)
-    workspace = Workspace(path, "demo", ".", scenes.CLASSES, BACKGROUND, "clip", "clip")
+        _write_demo_scene(path / "scene", seed)
+    workspace = Workspace(path, "demo", ".", scenes.CLASSES, _BACKGROUND, "clip", "clip")
     splits = {f"s{seed}-{number:04}": "train" if number < images else "val"
               for number in range(images + images // 3)}
     if not settings.overwrite and _is_done(workspace, splits):
@@ -78,7 +76,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
     tags, captions = {}, {}
     with console.progress("demo", len(splits)) as advance:
         for number, labels, texts in processes.run_jobs(
-                _draw_one, range(len(splits)), processes.core_count(), _start, _Task(path, seed),
+                _draw_one, range(len(splits)), processes.core_count(), _start, (path, seed),
                 fewest=_MANY):
             tags[number], captions[number] = labels, texts
             advance()
@@ -95,41 +93,27 @@ def run(path: Path, settings: DemoSettings) -> Path:
     return path / "workspace.json"
 
 
-_MANY = 100
-"""Scenes from which drawing pays for worker processes."""
+_task: list[tuple[Path, int]] = []
+"""Folder and seed, which each worker is sent once."""
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What each worker needs to know; sent to it once."""
-
-    path: Path
-    seed: int
-
-
-_task: list[_Task] = []
-
-
-def _start(task: _Task) -> None:
+def _start(task: tuple[Path, int]) -> None:
     _task[:] = [task]
 
 
 def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     """Draw a scene, and write its photo and true mask: its number, tags and captions."""
-    path, seed = _task[0].path, _task[0].seed
+    path, seed = _task[0]
     scene, key = scenes.draw_scene(seed, number), f"s{seed}-{number:04}"
-    _write_photo(path / f"photos/{key}.jpg", scene.image)
+    with atomic_path(path / f"photos/{key}.jpg") as temporary:
+        Image.fromarray(scene.image).save(temporary, format="JPEG", quality=92)
     write_labels(path / f"truth/{key}.png", scene.labels,
                  Header(kind="masks", command="demo", options={"seed": seed}))
     return number, scene.tags, scene.captions
 
 
 def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
-    """Whether this very demo is there.
-
-    Raises:
-        VplError: another workspace is there.
-    """
+    """Whether this very demo is there; an error, if another workspace is."""
     if not (workspace.path / "workspace.json").exists():
         return False
     photos = read_images(workspace.path / "images.jsonl")
@@ -148,12 +132,6 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
         temporary.write_text("\n".join([*lines, ""]), "utf-8")
 
 
-def _write_photo(path: Path, pixels: Rgb) -> None:
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="JPEG", quality=92)
-
-
-FOLDER = "scene"
 _ROWS, _COLUMNS = 6, 6
 _HEIGHT, _WIDTH = 240, 320
 _FIRST = 100_000
@@ -163,30 +141,18 @@ _ORIGIN, _METRES, _EPSG = (500_000, 5_800_000), 0.5, 32633
 """Where the upper left corner lies in UTM zone 33 N, and the side of a pixel."""
 
 
-def write_demo_scene(path: Path, seed: int, classes: Sequence[str]) -> Path:
-    """Draw a GeoTIFF, rectangles around its objects as a GeoPackage, and its true mask.
-
-    Args:
-        path: of the workspace; what is made lies below scene/.
-        seed: of the drawn scenes.
-        classes: names, the first is label 1.
-
-    Returns:
-        the GeoTIFF; one that is there is kept.
-
-    Raises:
-        VplError: rasterio is not installed.
-    """
+def _write_demo_scene(folder: Path, seed: int) -> None:
+    """Draw a GeoTIFF, rectangles around its objects as a GeoPackage, and its true mask."""
     check_rasterio()
-    file = path / FOLDER / "photos/map.tif"
+    file = folder / "photos/map.tif"
     if file.exists():
         console.note(f"{file} already exists")
-        return file
+        return
     pixels, labels = _draw(seed)
     transform = rasterio.transform.from_origin(*_ORIGIN, _METRES, _METRES)
-    write_labels(path / FOLDER / "truth/map.png", labels,
+    write_labels(folder / "truth/map.png", labels,
                  Header(kind="masks", command="demo", options={"seed": seed}))
-    write_geopackage(path / FOLDER / "regions.gpkg", _rectangles(labels, transform, classes),
+    write_geopackage(folder / "regions.gpkg", _rectangles(labels, transform),
                      rasterio.crs.CRS.from_epsg(_EPSG).to_wkt(), _EPSG)
     # Last, since it marks the whole as done.
     with atomic_path(file) as temporary, warnings.catch_warnings():
@@ -195,7 +161,6 @@ def write_demo_scene(path: Path, seed: int, classes: Sequence[str]) -> Path:
                            width=pixels.shape[1], dtype="uint8", crs=f"EPSG:{_EPSG}",
                            transform=transform, tiled=True, compress="deflate") as made:
             made.write(np.moveaxis(pixels, 2, 0))
-    return file
 
 
 def _draw(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
@@ -212,10 +177,10 @@ def _draw(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     return pixels, labels
 
 
-def _rectangles(labels: npt.NDArray[np.uint8], transform: object, classes: Sequence[str]
+def _rectangles(labels: npt.NDArray[np.uint8], transform: object
                 ) -> Iterator[tuple[Polygon, str, int]]:
     """Rectangles around the objects, as a person draws them: no outline is given away."""
-    known = (labels > 0) & (labels <= len(classes))
+    known = (labels > 0) & (labels <= len(scenes.CLASSES))
     for shape, value in rasterio.features.shapes(labels, mask=known, transform=transform,
                                                  connectivity=8):
         xs, ys = zip(*shape["coordinates"][0], strict=True)
@@ -223,4 +188,4 @@ def _rectangles(labels: npt.NDArray[np.uint8], transform: object, classes: Seque
             continue
         left, bottom, right, top = min(xs), min(ys), max(xs), max(ys)
         yield ([[(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]],
-               classes[int(value) - 1], int(value))
+               scenes.CLASSES[int(value) - 1], int(value))

@@ -51,10 +51,6 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
 
     Next: vpltool cam --method dense --features features-naclip/train --name text-naclip
 
-    Args:
-        workspace: where features are found and go.
-        settings: which method, which photos, and what is copied.
-
     Returns:
         the folder of features.
 
@@ -63,7 +59,9 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     split, method = settings.split, load_method(EmbeddingMethod, settings.method)
-    carried = _carried(settings.carry)
+    carried = parse_kept("carry", settings.carry)
+    if "patches" in carried:
+        raise VplError(f"`carry={settings.carry!r}`: patches are what is made", "leave them out")
     opened = given.open_given(workspace, settings, method.READS, ("features",), kept=carried)
     features, held = opened.features, opened.features.header.options
     header = opened.header(
@@ -95,10 +93,3 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
     beside = ({head_path(folder): read_tensors(head_path(features.path), "head")}
               if "tokens" in carried else {})
     return opened.make(f"embed {settings.method} {split}", {folder: header}, start, beside=beside)
-
-
-def _carried(choice: str) -> tuple[str, ...]:
-    carried = parse_kept("carry", choice)
-    if "patches" in carried:
-        raise VplError(f"`carry={choice!r}`: patches are what is made", "leave them out")
-    return carried

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from vpltool import console, formats, options
 from vpltool.core import metrics
-from vpltool.core.metrics import Confusion
 from vpltool.engine import features, reports
 from vpltool.errors import VplError, part_of
 from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.header import current_preset, format_preset
 from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
+from vpltool.pictures.page import percent
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
@@ -72,10 +72,6 @@ def run(workspace: Workspace, settings: EvalSettings) -> reports.Report:
 
     Next: vpltool scores
 
-    Args:
-        workspace: where inputs are found and scores go.
-        settings: what is scored, and how CAMs are cut.
-
     Returns:
         scores, the confusion matrix of not too many classes, what was scored; of CAMs the sweep.
 
@@ -92,17 +88,17 @@ def run(workspace: Workspace, settings: EvalSettings) -> reports.Report:
         preferred=[f"{name}{suffix}" for name in features.BEST_FIRST
                    for suffix in ("-crf", "-full", "")])
     workspace.check_classes(source.header, source.path)
-    why = f"only CAMs are thresholded, and these are {source.kind}"
-    warn_without_effect(settings, without={} if source.kind == "cams" else dict.fromkeys(
-        (*_CUTS, "sweep"), why))
+    unused = {} if source.kind == "cams" else dict.fromkeys(
+        (*_CUTS, "sweep"), f"only CAMs are thresholded, and these are {source.kind}")
     if source.kind == "cams" or settings.against == "tags":
-        warn_without_effect(settings, without={
-            "boundary": "masks and predictions beside true masks have it"})
-    warn_without_effect(settings, without={} if settings.against == "tags" else {
-        "share": "it is for `against='tags'`"})
+        unused["boundary"] = "masks and predictions beside true masks have it"
+    if settings.against != "tags":
+        unused["share"] = "it is for `against='tags'`"
+    warn_without_effect(settings, without=unused)
     if settings.against == "tags":
-        report = report_of_tags(workspace, source, [photo for photo in photos if photo.id in {
-            *source.available(photo.id for photo in photos)}], split, settings.share)
+        held = {*source.available(photo.id for photo in photos)}
+        report = report_of_tags(workspace, source, [photo for photo in photos if photo.id in held],
+                                split, settings.share)
         return _written(workspace, settings, report, f"{_name(source)}-{split}-tags")
     total = len(photos)
     photos = [photo for photo in photos if photo.mask is not None]
@@ -146,11 +142,7 @@ _CUTS = ("threshold", "threshold_from", "alpha")
 
 
 def _given_threshold(settings: EvalSettings) -> float:
-    """The threshold that the settings ask for; 0: the best of the sweep.
-
-    Raises:
-        VplError: two ways of cutting are given, or the scores that are named have no threshold.
-    """
+    """The threshold that the settings ask for; 0: the best of the sweep."""
     ways = {name: getattr(settings, name) for name in _CUTS if getattr(settings, name)}
     # What is given wins over what a preset sets.
     ways = {name: ways[name] for name in ways if name in settings.given} or ways
@@ -202,7 +194,7 @@ def _report(workspace: Workspace, source: InputFolder, tally: Tally, split: str,
     return report
 
 
-def _worst(workspace: Workspace, each: Mapping[str, Confusion]) -> list[JsonObject]:
+def _worst(workspace: Workspace, each: Mapping[str, metrics.Confusion]) -> list[JsonObject]:
     """The photos of the lowest mIoU, over the classes that each shows; the lowest first."""
     scored = {key: metrics.scores(counts).miou for key, counts in each.items() if counts.pairs}
     order = sorted(scored, key=lambda key: (scored[key], key))[:WORST]
@@ -219,8 +211,7 @@ def show(report: reports.Report, values: Mapping[str, object]) -> str:
     if report["kind"] == "agreement":
         return "\n".join([*show_of_tags(report), *map(str, report.paths)])
     width = max(len(name) for name in report["iou"])
-    lines = [f"{name:{width}}  {'-' if value is None else format(100 * value, '.1f'):>5}"
-             for name, value in report["iou"].items()]
+    lines = [f"{name:{width}}  {percent(value):>5}" for name, value in report["iou"].items()]
     lines += [f"{'mIoU':{width}}  {100 * report['miou']:5.1f}",
               f"{'accuracy':{width}}  {100 * report['accuracy']:5.1f}"]
     if "boundary" in report:
@@ -234,12 +225,11 @@ def show(report: reports.Report, values: Mapping[str, object]) -> str:
                                        for step, value in report["alphas"].items())]
     at = (f", threshold {report['threshold']:g} ({report['threshold_chosen_by']})"
           if "threshold" in report else "")
-    more = report["supervision"] != "tags"
+    more = "" if report["supervision"] == "tags" else f"supervised by {report['supervision']}; "
     lines += [f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
               f"{report['classes_in_mean']} classes{at}",
               f"protocol: made by {report['made_by']} under {format_preset(report['made_under'])}; "
-              f"{'supervised by ' + report['supervision'] + '; ' if more else ''}"
-              f"scored under {format_preset(report['scored_under'])}"]
+              f"{more}scored under {format_preset(report['scored_under'])}"]
     return "\n".join([*lines, *map(str, report.paths)])
 
 

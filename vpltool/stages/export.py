@@ -24,7 +24,7 @@ from vpltool.methods.interfaces import Exporter
 from vpltool.parallel import device
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage
-from vpltool.stages._about import about_segmenter, measured, some_photos, write_card
+from vpltool.stages._card import about_segmenter, measured, some_photos, write_card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +47,6 @@ def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
     """Export predictions or a segmenter in the formats of other tools and servers.
 
     Exports are always rewritten.
-
-    Args:
-        workspace: where predictions and decoders are found and exports go.
-        settings: what, in which format.
 
     Returns:
         what was written.
@@ -113,23 +109,21 @@ def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporte
     workspace.check_classes(source.header, source.path)
     corrected = _corrections(workspace, photos, split) if getattr(
         settings.of_method, "corrections", False) else {}
-    chosen = _choose(workspace, source, photos, split, corrected)
-    if chosen.failed and hasattr(method, "CLASSES"):
-        raise VplError(f"{_named(chosen.failed, len(photos))}: the server expects all",
+    sizes, failed = _sizes(workspace, source, photos, split, corrected)
+    if failed and hasattr(method, "CLASSES"):
+        raise VplError(f"{_named(failed, len(photos))}: the server expects all",
                        f"{_mended(source, split)}; `export('masks')` exports the others")
     path = settings.out or workspace.path / "exports" / f"{source.name}-{split}{method.SUFFIX}"
-    predictions = Predictions(workspace, source.name, chosen.photos, lambda: _each(
-        workspace, source, chosen, f"export {settings.method}"), dict(chosen.failed))
-    paths = method.export(predictions, path, _of_split(settings.of_method, split))
-    if predictions.failed:
-        raise PhotosFailed(f"{_named(predictions.failed, len(photos))}; the others are exported",
-                           _mended(source, split), paths, sorted(predictions.failed))
+    there = [photo for photo in photos if photo.id in sizes]
+    predictions = Predictions(workspace, source.name, there, lambda: _each(
+        workspace, source, there, sizes, corrected, f"export {settings.method}"), failed)
+    of_method = make(type(settings.of_method), values_of(settings.of_method) | {"split": split},
+                     settings.of_method.given)
+    paths = method.export(predictions, path, of_method)
+    if failed:
+        raise PhotosFailed(f"{_named(failed, len(photos))}; the others are exported",
+                           _mended(source, split), paths, sorted(failed))
     return paths
-
-
-def _of_split(of_method: Settings, split: str) -> Settings:
-    """Settings of a method, for the split or the folder of photos that is exported."""
-    return make(type(of_method), values_of(of_method) | {"split": split}, of_method.given)
 
 
 def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
@@ -138,7 +132,6 @@ def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
     split: str = values_of(settings)["split"]
     kinds = (("predictions",) if method.EXPORTS == "predictions"
              else ("predictions", "masks"))
-    splits = {name for photo in workspace.photos() for name in photo.splits}
     try:
         source = find_folder(
             workspace.path, kinds, settings.what, split, kinds, f"`predict(split={split!r})`",
@@ -150,34 +143,20 @@ def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
         workspace.photos(split)
         raise
     own = source.header.options.get("split", split)
-    if own in splits or not (named := panels.named_photos_of(source, workspace.path)):
+    if own in _splits(workspace) or not (named := panels.named_photos_of(source, workspace.path)):
         return source, workspace.photos(split), split
     root = workspace.path / workspace.root
     return source, [Photo(key, relative_name(path, root), (), (own,))
                     for key, path in named.items()], own
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """What can be exported.
-
-    Args:
-        photos: in order.
-        sizes: (height, width) of each.
-        corrected: id to path of the masks that a person has corrected.
-        failed: id to reason, of the photos that are left out.
-    """
-
-    photos: list[Photo]
-    sizes: dict[str, tuple[int, int]]
-    corrected: dict[str, Path]
-    failed: dict[str, str]
+def _splits(workspace: Workspace) -> set[str]:
+    return {name for photo in workspace.photos() for name in photo.splits}
 
 
 def _corrections(workspace: Workspace, photos: Sequence[Photo], split: str) -> dict[str, Path]:
     """Id to path of the corrected masks of a split's photos; photos elsewhere have none."""
-    splits = {name for photo in workspace.photos() for name in photo.splits}
-    if split not in splits:
+    if split not in _splits(workspace):
         return {}
     corrected = corrections_of(workspace.path, [photo.id for photo in photos])
     corrected_masks.check_corrections(workspace, corrected)
@@ -187,17 +166,16 @@ def _corrections(workspace: Workspace, photos: Sequence[Photo], split: str) -> d
     return corrected
 
 
-def _choose(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], split: str,
-            corrected: dict[str, Path]) -> _Chosen:
-    """Leave out the photos that cannot be read, or that an earlier step failed on.
+def _sizes(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], split: str,
+           corrected: Mapping[str, Path]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Id to (height, width) of the photos that can be exported, and to the reason of the others.
 
     Raises:
         VplError: a photo has no prediction although none failed on it, or none is left.
     """
     there = [photo for photo in photos if photo.id in corrected or source.holds(photo.id)]
     failed = source.left_out(photo.id for photo in photos if photo.id not in corrected)
-    absent = {photo.id for photo in photos} - {photo.id for photo in there} - failed.keys()
-    if absent:
+    if absent := {photo.id for photo in photos} - {photo.id for photo in there} - failed.keys():
         raise VplError(part_of(len(absent), len(photos), f"photos of `{split}`", "has", "have")
                        + f" no prediction in {source.path}, such as {min(absent)}",
                        again(source.header))
@@ -210,7 +188,7 @@ def _choose(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], 
             failed[photo.id] = describe_failure(path, error)
     if not sizes:
         raise VplError(_named(failed, len(photos)), _mended(source, split))
-    return _Chosen([photo for photo in there if photo.id in sizes], sizes, corrected, failed)
+    return sizes, failed
 
 
 def _named(failed: Mapping[str, str], total: int) -> str:
@@ -229,11 +207,7 @@ def _mended(source: InputFolder, split: str) -> str:
 
 
 def _check_classes(workspace: Workspace, known: Sequence[str]) -> None:
-    """Check that the workspace has the classes that a server knows.
-
-    Raises:
-        VplError: it has others; the hint names the formats that take any.
-    """
+    """Check that the workspace has the classes that a server knows."""
     if workspace.classes != tuple(known):
         raise VplError(f"the workspace has {len(workspace.classes)} classes "
                        f"({', '.join(workspace.classes[:3])}, …), the server knows "
@@ -241,7 +215,8 @@ def _check_classes(workspace: Workspace, known: Sequence[str]) -> None:
                        "`export('masks')` and `export('coco-rle')` take any classes")
 
 
-def _each(workspace: Workspace, source: InputFolder, chosen: _Chosen, title: str
+def _each(workspace: Workspace, source: InputFolder, photos: Sequence[Photo],
+          sizes: Mapping[str, tuple[int, int]], corrected: Mapping[str, Path], title: str
           ) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
     """Yield each photo with its labels.
 
@@ -249,14 +224,14 @@ def _each(workspace: Workspace, source: InputFolder, chosen: _Chosen, title: str
         VplError: labels are damaged, of another size than the photo, or no class.
     """
     last, remake = len(workspace.classes), f"{again(source.header)} with `overwrite=True`"
-    with console.progress(title, len(chosen.photos)) as advance:
-        for photo in chosen.photos:
-            path, size = chosen.corrected.get(photo.id), chosen.sizes[photo.id]
-            if path:
-                yield photo, corrected_masks.read_mask(path, workspace.image_path(photo), last)
+    with console.progress(title, len(photos)) as advance:
+        for photo in photos:
+            if photo.id in corrected:
+                yield photo, corrected_masks.read_mask(
+                    corrected[photo.id], workspace.image_path(photo), last)
                 advance()
                 continue
-            path = source.path_of(photo.id)
+            path, size = source.path_of(photo.id), sizes[photo.id]
             found = size_of_labels(path)
             if found != size:
                 raise VplError(f"{path} is {found[0]}×{found[1]} (height×width), its photo "

@@ -21,10 +21,10 @@ from vpltool.parallel.device import dtype_of, find_device, find_precision
 from vpltool.settings import NoEffect, setting
 from vpltool.stage import Stage
 
-OF_CLIP = ("patches", "calibrated_blocks", "calibrated_heads", "layers")
+_OF_CLIP = ("patches", "calibrated_blocks", "calibrated_heads", "layers")
 """Settings without effect on a second encoder."""
 
-WHOLE = ("tokens", "attention", "attentions")
+_WHOLE = ("tokens", "attention", "attentions")
 """What a photo that is encoded in windows does not have: it belongs to all patches together."""
 
 _UNCALIBRATED = NoEffect({"patches": ("block", "value")}, "no path goes beside the blocks")
@@ -95,10 +95,6 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
 
     Next: vpltool cam --prototypes text
 
-    Args:
-        workspace: where photos are found and features go.
-        settings: which photos, at what size, and what to keep.
-
     Returns:
         the folder of features.
 
@@ -114,7 +110,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     source = None
     if second:
         opened = opened.without_effect(dict.fromkeys(
-            OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
+            _OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
         encoder, source = load_second(workspace, settings.encoder, device)
     else:
         load = models.load_clip_vision if settings.encoder else models.load_main
@@ -143,7 +139,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
 def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str, ...],
            layers: list[int], paths: dict[str, Path], device: torch.device, dtype: torch.dtype
            ) -> Iterator[photo_work.Made]:
-    """Move the tower to the device; the result yields each photo's features."""
+    """Set the tower up; the result yields each photo's features."""
     vision = encoder.vision.to(dtype)
     patches = ("none" if "patches" not in kept
                else settings.patches if settings.encoder in ("", models.WORDS) else "last")
@@ -198,7 +194,7 @@ def _kept(settings: ExtractSettings, *, second: bool) -> tuple[str, ...]:
             raise VplError(f"`window={settings.window}`: photos are scaled down to "
                            f"`max_side={settings.max_side}` first, so that none is larger than "
                            "that", f"`window={settings.window}, max_side=0`")
-        kept = _narrowed(settings, kept, set(FEATURE_TENSORS) - set(WHOLE),
+        kept = _narrowed(settings, kept, set(FEATURE_TENSORS) - set(_WHOLE),
                          "photos in windows have no {}, which all patches share",
                          "`keep='patches'`, the default with `window`")
     return kept

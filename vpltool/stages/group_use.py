@@ -10,12 +10,11 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.core import group_maps
 from vpltool.engine import reports
-from vpltool.formats import InputFolder, JsonObject, Workspace
-from vpltool.formats.atomic import atomic_path
-from vpltool.formats.input_folders import find_folder
+from vpltool.formats import InputFolder, JsonObject, Workspace, find_folder
 from vpltool.formats.kinds import folder_of
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
+from vpltool.stages.scores import format_mean, matching, write_table
 
 STAGES = ("first", "second")
 """Of grouping, as the tensors of group maps are called."""
@@ -50,10 +49,6 @@ def run(workspace: Workspace, settings: GroupUseSettings) -> list[JsonObject]:
 
     Example: vpltool group-use both --split val
 
-    Args:
-        workspace: where group maps are found, which `predict` stores.
-        settings: which.
-
     Returns:
         title, photos, and of both stages the groups used and their overlap; lists, one of each
         folder.
@@ -63,31 +58,23 @@ def run(workspace: Workspace, settings: GroupUseSettings) -> list[JsonObject]:
     """
     rows = settings.rows or ("",)
     table = [_row(workspace, settings, row) for row in rows]
-    if settings.out is not None:
-        with atomic_path(settings.out) as temporary:
-            temporary.write_text(show(table, {"markdown": settings.markdown}) + "\n", "utf-8")
+    write_table(settings.out, show(table, {"markdown": settings.markdown}))
     return table
 
 
 def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> JsonObject:
     title, equals, names = row.partition("=")
+    home = folder_of(workspace.path, "group-maps")
     folders = [find_folder(workspace.path, ("group-maps",), name, settings.split, ("group-maps",),
                            f"`predict(split={settings.split!r})`, with a `decoder` of "
                            "`train_groups()`")
                for part in (names if equals else row).split(",")
-               for name in _matching(workspace.path, part)]
+               for name in [path.name for path in matching(home, part)] or [part]]
     ids = [photo.id for photo in workspace.photos(settings.split, settings.limit)]
     measured = [_measure(folder, ids) for folder in folders]
     found: JsonObject = {"title": title if equals else row or folders[0].path.parent.name,
                              "split": settings.split, "photos": measured[0].pop("photos")}
     return found | {key: [each[key] for each in measured] for key in measured[0]}
-
-
-def _matching(work: Path, pattern: str) -> list[str]:
-    """Names of group maps that a pattern stands for; of what is not a pattern, itself."""
-    if not any(letter in pattern for letter in "*?["):
-        return [pattern]
-    return sorted(path.name for path in folder_of(work, "group-maps").glob(pattern)) or [pattern]
 
 
 def _measure(folder: InputFolder, ids: list[str]) -> JsonObject:
@@ -109,11 +96,6 @@ def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
     """Format the rows as a table; in Markdown where that is asked for."""
     keys = [f"{stage}_{what}" for stage in STAGES for what in ("used", "overlap")]
     cells = [["", "split", "photos", *(key.replace("_", " ") for key in keys)]]
-    cells += [[row["title"], row["split"], str(row["photos"]), *(_format(row[key]) for key in keys)]
-              for row in table]
+    cells += [[row["title"], row["split"], str(row["photos"]),
+               *(format_mean(row[key], 2) for key in keys)] for row in table]
     return reports.format_table(cells, markdown=bool(values.get("markdown")))
-
-
-def _format(values: list[float]) -> str:
-    mean = f"{statistics.fmean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"

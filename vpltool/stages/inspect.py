@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError, near_name
-from vpltool.formats import KINDS, Header, JsonObject, changes, describe, open_workspace, read_json
+from vpltool.formats import KINDS, JsonObject, changes, describe, open_workspace, read_json
 from vpltool.formats.manifest import Manifest, manifest_of
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -40,10 +42,6 @@ def run(work: Path, settings: InspectSettings) -> JsonObject:
     For a folder, list what it holds.
 
     Example: vpltool inspect prototypes/vision.safetensors
-
-    Args:
-        work: the workspace folder; the path may be relative to it too.
-        settings: the path.
 
     Returns:
         kind, and what the header says; inputs as hashes, with their paths in `sources`.
@@ -113,16 +111,13 @@ def _describe_folder(path: Path) -> JsonObject:
 def _describe_workspace(path: Path) -> JsonObject:
     workspace = open_workspace(path)
     photos = workspace.photos()
-    splits: dict[str, int] = {}
-    for photo in photos:
-        for split in photo.splits:
-            splits[split] = splits.get(split, 0) + 1
     return {
         "kind": "workspace", "data set": workspace.name, "root": workspace.root,
         **({"encoder": workspace.encoder} if workspace.encoder else {}),
         **({"model": f"{workspace.model} ({workspace.pretrained})"} if workspace.has_words
            else {}), "photos": len(photos),
-        "splits": splits, "classes": list(workspace.classes),
+        "splits": dict(Counter(split for photo in photos for split in photo.splits)),
+        "classes": list(workspace.classes),
         "with true masks": sum(photo.mask is not None for photo in photos)}
 
 
@@ -135,23 +130,14 @@ def _holdings(folder: Path) -> dict[str, JsonObject]:
             found[manifest.parent.relative_to(folder).as_posix()] = {
                 "kind": inside.header.kind, "made by": inside.header.command} | _state_of(inside)
     for file in folder.iterdir():
-        header = _header_in(file)
-        if header is not None:
-            found[file.name] = {"kind": header["kind"], "made by": header["command"]}
+        # A damaged file is left out, like one of others.
+        with contextlib.suppress(VplError):
+            if file.suffix in (".safetensors", ".png") and (header := describe(file).header):
+                found[file.name] = {"kind": header.kind, "made by": header.command}
+            elif file.suffix == ".json" and (kind := read_json(file, "").get("kind")) in KINDS:
+                command = KINDS[kind].made_by.strip("`").partition("(")[0]
+                found[file.name] = {"kind": kind, "made by": command}
     return dict(sorted(found.items()))
-
-
-def _header_in(file: Path) -> JsonObject | None:
-    """Kind and command of a file that vpltool wrote; None if it did not, or it is damaged."""
-    try:
-        if file.suffix in (".safetensors", ".png"):
-            header: Header | None = describe(file).header
-            return None if header is None else asdict(header)
-        if file.suffix == ".json" and (kind := read_json(file, "").get("kind")) in KINDS:
-            return {"kind": kind, "command": KINDS[kind].made_by.strip("`").partition("(")[0]}
-    except VplError:
-        pass
-    return None
 
 
 def _state_of(folder: Manifest) -> JsonObject:
@@ -202,7 +188,7 @@ _ROLES = {"classes": "the class names", "tags": "the photos' tags", "photos": "t
 
 
 def _format_input(role: str, identity: str, source: str) -> str:
-    """Format an input: where it was, and the hash that stands for it, with what it is a hash of."""
+    """Where an input was, and the hash that stands for it, with what it is a hash of."""
     if not source:
         return f"{_ROLES.get(role, role)} (hash {identity})"
     return f"{source} ({'content' if Path(source).suffix else 'config'} {identity})"

@@ -48,10 +48,6 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
 
     Next: vpltool cam --split train
 
-    Args:
-        workspace: gives the photos of the split.
-        settings: which features, and where the tars go.
-
     Returns:
         the folder of the features.
 
@@ -74,17 +70,12 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
             _delete(batch)
             console.note(f"{counted(len(batch), 'photo is', 'photos are')} in {entry}")
             number += 1
-            for _ in batch:
-                advance()
+            advance(len(batch))
     return features.path
 
 
 def _left(features: InputFolder, ids: Sequence[str]) -> dict[str, Path]:
-    """Id to file of the photos that are to be packed; deletes files that a killed run has packed.
-
-    Raises:
-        VplError: a tar cannot be read.
-    """
+    """Id to file of the photos to pack; deletes files that a killed run has packed."""
     files = {key: path for key in ids if (path := features.path_of(key)).exists()}
     for key in files.keys() & features.packed.keys():
         entry, path = features.packed[key], files[key]

@@ -10,7 +10,6 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core import segment
 from vpltool.core.photos import describe_failure, read_photo
-from vpltool.core.temperature import tempered
 from vpltool.engine import headers, named_photos, photo_work, running
 from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
 from vpltool.errors import PhotosFailed, VplError
@@ -22,7 +21,6 @@ from vpltool.formats.shards import WHOLE
 from vpltool.formats.values import check_values
 from vpltool.methods.inputs import side_of
 from vpltool.parallel import device, threads
-from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import overlay
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
@@ -59,10 +57,6 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
 
     Next: vpltool eval --split val, or vpltool crf --what predictions/NAME
 
-    Args:
-        path: the workspace, where inputs are found and outputs go; with `segmenter`, any folder.
-        settings: which photos, which decoder, how they are seen.
-
     Returns:
         the folders of predictions, and what is beside them.
 
@@ -77,7 +71,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
             raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
                            "predict them in two runs")
         return predict_scenes(work, scenes)
-    workspace, settings = work.workspace, work.settings
+    settings = work.settings
     tasks = _named_tasks(work) if settings.images else [_split_task(work)]
     unused = dict(work.segmenter.unused)
     if tasks[0].features:
@@ -102,9 +96,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
             failed.append(error)
             made += [output.path for output in outputs]
         if settings.overlay:
-            folder = outputs[0].path
-            made.append(_write_overlays(work.named, folder, _pictures_of(workspace, folder),
-                                        task.paths, settings.workers))
+            made.append(_write_overlays(work, outputs[0].path, task.paths))
     if failed:
         raise PhotosFailed("; ".join(error.message for error in failed), failed[0].hint, made,
                            [key for error in failed for key in error.photos])
@@ -113,15 +105,10 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Task:
-    """Photos whose predictions go to one folder.
+    """Photos whose predictions go to one folder, called as their split or folder.
 
-    Args:
-        name: of the split, or of the folder that was named.
-        photos: their ids, and what of their own the predictions depend on.
-        paths: where they lie.
-        features: their stored layers, if these serve.
-        images: what was named.
-        tagged: classes that may compete, of those photos of which they are known.
+    `features` are stored layers that serve, `images` what was named, `tagged` the classes of each
+    photo that may compete, where only some may.
     """
 
     name: str
@@ -207,16 +194,13 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
 
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
     workspace, settings, segmenter = work.workspace, work.settings, work.segmenter
-    inputs: JsonObject = {segmenter.role: segmenter.path,
-                          "classes": work.named.classes_identity}
-    options: JsonObject = {"split": task.name} | (
-        {"temperature": work.temperature} if settings.abstain else {})
+    inputs = work.inputs | ({"features": task.features} if task.features else {})
+    options: JsonObject = {"split": task.name} | work.options
     if "scales" not in segmenter.unused:
         options |= {"scales": settings.factors, "source": "features" if task.features else "photos"}
     header = headers.make_header(
-        workspace, kind, "predict", settings,
-        inputs=inputs | ({"features": task.features} if task.features else {}),
-        model=segmenter.header.model, options=options,
+        workspace, kind, "predict", settings, inputs=inputs, model=segmenter.header.model,
+        options=options,
         skip=(*segmenter.unused, *(("precision",) if task.features else ())))
     images = [headers.relative_path(path, workspace.path) for path in task.images]
     # The same call finds the side of the training again.
@@ -247,8 +231,7 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
         for _, seen in _start(work, task, list(task.photos.ids)):
             if isinstance(seen, photo_work.Failed):
                 raise VplError(f"{seen.reason}", "fix it and run the same command again")
-            write_labels(out, segment.labels_of(tempered(
-                seen.probabilities, work.temperature), seen.size, settings.abstain), header)
+            write_labels(out, work.labels(seen), header)
     if settings.overlay:
         (photo,) = task.paths.values()
         made.append(_write_overlay(work.named, photo, out,
@@ -259,76 +242,60 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
 def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[photo_work.Made]:
     """Load and check what is needed; the result yields each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
-    seen = (running.from_features(work.segmenter.network(), task.features, paths, settings)
+    made = (running.from_features(work.segmenter.network(), task.features, paths, settings)
             if task.features else work.segmenter.load(work.named, settings).photos(paths, settings))
-    return (_among_tags(made, task.tagged) for made in seen)
+    return made if task.tagged is None else _among_tags(made, task.tagged)
 
 
-def _among_tags(made: photo_work.Made, tagged: Mapping[str, Sequence[int]] | None
-                ) -> photo_work.Made:
-    """Let only tagged classes compete, where tags are known."""
-    key, seen = made
-    if tagged is None or isinstance(seen, photo_work.Failed):
-        return made
-    return key, replace(seen, probabilities=segment.only_classes(seen.probabilities, tagged[key]))
+def _among_tags(made: Iterator[photo_work.Made], tagged: Mapping[str, Sequence[int]]
+                ) -> Iterator[photo_work.Made]:
+    """Let only tagged classes compete."""
+    for key, seen in made:
+        if isinstance(seen, running.Segmented):
+            seen = replace(seen, probabilities=segment.only_classes(
+                seen.probabilities, tagged[key]))
+        yield key, seen
 
 
 def _write(work: Chosen, output: OutputFolder, key: str, seen: running.Segmented) -> None:
     # Labels of NaN would be those of the background.
     check_values(output.header.kind, {"probabilities": seen.probabilities}, "")
     if output.header.kind == "predictions":
-        output.write_labels(key, segment.labels_of(tempered(
-            seen.probabilities, work.temperature), seen.size, work.settings.abstain))
+        output.write_labels(key, work.labels(seen))
     else:
         output.write_tensors(key, seen.tensors(output.header.kind))
 
 
-def _pictures_of(workspace: Workspace, predictions: Path) -> Path:
-    """Where pictures of predictions go: below pictures/, or beside what lies elsewhere."""
-    base = workspace.path.resolve()
-    if base in predictions.resolve().parents:
-        return workspace.path / "pictures" / predictions.resolve().relative_to(base)
-    return predictions.with_name(f"{predictions.name}-overlays")
-
-
-def _write_overlays(workspace: Workspace, predictions: Path, pictures: Path,
-                    photos: Mapping[str, Path], workers: int) -> Path:
+def _write_overlays(work: Chosen, predictions: Path, photos: Mapping[str, Path]) -> Path:
     """Draw the predictions that are there and have no picture, or an older one.
 
-    Args:
-        workspace: its classes.
-        predictions: folder of the labels, ID.png.
-        pictures: folder that the pictures go to, ID.jpg.
-        photos: id to path.
-        workers: number of threads, see `worker_count`.
-
     Returns:
-        the folder of pictures.
+        the folder of pictures: below pictures/, or beside predictions that lie elsewhere.
     """
-    labels = {key: predictions / f"{key}.png" for key in photos}
-    todo = [key for key, path in labels.items()
-            if path.exists() and _written(pictures / f"{key}.jpg") <= _written(path)]
+    base, pictures = work.workspace.path, predictions.with_name(f"{predictions.name}-overlays")
+    if base.resolve() in predictions.resolve().parents:
+        pictures = base / "pictures" / predictions.resolve().relative_to(base.resolve())
+
+    def draw(key: str) -> None:
+        _write_overlay(work.named, photos[key], predictions / f"{key}.png",
+                       pictures / f"{key}.jpg")
+
+    todo = [key for key in photos if 0 < _written(predictions / f"{key}.png")
+            >= _written(pictures / f"{key}.jpg")]
     with console.progress(f"pictures {pictures.name}", len(todo)) as advance:
-        for _ in threads.in_threads(lambda key: _write_overlay(
-                workspace, photos[key], labels[key], pictures / f"{key}.jpg"),
-                todo, device.worker_count(workers)):
+        for _ in threads.in_threads(draw, todo, device.worker_count(work.settings.workers)):
             advance()
     return pictures
 
 
 def _write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Path) -> Path:
-    """Draw one prediction over its photo; a photo that cannot be read is warned of.
-
-    Returns:
-        the picture's path.
-    """
+    """Draw one prediction over its photo, and return its path; warn of an unreadable photo."""
     try:
         pixels = read_photo(photo)
     except OSError as error:
         console.warn(f"no picture of {describe_failure(photo, error)}")
         return picture
-    page = overlay(pixels, read_labels(labels), class_palette(),
-                   dict(enumerate(workspace.classes, 1)))
+    page = overlay(pixels, read_labels(labels), dict(enumerate(workspace.classes, 1)))
     with atomic_path(picture) as temporary:
         page.save(temporary, format="JPEG", quality=_QUALITY)
     return picture

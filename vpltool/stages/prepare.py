@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
+from vpltool.datasets import layouts
 from vpltool.datasets.captions import with_captions
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.splits import halve, hold_out
+from vpltool.datasets.tags import class_counts, some
 from vpltool.engine import corrected_masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import JsonObject, Photo, Workspace
-from vpltool.formats.changes import last_call
+from vpltool.formats.changes import Words, count_photos, last_call
 from vpltool.formats.kinds import MOST_CLASSES, folder_of, numbered
 from vpltool.formats.workspace import (
     describe_change,
@@ -29,7 +32,6 @@ from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
 from vpltool.stage import Stage
-from vpltool.stages._prepared import MADE, describe_workspace, warn_of_truncated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,15 @@ STAGE = Stage(order=10, panel="1. Begin", reads=(),
               writes=("workspace", "images", "changes", "masks", "corrections"),
               settings=PrepareSettings, methods="sources", subcommands=True, begins=True)
 
+_REMEMBERED = ("halve", "hold_out")
+"""Shared settings that a later call may leave out."""
+
+_MADE = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
+"""Folders of what later stages make."""
+
+_NUMBERED = ("cams", "masks", "corrections", "decoder", "predictions")
+"""Folders of what holds numbers of classes."""
+
 
 @dataclass(frozen=True)
 class _Earlier:
@@ -86,10 +97,6 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     CLIP or encoder stay unless you name one.
 
     Next: vpltool text-prototypes
-
-    Args:
-        path: the workspace folder.
-        settings: which data set, which encoder, which words.
 
     Returns:
         `workspace.json`, and the folders of true masks that were made.
@@ -118,14 +125,14 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     workspace = Workspace(
         path, source.name, relative_to(source.root, path), classes,
         _background(settings, source, classes, kept), models.model, models.pretrained,
-        mask_values=named.values, normalise=_choose_normalise(settings, earlier),
-        encoder=models.encoder)
+        mask_values=named.values, normalise=earlier.workspace.normalise if earlier
+        and not _is_given(settings, "normalise") else settings.normalise, encoder=models.encoder)
     if kept:
         _check_same(kept, workspace, source.photos, settings)
     photos, doubts = _photos_of(source, settings, kept)
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
-    warn_of_truncated(source.root, photos)
+    _warn_of_truncated(source.root, photos)
     corrected = corrected_masks.read_corrections(workspace, photos, settings.corrections,
                                                  source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
@@ -133,8 +140,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     if not earlier or ChosenModels.of(earlier.workspace) != models:
         for licence in models.licences():
             console.note(licence)
-    describe_workspace(workspace, photos, words,
-                       _formatted(settings) if source.from_tags and kept is not None else "")
+    _describe(workspace, photos, words, _formatted(settings) if source.from_tags and kept else "")
     paths = [path / "workspace.json", *(output.path for output in outputs),
              *corrected_masks.take_corrections(workspace, corrected)]
     for output in outputs:
@@ -155,9 +161,7 @@ def changes_since(workspace: Workspace) -> list[str]:
         # Others read all labels, or write files.
         return []
     chosen = find_method("sources", "folder")
-    own = {entry.name: _from_workspace(workspace.path, entry.type, kept.call[entry.name])
-           for entry in described(chosen.settings)
-           if entry.name in kept.call and not entry.about.by_hand}
+    own = _remembered(workspace.path, chosen.settings, kept.call)
     settings = _completed(workspace.path, make(
         PrepareSettings, {"method": "folder"}, (), make(chosen.settings, own, ())), kept.call)
     source: Source = chosen.load().read(workspace.path, settings.of_method, SourceRequest(
@@ -198,18 +202,12 @@ def _is_given(settings: Settings, name: str) -> bool:
     return name in settings.given or getattr(settings, name) != default
 
 
-_REMEMBERED = ("halve", "hold_out")
-"""Shared settings that a later call may leave out."""
-
-
 def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -> PrepareSettings:
     """The settings, those of the earlier call in place of what is not given now."""
     method = settings.of_method
     if method is not None and call.get("method") == settings.method:
-        before = {entry.name: _from_workspace(path, entry.type, call[entry.name])
-                  for entry in described(type(method))
-                  if entry.name in call and not entry.about.by_hand
-                  and not _is_given(method, entry.name)}
+        before = {name: value for name, value in _remembered(path, type(method), call).items()
+                  if not _is_given(method, name)}
         method = make(type(method), values_of(method) | before, method.given)
     shared = {name: call[name] for name in _REMEMBERED
               if name in call and not _is_given(settings, name)}
@@ -238,6 +236,12 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> JsonO
                 and not entry.about.by_hand):
             call[entry.name] = _to_workspace(path, value)
     return call
+
+
+def _remembered(path: Path, method: type[Settings], call: Mapping[str, Any]) -> JsonObject:
+    """The settings of a method that an earlier call was made with."""
+    return {entry.name: _from_workspace(path, entry.type, call[entry.name])
+            for entry in described(method) if entry.name in call and not entry.about.by_hand}
 
 
 def _to_workspace(path: Path, value: object) -> object:
@@ -283,10 +287,6 @@ def _ordered(source: Source, kept: _Earlier | None) -> tuple[str, ...]:
     return classes
 
 
-_NUMBERED = ("cams", "masks", "corrections", "decoder", "predictions")
-"""Folders of what holds numbers of classes."""
-
-
 def _background(settings: PrepareSettings, source: Source, classes: Sequence[str],
                 kept: _Earlier | None) -> tuple[str, ...]:
     if settings.background is not None:
@@ -300,11 +300,6 @@ def _background(settings: PrepareSettings, source: Source, classes: Sequence[str
     return tuple(word for word in words if word not in new)
 
 
-def _choose_normalise(settings: PrepareSettings, earlier: _Earlier | None) -> str:
-    kept = earlier is not None and not _is_given(settings, "normalise")
-    return earlier.workspace.normalise if earlier and kept else settings.normalise
-
-
 def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Photo]:
     """Keep what no data set says: fields that others added, and captions where it brings none."""
     known = {photo.id: photo for photo in before}
@@ -316,20 +311,15 @@ def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Phot
 
 def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
                 settings: PrepareSettings) -> None:
-    """Check that the workspace is of the same photos and, where it has been used, the same
-    encoder.
-
-    Raises:
-        VplError: it is not; the difference is named.
-    """
+    """Check that the workspace is of the same photos and, where it has been used, encoder."""
     old, changes = kept.workspace, []
-    worked = any((workspace.path / name).is_dir() for name in MADE)
+    worked = any((workspace.path / name).is_dir() for name in _MADE)
     if old.root != workspace.root:
         changes.append(f"the photos' folder was {old.root}, now {workspace.root}")
     if worked:
         changes += ChosenModels.of(workspace).changes_since(ChosenModels.of(old))
-    if worked and old.normalise != workspace.normalise:
-        changes.append(f"normalise was {old.normalise}, now {workspace.normalise}")
+        if old.normalise != workspace.normalise:
+            changes.append(f"normalise was {old.normalise}, now {workspace.normalise}")
     if not changes and {photo.id for photo in kept.photos}.isdisjoint(photo.id for photo in photos):
         changes.append(f"none of its {len(kept.photos)} photos is left")
     if changes:
@@ -344,3 +334,70 @@ def _formatted(settings: PrepareSettings) -> str:
     values = changed(settings) | {name: getattr(settings, name) for name in sorted(clip)}
     words = [f"{name}={value!r}" for name, value in values.items() if name != "method"]
     return f"`prepare({', '.join([repr(settings.method), *words, 'overwrite=True'])})`"
+
+
+def _warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
+    """Warn of photos that are empty or truncated."""
+    names = {root / photo.image: photo.image for photo in photos}
+    if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
+        console.warn(part_of(len(truncated), len(photos), "photos", "is", "are")
+                     + f" empty or truncated: {some(truncated)}; extract or download "
+                     + ("it again" if len(truncated) == 1 else "them again"))
+
+
+def _describe(workspace: Workspace, photos: Sequence[Photo], words: Words, afresh: str) -> None:
+    """Say what the workspace holds, what has changed (`words`), and what looks wrong.
+
+    `afresh` is the call that numbers classes anew, where they keep the numbers of an earlier one.
+    """
+    splits = Counter(split for photo in photos for split in photo.splits)
+    background = counted(len(workspace.background), "background word", "background words")
+    console.note(
+        f"{count_photos(len(photos))}, {counted(len(workspace.classes), 'class', 'classes')}"
+        f"{f', {background}' if workspace.has_words else ''}; "
+        + ", ".join(f"{split}: {count}" for split, count in sorted(splits.items())))
+    if captions := [len(photo.captions) for photo in photos if photo.captions]:
+        console.note(f"{count_photos(len(captions))} with captions, {sum(captions)} in all")
+    if workspace.classes:
+        console.note(class_counts(photos, workspace.classes))
+    if words:
+        console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
+    if afresh and "classes" in words:
+        console.note("new classes come after the known ones, which keep their numbers")
+    if words.keys() - {"masks"} and any((workspace.path / name).is_dir() for name in _MADE):
+        console.advise("`update()` recomputes the stale results")
+    _warn_of_masks(photos, splits)
+    _warn_of_tags(workspace, photos, afresh)
+
+
+def _warn_of_masks(photos: Sequence[Photo], splits: Counter[str]) -> None:
+    masked = Counter(split for photo in photos if photo.mask for split in photo.splits)
+    for split, count in sorted(splits.items()):
+        if 0 < masked[split] < count or (masked and not masked[split] and split != "test"):
+            console.warn(part_of(count - masked[split], count, f"photos of `{split}`",
+                                 "has no true mask; eval leaves it out",
+                                 "have no true mask; eval leaves them out"))
+
+
+def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], afresh: str) -> None:
+    if not workspace.classes:
+        console.advise("no classes: `train_groups()` needs none; `classes='FILE'` names some")
+        return
+    if not any(photo.tags for photo in photos):
+        console.advise("no photo has a tag; " + (
+            "after `text_prototypes()`, `tag()` finds some" if workspace.has_words else
+            "give them by `labels='FILE.csv'`, or `words='MODEL:PRETRAINED'` to find some"),
+                       console.warn)
+        return
+    unused = sorted(set(workspace.classes).difference(*(photo.tags for photo in photos)))
+    why = (f"; it stays a class, so that the others keep their numbers; {afresh} removes it"
+           if afresh else "")
+    for name in unused if len(unused) <= 5 else ():
+        console.warn(f"no photo has the tag `{name}`{why}")
+    if len(unused) > 5:
+        console.warn(f"no photo has the tag of {len(unused)} classes: {some(unused)}")
+    untagged = [photo.id for photo in photos if not photo.tags and photo.splits != ("test",)]
+    if untagged:
+        console.warn(counted(len(untagged), "photo has no tag and counts",
+                             "photos have no tag and count")
+                     + f" as background only: {some(untagged)}")

@@ -55,10 +55,6 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
 
     Next: vpltool crf --method proposals
 
-    Args:
-        workspace: gives the photos.
-        settings: which photos, which method.
-
     Returns:
         the folder of proposals; with --paint that of predictions first.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options
 from vpltool.errors import VplError
 from vpltool.formats import expect_header
+from vpltool.formats.atomic import atomic_path
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages._hub import check_repository, download
@@ -35,10 +37,6 @@ def run(path: Path, settings: PullSettings) -> Path:
 
     Next: vpltool predict PHOTOS --segmenter animals.safetensors
 
-    Args:
-        path: the folder that the file goes to.
-        settings: what is taken.
-
     Returns:
         the file.
 
@@ -49,14 +47,12 @@ def run(path: Path, settings: PullSettings) -> Path:
     target = settings.out or path / f"{settings.repository.split('/')[1]}.safetensors"
     if target.exists() and not settings.overwrite:
         raise VplError(f"{target} already exists", "`overwrite=True`, or `out='FILE'`")
-    part = target.with_name(f".pulled-{target.name}")
+    cached = download(settings.repository, settings.revision)
     try:
-        download(settings.repository, settings.revision, part)
-        expect_header(part, "bundle")
-        part.replace(target)
+        expect_header(cached, "bundle")
     except VplError as error:
-        error.message = error.message.replace(str(part), f"the file of {settings.repository}")
+        error.message = error.message.replace(str(cached), f"the file of {settings.repository}")
         raise
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_path(target) as temporary:
+        shutil.copyfile(cached, temporary)
     return target

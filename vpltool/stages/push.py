@@ -9,8 +9,7 @@ from vpltool.errors import VplError
 from vpltool.formats import describe, expect_header
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.stages._about import measured_section
-from vpltool.stages._card import model_card
+from vpltool.stages._card import measured_section, model_card
 from vpltool.stages._hub import check_repository, upload
 
 
@@ -41,10 +40,6 @@ def run(path: Path, settings: PushSettings) -> str:
 
     Next: vpltool pull my-name/animals, on another machine
 
-    Args:
-        path: the folder in whose exports/ the bundle is looked for.
-        settings: what goes where.
-
     Returns:
         the address of the repository; or the card.
 
@@ -61,11 +56,7 @@ def run(path: Path, settings: PushSettings) -> str:
 
 
 def _only_bundle(path: Path) -> Path:
-    """The bundle in exports/.
-
-    Raises:
-        VplError: there is none, or there are several.
-    """
+    """The bundle in exports/; an error, if there is none, or there are several."""
     found = [file for file in sorted((path / "exports").glob("*.safetensors"))
              if (header := describe(file).header) and header.kind == "bundle"]
     if len(found) != 1:

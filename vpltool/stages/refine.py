@@ -54,10 +54,6 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
 
     Next: vpltool crf, or vpltool eval
 
-    Args:
-        workspace: where inputs are found and outputs go.
-        settings: which maps, which method, which photos.
-
     Returns:
         the folder of refined maps.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,6 @@ def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
 
     Example: vpltool scores 'text=scores/cams-text-train.json' 'ours=scores/a.json,scores/b.json'
 
-    Args:
-        path: the workspace folder; files are looked for there too.
-        settings: which scores.
-
     Returns:
         title, split, photos, what was compared with, and scores of each row; scores are lists, one
         of each file.
@@ -75,9 +71,7 @@ def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
     if changed := sorted({row["title"] for row in table if row["title"].endswith(_CHANGED)}):
         console.warn(f"{', '.join(changed)}: not the files that were scored; `eval()` scores those "
                      "that are there")
-    if settings.out is not None:
-        with atomic_path(settings.out) as temporary:
-            temporary.write_text(show(table, {"markdown": settings.markdown}) + "\n", "utf-8")
+    write_table(settings.out, show(table, {"markdown": settings.markdown}))
     return table
 
 
@@ -98,14 +92,15 @@ def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
 def _row(work: Path, row: str) -> JsonObject:
     title, equals, files = row.partition("=")
     names = (files if equals else row).split(",")
-    found = [_read(work, name) for pattern in names for name in _matching(work, pattern)]
+    found = [_read(work, name) for pattern in names
+             for name in matching(work, pattern) or [Path(pattern)]]
     kinds = {(entry["against"], entry["split"], entry["photos"]) for entry in found}
     if len(kinds) > 1:
         raise VplError(f"`{row}` mixes scores of several splits or numbers of photos"
                        + (", and against masks and tags" if len({kind[0] for kind in kinds}) > 1
                           else ""), "one row for each")
     ((against, split, photos),) = kinds
-    title = title if equals else f"{found[0]['what']}"
+    title = title if equals else str(found[0]["what"])
     changed = any(_has_changed(work, entry) for entry in found)
     return {"title": title + _CHANGED * changed, "split": split, "photos": photos,
             "against": against, **{key: [entry[key] for entry in found]
@@ -134,17 +129,28 @@ def _has_changed(work: Path, entry: Mapping[str, Any]) -> bool:
     return len(parts) == entry["photos"] and identity_of_many(parts) != entry["content"]
 
 
-def _matching(work: Path, pattern: str) -> list[str]:
-    """Names that a pattern stands for; of what is not a pattern, itself."""
-    if not any(letter in pattern for letter in "*?["):
-        return [pattern]
-    return sorted(str(path) for path in work.glob(pattern)) or [pattern]
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """What a pattern stands for in a folder, sorted; empty if it is no pattern, or of nothing."""
+    return sorted(folder.glob(pattern)) if any(sign in pattern for sign in "*?[") else []
 
 
-def _read(work: Path, name: str) -> JsonObject:
+def write_table(path: Path | None, table: str) -> None:
+    """Write a table to the file that `out` names, if it does."""
+    if path is not None:
+        with atomic_path(path) as temporary:
+            temporary.write_text(f"{table}\n", "utf-8")
+
+
+def format_mean(values: Sequence[float], digits: int) -> str:
+    """Format the mean of values; of several with their standard deviation."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def _read(work: Path, path: Path) -> JsonObject:
     """Read the scores of a file under the keys of `_COLUMNS`."""
-    path = next((path for path in (Path(name), work / name) if path.exists()), Path(name))
-    content = reports.read_scores(path)
+    content = reports.read_scores(work / path if (work / path).exists() and not path.exists()
+                                  else path)
     if content["kind"] == "agreement":
         return {**dict.fromkeys(_COLUMNS["tags"]), **content, **content["mean"], "against": "tags"}
     content = {**dict.fromkeys(_COLUMNS["masks"]), **content}
@@ -155,10 +161,5 @@ def _read(work: Path, name: str) -> JsonObject:
 
 
 def _format(values: list[float | None]) -> str:
-    numbers = [value for value in values if value is not None]
-    if len(numbers) < len(values):
-        return "-"
-    mean = f"{100 * statistics.fmean(numbers):.1f}"
-    if len(numbers) == 1:
-        return mean
-    return f"{mean} ± {100 * statistics.stdev(numbers):.1f}"
+    percents = [100 * value for value in values if value is not None]
+    return format_mean(percents, 1) if len(percents) == len(values) else "-"

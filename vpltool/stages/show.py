@@ -12,12 +12,10 @@ from vpltool import console, options
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.datasets.layouts import named_photos
 from vpltool.engine import panels, reports
-from vpltool.engine.panels import Column
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
 from vpltool.formats import Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place
-from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over, sheet
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -66,13 +64,56 @@ class _Row:
     photo: Photo | None = None
 
 
-@dataclass
-class _Remarks:
-    """Of photos, by id: why it is among the worst, why a panel is missing, its `untagged_class`."""
+@dataclass(frozen=True)
+class _Sheet:
+    """Draws photos, and notes by their ids what could not be drawn.
 
-    why: Mapping[str, str] = field(default_factory=dict)
+    `worst` says why a photo is among the worst, `failed` why a panel is missing, and `untagged`
+    what `untagged_class` says of each true mask.
+    """
+
+    workspace: Workspace
+    columns: Sequence[panels.Column]
+    settings: ShowSettings
+    worst: Mapping[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     untagged: dict[str, str] = field(default_factory=dict)
+
+    def rows(self, rows: Sequence[_Row]) -> list[list[SheetPanel]]:
+        """Draw photos; one that cannot be read takes a row only if it was asked for by its id."""
+        drawn = [list(self.panels_of(row)) for row in rows]
+        readable = [panels for panels in drawn if not isinstance(panels[0].picture, str)]
+        return drawn if self.settings.ids or self.worst or not readable else readable
+
+    def panels_of(self, row: _Row) -> Iterator[SheetPanel]:
+        """Draw a photo with all that there is of it."""
+        tags = ", ".join(row.photo.tags) if row.photo else ""
+        about = self.worst.get(row.id, tags)
+        title = f"{row.id}: {about}" if about or row.photo else row.id
+        try:
+            whole = read_photo(row.path)
+        except OSError as error:
+            self.failed[row.id] = describe_failure(row.path, error)
+            yield SheetPanel(title, self.failed[row.id])
+            return
+        picture = fit_panel(whole)
+        yield SheetPanel(title, picture)
+        for column in self.columns:
+            try:
+                yield from column.panels(row.id, picture)
+            except VplError as error:
+                yield self._missing(row, column.name, error)
+        if self.settings.truth and row.photo and row.photo.mask:
+            try:
+                truth = read_truth(self.workspace, row.photo, whole.shape[:2])
+                self.untagged[row.id] = untagged_class(self.workspace, row.photo, truth)
+                yield SheetPanel("truth", labels_over(picture, truth), classes_in(truth))
+            except VplError as error:
+                yield self._missing(row, "truth", error)
+
+    def _missing(self, row: _Row, title: str, error: VplError) -> SheetPanel:
+        self.failed.setdefault(row.id, error.message)
+        return SheetPanel(title, error.message)
 
 
 def run(work: Path, settings: ShowSettings) -> Path:
@@ -88,11 +129,6 @@ def run(work: Path, settings: ShowSettings) -> Path:
 
     Example: vpltool show predictions/segmenter --split val --worst 12
 
-    Args:
-        work: the workspace folder, where everything is found, and the sheet goes; for photos and
-            masks that are named, any folder.
-        settings: what is shown, of which photos.
-
     Returns:
         the sheet, a PNG.
 
@@ -100,11 +136,12 @@ def run(work: Path, settings: ShowSettings) -> Path:
         VplError: something that is named is missing, or nothing can be shown.
         PhotosFailed: some panels could not be drawn; the sheet says why in their place.
     """
-    warn_without_effect(settings, without={} if settings.worst else {
-        "scores": "`worst=N` reads them"})
-    remarks = _Remarks()
+    warn_without_effect(settings, without=dict.fromkeys(
+        ("ids", "limit"), "`worst=N` chooses the photos") if settings.worst else {
+            "scores": "`worst=N` reads them"})
+    worst: Mapping[str, str] = {}
     if settings.worst:
-        settings, remarks.why = _of_worst(open_workspace(work), settings)
+        settings, worst = _of_worst(open_workspace(work), settings)
     root, names = settings.photos, list(settings.what)
     if root is None and len(names) > 1 and panels.holds_photos(Path(names[0])):
         root, names = Path(names[0]), names[1:]
@@ -113,26 +150,23 @@ def run(work: Path, settings: ShowSettings) -> Path:
     columns = panels.open_columns(workspace, names, settings.split)
     named = named_photos([root]) if root else panels.new_photos(columns, workspace.path)
     where = root.resolve().name if root else settings.split
-    if named:
-        rows = _named_rows(named, columns, settings, remarks)
-        if root is None:
-            where = columns[0].path.resolve().name
-    else:
-        rows = _chosen(_with_something(
-            [_Row(photo.id, workspace.image_path(photo), photo)
-             for photo in _tagged(workspace, settings)], columns, settings), settings, remarks)
+    if named and root is None:
+        where = columns[0].path.resolve().name
+    rows = (_named_rows(named, columns, settings) if named
+            else _split_rows(workspace, columns, settings))
+    rows = _chosen(rows, list(worst) or settings.ids.split(","), settings.limit)
     _check_columns(columns, rows)
 
-    page = sheet(_drawn_rows(workspace, rows, columns, settings, remarks), class_palette(),
-                 dict(enumerate(("background", *workspace.classes))))
+    drawn = _Sheet(workspace, columns, settings, worst)
+    page = sheet(drawn.rows(rows), dict(enumerate(("background", *workspace.classes))))
     path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"
     with atomic_path(path) as temporary:
         page.save(temporary, format="PNG")
     if settings.terminal:
         console.picture(path)
-    warn_of_untagged_classes({key: name for key, name in remarks.untagged.items() if name},
-                             len(remarks.untagged))
-    if failed := remarks.failed:
+    warn_of_untagged_classes({key: name for key, name in drawn.untagged.items() if name},
+                             len(drawn.untagged))
+    if failed := drawn.failed:
         reasons = "; ".join(f"{key}: {why}" for key, why in failed.items())
         raise PhotosFailed(part_of(len(failed), len(rows), "photos", "was", "were")
                            + f" not fully drawn: {reasons}",
@@ -141,18 +175,8 @@ def run(work: Path, settings: ShowSettings) -> Path:
     return path
 
 
-def _of_worst(workspace: Workspace, settings: ShowSettings) -> tuple[ShowSettings, dict[str, str]]:
-    """The settings, those of the scores in place of what is not given; and id to reason."""
-    warn_without_effect(settings, without=dict.fromkeys(
-        ("ids", "limit"), "`worst=N` chooses the photos"))
-    found = find_worst(workspace, next(iter(settings.what), ""), settings.split, settings.scores,
-                       settings.worst)
-    return (replace(settings, what=settings.what or (found.what,), split=found.split),
-            dict(found.why))
-
-
-def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: ShowSettings,
-                remarks: _Remarks) -> list[_Row]:
+def _named_rows(paths: Mapping[str, Path], columns: Sequence[panels.Column], settings: ShowSettings
+                ) -> list[_Row]:
     """The photos that any of the columns has a file of; all if there is no column."""
     why = "the photos are not the workspace's"
     warn_without_effect(settings, without={"split": why, "truth": why, "tagged": why})
@@ -162,14 +186,14 @@ def _named_rows(paths: Mapping[str, Path], columns: Sequence[Column], settings: 
         raise VplError(f"{', '.join(str(column.path) for column in columns)}: no file of a photo "
                        f"such as {next(iter(paths.values()))}",
                        "a photo and its mask share a name, with different suffixes")
-    return _chosen(rows, settings, remarks)
+    return rows
 
 
-def _tagged(workspace: Workspace, settings: ShowSettings) -> list[Photo]:
-    """The photos of the split; of one class, if one is named.
+def _split_rows(workspace: Workspace, columns: Sequence[panels.Column], settings: ShowSettings
+                ) -> list[_Row]:
+    """The photos of the split, or of a class of it, that any column has something of, or else all.
 
-    Raises:
-        VplError: there is no such class, or no photo of it.
+    Columns may hold a part of them. Photos that are asked for by their ids are never left out.
     """
     photos = workspace.photos(settings.split)
     if settings.tagged:
@@ -178,25 +202,17 @@ def _tagged(workspace: Workspace, settings: ShowSettings) -> list[Photo]:
         if not photos:
             raise VplError(f"no photo of `{settings.split}` is tagged with `{settings.tagged}`",
                            "choose another split: `split='NAME'`")
-    return photos
-
-
-def _with_something(rows: list[_Row], columns: Sequence[Column], settings: ShowSettings
-                    ) -> list[_Row]:
-    """The photos that any column has something of, or else all: columns may hold a part of them.
-
-    Photos that are asked for by their ids are never left out.
-    """
-    if settings.ids or not columns:
+    rows = [_Row(photo.id, workspace.image_path(photo), photo) for photo in photos]
+    if settings.ids:
         return rows
     return [row for row in rows if any(
         column.file_of(row.id).exists() for column in columns)] or rows
 
 
-def _chosen(rows: list[_Row], settings: ShowSettings, remarks: _Remarks) -> list[_Row]:
-    wanted = list(remarks.why) or settings.ids.split(",")
+def _chosen(rows: list[_Row], wanted: Sequence[str], limit: int) -> list[_Row]:
+    """The rows of the ids that are wanted; of none, some that are evenly spread."""
     if wanted == [""]:
-        return rows[:: max(1, len(rows) // settings.limit)][:settings.limit]
+        return rows[:: max(1, len(rows) // limit)][:limit]
     known = {row.id: row for row in rows}
     for key in wanted:
         if key not in known:
@@ -205,57 +221,14 @@ def _chosen(rows: list[_Row], settings: ShowSettings, remarks: _Remarks) -> list
     return [known[key] for key in wanted]
 
 
-def _check_columns(columns: Sequence[Column], rows: Sequence[_Row]) -> None:
-    """Check that each column has something to show.
-
-    Raises:
-        VplError: one has no file of these photos, nor a reason why.
-    """
+def _check_columns(columns: Sequence[panels.Column], rows: Sequence[_Row]) -> None:
+    """Check that each column has something to show, or a reason why not."""
     for column in columns:
         if not any(column.file_of(row.id).exists() or (
                 column.source and row.id in column.source.failed) for row in rows):
             raise VplError(f"{column.path} holds none of the photos that are shown",
                            "choose others by `split='NAME'` or `ids='ID,ID'`, or name the folder "
                            "of its photos: `photos='DIR'`")
-
-
-def _drawn_rows(workspace: Workspace, rows: Sequence[_Row], columns: Sequence[Column],
-                settings: ShowSettings, remarks: _Remarks) -> list[list[SheetPanel]]:
-    """Draw photos; one that cannot be read takes a row only where it was asked for by its id."""
-    drawn = {row.id: list(_panels_of(workspace, row, columns, settings, remarks)) for row in rows}
-    readable = [panels for panels in drawn.values() if not isinstance(panels[0].picture, str)]
-    return list(drawn.values()) if settings.ids or settings.worst or not readable else readable
-
-
-def _panels_of(workspace: Workspace, row: _Row, columns: Sequence[Column], settings: ShowSettings,
-               remarks: _Remarks) -> Iterator[SheetPanel]:
-    """Draw a photo with all that there is of it; what cannot be drawn is noted."""
-    failed = remarks.failed
-    labels = f": {', '.join(row.photo.tags)}" if row.photo else ""
-    labels = f": {remarks.why[row.id]}" if row.id in remarks.why else labels
-    try:
-        whole = read_photo(row.path)
-    except OSError as error:
-        failed[row.id] = describe_failure(row.path, error)
-        yield SheetPanel(row.id + labels, failed[row.id])
-        return
-    picture = fit_panel(whole)
-    yield SheetPanel(row.id + labels, picture)
-    for column in columns:
-        try:
-            yield from column.panels(row.id, picture)
-        except VplError as error:
-            failed.setdefault(row.id, error.message)
-            yield SheetPanel(column.name, error.message)
-    if settings.truth and row.photo and row.photo.mask:
-        try:
-            truth = read_truth(workspace, row.photo, whole.shape[:2])
-            remarks.untagged[row.id] = untagged_class(workspace, row.photo, truth)
-            yield SheetPanel("truth", labels_over(picture, truth, class_palette()),
-                             classes_in(truth))
-        except VplError as error:
-            failed.setdefault(row.id, error.message)
-            yield SheetPanel("truth", error.message)
 
 
 def _stem(where: str, names: Sequence[str], settings: ShowSettings) -> str:
@@ -269,59 +242,33 @@ def _stem(where: str, names: Sequence[str], settings: ShowSettings) -> str:
     return stem if len(stem) <= 120 else f"{stem[:110]}-{sha256(stem.encode()).hexdigest()[:6]}"
 
 
-@dataclass(frozen=True)
-class Worst:
-    """What scores say of single photos.
-
-    Args:
-        what: what was scored, such as `predictions/segmenter`.
-        split: of the photos.
-        why: id to reason, the worst first.
-    """
-
-    what: str
-    split: str
-    why: Mapping[str, str]
-
-
-def find_worst(workspace: Workspace, what: str, split: str, scores: Path | None, count: int
-               ) -> Worst:
-    """Find the worst photos by scores.
-
-    Args:
-        workspace: where scores are.
-        what: `predictions/NAME` or `masks/NAME`, whose scores are meant; empty: `scores` says it.
-        split: of the photos, if no scores are named.
-        scores: the file; None: that of `what`, by true masks if there is one, else by tags.
-        count: number of photos at most.
+def _of_worst(workspace: Workspace, settings: ShowSettings) -> tuple[ShowSettings, dict[str, str]]:
+    """The settings, with what scores were made of; and id to reason, the worst photo first.
 
     Raises:
         VplError: there are no such scores, they tell of no single photo, or no photo is worse than
             the others.
     """
-    path = scores or _scores_of(workspace, what, split)
+    path = settings.scores or _scores_of(workspace, settings)
     content = reports.read_scores(path)
     if "worst" not in content:
         raise VplError(f"{path} does not say which photos are the worst",
                        "`eval(what='predictions/NAME')`, or with `against='tags'`, writes scores "
                        "that do")
-    listed = {entry["id"]: entry["why"] for entry in content["worst"][:count]}
-    if not listed:
+    why = {entry["id"]: entry["why"] for entry in content["worst"][:settings.worst]}
+    if not why:
         raise VplError(f"{path}: the classes of every photo match its tags",
                        "`show()` without `worst` shows any photo")
     kind = str(content.get("scored", "predictions"))
-    named = f"{kind}/{str(content['what']).removeprefix(f'{kind}-')}"
-    return Worst(what or named, str(content["split"]), listed)
+    what = f"{kind}/{str(content['what']).removeprefix(f'{kind}-')}"
+    return replace(settings, what=settings.what or (what,), split=str(content["split"])), why
 
 
-def _scores_of(workspace: Workspace, what: str, split: str) -> Path:
-    """Path of the scores of predictions or masks.
-
-    Raises:
-        VplError: there are none.
-    """
-    source = find_folder(workspace.path, ("predictions", "masks"), what, split,
-                         ("predictions", "masks", "cams"), f"`predict(split={split!r})`")
+def _scores_of(workspace: Workspace, settings: ShowSettings) -> Path:
+    """Path of the scores of the predictions or masks that are shown first; by tags, if only so."""
+    split = settings.split
+    source = find_folder(workspace.path, ("predictions", "masks"), next(iter(settings.what), ""),
+                         split, ("predictions", "masks", "cams"), f"`predict(split={split!r})`")
     name = f"{source.kind}-{source.name}-{split}"
     for path in (place(workspace.path, "scores", end) for end in (name, f"{name}-tags")):
         if path.exists():

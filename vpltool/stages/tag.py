@@ -17,7 +17,6 @@ from vpltool.errors import PhotosFailed, counted
 from vpltool.formats import Workspace, open_input
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import folder_of
-from vpltool.lazy import Tensor
 from vpltool.names import csv_id
 from vpltool.parallel.device import find_device, find_precision
 from vpltool.parallel.photos import Batch
@@ -33,12 +32,10 @@ class TagSettings(options.PerPhoto):
                               metavar="NAME-OR-PATH", reads="words")
     share: float = setting(
         0.5, "Relative threshold of a tag; its score is at least min + SHARE·(max - min) of the "
-             "photo's scores.", low=0,
-        high=1, record="never", source="TagCLIP, official code")
+             "photo's scores.", low=0, high=1, record="never", source="TagCLIP, official code")
     least: float = setting(
         0.0, "Absolute threshold of a tag; 0: every photo gets a tag, even if it shows no class.",
-        low=0,
-        high=1, record="never")
+        low=0, high=1, record="never")
     tau: float = setting(0.01, "Temperature of the softmax over classes.", low=1e-6,
                          source="CLIP's logit scale 100")
     background: bool = setting(True, "Let background words compete with the classes.")
@@ -47,8 +44,7 @@ class TagSettings(options.PerPhoto):
                  "attends only to itself; value: only its value path; block: its output as it is.",
         choices=("alone", "value", "block"), source="TagCLIP, official code")
     blocks: int = setting(3, "Blocks whose attention refines the scores; those just before the "
-                             "last.",
-                          low=1,
+                             "last.", low=1,
                           source="TagCLIP, official code: blocks 8 to 10 of 0 to 11")
     votes: int = setting(
         4, "Blocks out of 12 that must agree on a patch; they attend to it more than on average; "
@@ -79,10 +75,6 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
     Example: vpltool tag --split train
 
     Next: vpltool prepare folder IMAGES --labels WORK/tags/train.csv
-
-    Args:
-        workspace: gives the photos, the classes and the CLIP.
-        settings: which photos, and when a class is a tag.
 
     Returns:
         the CSV, and the folder of scores.
@@ -138,7 +130,7 @@ def _write_table(workspace: Workspace, settings: TagSettings, folder: Path) -> l
 
     Of several processes, each with a shard of the photos, the last one finds all scores and writes.
     """
-    photos = workspace.photos(settings.split, settings.limit)
+    photos, classes = workspace.photos(settings.split, settings.limit), workspace.classes
     scored, path = open_input(folder, ("tags",)), folder.parent / f"{folder.name}.csv"
     waiting = [photo.id for photo in photos
                if photo.id not in scored.failed and not scored.path_of(photo.id).exists()]
@@ -154,32 +146,23 @@ def _write_table(workspace: Workspace, settings: TagSettings, folder: Path) -> l
             if not scored.path_of(photo.id).exists():
                 continue
             scores = scored.read_tensors(photo.id)["scores"]
-            tags[photo.id] = _tags_of(workspace.classes, scores, settings)
+            are_tags = (tagging.candidates(scores[None], settings.share)[0]
+                        & (scores >= settings.least))
+            order = scores.argsort(descending=True, stable=True).tolist()
+            tags[photo.id] = [classes[number] for number in order if are_tags[number]]
+            all_scores = (f"{classes[number]} {float(scores[number]):.3f}" for number in order)
             table.writerow([csv_id(photo.id), _joined(tags[photo.id]), _joined(photo.splits),
-                            _formatted(workspace.classes, scores)])
+                            ";".join(all_scores)])
     counts = Counter(name for names in tags.values() for name in names)
     none = sum(not names for names in tags.values())
     console.note(f"{counted(len(tags), 'photo', 'photos')}, "
                  f"{sum(counts.values()) / max(len(tags), 1):.2f} tags each: "
-                 + ", ".join(f"{name} {counts[name]}" for name in workspace.classes)
+                 + ", ".join(f"{name} {counts[name]}" for name in classes)
                  + (f"; {none} without a tag" if none else ""))
     return [path, folder]
-
-
-def _tags_of(classes: Sequence[str], scores: Tensor, settings: TagSettings) -> list[str]:
-    """The classes that are tags, the surest first."""
-    chosen = tagging.candidates(scores[None], settings.share)[0] & (scores >= settings.least)
-    return [classes[number] for number in scores.argsort(descending=True, stable=True).tolist()
-            if chosen[number]]
 
 
 def _joined(names: Sequence[str]) -> str:
     """Names as a field of a CSV; a single one with a space needs a semicolon."""
     joined = ";".join(names)
     return f"{joined};" if " " in joined and len(names) == 1 else joined
-
-
-def _formatted(classes: Sequence[str], scores: Tensor) -> str:
-    """Score of every class, for people: `cat 0.912;dog 0.103`."""
-    order = scores.argsort(descending=True, stable=True).tolist()
-    return ";".join(f"{classes[number]} {float(scores[number]):.3f}" for number in order)

@@ -11,7 +11,6 @@ from vpltool.errors import VplError
 from vpltool.formats import Photo, find_folder, open_workspace, read_json
 from vpltool.lazy import F, Image
 from vpltool.papers.comparison.measuring import Measured, Setup, score_path
-from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import Rgb, SheetPanel, classes_in, fit_panel, labels_over, sheet
 
 PHOTOS = 3
@@ -66,7 +65,7 @@ def draw_methods(setup: Setup, made: Mapping[str, Measured], ids: Sequence[str] 
                for name, measured in made.items() if measured.cams]
     return sheet((sum(blocks[start:start + _ACROSS], []) for start in
                   range(0, len(blocks), _ACROSS)),
-                 class_palette(), dict(enumerate(("background", *workspace.classes))), _WIDTH)
+                 dict(enumerate(("background", *workspace.classes))), _WIDTH)
 
 
 def _panels(setup: Setup, name: str, measured: Measured, pictures: Mapping[str, Rgb]
@@ -83,5 +82,5 @@ def _panels(setup: Setup, name: str, measured: Measured, pictures: Mapping[str, 
         maps = F.interpolate(tensors["cam"].float()[None], size=picture.shape[:2], mode="bilinear",
                              align_corners=False)[0]
         labels = labels_at(maps.numpy(), tensors["classes"].tolist(), threshold)
-        yield SheetPanel(title, labels_over(picture, labels, class_palette()), classes_in(labels))
+        yield SheetPanel(title, labels_over(picture, labels), classes_in(labels))
         title = ""
