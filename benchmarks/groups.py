@@ -19,8 +19,7 @@ from vpltool.core import npr
 from vpltool.core.group_training import GroupTraining, Objective, make_optimizer
 from vpltool.core.groups import GroupNetwork, GroupShape
 from vpltool.core.npr import Prototypes, prototype_contrast
-from vpltool.stages._group_run import TrainGroupsSettings
-from vpltool.stages.train_groups import shape_of
+from vpltool.stages.train_groups import TrainGroupsSettings, shape_of
 
 PAPER = shape_of(TrainGroupsSettings(text="own", drop_path=0))
 TINY = shape_of(TrainGroupsSettings(

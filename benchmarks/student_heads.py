@@ -35,8 +35,8 @@ from vpltool.engine.features import parse_layers
 from vpltool.engine.photos import read_known_photo
 from vpltool.engine.segmenters import find_segmenter
 from vpltool.formats import open_workspace, read_labels
+from vpltool.stages._joint import PixelData, Taught, pixel_batches
 from vpltool.stages._masks import find_masks
-from vpltool.stages._pixel_data import PixelData, Taught, pixel_batches
 
 _SIDE = 352
 _STRIDE = 32

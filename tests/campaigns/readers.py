@@ -39,10 +39,11 @@ from vpltool.formats.started import read_started
 from vpltool.methods.labels import LabellingRequest, find_reader
 from vpltool.methods.sources.coco import read_coco
 from vpltool.methods.sources.voc import read_voc
+from vpltool.options import Replaces
 from vpltool.papers.comparison.methods import read_methods
 from vpltool.preset import read_preset
 from vpltool.recipes.parse import read_recipe, steps_of
-from vpltool.stages._tar_pairs import stream_pairs
+from vpltool.stages._pairs import stream_pairs
 
 Read = Callable[[Path], object]
 
@@ -318,7 +319,7 @@ def load_bundle(base: Path) -> None:
 def resume(base: Path) -> None:
     """Go on from a checkpoint."""
     header, _ = read_tensors(base / "work/decoder/tiny.safetensors", "decoder")
-    read_checkpoint(base / "tiny.checkpoint.safetensors", header, overwrite=False, update=False)
+    read_checkpoint(base / "tiny.safetensors", header, Replaces())
 
 
 def read_mask(base: Path) -> None:

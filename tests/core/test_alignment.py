@@ -144,8 +144,8 @@ def test_steps_are_those_of_loops(learn_tau: bool) -> None:
         labels = [int(aligner.labels[number]) for number in region.tolist()]
         losses = (plain.info_nce(seen, labels, aligner.text_prototypes, TEXT_CLASS, tau),
                   plain.info_nce(spoken, TEXT_CLASS, aligner.vision_prototypes, shown, tau))
-        torch.testing.assert_close(record.vision, losses[0].detach())
-        torch.testing.assert_close(record.text, losses[1].detach())
+        torch.testing.assert_close(record.losses[0], losses[0].detach())
+        torch.testing.assert_close(record.losses[1], losses[1].detach())
         (sum(losses) / 2).backward()
         for number, stack in enumerate(stacks):
             for place, layer in enumerate(stack):

@@ -24,7 +24,6 @@ from vpltool.core.group_maps import (
 from vpltool.core.group_training import (
     GroupTraining,
     Objective,
-    PairBatch,
     contrast,
     learning_rate,
     make_optimizer,
@@ -32,8 +31,7 @@ from vpltool.core.group_training import (
 )
 from vpltool.core.grouping import GroupingBlock, TokenBlock, assign
 from vpltool.core.groups import CaptionShape, GroupNetwork, GroupShape
-from vpltool.stages._group_run import TrainGroupsSettings
-from vpltool.stages.train_groups import shape_of
+from vpltool.stages.train_groups import TrainGroupsSettings, shape_of
 
 PAPER = shape_of(TrainGroupsSettings(text="own"))
 SHAPE = replace(PAPER, side=16, patch=4, width=12, heads=2, depths=(2, 1, 1), groups=(6, 3), dim=8,
@@ -231,7 +229,7 @@ def steps(start: int = 0, count: int = 20, objective: Objective | None = None,
           optimizer: torch.optim.Optimizer | None = None) -> tuple[Objective, list[Tensor]]:
     objective = objective or Objective(network_of(), TRAINING)
     network = objective.network
-    batch = PairBatch(drawn(6, 3, 16, 16), captions(6))
+    batch = drawn(6, 3, 16, 16), captions(6)
     records = list(train(objective, network, optimizer or make_optimizer(network, TRAINING),
                          TRAINING, [batch] * count, start=start))
     return objective, [torch.stack(record.losses) for record in records]

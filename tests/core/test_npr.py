@@ -15,8 +15,7 @@ from vpltool.core.em import best_matchings
 from vpltool.core.group_training import GroupTraining, Objective
 from vpltool.core.groups import GroupNetwork
 from vpltool.core.npr import Prototypes, Reconstruction, prototype_contrast
-from vpltool.stages._group_run import TrainGroupsSettings
-from vpltool.stages.train_groups import shape_of
+from vpltool.stages.train_groups import TrainGroupsSettings, shape_of
 
 SHAPE = shape_of(TrainGroupsSettings(
     side=16, patch=4, width=12, heads=2, depths="1,1,1", groups="6,3", dim=8, hidden=16,

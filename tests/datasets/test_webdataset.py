@@ -16,7 +16,7 @@ import pytest
 
 from vpltool.datasets.webdataset import Flaw, Flaws, Pair, find_tars, read_tar
 from vpltool.errors import VplError
-from vpltool.stages._tar_pairs import Cursor, stream_pairs
+from vpltool.stages._pairs import Cursor, stream_pairs
 
 wds = pytest.importorskip("webdataset")
 

@@ -20,8 +20,8 @@ from vpltool.engine.features import open_features
 from vpltool.engine.models import load_main
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_tensors
+from vpltool.stages._joint import PixelData, Taught, pixel_batches
 from vpltool.stages._masks import Masks
-from vpltool.stages._pixel_data import PixelData, Taught, pixel_batches
 
 BASE = ("--masks", "text-refined", "--prototypes", "text", "--layers", "1,2")
 FINETUNE = ("train-decoder", "--method", "finetune", *BASE, "--crop", 3, "--batch-size", 2,

@@ -22,8 +22,7 @@ from vpltool.core.tiles import window_starts
 from vpltool.engine.groups import GroupSettings, read_groups, text_encoder, view_of
 from vpltool.formats import describe, open_workspace, read_labels, read_tensors
 from vpltool.preset import read_preset
-from vpltool.stages._group_run import TrainGroupsSettings
-from vpltool.stages.train_groups import shape_of
+from vpltool.stages.train_groups import TrainGroupsSettings, shape_of
 
 SIZES = ("--side", 16, "--patch", 4, "--width", 12, "--heads", 2, "--depths", "1,1,1",
          "--groups", "6,3", "--hidden", 8, "--npr-hidden", 8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from vpltool.core import group_training
+from vpltool.datasets.webdataset import find_tars
 from vpltool.errors import VplError
 from vpltool.formats import describe
-from vpltool.stages._pairs import Cut
-from vpltool.stages._tar_pairs import TarPairs, TarPlan, read_tar_steps
+from vpltool.stages._pairs import Plan, TarPairs
 
 wds = pytest.importorskip("webdataset")
 
@@ -53,21 +54,23 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan_of(tars: Path, **changes: Any) -> TarPlan:
-    source = TarPairs.of([f"{tars}/{{0..1}}.tar"], 4, allow_pipe=False)
-    return TarPlan(source, Cut(16, 0.5, True), 3, 30, 0, **changes)
+PLAN = Plan(16, 0.5, True, share=3, iterations=30, seed=0)
+
+
+def source_of(tars: Path) -> TarPairs:
+    return TarPairs(find_tars([f"{tars}/{{0..1}}.tar"], allow_pipe=False), 4)
 
 
 def test_each_pair_comes_once_an_epoch_with_one_of_its_captions(tars: Path) -> None:
-    plan = plan_of(tars)
-    steps = list(islice(read_tar_steps(plan, 0, workers=2, pinned=False), 10))
+    source = source_of(tars)
+    steps = list(islice(source.steps(replace(PLAN, workers=2), 0), 10))
     assert all(step.pixels.shape == (3, 3, 16, 16) for step in steps)
     said = [text.split()[-1] for step in steps for text in step.captions]
     keys = [f"{tar}{number}" for tar in range(2) for number in range(5)]
     for epoch in range(3):
         assert sorted(said[10 * epoch : 10 * epoch + 10]) == keys
     assert {text.split()[0] for step in steps for text in step.captions} == {"a", "the"}
-    told = plan.source.flaws.remarks()
+    told = source.flaws.remarks()
     assert len(told) == 3
     assert any(line.startswith("skipped 1 photos that cannot be read") and "1.tar: x.png" in line
                for line in told)
@@ -77,15 +80,15 @@ def test_each_pair_comes_once_an_epoch_with_one_of_its_captions(tars: Path) -> N
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_from_a_cursor_on_the_steps_are_the_same(tars: Path, rank: int) -> None:
-    whole = plan_of(tars, rank=rank, ranks=2)
+    whole, plan = source_of(tars), replace(PLAN, rank=rank, ranks=2)
     steps, cursors = [], []
-    for step in islice(read_tar_steps(whole, 0, workers=0, pinned=False), 9):
+    for step in islice(whole.steps(plan, 0), 9):
         steps.append(step)
-        cursors.append(whole.source.as_fact())
+        cursors.append(whole.cursor)
     for stop in (0, 3, 6):
-        later = plan_of(tars, rank=rank, ranks=2)
-        later.source.begin_at({"cursors": {rank: cursors[stop]}}, rank)
-        again = list(islice(read_tar_steps(later, stop + 1, workers=2, pinned=False), 2))
+        later = source_of(tars)
+        later.cursor = cursors[stop]
+        again = list(islice(later.steps(replace(plan, workers=2), stop + 1), 2))
         for one, other in zip(steps[stop + 1 :], again, strict=False):
             assert one.captions == other.captions
             assert torch.equal(one.pixels, other.pixels)
@@ -134,10 +137,10 @@ def test_what_is_refused_or_warned_of(tars: Path, run: Run, copied: Path, tmp_pa
 
 def test_photos_that_cannot_be_read_do_not_go_on_for_ever(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpltool.stages._tar_pairs._MAX_BROKEN", 5)
+    monkeypatch.setattr("vpltool.stages._pairs._MAX_BROKEN", 5)
     with wds.TarWriter(str(tmp_path / "0.tar")) as writer:
         for number in range(3):
             writer.write({"__key__": f"{number}", "png": b"no photo", "txt": "words"})
-    plan = TarPlan(TarPairs.of([str(tmp_path)], 4, allow_pipe=False), Cut(16, 0.5, True), 3, 30, 0)
+    source = TarPairs(find_tars([str(tmp_path)], allow_pipe=False), 4)
     with pytest.raises(VplError, match="5 photos in a row cannot be read"):
-        list(read_tar_steps(plan, 0, workers=0, pinned=False))
+        list(source.steps(PLAN, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vpltool.core.group_maps import class_maps, group_maps, name_groups
 from vpltool.engine.groups import from_groupvit, is_groupvit, read_groups, text_encoder
 from vpltool.engine.segmenters import find_segmenter
 from vpltool.formats import Header, describe, open_workspace, read_tensors, write_tensors
-from vpltool.stages._pairs import Cut, Plan, WorkspacePairs, cut_photo, read_steps
+from vpltool.stages._pairs import Plan, WorkspacePairs, cut_photo
 
 SIZES = ("--side", 16, "--patch", 4, "--width", 12, "--heads", 2, "--depths", "1,1,1",
          "--groups", "4,2", "--hidden", 8, "--npr-hidden", 8)
@@ -191,19 +192,18 @@ def test_a_broken_photo_is_named_and_another_takes_its_place(run: Run, work: Pat
 
 def test_each_pair_once_an_epoch_and_shared_by_processes(captioned: Path) -> None:
     source = WorkspacePairs(open_workspace(captioned), "train", 0)
-    cut = Cut(8, 1.0, False)
-    whole = Plan(source, cut, 2, 3, seed=1)
-    steps = [*read_steps(whole, 0, workers=0, pinned=False)]
+    whole = Plan(8, 1.0, False, share=2, iterations=3, seed=1)
+    steps = [*source.steps(whole, 0)]
     assert [len(step.captions) for step in steps] == [2, 2, 2]
-    halves = [[*read_steps(Plan(source, cut, 2, 3, 1, rank, 2), 0, workers=2, pinned=False)]
+    halves = [[*source.steps(replace(whole, share=1, rank=rank, ranks=2, workers=2), 0)]
               for rank in (0, 1)]
     for number, step in enumerate(steps):
         assert torch.cat([half[number].pixels for half in halves]).equal(step.pixels)
         assert [*halves[0][number].captions, *halves[1][number].captions] == step.captions
-    later = [*read_steps(whole, 2, workers=0, pinned=False)]
+    later = [*source.steps(whole, 2)]
     assert later[0].pixels.equal(steps[2].pixels)
-    first_epoch = torch.cat([step.pixels for step in steps])[: len(source)]
-    assert len(first_epoch.flatten(1).unique(dim=0)) == len(source)
+    first_epoch = torch.cat([step.pixels for step in steps])[: len(source.photos)]
+    assert len(first_epoch.flatten(1).unique(dim=0)) == len(source.photos)
 
 
 def test_a_cut_is_a_part_of_the_photo() -> None:
@@ -211,12 +211,12 @@ def test_a_cut_is_a_part_of_the_photo() -> None:
     photo[..., 0], photo[..., 1] = np.arange(30)[:, None] * 4, np.arange(40) * 4
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        made = cut_photo(photo, Cut(16, 0.5, False), rng).float()
+        made = cut_photo(photo, Plan(16, 0.5, False, 1, 1, 0), rng).float()
         tall, wide = ((made[channel].amax() - made[channel].amin()) / 4 for channel in (0, 1))
         assert 0.3 < float(tall * wide) / (29 * 39) <= 1.02
         assert 0.6 < float(tall / wide) / (29 / 39) < 1.6
-    same = cut_photo(photo, Cut(16, 1.0, False), np.random.default_rng(0))
-    mirrored = [cut_photo(photo, Cut(16, 1.0, True), np.random.default_rng(seed))
+    same = cut_photo(photo, Plan(16, 1.0, False, 1, 1, 0), np.random.default_rng(0))
+    mirrored = [cut_photo(photo, Plan(16, 1.0, True, 1, 1, 0), np.random.default_rng(seed))
                 for seed in range(12)]
     assert {bool(each.equal(same.flip(2))) for each in mirrored} == {True, False}
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from vpltool.core.classes import BACKGROUND
 from vpltool.core.prototypes import lloyd
+from vpltool.core.training import StepRecord
 
 MIN_TAU = 0.01
 """A learned temperature does not fall below; CLIP's own is there, too."""
@@ -90,12 +91,7 @@ class Regions:
         return F.normalize(sums, dim=-1)
 
     def draw(self, count: int, patches: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Draw regions, all as likely, and pixels of each, as likely as their weights say.
-
-        Args:
-            count: number of regions B.
-            patches: number of pixels P of each.
-            seed: random seed.
+        """Draw B = `count` regions, all as likely, and P = `patches` pixels of each, by weight.
 
         Returns:
             pixels (B·P,), and the region of each (B·P,).
@@ -117,15 +113,8 @@ class Regions:
 class AlignmentSettings:
     """How an alignment is trained; `stages/align.py` holds the defaults and their sources.
 
-    Args:
-        iterations: number of steps.
-        batch_size: regions a step.
-        patches: pixels of each region a step.
-        refresh: steps between two K-means.
-        lr: learning rate of AdamW.
-        weight_decay: its weight decay.
-        clusters: whether a region's label is its cluster's, or its tag's.
-        seed: where chance begins.
+    A step sees `batch_size` regions, and `patches` pixels of each. K-means runs every `refresh`
+    steps. With `clusters` a region's label is its cluster's, else its tag's.
     """
 
     iterations: int
@@ -226,14 +215,8 @@ def contrast(queries: Tensor, labels: Tensor, keys: Tensor, key_class: Tensor, t
              ) -> Tensor:
     """InfoNCE of queries to the keys of their class, against all others (eq. 6); a scalar.
 
-    Several keys of a class add up: their probabilities do. Queries without a key do not count.
-
-    Args:
-        queries: L2-normed (N, width).
-        labels: class of each query (N,).
-        keys: L2-normed (M, width).
-        key_class: class of each key (M,).
-        tau: temperature.
+    Probabilities of several keys of a class add up. Queries without a key do not count. Queries
+    (N, width) and keys (M, width) are L2-normed, with the class of each (N,) and (M,).
     """
     own = labels[:, None] == key_class
     known = own.any(dim=-1)
@@ -242,16 +225,6 @@ def contrast(queries: Tensor, labels: Tensor, keys: Tensor, key_class: Tensor, t
     positive = logits.masked_fill(~own, torch.finfo(logits.dtype).min).logsumexp(dim=-1)
     losses = logits.logsumexp(dim=-1) - positive
     return torch.where(known, losses, 0.0).sum() / known.sum().clamp_min(1)
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """A step: both losses, from patches to P_T and from text to P_I; and the temperature."""
-
-    iteration: int
-    vision: Tensor
-    text: Tensor
-    tau: Tensor
 
 
 def make_optimizer(aligner: Aligner, settings: AlignmentSettings) -> torch.optim.Optimizer:
@@ -266,15 +239,10 @@ def train(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
           settings: AlignmentSettings, *, start: int = 0) -> Iterator[StepRecord]:
     """Run steps `start`, `start + 1`, …; each depends on the seed and its number only.
 
-    Args:
-        aligner: to be trained, on the regions' device.
-        optimizer: of its parameters.
-        regions: what the text is aligned with.
-        settings: see there.
-        start: first step, when going on from a checkpoint.
+    The aligner is on the regions' device. After the last step, `refresh` is still to be called.
 
     Yields:
-        a record after each step. After the last, `refresh` is still to be called.
+        of each step both losses, from patches to P_T and from text to P_I; and the temperature.
     """
     for iteration in range(start, settings.iterations):
         if iteration % settings.refresh == 0:
@@ -301,7 +269,7 @@ def _step(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
     optimizer.step()
     with torch.no_grad():
         aligner.log_tau.clamp_(min=torch.tensor(MIN_TAU).log().item())
-    return StepRecord(iteration, vision.detach(), text.detach(), tau.detach())
+    return StepRecord(iteration, (vision.detach(), text.detach(), tau.detach()))
 
 
 def class_accuracy(features: Tensor, class_of: Tensor, rows: Tensor, class_index: Tensor) -> float:

@@ -10,7 +10,7 @@ with the prototypes of the captions. A step depends on the seed and its number o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,46 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpltool.core.distributed import ALONE, Group
 from vpltool.core.groups import GroupNetwork
 from vpltool.core.npr import MAX_SCALE, prototype_contrast
 from vpltool.core.training import StepRecord
-
-
-def _own(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """What the processes of a training tell each other; the default is a process on its own.
-
-    Args:
-        rank: number of this process.
-        gather: joins the rows of all processes in the order of their numbers; gradients flow back.
-        mean: averages a tensor over all processes.
-    """
-
-    rank: int = 0
-    gather: Callable[[Tensor], Tensor] = _own
-    mean: Callable[[Tensor], Tensor] = _own
 
 
 @dataclass(frozen=True)
 class GroupTraining:
     """How a `GroupNetwork` is trained; `stages/train_groups.py` holds defaults and their sources.
 
-    Args:
-        iterations: number of steps.
-        warmup: steps in which the rate rises, from `lr_start`.
-        lr_start: rate of the first step.
-        lr: highest rate.
-        lr_end: rate towards which the cosine falls.
-        weight_decay: of AdamW, on matrices.
-        clip: longest gradient; 0: any.
-        weights: λ₁, λ₂ and λ_t.
-        reject: see `prototype_contrast`.
-        precision: number format of the network.
-        seed: where chance begins.
+    The learning rate rises from `lr_start` in `warmup` steps to `lr`, and falls by half a cosine to
+    `lr_end`. `weight_decay` is AdamW's, on matrices; `clip` the longest gradient, 0: any; `weights`
+    are λ₁, λ₂ and λ_t; for `reject` see `prototype_contrast`.
     """
 
     iterations: int
@@ -73,40 +46,29 @@ class GroupTraining:
     seed: int
 
 
-@dataclass(frozen=True)
-class PairBatch:
-    """Pairs of a step, of one process.
-
-    Args:
-        pixels: normalised photos (B, 3, side, side).
-        texts: token numbers of their captions (B, length), or vectors of a frozen tower (B, dim).
-    """
-
-    pixels: Tensor
-    texts: Tensor
+PairBatch = tuple[Tensor, Tensor]
+"""Pairs of a step, of one process: normalised photos (B, 3, side, side); and token numbers of their
+captions (B, length), or vectors of a frozen tower (B, dim)."""
 
 
 class Objective(nn.Module):
     """The losses of a step. A module, so that `DistributedDataParallel` can hold it."""
 
     def __init__(self, network: GroupNetwork, training: GroupTraining,
-                 exchange: Exchange = Exchange()) -> None:
+                 group: Group = ALONE) -> None:
         super().__init__()
-        self.network, self.training_settings, self.exchange = network, training, exchange
+        self.network, self.training_settings, self.group = network, training, group
 
     def forward(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses of a batch, see `PairBatch`.
-
-        Returns:
-            the weighted sum; the losses of pairs, first stage, second stage and text (4,), those
-            that are left out 0.
+        """Losses of a `PairBatch`: their weighted sum; and those of pairs, first stage, second
+        stage and text (4,), 0 where they are left out.
         """
         network, settings = self.network, self.training_settings
         seen = network.vision(pixels)
         photos, captions = network.embed_photos(seen), network.embed_captions(texts)
-        every = self.exchange.gather(captions)
-        losses = [contrast(photos, captions, self.exchange.gather(photos), every,
-                           network.log_scale, self.exchange.rank)]
+        every = self.group.gather(captions)
+        losses = [contrast(photos, captions, self.group.gather(photos), every,
+                           network.log_scale, self.group.rank)]
         for stage, prototypes, log_scale in zip(
                 seen.stages, seen.prototypes, network.log_npr_scales, strict=False):
             losses.append(prototype_contrast(stage.groups, prototypes, log_scale, settings.reject))
@@ -134,20 +96,16 @@ class Objective(nn.Module):
             stages = (self.network.vision.first, self.network.vision.second)
             for stage, found in zip(stages, prototypes, strict=False):
                 assert stage.prototypes is not None
-                stage.prototypes.update(found, self.exchange.mean)
+                stage.prototypes.update(
+                    found, lambda own: self.group.total(own) / self.group.count)
 
 
 def contrast(photos: Tensor, captions: Tensor, all_photos: Tensor, all_captions: Tensor,
              log_scale: Tensor, rank: int = 0) -> Tensor:
     """CLIP's symmetric cross-entropy of a process's pairs against those of all; a scalar.
 
-    Args:
-        photos: L2-normed (B, dim).
-        captions: L2-normed (B, dim).
-        all_photos: of all processes (R·B, dim).
-        all_captions: of all processes (R·B, dim).
-        log_scale: logarithm of the scale of the cosines.
-        rank: number of the process: its pairs begin at rank·B.
+    Photos and captions are L2-normed (B, dim), those of all processes (R·B, dim); the pairs of a
+    process begin at rank·B. `log_scale` is the logarithm of the scale of the cosines.
     """
     scale = log_scale.exp().clamp_max(MAX_SCALE)
     own = torch.arange(len(photos), device=photos.device) + rank * len(photos)
@@ -176,16 +134,10 @@ def learning_rate(settings: GroupTraining, iteration: int) -> float:
 def train(objective: nn.Module, network: GroupNetwork, optimizer: torch.optim.Optimizer,
           settings: GroupTraining, batches: Iterable[PairBatch], *, start: int = 0, rank: int = 0
           ) -> Iterator[StepRecord]:
-    """Run steps `start`, `start + 1`, …; network and optimizer are changed in place.
+    """Run steps `start`, `start + 1`, …, with the pairs of these, in the process of this rank.
 
-    Args:
-        objective: an `Objective` of the network, or what holds one.
-        network: to be trained.
-        optimizer: of its parameters.
-        settings: see there.
-        batches: the pairs of each step, from step `start` on.
-        start: first step, when going on from a checkpoint.
-        rank: number of this process.
+    The objective is an `Objective` of the network, or what holds one. Network and optimizer are
+    changed in place.
 
     Yields:
         the losses of each step: of the pairs, the first stage, the second stage and the text.
@@ -199,7 +151,7 @@ def train(objective: nn.Module, network: GroupNetwork, optimizer: torch.optim.Op
         torch.manual_seed((settings.seed * 1_000_003 + iteration) * 4099 + rank)
         with torch.autocast(device.type, settings.precision,
                             enabled=settings.precision != torch.float32):
-            total, losses = objective(batch.pixels, batch.texts)
+            total, losses = objective(*batch)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         if settings.clip:

@@ -9,16 +9,13 @@ from vpltool.lazy import F, Tensor, torch
 
 
 def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool) -> Tensor:
-    """Return the cross-entropy of the pixels with the pseudo masks.
+    """Return the cross-entropy of the pixels with the pseudo masks; a mean without pixels is 0.
 
     Args:
         logits: (B, C, h, w); upsampled to the labels.
         labels: (B, H, W); 255 is left out.
         balanced: take the mean over background pixels and the mean over the others, half of each,
             as in WeCLIP, since most pixels are background. Else the mean over all pixels.
-
-    Returns:
-        the loss; a mean without pixels is 0.
     """
     full = F.interpolate(logits, size=tuple(labels.shape[-2:]), mode="bilinear",
                          align_corners=False)
@@ -34,13 +31,9 @@ def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool) -> Tensor:
 
 
 def patch_affinity(fused: Tensor) -> Tensor:
-    """Return how much patches belong together, S = sigmoid(F·Fᵀ) (WeCLIP, CVPR 2024).
+    """Return how much patches belong together (B, n, n): S = sigmoid(F·Fᵀ) (WeCLIP, CVPR 2024).
 
-    Args:
-        fused: a decoder's fused features F (B, n, width), not normed.
-
-    Returns:
-        (B, n, n), in (0, 1).
+    F are a decoder's fused features (B, n, width), not normed.
     """
     return (fused @ fused.transpose(1, 2)).sigmoid()
 
@@ -81,24 +74,19 @@ def regional_contrast(
     Each (photo, present class) is an entry. P is the mean embedding of photo i under the soft mask
     of class n, S its cosine to the prototype of n. In the symmetric InfoNCE the positive is S of
     the entry. The negatives of its row are the batch's classes that photo i does not show; those
-    of its column are the photos that do not show class n. Classes that a photo shows are never its
-    negatives. The mask is sigmoid(scale·cos + shift) as in TCL: cosines can be negative, so a mean
-    weighted with them could divide by zero.
-
-    `class_index` and `present` should be on the CPU; reading them on a GPU would wait for it.
+    of its column are the photos that do not show class n. The mask is sigmoid(scale·cos + shift) as
+    in TCL: a mean weighted with cosines, which can be negative, could divide by zero. Without
+    negatives the loss is 0.
 
     Args:
         embeddings: L2-normed V (B, n, dim).
         prototypes: L2-normed W (rows, dim).
-        class_index: class of each row (rows,).
-        present: class indices of each photo (K_i,).
+        class_index: class of each row (rows,); on the CPU, as reading a GPU would wait for it.
+        present: class indices of each photo (K_i,), on the CPU.
         mask_scale: scale of the soft mask.
         mask_shift: shift of the soft mask.
         scale: 1/τ of the contrast.
         valid: False for patches of padding (B, n); None: there is no padding.
-
-    Returns:
-        the loss; 0 if no entry has a negative.
     """
     owners = class_index.cpu()
     classes = torch.unique(torch.cat([item.to(owners) for item in present]))

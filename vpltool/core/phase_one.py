@@ -76,17 +76,17 @@ class Pixels:
 
 def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor,
           config: PhaseOneConfig, callback: Callback | None = None, group: Group = ALONE) -> Tensor:
-    """Learn vision prototypes.
+    """Learn vision prototypes from pixels, which the processes of the group hold.
 
     Args:
-        pixels: the pixels to learn from.
+        pixels: of this process.
         text: text prototypes, L2-normed (rows', dim); with the targets `text` their rows have the
             same classes as those of the start.
         start: W before the first step, L2-normed (rows, dim).
         start_index: class of each row (rows,), 0 is the background.
         config: how it is learned.
         callback: called with the solver's state.
-        group: processes that hold the pixels.
+        group: the processes.
 
     Returns:
         W, L2-normed (rows, dim).

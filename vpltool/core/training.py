@@ -24,18 +24,11 @@ WARMUP = 50
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """Which crops the steps of a training see, and how fast they learn.
+    """Which crops the steps of a training see, `crop` patches a side, and how fast they learn.
 
-    Args:
-        iterations: number of steps.
-        batch_size: crops a step.
-        crop: side of the crop in patches.
-        lr: learning rate at the start.
-        power: the rate falls as (1 − t)^power.
-        warmup: steps of linear rise at the start.
-        seed: where chance begins.
-        precision: number format of the network's products, forwards and backwards; parameters
-            and losses are in float32.
+    The learning rate rises linearly in `warmup` steps, and falls as (1 − t)^power. `precision` is
+    the number format of the network's products, forwards and backwards; parameters and losses are
+    in float32.
     """
 
     iterations: int
@@ -57,7 +50,7 @@ class TrainingSettings(StepSettings):
         balanced: whether background and foreground weigh the same in the cross-entropy.
         lambda_ce: weight of the cross-entropy.
         lambda_rsc: weight of the regional semantic contrast.
-        lambda_aff: weight of the affinity loss; a network without fused features has none.
+        lambda_aff: weight of the affinity loss; 0 for a network without fused features.
     """
 
     optimizer: str
@@ -97,8 +90,8 @@ class CropBatch:
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> CropBatch:
         """The same on a device, for `step_losses`: layers in `dtype`, or in float32 as patches are.
 
-        A crop may have lost some of its photo's classes; what the masks show is what counts. That
-        is asked for here, on the host: the labels on a GPU would have to be waited for.
+        Tags become the classes that the crop's labels show. That is found out here, on the host:
+        the labels on a GPU would have to be waited for.
         """
         layers, patches = (
             None if frozen is None else frozen.to(device, non_blocking=True).to(kind)
@@ -137,15 +130,10 @@ class Window:
     left: int
 
     def cut(self, image: Tensor, unit: int, padding: float = 0) -> Tensor:
-        """Cut the window out of an image.
+        """Cut the window out of an image that has `unit` elements a patch.
 
-        Args:
-            image: (C, h·unit, w·unit), or (L, h, w, width) with unit 1.
-            unit: elements of `image` a patch.
-            padding: value of what is padded.
-
-        Returns:
-            (C, side·unit, side·unit), or (L, side, side, width).
+        (C, h·unit, w·unit) becomes (C, side·unit, side·unit), and with unit 1 (L, h, w, width)
+        becomes (L, side, side, width).
         """
         top, left, rows, columns = self.area
         # Cut first, then mirrored: only the window is copied.
@@ -217,7 +205,7 @@ def cut_photo(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tenso
     Args:
         photo: RGB (H, W, 3), of any size.
         window: in the grid to which the photo is scaled.
-        patch: patch size in pixels.
+        patch: side of a patch, in pixels.
 
     Returns:
         (3, side·patch, side·patch) uint8, padded with 0.
@@ -235,8 +223,7 @@ def _source(start: int, count: int, whole: int, length: int, patch: int
             ) -> tuple[int, int, float, float]:
     """Where `count` of `whole` patches lie in a photo's side of `length` pixels.
 
-    Returns:
-        first and last pixel that scaling them reads; their ends, counted from that first pixel.
+    First and last pixel that scaling reads; the patches' ends, counted from that first pixel.
     """
     low, high = start * length / whole, (start + count) * length / whole
     # Bicubic reads two pixels around each, of the coarser of both grids.
@@ -247,11 +234,7 @@ def _source(start: int, count: int, whole: int, length: int, patch: int
 
 def make_optimizer(network: segmenter.SegmenterNetwork, settings: TrainingSettings
                    ) -> torch.optim.Optimizer:
-    """The optimizer that the settings name.
-
-    The regional contrast's scales and shift are free of weight decay: they are temperatures and a
-    threshold, and zero is no simpler a value of theirs than another.
-    """
+    """The optimizer that the settings name; temperatures and thresholds have no weight decay."""
     scalars = network.scalars
     free = {id(scalar) for scalar in scalars}
     # Checkpoints number the parameters through the groups: the order must stay the network's own.
@@ -282,18 +265,10 @@ def train(
     settings: TrainingSettings, batches: Iterable[CropBatch], *, start: int = 0,
     group: Group = ALONE,
 ) -> Iterator[StepRecord]:
-    """Run steps `start`, `start + 1`, …; the network and the optimizer are changed in place.
+    """Run steps `start`, `start + 1`, …, with the batches of these; see `step_losses`.
 
-    Args:
-        network: to be trained, on its device.
-        optimizer: of its parameters.
-        settings: see there.
-        batches: the crops of each step, from step `start` on.
-        start: first step, when going on from a checkpoint.
-        group: processes that share the crops of each step.
-
-    Yields:
-        the losses of each step, see `step_losses`.
+    The network and the optimizer are changed in place. The processes of the group share the crops
+    of each step.
     """
     device = network.prototypes.device
     network.train()

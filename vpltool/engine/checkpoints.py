@@ -9,16 +9,16 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import Header, expect_header, read_tensors, write_tensors
+from vpltool.formats import Header, JsonObject, expect_header, read_tensors, write_tensors
 from vpltool.formats.changes import difference
 from vpltool.formats.fields import LIST, NUMBER, check_fields
 from vpltool.formats.header import is_stale
 from vpltool.formats.kinds import CHECKPOINT
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import torch
+from vpltool.options import Replaces
 
 Losses = list[list[float]]
-
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Start:
     curve: Losses
     recent: Losses
     tensors: Mapping[str, torch.Tensor]
-    facts: Mapping[str, object] = field(default_factory=dict)
+    facts: JsonObject = field(default_factory=dict)
 
 
 def checkpoint_of(target: Path) -> Path:
@@ -77,27 +77,27 @@ def write_checkpoint(path: Path, header: Header, network: torch.nn.Module,
     write_tensors(path, replace(header, facts=facts), tensors)
 
 
-def read_checkpoint(path: Path, header: Header, *, overwrite: bool, update: bool,
+def read_checkpoint(target: Path, header: Header, settings: Replaces, *,
                     keep: str = "`name='NAME'` keeps it") -> Start:
     """Read the checkpoint, if there is one that is to be used; nothing is deleted.
 
     Args:
-        path: where it would be.
-        header: of the result that is to come.
-        overwrite: start over, whatever is there.
-        update: start over if the same options were applied to other inputs.
+        target: the result that is to come.
+        header: of its checkpoint.
+        settings: with `overwrite`, the training starts over; with `update`, it does if the same
+            command was applied to other inputs.
         keep: what keeps one of another configuration: a hint.
 
     Raises:
-        VplError: it is of another configuration.
+        VplError: it is of another configuration, or damaged.
     """
-    fresh = Start(0, [], [], {})
-    if overwrite or not path.exists():
+    path, fresh = checkpoint_of(target), Start(0, [], [], {})
+    if settings.overwrite or not path.exists():
         return fresh
     found, tensors = read_tensors(path, header.kind)
     if found.config_hash != header.config_hash:
         stale = is_stale(header, found)
-        if update and found.command == header.command:
+        if settings.update and found.command == header.command:
             return fresh
         raise VplError(f"{path} was made with other settings: "
                        f"{'; '.join(difference(header, found, path))}",
@@ -131,10 +131,7 @@ def load_state(network: torch.nn.Module, optimizer: torch.optim.Optimizer,
 
 
 class CheckpointRule:
-    """Tells after each step whether to write a checkpoint.
-
-    One is due at every multiple of a number of steps and when so many seconds have passed without
-    one, whichever comes first; at an interrupt (`defer_interrupts`) always.
+    """Tells after each step whether to write a checkpoint: by steps or time, whichever is first.
 
     Args:
         steps: a checkpoint at each multiple of this; 0: steps do not count.
@@ -150,8 +147,8 @@ class CheckpointRule:
     def due(self, done: int, *, interrupted: bool = False) -> bool:
         """Tell whether to write a checkpoint after `done` steps; ask once a step.
 
-        Time runs from the next step on: however long the writing takes, steps are done between
-        two checkpoints.
+        After one, time runs from the next step on: however long the writing takes, steps are done
+        between two of them.
         """
         now = self._clock()
         self._since = now if self._since is None else self._since

@@ -1,9 +1,9 @@
-"""Training a network with its encoder, and writing both: for students, and for finetuning."""
+"""Training a network with its encoder, on crops of photos: for students, and for finetuning."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,97 +12,122 @@ from vpltool import console
 from vpltool.clip import stored_towers
 from vpltool.core import joint, segmenter, training
 from vpltool.engine import checkpoints, segmenters
-from vpltool.formats import Header
+from vpltool.engine.photos import read_known_photo
+from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace
+from vpltool.formats.kinds import IGNORE
 from vpltool.formats.storage import without_loss
-from vpltool.lazy import torch
-from vpltool.parallel import signals
+from vpltool.lazy import F, Tensor, np, torch
+from vpltool.parallel import threads
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import joined
-from vpltool.stages._pixel_data import PixelData, pixel_batches
-from vpltool.stages._steps import Steps, follow_steps, too_many_crops, write_trained
+from vpltool.stages import _steps
+from vpltool.stages._masks import Masks
+from vpltool.stages._training_data import choose_crop, cut_pixels, normalised_crops
 
 FEW = 50
 """Photos below which a network with its encoder is said to have little to learn from."""
 
+SCALES = (0.5, 2.0)
+"""Factors on a photo's size, log-uniform: WeCLIP's."""
+
+_COLOURS = 0.3
+"""Brightness, contrast and saturation change by up to this share."""
+
 
 @dataclass(frozen=True)
-class JointTraining:
-    """A network that is trained together with its encoder.
+class Taught:
+    """A photo that is learned from.
 
     Args:
-        header: of the file that is to come; its facts say how the network is rebuilt.
-        target: that file.
-        network: on the CPU, as it begins.
-        data: what is learned from; with the encoder, which is changed.
-        steps: how they are taken.
-        settings: what is trained and how.
-        names: of the losses.
-        device: where.
-        every: steps between two checkpoints.
-        workers: threads that cut crops; -1: depends on the number of cores.
+        photo: of the workspace, or a named one.
+        soft: holds a teacher's probabilities of it; None: there is no teacher.
+        masked: whether it has a mask.
+        tagged: whether its tags are known, and veto what it may show.
     """
 
-    header: Header
-    target: Path
-    network: segmenter.SegmenterNetwork
-    data: PixelData
-    steps: training.StepSettings
-    settings: joint.JointSettings
-    names: Sequence[str]
-    device: str
-    every: int
-    workers: int
+    photo: Photo
+    soft: InputFolder | None = None
+    masked: bool = True
+    tagged: bool = True
 
 
-def train_both(task: JointTraining, start: checkpoints.Start) -> None:
+@dataclass(frozen=True)
+class PixelData:
+    """What a network is trained on together with its encoder.
+
+    Args:
+        workspace: where photos are found, and their tags.
+        photos: those that are learned from.
+        masks: of those that have one.
+        encoder: normalises photos, and says how large a patch is.
+        max_side: longer photos are scaled down to this before they are scaled and cut; 0: never.
+        scales: smallest and largest factor on a photo's size; chance chooses among them.
+        rank: number of this process.
+        ranks: number of processes that share the crops of a step.
+    """
+
+    workspace: Workspace
+    photos: Sequence[Taught]
+    masks: Masks | None
+    encoder: Any
+    max_side: int
+    scales: tuple[float, float] = SCALES
+    rank: int = 0
+    ranks: int = 1
+
+
+def train_both(
+    data: PixelData, network: segmenter.SegmenterNetwork, chosen: joint.JointSettings,
+    settings: Any, header: Header, target: Path, start: checkpoints.Start, names: Sequence[str],
+) -> None:
     """Take the steps that are left, and write the averaged network with its encoder.
+
+    Args:
+        data: what is learned from; its encoder is changed.
+        network: on the CPU, as it begins.
+        chosen: what is trained and how.
+        settings: of `train-decoder` or `train-student`.
+        header: of the file that is to come; its facts say how the network is rebuilt.
+        target: that file.
+        start: where the training begins.
+        names: of the losses.
 
     Raises:
         VplError: a loss is not finite, or a photo cannot be read any more.
     """
-    with (joined(task.device) as ranks,
-          signals.defer_interrupts(every=ranks.count > 1) as interrupted):
-        tower = task.data.encoder.vision.float().to(ranks.device)
-        torch.manual_seed(task.steps.seed)
-        pair = joint.Pair(tower, task.network.to(ranks.device), task.settings)
-        optimizer = joint.joint_optimizer(pair, task.steps)
-        checkpoints.load_state(pair, optimizer, start.tensors)
-        data = replace(task.data, rank=ranks.rank, ranks=ranks.count)
-        with (contextlib.closing(pixel_batches(data, task.steps, start.step,
-                                               workers=worker_count(task.workers))) as batches,
-              too_many_crops(task.steps)):
-            curve = follow_steps(
-                Steps(task.header, task.target, task.steps.iterations, pair, optimizer,
-                      task.names, task.every),
-                joint.train_jointly(pair, optimizer, task.steps, batches, start=start.step,
-                                    group=ranks), start, ranks, interrupted)
-        pair.finish()
-        if ranks.rank == 0:
-            _write(task, curve)
-
-
-def _write(task: JointTraining, curve: list[list[float]]) -> None:
-    encoder, network = task.data.encoder, task.network
-    facts = {"config": network.config, "reads": list(network.reads),
-             "tower": stored_towers.tower_config(encoder.vision), "mean": list(encoder.mean),
-             "std": list(encoder.std), "curve": curve}
-    write_trained(task.target, replace(task.header, facts=task.header.facts | facts), {
-        **network.state_dict(),
-        **{f"{segmenters.TOWER}{name}": without_loss(tensor)
-           for name, tensor in encoder.vision.state_dict().items()}}, curve, task.names)
-
-
-def steps_of(settings: Any) -> training.StepSettings:
-    """How steps are taken, by the settings of `train-decoder` or `train-student`.
-
-    The learning rate rises in a tenth of the steps, and in `WARMUP` at most.
-    """
-    return training.StepSettings(
+    encoder = data.encoder
+    # The learning rate rises in a tenth of the steps, and in `WARMUP` at most.
+    steps = training.StepSettings(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
         lr=settings.lr, power=settings.power, seed=settings.seed,
         warmup=max(1, min(training.WARMUP, settings.iters // 10)),
         precision=find_precision("bf16", find_device(settings.device), console.warn)
         if settings.precision == "bf16" else torch.float32)
+
+    def finish() -> tuple[Header, Mapping[str, Tensor]]:
+        pair.finish()
+        facts = {"config": network.config, "reads": list(network.reads),
+                 "tower": stored_towers.tower_config(encoder.vision), "mean": list(encoder.mean),
+                 "std": list(encoder.std)}
+        tower = {f"{segmenters.TOWER}{name}": without_loss(tensor)
+                 for name, tensor in encoder.vision.state_dict().items()}
+        return replace(header, facts=header.facts | facts), network.state_dict() | tower
+
+    with (joined(settings.device) as ranks,
+          contextlib.closing(pixel_batches(
+              replace(data, rank=ranks.rank, ranks=ranks.count), steps, start.step,
+              workers=worker_count(settings.workers))) as batches,
+          _steps.too_many_crops(steps)):
+        torch.manual_seed(steps.seed)
+        pair = joint.Pair(encoder.vision.float().to(ranks.device), network.to(ranks.device), chosen)
+        optimizer = joint.joint_optimizer(pair, steps)
+        curve = _steps.take_steps(
+            _steps.Steps(header, target, steps.iterations, pair, optimizer, names,
+                         settings.checkpoint_every),
+            joint.train_jointly(pair, optimizer, steps, batches, start=start.step, group=ranks),
+            start, ranks, finish)
+        if ranks.rank == 0:
+            _steps.note_losses(names, curve)
 
 
 def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
@@ -121,9 +146,82 @@ def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> N
         console.warn(f"no photo is tagged {', '.join(missing)}: it will not be recognised")
 
 
-def facts_of(method: str, classes: Sequence[str], normalise: str, max_side: int
-             ) -> Mapping[str, object]:
-    """What a header says of a segmenter before it is trained; the rest is added when it is written.
+def facts_of(method: str, workspace: Workspace, max_side: int) -> JsonObject:
+    """What a header says of a segmenter, besides how its network is rebuilt."""
+    return {"segmenter": method, "classes": list(workspace.classes),
+            "normalise": workspace.normalise, "max_side": max_side}
+
+
+def pixel_batches(data: PixelData, settings: training.StepSettings, start: int, *, workers: int
+                  ) -> Generator[joint.PixelBatch, None, None]:
+    """Make a batch of crops for each step from `start` on; it depends only on the step's number.
+
+    Threads, `workers` of them, make the next ones meanwhile; with 0 there are none.
     """
-    return {"segmenter": method, "classes": list(classes), "normalise": normalise,
-            "max_side": max_side}
+    yield from threads.in_threads(lambda step: _batch(data, settings, step),
+                                  range(start, settings.iterations), workers)
+
+
+def _batch(data: PixelData, settings: training.StepSettings, step: int) -> joint.PixelBatch:
+    share = settings.batch_size // data.ranks
+    own = range(data.rank * share, (data.rank + 1) * share)
+    chosen = training.chosen_photos(len(data.photos), settings, step)
+    # Each crop has random numbers of its own, so that processes need not make each other's.
+    crops = [_crop(data, data.photos[chosen[number]], settings.crop,
+                   np.random.default_rng((settings.seed, 3, step, number))) for number in own]
+    images, labels, valid, shown, possible, soft = zip(*crops, strict=True)
+    mean, std = torch.tensor([data.encoder.mean, data.encoder.std]).view(2, 1, 3, 1, 1)
+    inside = torch.stack(valid)
+    return joint.PixelBatch(
+        normalised_crops(torch.stack(images), inside, mean, std), torch.stack(labels),
+        inside.view(-1, settings.crop, settings.crop), torch.stack(shown), torch.stack(possible),
+        None if soft[0] is None else torch.stack(soft))
+
+
+def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator
+          ) -> tuple[Any, ...]:
+    """Pixels, labels, valid patches, classes that are shown and possible, soft labels of a crop."""
+    photo, patch = taught.photo, data.encoder.vision.patch
+    window = choose_crop(data.workspace, photo, patch, side, rng,
+                         scale=float(np.exp(rng.uniform(*np.log(data.scales)))),
+                         max_side=data.max_side)
+    image = _recoloured(cut_pixels(read_known_photo(data.workspace, photo), window, patch), rng)
+    count = 1 + len(data.workspace.classes)
+    tags = data.workspace.indices_of(photo) if taught.tagged else range(1, count)
+    possible = torch.zeros(count, dtype=torch.bool)
+    possible[[0, *tags]] = True
+    labels = torch.full((4 * side, 4 * side), IGNORE, dtype=torch.uint8)
+    if taught.masked and data.masks is not None:
+        labels = window.cut_labels(
+            training.labels_at(data.masks.read_labels(photo.id), window.grid))
+    shown = labels.flatten().bincount(minlength=IGNORE + 1)[:count] > 0
+    soft = None if taught.soft is None else _soft_labels(taught.soft, photo.id, possible, window)
+    return image, labels, window.valid(), shown & possible, possible, soft
+
+
+def _soft_labels(folder: InputFolder, key: str, possible: Tensor, window: training.Window
+                 ) -> Tensor:
+    """Class probabilities of a crop (classes, 4·side, 4·side); 0 where there is padding.
+
+    Classes that the tags do not allow have none, and the others share what is left.
+    """
+    tensors = folder.read_tensors(key)
+    found = tensors["probabilities"].float()
+    whole = found.new_zeros(len(possible), *found.shape[1:])
+    whole[tensors["classes"]] = found
+    whole *= possible[:, None, None]
+    size = (4 * window.grid[0], 4 * window.grid[1])
+    cut = window.cut(F.interpolate(whole[None], size, mode="bilinear", align_corners=False)[0], 4)
+    total = cut.sum(dim=0)
+    # Where all of it went to classes that are not tagged, nothing is known.
+    return (cut / total.clamp_min(1e-6)) * (total > 0.1)
+
+
+def _recoloured(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Change brightness, contrast and saturation of pixels (3, H, W), 0 to 255, at random."""
+    bright, contrast, colour = rng.uniform(1 - _COLOURS, 1 + _COLOURS, 3).tolist()
+    pixels = image.float() * bright
+    grey = pixels.mean(dim=0, keepdim=True)
+    pixels = grey + (pixels - grey) * colour
+    middle = pixels.mean()
+    return (middle + (pixels - middle) * contrast).clamp_(0, 255)

@@ -1,119 +1,71 @@
-"""Photo-caption pairs of a training: which ones a step takes, and how they are read and cut."""
+"""Photo-caption pairs of a training: which ones a step takes, and how they are read and cut.
+
+Those of a workspace come in an order of each epoch's own; those of tars in an endless stream,
+shuffled in windows.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from vpltool import console
 from vpltool.core.photos import describe_failure, read_photo
+from vpltool.datasets.webdataset import NO_CAPTION, Flaw, Flaws, Pair, location_of, read_tar
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Workspace
+from vpltool.formats.header import identity_of_many
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.parallel import threads
 
 _TOLD = 5
 """Photos that cannot be read and are named; all are counted."""
 
+_MAX_BROKEN = 1000
+"""Photos of tars in a row that cannot be read, after which a training ends."""
 
-class PairSource(Protocol):
-    """Photos with captions, in an order that does not change."""
+_ROOM = 1 << 28
+"""Bytes of photos in a window, after which it is full."""
 
-    def __len__(self) -> int:
-        """Number of photos."""
-
-    def read(self, number: int) -> tuple[npt.NDArray[np.uint8], Sequence[str]]:
-        """Read a photo, RGB (H, W, 3), and its captions, one at least.
-
-        Raises:
-            OSError: it cannot be read; the message names it.
-        """
-
-
-class WorkspacePairs:
-    """The photos of a split that have captions.
-
-    Args:
-        workspace: where they are found.
-        split: of the photos.
-        limit: only the first of the split; 0: all.
-
-    Raises:
-        VplError: none of them has a caption.
-    """
-
-    def __init__(self, workspace: Workspace, split: str, limit: int) -> None:
-        photos = workspace.photos(split, limit)
-        self.workspace = workspace
-        self.photos = [photo for photo in photos if photo.captions]
-        if not self.photos:
-            raise VplError(f"no photo of the split `{split}` has a caption",
-                           "`prepare('folder', images='IMAGES', captions='FILE.csv')`, or "
-                           "`demo()`")
-        without = len(photos) - len(self.photos)
-        if without:
-            console.warn(part_of(without, len(photos), "photos", "has no caption and is skipped",
-                                 "have no caption and are skipped"))
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def read(self, number: int) -> tuple[npt.NDArray[np.uint8], Sequence[str]]:
-        """Read a photo and its captions, see `PairSource`."""
-        photo = self.photos[number]
-        path = self.workspace.image_path(photo)
-        try:
-            return read_photo(path), photo.captions
-        except OSError as error:
-            raise OSError(f"{path}: {describe_failure(path, error)}") from error
+UNREAD = "photos that cannot be read"
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How photos are cut for a step.
+class Plan:
+    """How the steps of a process take pairs, and how photos are cut.
 
     Args:
-        side: pixels of a side.
+        side: of a cut photo, in pixels.
         least: least share of a photo's area; 1: only its proportions change.
         mirror: whether every second one is mirrored.
+        share: pairs a step, of this process.
+        iterations: number of steps.
+        seed: where chance begins.
+        rank: number of this process.
+        ranks: number of processes.
+        workers: threads that read ahead; 0: none.
+        pinned: whether photos come in memory from which a GPU copies without waiting.
     """
 
     side: int
     least: float
     mirror: bool
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which pairs the steps take.
-
-    Args:
-        source: the pairs.
-        cut: how their photos are cut.
-        batch_size: pairs a step, of all processes.
-        iterations: number of steps.
-        seed: where chance begins.
-        rank: number of this process.
-        ranks: number of processes.
-    """
-
-    source: PairSource
-    cut: Cut
-    batch_size: int
+    share: int
     iterations: int
     seed: int
     rank: int = 0
     ranks: int = 1
-    broken: set[str] = field(default_factory=set)
+    workers: int = 0
+    pinned: bool = False
 
-    def positions(self, iteration: int) -> range:
-        """Return the positions of this process's pairs of a step in the stream of all pairs."""
-        share = self.batch_size // self.ranks
-        first = iteration * self.batch_size + self.rank * share
-        return range(first, first + share)
+    def joined(self, pairs: Sequence[tuple[Tensor, str]]) -> ReadPairs:
+        """Put the pairs of a step together."""
+        pixels = torch.stack([photo for photo, _ in pairs])
+        return ReadPairs(pixels.pin_memory() if self.pinned else pixels,
+                         [caption for _, caption in pairs])
 
 
 @dataclass(frozen=True)
@@ -123,62 +75,96 @@ class ReadPairs:
     pixels: Tensor
     captions: list[str]
 
-    def normalised(self, mean: Tensor, std: Tensor) -> Tensor:
-        """Photos for the network, on the device of mean and deviation (3, 1, 1)."""
-        return (self.pixels.to(mean.device, non_blocking=True).float().div_(255) - mean) / std
 
-
-def read_steps(plan: Plan, start: int, *, workers: int, pinned: bool) -> Iterator[ReadPairs]:
-    """Read the pairs of each step from `start` on; threads do it ahead.
+@dataclass(frozen=True)
+class Cursor:
+    """A place in the endless stream of pairs; begin there, and what follows is the same.
 
     Args:
-        plan: which pairs.
-        start: first step.
-        workers: number of threads; 0: none.
-        pinned: whether photos come in memory from which a GPU copies without waiting.
+        epoch: how often all tars have been read.
+        tar: number of the tar in the epoch's order, where the window begins.
+        item: how many pairs and flaws of that tar are before the window.
+        done: how many pairs of the window are done.
     """
-    def make(iteration: int) -> ReadPairs:
-        parts = [_read_one(plan, position) for position in plan.positions(iteration)]
-        pixels = torch.stack([part for part, _ in parts])
-        return ReadPairs(pixels.pin_memory() if pinned else pixels,
-                         [caption for _, caption in parts])
 
-    return threads.in_threads(make, range(start, plan.iterations), workers)
+    epoch: int = 0
+    tar: int = 0
+    item: int = 0
+    done: int = 0
 
 
-def _read_one(plan: Plan, position: int) -> tuple[Tensor, str]:
-    """Read and cut the pair at a position; if its photo cannot be read, the next one.
+class WorkspacePairs:
+    """The photos of a split that have captions; the first `limit` of the split, 0: all.
 
     Raises:
-        VplError: none of ten in a row can be read.
+        VplError: none of them has a caption.
     """
-    rng = np.random.default_rng((plan.seed, 3, position))
-    count = len(plan.source)
-    for further in range(10):
-        epoch, index = divmod(position + further, count)
-        try:
-            photo, captions = plan.source.read(int(_order(plan.seed, epoch, count)[index]))
-        except OSError as error:
-            _warn_and_skip(plan, str(error))
-            continue
-        return cut_photo(photo, plan.cut, rng), captions[int(rng.integers(len(captions)))]
-    raise VplError("ten photos in a row cannot be read",
-                   "check that they are still where `prepare` found them")
 
+    cursor: Cursor | None = None
+    """A step's number says which pairs it takes."""
 
-def _warn_and_skip(plan: Plan, error: str) -> None:
-    if error in plan.broken:
-        return
-    plan.broken.add(error)
-    if len(plan.broken) <= _TOLD:
-        console.warn(f"{error}; skipped")
+    def __init__(self, workspace: Workspace, split: str, limit: int) -> None:
+        photos = workspace.photos(split, limit)
+        self.workspace, self.split = workspace, split
+        self.photos = [photo for photo in photos if photo.captions]
+        self.broken: set[str] = set()
+        if not self.photos:
+            raise VplError(f"no photo of the split `{split}` has a caption",
+                           "`prepare('folder', images='IMAGES', captions='FILE.csv')`, or "
+                           "`demo()`")
+        without = len(photos) - len(self.photos)
+        if without:
+            console.warn(part_of(without, len(photos), "photos", "has no caption and is skipped",
+                                 "have no caption and are skipped"))
 
+    @property
+    def identities(self) -> dict[str, str]:
+        """What headers say of the pairs."""
+        return {"captions": self.workspace.captions_identity(self.split)}
 
-def warn_of_broken(plan: Plan) -> None:
-    """Say how many photos could not be read, if any."""
-    if plan.broken:
-        console.warn(part_of(len(plan.broken), len(plan.source), "photos could not be read, and",
-                             "was replaced by another", "were replaced by others"))
+    def steps(self, plan: Plan, start: int) -> Iterator[ReadPairs]:
+        """Read the pairs of each step from `start` on."""
+        def make(iteration: int) -> ReadPairs:
+            first = (iteration * plan.ranks + plan.rank) * plan.share
+            return plan.joined([self._read(plan, position)
+                                for position in range(first, first + plan.share)])
+
+        return threads.in_threads(make, range(start, plan.iterations), plan.workers)
+
+    def _read(self, plan: Plan, position: int) -> tuple[Tensor, str]:
+        """Read and cut the pair at a position of the stream; if its photo is broken, the next one.
+
+        Raises:
+            VplError: none of ten in a row can be read.
+        """
+        rng = np.random.default_rng((plan.seed, 3, position))
+        count = len(self.photos)
+        for further in range(10):
+            epoch, index = divmod(position + further, count)
+            photo = self.photos[int(_order(plan.seed, epoch, count)[index])]
+            path = self.workspace.image_path(photo)
+            try:
+                pixels = read_photo(path)
+            except OSError as error:
+                self._skip(f"{path}: {describe_failure(path, error)}")
+                continue
+            return cut_photo(pixels, plan, rng), photo.captions[int(rng.integers(
+                len(photo.captions)))]
+        raise VplError("ten photos in a row cannot be read",
+                       "check that they are still where `prepare` found them")
+
+    def _skip(self, error: str) -> None:
+        if error not in self.broken:
+            self.broken.add(error)
+            if len(self.broken) <= _TOLD:
+                console.warn(f"{error}; skipped")
+
+    def warn_of_skipped(self) -> None:
+        """Say how many photos could not be read, if any."""
+        if self.broken:
+            console.warn(part_of(len(self.broken), len(self.photos),
+                                 "photos could not be read, and", "was replaced by another",
+                                 "were replaced by others"))
 
 
 @functools.lru_cache(maxsize=4)
@@ -187,28 +173,183 @@ def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.uint32]:
     return np.random.default_rng((seed, 1, epoch)).permutation(count).astype(np.uint32)
 
 
-def cut_photo(photo: npt.NDArray[np.uint8], cut: Cut, rng: np.random.Generator) -> Tensor:
-    """Cut a part out of a photo at random and scale it to a square.
+def cut_photo(photo: npt.NDArray[np.uint8], plan: Plan, rng: np.random.Generator) -> Tensor:
+    """Cut a part out of a photo (H, W, 3) at random, scaled to a square (3, side, side) uint8.
 
     As Inception's training does: its area is a share of the photo's, its proportions are between
     3:4 and 4:3 of the photo's own.
-
-    Args:
-        photo: RGB (H, W, 3).
-        cut: how.
-        rng: chance.
-
-    Returns:
-        (3, side, side) uint8.
     """
-    share = rng.uniform(cut.least, 1.0)
+    share = rng.uniform(plan.least, 1.0)
     ratio = math.exp(rng.uniform(-1, 1) * min(math.log(4 / 3), -math.log(share)))
     height, width = (max(length * math.sqrt(share * part), 1.0) for length, part in zip(
         photo.shape, (1 / ratio, ratio), strict=False))
     top, left = (rng.uniform(0, max(length - part, 0.0)) for length, part in zip(
         photo.shape, (height, width), strict=False))
     box = (left, top, min(left + width, photo.shape[1]), min(top + height, photo.shape[0]))
-    made = Image.fromarray(photo).resize((cut.side, cut.side), Image.Resampling.BICUBIC, box=box,
+    made = Image.fromarray(photo).resize((plan.side, plan.side), Image.Resampling.BICUBIC, box=box,
                                          reducing_gap=2.0)
     pixels = torch.from_numpy(np.array(made)).permute(2, 0, 1)
-    return (pixels.flip(2) if cut.mirror and rng.random() < 0.5 else pixels).contiguous()
+    return (pixels.flip(2) if plan.mirror and rng.random() < 0.5 else pixels).contiguous()
+
+
+@dataclass
+class TarPairs:
+    """The pairs of tars; what is left out is counted on the way.
+
+    Args:
+        tars: their addresses, see `find_tars`.
+        window: pairs that are shuffled together.
+        cursor: place after the pairs that the last step took.
+        flaws: what was left out, in one epoch.
+    """
+
+    tars: Sequence[str]
+    window: int
+    cursor: Cursor = Cursor()
+    flaws: Flaws = field(default_factory=Flaws)
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """Hash of the addresses, and of the sizes of files: all bytes would take too long."""
+        return {"pairs": identity_of_many(
+            {tar: str(Path(tar).stat().st_size) if Path(tar).is_file() else ""
+             for tar in self.tars})}
+
+    def warn_of_skipped(self) -> None:
+        """Warn of what was left out."""
+        for remark in self.flaws.remarks():
+            console.warn(remark)
+
+    def steps(self, plan: Plan, start: int) -> Iterator[ReadPairs]:
+        """Read the pairs of each step from `start` on, from the cursor, which moves with each.
+
+        Raises:
+            VplError: there is no pair, or a thousand photos in a row cannot be read.
+        """
+        epoch, step, broken = self.cursor.epoch, start, 0
+        pairs = stream_pairs(self.tars, seed=plan.seed, part=plan.rank, parts=plan.ranks,
+                             window=self.window, start=self.cursor)
+        held: list[tuple[Tensor, str]] = []
+        if start >= plan.iterations:
+            return
+        for made, cursor in threads.in_threads(functools.partial(_decode, plan), pairs,
+                                               plan.workers):
+            if isinstance(made, Flaw):
+                broken += made.what == UNREAD
+                if cursor.epoch == epoch:
+                    self.flaws.add(made)
+                if broken == _MAX_BROKEN:
+                    raise VplError(f"{_MAX_BROKEN} photos in a row cannot be read, the last of "
+                                   f"them {made.where}", "check that these are the right tars")
+                continue
+            broken = 0
+            held.append(made)
+            if len(held) == plan.share:
+                self.cursor = cursor
+                yield plan.joined(held)
+                held, step = [], step + 1
+                if step == plan.iterations:
+                    return
+
+
+def _decode(plan: Plan, item: tuple[Pair | Flaw, Cursor]
+            ) -> tuple[tuple[Tensor, str] | Flaw, Cursor]:
+    """Decode and cut a pair's photo, and choose one of its captions; chance is the pair's own."""
+    pair, cursor = item
+    if isinstance(pair, Flaw):
+        return pair, cursor
+    rng = np.random.default_rng((plan.seed, 5, plan.rank, *asdict(cursor).values()))
+    try:
+        photo = read_photo(pair.photo)
+    except OSError as error:
+        return Flaw(UNREAD, f"{location_of(pair.tar, pair.key)}.{pair.suffix} ({error})"), cursor
+    return (cut_photo(photo, plan, rng),
+            pair.captions[int(rng.integers(len(pair.captions)))]), cursor
+
+
+def stream_pairs(
+    tars: Sequence[str], *, seed: int, part: int = 0, parts: int = 1, window: int = 512,
+    start: Cursor = Cursor(),
+) -> Iterator[tuple[Pair | Flaw, Cursor]]:
+    """Yield the pairs with captions of all tars, over and over, in an order of each epoch's own.
+
+    The order depends on the arguments alone: a generator that begins at a cursor yields what
+    would have followed there. Memory holds `window` pairs, however many there are.
+
+    Args:
+        tars: see `find_tars`.
+        seed: where chance begins.
+        part: number of this process, among `parts`. Tars are shared out; if there are fewer than
+            parts, their pairs.
+        parts: number of processes.
+        window: pairs that are shuffled together.
+        start: where to begin.
+
+    Yields:
+        a pair or a flaw, and the cursor after it.
+
+    Raises:
+        VplError: there is no pair.
+    """
+    in_vain = 0
+    while True:
+        in_vain += 1
+        for pair, cursor in _epoch(tars, seed, part, parts, window, start):
+            in_vain = 0 if isinstance(pair, Pair) else in_vain
+            yield pair, cursor
+        # A part has other tars in each epoch, so that one without a pair says little.
+        if in_vain >= 2 * parts:
+            raise VplError(f"no pair of a photo and a caption in {len(tars)} tars, such as "
+                           f"{tars[0]}", "a pair is KEY.jpg and KEY.txt, one after the other")
+        start = Cursor(start.epoch + 1)
+
+
+def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, start: Cursor
+           ) -> Iterator[tuple[Pair | Flaw, Cursor]]:
+    """Yield what is left of an epoch from a cursor on."""
+    order = np.random.default_rng((seed, 3, start.epoch)).permutation(len(tars)).tolist()
+    by_tar = len(tars) >= parts
+    own = order[part::parts] if by_tar else order
+    waiting: list[Pair] = []
+    opened, done, held = start, start.done, 0
+    for number in range(start.tar, len(own)):
+        for item, pair in enumerate(_captioned(tars[own[number]])):
+            if number == start.tar and item < start.item:
+                continue
+            if not by_tar and (number + item) % parts != part:
+                continue
+            if isinstance(pair, Flaw):
+                # Told once, when its window is read first.
+                if not done:
+                    yield pair, opened
+                continue
+            waiting.append(pair)
+            held += len(pair.photo)
+            if len(waiting) == window or held > _ROOM:
+                yield from _shuffled(waiting, seed, part, opened, done,
+                                     Cursor(start.epoch, number, item + 1))
+                waiting, opened, done, held = [], Cursor(start.epoch, number, item + 1), 0, 0
+    yield from _shuffled(waiting, seed, part, opened, done, Cursor(start.epoch + 1))
+
+
+def _shuffled(pairs: list[Pair], seed: int, part: int, opened: Cursor, done: int, behind: Cursor
+              ) -> Iterator[tuple[Pair, Cursor]]:
+    """Yield the pairs of a window, in an order that its beginning decides, each with a cursor."""
+    chance = np.random.default_rng((seed, 4, part, opened.epoch, opened.tar, opened.item))
+    order = chance.permutation(len(pairs)).tolist()
+    for position in range(done, len(order)):
+        last = position == len(order) - 1
+        yield pairs[order[position]], behind if last else Cursor(
+            opened.epoch, opened.tar, opened.item, position + 1)
+
+
+def _captioned(address: str) -> Iterator[Pair | Flaw]:
+    """Yield the pairs of a tar; those without a caption as flaws."""
+    before: Pair | Flaw | None = None
+    for pair in read_tar(address):
+        if isinstance(pair, Flaw) or pair.captions:
+            yield pair
+        # Where its caption is empty or no text, that was said just before.
+        elif not (isinstance(before, Flaw) and before.where == location_of(pair.tar, pair.key)):
+            yield Flaw(NO_CAPTION, location_of(pair.tar, pair.key))
+        before = pair

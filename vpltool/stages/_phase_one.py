@@ -1,8 +1,8 @@
-"""What the stages of phase 1 share: text prototypes, and pixels of many photos with labels."""
+"""What the stages of phase 1 share: text prototypes; pixels and regions of many photos."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -10,15 +10,16 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core import aligned_space
-from vpltool.core.gap import Gap
+from vpltool.core.gap import Gap, photo_regions
+from vpltool.core.grids import resample_maps
 from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
-from vpltool.engine import gap_regions, prototypes
+from vpltool.engine import prototypes
 from vpltool.engine.features import SEEDING, find_cams
 from vpltool.engine.photos import photos_with
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace
-from vpltool.lazy import Tensor, torch
+from vpltool.lazy import F, Tensor, torch
 from vpltool.parallel import memory
 from vpltool.parallel.ranks import Ranks
 from vpltool.settings import NoEffect, setting
@@ -93,11 +94,7 @@ def read_text(workspace: Workspace, choice: str, features: InputFolder, *, align
               ) -> prototypes.Prototypes:
     """Read text prototypes by NAME or path; features of the same CLIP will be compared with them.
 
-    Args:
-        workspace: whose classes they must be of.
-        choice: NAME or path.
-        features: the features.
-        aligned: whether they may lie in the space of an alignment.
+    Where `aligned` is set, they may lie in the space of an alignment.
 
     Raises:
         VplError: they are not there, of other classes or another CLIP, or come from photos.
@@ -217,7 +214,7 @@ def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolde
     """Give those of a photo's patches that count (N, dim), and their labels (N,)."""
     if maps is None:
         return patches, torch.full((len(patches),), UNSURE)
-    cam = gap_regions.read_maps(maps, features, key, len(patches))
+    cam = read_maps(maps, features, key, len(patches))
     if settings.pixels == "regions":
         regions, labels = region_features(patches, cam["cam"], cam["classes"])
         # Where a map is empty there is no region.
@@ -227,6 +224,45 @@ def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolde
     if unlabelled:
         return patches, labels
     return patches[labels != UNSURE], labels[labels != UNSURE]
+
+
+def read_maps(maps: InputFolder, features: InputFolder, key: str, count: int
+              ) -> dict[str, Tensor]:
+    """Read a photo's maps (K, h, w) and their classes, on the grid of its features.
+
+    The features have `count` patches of it; maps of groups are on another grid.
+    """
+    found = maps.read_tensors(key)
+    if found["cam"].shape[1] * found["cam"].shape[2] != count:
+        height, width = features.read_tensors(key, "grid")["grid"].tolist()
+        found["cam"] = resample_maps(found["cam"], (height, width))
+    return found
+
+
+def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], phi: float,
+                 space: aligned_space.AlignedSpace | None) -> tuple[Tensor, Tensor]:
+    """Read the regions of photos: L2-normed mean features (R, dim), and their classes (R,).
+
+    A class's region in a photo is where its CAM is the strongest and reaches Φ; classes without
+    such a patch have none. With a space, patches are mapped into it first.
+
+    Raises:
+        VplError: there is no region.
+    """
+    parts = []
+    with console.progress("read regions", len(ids)) as advance:
+        for key in ids:
+            patches = prototypes.read_patches(features, key, space).float()
+            cam = read_maps(maps, features, key, len(patches))
+            labels = seed_labels(cam["cam"], cam["classes"], phi, phi_background=0)
+            parts.append(photo_regions(F.normalize(patches, dim=-1),
+                                       labels.new_zeros(len(labels)), labels))
+            advance()
+    regions, classes = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not len(regions):
+        raise VplError(f"no CAM in {maps.path} reaches `phi={phi}`",
+                       f"lower it: `phi={round(phi / 2, 3)}`; or name other CAMs by `cams='NAME'`")
+    return regions, classes
 
 
 def sample_pixels(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,69 +1,24 @@
-"""The steps of a decoder's training: losses, checkpoints, and an end at any time."""
+"""The steps of any training: losses, checkpoints, an end at any time, and the file that results."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console
-from vpltool.core import segmenter
-from vpltool.core import training as learning
+from vpltool.core import training
 from vpltool.engine import checkpoints
 from vpltool.errors import VplError
 from vpltool.formats import Header, write_tensors
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel import memory
-from vpltool.parallel.device import worker_count
+from vpltool.parallel import memory, signals
 from vpltool.parallel.ranks import Ranks
-from vpltool.stages._fitting import TrainDecoderSettings
-from vpltool.stages._training_data import TrainingData, crop_batches
 
 _STEPS_UNREAD = 10
 """Steps whose losses wait on a GPU at most: to read them, the host waits for the last of them."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """A training: what is learned, how, and the file that is to come, with its header."""
-
-    data: TrainingData
-    training: learning.TrainingSettings
-    header: Header
-    target: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        return checkpoints.checkpoint_of(self.target)
-
-
-def take_steps(run: Training, network: segmenter.SegmenterNetwork, start: checkpoints.Start,
-               settings: TrainDecoderSettings, ranks: Ranks, interrupted: Callable[[], bool]
-               ) -> list[list[float]]:
-    """Take the steps that are left, and write checkpoints; give the loss curve."""
-    device = ranks.device
-    network = network.to(device)
-    training = run.training
-    optimizer = learning.make_optimizer(network, training)
-    checkpoints.load_state(network, optimizer, start.tensors)
-    with (contextlib.closing(crop_batches(run.data, training, start.step, device=device,
-                                          workers=worker_count(settings.workers))) as batches,
-          too_many_crops(training)):
-        return follow_steps(
-            Steps(run.header, run.target, training.iterations, network, optimizer,
-                  ("mask", "contrast", "affinity"), settings.checkpoint_every),
-            learning.train(network, optimizer, training, batches, start=start.step, group=ranks),
-            start, ranks, interrupted)
-
-
-def too_many_crops(training: learning.StepSettings) -> contextlib.AbstractContextManager[None]:
-    """Say what to do where the crops of a step do not fit into memory."""
-    return memory.explain_out_of_memory(
-        f"{training.batch_size} crops of {training.crop}×{training.crop} patches",
-        f"`batch_size={max(training.batch_size // 2, 1)}, overwrite=True`, or "
-        f"`crop={max(training.crop // 2, 2)}, overwrite=True`")
 
 
 @dataclass(frozen=True)
@@ -71,12 +26,12 @@ class Steps:
     """A training that is under way: what checkpoints hold, and how often they are written.
 
     Args:
-        header: of the file that is to come.
+        header: of the checkpoints, and of the file that is to come.
         target: that file.
         count: number of steps in all.
         network: what is trained; its state dict goes into checkpoints.
         optimizer: of its parameters.
-        names: of the losses.
+        names: of the losses. What a step says beyond these is logged as it is, not averaged.
         every: steps between two checkpoints.
         facts: gives what else a checkpoint says; all processes call it after the same step.
     """
@@ -91,16 +46,17 @@ class Steps:
     facts: Callable[[], Mapping[str, object]] = dict
 
 
-def follow_steps(work: Steps, records: Iterable[learning.StepRecord], start: checkpoints.Start,
-                 ranks: Ranks, interrupted: Callable[[], bool]) -> list[list[float]]:
-    """Follow the steps that are left, write checkpoints, and stop where that is asked for.
+def take_steps(work: Steps, records: Iterable[training.StepRecord], start: checkpoints.Start,
+               ranks: Ranks, finish: Callable[[], tuple[Header, Mapping[str, Tensor]]]
+               ) -> list[list[float]]:
+    """Take the steps that are left, write checkpoints, and write what was trained.
 
     Args:
-        work: the training.
+        work: the training; the state of its network and optimizer is loaded from the checkpoint.
         records: takes a step each time that one is asked for.
         start: where it begins.
-        ranks: the processes that train together.
-        interrupted: tells whether to stop.
+        ranks: the processes that train together; the first writes.
+        finish: called after the last step: header, without the curve, and tensors of the file.
 
     Returns:
         the loss curve: step, and the means of the losses since the last one.
@@ -109,9 +65,23 @@ def follow_steps(work: Steps, records: Iterable[learning.StepRecord], start: che
         VplError: a loss is not finite; the last checkpoint stays.
         KeyboardInterrupt: it was interrupted; there is a checkpoint.
     """
-    checkpoint, steps = checkpoints.checkpoint_of(work.target), work.count
+    checkpoints.load_state(work.network, work.optimizer, start.tensors)
+    # Around the writing, too: an interrupt in the last step comes when the file is there. torchrun
+    # sends a second signal after that of the terminal.
+    with signals.defer_interrupts(every=ranks.count > 1) as interrupted:
+        curve = _follow(work, records, start, ranks, interrupted)
+        if ranks.rank == 0:
+            header, tensors = finish()
+            write_trained(work.target, header, tensors, curve)
+    return curve
+
+
+def _follow(work: Steps, records: Iterable[training.StepRecord], start: checkpoints.Start,
+            ranks: Ranks, interrupted: Callable[[], bool]) -> list[list[float]]:
+    checkpoint, steps, averaged = (checkpoints.checkpoint_of(work.target), work.count,
+                                   len(work.names))
     curve, recent, first = start.curve, start.recent, ranks.rank == 0
-    unread: list[learning.StepRecord] = []
+    unread: list[training.StepRecord] = []
     if first and not start.step:
         checkpoint.unlink(missing_ok=True)
     rule, good = checkpoints.CheckpointRule(work.every), start.step
@@ -127,13 +97,14 @@ def follow_steps(work: Steps, records: Iterable[learning.StepRecord], start: che
             kept = kept and done < steps
             text = ""
             if logged or kept or len(unread) == _STEPS_UNREAD:
-                recent += _read_losses(unread, checkpoint, good)
+                read = _read_losses(unread, checkpoint, good)
+                recent += [losses[:averaged] for losses in read]
                 unread.clear()
                 text = " ".join(f"{name} {loss:.3f}" for name, loss in zip(
                     work.names, recent[-1], strict=False) if loss)
             if logged:
-                means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
-                curve.append([done, *means])
+                means = [sum(part) / len(part) for part in zip(*recent, strict=True)]
+                curve.append([done, *(round(value, 5) for value in (*means, *read[-1][averaged:]))])
                 recent.clear()
             if kept:
                 facts, good = work.facts(), done
@@ -147,31 +118,9 @@ def follow_steps(work: Steps, records: Iterable[learning.StepRecord], start: che
     return curve
 
 
-def write_trained(target: Path, header: Header, tensors: Mapping[str, Tensor],
-                  curve: Sequence[Sequence[float]], names: Sequence[str]) -> None:
-    """Write what was trained, delete its checkpoint, and say how the losses fell.
-
-    Args:
-        target: the file.
-        header: of the file.
-        tensors: of the file.
-        curve: see `follow_steps`.
-        names: of the losses; the curve may have the first of them only.
-    """
-    write_tensors(target, header, tensors)
-    checkpoints.checkpoint_of(target).unlink(missing_ok=True)
-    if curve:
-        console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
-            names, curve[0][1:], curve[-1][1:], strict=False)))
-
-
-def _read_losses(records: Sequence[learning.StepRecord], checkpoint: Path, good: int
+def _read_losses(records: Sequence[training.StepRecord], checkpoint: Path, good: int
                  ) -> list[list[float]]:
-    """Losses of each step, read at once.
-
-    Raises:
-        VplError: one is not finite.
-    """
+    """Read the losses of all steps at once; an error where one is not finite."""
     losses: list[list[float]] = torch.stack([
         torch.stack(record.losses) for record in records]).tolist()
     for record, own in zip(records, losses, strict=True):
@@ -180,3 +129,26 @@ def _read_losses(records: Sequence[learning.StepRecord], checkpoint: Path, good:
             raise VplError(f"the loss is not finite at step {record.iteration}{kept}",
                            "lower `lr`, with `overwrite=True`")
     return losses
+
+
+def write_trained(target: Path, header: Header, tensors: Mapping[str, Tensor],
+                  curve: Sequence[Sequence[float]]) -> None:
+    """Write what was trained, with its loss curve, and delete its checkpoint."""
+    write_tensors(target, replace(header, facts={**header.facts, "curve": curve}), tensors)
+    checkpoints.checkpoint_of(target).unlink(missing_ok=True)
+
+
+def note_losses(names: Sequence[str], curve: Sequence[Sequence[float]], before: str = "") -> None:
+    """Say how the losses fell that were not left out; the curve may have the first ones only."""
+    if curve:
+        console.note(before + ", ".join(
+            f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
+                names, curve[0][1:], curve[-1][1:], strict=False) if first or last))
+
+
+def too_many_crops(steps: training.StepSettings) -> AbstractContextManager[None]:
+    """Say what to do where the crops of a step do not fit into memory."""
+    return memory.explain_out_of_memory(
+        f"{steps.batch_size} crops of {steps.crop}×{steps.crop} patches",
+        f"`batch_size={max(steps.batch_size // 2, 1)}, overwrite=True`, or "
+        f"`crop={max(steps.crop // 2, 2)}, overwrite=True`")

@@ -1,4 +1,4 @@
-"""What a segmenter is trained on: stored layers, or crops that the frozen CLIP encodes."""
+"""What a segmenter is trained on: stored layers, or photos that the frozen CLIP encodes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.core import training
+from vpltool.core import tower, training
 from vpltool.core.grids import layers_of
-from vpltool.core.photos import fit_size, photo_size
+from vpltool.core.photos import fit_size, photo_size, to_pixels
 from vpltool.engine import models
 from vpltool.engine.features import open_features, parse_layers, parse_numbers
 from vpltool.engine.photos import check_current, naming_photo, read_known_photo
@@ -18,6 +18,7 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import Image, Tensor, np, npt, torch
+from vpltool.methods.inputs import LabelledPhoto
 from vpltool.parallel import threads
 from vpltool.parallel.device import find_device, find_precision
 from vpltool.stages._masks import Masks
@@ -54,7 +55,7 @@ def frozen_layers(
     workspace: Workspace, ids: Sequence[str], *, source: str, features: Path | None, split: str,
     reads: Collection[str], layers: str, device: str, precision: str,
 ) -> tuple[Frozen, Sequence[str]]:
-    """Choose where the layers come from.
+    """Choose where the layers come from, and which of the photos have them.
 
     Args:
         workspace: where features and photos are found.
@@ -66,9 +67,6 @@ def frozen_layers(
         layers: list of blocks; `spread`: four, evenly; empty: those stored, or all but the last.
         device: of the model.
         precision: of the model.
-
-    Returns:
-        the source, and the photos that it has.
 
     Raises:
         VplError: the features do not hold what is asked for, or the model cannot be had.
@@ -176,29 +174,78 @@ class TrainingData:
         share = crops // self.ranks
         return range(self.rank * share, (self.rank + 1) * share)
 
+    def labels(self, photo: Photo, grid: tuple[int, int]) -> Tensor:
+        """Labels of a photo on its grid (h, w), 4×4 a patch: (4h, 4w) uint8."""
+        return training.labels_at(self.masks.read_labels(photo.id), grid)
+
+    def encode(self, pixels: Tensor) -> tower.DenseFeatures:
+        """What the network reads of normalised photos (B, 3, H, W), by the frozen encoder."""
+        vision = self.frozen.encoder.vision
+        seen: tower.DenseFeatures = vision(
+            pixels.to(vision.weight.device, vision.weight.dtype), attention=False,
+            layers=self.frozen.layers, patches="block" if self.reads_patches else "none")
+        return seen
+
+
+def whole_photos(data: TrainingData, device: torch.device, workers: int
+                 ) -> Generator[LabelledPhoto, None, None]:
+    """Give each photo as a whole, in order, on the device; threads read ahead."""
+    stored = data.frozen.features is not None
+    for photo in threads.in_threads(
+            lambda photo: (_read_features if stored else _read_pixels)(data, photo), data.photos,
+            workers):
+        if not stored:
+            assert photo.layers is not None
+            seen = data.encode(photo.layers)
+            photo = replace(photo, layers=None if seen.layers is None else seen.layers[0],
+                            patches=None if seen.patches is None else seen.patches[0])
+        yield replace(photo, labels=photo.labels.to(device),
+                      layers=None if photo.layers is None else photo.layers.float().to(device),
+                      patches=None if photo.patches is None else photo.patches.float().to(device))
+
+
+def _read_features(data: TrainingData, photo: Photo, *, labels_alone: bool = False
+                   ) -> LabelledPhoto:
+    """Read what is stored for a photo; only what the network reads."""
+    features, wanted = data.frozen.features, data.frozen.layers
+    assert features is not None
+    tensors = features.read_tensors(photo.id, "grid", *(() if labels_alone else (
+        *(("layers", "layer_index") if wanted else ()),
+        *(("patches",) if data.reads_patches else ()))))
+    height, width = tensors["grid"].tolist()
+    layers = (layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
+              if "layers" in tensors else None)
+    return LabelledPhoto(layers, tensors.get("patches"), (height, width),
+                         data.labels(photo, (height, width)))
+
+
+def _read_pixels(data: TrainingData, photo: Photo) -> LabelledPhoto:
+    """Read and scale a photo; in place of layers it has pixels (1, 3, H, W), which are encoded."""
+    encoder = data.frozen.encoder
+    pixels = read_known_photo(data.workspace, photo)
+    patch = encoder.vision.patch
+    height, width = fit_size((pixels.shape[0], pixels.shape[1]), patch, max_side=data.max_side)
+    grid = (height // patch, width // patch)
+    normalised = to_pixels(pixels, (height, width), encoder.mean, encoder.std)
+    return LabelledPhoto(normalised[None], None, grid, data.labels(photo, grid))
+
 
 def crop_batches(data: TrainingData, settings: training.StepSettings, start: int, *,
                  device: torch.device, workers: int) -> Generator[training.CropBatch, None, None]:
     """Make a batch of crops for each step from `start` on.
 
     What the CPU has to do for a step depends only on its number, so threads do it ahead, as many
-    steps at a time as there are threads. A photo's encoding stays here, in order.
-
-    Args:
-        data: photos, masks and layers.
-        settings: of the training.
-        start: first step.
-        device: where the batches will go; for a GPU they come in pinned memory.
-        workers: number of threads; 0: none.
+    steps at a time as there are threads. A photo's encoding stays here, in order. For a GPU the
+    batches come in pinned memory.
     """
-    cut = _cut_photos if data.frozen.features is None else _cut_features
+    stored = data.frozen.features is not None
 
     def make(iteration: int) -> training.CropBatch:
-        batch = cut(data, settings, iteration)
+        batch = (_cut_features if stored else _cut_photos)(data, settings, iteration)
         return batch.pin_memory() if device.type == "cuda" else batch
 
     batches = threads.in_threads(make, range(start, settings.iterations), workers)
-    yield from batches if data.frozen.features is not None else _encoded(data, batches)
+    yield from batches if stored else _encoded(data, batches)
 
 
 def _photos_of(data: TrainingData, settings: training.StepSettings, iteration: int
@@ -207,40 +254,36 @@ def _photos_of(data: TrainingData, settings: training.StepSettings, iteration: i
             for number in training.chosen_photos(len(data.photos), settings, iteration)]
 
 
-def _tags_of(data: TrainingData, photos: list[Photo]) -> list[Tensor]:
-    return [torch.tensor(data.workspace.indices_of(photo), dtype=torch.long)
-            for photo in photos]
+def _batch(data: TrainingData, photos: list[Photo], windows: list[training.Window],
+           labels: list[Tensor], layers: list[Tensor], patches: list[Tensor]
+           ) -> training.CropBatch:
+    """Cut the labels (4h, 4w), and put everything together."""
+    return training.CropBatch(
+        torch.stack(layers) if layers else None, torch.stack(patches) if patches else None,
+        torch.stack([window.cut_labels(part) for window, part in zip(windows, labels,
+                                                                     strict=True)]),
+        torch.stack([window.valid() for window in windows]),
+        [torch.tensor(data.workspace.indices_of(photo), dtype=torch.long) for photo in photos])
 
 
 def _cut_features(data: TrainingData, settings: training.StepSettings, iteration: int
                   ) -> training.CropBatch:
-    """Read and cut what is stored for the photos of a step; only what the network reads."""
-    features, wanted = data.frozen.features, data.frozen.layers
-    assert features is not None
+    """Read and cut what is stored for the photos of a step."""
     rng = training.generator_of(settings, iteration)
     photos = _photos_of(data, settings, iteration)
-    names = ("grid", *(("layers", "layer_index") if wanted else ()),
-             *(("patches",) if data.reads_patches else ()))
-    crops, layers, patches = [], [], []
     own = data.own(len(photos))
+    windows, labels, layers, patches = [], [], [], []
     for number, photo in enumerate(photos):
-        tensors = features.read_tensors(photo.id, *(names if number in own else ("grid",)))
-        height, width = tensors["grid"].tolist()
-        window = training.choose_window((height, width), settings.crop, rng)
-        labels = training.labels_at(data.masks.read_labels(photo.id), window.grid)
-        crops.append((window.cut_labels(labels), window.valid()))
-        if number not in own:
-            continue
-        if wanted:
-            stored = layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
-            layers.append(window.cut(stored.unflatten(1, window.grid), 1).flatten(1, 2))
-        if data.reads_patches:
-            field = tensors["patches"].unflatten(0, window.grid)
-            patches.append(window.cut(field[None], 1)[0].flatten(0, 1))
-    labels, valid = map(torch.stack, zip(*crops, strict=True))
-    return training.CropBatch(torch.stack(layers) if layers else None,
-                              torch.stack(patches) if patches else None, labels, valid,
-                              _tags_of(data, photos))
+        whole = _read_features(data, photo, labels_alone=number not in own)
+        window = training.choose_window(whole.grid, settings.crop, rng)
+        windows.append(window)
+        labels.append(whole.labels)
+        if whole.layers is not None:
+            layers.append(window.cut(whole.layers.unflatten(1, whole.grid), 1).flatten(1, 2))
+        if whole.patches is not None:
+            patches.append(window.cut(whole.patches.unflatten(0, whole.grid)[None], 1)[0]
+                           .flatten(0, 1))
+    return _batch(data, photos, windows, labels, layers, patches)
 
 
 def _cut_photos(data: TrainingData, settings: training.StepSettings, iteration: int
@@ -254,22 +297,24 @@ def _cut_photos(data: TrainingData, settings: training.StepSettings, iteration: 
     patch = data.frozen.encoder.vision.patch
     rng = training.generator_of(settings, iteration)
     photos = _photos_of(data, settings, iteration)
-    crops, images = [], []
-    own = data.own(len(photos))
-    for number, photo in enumerate(photos):
-        path = data.workspace.image_path(photo)
-        with naming_photo(photo, path):
-            size = photo_size(path)
-        height, width = fit_size(size, patch,
-                                 scale=float(rng.uniform(0.5, 2.0)), max_side=data.max_side)
-        window = training.choose_window((height // patch, width // patch), settings.crop, rng)
-        labels = training.labels_at(data.masks.read_labels(photo.id), window.grid)
-        crops.append((window.cut_labels(labels), window.valid()))
-        if number in own:
-            pixels = read_known_photo(data.workspace, photo)
-            images.append(cut_pixels(pixels, window, patch))
-    labels, valid = map(torch.stack, zip(*crops, strict=True))
-    return training.CropBatch(torch.stack(images), None, labels, valid, _tags_of(data, photos))
+    windows = [choose_crop(data.workspace, photo, patch, settings.crop, rng,
+                           scale=float(rng.uniform(0.5, 2.0)), max_side=data.max_side)
+               for photo in photos]
+    labels = [data.labels(photo, window.grid)
+              for photo, window in zip(photos, windows, strict=True)]
+    images = [cut_pixels(read_known_photo(data.workspace, photos[number]), windows[number], patch)
+              for number in data.own(len(photos))]
+    return _batch(data, photos, windows, labels, images, [])
+
+
+def choose_crop(workspace: Workspace, photo: Photo, patch: int, side: int,
+                rng: np.random.Generator, *, scale: float, max_side: int) -> training.Window:
+    """Choose a square of `side` patches in the grid of a photo that is scaled by a factor."""
+    path = workspace.image_path(photo)
+    with naming_photo(photo, path):
+        size = photo_size(path)
+    height, width = fit_size(size, patch, scale=scale, max_side=max_side)
+    return training.choose_window((height // patch, width // patch), side, rng)
 
 
 def cut_pixels(photo: npt.NDArray[np.uint8], window: training.Window, patch: int) -> Tensor:
@@ -286,15 +331,14 @@ def _encoded(data: TrainingData, batches: Iterator[training.CropBatch]
              ) -> Iterator[training.CropBatch]:
     """Replace the pixels that `_cut_photos` left by the frozen layers."""
     encoder = data.frozen.encoder
-    vision, weight = encoder.vision, encoder.vision.weight
-    mean, std = torch.tensor([encoder.mean, encoder.std], device=weight.device).view(2, 1, 3, 1, 1)
+    device = encoder.vision.weight.device
+    mean, std = torch.tensor([encoder.mean, encoder.std], device=device).view(2, 1, 3, 1, 1)
     for batch in batches:
         assert batch.layers is not None
-        images = batch.layers.to(weight.device, non_blocking=True)
         own = data.own(len(batch.valid))
-        pixels = normalised_crops(images, batch.valid[own.start : own.stop], mean, std)
-        encoded = vision(pixels.to(weight.dtype), attention=False, layers=data.frozen.layers,
-                         patches="block" if data.reads_patches else "none")
+        pixels = normalised_crops(batch.layers.to(device, non_blocking=True),
+                                  batch.valid[own.start : own.stop], mean, std)
+        encoded = data.encode(pixels)
         yield replace(batch, layers=encoded.layers, patches=encoded.patches)
 
 
@@ -304,8 +348,8 @@ def normalised_crops(images: Tensor, valid: Tensor, mean: Tensor, std: Tensor) -
     Args:
         images: (B, 3, side·patch, side·patch), 0 to 255.
         valid: False where a patch is padding (B, side²), on any device.
-        mean: of RGB in [0, 1] (1, 3, 1, 1); the same for std.
-        std: see mean.
+        mean: of RGB in [0, 1] (1, 3, 1, 1).
+        std: of RGB in [0, 1] (1, 3, 1, 1).
     """
     pixels = (images.float().div_(255) - mean) / std
     side = round(valid.shape[1] ** 0.5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,18 @@ from vpltool import console, options
 from vpltool.core import aligned_space, alignment
 from vpltool.core.gap import modality_gap
 from vpltool.core.seeds import region_weights
-from vpltool.engine import checkpoints, gap_regions, headers, models, photos
+from vpltool.engine import checkpoints, headers, models, photos
 from vpltool.engine.features import check_kept, open_features
 from vpltool.engine.prototypes import Prototypes, patch_source, split_header
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, JsonObject, Workspace, write_tensors
+from vpltool.formats import Header, InputFolder, JsonObject, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel import device, signals
+from vpltool.parallel.device import find_device
+from vpltool.parallel.ranks import Ranks
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _phase_one
+from vpltool.stages import _phase_one, _steps
 
 _NO_REGIONS = NoEffect({"background": ("words", "none")}, "the background has no regions")
 
@@ -96,10 +97,6 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
 
     Next: vpltool cam --prototypes aligned --method dense
 
-    Args:
-        workspace: where inputs are found and outputs go.
-        settings: which regions, how both are mapped, how long.
-
     Returns:
         the file of aligned prototypes.
 
@@ -113,17 +110,16 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     text = _phase_one.read_text(workspace, settings.text, features, aligned=False)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
     header = split_header(workspace, "align", settings, features, text=text, cams=maps,
-                               tags=workspace.tags_identity(settings.split))
+                          tags=workspace.tags_identity(settings.split))
     target = settings.out or place(workspace.path, "prototypes", "aligned")
     if not headers.check_file(target, header, settings):
-        start = checkpoints.read_checkpoint(
-            checkpoints.checkpoint_of(target), replace(header, kind="alignment"),
-            overwrite=settings.overwrite,
-            update=settings.update, keep="`out='FILE'` keeps it")
+        start = checkpoints.read_checkpoint(target, replace(header, kind="alignment"), settings,
+                                            keep="`out='FILE'` keeps it")
         regions = _gather(workspace, features, maps, settings)
         with _phase_one.memory_for(len(regions.embeddings)):
-            _align(_Run(settings, regions, text, patch_source(features), header, target),
-                   start)
+            curve = _align(settings, regions, text, patch_source(features), header, target, start)
+        console.note(f"loss of patches {curve[0][1]:.3f} → {curve[-1][1]:.3f}, of text "
+                     f"{curve[0][2]:.3f} → {curve[-1][2]:.3f}; tau {curve[-1][3]:.3f}")
     return target
 
 
@@ -143,7 +139,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     with console.progress("read features", len(ids)) as advance:
         for number, key in enumerate(ids):
             patches = features.read_tensors(key, "patches")["patches"]
-            cam = gap_regions.read_maps(maps, features, key, len(patches))
+            cam = _phase_one.read_maps(maps, features, key, len(patches))
             weights, class_of = region_weights(cam["cam"], cam["classes"], settings.phi, low)
             patches, weights = _phase_one.sample_pixels(patches, weights.T, share,
                                                         settings.seed * 1_000_003 + number)
@@ -159,7 +155,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     _check_regions(workspace, {*classes} - {0}, maps, settings.phi)
     console.note(f"{len(counts)} regions of {len(ids)} photos, {held} patches")
     embeddings = torch.nn.functional.normalize(torch.cat(pixels).float(), dim=-1)
-    return alignment.Regions(embeddings.to(device.find_device(settings.device, double=True)),
+    return alignment.Regions(embeddings.to(find_device(settings.device, double=True)),
                              torch.cat([pixel for pixel, _ in entries]),
                              torch.cat([weight for _, weight in entries]), torch.tensor(counts),
                              torch.tensor(classes))
@@ -194,120 +190,75 @@ def _check_regions(workspace: Workspace, shown: set[int], maps: InputFolder, phi
         console.warn(f"no regions of {', '.join(absent)}: the text is mapped, not aligned")
 
 
-@dataclass(frozen=True)
-class _Run:
-    """An alignment: what it learns from, how, and the file that is to come, with its header.
+def _align(
+    chosen: AlignSettings, regions: alignment.Regions, text: Prototypes, patches: str,
+    header: Header, target: Path, start: checkpoints.Start,
+) -> list[list[float]]:
+    """Train both networks, and write the prototypes and the map of patches; the loss curve.
 
     Args:
-        settings: how.
+        chosen: how.
         regions: what the text is aligned with.
         text: prototypes in CLIP's joint space.
         patches: kind of the patches, see `patch_source`.
         header: of the result.
         target: its file.
+        start: where the training begins.
     """
+    training = alignment.AlignmentSettings(
+        iterations=chosen.iters, batch_size=chosen.batch_size, patches=chosen.patches,
+        refresh=chosen.refresh, lr=chosen.lr, weight_decay=chosen.weight_decay,
+        clusters=chosen.labels == "clusters", seed=chosen.seed)
+    where = regions.embeddings.device
+    kept = torch.ones_like(text.class_index, dtype=torch.bool)
+    if chosen.background == "none":
+        kept = text.class_index != 0
+    # The networks begin as always for a seed.
+    torch.manual_seed(chosen.seed)
+    aligner = alignment.Aligner(
+        dim=text.rows.shape[1], width=chosen.width, depth=chosen.depth,
+        last_relu=chosen.last_relu, shared_start=chosen.init == "shared", tau=chosen.tau,
+        learn_tau=chosen.learn_tau, text=text.rows[kept], class_index=text.class_index[kept],
+        regions=regions).to(where)
+    optimizer = alignment.make_optimizer(aligner, training)
 
-    settings: AlignSettings
-    regions: alignment.Regions
-    text: Prototypes
-    patches: str
-    header: Header
-    target: Path
+    def finish() -> tuple[Header, Mapping[str, Tensor]]:
+        alignment.refresh(aligner, regions, training)
+        space = aligned_space.AlignedSpace.folded(aligner.vision)
+        rows = aligned_space.AlignedSpace.folded(aligner.text)(text.rows.to(where))
+        if chosen.rows == "regions":
+            for centre, index in zip(aligner.vision_prototypes, regions.classes.tolist(),
+                                     strict=True):
+                if index:
+                    rows[text.class_index == index] = centre
+        facts = {"space": "vision" if chosen.rows == "regions" else "text",
+                 "rows": text.header.facts["rows"],
+                 "aligned": {"last_relu": chosen.last_relu, "patches": patches},
+                 **_changes(regions, text, space, rows)}
+        return replace(header, facts=facts), {
+            "prototypes": rows.cpu(), "class_index": text.class_index, **space.tensors}
 
-    @property
-    def training(self) -> alignment.AlignmentSettings:
-        chosen = self.settings
-        return alignment.AlignmentSettings(
-            iterations=chosen.iters, batch_size=chosen.batch_size, patches=chosen.patches,
-            refresh=chosen.refresh, lr=chosen.lr, weight_decay=chosen.weight_decay,
-            clusters=chosen.labels == "clusters", seed=chosen.seed)
-
-    def build(self) -> alignment.Aligner:
-        """The networks as they begin, always the same for a seed."""
-        chosen, kept = self.settings, torch.ones_like(self.text.class_index, dtype=torch.bool)
-        if chosen.background == "none":
-            kept = self.text.class_index != 0
-        torch.manual_seed(chosen.seed)
-        return alignment.Aligner(
-            dim=self.text.rows.shape[1], width=chosen.width, depth=chosen.depth,
-            last_relu=chosen.last_relu, shared_start=chosen.init == "shared", tau=chosen.tau,
-            learn_tau=chosen.learn_tau, text=self.text.rows[kept],
-            class_index=self.text.class_index[kept], regions=self.regions,
-        ).to(self.regions.embeddings.device)
-
-
-def _align(task: _Run, start: checkpoints.Start) -> None:
-    training, aligner = task.training, task.build()
-    optimizer, steps = alignment.make_optimizer(aligner, training), training.iterations
-    checkpoints.load_state(aligner, optimizer, start.tensors)
-    checkpoint = checkpoints.checkpoint_of(task.target)
-    header = replace(task.header, kind="alignment")
-    if not start.step:
-        checkpoint.unlink(missing_ok=True)
-    curve, recent = start.curve, start.recent
-    rule = checkpoints.CheckpointRule(task.settings.checkpoint_every)
-    # The outermost: an interrupt in the last step comes when the result is written.
-    with signals.defer_interrupts() as interrupted:
-        with console.progress(f"align {task.target.stem}", steps - start.step) as advance:
-            for record in alignment.train(aligner, optimizer, task.regions, training,
-                                          start=start.step):
-                done, stop = record.iteration + 1, interrupted()
-                recent.append([float(record.vision), float(record.text)])
-                _check_finite(recent[-1], record.iteration)
-                if done % max(steps // 50, 1) == 0 or done == steps:
-                    means = [round(sum(part) / len(part), 5) for part in zip(*recent, strict=True)]
-                    curve.append([done, *means, round(float(record.tau), 5)])
-                    recent.clear()
-                if rule.due(done, interrupted=stop) and done < steps:
-                    checkpoints.write_checkpoint(checkpoint, header, aligner, optimizer, done,
-                                                 curve, recent)
-                    if stop:
-                        raise KeyboardInterrupt
-                advance(text=f"patches {curve[-1][1]:.3f} text {curve[-1][2]:.3f}" if curve else "")
-        alignment.refresh(aligner, task.regions, training)
-        _write(task, aligner, curve)
-    checkpoint.unlink(missing_ok=True)
+    return _steps.take_steps(
+        _steps.Steps(replace(header, kind="alignment"), target, chosen.iters, aligner, optimizer,
+                     ("patches", "text"), chosen.checkpoint_every),
+        alignment.train(aligner, optimizer, regions, training, start=start.step), start,
+        Ranks(0, 1, where), finish)
 
 
-def _check_finite(losses: list[float], iteration: int) -> None:
-    if not math.isfinite(sum(losses)):
-        raise VplError(f"the loss is not finite at step {iteration}",
-                       "lower `lr`, with `overwrite=True`")
-
-
-def _write(task: _Run, aligner: alignment.Aligner, curve: list[list[float]]) -> None:
-    """Write the prototypes, with the map of patches; note what has changed."""
-    text, regions = task.text, task.regions
-    space = aligned_space.AlignedSpace.folded(aligner.vision)
-    rows = aligned_space.AlignedSpace.folded(aligner.text)(text.rows.to(regions.embeddings.device))
-    of_regions = task.settings.rows == "regions"
-    if of_regions:
-        for centre, index in zip(aligner.vision_prototypes, regions.classes.tolist(), strict=True):
-            if index:
-                rows[text.class_index == index] = centre
-    facts = {"space": "vision" if of_regions else "text", "rows": text.header.facts["rows"],
-             "aligned": {"last_relu": task.settings.last_relu, "patches": task.patches},
-             **_changes(task, space, rows), "curve": curve}
-    write_tensors(task.target, replace(task.header, facts=facts),
-                  {"prototypes": rows.cpu(), "class_index": text.class_index, **space.tensors})
-    console.note(f"loss of patches {curve[0][1]:.3f} → {curve[-1][1]:.3f}, of text "
-                 f"{curve[0][2]:.3f} → {curve[-1][2]:.3f}; tau {curve[-1][3]:.3f}")
-
-
-def _changes(task: _Run, space: aligned_space.AlignedSpace, rows: Tensor) -> JsonObject:
+def _changes(regions: alignment.Regions, text: Prototypes, space: aligned_space.AlignedSpace,
+             rows: Tensor) -> JsonObject:
     """Modality gap and class accuracy of the regions, before and after; noted, too."""
-    regions, facts = task.regions, dict[str, Any](gap={}, accuracy={})
+    facts = dict[str, Any](gap={}, accuracy={})
     named = regions.class_of != 0
     owner = regions.class_of[named].to(rows.device)
-    index = task.text.class_index.to(rows.device)
-    for name, means, prototypes in (
-            ("text", regions.means(), task.text.rows.to(rows)),
-            ("aligned", regions.means(space), rows)):
+    index = text.class_index.to(rows.device)
+    for name, means, prototypes in (("text", regions.means(), text.rows.to(rows)),
+                                    ("aligned", regions.means(space), rows)):
         means = means[named.to(means.device)]
         gap = modality_gap(prototypes, index, means, owner)
+        accuracy = alignment.class_accuracy(means, owner, prototypes, index)
         facts["gap"][name] = {"cosine": round(gap.cosine, 5), "centroid": round(gap.centroid, 5)}
-        facts["accuracy"][name] = round(
-            alignment.class_accuracy(means, owner, prototypes, index), 5)
+        facts["accuracy"][name] = round(accuracy, 5)
         console.note(f"{name}: modality gap (1 - cosine to the regions) {gap.cosine:.3f}, "
-                     f"{100 * facts['accuracy'][name]:.1f} % of the regions nearest to their tag")
+                     f"{100 * round(accuracy, 5):.1f} % of the regions nearest to their tag")
     return facts

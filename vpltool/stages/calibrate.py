@@ -45,10 +45,6 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
 
     Next: vpltool predict --decoder segmenter --abstain 0.7
 
-    Args:
-        workspace: where the probabilities of `predict` are found.
-        settings: of which segmenter, from which photos.
-
     Returns:
         the file.
 

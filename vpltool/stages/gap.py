@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.core import aligned_space
 from vpltool.core.gap import Gap, modality_gap
-from vpltool.engine import gap_regions, models, reports
-from vpltool.engine.features import open_features
+from vpltool.engine import models, reports
+from vpltool.engine.features import SEEDING, find_cams, open_features
+from vpltool.engine.photos import photos_with
 from vpltool.engine.prototypes import (
+    Prototypes,
     check_fits,
     check_one_space,
     find_prototypes,
@@ -22,10 +23,11 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, identity_of_file, write_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place
-from vpltool.lazy import Tensor, torch
+from vpltool.lazy import Tensor
 from vpltool.pictures import scatter
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
+from vpltool.stages import _phase_one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +63,6 @@ def run(workspace: Workspace, settings: GapSettings) -> reports.Report:
 
     Next: vpltool shift-gap, or vpltool eval
 
-    Args:
-        workspace: where inputs are found and scores go.
-        settings: which prototypes, and what marks the regions.
-
     Returns:
         the numbers of each set of prototypes and of each class.
 
@@ -73,7 +71,7 @@ def run(workspace: Workspace, settings: GapSettings) -> reports.Report:
     """
     models.check_words(workspace)
     measured = _measure(workspace, settings)
-    report = _report(workspace, measured, settings.split)
+    report = _report(workspace, measured, settings)
     path = settings.out or place(workspace.path, "gap", "gap")
     picture = path.with_suffix(".png")
 
@@ -92,27 +90,46 @@ def run(workspace: Workspace, settings: GapSettings) -> reports.Report:
 
 
 @dataclass(frozen=True)
-class PrototypeSet:
-    """Prototypes of one file: rows (rows, dim) and the class of each (rows,)."""
-
-    name: str
-    space: str
-    content: str
-    rows: Tensor
-    index: Tensor
-
-
-def _read_sets(workspace: Workspace, choices: Sequence[str] | None, features: InputFolder
-               ) -> tuple[list[PrototypeSet], aligned_space.AlignedSpace | None]:
-    """Read prototypes by NAME or path; none: text, and vision if it is there.
+class _Measured:
+    """Regions of all photos, and the gap of each set of prototypes to them.
 
     Args:
-        workspace: where names are looked for.
-        choices: NAMEs or paths.
-        features: what they will be compared with.
+        source: features of the photos.
+        maps: CAMs that mark the regions.
+        photos: number of photos.
+        features: of the regions (R, dim).
+        owner: class of each region (R,).
+        gaps: name to prototypes and their gap.
+    """
 
-    Returns:
-        the prototypes, and the map into the space that all of them lie in.
+    source: InputFolder
+    maps: InputFolder
+    photos: int
+    features: Tensor
+    owner: Tensor
+    gaps: Mapping[str, tuple[Prototypes, Gap]]
+
+
+def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
+    """Gather the regions of all photos, and measure the gap of each set of prototypes to them.
+
+    Raises:
+        VplError: an input is missing or of another model, or there is no region.
+    """
+    source = open_features(workspace, settings.features, settings.split)
+    sets = _read_sets(workspace, settings.prototypes, source)
+    maps = find_cams(workspace, settings.cams, settings.split, SEEDING)
+    ids = photos_with(workspace, settings.split, settings.limit, source, maps).ids
+    features, owner = _phase_one.read_regions(source, maps, ids, settings.phi,
+                                              space_of(next(iter(sets.values()))))
+    return _Measured(source, maps, len(ids), features, owner, {
+        name: (found, modality_gap(found.rows, found.class_index, features, owner))
+        for name, found in sets.items()})
+
+
+def _read_sets(workspace: Workspace, choices: Sequence[str], features: InputFolder
+               ) -> dict[str, Prototypes]:
+    """Read prototypes of one space by NAME or path; none: text, and vision if it is there.
 
     Raises:
         VplError: one is not there, of other classes, another CLIP or another space, or two have one
@@ -121,58 +138,20 @@ def _read_sets(workspace: Workspace, choices: Sequence[str] | None, features: In
     if not choices:
         vision = find_prototypes(workspace.path, "vision")
         choices = ["text", "vision"] if vision.exists() else ["text"]
-    sets: dict[str, PrototypeSet] = {}
-    first = None
+    sets: dict[str, Prototypes] = {}
     for choice in choices:
         found = read_prototypes(workspace, choice, aligned=True)
         check_fits(features, found)
-        first = first or found
-        check_one_space(first, found)
-        name = found.path.stem
-        if name in sets:
-            raise VplError(f"two of the prototypes are called `{name}`",
+        check_one_space(next(iter(sets.values()), found), found)
+        if found.path.stem in sets:
+            raise VplError(f"two of the prototypes are called `{found.path.stem}`",
                            "name each once; files need distinct names")
-        sets[name] = PrototypeSet(name, found.header.facts["space"], identity_of_file(found.path),
-                                  found.rows, found.class_index)
-    return list(sets.values()), space_of(first) if first else None
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Region features (R, dim) and the class of each (R,); prototypes, and the gap of each set."""
-
-    regions: gap_regions.Regions
-    features: Tensor
-    owner: Tensor
-    sets: Sequence[PrototypeSet]
-    gaps: Sequence[Gap]
-
-
-def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
-    """Gather the region features of all photos, and measure the gap of each set to them.
-
-    Raises:
-        VplError: an input is missing or of another model, or there is no region.
-    """
-    source = open_features(workspace, settings.features, settings.split)
-    sets, space = _read_sets(workspace, settings.prototypes, source)
-    regions = gap_regions.open_regions(workspace, source, settings.cams, settings.split,
-                                       settings.phi, settings.limit, space)
-    parts = list(regions.read())
-    features = torch.cat([part for part, _ in parts])
-    owner = torch.cat([classes for _, classes in parts])
-    if not len(features):
-        raise VplError(f"no CAM in {regions.maps.path} reaches `phi={regions.phi:g}`",
-                       f"lower it: `phi={round(regions.phi / 2, 3)}`; or name other CAMs by "
-                       "`cams='NAME'`")
-    return _Measured(regions, features, owner, sets,
-                     [modality_gap(item.rows, item.index, features, owner) for item in sets])
+        sets[found.path.stem] = found
+    return sets
 
 
 def panel(workspace: Workspace, settings: GapSettings) -> scatter.Panel:
     """Measure the gap and draw it as a panel of a larger picture; nothing is written.
-
-    Args: those of `run`.
 
     Raises:
         VplError: as `run`.
@@ -182,32 +161,30 @@ def panel(workspace: Workspace, settings: GapSettings) -> scatter.Panel:
 
 def _panel(measured: _Measured) -> scatter.Panel:
     """The picture's panel, see `gap_panel`, with the numbers below its title."""
-    sets = measured.sets
-    numbers = ",  ".join(f"{item.name} {value.centroid:.2f} / {value.cosine:.2f}"
-                         for item, value in zip(sets, measured.gaps, strict=True))
-    return scatter.gap_panel("Modality gap", f"distance of centroids / mean 1 - cos:  {numbers}",
-                             measured.features, measured.owner,
-                             [(item.name, item.space, item.rows, item.index) for item in sets])
+    numbers = ",  ".join(f"{name} {gap.centroid:.2f} / {gap.cosine:.2f}"
+                         for name, (_, gap) in measured.gaps.items())
+    return scatter.gap_panel(
+        "Modality gap", f"distance of centroids / mean 1 - cos:  {numbers}", measured.features,
+        measured.owner, [(name, found.header.facts["space"], found.rows, found.class_index)
+                         for name, (found, _) in measured.gaps.items()])
 
 
-def _report(workspace: Workspace, measured: _Measured, split: str) -> JsonObject:
-    regions, sets, gaps = measured.regions, measured.sets, measured.gaps
-    shown = {workspace.class_name(index): item for index, item in gaps[0].per_class.items()}
-    report: JsonObject = {
-        "kind": "gap", "split": split, "photos": len(regions.ids), "cams": regions.maps.name,
-        "phi": regions.phi, "features": regions.features.identity, "maps": regions.maps.identity,
-        "spread": round(gaps[0].spread, 6),
-        "classes": {name: {"regions": item.regions, "spread": round(item.spread, 6)}
-                    for name, item in shown.items()},
-        "prototypes": {}}
-    for item, value in zip(sets, gaps, strict=True):
-        report["prototypes"][item.name] = {
-            "space": item.space, "content": item.content, "centroid": round(value.centroid, 6),
-            "cosine": round(value.cosine, 6),
+def _report(workspace: Workspace, measured: _Measured, settings: GapSettings) -> JsonObject:
+    first = next(gap for _, gap in measured.gaps.values())
+    return {
+        "kind": "gap", "split": settings.split, "photos": measured.photos,
+        "cams": measured.maps.name, "phi": settings.phi, "features": measured.source.identity,
+        "maps": measured.maps.identity, "spread": round(first.spread, 6),
+        "classes": {workspace.class_name(index): {"regions": item.regions,
+                                                  "spread": round(item.spread, 6)}
+                    for index, item in first.per_class.items()},
+        "prototypes": {name: {
+            "space": found.header.facts["space"], "content": identity_of_file(found.path),
+            "centroid": round(gap.centroid, 6), "cosine": round(gap.cosine, 6),
             "classes": {workspace.class_name(index): {"centroid": round(one.centroid, 6),
                                                       "cosine": round(one.cosine, 6)}
-                        for index, one in value.per_class.items()}}
-    return report
+                        for index, one in gap.per_class.items()}}
+            for name, (found, gap) in measured.gaps.items()}}
 
 
 def show(report: reports.Report, _values: Mapping[str, object]) -> str:

@@ -118,10 +118,6 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
 
     Next: vpltool cam --prototypes vision
 
-    Args:
-        workspace: where inputs are found and outputs go.
-        settings: of phase 1.
-
     Returns:
         the file of vision prototypes.
 
@@ -156,8 +152,9 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
             with _phase_one.memory_for(len(pool.embeddings)):
                 rows, facts = _learn(workspace, pool, text, start, settings, ranks)
             if ranks.rank == 0:
-                prototypes.write_prototypes(target, header, {"prototypes": rows,
-                                                  "class_index": start.class_index}, facts, text)
+                prototypes.write_prototypes(
+                    target, header, {"prototypes": rows, "class_index": start.class_index}, facts,
+                    text)
     return target
 
 
@@ -218,15 +215,11 @@ def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
             course.append([record.step, round(record.objective, 7), round(record.gradient, 9),
                            record.lr])
 
-        rows = phase_one.learn(pool, zs, start.rows.to(device), index, _config(settings), callback,
-                               ranks)
+        config = PhaseOneConfig(**{entry.name: getattr(settings, entry.name)
+                                   for entry in fields(PhaseOneConfig)})
+        rows = phase_one.learn(pool, zs, start.rows.to(device), index, config, callback, ranks)
     if course:
         console.note(f"objective {course[0][1]:.5f} → {course[-1][1]:.5f}, "
                      f"gradient {course[0][2]:.2e} → {course[-1][2]:.2e}")
     facts = _phase_one.facts_of(workspace, pool, (zs, zs_index), rows, index, ranks)
     return rows.cpu(), {**facts, "course": course}
-
-
-def _config(settings: LearnPrototypesSettings) -> PhaseOneConfig:
-    return PhaseOneConfig(**{entry.name: getattr(settings, entry.name)
-                             for entry in fields(PhaseOneConfig)})

@@ -50,10 +50,6 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
 
     Next: vpltool cam --prototypes seeds, or vpltool learn-prototypes --start seeds --pixels seeds
 
-    Args:
-        workspace: where inputs are found and outputs go.
-        settings: which seeds, which method.
-
     Returns:
         the file of prototypes.
 

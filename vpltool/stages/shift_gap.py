@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.core import aligned_space
 from vpltool.core.gap import feature_centroid, shift_along_gap
-from vpltool.engine import gap_regions, headers, models, photos, prototypes
-from vpltool.engine.features import open_features
+from vpltool.engine import headers, models, prototypes
+from vpltool.engine.features import SEEDING, find_cams, open_features
+from vpltool.engine.photos import photos_with
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace
 from vpltool.formats.kinds import place
@@ -62,10 +62,6 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
 
     Next: vpltool cam --prototypes shifted
 
-    Args:
-        workspace: where inputs are found and outputs go.
-        settings: how far, and between which centroids.
-
     Returns:
         the file of moved prototypes.
 
@@ -79,63 +75,51 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     warn_without_effect(settings)
     features = open_features(workspace, settings.features, settings.split)
     text = _phase_one.read_text(workspace, settings.text, features)
-    inputs: dict[str, InputFolder | str] = {}
-    regions = None
-    if settings.centroid == "regions":
-        regions = gap_regions.open_regions(workspace, features, settings.cams, settings.split,
-                                           settings.phi, settings.limit, prototypes.space_of(text))
-        inputs = {"cams": regions.maps, "tags": workspace.tags_identity(settings.split)}
+    maps = (find_cams(workspace, settings.cams, settings.split, SEEDING)
+            if settings.centroid == "regions" else None)
+    inputs: dict[str, InputFolder | str] = {} if maps is None else {
+        "cams": maps, "tags": workspace.tags_identity(settings.split)}
     header = prototypes.split_header(workspace, "shift-gap", settings, features, text=text,
                                      **inputs)
     target = settings.out or place(workspace.path, "prototypes", "shifted")
-    if not headers.check_file(target, header, settings):
-        centroid, counted = _centroid(workspace, features, regions, text, settings)
-        moved, distances = _shift(text.rows, centroid, counted, settings.share)
-        facts = {"space": "text shifted", "rows": text.header.facts["rows"],
-                 "gap": {name: {"centroid": round(value, 5)}
-                         for name, value in zip(("text", "shifted"), distances, strict=True)}}
-        rows = {"prototypes": moved, "class_index": text.class_index}
-        prototypes.write_prototypes(target, header, rows, facts, text)
-        console.note(f"distance of the centroids: text {distances[0]:.3f}, shifted and back on the "
-                     f"sphere {distances[1]:.3f}")
+    if headers.check_file(target, header, settings):
+        return target
+    centroid, counted = _centroid(workspace, features, maps, text, settings)
+    middle = text.rows[counted].mean(dim=0)
+    moved = shift_along_gap(text.rows, centroid - middle, settings.share)
+    before, after = (float((centroid - rows).norm())
+                     for rows in (middle, moved[counted].mean(dim=0)))
+    facts = {"space": "text shifted", "rows": text.header.facts["rows"],
+             "gap": {"text": {"centroid": round(before, 5)},
+                     "shifted": {"centroid": round(after, 5)}}}
+    prototypes.write_prototypes(
+        target, header, {"prototypes": moved, "class_index": text.class_index}, facts, text)
+    console.note(f"distance of the centroids: text {before:.3f}, shifted and back on the sphere "
+                 f"{after:.3f}")
     return target
 
 
-def _centroid(workspace: Workspace, features: InputFolder, regions: gap_regions.Regions | None,
+def _centroid(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
               text: prototypes.Prototypes, settings: ShiftGapSettings) -> tuple[Tensor, Tensor]:
     """Give the centroid of the features (dim,), and which rows of the text count (rows,) bool.
 
     Raises:
         VplError: there is no region.
     """
-    if regions is None:
-        ids = photos.photos_with(workspace, settings.split, settings.limit, features).ids
-        centroid, _ = feature_centroid(_pixels(features, ids, prototypes.space_of(text)), groups=1)
-        return centroid, text.class_index >= 0
-    try:
-        centroid, seen = feature_centroid(regions.read(), len(workspace.classes) + 1)
-    except ValueError as error:
-        raise VplError(f"no CAM in {regions.maps.path} reaches `phi={regions.phi}`",
-                       f"lower it: `phi={round(regions.phi / 2, 3)}`; or name other CAMs by "
-                       "`cams='NAME'`") from error
-    return centroid, seen[text.class_index]
+    ids = photos_with(workspace, settings.split, settings.limit, features,
+                      *([maps] if maps else [])).ids
+    space = prototypes.space_of(text)
+    if maps:
+        regions = _phase_one.read_regions(features, maps, ids, settings.phi, space)
+        centroid, seen = feature_centroid([regions], len(workspace.classes) + 1)
+        return centroid, seen[text.class_index]
 
+    def pixels() -> Iterator[tuple[Tensor, Tensor]]:
+        with console.progress("read features", len(ids)) as advance:
+            for key in ids:
+                patches = prototypes.read_patches(features, key, space).float()
+                yield (torch.nn.functional.normalize(patches, dim=-1),
+                       torch.zeros(len(patches), dtype=torch.long))
+                advance()
 
-def _shift(rows: Tensor, centroid: Tensor, counted: Tensor, share: float
-           ) -> tuple[Tensor, tuple[float, float]]:
-    """Give the moved rows, and the distance of the centroids before and after."""
-    def distance(vectors: Tensor) -> float:
-        return float((centroid - vectors[counted].mean(dim=0)).norm())
-
-    moved = shift_along_gap(rows, centroid - rows[counted].mean(dim=0), share)
-    return moved, (distance(rows), distance(moved))
-
-
-def _pixels(features: InputFolder, ids: Sequence[str], space: aligned_space.AlignedSpace | None
-            ) -> Iterator[tuple[Tensor, Tensor]]:
-    with console.progress("read features", len(ids)) as advance:
-        for key in ids:
-            patches = prototypes.read_patches(features, key, space).float()
-            yield (torch.nn.functional.normalize(patches, dim=-1),
-                   torch.zeros(len(patches), dtype=torch.long))
-            advance()
+    return feature_centroid(pixels(), groups=1)[0], text.class_index >= 0

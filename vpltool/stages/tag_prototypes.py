@@ -44,10 +44,6 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
 
     Next: vpltool cam --prototypes tags --method salient
 
-    Args:
-        workspace: gives photos and tags.
-        settings: which photos, and how many of their patches.
-
     Returns:
         the file of prototypes.
 

@@ -58,10 +58,6 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
 
     Next: vpltool extract
 
-    Args:
-        workspace: gives the classes, the background words and the CLIP.
-        settings: which prompts, which words.
-
     Returns:
         the file of prototypes.
 

@@ -1,42 +1,49 @@
-"""`train-decoder`: a segmenter on a frozen CLIP, from pseudo masks and prototypes."""
+"""`train-decoder`: a segmenter on a frozen encoder, or with its last blocks, from pseudo masks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vpltool import console
-from vpltool.core import segmenter
-from vpltool.core.training import TrainingSettings
-from vpltool.engine import checkpoints, headers
-from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
+from vpltool.clip import encoders
+from vpltool.core import joint, segmenter, training
+from vpltool.engine import checkpoints, headers, models, segmenters
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header
 from vpltool.formats.changes import changed_inputs
-from vpltool.formats.kinds import place
 from vpltool.formats.shards import check_even, rank_of_process
 from vpltool.lazy import torch
 from vpltool.methods import load_method
-from vpltool.methods.inputs import SegmenterParts
+from vpltool.methods.inputs import LabelledPhoto
 from vpltool.methods.interfaces import SegmenterMethod
-from vpltool.parallel import device, signals
-from vpltool.parallel.ranks import joined
+from vpltool.parallel.device import find_device, find_precision, worker_count
+from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _fitting, _masks
-from vpltool.stages._finetune import finetune
-from vpltool.stages._steps import Training, take_steps, write_trained
-from vpltool.stages._training_data import Frozen, TrainingData, frozen_layers
+from vpltool.stages import _joint, _masks, _steps
+from vpltool.stages._fitting import Lesson, TrainDecoderSettings, find_lesson, training_of
+from vpltool.stages._training_data import TrainingData, crop_batches, whole_photos
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
-              writes=("decoder",), settings=_fitting.TrainDecoderSettings, methods="segmenters",
+              writes=("decoder",), settings=TrainDecoderSettings, methods="segmenters",
               together=True)
+
+_LOSSES = ("mask loss", "contrast", "affinity")
+
+_STEPLESS = dict.fromkeys(
+    ("iters", "batch_size", "crop", "lambda_ce", "lambda_rsc", "lambda_aff", "optimizer", "lr",
+     "power", "balanced", "start", "checkpoint_every", "seed"),
+    "it is computed in one pass, without steps")
+"""Settings of the training that a method with `fit` does not read, and why."""
 
 _ENCODER_ONLY = "no encoder is run; `source='photos'` runs it"
 
 
-def run(workspace: Workspace, settings: _fitting.TrainDecoderSettings) -> Path:
+def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     """Train a segmenter on pseudo masks; the encoder stays frozen.
 
     The class scores of a pixel are the cosines of its embedding to the prototypes. Under torchrun
@@ -46,10 +53,6 @@ def run(workspace: Workspace, settings: _fitting.TrainDecoderSettings) -> Path:
 
     Next: vpltool predict --split val
 
-    Args:
-        workspace: where inputs are found and the decoder goes.
-        settings: what to learn from, which method, how long.
-
     Returns:
         the file of the decoder.
 
@@ -58,154 +61,254 @@ def run(workspace: Workspace, settings: _fitting.TrainDecoderSettings) -> Path:
     """
     method = load_method(SegmenterMethod, settings.method)
     if method.TRAINS_ENCODER:
-        return finetune(workspace, settings, method)
+        return _finetune(workspace, settings, method)
     stepless = method.stepless
     if not stepless:
         check_even(settings.batch_size)
-    photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
-    masks = _masks.find_masks(workspace, settings.masks, settings.split, list(photos.values()))
-    prototypes = read_prototypes(workspace, class_rows(workspace, settings))
-    frozen, ids = frozen_layers(
-        workspace, masks.ids, source=settings.source, features=settings.features,
-        split=settings.split, reads=method.READS, layers=getattr(settings.of_method, "layers", ""),
-        device=settings.device, precision=settings.precision)
-    unread = _unread(settings, frozen, stepless)
+    lesson = find_lesson(workspace, settings, method)
+    frozen, target = lesson.frozen, lesson.target
+    unread = _unread(lesson)
     warn_without_effect(settings, without=unread)
-    training = _fitting.training_of(settings, _precision_of_steps(settings, frozen, stepless))
-    network = _fitting.build_segmenter(settings, method, SegmenterParts(
-        frozen.layers, frozen.input_width, prototypes.rows, prototypes.class_index), frozen)
-    if network.in_joint_space:
-        _check_rows(frozen, prototypes, settings.method)
-    name = settings.name or masks.name
-    target = settings.out or place(workspace.path, "decoder", name)
-    first = None if stepless else _start_from(workspace, settings, network, frozen.model,
-                                              target)
-    header = _make_header(workspace, settings, masks, prototypes, frozen, ids, training, first,
-                          unread)
-    if not _is_done(target, header, settings, masks, ids):
-        facts = {"segmenter": settings.method, "config": network.config,
-                 "reads": list(network.reads), "classes": list(workspace.classes),
-                 "normalise": workspace.normalise,
-                 "max_side": (frozen.features.header.options.get("max_side", 1024)
-                              if frozen.features else settings.max_side)}
-        seen = _masks.repeated(masks, ids, settings.corrected_times)
-        data = TrainingData(workspace, masks, [photos[key] for key in seen], frozen,
-                          network.reads_patches, settings.max_side, *rank_of_process())
-        task = Training(data, training, replace(header, facts=facts), target)
-        start = None if stepless else checkpoints.read_checkpoint(
-            task.checkpoint, task.header, overwrite=settings.overwrite, update=settings.update)
-        _masks.check_masks(masks, workspace, [photos[key] for key in ids])
-        if start is None:
-            _fit(task, method, network, settings)
-        else:
-            _train(task, network, start, settings)
+    steps = training_of(settings, _precision_of_steps(lesson))
+    network = lesson.build()
+    _check_network(lesson, network)
+    start = None if stepless else lesson.start()
+    if start:
+        _take_weights(lesson, network, start)
+    header = lesson.header(start, {
+        "source": frozen.source,
+        **({} if stepless else {"lr": steps.lr, "warmup": steps.warmup}),
+        **({"layers": list(frozen.layers)} if frozen.layers else {})}, unread, {
+        **_joint.facts_of(settings.method, workspace,
+                          frozen.features.header.options.get("max_side", 1024)
+                          if frozen.features else settings.max_side),
+        "config": network.config, "reads": list(network.reads)})
+    if _is_done(lesson, header):
+        return target
+    data = TrainingData(workspace, lesson.masks, lesson.epoch, frozen, network.reads_patches,
+                        settings.max_side, *rank_of_process())
+    if stepless:
+        _masks.check_masks(lesson.masks, workspace, lesson.photos)
+        with joined(settings.device, double=True) as ranks:
+            _fit(method, network, data, settings, ranks)
+            if ranks.rank == 0:
+                _steps.write_trained(target, header, network.state_dict(), [])
+        return target
+    begun = checkpoints.read_checkpoint(target, header, settings)
+    _masks.check_masks(lesson.masks, workspace, lesson.photos)
+    with (joined(settings.device) as ranks,
+          contextlib.closing(crop_batches(data, steps, begun.step, device=ranks.device,
+                                          workers=worker_count(settings.workers))) as batches,
+          _steps.too_many_crops(steps)):
+        optimizer = training.make_optimizer(network.to(ranks.device), steps)
+        curve = _steps.take_steps(
+            _steps.Steps(header, target, steps.iterations, network, optimizer, _LOSSES,
+                         settings.checkpoint_every),
+            training.train(network, optimizer, steps, batches, start=begun.step, group=ranks),
+            begun, ranks, lambda: (header, network.state_dict()))
+        if ranks.rank == 0:
+            _steps.note_losses(_LOSSES, curve)
     return target
 
 
-def _unread(settings: _fitting.TrainDecoderSettings, frozen: Frozen, stepless: bool
-            ) -> dict[str, str]:
+def _unread(lesson: Lesson) -> dict[str, str]:
     """Settings that are not read, and why."""
-    unread = dict(_fitting.STEPLESS) if stepless else {}
-    if frozen.features:
+    stepless, precision = lesson.method.stepless, lesson.settings.precision
+    unread = dict(_STEPLESS) if stepless else {}
+    if lesson.frozen.features:
         unread["max_side"] = _ENCODER_ONLY
         if stepless:
             unread["precision"] = _ENCODER_ONLY
-        elif settings.precision == "fp16":
+        elif precision == "fp16":
             # They would need their losses scaled.
             unread["precision"] = "steps are not computed in fp16; `precision='bf16'`"
     return unread
 
 
-def _precision_of_steps(settings: _fitting.TrainDecoderSettings, frozen: Frozen, stepless: bool
-                        ) -> torch.dtype:
+def _precision_of_steps(lesson: Lesson) -> torch.dtype:
     """The number format that the decoder's steps are computed in."""
-    if stepless or settings.precision != "bf16":
+    if lesson.method.stepless or lesson.settings.precision != "bf16":
         return torch.float32
     # Where there is an encoder, it has warned of a format that is slow.
-    warn = console.warn if frozen.features else None
-    return device.find_precision("bf16", device.find_device(settings.device), warn)
+    warn = console.warn if lesson.frozen.features else None
+    return find_precision("bf16", find_device(lesson.settings.device), warn)
 
 
-def _check_rows(frozen: Frozen, prototypes: Prototypes, method: str) -> None:
-    """Check that prototypes can classify the pixels of a method that compares them.
+def _check_network(lesson: Lesson, network: segmenter.SegmenterNetwork) -> None:
+    """Check that settings, features and prototypes suit the network.
 
     Raises:
-        VplError: they are of another model, or of classes alone.
+        VplError: one does not.
     """
+    settings, frozen, prototypes = lesson.settings, lesson.frozen, lesson.prototypes
+    residual = hasattr(settings.of_method, "residual")
+    if not lesson.method.stepless:
+        _check_steps(settings, network, residual=residual)
+    held = frozen.features.header.options.get("patches", "block") if frozen.features else "block"
+    if network.reads_patches and held != "block":
+        raise VplError(f"the segmenter reads the last block's patch embeddings; {frozen.name} "
+                       f"holds others ({held})",
+                       "`source='photos'`" + (", or `residual=False`" if residual else ""))
+    if not network.in_joint_space:
+        return
     headers.check_same_model(frozen.model, prototypes.header.model,
                              f"{frozen.name} and {prototypes.path}")
     if 0 not in prototypes.class_index.tolist():
-        raise VplError(f"`method={method!r}` compares pixels with prototypes, and "
+        raise VplError(f"`method={settings.method!r}` compares pixels with prototypes, and "
                        f"{prototypes.path} has none of the background",
                        "`method='discriminant'` needs none; `seed_prototypes(background="
                        "'clusters')` makes some, for `prototypes='seeds'`")
 
 
-def _start_from(workspace: Workspace, settings: _fitting.TrainDecoderSettings,
-                network: segmenter.SegmenterNetwork, model: Mapping[str, str], target: Path
-                ) -> Path | None:
-    """Give the network the weights of the decoder that it begins with; its path, if there is one.
+def _check_steps(settings: TrainDecoderSettings, network: segmenter.SegmenterNetwork, *,
+                 residual: bool) -> None:
+    if not settings.iters and not network.serves_untrained:
+        raise VplError("`iters=0` would keep an untrained network, whose predictions are random",
+                       "`iters=300`" + (", or `residual=True`, which begins as the dense CAM"
+                                        if residual else ""))
+    if settings.lambda_aff and not network.fuses:
+        raise VplError(f"`lambda_aff={settings.lambda_aff!r}`: `{settings.method}` has no fused "
+                       "features to compare", "`lambda_aff=0`")
+    if settings.lambda_rsc and not network.in_joint_space:
+        raise VplError(f"`lambda_rsc={settings.lambda_rsc!r}`: `{settings.method}` has no "
+                       "embeddings to compare with the prototypes", "`lambda_rsc=0`")
+
+
+def _take_weights(lesson: Lesson, network: segmenter.SegmenterNetwork,
+                  start: segmenters.SegmenterFile) -> None:
+    """Begin with the weights of another decoder; prototypes stay the network's own.
 
     Raises:
-        VplError: it is not there, does not fit, or is the one that would be written.
+        VplError: the other decoder is of another method or shape.
     """
-    start = _fitting.find_start(workspace, settings, target)
-    if start is None:
-        return None
-    _fitting.take_weights(network, start, settings.method, model)
-    return start.path
+    path, other = start.path, start.network()
+    if start.method != lesson.settings.method:
+        raise VplError(f"{path} is of the method {start.method}", f"`method={start.method!r}`")
+    own, found = ({key: tensor for key, tensor in part.state_dict().items()
+                   if key not in ("prototypes", "class_index")} for part in (network, other))
+    if _shapes(own) != _shapes(found) or (network.layers, network.reads) != (
+            other.layers, other.reads):
+        raise VplError(f"{path} has another shape than this decoder", ", ".join(
+            f"`{key}={value!r}`" for key, value in start.header.options.items()
+            if key in ("layers", "width", "residual")))
+    network.load_state_dict(found, strict=False)
 
 
-def _make_header(
-    workspace: Workspace, settings: _fitting.TrainDecoderSettings, masks: _masks.Masks,
-    prototypes: Prototypes, frozen: Frozen, ids: Sequence[str], training: TrainingSettings,
-    first: Path | None, unread: Mapping[str, str],
-) -> Header:
-    return _fitting.header_of(
-        workspace, settings, masks, prototypes.path, frozen, ids, first, skip=unread,
-        options={"prototypes": prototypes.path.stem, "source": frozen.source,
-                 **({} if "lr" in unread else {"lr": training.lr, "warmup": training.warmup}),
-                 **({"layers": list(frozen.layers)} if frozen.layers else {})})
+def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
-def _is_done(target: Path, header: Header, settings: _fitting.TrainDecoderSettings,
-             masks: _masks.Masks,
-             ids: Sequence[str]) -> bool:
+def _is_done(lesson: Lesson, header: Header) -> bool:
     """Tell whether the decoder is there already.
 
     Raises:
         VplError: another one is there; if masks have changed since, it says how many.
     """
+    target, ids = lesson.target, lesson.ids
     try:
-        return headers.check_file(target, header, settings)
+        return headers.check_file(target, header, lesson.settings)
     except VplError as error:
         if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
-            newer = _masks.newer_than(masks, target, ids)
+            newer = _masks.newer_than(lesson.masks, target, ids)
             error.message += f" ({part_of(newer, len(ids), 'masks', 'is', 'are')} newer than it)"
         raise
 
 
-def _fit(run: Training, method: SegmenterMethod, network: segmenter.SegmenterNetwork,
-         settings: _fitting.TrainDecoderSettings) -> None:
-    with joined(settings.device, double=True) as ranks:
-        _fitting.fit_segmenter(method, network, run.data, settings, ranks)
-        if ranks.rank == 0:
-            _write_decoder(run, network, [])
+def _fit(method: SegmenterMethod, network: segmenter.SegmenterNetwork, data: TrainingData,
+         settings: TrainDecoderSettings, ranks: Ranks) -> None:
+    """Compute the parameters of a network from whole photos; each process reads its share of them.
+
+    Raises:
+        VplError: a photo cannot be read any more, or the masks label nothing.
+    """
+    own = replace(data, photos=[photo for photo in data.photos if ranks.shard.holds(photo.id)])
+    with console.progress("train-decoder", len(own.photos)) as advance:
+        def counted() -> Generator[LabelledPhoto, None, None]:
+            for photo in whole_photos(own, ranks.device, worker_count(settings.workers)):
+                yield photo
+                advance()
+
+        method.fit(network.to(ranks.device), counted(), settings.of_method, ranks.total)
 
 
-def _train(run: Training, network: segmenter.SegmenterNetwork, start: checkpoints.Start,
-           settings: _fitting.TrainDecoderSettings) -> None:
-    with (joined(settings.device) as ranks,
-          # Outside the steps: an interrupt in the last one comes when the decoder is written.
-          # torchrun sends a second signal after that of the terminal.
-          signals.defer_interrupts(every=ranks.count > 1) as interrupted):
-        curve = take_steps(run, network, start, settings, ranks, interrupted)
-        if ranks.rank == 0:
-            _write_decoder(run, network, curve)
+_ITERS, _LR, _LOW_RANK = 1000, 3e-5, 10
+"""Where they are not given: a head that is computed needs few steps, and small ones. Updates of low
+rank need ten times the rate (Schulman et al., LoRA Without Regret, 2025)."""
+
+_UNTUNED = dict.fromkeys(
+    ("optimizer", "lambda_ce", "lambda_rsc", "lambda_aff", "balanced"),
+    "the encoder is trained by AdamW, with the cross-entropy and the tags")
 
 
-def _write_decoder(run: Training, network: segmenter.SegmenterNetwork, curve: list[list[float]]
-                   ) -> None:
-    header = replace(run.header, facts={**run.header.facts, "curve": curve})
-    write_trained(run.target, header, network.state_dict(), curve,
-                  ("mask loss", "contrast", "affinity"))
+def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod
+              ) -> Path:
+    """Train the last blocks of the encoder and a head that begins as the discriminant."""
+    chosen: Any = settings.of_method
+    settings = replace(settings, lr=settings.lr or _LR * (_LOW_RANK if chosen.rank else 1),
+                       iters=settings.iters if "iters" in settings.given else _ITERS)
+    warn_without_effect(settings, without=_UNTUNED)
+    check_even(settings.batch_size)
+    lesson = find_lesson(workspace, settings, method)
+    frozen, masks, target = lesson.frozen, lesson.masks, lesson.target
+    encoder = frozen.encoder or models.load_main(workspace, find_device(settings.device))
+    headers.check_same_model(encoder.identity, frozen.model, f"the encoder and {frozen.name}")
+    if chosen.blocks or chosen.rank:
+        _check_blocks(encoder, chosen.blocks, chosen.rank)
+    network, first = lesson.build(), lesson.start()
+    if first:
+        _take_head(network, first)
+    # Photos are as large as those of the features, unless another side is given.
+    side = settings.max_side
+    if frozen.features and "max_side" not in settings.given:
+        side = int(frozen.features.header.options.get("max_side", side))
+    header = lesson.header(first, {"source": "photos", "lr": settings.lr, "max_side": side,
+                                   "layers": list(frozen.layers)},
+                           _UNTUNED, _joint.facts_of(settings.method, workspace, side))
+    if headers.check_file(target, header, settings):
+        return target
+    start = checkpoints.read_checkpoint(target, header, settings)
+    _masks.check_masks(masks, workspace, lesson.photos)
+    _joint.warn_of_little([workspace.indices_of(photo) for photo in lesson.photos],
+                          workspace.classes)
+    if first is None and not start.step:
+        # Each of several processes reads all photos, and has all of the discriminant.
+        _fit(load_method(SegmenterMethod, "discriminant"), network,
+             TrainingData(workspace, masks, lesson.photos, frozen, network.reads_patches, side),
+             settings, Ranks(0, 1, find_device(settings.device)))
+    data = _joint.PixelData(workspace, [_joint.Taught(photo, tagged=bool(photo.tags))
+                                        for photo in lesson.epoch], masks, encoder, side)
+    _joint.train_both(data, network, joint.JointSettings(
+        blocks=chosen.blocks, rank=chosen.rank, average=chosen.average, doubt=chosen.doubt,
+        lambda_tags=chosen.lambda_tags), settings, header, target, start, ("masks", "tags"))
+    return target
+
+
+def _check_blocks(encoder: encoders.Encoder, blocks: int, rank: int) -> None:
+    """Check that the blocks that are to be trained are there, and can be told apart.
+
+    Raises:
+        VplError: they are not.
+    """
+    depth = encoders.with_head(encoder, f"`blocks={blocks}`").depth
+    if blocks > depth:
+        raise VplError(f"`blocks={blocks}`: the encoder has {depth}",
+                       f"`blocks={vision.depth}`, or `blocks=0` for all of it")
+    if rank and not blocks:
+        raise VplError(f"`rank={rank}` is for blocks, and `blocks=0` trains the whole encoder",
+                       f"`blocks={depth}`")
+
+
+def _take_head(network: segmenter.SegmenterNetwork, start: segmenters.SegmenterFile) -> None:
+    """Begin with the map of another decoder.
+
+    Raises:
+        VplError: it is no affine map of the same layers.
+    """
+    other = start.network()
+    own, found = ({name: tensor for name, tensor in part.state_dict().items()
+                   if name.startswith("classifier.")} for part in (network, other))
+    if _shapes(own) != _shapes(found) or network.layers != other.layers or start.own_encoder:
+        raise VplError(f"{start.path} does not hold a map of the layers {list(network.layers)}",
+                       "`start` names a decoder of `method='discriminant'` of the same layers; "
+                       "without it, the discriminant is computed first")
+    network.load_state_dict(found, strict=False)

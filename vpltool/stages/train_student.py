@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vpltool import console, options
 from vpltool.clip import encoders
@@ -19,11 +18,10 @@ from vpltool.formats.kinds import place
 from vpltool.formats.shards import check_even
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
-from vpltool.settings import RUNNING, setting
+from vpltool.settings import setting
 from vpltool.stage import Stage
 from vpltool.stages import _masks
-from vpltool.stages._joint import JointTraining, facts_of, steps_of, train_both, warn_of_little
-from vpltool.stages._pixel_data import PixelData, Taught
+from vpltool.stages._joint import PixelData, Taught, facts_of, train_both, warn_of_little
 
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 """A plain ViT of 5.7 million parameters, Apache-2.0."""
@@ -78,10 +76,7 @@ class StudentSettings(options.Replaces):
         352, "Longer photos are scaled down to this, in training and use: less is faster; 0: "
              "never.", low=0, metavar="PIXELS")
     name: str = setting("student", "Name of the student.", record="never", inside=True)
-    checkpoint_every: int = setting(
-        200, "Steps between checkpoints; there is also one every minute, and one on interruption. "
-             "A stopped run resumes from the last.", low=1, panel=RUNNING, record="never",
-        brief=False)
+    checkpoint_every: int = options.checkpoint_every(200)
     seed: int = options.seed()
     precision: str = options.precision()
     device: str = options.device()
@@ -104,10 +99,6 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
 
     Next: vpltool predict --decoder student --split val
 
-    Args:
-        workspace: where inputs are found and the student goes.
-        settings: which teacher, which network, how long.
-
     Returns:
         the file of the student.
 
@@ -119,20 +110,29 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     target = settings.out or place(workspace.path, "decoder", settings.name)
     if target.resolve() == lesson.teacher.path.resolve():
         raise VplError(f"{target} is the teacher", "`name='NAME'` gives the student another name")
-    encoder = _load_student(workspace, settings)
+    source = encoders.find_encoder(settings.encoder, (Path(), workspace.path))
+    encoder = (encoders.random_encoder(source, settings.seed) if settings.begin == "random"
+               else encoders.load_encoder(source, find_device("cpu")))
     _warn_of_grid(lesson.soft, encoder.vision.patch, settings.max_side)
     layers = features.parse_layers(settings.layers, encoder.vision.depth)
     header = _make_header(workspace, settings, lesson, encoder.identity, layers)
     if headers.check_file(target, header, settings):
         return target
-    start = checkpoints.read_checkpoint(checkpoints.checkpoint_of(target), header,
-                                        overwrite=settings.overwrite, update=settings.update)
+    start = checkpoints.read_checkpoint(target, header, settings)
     if lesson.masks:
         _masks.check_masks(lesson.masks, workspace, [taught.photo for taught in lesson.photos
                                                      if taught.masked])
     warn_of_little([workspace.indices_of(taught.photo) for taught in lesson.photos
                     if taught.tagged], workspace.classes)
-    train_both(_task(workspace, settings, lesson, encoder, header, target, tuple(layers)), start)
+    torch.manual_seed(settings.seed)
+    head = light_head.LightHead(tuple(layers), encoder.vision.width, 1 + len(workspace.classes),
+                                settings.width)
+    train_both(
+        PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side, _SCALES),
+        head, joint.JointSettings(
+            average=settings.average, head_lr=10.0, layer_decay=header.options["layer_decay"],
+            lambda_masks=settings.lambda_masks if lesson.masks else 0.0),
+        settings, header, target, start, ("teacher", "masks"))
     return target
 
 
@@ -143,13 +143,13 @@ def named_student(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What a student learns from.
+    """What a student learns from: probabilities of its teacher, and masks that sharpen them.
 
     Args:
         teacher: the segmenter.
-        soft: its probabilities, of the split; of the named photos, in `also`.
-        also: see soft.
-        masks: those that sharpen them; None: there are none.
+        soft: its probabilities, of the split.
+        also: its probabilities of the named photos.
+        masks: None: there are none.
         photos: those that are learned from.
     """
 
@@ -196,22 +196,13 @@ def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
 def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: segmenters.SegmenterFile,
                 photos: Sequence[Photo]) -> _masks.Masks | None:
     """The masks that sharpen the teacher's probabilities: by default those that taught it."""
-    if settings.masks == "none" or not settings.lambda_masks:
-        return None
-    choice = settings.masks or teacher.header.sources.get("masks", "")
+    choice = settings.masks
     if not choice:
-        return None
-    if not settings.masks and not (workspace.path / choice).is_dir():
+        taught = teacher.header.sources.get("masks", "")
+        choice = taught if taught and (workspace.path / taught).is_dir() else "none"
+    if choice == "none" or not settings.lambda_masks:
         return None
     return _masks.find_masks(workspace, choice, settings.split, photos)
-
-
-def _load_student(workspace: Workspace, settings: StudentSettings) -> Any:
-    """The network that is to be trained, with published or random weights."""
-    source = encoders.find_encoder(settings.encoder, (Path(), workspace.path))
-    if settings.begin == "random":
-        return encoders.random_encoder(source, settings.seed)
-    return encoders.load_encoder(source, find_device("cpu"))
 
 
 def _warn_of_grid(soft: InputFolder, patch: int, max_side: int) -> None:
@@ -249,21 +240,6 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
     if settings.also:
         sources["also"] = headers.relative_path(settings.also, workspace.path)
     call = {name: value for name, value in header.call.items() if name not in ("masks", "also")}
-    facts = facts_of("light", workspace.classes, workspace.normalise, settings.max_side)
-    return with_photo_files(workspace, replace(header, sources=sources, call=call,
-                                               facts=dict(facts)))
-
-
-def _task(workspace: Workspace, settings: StudentSettings, lesson: _Lesson, encoder: Any,
-          header: Header, target: Path, layers: tuple[int, ...]) -> JointTraining:
-    torch.manual_seed(settings.seed)
-    head = light_head.LightHead(layers, encoder.vision.width, 1 + len(workspace.classes),
-                                settings.width)
-    data = PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side,
-                     _SCALES)
-    taught = joint.JointSettings(average=settings.average, head_lr=10.0,
-                                 layer_decay=header.options["layer_decay"],
-                                 lambda_masks=settings.lambda_masks if lesson.masks else 0.0)
-    return JointTraining(header, target, head, data, steps_of(settings), taught,
-                         ("teacher", "masks"), settings.device, settings.checkpoint_every,
-                         settings.workers)
+    return with_photo_files(workspace, replace(
+        header, sources=sources, call=call,
+        facts=facts_of("light", workspace, settings.max_side)))
