@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpltool.core.saliency import patch_walk
+from vpltool.core.affinity import patch_walk
 from vpltool.core.segmenter import SegmenterNetwork, side_by_side
 
 _MOST_ROWS = 10_000_000

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.core import segment
+from vpltool.core.agreement import tempered
 from vpltool.core.photos import describe_failure, read_photo
-from vpltool.core.temperature import tempered
 from vpltool.engine import headers, named_photos, photo_work, running
 from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
 from vpltool.errors import PhotosFailed, VplError
