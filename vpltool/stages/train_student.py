@@ -9,7 +9,7 @@ from typing import Any
 
 from vpltool import console, options
 from vpltool.clip import encoders
-from vpltool.core import joint, light_head
+from vpltool.core import joint, segmenter
 from vpltool.datasets.layouts import relative_name
 from vpltool.engine import checkpoints, features, headers, named_photos, segmenters
 from vpltool.engine.photos import check_current, with_photo_files
@@ -249,7 +249,7 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
 def _task(workspace: Workspace, settings: StudentSettings, lesson: _Lesson, encoder: Any,
           header: Header, target: Path, layers: tuple[int, ...]) -> JointTraining:
     torch.manual_seed(settings.seed)
-    head = light_head.LightHead(layers, encoder.vision.width, 1 + len(workspace.classes),
+    head = segmenter.LightHead(layers, encoder.vision.width, 1 + len(workspace.classes),
                                 settings.width)
     data = PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side,
                      _SCALES)
