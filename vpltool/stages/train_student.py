@@ -250,7 +250,7 @@ def _task(workspace: Workspace, settings: StudentSettings, lesson: _Lesson, enco
           header: Header, target: Path, layers: tuple[int, ...]) -> JointTraining:
     torch.manual_seed(settings.seed)
     head = segmenter.LightHead(layers, encoder.vision.width, 1 + len(workspace.classes),
-                                settings.width)
+                               settings.width)
     data = PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side,
                      _SCALES)
     taught = joint.JointSettings(average=settings.average, head_lr=10.0,
