@@ -18,8 +18,8 @@ from torch import Tensor
 from world import GRAIN, save_model
 
 from vpltool.clip.load import load_clip
-from vpltool.core.decoder import Decoder
 from vpltool.core.phase_one import Pixels
+from vpltool.core.segmenter import Decoder
 from vpltool.core.vit import VisionTower
 from vpltool.demo.scenes import draw_scene
 from vpltool.methods.inputs import ScoredPhoto, SegmenterParts

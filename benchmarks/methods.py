@@ -22,9 +22,9 @@ from stages import Bench
 
 from vpltool import console
 from vpltool.core import alignment
-from vpltool.core.calibration import Calibration
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.core.tagging import Vocabulary, tag_scores
+from vpltool.core.tower import Calibration
 from vpltool.methods import KINDS, find_method, find_methods
 from vpltool.methods.inputs import CamBatch, EmbeddingBatch, PhotoMaps
 from vpltool.parallel.device import keep_freed_memory

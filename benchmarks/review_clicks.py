@@ -30,10 +30,10 @@ from torch import Tensor
 
 from vpltool.core.agreement import class_shares
 from vpltool.core.discriminant import Moments, discriminant, label_shares
-from vpltool.core.linear import LinearSegmenter
 from vpltool.core.metrics import Confusion, confusion, scores
 from vpltool.core.photos import read_photo
 from vpltool.core.segment import labels_of, probabilities_of
+from vpltool.core.segmenter import LinearSegmenter
 from vpltool.core.training import labels_at
 from vpltool.formats import (
     IGNORE,

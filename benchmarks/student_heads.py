@@ -25,10 +25,9 @@ from torch.nn import functional
 
 from vpltool.clip.encoders import Encoder, find_encoder, load_encoder, random_encoder
 from vpltool.core.joint import JointSettings, Pair, joint_optimizer, train_jointly
-from vpltool.core.light_head import LightHead
 from vpltool.core.metrics import confusion, scores
 from vpltool.core.photos import fit_size, to_pixels
-from vpltool.core.segmenter import SegmenterNetwork
+from vpltool.core.segmenter import LightHead, SegmenterNetwork
 from vpltool.core.tower import DenseFeatures, Tower
 from vpltool.core.training import StepSettings
 from vpltool.engine.features import parse_layers

@@ -33,8 +33,8 @@ import safety  # noqa: E402
 import world as worlds  # noqa: E402
 from stages import STAGES, TOY, Bench  # noqa: E402
 
-from vpltool.core.decoder import Decoder  # noqa: E402
 from vpltool.core.metrics import Confusion, confusion, scores  # noqa: E402
+from vpltool.core.segmenter import Decoder  # noqa: E402
 from vpltool.formats import open_input, read_labels, read_tensors  # noqa: E402
 from vpltool.methods import KINDS, find_methods  # noqa: E402
 

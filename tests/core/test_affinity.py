@@ -12,10 +12,10 @@ from torch import Tensor
 from vpltool.core.affinity import (
     _components,
     box_mask,
+    patch_walk,
     sinkhorn_scaling,
 )
 from vpltool.core.grids import min_max
-from vpltool.core.saliency import patch_walk
 from vpltool.methods.refiners.rfm import refining_map
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from reference import pgseg
 from torch import Tensor
 
-from vpltool.core.em import best_matchings, em_prototypes
+from vpltool.core.npr import best_matchings, em_prototypes
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.methods.estimators.em import Settings, em_over_photos, moving_average
 

@@ -29,8 +29,14 @@ from vpltool.core.group_training import (
     make_optimizer,
     train,
 )
-from vpltool.core.grouping import GroupingBlock, TokenBlock, assign
-from vpltool.core.groups import CaptionShape, GroupNetwork, GroupShape
+from vpltool.core.groups import (
+    CaptionShape,
+    GroupingBlock,
+    GroupNetwork,
+    GroupShape,
+    TokenBlock,
+    assign,
+)
 from vpltool.stages.train_groups import TrainGroupsSettings, shape_of
 
 PAPER = shape_of(TrainGroupsSettings(text="own"))

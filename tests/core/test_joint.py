@@ -6,7 +6,7 @@ from trainings import training_with
 
 from vpltool.clip.encoders import find_encoder, random_encoder
 from vpltool.core.joint import JointSettings, Pair, joint_optimizer
-from vpltool.core.light_head import LightHead
+from vpltool.core.segmenter import LightHead
 
 
 def rates(name: str, layers: tuple[int, ...], **joint: float) -> tuple[Pair, dict[int, float]]:

@@ -10,8 +10,8 @@ from reference import linear
 from torch import Tensor
 from trainings import training_with
 
-from vpltool.core.linear import LinearSegmenter
 from vpltool.core.segment import logits_of
+from vpltool.core.segmenter import LinearSegmenter
 from vpltool.core.training import CropBatch, step_losses
 
 CLASS_INDEX = torch.tensor([1, 1, 2, 3, 0, 0])

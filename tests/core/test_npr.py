@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from reference import pgseg
 from torch import Tensor
 
-from vpltool.core.em import best_matchings
 from vpltool.core.group_training import GroupTraining, Objective
 from vpltool.core.groups import GroupNetwork
-from vpltool.core.npr import Prototypes, Reconstruction, prototype_contrast
+from vpltool.core.npr import Prototypes, Reconstruction, best_matchings, prototype_contrast
 from vpltool.stages.train_groups import TrainGroupsSettings, shape_of
 
 SHAPE = shape_of(TrainGroupsSettings(

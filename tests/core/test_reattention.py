@@ -17,7 +17,7 @@ from torch import Tensor
 from vpltool.clip.load import import_open_clip
 from vpltool.clip.towers import tower_from_open_clip
 from vpltool.core.blocks import BlockShape
-from vpltool.core.calibration import Calibration
+from vpltool.core.tower import Calibration
 from vpltool.core.vit import Head, VisionTower
 
 TEXT = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}

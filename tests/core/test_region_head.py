@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vpltool.core.region_head import number_regions
+from vpltool.core.segment import number_regions
 
 ndimage = pytest.importorskip("scipy.ndimage")
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from as_methods import salient_cam
 from torch import Tensor
 
-from vpltool.core.saliency import border_saliency, patch_walk
+from vpltool.core.affinity import border_saliency, patch_walk
 
 
 def unit(*shape: int, seed: int) -> Tensor:

@@ -14,7 +14,6 @@ from reference import weclip
 from torch import Tensor
 
 from vpltool.clip.load import Clip, load_clip
-from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.grids import layers_of
 from vpltool.core.segment import (
     FINENESS,
@@ -25,6 +24,7 @@ from vpltool.core.segment import (
     probabilities_of,
     segment,
 )
+from vpltool.core.segmenter import Decoder, DecoderShape
 
 INDEX = torch.tensor([1, 2, 2, 3, 0, 0])
 DIM, WIDTH = 16, 32

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 from trainings import training_with
 
-from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.photos import fit_size
+from vpltool.core.segmenter import Decoder, DecoderShape
 from vpltool.core.training import (
     CropBatch,
     StepRecord,

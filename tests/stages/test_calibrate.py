@@ -11,7 +11,7 @@ import torch
 from conftest import Run, copy_workspace
 from PIL import Image
 
-from vpltool.core.temperature import Sample, fit_temperature, kept_at, spread, tempered
+from vpltool.core.agreement import Sample, fit_temperature, kept_at, spread, tempered
 from vpltool.formats import read_tensors
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import Run
 
-from vpltool.core.saliency import border_saliency
+from vpltool.core.affinity import border_saliency
 from vpltool.formats import open_workspace, read_tensors, write_tensors
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from trainings import training_with
 
 from vpltool.core import training
-from vpltool.core.decoder import Decoder, DecoderShape
 from vpltool.core.photos import fit_size, read_photo, to_pixels
+from vpltool.core.segmenter import Decoder, DecoderShape
 from vpltool.core.training import (
     CropBatch,
     chosen_photos,

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from vpltool.clip.timm_towers import TimmTower, timm_from_config
 from vpltool.clip.transformers_towers import TransformersTower, transformers_from_config
 from vpltool.clip.weights import without_random_init
-from vpltool.core.blocks import Block, BlockShape
-from vpltool.core.meta_device import rebuild
+from vpltool.core.blocks import Block, BlockShape, rebuild
 from vpltool.core.tower import Tower
 from vpltool.core.vit import Head, Resampling, VisionTower
 from vpltool.json_text import JsonObject

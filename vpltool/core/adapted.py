@@ -14,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpltool.core.calibration import Calibration
 from vpltool.core.tower import (
     ATTENTION_BLOCKS,
     INSTEAD_OF,
+    Calibration,
     DenseFeatures,
     Tower,
     cache_parts,
-    joined,
 )
 from vpltool.errors import VplError
 
@@ -140,8 +139,9 @@ class AdaptedTower(Tower):
         if attention or attentions:
             self.check_able(["attention"], self.name)
         blocks = min(attention_blocks, self.depth) if attention or attentions else 0
-        return joined([self._encode(part, patches != "none", tuple(layers), blocks, attention,
-                                    attentions) for part in cache_parts(pixels, self.patch)])
+        return DenseFeatures.joined([
+            self._encode(part, patches != "none", tuple(layers), blocks, attention, attentions)
+            for part in cache_parts(pixels, self.patch)])
 
     def _encode(self, pixels: Tensor, patches: bool, layers: Sequence[int], blocks: int,
                 attention: bool, attentions: bool) -> DenseFeatures:

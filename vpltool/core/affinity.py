@@ -1,7 +1,14 @@
-"""Class-aware attention affinity (CAA) of CLIP-ES: CAMs are spread along attention, within boxes.
+"""Walks between the patches of a photo: along attention, or between those that look alike.
 
-The affinity matrix T = D² is never formed: (T ∘ mask) c = D(D(mask ∘ c)), and D is the attention
-scaled by two vectors. The cost is a few matrix products for all classes at once.
+CLIP-ES's class-aware attention affinity (CAA) spreads CAMs along attention, within boxes. Its
+matrix T = D² is never formed: (T ∘ mask) c = D(D(mask ∘ c)), and D is the attention scaled by two
+vectors: a few matrix products for all classes at once.
+
+Border saliency finds objects of any class, as patches that do not look like the photo's border. A
+text prototype tells which class a photo shows, but often not where: with a small encoder, its
+scores ranked the patches of an object no better than chance. The border prior is older than CLIP
+(Zhu et al., CVPR 2014: background touches the border). Here the patches from which a random walk
+reaches the border are background.
 """
 
 from __future__ import annotations
@@ -17,16 +24,9 @@ _UNSEEN_ROUNDS = 8
 
 
 def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[Tensor, Tensor]:
-    """Return vectors r, c for which diag(r)·A·diag(c) is nearly doubly stochastic.
+    """Return vectors r and c (B, n) for which diag(r)·A·diag(c) is nearly doubly stochastic.
 
-    One round divides by the column sums, then by the row sums, as in CLIP-ES.
-
-    Args:
-        attention: A, non-negative (B, n, n).
-        rounds: number of rounds.
-
-    Returns:
-        r (B, n) and c (B, n).
+    A round divides A, non-negative (B, n, n), by the column sums, then by the row sums (CLIP-ES).
     """
     rows = torch.ones_like(attention[..., 0])
     columns = torch.ones_like(rows)
@@ -37,7 +37,7 @@ def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[
 
 
 def box_mask(cams: Tensor, threshold: float | Tensor, *, exclusive: bool = False) -> Tensor:
-    """Return the union of the bounding boxes around the bright regions of each CAM.
+    """Return the union of the bounding boxes around the bright regions of each CAM (maps, h, w).
 
     As in CLIP-ES: the boxes of the 8-connected components of floor(255·cam) > floor(threshold·max).
 
@@ -45,9 +45,6 @@ def box_mask(cams: Tensor, threshold: float | Tensor, *, exclusive: bool = False
         cams: maps in [0, 1] (maps, h, w).
         threshold: λ, 0.4 for VOC and 0.7 for COCO; or one for each map (maps, 1, 1).
         exclusive: leave the map's last row and column out of every box, as in CLIP-ES.
-
-    Returns:
-        bool (maps, h, w).
     """
     count, height, width = cams.shape
     # CLIP-ES normalises a map twice, so its maximum is 1 − 1e-7, which is level 254, and the
@@ -96,7 +93,7 @@ def _components(bright: Tensor, rounds: int) -> Tensor:
 
 
 def attention_walk(attentions: Sequence[Tensor], shares: Sequence[float], maps: Tensor) -> Tensor:
-    """Take two steps along the weighted mean of doubly stochastic attentions.
+    """Take two steps along the weighted mean of doubly stochastic attentions: (n, K), float32.
 
     Each is made doubly stochastic by itself: without the class token and the registers, rows of
     different encoders sum to different numbers, and the shares would not be those asked for. A mean
@@ -106,14 +103,10 @@ def attention_walk(attentions: Sequence[Tensor], shares: Sequence[float], maps: 
         attentions: of each encoder (n, n).
         shares: of each; an encoder without one is not looked at.
         maps: (n, K), float32.
-
-    Returns:
-        maps (n, K), float32.
     """
-    steps = [(share, attention.float()) for share, attention in zip(shares, attentions, strict=True)
-             if share]
-    scaled = [(share, attention, *sinkhorn_scaling(attention[None]))
-              for share, attention in steps]
+    used = [(share, attention.float()) for share, attention in zip(shares, attentions, strict=True)
+            if share]
+    scaled = [(share, attention, *sinkhorn_scaling(attention[None])) for share, attention in used]
     for _ in range(2):
         parts = [symmetric_product(attention, rows[0], columns[0], maps) * share
                  for share, attention, rows, columns in scaled]
@@ -126,3 +119,49 @@ def symmetric_product(attention: Tensor, rows: Tensor, columns: Tensor, maps: Te
     forward = rows[:, None] * (attention @ (columns[:, None] * maps))
     backward = columns[:, None] * (attention.T @ (rows[:, None] * maps))
     return (forward + backward) / 2
+
+
+def patch_walk(patches: Tensor, tau: float) -> Tensor:
+    """Return the transitions (B, n, n) of a random walk between L2-normed patches (B, n, dim).
+
+    It steps from i to j with probability softmax_j(cos(x_i − m, x_j − m) / τ), where m is the mean
+    of the photo's patches.
+    """
+    centred = F.normalize(patches - patches.mean(dim=1, keepdim=True), dim=-1)
+    return (centred @ centred.transpose(1, 2) / tau).softmax(dim=-1)
+
+
+def border_saliency(patches: Tensor, grid: tuple[int, int], *, tau: float = 0.1,
+                    steps: int = 2) -> Tensor:
+    """Rank each patch by how seldom a random walk from it ends on the border.
+
+    Args:
+        patches: L2-normed patch embeddings (B, h·w, dim).
+        grid: (h, w).
+        tau: temperature of the walk, see `patch_walk`.
+        steps: number of its steps.
+
+    Returns:
+        rank in the photo (B, h·w), 0 for the least and 1 for the most salient patch.
+    """
+    height, width = grid
+    walk = patch_walk(patches, tau)
+    border = torch.zeros(grid, device=patches.device)
+    border[[0, -1]] = 1
+    border[:, [0, -1]] = 1
+    mass = border.flatten()[None, :, None].expand(len(patches), -1, 1)
+    for _ in range(steps):
+        mass = walk @ mass
+    order = mass[..., 0].argsort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(height * width, device=patches.device, dtype=torch.float32)
+    ranks = (ranks / max(height * width - 1, 1)).expand(len(patches), -1)
+    return torch.empty_like(ranks).scatter_(1, order, ranks)
+
+
+def salient_means(patches: Tensor, grid: tuple[int, int], share: float) -> Tensor:
+    """Return the mean (B, dim) of each photo's most salient share of patches, at least one patch.
+
+    Patches are L2-normed (B, h·w, dim), float32, on a grid (h, w).
+    """
+    salient = (border_saliency(patches, grid) >= 1 - share).to(patches)
+    return (salient[:, None] @ patches)[:, 0] / salient.sum(dim=1, keepdim=True)

@@ -5,6 +5,12 @@ usual multi-label scores), and the calibration of a photo's class probabilities 
 2017: expected calibration error over bins of equal width). Entropy and margin are the usual
 measures of active learning (Settles, Active Learning Literature Survey, 2009, section 3.1), here
 averaged over a photo's pixels: they say which mask is worth a person's time.
+
+Temperature scaling (Guo et al., ICML 2017) divides logits by a number that makes held-out labels
+most likely. Here nothing but tags is held out: they say which classes a photo may show, and the
+background it always may. So the temperature maximises the probability of these together, the
+likelihood of partial labels (Jin and Ghahramani, NIPS 2002). It is taken over the pixels that were
+said to be of a class: of the others tags say nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from vpltool.lazy import Tensor, np, npt, torch
+from vpltool.lazy import F, Tensor, np, npt, torch
 
 Flags: TypeAlias = "npt.NDArray[np.bool_]"
 Floats: TypeAlias = "npt.NDArray[np.float64]"
@@ -23,7 +29,7 @@ _LEAST = 1e-12
 
 
 def class_shares(labels: npt.NDArray[np.uint8], classes: int) -> Floats:
-    """Share of a photo's pixels that each class takes (classes,), from labels (H, W).
+    """Return the share of a photo's pixels that each class takes (classes,), from labels (H, W).
 
     Unlabelled pixels, 255, count among the pixels and for no class.
     """
@@ -31,7 +37,7 @@ def class_shares(labels: npt.NDArray[np.uint8], classes: int) -> Floats:
 
 
 def photo_probabilities(pixels: Floats, share: float) -> Floats:
-    """Probability that a photo shows each class (K,), from those of its pixels (K, n).
+    """Return the probability that a photo shows each class (K,), from those of its pixels (K, n).
 
     The mean over the class's likeliest `share` of the pixels, one pixel at least: the maximum would
     be that of the luckiest pixel, the mean over all that of the largest object.
@@ -42,12 +48,10 @@ def photo_probabilities(pixels: Floats, share: float) -> Floats:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Scores of predicted tags, in [0, 1]; NaN where nothing is counted.
+    """Scores of predicted tags, in [0, 1] (classes,); NaN where nothing is counted.
 
-    Args:
-        precision: share of the photos predicted to show a class that are tagged with it (classes,).
-        recall: share of the photos tagged with a class that are predicted to show it (classes,).
-        f1: their harmonic mean (classes,); NaN for a class neither predicted nor tagged.
+    Precision: the share of the photos predicted to show a class that are tagged with it. Recall:
+    the share of the photos tagged with it that are predicted to show it. F1: their harmonic mean.
     """
 
     precision: Floats
@@ -55,7 +59,7 @@ class Agreement:
     f1: Floats
 
     def means(self) -> dict[str, float]:
-        """Mean of each score over the classes that have one; NaN where none has."""
+        """Return the mean of each score over the classes that have one; NaN where none has."""
         scores = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
         return {name: float(values[counted].mean()) if (counted := ~np.isnan(values)).any()
                 else float("nan") for name, values in scores.items()}
@@ -70,7 +74,7 @@ def agreement(predicted: Flags, tagged: Flags) -> Agreement:
 
 
 def overlap(predicted: Flags, tagged: Flags) -> Floats:
-    """Jaccard index of predicted and given tags of each photo (photos,); 1 where both are none."""
+    """Return the Jaccard index of each photo's predicted and given tags (photos,); of none, 1."""
     both = (predicted & tagged).sum(axis=1).astype(np.float64)
     either = (predicted | tagged).sum(axis=1)
     return np.asarray(np.where(either == 0, 1.0, both / np.maximum(either, 1)), np.float64)
@@ -78,14 +82,9 @@ def overlap(predicted: Flags, tagged: Flags) -> Floats:
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs of photo and class whose probability is in [low, high).
+    """Pairs of photo and class whose probability is in [low, high); 1 belongs to the last bin.
 
-    Args:
-        low: lower bound.
-        high: upper bound; 1 belongs to the last bin.
-        pairs: their number.
-        said: mean probability; NaN without a pair.
-        tagged: share of the pairs that are tagged; NaN without a pair.
+    Their number, mean probability, and the share of them that is tagged: both NaN without a pair.
     """
 
     low: float
@@ -110,20 +109,20 @@ def reliability(probabilities: Floats, tagged: Flags, bins: int = 10) -> list[Bi
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Expected calibration error: |said - tagged|, weighted by the pairs of each bin."""
+    """Return the expected calibration error: |said - tagged|, weighted by the pairs of each bin."""
     pairs = sum(entry.pairs for entry in bins)
     return sum(entry.pairs * abs(entry.said - entry.tagged)
                for entry in bins if entry.pairs) / max(pairs, 1)
 
 
 def mean_entropy(probabilities: Tensor) -> float:
-    """Entropy of the pixels' classes, in nats, averaged over a photo: (classes, h, w)."""
+    """Return the entropy of the pixels' classes, in nats, averaged over a photo (classes, h, w)."""
     shares = _shares(probabilities)
     return float(-(shares * shares.clamp_min(_LEAST).log()).sum(dim=0).mean())
 
 
 def mean_margin(probabilities: Tensor) -> float:
-    """1 - (first - second probability) of the pixels, averaged over a photo: (classes, h, w)."""
+    """Return 1 - (first - second probability), averaged over a photo's pixels (classes, h, w)."""
     if len(probabilities) < 2:
         return 0.0
     first, second = _shares(probabilities).topk(2, dim=0).values
@@ -134,3 +133,85 @@ def _shares(probabilities: Tensor) -> Tensor:
     """Probabilities that sum to 1: classes that were nowhere likely are not stored."""
     values = probabilities.to(torch.float64)
     return values / values.sum(dim=0).clamp_min(_LEAST)
+
+
+LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Least probabilities that a table of reliability has a row for."""
+
+_LOW, _HIGH, _STEPS = 0.25, 8.0, 121
+_TINY = 1e-6
+
+
+@dataclass
+class Sample:
+    """Pixels of held-out photos (n, classes), the background first.
+
+    The probability of each class, and whether the tags of the pixel's photo allow it.
+    """
+
+    probabilities: Tensor
+    allowed: Tensor
+
+
+def tempered(probabilities: Tensor, temperature: float, dim: int = 0) -> Tensor:
+    """Return probabilities whose logits were divided by a temperature, along `dim`."""
+    if temperature == 1:
+        return probabilities
+    logits = probabilities.float().clamp_min(_TINY).log() / temperature
+    return logits.softmax(dim=dim)
+
+
+def fit_temperature(sample: Sample) -> float:
+    """Return the temperature that makes what the tags allow most likely; 1 without any pixel.
+
+    It is searched on a grid of 121 values from 1/4 to 8.
+    """
+    said = sample.probabilities.argmax(dim=1) > 0
+    if not said.any():
+        return 1.0
+    logits = sample.probabilities[said].float().clamp_min(_TINY).log()
+    forbidden = ~sample.allowed[said]
+    steps = torch.linspace(0, 1, _STEPS, dtype=torch.float64)
+    grid = (_LOW * (_HIGH / _LOW) ** steps).tolist()
+    losses = [float(-(logits / each).log_softmax(dim=1).masked_fill(forbidden, -torch.inf)
+                    .logsumexp(dim=1).double().mean()) for each in grid]
+    return round(grid[losses.index(min(losses))], 4)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left where pixels below a least probability are not labelled.
+
+    The share of the pixels that keep a label; and, of those that keep the label of a class, the
+    share whose photo is tagged with it: NaN, if there are none.
+    """
+
+    level: float
+    share: float
+    right: float
+
+
+def kept_at(sample: Sample, temperature: float, levels: tuple[float, ...] = LEVELS) -> list[Kept]:
+    """Tell how many pixels keep their label at each level, and how often the tags agree."""
+    sure, label = tempered(sample.probabilities, temperature, dim=1).max(dim=1)
+    tagged = sample.allowed.gather(1, label[:, None])[:, 0]
+    found = []
+    for level in levels:
+        kept = sure >= level
+        of_class = kept & (label > 0)
+        right = float(tagged[of_class].double().mean()) if of_class.any() else float("nan")
+        found.append(Kept(level, float(kept.double().mean()), right))
+    return found
+
+
+def spread(probabilities: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Give each of `count` classes a probability (count, h, w), from those that were stored.
+
+    Classes that are not among the stored ones (K,), with probabilities (K, h, w), get what is left
+    to 1, in equal parts.
+    """
+    rest = (1 - probabilities.float().sum(dim=0)).clamp_min(0)
+    others = max(count - len(classes), 1)
+    whole = (rest / others).expand(count, -1, -1).clone()
+    whole[classes] = probabilities.float()
+    return F.normalize(whole.clamp_min(_TINY), p=1, dim=0)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Linear(nn.Linear):
@@ -26,18 +28,11 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return x Wᵀ + b; in float32 on AMD's CPUs, without gradients, as a convolution of one pixel.
+    """Return x Wᵀ + b (..., out) of x (..., in), W (out, in) and b (out,).
 
-    There torch takes MKL, which uses less of these CPUs than oneDNN does, and copies the bias
-    before the product. A convolution is torch's only way to oneDNN in float32.
-
-    Args:
-        x: (..., in).
-        weight: W (out, in).
-        bias: b (out,), or None.
-
-    Returns:
-        (..., out).
+    In float32 on AMD's CPUs, without gradients, it is a convolution of one pixel: torch's only way
+    to oneDNN in float32. Otherwise torch takes MKL, which uses less of these CPUs than oneDNN does,
+    and copies the bias before the product.
     """
     if (torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu"
             or x.dtype != torch.float32 or weight.dtype != torch.float32 or not x.numel()
@@ -50,9 +45,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @functools.cache
 def convolves_faster() -> bool:
-    """Tell whether this is a CPU of AMD, and torch has oneDNN; told by name, not by timing.
+    """Tell whether this is a CPU of AMD, and torch has oneDNN.
 
-    Results then do not depend on what else the machine does.
+    Told by name, not by timing: results then do not depend on what else the machine does.
     """
     try:
         named = Path("/proc/cpuinfo").read_text("ascii", errors="ignore")
@@ -140,11 +135,9 @@ class Block(nn.Module):
         return self.forward_from(x, self.ln_1(x))
 
     def forward_from(self, x: Tensor, normed: Tensor) -> Tensor:
-        """Run the block from ln_1's output on, GradCAM's target activation.
+        """Run the block on tokens x from `normed` on: ln_1(x), GradCAM's target, or a replacement.
 
-        Args:
-            x: tokens (B, N, width), the residual branch.
-            normed: ln_1(x), or a replacement for it, (B, N, width).
+        All are (B, N, width); x is the residual branch.
         """
         return self.after_attention(x, self.attend(*self.heads(normed)))
 
@@ -153,10 +146,9 @@ class Block(nn.Module):
         return self.after_attention(x, self.heads(self.ln_1(x))[2])
 
     def forward_with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the block without gradients; also return its head-averaged attention.
+        """Run the block without gradients: its tokens (B, N, width) and head-averaged attention.
 
-        Returns:
-            tokens (B, N, width); attention (B, N, N) in float32, rows summing to 1.
+        Attention is (B, N, N) in float32, rows summing to 1.
         """
         mixed, mean = self._weigh_and_average(self.ln_1(x), values=True)
         return self.after_attention(x, mixed), mean
@@ -202,53 +194,43 @@ class Block(nn.Module):
         return mixed, total.div_(heads)
 
     def attention_output(self, mixed: Tensor) -> Tensor:
-        """Project the output of the heads (B, heads, N, head width) to (B, N, width).
-
-        It is what the residual branch would be added to.
-        """
+        """Project the heads' output (B, heads, N, head width) to what is added to the tokens."""
         return self.gamma_1 * self._joined(mixed)
+
+    def calibrated_output(self, x: Tensor, heads: str) -> Tensor:
+        """Return what the block adds to ExCEL's second path (B, N, width), without gradients.
+
+        γ₁·out(A v), of its input x on CLIP's own path. A is the mean attention of queries to
+        queries, keys to keys and values to values, shared by all heads: their `sum` or `mean`.
+        """
+        parts = self.heads(self.ln_1(x))
+        value = parts[2]
+        shared = value.new_zeros(len(x), x.shape[1], x.shape[1], dtype=torch.float32)
+        for part in parts:
+            _weigh(part, part, part[..., :0], shared)
+        shared /= len(parts)
+        if heads == "mean":
+            shared /= self.shape.heads
+        return self.attention_output(shared.to(value)[:, None] @ value)
 
     def _joined(self, mixed: Tensor) -> Tensor:
         return self.out(mixed.transpose(1, 2).flatten(2))
 
     def after_attention(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Run the rest of the block: output projection, residual, MLP.
+        """Run the rest of the block on tokens x (B, N, width): output projection, residual, MLP.
 
-        Args:
-            x: tokens (B, N, width), the residual branch.
-            mixed: output of the heads (B, heads, N, head width).
+        `mixed` is the output of the heads (B, heads, N, head width).
         """
         x = torch.addcmul(x, self.gamma_1, self._joined(mixed))
         hidden = ACTIVATIONS[self.shape.activation](self.fc(self.ln_2(x)))
         return torch.addcmul(x, self.gamma_2, self.proj(hidden))
 
 
-@torch.no_grad()
-def self_attention(parts: Sequence[Tensor]) -> Tensor:
-    """Return the attention of each part to itself, as of queries to queries; the parts' mean.
-
-    Args:
-        parts: query, key or value (B, heads, N, head width).
-
-    Returns:
-        (B, N, N), summed over the heads, float32.
-    """
-    batch, _, count, _ = parts[0].shape
-    total = parts[0].new_zeros(batch, count, count, dtype=torch.float32)
-    for part in parts:
-        _weigh(part, part, part[..., :0], total)
-    return total.div_(len(parts))
-
-
 def _weigh(query: Tensor, key: Tensor, value: Tensor, total: Tensor | None = None) -> Tensor:
     """Mix values (B, heads, N, d) by attention, without gradients.
 
-    Args:
-        query: (B, heads, N, head width); the same for key.
-        key: see query.
-        value: (B, heads, N, d).
-        total: tensor to which the sum of the heads' attention is added (B, N, N), float32; None if
-            it is not needed.
+    Query and key are (B, heads, N, head width). The sum of the heads' attention is added to `total`
+    (B, N, N), float32, if it is given.
     """
     query = query * query.shape[-1] ** -0.5
     if query.device.type != "cpu":
@@ -265,3 +247,19 @@ def _weigh(query: Tensor, key: Tensor, value: Tensor, total: Tensor | None = Non
             if total is not None:
                 total[photo] += weights
     return mixed
+
+
+def rebuild(build: Callable[[], Network], state: Mapping[str, Tensor]) -> Network:
+    """Build a network on the meta device, without memory, and give it a file's tensors as they are.
+
+    Raises:
+        ValueError: no network is described, or one of other tensors.
+    """
+    try:
+        with torch.device("meta"):
+            network = build()
+        network.load_state_dict(dict(state), assign=True)
+    except (RuntimeError, TypeError, KeyError, AttributeError, ArithmeticError, LookupError,
+            AssertionError) as error:
+        raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
+    return network

@@ -5,6 +5,15 @@
 The eight parts, mapped as the mean is, can be named by any words. With NPR each of the first two
 stages has prototypes, see `npr`; without, this is GroupViT (CVPR 2022). The text tower is like
 CLIP's, and is trained along with the photos.
+
+A grouping block looks at patches with its group tokens, then gives each patch to one group
+(GroupViT, section 3.1):
+
+    a_gn = exp(q_g·k_n + γ_g) / Σ_g' exp(q_g'·k_n + γ_g'),      γ Gumbel noise, in training only
+    s_g  = ĝ_g + W_o Σ_n â_gn W_v x_n / (Σ_n â_gn + 1),         â one-hot, with the gradient of a
+
+The softmax is over the groups: they compete for a patch. The ones of all patches of a group are
+summed with 1 below the line, so that an empty group gives no infinity.
 """
 
 from __future__ import annotations
@@ -17,21 +26,146 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.core.blocks import BlockShape
-from vpltool.core.grouping import EPS, Grouped, GroupingBlock, Mixer, TokenBlock
+from vpltool.core.blocks import Block, BlockShape
 from vpltool.core.npr import Prototypes, Reconstruction, batch_normed
+
+EPS = 1e-5
+"""Of every LayerNorm."""
+
+
+class TokenBlock(Block):
+    """A transformer block that is trained: with gradients, drop-path, and a causal form.
+
+    If causal, a token sees only itself and those before it. `drop_path` is the share of the photos
+    that skip the block in training (stochastic depth).
+    """
+
+    def __init__(self, shape: BlockShape, *, causal: bool = False, drop_path: float = 0.0) -> None:
+        super().__init__(shape)
+        self.causal = causal
+        self.drop_path = drop_path
+        self.gamma_1.requires_grad_(False)
+        self.gamma_2.requires_grad_(False)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Mix values (B, heads, N, head width) by attention."""
+        return F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens (B, N, width) to tokens (B, N, width)."""
+        done = super().forward(x)
+        if not self.training or not self.drop_path:
+            return done
+        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.drop_path
+        return x + (done - x) * kept / (1 - self.drop_path)
+
+
+class Mixer(nn.Module):
+    """An MLP over tokens: each of the new ones is made of all old ones (MLP-Mixer)."""
+
+    def __init__(self, width: int, before: int, after: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=EPS)
+        self.fc = nn.Linear(before, width // 2)
+        self.proj = nn.Linear(width // 2, after)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (B, before, width) to (B, after, width)."""
+        mixed: Tensor = self.proj(F.gelu(self.fc(self.norm(tokens).transpose(1, 2))))
+        return mixed.transpose(1, 2)
+
+
+class Mlp(nn.Sequential):
+    """LayerNorm, then two layers over the width, with GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__(nn.LayerNorm(width, eps=EPS), nn.Linear(width, hidden), nn.GELU(),
+                         nn.Linear(hidden, width))
+
+
+class CrossAttention(nn.Module):
+    """Groups look at patches: attention, residual, MLP, LayerNorm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.mlp = Mlp(width, 4 * width)
+        self.norm = nn.LayerNorm(width, eps=EPS)
+
+    def forward(self, groups: Tensor, patches: Tensor) -> Tensor:
+        """Map groups (B, G, width), which look at patches (B, N, width), to (B, G, width)."""
+        query, key, value = (
+            part(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part, tokens in ((self.query, groups), (self.key, patches), (self.value, patches)))
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        groups = groups + self.out(mixed)
+        normed: Tensor = self.norm(groups + self.mlp(groups))
+        return normed
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """What a grouping block makes of a stage's tokens.
+
+    Args:
+        segments: a vector of each group (B, G, width).
+        soft: share of each group in each token (B, G, N), summing to 1 over the groups.
+        groups: the group tokens before the assignment (B, G, width): what NPR regularises.
+    """
+
+    segments: Tensor
+    soft: Tensor
+    groups: Tensor
+
+
+class GroupingBlock(nn.Module):
+    """Group tokens mix, look at the patches, and each patch goes to one of them."""
+
+    def __init__(self, width: int, heads: int, groups: int) -> None:
+        super().__init__()
+        self.mixer = Mixer(width, groups, groups)
+        self.norm_groups = nn.LayerNorm(width, eps=EPS)
+        self.norm_patches = nn.LayerNorm(width, eps=EPS)
+        self.look = CrossAttention(width, heads)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, groups: Tensor, patches: Tensor) -> Grouped:
+        """Group patches (B, N, width) by group tokens (B, G, width)."""
+        patches = self.norm_patches(patches)
+        groups = self.look(self.norm_groups(self.mixer(groups)), patches)
+        logits = self.query(groups) @ self.key(patches).mT * groups.shape[-1] ** -0.5
+        logits = logits.float()
+        given = assign(logits, noisy=self.training)
+        shares = given / (given.sum(dim=-1, keepdim=True) + 1)
+        segments = groups + self.out(shares.to(groups.dtype) @ self.value(patches))
+        return Grouped(segments + self.mlp(segments), logits.softmax(dim=1), groups)
+
+
+def assign(logits: Tensor, *, noisy: bool) -> Tensor:
+    """Give each patch to its strongest group: one-hot over the groups, with the softmax's gradient.
+
+    Both logits and result are (B, G, N). In training, Gumbel noise is added first (`noisy`).
+    """
+    if noisy:
+        return F.gumbel_softmax(logits, tau=1.0, hard=True, dim=1)
+    soft = logits.softmax(dim=1)
+    hard = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
+    return hard + soft - soft.detach()
 
 
 @dataclass(frozen=True)
 class CaptionShape:
     """Sizes of a text tower.
 
-    Args:
-        width: of a token.
-        depth: number of blocks.
-        heads: of the attention.
-        context: tokens of a caption at most.
-        vocabulary: number of tokens that there are; CLIP's.
+    Width of a token, blocks, heads, tokens of a caption at most, and all tokens there are (CLIP's).
     """
 
     width: int
@@ -120,9 +254,8 @@ class GroupShape:
     of_text: bool
 
     def to_config(self) -> dict[str, object]:
-        """As JSON can hold it."""
-        config = asdict(self)
-        return config | {"depths": list(self.depths), "groups": list(self.groups)}
+        """Return it as JSON can hold it."""
+        return asdict(self) | {"depths": list(self.depths), "groups": list(self.groups)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> GroupShape:
@@ -150,20 +283,16 @@ class EncodedPhotos:
 
 
 class GroupStage(nn.Module):
-    """Blocks over tokens and group tokens, then a grouping.
+    """Stage 0 or 1: blocks over tokens and group tokens, then a grouping.
 
-    Args:
-        shape: sizes.
-        number: 0 or 1.
-        drops: drop-path of each block.
+    `drops` is the drop-path of each block.
     """
 
     def __init__(self, shape: GroupShape, number: int, drops: list[float]) -> None:
         super().__init__()
         width, count = shape.width, shape.groups[number]
         self.tokens = nn.Parameter(torch.empty(1, count, width))
-        self.carry = (Mixer(width, shape.groups[number - 1], width // 2, count) if number
-                      else None)
+        self.carry = Mixer(width, shape.groups[number - 1], count) if number else None
         self.blocks = make_blocks(shape, drops)
         npr = shape.npr
         self.prototypes = Prototypes(
@@ -175,11 +304,7 @@ class GroupStage(nn.Module):
 
     def forward(self, x: Tensor, before: Tensor | None
                 ) -> tuple[Grouped, Tensor, Tensor | None]:
-        """Group tokens (B, N, width).
-
-        Args:
-            x: the stage's input.
-            before: group tokens of the stage before (B, G', width).
+        """Group tokens x (B, N, width), by the group tokens of the stage before (B, G', width).
 
         Returns:
             what was grouped, the group tokens for the next stage, the prototypes.
@@ -235,7 +360,7 @@ class GroupEncoder(nn.Module):
         return EncodedPhotos(self.norm(y), (one, two), kept)
 
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
-        """Position embedding of a grid, resampled: (h·w, width)."""
+        """Return the position embedding of a grid, resampled: (h·w, width)."""
         if grid == self.grid:
             return self.positions
         table = self.positions.view(1, *self.grid, -1).permute(0, 3, 1, 2)
@@ -271,7 +396,7 @@ class GroupNetwork(nn.Module):
         nn.init.trunc_normal_(self.vision.positions, std=0.02)
 
     def embed_parts(self, seen: EncodedPhotos) -> Tensor:
-        """The parts of photos in the joint space, by the projector as it is at test (B, G, dim)."""
+        """Return parts of photos in the joint space (B, G, dim), by the projector as at test."""
         trained = self.project_vision.training
         # The statistics of BatchNorm are those of whole photos.
         self.project_vision.eval()
@@ -280,14 +405,13 @@ class GroupNetwork(nn.Module):
         return parts.unflatten(0, seen.segments.shape[:2])
 
     def embed_photos(self, seen: EncodedPhotos) -> Tensor:
-        """Photos in the joint space, L2-normed (B, dim)."""
+        """Return photos in the joint space, L2-normed (B, dim)."""
         return F.normalize(self.project_vision(seen.segments.mean(dim=1)).float(), dim=-1)
 
     def embed_captions(self, texts: Tensor) -> Tensor:
-        """Captions in the joint space, L2-normed (B, dim).
+        """Return captions in the joint space, L2-normed (B, dim).
 
-        Args:
-            texts: token numbers (B, length); of a frozen tower, its vectors (B, dim).
+        They are token numbers (B, length); with a frozen tower, its vectors (B, dim).
         """
         if self.shape.caption is None:
             return F.normalize(texts.float(), dim=-1)

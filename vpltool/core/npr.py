@@ -1,4 +1,4 @@
-"""Non-learnable prototypical regularisation, NPR (PGSeg, NeurIPS 2023).
+"""Non-learnable prototypical regularisation, NPR, with its EM (PGSeg, NeurIPS 2023).
 
 Prototypes that no gradient reaches keep group tokens apart. EM estimates them in each photo, from
 the tokens that a stage begins with:
@@ -20,21 +20,48 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.core.em import best_matchings, em_prototypes
+from vpltool.lazy import scipy
 
 MAX_SCALE = 100.0
 """No learned scale of a contrastive loss exceeds it."""
 
 
-class Prototypes(nn.Module):
-    """The moving average of prototypes; a buffer, which only `update` changes.
+def em_prototypes(pixels: Tensor, start: Tensor, *, tau: float, rounds: int) -> Tensor:
+    """Estimate prototypes of pixels: z = softmax(x μᵀ / τ) over the prototypes, μ = L2(zᵀ x).
 
     Args:
-        count: number of prototypes K.
-        dim: of each.
-        tau: temperature of EM.
-        rounds: rounds of EM, T.
-        momentum: share that a batch leaves of what was before.
+        pixels: x (..., n, dim); each set of n on its own.
+        start: μ before the first round, L2-normed (K, dim), or of each set (..., K, dim).
+        tau: τ.
+        rounds: T.
+
+    Returns:
+        L2-normed (..., K, dim), float32.
+    """
+    pixels, prototypes = pixels.float(), start.float()
+    for _ in range(rounds):
+        share = (pixels @ prototypes.mT / tau).softmax(dim=-1)
+        # PGSeg divides z by its sum over the pixels: that changes the length of zᵀ x only.
+        prototypes = F.normalize(share.mT @ pixels, dim=-1)
+    return prototypes
+
+
+@torch.no_grad()
+def best_matchings(similarity: Tensor) -> Tensor:
+    """Return the column matched with each row, so that the matches of a problem sum to the most.
+
+    Of finite similarities (B, n, n): permutations (B, n), on their device.
+    """
+    columns = [torch.from_numpy(scipy.optimize.linear_sum_assignment(problem, maximize=True)[1])
+               for problem in similarity.cpu().double().numpy()]
+    return torch.stack(columns).to(similarity.device)
+
+
+class Prototypes(nn.Module):
+    """The moving average of K prototypes; a buffer, which only `update` changes.
+
+    `tau` and `rounds` are those of EM; `momentum` is the share that a batch leaves of what was
+    before.
     """
 
     average: Tensor
@@ -52,11 +79,9 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def update(self, found: Tensor, mean: Callable[[Tensor], Tensor] = lambda own: own) -> None:
-        """Move the average towards the mean of a batch's prototypes.
+        """Move the average towards the mean of a batch's prototypes (B, K, dim), from `estimate`.
 
-        Args:
-            found: of each photo (B, K, dim), as `estimate` gives them.
-            mean: averages a tensor over all processes.
+        `mean` averages a tensor over all processes.
         """
         batch = mean(found.mean(dim=0))
         self.average.copy_(F.normalize(
@@ -66,10 +91,7 @@ class Prototypes(nn.Module):
 class Reconstruction(nn.Module):
     """Tokens as their prototypes have them: an MLP of ẑ μ, where ẑ sums to 1 over the tokens.
 
-    Args:
-        dim: of a token.
-        hidden: of the MLP.
-        tau: temperature of z.
+    `hidden` is the width of the MLP, `tau` the temperature of z.
     """
 
     def __init__(self, dim: int, hidden: int, tau: float) -> None:
@@ -87,7 +109,7 @@ class Reconstruction(nn.Module):
 
 
 def batch_normed(before: int, hidden: int, after: int) -> nn.Sequential:
-    """Two layers with BatchNorm and ReLU between them."""
+    """Return two layers with BatchNorm and ReLU between them."""
     return nn.Sequential(nn.Linear(before, hidden), nn.BatchNorm1d(hidden), nn.ReLU(),
                          nn.Linear(hidden, after))
 

@@ -17,11 +17,17 @@ from vpltool.core.tower import Tower, cache_parts
 FINENESS = 4
 """Probabilities are kept at 4×4 values a patch of the largest scale."""
 
+REGIONS = 32
+"""Regions that a `RegionSegmenter` gives at most, the largest ones."""
+
+_STEEP = 8.0
+"""Logit of its masks inside a region; outside it is the same with a minus."""
+
 
 @torch.no_grad()
 def logits_of(network: SegmenterNetwork, layers: Tensor | None, patches: Tensor | None,
               grid: tuple[int, int]) -> Tensor:
-    """Class logits (B, classes, 4h, 4w) of frozen layers and patches, see `SegmenterNetwork`.
+    """Return class logits (B, classes, 4h, 4w) of frozen layers and patches (`SegmenterNetwork`).
 
     Up to the embeddings it computes in their number format; the logits are float32.
     """
@@ -36,12 +42,12 @@ def logits_of(network: SegmenterNetwork, layers: Tensor | None, patches: Tensor 
 
 def probabilities_of(network: SegmenterNetwork, layers: Tensor | None, patches: Tensor | None,
                      grid: tuple[int, int]) -> Tensor:
-    """Class probabilities, see `logits_of`."""
+    """Return class probabilities, see `logits_of`."""
     return logits_of(network, layers, patches, grid).softmax(dim=1)
 
 
 def photo_logits(vision: Tower, network: SegmenterNetwork, pixels: Tensor) -> Tensor:
-    """Class logits (B, classes, 4h, 4w) of normalised photos (B, 3, H, W), seen once."""
+    """Return class logits (B, classes, 4h, 4w) of normalised photos (B, 3, H, W), seen once."""
     encoded = vision(pixels, attention=False,
                      patches="block" if network.reads_patches else "none", layers=network.layers)
     grid = (pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch)
@@ -56,13 +62,10 @@ class WholeSegmenter(nn.Module):
 
     def __init__(self, vision: Tower, network: SegmenterNetwork,
                  affine: tuple[Tensor, Tensor] | None = None) -> None:
-        """Join the two.
+        """Join a frozen tower and a trained network, in evaluation mode.
 
-        Args:
-            vision: the frozen tower.
-            network: the trained network, in evaluation mode.
-            affine: factor and term (3, 1, 1) that turn the caller's pixels into normalised ones;
-                None: they are normalised.
+        `affine` are factor and term (3, 1, 1) that turn the caller's pixels into normalised ones;
+        None: they are normalised.
         """
         super().__init__()
         self.vision = vision
@@ -83,23 +86,83 @@ class WholeSegmenter(nn.Module):
         return logits, whole.argmax(dim=1).to(kept)
 
 
+def number_regions(labels: Tensor, classes: int, steps: int) -> Tensor:
+    """Number the connected regions (h, w) of labels (h, w) of classes 1 to `classes`; 0 elsewhere.
+
+    A region's number is the largest place, counted from 1, of its pixels, neighbours over corners
+    included. It walks a pixel a step; of a region that winds further than `steps`, parts may be
+    taken for regions of their own.
+    """
+    height, width = labels.shape
+    inside = torch.stack([labels == label for label in range(1, classes + 1)]).float()[None]
+    numbers = inside * torch.arange(1, height * width + 1, dtype=torch.float32).view(height, width)
+    for _ in range(steps):
+        numbers = F.max_pool2d(numbers, 3, stride=1, padding=1) * inside
+    return numbers.amax(dim=(0, 1))
+
+
+class RegionSegmenter(nn.Module):
+    """A segmenter that says its regions as YOLO26's instance head does, for a square photo.
+
+    For programs that know instances only: regions are the connected parts of its labels, computed
+    within the graph, whose size is fixed; so numbers of steps and regions are fixed.
+
+    Source: Ultralytics, "YOLO26", end-to-end head: rows of box, score, class and mask coefficients,
+    and the masks that these are coefficients of. Here each region has a mask of its own, and its
+    box is the whole photo, since the mask says where it is.
+
+    Args:
+        segmenter: says logits.
+        classes: number of classes, the background left out.
+        side: of the photo, in pixels.
+    """
+
+    def __init__(self, segmenter: WholeSegmenter, classes: int, side: int) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+        self.classes = classes
+        self.side = side
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Map pixels (1, 3, side, side) to rows (1, n, 6 + n) and masks (1, n, 4h, 4w).
+
+        A row is x, y, x, y of the box, the region's mean probability, its class, counted from 0
+        without the background, and n mask coefficients. Where there is no region, or one smaller
+        than a patch, the probability is 0.
+        """
+        likely = self.segmenter(pixels)[0].softmax(dim=1)[0]
+        best, labels = likely.max(dim=0)
+        numbers = number_regions(labels, self.classes, sum(labels.shape)).long().flatten()
+        count = min(REGIONS, numbers.numel())
+        zeros = torch.zeros(numbers.numel() + 1)
+        sizes = zeros.scatter_add(0, numbers, torch.ones(numbers.numel()))
+        sums = zeros.scatter_add(0, numbers, best.flatten())
+        # Number 0 is what belongs to no region.
+        largest, largest_pixels = sizes[1:].topk(count)
+        scores = sums[1:][largest_pixels] / largest.clamp(min=1) * (largest >= FINENESS**2)
+        kinds = (labels.flatten()[largest_pixels] - 1).float()
+        box = torch.tensor([0.0, 0.0, self.side, self.side]).expand(count, 4)
+        rows = torch.cat([box, scores[:, None], kinds[:, None], torch.eye(count)], dim=1)
+        masks = (numbers[None] == largest_pixels[:, None] + 1).float().view(1, count, *labels.shape)
+        return rows[None], (2 * masks - 1) * _STEEP
+
+
 @torch.no_grad()
 def segment(vision: Tower, network: SegmenterNetwork, pixels: Tensor,
             scales: Sequence[float] = (1.0,), *, flip: bool = False,
             average: str = "probabilities") -> Tensor:
-    """Class probabilities of photos, averaged over scales and mirrored copies.
+    """Return photos' class probabilities, averaged over scales and mirrored copies.
+
+    Of normalised photos (B, 3, H, W), at the largest scale: (B, classes, 4H/patch, 4W/patch).
 
     Args:
         vision: the frozen tower.
         network: the trained network.
-        pixels: normalised photos (B, 3, H, W), at the largest scale.
+        pixels: the photos.
         scales: factors on H and W; each side becomes the nearest multiple of the patch, and one
             patch at least.
         flip: whether to see them mirrored, too.
         average: what is averaged over them, `probabilities` or `logits` (WeCLIP).
-
-    Returns:
-        (B, classes, 4H/patch, 4W/patch).
     """
     parts = cache_parts(pixels, vision.patch)
     if len(parts) > 1:
@@ -129,7 +192,7 @@ def segment(vision: Tower, network: SegmenterNetwork, pixels: Tensor,
 
 def labels_of(probabilities: Tensor, size: tuple[int, int], least: float = 0.0
               ) -> npt.NDArray[np.uint8]:
-    """Most likely class of each pixel at a photo's size (H, W), from (classes, h, w).
+    """Return the most likely class of each pixel at a photo's size (H, W), from (classes, h, w).
 
     Where it has a smaller probability than `least`, the label is 255.
     """
@@ -152,7 +215,7 @@ def labels_of(probabilities: Tensor, size: tuple[int, int], least: float = 0.0
 
 def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int], width: int,
                    least: float = 0.0) -> npt.NDArray[np.uint8]:
-    """Labels of some rows of a picture, as `labels_of` has them of a whole one.
+    """Return labels (rows, width) of some rows of a picture, as `labels_of` of a whole one.
 
     Args:
         field: probabilities (classes, n, w), rows of a larger field.
@@ -161,9 +224,6 @@ def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int
         rows: the first row of the picture, and the one after the last.
         width: of the picture.
         least: see `labels_of`.
-
-    Returns:
-        (rows, width).
     """
     between = rows_between(field, first, ratio, rows)
     return labels_of(between, (rows[1] - rows[0], width), least)
@@ -184,13 +244,9 @@ def rows_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int])
 
 def part_of(field: Tensor, size: tuple[int, int], corner: tuple[int, int], sides: tuple[int, int]
             ) -> Tensor:
-    """Enlarge a field (C, h, w) to a picture's size, and return only a part of it (C, *sides).
+    """Enlarge a field (C, h, w) to a picture's size (H, W), and return only a part (C, *sides).
 
-    Args:
-        field: its values.
-        size: (height, width) of the picture.
-        corner: first row and column of the part.
-        sides: (height, width) of the part.
+    `corner` is the first row and column of the part.
     """
     for start, side, length in zip(corner, sides, size, strict=True):
         # Rows first; transposed, columns are rows.
@@ -202,21 +258,17 @@ def part_of(field: Tensor, size: tuple[int, int], corner: tuple[int, int], sides
 def only_classes(probabilities: Tensor, classes: Sequence[int]) -> Tensor:
     """Let only some classes and the background share the probability (classes, h, w)."""
     kept = torch.zeros_like(probabilities)
-    chosen = [0, *classes]
-    kept[chosen] = probabilities[chosen]
+    kept[[0, *classes]] = probabilities[[0, *classes]]
     return kept / kept.sum(dim=0).clamp_min(1e-12)
 
 
 def keep_likely(probabilities: Tensor, least: float = 0.05) -> tuple[Tensor, Tensor]:
-    """Drop classes that are nowhere likely: scores (K, h, w) and their class indices (K,).
-
-    The background stays in any case.
-    """
+    """Drop classes that are nowhere likely, but no background: scores (K, h, w), classes (K,)."""
     likely = likely_classes(probabilities[1:], least)
     classes = torch.cat([likely.new_zeros(1), 1 + likely])
     return probabilities[classes], classes.cpu()
 
 
 def likely_classes(scores: Tensor, least: float = 0.05) -> Tensor:
-    """Which maps (classes, h, w) reach `least` somewhere: their numbers (K,)."""
+    """Return the numbers (K,) of the maps (classes, h, w) that reach `least` somewhere."""
     return (scores.flatten(1).amax(dim=1) >= least).nonzero()[:, 0]

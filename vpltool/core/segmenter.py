@@ -1,12 +1,24 @@
-"""The base class of networks that segment: what training and prediction need of them."""
+"""Networks over a frozen encoder that segment, and what training and prediction need of them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpltool.core.affinity import patch_walk
+from vpltool.core.blocks import Block, BlockShape, Linear
 from vpltool.core.classes import ClassRows, class_rows, join_rows
+from vpltool.core.distributed import ALONE, Group
+
+FINER = 2
+"""Values a side of a patch that a light head gives."""
+
+_MOST_ROWS = 10_000_000
 
 
 class SegmenterNetwork(nn.Module):
@@ -53,20 +65,17 @@ class SegmenterNetwork(nn.Module):
 
     @property
     def config(self) -> dict[str, object]:
-        """What is needed in addition to the state dict to rebuild it, as values for JSON."""
+        """What `from_config` needs in addition to the state dict to rebuild it, for JSON."""
         raise NotImplementedError
 
     def embeddings(self, layers: Tensor | None, patches: Tensor | None, grid: tuple[int, int]
                    ) -> Tensor:
-        """Return pixel embeddings V.
+        """Return pixel embeddings V, L2-normed (B, h·w, dim).
 
         Args:
             layers: frozen layers (B, L, h·w, input width); None if it reads none.
             patches: L2-normed patch embeddings (B, h·w, dim); None unless `reads_patches`.
             grid: (h, w).
-
-        Returns:
-            L2-normed (B, h·w, dim).
         """
         raise NotImplementedError
 
@@ -74,10 +83,8 @@ class SegmenterNetwork(nn.Module):
                              grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
         """Return `embeddings`, and fused features whose products say which patches belong together.
 
-        A subclass that overrides this sets `fuses`.
-
-        Returns:
-            L2-normed (B, h·w, dim); and (B, h·w, width), not normed, or None if it has none.
+        A subclass that overrides this sets `fuses`; its fused features (B, h·w, width) are not
+        normed.
         """
         return self.embeddings(layers, patches, grid), None
 
@@ -118,11 +125,253 @@ class SegmenterNetwork(nn.Module):
         return self._rows[2]
 
 
-def side_by_side(layers: Tensor | None) -> Tensor:
-    """Return frozen layers (B, L, h·w, width) side by side: (B, h·w, L·width).
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a decoder, from which it can be rebuilt.
 
-    Each token of each layer has mean 0 and variance 1, as after a LayerNorm without weights.
+    Args:
+        layers: indices of the CLIP blocks whose outputs it reads.
+        input_width: width of these outputs.
+        dim: dimension of the joint space.
+        width: the decoder's own width.
+        blocks: transformer blocks (WeCLIP: 3).
+        heads: their attention heads.
+        dropout: share of channels dropped in training (WeCLIP: 0.1).
+        residual: add the output to CLIP's own patch embeddings, starting from zero: the untrained
+            decoder is then the dense CAM, which helps if there are few photos.
     """
-    assert layers is not None
-    normed = F.layer_norm(layers.float(), layers.shape[-1:])
-    return normed.transpose(1, 2).flatten(2)
+
+    layers: tuple[int, ...]
+    input_width: int
+    dim: int
+    _: KW_ONLY
+    width: int
+    blocks: int = 3
+    heads: int
+    dropout: float = 0.1
+    residual: bool
+
+
+class ChannelDropout(nn.Dropout2d):
+    """Dropout of whole channels, drawn for the crops of all processes of a group alike."""
+
+    group: Group = ALONE
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Drop channels of this process's crops (B, C, h, w), as one process would that has all."""
+        if not self.training or self.group.count == 1:
+            return super().forward(crops)
+        every = crops.new_empty(len(crops) * self.group.count, crops.shape[1], 1, 1)
+        every.bernoulli_(1 - self.p).div_(1 - self.p)
+        return crops * every.chunk(self.group.count)[self.group.rank]
+
+
+def share_dropout(network: nn.Module, group: Group) -> None:
+    """Have the dropout of a network drawn for the crops of all processes of a group."""
+    for module in network.modules():
+        if isinstance(module, ChannelDropout):
+            module.group = group
+
+
+class Decoder(SegmenterNetwork):
+    """WeCLIP's multi-layer head, from frozen layers to embeddings in CLIP's joint space.
+
+    The classifier is the prototypes, with the background's rows (VPL, eq. 12: A = Wᵀ V).
+    """
+
+    fuses = True
+
+    def __init__(self, shape: DecoderShape, prototypes: Tensor, class_index: Tensor,
+                 tau: float) -> None:
+        super().__init__(prototypes, class_index, tau, layers=shape.layers,
+                         reads_patches=shape.residual)
+        self.shape = shape
+        self.serves_untrained = shape.residual
+        self.reduce = nn.ModuleList(
+            nn.Sequential(Linear(shape.input_width, shape.width), nn.ReLU(),
+                          Linear(shape.width, shape.width)) for _ in shape.layers)
+        self.fuse = Linear(len(shape.layers) * shape.width, shape.width)
+        self.dropout = ChannelDropout(shape.dropout)
+        block = BlockShape(shape.width, 4 * shape.width, shape.heads, 1e-5, "quick_gelu")
+        self.blocks = nn.ModuleList(Block(block) for _ in range(shape.blocks))
+        self.project = Linear(shape.width, shape.dim)
+        if shape.residual:
+            nn.init.zeros_(self.project.weight)
+            nn.init.zeros_(self.project.bias)
+
+    @property
+    def config(self) -> dict[str, object]:
+        """See `SegmenterNetwork.config`."""
+        return {"shape": asdict(self.shape), "tau": self.tau, "rows": len(self.class_index)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Decoder:
+        """Rebuild a decoder whose state dict is to be loaded next."""
+        values = dict(config["shape"])
+        shape = DecoderShape(**{**values, "layers": tuple(values["layers"])})
+        rows = int(config["rows"])
+        return cls(shape, torch.zeros(rows, shape.dim), torch.zeros(rows, dtype=torch.long),
+                   float(config["tau"]))
+
+    def embeddings(self, layers: Tensor | None, patches: Tensor | None, grid: tuple[int, int]
+                   ) -> Tensor:
+        """See `SegmenterNetwork.embeddings`."""
+        return self.embeddings_and_fused(layers, patches, grid)[0]
+
+    def embeddings_and_fused(self, layers: Tensor | None, patches: Tensor | None,
+                             grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Return pixel embeddings, and the fused layers (B, h·w, width), after the dropout."""
+        assert layers is not None
+        fused = self._reduce_folded(layers) if self.training else self._reduce(layers)
+        channels = fused.transpose(1, 2).unflatten(2, grid)
+        x = fused = self.dropout(channels).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x)
+        embedding = self.project(x)
+        if self.shape.residual:
+            assert patches is not None
+            embedding = patches + embedding
+        return F.normalize(embedding, dim=-1), fused
+
+    def _reduce(self, layers: Tensor) -> Tensor:
+        """Reduce each layer (B, L, n, input width), and fuse all of them: (B, n, width)."""
+        parts = [reduce(layers[:, index]) for index, reduce in enumerate(self.reduce)]
+        return self.fuse(torch.cat(parts, dim=-1))
+
+    def _reduce_folded(self, layers: Tensor) -> Tensor:
+        """`_reduce`, with the second linear map of each layer folded into the fusing one.
+
+        The tokens of a step are many more than the rows of a weight: one product over them is
+        saved forwards, and two backwards.
+        """
+        stacks: Any = self.reduce
+        firsts, lasts = [stack[0] for stack in stacks], [stack[2] for stack in stacks]
+        hidden = torch.cat([F.relu(first(layers[:, index])) for index, first in enumerate(firsts)],
+                           dim=-1)
+        parts = self.fuse.weight.chunk(len(lasts), dim=1)
+        weight = torch.cat([part @ last.weight for part, last in zip(parts, lasts, strict=True)],
+                           dim=1)
+        bias = self.fuse.bias + self.fuse.weight @ torch.cat([last.bias for last in lasts])
+        return F.linear(hidden, weight, bias)
+
+
+class LayerSegmenter(SegmenterNetwork):
+    """A classifier of its own over normalised layers, which need not be in CLIP's joint space.
+
+    Of the prototypes it only knows which classes there are. `layers` are the indices of the blocks,
+    or levels, whose outputs it reads, `input_width` is the width of these.
+    """
+
+    in_joint_space = False
+
+    def __init__(self, layers: tuple[int, ...], input_width: int, prototypes: Tensor,
+                 class_index: Tensor) -> None:
+        super().__init__(prototypes, class_index, layers=layers)
+        self.input_width = input_width
+
+    def embeddings(self, layers: Tensor | None, patches: Tensor | None, grid: tuple[int, int]
+                   ) -> Tensor:
+        """Return frozen layers (B, L, h·w, width) side by side (B, h·w, L·width), not L2-normed.
+
+        Each token of each layer has mean 0 and variance 1, as after a LayerNorm without weights.
+        """
+        assert layers is not None
+        normed = F.layer_norm(layers.float(), layers.shape[-1:])
+        return normed.transpose(1, 2).flatten(2)
+
+
+class LinearSegmenter(LayerSegmenter):
+    """Class scores as an affine map of normalised layers.
+
+    The usual probe of frozen features (DINOv2, Oquab et al., TMLR 2024): what a patch shows is read
+    off its tokens. Here pseudo masks teach it, not true ones. In use, a patch's scores are averaged
+    over the patches of the photo that look like it: the walk of `refine --method patches`, which
+    needs no tags.
+    """
+
+    def __init__(self, layers: tuple[int, ...], input_width: int, prototypes: Tensor,
+                 class_index: Tensor, walk: float) -> None:
+        """Make an untrained classifier: all its scores are 0.
+
+        `walk` is the temperature of the walk between patches; 0: none is made.
+        """
+        super().__init__(layers, input_width, prototypes, class_index)
+        self.walk = walk
+        self.classifier = nn.Linear(len(layers) * input_width, len(self.classes))
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
+
+    @property
+    def config(self) -> dict[str, object]:
+        """See `SegmenterNetwork.config`."""
+        return {"layers": list(self.layers), "input_width": self.input_width,
+                "rows": list(self.prototypes.shape), "classes": len(self.classes),
+                "walk": self.walk}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> LinearSegmenter:
+        """Rebuild a classifier whose state dict is to be loaded next."""
+        if not 0 < config["rows"][0] <= _MOST_ROWS:
+            raise ValueError(f"{config['rows']} are no prototypes")
+        # It decides how large the network is, so it has values even where nothing else has any.
+        index = torch.zeros(config["rows"][0], dtype=torch.long, device="cpu")
+        index[-1] = config["classes"] - 1
+        return cls(tuple(config["layers"]), config["input_width"], torch.zeros(config["rows"]),
+                   index, config["walk"])
+
+    def logits(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return class logits (B, classes, h, w), after the walk unless it is training.
+
+        Crops are too small for a walk, and their padding would take part in it.
+        """
+        scores: Tensor = self.classifier(embeddings)
+        if self.walk and not self.training:
+            last = embeddings[..., -self.input_width :]
+            # Photo by photo: a walk is h·w × h·w.
+            scores = torch.cat([patch_walk(tokens, self.walk) @ own for tokens, own in zip(
+                last.split(1), scores.split(1), strict=True)])
+        return scores.transpose(1, 2).unflatten(2, grid)
+
+
+class LightHead(LayerSegmenter):
+    """Class scores of normalised layers by a few small convolutions: what students end in.
+
+    It has no prototypes and no walk between patches, and its output has 2×2 values a patch
+    (sub-pixel convolution, Shi et al., CVPR 2016), so that a small encoder's coarse grid costs less
+    of the outlines.
+    """
+
+    def __init__(self, layers: tuple[int, ...], input_width: int, classes: int, width: int) -> None:
+        """Make an untrained head for so many classes, with the background; `width` is hidden."""
+        super().__init__(layers, input_width, torch.zeros(classes, 1), torch.arange(classes))
+        self.width = width
+        self.squeeze = nn.Linear(len(layers) * input_width, width)
+        self.around = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.mix = nn.Linear(width, width)
+        self.classifier = nn.Linear(width, classes * FINER**2)
+
+    @property
+    def config(self) -> dict[str, object]:
+        """See `SegmenterNetwork.config`."""
+        return {"layers": list(self.layers), "input_width": self.input_width,
+                "classes": len(self.prototypes), "width": self.width}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> LightHead:
+        """Rebuild a head whose state dict is to be loaded next."""
+        return cls(tuple(config["layers"]), config["input_width"], config["classes"],
+                   config["width"])
+
+    @property
+    def classes(self) -> Tensor:
+        """Class indices 0, 1, …, the order of the logits."""
+        return torch.arange(len(self.prototypes), device=self.prototypes.device)
+
+    def logits(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return class logits (B, classes, 2h, 2w)."""
+        hidden = F.gelu(self.squeeze(embeddings))
+        maps = hidden.transpose(1, 2).unflatten(2, grid)
+        around = self.around(maps).flatten(2).transpose(1, 2)
+        hidden = hidden + F.gelu(self.mix(around))
+        scores: Tensor = self.classifier(hidden).transpose(1, 2).unflatten(2, grid)
+        return F.pixel_shuffle(scores, FINER)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from itertools import product
 
 from vpltool.core import tower
-from vpltool.core.calibration import Calibration
 from vpltool.lazy import Tensor, torch
 
 
@@ -65,7 +64,7 @@ def window_starts(length: int, window: int, step: int, *, even: bool = False) ->
 
 def encode_windows(
     vision: tower.Tower, pixels: Tensor, window: int, overlap: float, *, at_once: int,
-    patches: str, layers: Sequence[int], calibration: Calibration | None, store: torch.dtype,
+    patches: str, layers: Sequence[int], calibration: tower.Calibration | None, store: torch.dtype,
 ) -> dict[str, Tensor]:
     """Encode one photo window by window.
 

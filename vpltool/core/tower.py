@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpltool.core.calibration import Calibration
 from vpltool.errors import VplError
 
 ATTENTION_BLOCKS = 8
@@ -29,6 +28,19 @@ INSTEAD_OF = {
     "value": "`patches='block'` is what it gives",
 }
 """What to do where an encoder cannot give something."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """ExCEL's static visual calibration: a second path beside CLIP's last blocks, for the patches.
+
+    The last blocks run as they are; the photo is embedded from them. The path beside them has no
+    MLP: it begins with their input and collects what `Block.calibrated_output` says, block by
+    block. `blocks` is the number of last blocks beside which it goes, `heads` is as there.
+    """
+
+    blocks: int
+    heads: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,17 @@ class DenseFeatures:
     attention: Tensor | None
     attentions: Tensor | None
     layers: Tensor | None
+
+    @classmethod
+    def joined(cls, parts: Sequence[DenseFeatures]) -> DenseFeatures:
+        """Join the results of the parts of a batch."""
+        if len(parts) == 1:
+            return parts[0]
+        fields: dict[str, Any] = {}
+        for name in vars(parts[0]):
+            own = [getattr(part, name) for part in parts]
+            fields[name] = None if own[0] is None else torch.cat(own)
+        return cls(**fields)
 
 
 class Tower(nn.Module):
@@ -80,11 +103,7 @@ class Tower(nn.Module):
         return next(self.parameters())
 
     def check_able(self, wanted: Collection[str], name: str) -> None:
-        """Check that it gives the tensors that are wanted.
-
-        Args:
-            wanted: of `tokens`, `patches`, `attention`, `attentions`, `layers`.
-            name: of the encoder, for the message.
+        """Check that the encoder of this name gives the tensors that are wanted (see `able`).
 
         Raises:
             VplError: it does not.
@@ -124,14 +143,3 @@ def cache_parts(pixels: Tensor, patch: int) -> tuple[Tensor, ...]:
         return (pixels,)
     each = pixels.shape[2] * pixels.shape[3] // patch**2
     return pixels.split(max(1, CPU_PATCHES // each))
-
-
-def joined(parts: Sequence[DenseFeatures]) -> DenseFeatures:
-    """Join the results of the parts of a batch."""
-    if len(parts) == 1:
-        return parts[0]
-    fields: dict[str, Any] = {}
-    for name in vars(parts[0]):
-        own = [getattr(part, name) for part in parts]
-        fields[name] = None if own[0] is None else torch.cat(own)
-    return DenseFeatures(**fields)

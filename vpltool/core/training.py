@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from vpltool.core import decoder, segmenter
+from vpltool.core import segmenter
 from vpltool.core.distributed import ALONE, Group, Losses, share_losses
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.losses import affinity_loss, mask_loss, regional_contrast
@@ -272,7 +272,7 @@ def train(
     """
     device = network.prototypes.device
     network.train()
-    decoder.share_dropout(network, group)
+    segmenter.share_dropout(network, group)
     losses_of: Callable[[CropBatch], Losses] = share_losses(
         network, lambda batch: step_losses(network, batch, settings, group), group)
     for iteration, batch in zip(range(start, settings.iterations), batches, strict=False):

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpltool.core.blocks import ACTIVATIONS, Block, BlockShape, check_heads, check_numbers
-from vpltool.core.calibration import Calibration, calibrated_path
-from vpltool.core.tower import ATTENTION_BLOCKS, DenseFeatures, Tower, cache_parts, joined
+from vpltool.core.tower import ATTENTION_BLOCKS, Calibration, DenseFeatures, Tower, cache_parts
 
 
 @dataclass(frozen=True)
@@ -260,7 +259,7 @@ class VisionTower(Tower):
         blocks = min(attention_blocks, self.depth) if attention or attentions else 0
         parts = [self._encode(part, patches, blocks, attention, attentions, layers, calibration)
                  for part in cache_parts(pixels, self.patch)]
-        return joined(parts)
+        return DenseFeatures.joined(parts)
 
     def _encode(self, pixels: Tensor, patches: str, attention_blocks: int, attention: bool,
                 attentions: bool, layers: Sequence[int], calibration: Calibration | None
@@ -310,7 +309,9 @@ class VisionTower(Tower):
             return self.head.value_embeddings(inputs[-1][:, prefix:])
         if patches == "calibrated":
             assert calibration is not None
-            last = [*self.blocks, self.head.block][-len(inputs):]
-            beside = calibrated_path(last, inputs, calibration.heads)
+            beside = inputs[0]
+            last: list[Any] = [*self.blocks, self.head.block][-len(inputs):]
+            for block, tokens in zip(last, inputs, strict=True):
+                beside = beside + block.calibrated_output(tokens, calibration.heads)
             return self.head.patch_embeddings(beside[:, prefix:])
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool.clip import encoders
-from vpltool.core import meta_device, vit
+from vpltool.core import blocks, vit
 from vpltool.core.grids import is_same_view, resample_attention, resample_patches
 from vpltool.engine.headers import check_same_model, relative_path
 from vpltool.errors import VplError, near_name
@@ -254,7 +254,7 @@ def read_head(features: InputFolder) -> vit.Head:
     if header.model:
         check_same_model(header.model, features.header.model, f"{path} and {features.path}")
     try:
-        head = meta_device.rebuild(lambda: vit.Head.from_config(header.facts["config"]), tensors)
+        head = blocks.rebuild(lambda: vit.Head.from_config(header.facts["config"]), tensors)
     except ValueError as error:
         raise VplError(f"{path} is damaged: {error}",
                        f"delete {features.path} and {path}, and run `extract()` again") from error

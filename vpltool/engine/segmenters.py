@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from vpltool import console
 from vpltool.clip import encoders, stored_towers
-from vpltool.core import meta_device, segmenter
+from vpltool.core import blocks, segmenter
 from vpltool.engine.checkpoints import trained_header
 from vpltool.engine.features import BEST_FIRST, open_features
 from vpltool.engine.groups import (
@@ -156,7 +156,7 @@ class SegmenterFile:
         """
         method = load_method(SegmenterMethod, self.method)
         try:
-            network: segmenter.SegmenterNetwork = meta_device.rebuild(
+            network: segmenter.SegmenterNetwork = blocks.rebuild(
                 lambda: method.rebuild(self.header.facts["config"]), self.part("decoder"))
         except ValueError as error:
             raise VplError(f"{self.path} does not hold the network that its header names "

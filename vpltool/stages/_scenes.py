@@ -10,8 +10,8 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.core import segment
+from vpltool.core.agreement import tempered
 from vpltool.core.classes import label_type
-from vpltool.core.temperature import tempered
 from vpltool.core.tiles import spans
 from vpltool.engine import headers, tiles
 from vpltool.errors import PhotosFailed, VplError

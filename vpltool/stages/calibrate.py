@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.core.temperature import Sample, fit_temperature, kept_at, spread
+from vpltool.core.agreement import Sample, fit_temperature, kept_at, spread
 from vpltool.engine import segmenters
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file

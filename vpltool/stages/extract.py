@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.clip import encoders
-from vpltool.core import calibration, tiles
+from vpltool.core import tiles, tower
 from vpltool.core.photos import PhotoSettings
 from vpltool.engine import given, models, photo_work, running
 from vpltool.engine.features import SECOND, head_path, load_second, parse_kept, parse_layers
@@ -143,7 +143,7 @@ def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str
     vision = encoder.vision.to(dtype)
     patches = ("none" if "patches" not in kept
                else settings.patches if settings.encoder in ("", models.WORDS) else "last")
-    beside = (calibration.Calibration(settings.calibrated_blocks, settings.calibrated_heads)
+    beside = (tower.Calibration(settings.calibrated_blocks, settings.calibrated_heads)
               if patches == "calibrated" else None)
     store = dtype_of(settings.store)
     window = settings.window // vision.patch

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.core.saliency import salient_means
+from vpltool.core.affinity import salient_means
 from vpltool.engine import headers, photos, prototypes
 from vpltool.engine.features import check_kept, open_features
 from vpltool.errors import VplError

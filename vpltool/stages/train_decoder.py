@@ -292,7 +292,7 @@ def _check_blocks(encoder: encoders.Encoder, blocks: int, rank: int) -> None:
     depth = encoders.with_head(encoder, f"`blocks={blocks}`").depth
     if blocks > depth:
         raise VplError(f"`blocks={blocks}`: the encoder has {depth}",
-                       f"`blocks={vision.depth}`, or `blocks=0` for all of it")
+                       f"`blocks={depth}`, or `blocks=0` for all of it")
     if rank and not blocks:
         raise VplError(f"`rank={rank}` is for blocks, and `blocks=0` trains the whole encoder",
                        f"`blocks={depth}`")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.clip import encoders
-from vpltool.core import joint, light_head
+from vpltool.core import joint
 from vpltool.datasets.layouts import relative_name
 from vpltool.engine import checkpoints, features, headers, named_photos, segmenters
 from vpltool.engine.photos import check_current, with_photo_files

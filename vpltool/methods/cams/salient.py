@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vpltool import settings
+from vpltool.core.affinity import border_saliency
 from vpltool.core.classes import class_scores
-from vpltool.core.saliency import border_saliency
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vpltool.core.em import best_matchings, em_prototypes
+from vpltool.core import npr
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.lazy import F, Tensor, torch
@@ -63,7 +63,7 @@ def em_over_photos(pixels: Tensor, photo_of: Tensor, settings: Settings, seed: i
     parts = pixels[order].split([int(size.sum()) for size in sizes])
     for _ in range(settings.passes):
         for part in parts:
-            found = em_prototypes(part, prototypes, tau=settings.tau, rounds=settings.rounds)
+            found = npr.em_prototypes(part, prototypes, tau=settings.tau, rounds=settings.rounds)
             prototypes = moving_average(prototypes, found, settings)
     return prototypes
 
@@ -75,7 +75,7 @@ def moving_average(old: Tensor, new: Tensor, settings: Settings) -> Tensor:
     prototype whose own match does not exceed `reject` then keeps its place. All are L2-normed.
     """
     cosines = old @ new.T
-    match = best_matchings(cosines[None])[0]
+    match = npr.best_matchings(cosines[None])[0]
     low, high = cosines.min(), cosines.max()
     matched = cosines.gather(1, match[:, None])
     # A single prototype is all of its range, and is its own match.

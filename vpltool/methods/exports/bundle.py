@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.clip import stored_towers
-from vpltool.core import meta_device, segment
+from vpltool.core import blocks, segment
 from vpltool.formats import Header
 from vpltool.formats.storage import read_part, write_bundle
 from vpltool.lazy import Tensor
@@ -45,7 +45,7 @@ def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
         return None
     header, tensors = read_part(path, "decoder")
     method = load_method(SegmenterMethod, str(header.facts["segmenter"]))
-    network = meta_device.rebuild(lambda: method.rebuild(header.facts["config"]), tensors).eval()
+    network = blocks.rebuild(lambda: method.rebuild(header.facts["config"]), tensors).eval()
     tower = stored_towers.tower_from_config(header.facts["tower"], read_part(path, "tower")[1])
     return lambda pixels: segment.photo_logits(tower, network, pixels)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vpltool import settings
-from vpltool.core import region_head, segment
+from vpltool.core import segment
 from vpltool.errors import VplError, first_line, silent
 from vpltool.formats import voc_palette
 from vpltool.formats.atomic import atomic_path
@@ -193,7 +193,7 @@ def _module(segmenter: TrainedSegmenter, side: int) -> torch.nn.Module:
         return segment.WholeSegmenter(encoder.vision, segmenter.network).eval()
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in (encoder.mean, encoder.std))
     whole = segment.WholeSegmenter(encoder.vision, segmenter.network, (1 / std, -mean / std))
-    return region_head.RegionSegmenter(whole, len(segmenter.classes), side).eval()
+    return segment.RegionSegmenter(whole, len(segmenter.classes), side).eval()
 
 
 def _in_8_bits(model: ModelProto, segmenter: TrainedSegmenter, settings: Settings) -> ModelProto:

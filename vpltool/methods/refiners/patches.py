@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vpltool.core.saliency import patch_walk
+from vpltool.core.affinity import patch_walk
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners._boxes import BoxSettings, in_boxes, rescaled

@@ -46,7 +46,7 @@ def fit(network: segmenter.SegmenterNetwork, photos: Iterable[LabelledPhoto], se
 
     Raises a VplError if no patch of the masks is labelled.
     """
-    from vpltool.core.linear import LinearSegmenter
+    from vpltool.core.segmenter import LinearSegmenter
 
     assert isinstance(network, LinearSegmenter)
     weight, bias = network.classifier.weight, network.classifier.bias

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpltool import settings
-from vpltool.core import light_head
+from vpltool.core import segmenter
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.segmenters.linear import layers_setting
 from vpltool.settings import setting
@@ -27,12 +27,12 @@ class Settings(settings.Settings):
     width: int = setting(128, "Width of its hidden layers.", low=1)
 
 
-def build(parts: SegmenterParts, settings: Settings) -> light_head.LightHead:
+def build(parts: SegmenterParts, settings: Settings) -> segmenter.LightHead:
     """Build an untrained head."""
-    return light_head.LightHead(parts.layers, parts.input_width, int(parts.class_index.max()) + 1,
-                                settings.width)
+    return segmenter.LightHead(parts.layers, parts.input_width, int(parts.class_index.max()) + 1,
+                               settings.width)
 
 
-def rebuild(config: Mapping[str, Any]) -> light_head.LightHead:
+def rebuild(config: Mapping[str, Any]) -> segmenter.LightHead:
     """Rebuild a head from its `config`; load its state dict next."""
-    return light_head.LightHead.from_config(config)
+    return segmenter.LightHead.from_config(config)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpltool import settings
-from vpltool.core import linear
+from vpltool.core import segmenter
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.settings import setting
 
@@ -38,12 +38,12 @@ class Settings(settings.Settings):
                                "walk.", low=0, source="as `refine --method patches`")
 
 
-def build(parts: SegmenterParts, settings: Settings) -> linear.LinearSegmenter:
+def build(parts: SegmenterParts, settings: Settings) -> segmenter.LinearSegmenter:
     """Build an untrained classifier."""
-    return linear.LinearSegmenter(parts.layers, parts.input_width, parts.prototypes,
-                                  parts.class_index, settings.walk)
+    return segmenter.LinearSegmenter(parts.layers, parts.input_width, parts.prototypes,
+                                     parts.class_index, settings.walk)
 
 
-def rebuild(config: Mapping[str, Any]) -> linear.LinearSegmenter:
+def rebuild(config: Mapping[str, Any]) -> segmenter.LinearSegmenter:
     """Rebuild a classifier from its `config`; load its state dict next."""
-    return linear.LinearSegmenter.from_config(config)
+    return segmenter.LinearSegmenter.from_config(config)

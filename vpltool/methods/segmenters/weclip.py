@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vpltool import settings
-from vpltool.core import decoder
+from vpltool.core import segmenter
 from vpltool.errors import VplError
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.segmenters.linear import layers_setting
@@ -35,18 +35,18 @@ class Settings(settings.Settings):
     layers: str = layers_setting("WeCLIP, official code")
 
 
-def build(parts: SegmenterParts, settings: Settings) -> decoder.Decoder:
+def build(parts: SegmenterParts, settings: Settings) -> segmenter.Decoder:
     """Build an untrained decoder; a VplError if the width cannot be divided among the heads."""
     width = settings.width
     if width > _HEAD_WIDTH and width % _HEAD_WIDTH:
         raise VplError(f"`width={width}`: not a multiple of {_HEAD_WIDTH}, the width of an "
                        "attention head", "`width=256`")
-    shape = decoder.DecoderShape(
+    shape = segmenter.DecoderShape(
         parts.layers, parts.input_width, parts.prototypes.shape[1], width=width,
         heads=max(width // _HEAD_WIDTH, 1), residual=settings.residual)
-    return decoder.Decoder(shape, parts.prototypes, parts.class_index, settings.tau)
+    return segmenter.Decoder(shape, parts.prototypes, parts.class_index, settings.tau)
 
 
-def rebuild(config: Mapping[str, Any]) -> decoder.Decoder:
+def rebuild(config: Mapping[str, Any]) -> segmenter.Decoder:
     """Rebuild a decoder from its `config`; load its state dict next."""
-    return decoder.Decoder.from_config(config)
+    return segmenter.Decoder.from_config(config)
