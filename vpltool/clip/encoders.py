@@ -14,8 +14,8 @@ from vpltool.clip import tower_cache
 from vpltool.clip.load import NORMALISATIONS, fingerprint, load_clip, normalised
 from vpltool.clip.models import CONFIG as OPEN_CLIP
 from vpltool.clip.models import HUB, find_source, find_weights, local_weights
-from vpltool.clip.state_towers import is_state_of_vit, tower_from_state, tower_from_timm
 from vpltool.clip.timm_towers import TIMM, TimmTower, create_timm, fill_timm
+from vpltool.clip.towers import is_state_of_vit, tower_from_state, tower_from_timm
 from vpltool.clip.transformers_towers import CONFIG, HF, fetch_folder, load_folder
 from vpltool.clip.weights import read_weights, recognise, without_random_init
 from vpltool.core.tower import INSTEAD_OF, Tower
