@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpltool.clip import tower_cache
-from vpltool.clip.load import NORMALISATIONS, fingerprint, load_clip, normalised
+from vpltool.clip.load import fingerprint, load_clip, normalised
 from vpltool.clip.models import CONFIG as OPEN_CLIP
-from vpltool.clip.models import HUB, find_source, find_weights, local_weights
+from vpltool.clip.models import HUB, IMAGENET, find_source, find_weights, local_weights
+from vpltool.clip.stored_towers import read_entry
 from vpltool.clip.timm_towers import TIMM, TimmTower, create_timm, fill_timm
 from vpltool.clip.towers import is_state_of_vit, tower_from_state, tower_from_timm
 from vpltool.clip.transformers_towers import CONFIG, HF, fetch_folder, load_folder
@@ -95,7 +95,7 @@ def load_vision(model: str, pretrained: str, device: torch.device, *, base: Path
     Raises:
         VplError: as `load_clip`.
     """
-    known = tower_cache.read_entry(find_source(model, pretrained, base))
+    known = read_entry(find_source(model, pretrained, base))
     if known is None:
         clip = load_clip(model, pretrained, device, base=base, normalise=normalise)
         return Encoder(clip.vision, clip.mean, clip.std, clip.identity)
@@ -242,7 +242,7 @@ def _load_state(source: EncoderSource) -> _Loaded:
     tower = tower_from_state(state, str(source.path))
     if source.form != "dino":
         _check_origin(source.path, state)
-    return tower, NORMALISATIONS["imagenet"]
+    return tower, IMAGENET
 
 
 def _check_origin(path: Path, state: Mapping[str, Tensor]) -> None:

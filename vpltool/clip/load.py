@@ -15,10 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.clip import tower_cache
+from vpltool.clip import stored_towers
 from vpltool.clip.catalogue import check_source, import_open_clip, locate
-from vpltool.clip.models import ModelSource, find_source, read_config, weights_identity
-from vpltool.clip.tower_cache import Colour, Colours
+from vpltool.clip.models import (
+    IMAGENET,
+    Colour,
+    Colours,
+    ModelSource,
+    find_source,
+    read_config,
+    weights_identity,
+)
 from vpltool.clip.towers import tower_from_open_clip
 from vpltool.clip.weights import read_weights, recognise, without_random_init
 from vpltool.core.vit import VisionTower
@@ -26,11 +33,6 @@ from vpltool.errors import VplError, first_line, silent
 
 LOSS_PARTS = ("logit_scale", "logit_bias")
 """Parameters of the training loss: stored in any shape, and not used here."""
-
-NORMALISATIONS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-"""Mean and standard deviation of RGB in [0, 1], in place of the model's (WeCLIP: ImageNet's)."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
             `open_clip_config.json`.
         device: device to move it to.
         base: folder that a relative path in `pretrained` is relative to.
-        normalise: how photos are normalised: `model`, as in its training, or one of
-            `NORMALISATIONS`.
+        normalise: how photos are normalised: `model`, as in its training, or `imagenet`, as in
+            WeCLIP.
 
     Raises:
         VplError: there is no such model or weights, the weights are of another model or
@@ -92,7 +94,7 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
     check_source(source)
     open_clip = import_open_clip()
     name, weights, colours = locate(open_clip, source)
-    made_from = tower_cache.stamps(source, weights)
+    made_from = stored_towers.stamps(source, weights)
     hashed = weights_identity(source, weights.path)
     state = read_weights(weights)
     with silent(), without_random_init():
@@ -109,7 +111,7 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
         vision = tower_from_open_clip(whole.visual)
     own = (tuple(whole.visual.image_mean), tuple(whole.visual.image_std))
     identity = {**source.names, "fingerprint": fingerprint(whole), "weights": hashed}
-    tower_cache.write_entry(source, made_from, state, vision, own, identity)
+    stored_towers.write_entry(source, made_from, state, vision, own, identity)
     whole.visual = nn.Identity()
     return Clip(vision.to(device), whole.to(device), _tokenizer_loader(open_clip, name, source),
                 *normalised(own, identity, normalise))
@@ -117,16 +119,16 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
 
 def normalised(own: Colours, identity: Mapping[str, str], normalise: str
                ) -> tuple[Colour, Colour, dict[str, str]]:
-    """Return the mean, the standard deviation and the identity of a model that is normalised so.
+    """Return mean and standard deviation of RGB, and the identity, of a model normalised so.
 
     Args:
-        own: the model's own mean and standard deviation of RGB.
+        own: the model's own mean and standard deviation.
         identity: of the model with these.
-        normalise: `model`, or one of `NORMALISATIONS`.
+        normalise: `model`, or `imagenet`.
     """
-    if normalise not in NORMALISATIONS:
-        return *own, dict(identity)
-    return *NORMALISATIONS[normalise], {**identity, "normalise": normalise}
+    if normalise == "imagenet":
+        return *IMAGENET, {**identity, "normalise": normalise}
+    return *own, dict(identity)
 
 
 def _fill(open_clip: ModuleType, whole: Any, state: dict[str, Tensor], source: ModelSource,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,12 @@ WEIGHT_NAMES = (
     "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 """File names of a model's weights in its folder or on the hub, best first, as in open_clip."""
 
+Colour = tuple[float, float, float]
+Colours = tuple[Colour, Colour]
+"""Mean and standard deviation of RGB in [0, 1]."""
+
+IMAGENET: Colours = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
 INSTEAD = "choose a ViT, such as `model='ViT-B-16-quickgelu', pretrained='openai'`"
 
 TIMM_TOWERS = {
@@ -42,6 +48,17 @@ TIMM_TOWERS = {
 BLOCK_SWITCHES = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner",
                   "scale_attn", "scale_fc")
 """Settings of open_clip's CustomResidualAttentionBlock; none of its published models has one."""
+
+
+def colours_of(mean: Iterable[float], std: Iterable[float]) -> Colours:
+    """Return mean and standard deviation of RGB.
+
+    Raises:
+        ValueError: they are not three numbers each.
+        TypeError: as `ValueError`.
+    """
+    first, second = ((float(red), float(green), float(blue)) for red, green, blue in (mean, std))
+    return first, second
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vpltool.clip.catalogue import fetch_file, mend_torchvision, refuse_model_code
-from vpltool.clip.timm_towers import check_numbers
-from vpltool.clip.weights import without_random_init
+from vpltool.clip.models import IMAGENET, Colours, colours_of
 from vpltool.core.adapted import AdaptedTower, Level, Passed, grid_of
 from vpltool.errors import VplError, first_line, near_name, silent
 from vpltool.json_text import JsonObject, parse_json
@@ -34,10 +33,9 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _COLOURS = ("preprocessor_config.json", "processor_config.json")
 """Files that give the mean and standard deviation of RGB."""
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_HALF = ((0.5,) * 3, (0.5,) * 3)
-_PLAIN = ((0.0,) * 3, (1.0,) * 3)
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Family:
     """
 
     name: str
-    colours: tuple[Sequence[float], Sequence[float]] = _IMAGENET
+    colours: Colours = IMAGENET
     resampled: bool = False
     norm: str = ""
     packed: bool = False
@@ -119,7 +117,7 @@ def fetch_folder(repository: str) -> Path:
     return folder
 
 
-def load_folder(folder: Path, name: str) -> tuple[TransformersTower, tuple[object, object]]:
+def load_folder(folder: Path, name: str) -> tuple[TransformersTower, Colours]:
     """Load the vision tower of a folder with `config.json` and `model.safetensors`.
 
     Args:
@@ -252,38 +250,24 @@ class TransformersTower(AdaptedTower):
                 else Level(tokens.shape[1], size[0] // tokens.shape[2]) for tokens in found], prefix
 
 
-def transformers_from_config(config: Mapping[str, object], state: Mapping[str, Tensor]
-                             ) -> TransformersTower:
-    """Rebuild a model of transformers from what a file says of it.
+def described_transformers(config: Mapping[str, Any]) -> tuple[
+        JsonObject, Callable[[], nn.Module], Callable[[Any], TransformersTower]]:
+    """What a file says of a model of transformers.
+
+    Returns:
+        the values of its configuration; what builds it; what makes a tower of it.
 
     Raises:
-        ValueError: it describes no such model, or the tensors are of another one.
+        ValueError: it describes no such model.
+        VplError: transformers is not installed, or does not have it.
     """
     kind, name, values = (config.get(key) for key in ("model", "name", "values"))
     if kind not in FAMILIES or not isinstance(values, dict) or not isinstance(name, str):
         raise ValueError(f"{kind} is no vision model of transformers")
-    values = _clean(values)
-    check_numbers("values", values, len(state))
-    state = {key.removeprefix("model."): tensor for key, tensor in state.items()}
+    own = _clean(values)
     config_class, model_class = _classes(kind)
-
-    def build() -> Any:
-        return model_class._from_config(config_class.from_dict(values), dtype=torch.float32)
-
-    # Its checks of a configuration raise many types of errors.
-    try:
-        with silent(), without_random_init():
-            # Numbers alone take no memory.
-            with torch.device("meta"):
-                wanted = build().state_dict()
-            if {key: tensor.shape for key, tensor in wanted.items()} != {
-                    key: tensor.shape for key, tensor in state.items()}:
-                raise ValueError(f"the tensors are not those of transformers' {kind}")
-            model = build()
-            model.load_state_dict(state)
-        return TransformersTower(model.float().eval().requires_grad_(False), kind, values, name)
-    except Exception as error:
-        raise ValueError(first_line(error)) from error
+    return (own, lambda: model_class._from_config(config_class.from_dict(own), dtype=torch.float32),
+            lambda model: TransformersTower(model, kind, own, name))
 
 
 def _classes(kind: str) -> tuple[Any, Any]:
@@ -333,7 +317,7 @@ def _read(path: Path) -> JsonObject:
     return content
 
 
-def _colours(folder: Path, family: Family) -> tuple[object, object]:
+def _colours(folder: Path, family: Family) -> Colours:
     """Mean and standard deviation of RGB, as the folder says, or of the family."""
     path = next((folder / name for name in _COLOURS if (folder / name).is_file()), None)
     if path is None:
@@ -344,7 +328,7 @@ def _colours(folder: Path, family: Family) -> tuple[object, object]:
         return _PLAIN
     mean, std = content.get("image_mean"), content.get("image_std")
     try:
-        return (tuple(map(float, mean)), tuple(map(float, std))) if mean else family.colours
+        return colours_of(mean, std) if mean else family.colours
     except (TypeError, ValueError):
         raise VplError(f"{path}: image_mean {json.dumps(mean)} and image_std {json.dumps(std)} "
                        "are not of RGB", "download it again") from None
