@@ -102,11 +102,7 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
             raise VplError(f"`{given}`: of transformers' models vpltool takes the vision tower, "
                            "not the text", f"`prepare(encoder={given!r})` needs no words")
         if given.startswith(HUB):
-            name = given.removeprefix(HUB)
-            if name.count("/") != 1 or not all(name.split("/")):
-                raise VplError(f"`{given}` is not a name on the hub",
-                               "write it as hf-hub:ORGANISATION/NAME")
-            return ModelSource(name.split("/")[1], given, "hub")
+            return ModelSource(repository_of(given, HUB, given).split("/")[1], given, "hub")
     path = base / pretrained
     if path.is_dir():
         check_tower(path.name, read_config(path))
@@ -122,6 +118,24 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
                        "folder with open_clip_config.json")
     _check_name(model)
     return ModelSource(model, pretrained, "tag")
+
+
+def repository_of(given: str, prefix: str, named: str) -> str:
+    """Return ORGANISATION/NAME of a name on the Hugging Face hub.
+
+    Args:
+        given: the name with its prefix.
+        prefix: `hf-hub:`, or `hf:`.
+        named: what the message says was given.
+
+    Raises:
+        VplError: it has another form.
+    """
+    name = given.removeprefix(prefix)
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise VplError(f"`{named}` is not a name on the hub",
+                       f"write it as {prefix}ORGANISATION/NAME")
+    return name
 
 
 def _check_name(model: str) -> None:
@@ -145,22 +159,34 @@ def read_config(folder: Path) -> JsonObject:
     Raises:
         VplError: the file is missing or damaged, or does not describe a model.
     """
-    try:
-        content = parse_json((folder / CONFIG).read_text("utf-8"))
-    except FileNotFoundError:
-        raise VplError(f"{folder} has no {CONFIG}", f"give a folder with {CONFIG} and "
-                       f"{WEIGHT_NAMES[0]}, or a weights file") from None
-    except (ValueError, OSError) as error:
-        raise VplError(f"{folder / CONFIG} cannot be read as JSON ({error})",
-                       "download it again") from error
-    config = content.get("model_cfg") if isinstance(content, dict) else None
-    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(
-            config) or not all(isinstance(config[part], dict) for part in ("vision_cfg",
-                                                                            "text_cfg")):
-        raise VplError(f"{folder / CONFIG} has no model_cfg with embed_dim, "
-                       "vision_cfg and text_cfg",
+    content = read_model_file(folder / CONFIG, f"{WEIGHT_NAMES[0]}, or a weights file")
+    config = content.get("model_cfg")
+    if not isinstance(config, dict) or "embed_dim" not in config or not all(
+            isinstance(config.get(part), dict) for part in ("vision_cfg", "text_cfg")):
+        raise VplError(f"{folder / CONFIG} has no model_cfg with embed_dim, vision_cfg and "
+                       "text_cfg",
                        "name the model and the weights file: `model='NAME', pretrained='FILE'`")
     return config
+
+
+def read_model_file(path: Path, beside: str) -> JsonObject:
+    """Read a JSON file of a model's folder; empty if it holds no object.
+
+    Args:
+        path: the file.
+        beside: what else belongs into the folder, for the hint.
+
+    Raises:
+        VplError: the file is missing or damaged.
+    """
+    try:
+        content = parse_json(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise VplError(f"{path.parent} has no {path.name}",
+                       f"give a folder with {path.name} and {beside}") from None
+    except (ValueError, OSError) as error:
+        raise VplError(f"{path} cannot be read as JSON ({error})", "download it again") from error
+    return content if isinstance(content, dict) else {}
 
 
 def find_weights(folder: Path) -> WeightFile:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vpltool.clip.catalogue import fetch_file, mend_torchvision, refuse_model_code
-from vpltool.clip.models import IMAGENET, Colours, colours_of
+from vpltool.clip.catalogue import fetch_file, import_transformers
+from vpltool.clip.models import IMAGENET, Colours, colours_of, read_model_file
 from vpltool.core.adapted import AdaptedTower, Level, Passed, grid_of
 from vpltool.errors import VplError, first_line, near_name, silent
-from vpltool.json_text import JsonObject, parse_json
+from vpltool.json_text import JsonObject
 
 HF = "hf:"
 """Prefix of a repository on the Hugging Face hub in the form of transformers."""
@@ -82,22 +81,6 @@ _LEFT_OUT = ("_", "auto_map", "quantization_config", "attn_implementation", "tra
 """Beginnings of entries of a configuration that name code, or how it is to be run."""
 
 
-def import_transformers() -> ModuleType:
-    """Import transformers.
-
-    Raises:
-        VplError: it is not installed.
-    """
-    try:
-        mend_torchvision()
-        import transformers
-    except ImportError as error:
-        raise VplError(f"transformers cannot be imported: {first_line(error)}",
-                       "pip install 'vpltool[transformers]'") from error
-    refuse_model_code()
-    return transformers
-
-
 def fetch_folder(repository: str) -> Path:
     """Return the folder of a repository on this machine, downloaded where it is not there.
 
@@ -109,7 +92,8 @@ def fetch_folder(repository: str) -> Path:
     folder = fetch_file(repository, (CONFIG,), hint).parent
     weights = fetch_file(repository, WEIGHTS, hint)
     if weights.suffix == ".json":
-        for name in sorted({str(part) for part in _read(weights)["weight_map"].values()}):
+        parts = read_model_file(weights, WEIGHTS[0]).get("weight_map", {})
+        for name in sorted({str(part) for part in parts.values()}):
             fetch_file(repository, (name,), hint)
     # Not every repository has one.
     with contextlib.suppress(VplError):
@@ -130,13 +114,13 @@ def load_folder(folder: Path, name: str) -> tuple[TransformersTower, Colours]:
     Raises:
         VplError: it is no model of a known family, or its weights are of another one.
     """
-    kind, values = _vision_values(_read(folder / CONFIG), str(folder / CONFIG))
+    kind, values = _vision_values(folder / CONFIG)
     weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
     if weights is None:
         raise VplError(f"{folder} has no {WEIGHTS[0]}", f"put {WEIGHTS[0]} next to {CONFIG}")
     config, model_class = _classes(kind)
     try:
-        with silent(), _quiet():
+        with silent():
             model, found = model_class.from_pretrained(
                 folder, config=config.from_dict(values), local_files_only=True,
                 use_safetensors=True, dtype=torch.float32, output_loading_info=True)
@@ -280,14 +264,15 @@ def _classes(kind: str) -> tuple[Any, Any]:
                        "pip install -U transformers") from None
 
 
-def _vision_values(content: Mapping[str, Any], where: str) -> tuple[str, JsonObject]:
+def _vision_values(path: Path) -> tuple[str, JsonObject]:
     """The `model_type` and the values of the vision tower that a config.json describes."""
+    content = read_model_file(path, WEIGHTS[0])
     kind = str(content.get("model_type"))
     if kind in WHOLE:
         content = {**(content.get("vision_config") or {})}
         kind = WHOLE[kind]
     if kind not in FAMILIES:
-        raise VplError(f"{where}: vpltool does not know the vision models of `{kind}`",
+        raise VplError(f"{path}: vpltool does not know the vision models of `{kind}`",
                        near_name(kind, [*FAMILIES, *WHOLE]))
     return kind, _clean(content)
 
@@ -304,25 +289,12 @@ def _layers(model: nn.Module) -> nn.ModuleList:
     return min(lists, key=lambda entry: entry[0])[1]
 
 
-def _read(path: Path) -> JsonObject:
-    try:
-        content = parse_json(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise VplError(f"{path.parent} has no {path.name}", f"give a folder with {CONFIG} and "
-                       f"{WEIGHTS[0]}") from None
-    except (ValueError, OSError) as error:
-        raise VplError(f"{path} cannot be read as JSON ({error})", "download it again") from error
-    if not isinstance(content, dict):
-        raise VplError(f"{path} does not describe a model", "download it again")
-    return content
-
-
 def _colours(folder: Path, family: Family) -> Colours:
     """Mean and standard deviation of RGB, as the folder says, or of the family."""
     path = next((folder / name for name in _COLOURS if (folder / name).is_file()), None)
     if path is None:
         return family.colours
-    content = _read(path)
+    content = read_model_file(path, WEIGHTS[0])
     content = content.get("image_processor", content)
     if content.get("do_normalize") is False:
         return _PLAIN
@@ -332,15 +304,3 @@ def _colours(folder: Path, family: Family) -> Colours:
     except (TypeError, ValueError):
         raise VplError(f"{path}: image_mean {json.dumps(mean)} and image_std {json.dumps(std)} "
                        "are not of RGB", "download it again") from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Let transformers report nothing about tensors that are not of the vision tower."""
-    logging = import_transformers().logging
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
