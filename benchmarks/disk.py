@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from vpltool.papers.tables.stored_features import bytes_a_photo
+from vpltool.papers.tables.setup import bytes_a_photo
 
 DATA = {"VOC": (10582, 24 * 32), "COCO": (82081, 30 * 40)}
 """Training photos, and patches of a photo of 500×375 or 640×480."""

@@ -26,7 +26,8 @@ from reference import clip_es, inmap, weclip
 from torch import Tensor
 from trainings import training_with
 
-from vpltool.clip.load import NORMALISATIONS, import_open_clip
+from vpltool.clip.load import import_open_clip
+from vpltool.clip.models import IMAGENET
 from vpltool.core.affinity import SINKHORN_ROUNDS
 from vpltool.core.crf_kernels import KERNELS
 from vpltool.core.segmenter import Decoder
@@ -513,7 +514,7 @@ CONSTANTS: dict[str, tuple[Any, Any]] = {
                                                           "weight_decay": 0.01})),
     "WeCLIP rate": (DEFAULT_LR["adamw"], 2e-3),
     "WeCLIP pixels": ([[round(255 * value, 3) for value in part]
-                       for part in NORMALISATIONS["imagenet"]],
+                       for part in IMAGENET],
                       [list(weclip.PIXEL_MEAN), list(weclip.PIXEL_STD)]),
 }
 """What the product takes, and what the peer does: the table of docs/protocols.md."""

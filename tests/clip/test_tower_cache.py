@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from test_towers import build
 
 from vpltool import file_hashes
-from vpltool.clip import encoders, load, tower_cache
+from vpltool.clip import encoders, load, models, stored_towers
 from vpltool.clip.encoders import Encoder, load_vision
 from vpltool.clip.models import ModelSource, find_source
 from vpltool.clip.weights import read_weights, recognise
@@ -69,7 +69,7 @@ def test_an_entry_serves_any_normalisation(folder: Path) -> None:
     own = load_vision("", str(folder), CPU)
     other = read(folder, normalise="imagenet")
     assert other.identity == {**own.identity, "normalise": "imagenet"}
-    assert other.mean == load.NORMALISATIONS["imagenet"][0] != own.mean
+    assert other.mean == models.IMAGENET[0] != own.mean
 
 
 @pytest.mark.parametrize("name", ["ViT-B-16-quickgelu", "ViT-B-16-SigLIP", "coca_ViT-B-32"])
@@ -80,9 +80,9 @@ def test_every_kind_of_tower(name: str, tmp_path: Path) -> None:
     save_file({key: tensor.contiguous() for key, tensor in model.state_dict().items()}, path)
     source, state = find_source("ViT-B-16", str(path)), load_file(path)
     tower = load.tower_from_open_clip(model.visual)
-    made_from = tower_cache.stamps(source, recognise(path))
-    tower_cache.write_entry(source, made_from, state, tower, ((0, 0, 0), (1, 1, 1)), {})
-    found = tower_cache.read_entry(source)
+    made_from = stored_towers.stamps(source, recognise(path))
+    stored_towers.write_entry(source, made_from, state, tower, ((0, 0, 0), (1, 1, 1)), {})
+    found = stored_towers.read_entry(source)
     assert found is not None
     pixels = torch.randn(1, 3, *(tower.patch * side for side in tower.grid))
     assert torch.equal(found[0].embed_photos(pixels), tower.embed_photos(pixels))
@@ -147,11 +147,12 @@ def test_a_revision_that_is_no_longer_the_hub_s(folder: Path, tmp_path: Path) ->
     path = tmp_path / "hub/snapshots/old/open_clip_model.safetensors"
     source = ModelSource("clip", "hf-hub:a/clip", "hub")
     clip = load.load_clip("", str(folder), CPU)
-    tower_cache.write_entry(source, tower_cache.stamps(source, recognise(path)), load_file(path),
-                            clip.vision, (clip.mean, clip.std), clip.identity)
-    assert tower_cache.read_entry(source) is not None
+    made_from = stored_towers.stamps(source, recognise(path))
+    stored_towers.write_entry(source, made_from, load_file(path), clip.vision,
+                              (clip.mean, clip.std), clip.identity)
+    assert stored_towers.read_entry(source) is not None
     main.write_text("new")
-    assert tower_cache.read_entry(source) is None
+    assert stored_towers.read_entry(source) is None
 
 
 def test_weights_that_change_while_they_are_loaded(folder: Path, tmp_path: Path, cache: Path
@@ -233,8 +234,8 @@ def test_a_folder_that_cannot_be_written_is_no_error(folder: Path, cache: Path) 
 def test_a_folder_that_cannot_be_read_is_no_error(folder: Path, cache: Path) -> None:
     """As where a container runs as another user than the one whose home it has."""
     source = find_source("", str(folder))
-    with mock.patch.object(tower_cache, "safe_open", side_effect=PermissionError):
-        assert tower_cache.read_entry(source) is None
+    with mock.patch.object(stored_towers, "safe_open", side_effect=PermissionError):
+        assert stored_towers.read_entry(source) is None
     with mock.patch.object(Path, "mkdir", side_effect=PermissionError):
         load_vision("", str(folder), CPU)
     assert not (cache / "towers").exists()

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpltool.clip.catalogue import import_transformers
 from vpltool.clip.encoders import Encoder, find_encoder, load_encoder
 from vpltool.clip.models import find_source
 from vpltool.clip.stored_towers import tower_config, tower_from_config
-from vpltool.clip.transformers_towers import TransformersTower, import_transformers
+from vpltool.clip.transformers_towers import TransformersTower
 from vpltool.errors import VplError
 
 pytest.importorskip("transformers")

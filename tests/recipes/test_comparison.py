@@ -13,10 +13,14 @@ from PIL import Image
 from vpltool import api
 from vpltool.errors import VplError
 from vpltool.formats import Photo
-from vpltool.papers.comparison.__main__ import main
-from vpltool.papers.comparison.measuring import Measured, Setup, background_power
-from vpltool.papers.comparison.methods import BUNDLED, read_methods
-from vpltool.papers.comparison.picture import choose_photos, draw_methods
+from vpltool.papers.comparison.__main__ import choose_photos, draw_methods, main
+from vpltool.papers.comparison.methods import (
+    BUNDLED,
+    Measured,
+    Setup,
+    background_power,
+    read_methods,
+)
 
 ROWS = """
 vpltool text-prototypes --prompts single

@@ -22,8 +22,8 @@ from PIL import Image
 from vpltool.core.training import labels_at
 from vpltool.engine.segmenters import open_segmenter
 from vpltool.formats import open_input, open_workspace, read_tensors
-from vpltool.papers.figures import figure1, figure4
-from vpltool.papers.figures.__main__ import main
+from vpltool.papers import figure4, figures
+from vpltool.papers.figures import main
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def _tags(work: Path, key: str) -> tuple[str, ...]:
 
 def test_stray_area_by_hand() -> None:
     text, vision = torch.tensor([[1.0, 0.5], [0.2, 0]]), torch.tensor([[0.0, 0.4], [0.9, 0]])
-    assert figure1.stray_area(text, vision) == pytest.approx((1.0 + 0.1) / 4)
+    assert figures.stray_area(text, vision) == pytest.approx((1.0 + 0.1) / 4)
 
 
 def test_region_embeddings_are_means_over_the_masks(drawn: Path) -> None:

@@ -12,8 +12,7 @@ import torch
 from conftest import draw_scenes, run_in_process, write_scenes
 from PIL import Image
 
-from vpltool.clip.catalogue import import_timm
-from vpltool.clip.transformers_towers import import_transformers
+from vpltool.clip.catalogue import import_timm, import_transformers
 
 pytest.importorskip("transformers")
 

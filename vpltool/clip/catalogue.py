@@ -6,6 +6,7 @@ The only module that imports open_clip, and timm.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import re
 import sys
 import warnings
@@ -58,6 +59,36 @@ def import_open_clip() -> ModuleType:
     return open_clip
 
 
+def import_timm() -> ModuleType:
+    """Import timm, with the same care, and without open_clip.
+
+    Raises:
+        VplError: it is not installed.
+    """
+    return _imported("timm", "pip install timm")
+
+
+def import_transformers() -> ModuleType:
+    """Import transformers, which then runs no Python of a model.
+
+    Raises:
+        VplError: it is not installed.
+    """
+    return _imported("transformers", "pip install 'vpltool[transformers]'")
+
+
+def _imported(name: str, hint: str) -> ModuleType:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            mend_torchvision()
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise VplError(f"{name} cannot be imported: {first_line(error)}", hint) from error
+    refuse_model_code()
+    return module
+
+
 def refuse_model_code() -> None:
     """Have transformers run no Python of a model, whatever its files ask for, and not ask either.
 
@@ -72,23 +103,6 @@ def refuse_model_code() -> None:
 
     dynamic_module_utils.get_class_in_module = refuse
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-
-
-def import_timm() -> ModuleType:
-    """Import timm, with the same care, and without open_clip.
-
-    Raises:
-        VplError: it is not installed.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            mend_torchvision()
-            import timm
-        except ImportError as error:
-            raise VplError(f"timm cannot be imported: {first_line(error)}", "pip install timm"
-                           ) from error
-    return timm
 
 
 def mend_torchvision() -> None:
@@ -128,27 +142,22 @@ def check_source(source: ModelSource) -> list[str]:
         return []
     if source.form == "folder":
         assert source.path is not None
-        _check_activation(source, read_config(source.path), _published(open_clip, source),
-                          find_weights(source.path).openai)
-        return []
-    config = open_clip.get_model_config(source.model)
-    if source.form == "tag":
-        tags = open_clip.list_pretrained_tags_by_model(source.model)
-        if not open_clip.is_pretrained_cfg(source.model, source.pretrained):
-            twin = _twin(open_clip, source.model)
-            if twin and open_clip.is_pretrained_cfg(twin, source.pretrained):
-                raise _other_activation(f"the weights {source.pretrained}", source.model, twin,
-                                        trained=twin.endswith(QUICK))
-            raise VplError(
-                f"`{source.pretrained}` is neither a tag of {source.model} nor a file or folder",
-                near_name(source.pretrained, tags))
-        _check_activation(source, config, _published(open_clip, source), False)
-        return []
-    assert source.path is not None
+        config, openai = read_config(source.path), find_weights(source.path).openai
+    else:
+        config = open_clip.get_model_config(source.model)
+        openai = source.path is not None and recognise(source.path).openai
+    if source.form == "tag" and not open_clip.is_pretrained_cfg(source.model, source.pretrained):
+        twin = _twin(open_clip, source.model)
+        if twin and open_clip.is_pretrained_cfg(twin, source.pretrained):
+            raise _other_activation(f"the weights {source.pretrained}", source.model, twin,
+                                    trained=twin.endswith(QUICK))
+        raise VplError(f"`{source.pretrained}` is neither a tag of {source.model} nor a file or "
+                       "folder", near_name(source.pretrained,
+                                           open_clip.list_pretrained_tags_by_model(source.model)))
     published = _published(open_clip, source)
-    openai = recognise(source.path).openai
     _check_activation(source, config, published, openai)
-    return [] if published or openai else _guesses(open_clip, source, config)
+    known = published or openai or source.form == "folder"
+    return [] if known else _guesses(open_clip, source, config)
 
 
 def _twin(open_clip: ModuleType, model: str) -> str:

@@ -5,17 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from vpltool.clip import tower_cache
-from vpltool.clip.load import NORMALISATIONS, fingerprint, load_clip, normalised
+from vpltool.clip.load import fingerprint, load_clip, normalised
 from vpltool.clip.models import CONFIG as OPEN_CLIP
-from vpltool.clip.models import HUB, find_source, find_weights, local_weights
-from vpltool.clip.state_towers import is_state_of_vit, tower_from_state, tower_from_timm
+from vpltool.clip.models import (
+    HUB,
+    IMAGENET,
+    Colour,
+    Colours,
+    colours_of,
+    find_source,
+    find_weights,
+    local_weights,
+    repository_of,
+)
+from vpltool.clip.stored_towers import read_entry
 from vpltool.clip.timm_towers import TIMM, TimmTower, create_timm, fill_timm
+from vpltool.clip.towers import is_state_of_vit, tower_from_state, tower_from_timm
 from vpltool.clip.transformers_towers import CONFIG, HF, fetch_folder, load_folder
 from vpltool.clip.weights import read_weights, recognise, without_random_init
 from vpltool.core.tower import INSTEAD_OF, Tower
@@ -81,8 +90,8 @@ class Encoder:
     """
 
     vision: Tower
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Colour
+    std: Colour
     identity: dict[str, str]
 
 
@@ -95,7 +104,7 @@ def load_vision(model: str, pretrained: str, device: torch.device, *, base: Path
     Raises:
         VplError: as `load_clip`.
     """
-    known = tower_cache.read_entry(find_source(model, pretrained, base))
+    known = read_entry(find_source(model, pretrained, base))
     if known is None:
         clip = load_clip(model, pretrained, device, base=base, normalise=normalise)
         return Encoder(clip.vision, clip.mean, clip.std, clip.identity)
@@ -129,53 +138,34 @@ def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
         folders: that a relative path may be relative to, the first where it exists.
 
     Raises:
-        VplError: it is none of these, or there is no such file.
+        VplError: it is none of these, there is no such file, or it is not a name on the hub.
     """
-    def find(path: str) -> Path | None:
-        return next((folder / path for folder in folders if path and (folder / path).exists()),
-                    None)
-
-    prefixed = _find_prefixed(given, find)
-    if prefixed is not None:
-        return prefixed
-    path = find(given)
-    if path is not None and (path / CONFIG).is_file() and not (path / OPEN_CLIP).is_file():
-        return EncoderSource("transformers", path=path)
-    if path is not None:
-        return EncoderSource("clip" if path.is_dir() else "state", path=path)
-    if given.startswith(HUB):
-        return EncoderSource("clip", pretrained=given)
-    model, colon, pretrained = given.partition(":")
-    if not colon or not pretrained:
-        raise VplError(f"`encoder={given!r}`: no such file, and not of the form MODEL:PRETRAINED",
-                       f"give {FORMS}")
-    return EncoderSource("clip", model, pretrained, find(pretrained))
-
-
-def _find_prefixed(given: str, find: Callable[[str], Path | None]) -> EncoderSource | None:
-    """Tell what a name with a prefix means; None if it has none.
-
-    Raises:
-        VplError: there is no such file, or it is not a name on the hub.
-    """
-    def there(file: str) -> Path | None:
-        path = find(file)
-        if file and path is None:
-            raise VplError(f"`encoder={given!r}`: there is no {file}", "check the path")
-        return path
+    def find(path: str, *, named: bool = False) -> Path | None:
+        found = next((folder / path for folder in folders if path and (folder / path).exists()),
+                     None)
+        if named and path and found is None:
+            raise VplError(f"`encoder={given!r}`: there is no {path}", "check the path")
+        return found
 
     if given.startswith(TIMM):
         model, _, file = given.removeprefix(TIMM).partition(",")
-        return EncoderSource("timm", model, path=there(file))
+        return EncoderSource("timm", model, path=find(file, named=True))
     if given.startswith(DINO):
-        return EncoderSource("dino", path=there(given.removeprefix(DINO)))
+        return EncoderSource("dino", path=find(given.removeprefix(DINO), named=True))
     if given.startswith(HF):
-        name = given.removeprefix(HF)
-        if name.count("/") != 1 or not all(name.split("/")):
-            raise VplError(f"`encoder={given!r}` is not a name on the hub",
-                           "write it as hf:ORGANISATION/NAME")
-        return EncoderSource("transformers", name)
-    return None
+        return EncoderSource("transformers", repository_of(given, HF, f"encoder={given!r}"))
+    path = find(given)
+    if path is not None:
+        if (path / CONFIG).is_file() and not (path / OPEN_CLIP).is_file():
+            return EncoderSource("transformers", path=path)
+        return EncoderSource("clip" if path.is_dir() else "state", path=path)
+    if given.startswith(HUB):
+        return EncoderSource("clip", pretrained=given)
+    model, _, pretrained = given.partition(":")
+    if not pretrained:
+        raise VplError(f"`encoder={given!r}`: no such file, and not of the form MODEL:PRETRAINED",
+                       f"give {FORMS}")
+    return EncoderSource("clip", model, pretrained, find(pretrained))
 
 
 def load_encoder(source: EncoderSource, device: torch.device) -> Encoder:
@@ -187,10 +177,11 @@ def load_encoder(source: EncoderSource, device: torch.device) -> Encoder:
     if source.form == "clip":
         return load_vision(source.model, str(source.path or source.pretrained), device)
     file = source.path or Path()
-    load = _LOADERS[source.form]
+    prefix, library = (HF, "transformers") if source.form == "transformers" else (TIMM, "timm")
+    load: Callable[[EncoderSource], tuple[Tower, Colours]] = {
+        "timm": _load_timm, "transformers": _load_transformers}.get(source.form, _load_state)
     with without_random_init():
         vision, colours = load(source)
-    prefix, library = (HF, "transformers") if source.form == "transformers" else (TIMM, "timm")
     identity = {"name": prefix + source.model if source.model else file.stem,
                 "pretrained": file.name or library, "fingerprint": fingerprint(vision)}
     weights = weights_of(source)
@@ -207,8 +198,7 @@ def random_encoder(source: EncoderSource, seed: int) -> Encoder:
     if source.form != "timm" or source.path is not None:
         raise VplError("random weights are for a network that timm builds",
                        f"`encoder='{TIMM}MODEL'`")
-    model, options = create_timm(source.model, seed=seed)
-    vision, colours = _tower_of_timm(model, source.model, options)
+    vision, colours = _load_timm(source, seed)
     return Encoder(vision, *colours, {"name": f"{TIMM}{source.model}", "pretrained": "random",
                                       "fingerprint": fingerprint(vision)})
 
@@ -222,7 +212,7 @@ def weights_of(source: EncoderSource) -> str:
     if source.form == "transformers":
         return "".join(hashes_of(source.path, sorted(
             file.name for file in source.path.glob("*.safetensors"))).values())
-    return "".join(hashes_of(source.path.parent, (source.path.name,)).values())
+    return hashes_of(source.path.parent, (source.path.name,)).get(source.path.name, "")
 
 
 _TIMMS = ("head.", "reg_token", "fc_norm.", "norm_pre.", "attn_pool.")
@@ -231,36 +221,28 @@ _TIMMS = ("head.", "reg_token", "fc_norm.", "norm_pre.", "attn_pool.")
 _DINOS = ("mask_token", "register_tokens")
 """Tensors that DINOv2's files have, and timm's do not."""
 
-_Loaded = tuple[Tower, tuple[Any, Any]]
+def _load_state(source: EncoderSource) -> tuple[Tower, Colours]:
+    """Load a file with the names of DINO's code.
 
-
-def _load_state(source: EncoderSource) -> _Loaded:
+    Raises:
+        VplError: it has other names; or neither its tensors nor its name say that it is DINO's or
+            DINOv2's, since timm's ViTs have the same names, and perhaps other colours.
+    """
     assert source.path is not None
     state = read_weights(recognise(source.path))
     if not is_state_of_vit(state):
         raise VplError(f"{source.path} {_other_format(state)}", f"give {FORMS}")
     tower = tower_from_state(state, str(source.path))
-    if source.form != "dino":
-        _check_origin(source.path, state)
-    return tower, NORMALISATIONS["imagenet"]
-
-
-def _check_origin(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Check that a file is DINO's or DINOv2's: timm's ViTs have the same names of tensors.
-
-    Colours and positions of those may be others, which nothing in the features would show.
-
-    Raises:
-        VplError: neither its tensors nor its name say so.
-    """
     timms = next((name for name in state if name.startswith(_TIMMS)), "")
-    if not timms and (path.name.startswith("dino") or not state.keys().isdisjoint(_DINOS)):
-        return
-    raise VplError(f"{path} " + (f"is a model of timm: it has `{timms}`" if timms else
-                                 "may be DINO's or a model of timm: their tensors have the same "
-                                 "names, their photos may be normalised differently"),
-                   f"`encoder='{TIMM}MODEL,{path}'` names timm's model; "
-                   f"`encoder='{DINO}{path}'`, if it is DINO's or DINOv2's")
+    named = source.path.name.startswith("dino") or not state.keys().isdisjoint(_DINOS)
+    if source.form == "dino" or named and not timms:
+        return tower, IMAGENET
+    raise VplError(f"{source.path} " + (
+        f"is a model of timm: it has `{timms}`" if timms else
+        "may be DINO's or a model of timm: their tensors have the same names, their photos may be "
+        "normalised differently"),
+        f"`encoder='{TIMM}MODEL,{source.path}'` names timm's model; "
+        f"`encoder='{DINO}{source.path}'`, if it is DINO's or DINOv2's")
 
 
 def _other_format(state: Mapping[str, Tensor]) -> str:
@@ -271,26 +253,20 @@ def _other_format(state: Mapping[str, Tensor]) -> str:
     return f"has no tensors with DINO's names, but `{next(iter(state))}`"
 
 
-def _load_timm(source: EncoderSource) -> _Loaded:
-    model, options = create_timm(source.model, pretrained=source.path is None)
-    if source.path is not None:
-        fill_timm(model, read_weights(recognise(source.path)), source.model, str(source.path))
-    return _tower_of_timm(model, source.model, options)
-
-
-def _tower_of_timm(model: Any, name: str, options: Mapping[str, object]) -> _Loaded:
-    colours = (tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"]))
-    try:
-        return tower_from_timm(model, f"{TIMM}{name}"), colours
-    except VplError:
-        # Not a plain ViT: no GradCAM.
-        return TimmTower(model, name, options), colours
-
-
-def _load_transformers(source: EncoderSource) -> _Loaded:
+def _load_transformers(source: EncoderSource) -> tuple[Tower, Colours]:
     folder = source.path or fetch_folder(source.model)
     return load_folder(folder, HF + (source.model or folder.name))
 
 
-_LOADERS = {"state": _load_state, "dino": _load_state, "timm": _load_timm,
-            "transformers": _load_transformers}
+def _load_timm(source: EncoderSource, seed: int | None = None) -> tuple[Tower, Colours]:
+    """Load a model of timm; with a seed, with random weights."""
+    model, options = create_timm(source.model, seed=seed,
+                                 pretrained=source.path is None and seed is None)
+    if source.path is not None:
+        fill_timm(model, read_weights(recognise(source.path)), source.model, str(source.path))
+    colours = colours_of(model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+    try:
+        return tower_from_timm(model, TIMM + source.model), colours
+    except VplError:
+        # Not a plain ViT: no GradCAM.
+        return TimmTower(model, source.model, options), colours

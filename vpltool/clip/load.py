@@ -15,10 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.clip import tower_cache
+from vpltool.clip import stored_towers
 from vpltool.clip.catalogue import check_source, import_open_clip, locate
-from vpltool.clip.models import ModelSource, find_source, read_config, weights_identity
-from vpltool.clip.tower_cache import Colour, Colours
+from vpltool.clip.models import (
+    IMAGENET,
+    Colour,
+    Colours,
+    ModelSource,
+    find_source,
+    read_config,
+    weights_identity,
+)
 from vpltool.clip.towers import tower_from_open_clip
 from vpltool.clip.weights import read_weights, recognise, without_random_init
 from vpltool.core.vit import VisionTower
@@ -26,11 +33,6 @@ from vpltool.errors import VplError, first_line, silent
 
 LOSS_PARTS = ("logit_scale", "logit_bias")
 """Parameters of the training loss: stored in any shape, and not used here."""
-
-NORMALISATIONS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-"""Mean and standard deviation of RGB in [0, 1], in place of the model's (WeCLIP: ImageNet's)."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
             `open_clip_config.json`.
         device: device to move it to.
         base: folder that a relative path in `pretrained` is relative to.
-        normalise: how photos are normalised: `model`, as in its training, or one of
-            `NORMALISATIONS`.
+        normalise: how photos are normalised: `model`, as in its training, or `imagenet`, as in
+            WeCLIP.
 
     Raises:
         VplError: there is no such model or weights, the weights are of another model or
@@ -92,7 +94,7 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
     check_source(source)
     open_clip = import_open_clip()
     name, weights, colours = locate(open_clip, source)
-    made_from = tower_cache.stamps(source, weights)
+    made_from = stored_towers.stamps(source, weights)
     hashed = weights_identity(source, weights.path)
     state = read_weights(weights)
     with silent(), without_random_init():
@@ -109,24 +111,24 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
         vision = tower_from_open_clip(whole.visual)
     own = (tuple(whole.visual.image_mean), tuple(whole.visual.image_std))
     identity = {**source.names, "fingerprint": fingerprint(whole), "weights": hashed}
-    tower_cache.write_entry(source, made_from, state, vision, own, identity)
+    stored_towers.write_entry(source, made_from, state, vision, own, identity)
     whole.visual = nn.Identity()
-    return Clip(vision.to(device), whole.to(device), _tokenizer_loader(open_clip, name, source),
+    return Clip(vision.to(device), whole.to(device), _tokenizer_loader(name, source),
                 *normalised(own, identity, normalise))
 
 
 def normalised(own: Colours, identity: Mapping[str, str], normalise: str
                ) -> tuple[Colour, Colour, dict[str, str]]:
-    """Return the mean, the standard deviation and the identity of a model that is normalised so.
+    """Return mean and standard deviation of RGB, and the identity, of a model normalised so.
 
     Args:
-        own: the model's own mean and standard deviation of RGB.
+        own: the model's own mean and standard deviation.
         identity: of the model with these.
-        normalise: `model`, or one of `NORMALISATIONS`.
+        normalise: `model`, or `imagenet`.
     """
-    if normalise not in NORMALISATIONS:
-        return *own, dict(identity)
-    return *NORMALISATIONS[normalise], {**identity, "normalise": normalise}
+    if normalise == "imagenet":
+        return *IMAGENET, {**identity, "normalise": normalise}
+    return *own, dict(identity)
 
 
 def _fill(open_clip: ModuleType, whole: Any, state: dict[str, Tensor], source: ModelSource,
@@ -146,10 +148,8 @@ def _fill(open_clip: ModuleType, whole: Any, state: dict[str, Tensor], source: M
     # Masks and position ids are computed, not learned; some files contain them.
     state = {name: tensor for name, tensor in state.items()
              if name in wanted or not name.endswith(("attn_mask", "position_ids", *LOSS_PARTS))}
-    difference = _difference(state, wanted)
-    if difference:
-        raise VplError(f"{path} does not hold {source.model}: {difference}",
-                       _whose(open_clip, state) or "give the model of this file: `model='NAME'`")
+    if difference := _difference(state, wanted):
+        raise _mismatch(path, source.model, state, difference)
     whole.load_state_dict(state)
 
 
@@ -203,47 +203,46 @@ def check_weights(source: ModelSource) -> None:
     found = _shape_of_state(state)
     wanted = _shape_of_config(open_clip.get_model_config(source.model))
     if not any(name.startswith("visual.") for name in state):
-        difference = _difference(state, {})
-    elif found is not None and found != wanted:
-        difference = "its vision tower has {1} blocks, width {2}, {3} positions, patch {4} and " \
-                     "embedding {0}, ".format(*found) + "the model's {1}, {2}, {3}, {4} and " \
-                     "{0}".format(*wanted)
-    else:
-        return
-    raise VplError(f"{source.path} does not hold {source.model}: {difference}",
-                   _whose(open_clip, state) or "give the model of this file: `model='NAME'`")
+        raise _mismatch(source.path, source.model, state, _difference(state, {}))
+    if found is not None and found != wanted:
+        raise _mismatch(
+            source.path, source.model, state,
+            "its vision tower has {1} blocks, width {2}, {3} positions, patch {4} and embedding "
+            "{0}, ".format(*found) + "the model's {1}, {2}, {3}, {4} and {0}".format(*wanted))
 
 
-def _whose(open_clip: ModuleType, state: Mapping[str, Tensor]) -> str:
-    """Say which models of open_clip have a ViT of the file's shapes; empty if none has."""
-    wanted = _shape_of_state(state)
-    found = [name for name in open_clip.list_models() if wanted is not None
-             and _shape_of_config(open_clip.get_model_config(name)) == wanted]
-    return (f"its shapes are those of {', '.join(found[:3])}: `model={found[0]!r}`" if found
-            else "")
+def _mismatch(path: Path, model: str, state: Mapping[str, Tensor], difference: str) -> VplError:
+    """Say that weights are not the model's; the hint names models whose ViT has their shapes."""
+    open_clip, shape = import_open_clip(), _shape_of_state(state)
+    alike = [name for name in open_clip.list_models() if shape is not None
+             and _shape_of_config(open_clip.get_model_config(name)) == shape]
+    return VplError(f"{path} does not hold {model}: {difference}",
+                    f"its shapes are those of {', '.join(alike[:3])}: `model={alike[0]!r}`" if alike
+                    else "give the model of this file: `model='NAME'`")
 
 
-def _tokenizer_loader(open_clip: ModuleType, name: str, source: ModelSource
-                      ) -> Callable[[], object]:
+def _tokenizer_loader(name: str, source: ModelSource) -> Callable[[], object]:
+    """What loads a model's tokenizer: from its folder, or as open_clip has it for the name."""
     @functools.cache
     def load() -> object:
-        text = _text_settings(open_clip, name)
-        key = "" if "hf_tokenizer_name" in text else json.dumps(text, sort_keys=True)
-        if key in _tokenizers:
+        open_clip, folder = import_open_clip(), name.removeprefix("local-dir:")
+        config = read_config(Path(folder)) if folder != name else open_clip.get_model_config(name)
+        text = config.get("text_cfg", {})
+        own = "hf_tokenizer_name" in text
+        key = json.dumps(text, sort_keys=True)
+        if not own and key in _tokenizers:
             return _tokenizers[key]
-        wanted = name
-        if source.form == "hub" and text.get("hf_tokenizer_name"):
-            # The local folder holds only the weights; open_clip finds the tokenizer on the hub.
-            wanted = source.pretrained
+        # The local folder holds only the weights; open_clip finds the tokenizer on the hub.
+        from_hub = source.form == "hub" and bool(text.get("hf_tokenizer_name"))
         try:
             with silent():
-                tokenizer = open_clip.get_tokenizer(wanted)
+                tokenizer = open_clip.get_tokenizer(source.pretrained if from_hub else name)
         # transformers raises many types of errors.
         except Exception as error:
             raise VplError(f"cannot load the tokenizer of {source.model}: {first_line(error)}",
                            "it comes with the package transformers, from the hub, or from the "
                            "model's folder") from None
-        if key:
+        if not own:
             _tokenizers[key] = tokenizer
         return tokenizer
 
@@ -252,13 +251,6 @@ def _tokenizer_loader(open_clip: ModuleType, name: str, source: ModelSource
 
 _tokenizers: dict[str, object] = {}
 """Settings of the text tower to CLIP's own tokenizer: its 49,152 words take 0.1 s to read."""
-
-
-def _text_settings(open_clip: ModuleType, name: str) -> dict[str, object]:
-    folder = name.removeprefix("local-dir:")
-    config = read_config(Path(folder)) if folder != name else open_clip.get_model_config(name)
-    settings: dict[str, object] = config.get("text_cfg", {})
-    return settings
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,12 @@ WEIGHT_NAMES = (
     "pytorch_model.bin", "pytorch_model.pth", "model.pth")
 """File names of a model's weights in its folder or on the hub, best first, as in open_clip."""
 
+Colour = tuple[float, float, float]
+Colours = tuple[Colour, Colour]
+"""Mean and standard deviation of RGB in [0, 1]."""
+
+IMAGENET: Colours = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
 INSTEAD = "choose a ViT, such as `model='ViT-B-16-quickgelu', pretrained='openai'`"
 
 TIMM_TOWERS = {
@@ -42,6 +48,17 @@ TIMM_TOWERS = {
 BLOCK_SWITCHES = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner",
                   "scale_attn", "scale_fc")
 """Settings of open_clip's CustomResidualAttentionBlock; none of its published models has one."""
+
+
+def colours_of(mean: Iterable[float], std: Iterable[float]) -> Colours:
+    """Return mean and standard deviation of RGB.
+
+    Raises:
+        ValueError: they are not three numbers each.
+        TypeError: as `ValueError`.
+    """
+    first, second = ((float(red), float(green), float(blue)) for red, green, blue in (mean, std))
+    return first, second
 
 
 @dataclass(frozen=True)
@@ -85,11 +102,7 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
             raise VplError(f"`{given}`: of transformers' models vpltool takes the vision tower, "
                            "not the text", f"`prepare(encoder={given!r})` needs no words")
         if given.startswith(HUB):
-            name = given.removeprefix(HUB)
-            if name.count("/") != 1 or not all(name.split("/")):
-                raise VplError(f"`{given}` is not a name on the hub",
-                               "write it as hf-hub:ORGANISATION/NAME")
-            return ModelSource(name.split("/")[1], given, "hub")
+            return ModelSource(repository_of(given, HUB, given).split("/")[1], given, "hub")
     path = base / pretrained
     if path.is_dir():
         check_tower(path.name, read_config(path))
@@ -105,6 +118,24 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
                        "folder with open_clip_config.json")
     _check_name(model)
     return ModelSource(model, pretrained, "tag")
+
+
+def repository_of(given: str, prefix: str, named: str) -> str:
+    """Return ORGANISATION/NAME of a name on the Hugging Face hub.
+
+    Args:
+        given: the name with its prefix.
+        prefix: `hf-hub:`, or `hf:`.
+        named: what the message says was given.
+
+    Raises:
+        VplError: it has another form.
+    """
+    name = given.removeprefix(prefix)
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise VplError(f"`{named}` is not a name on the hub",
+                       f"write it as {prefix}ORGANISATION/NAME")
+    return name
 
 
 def _check_name(model: str) -> None:
@@ -128,22 +159,34 @@ def read_config(folder: Path) -> JsonObject:
     Raises:
         VplError: the file is missing or damaged, or does not describe a model.
     """
-    try:
-        content = parse_json((folder / CONFIG).read_text("utf-8"))
-    except FileNotFoundError:
-        raise VplError(f"{folder} has no {CONFIG}", f"give a folder with {CONFIG} and "
-                       f"{WEIGHT_NAMES[0]}, or a weights file") from None
-    except (ValueError, OSError) as error:
-        raise VplError(f"{folder / CONFIG} cannot be read as JSON ({error})",
-                       "download it again") from error
-    config = content.get("model_cfg") if isinstance(content, dict) else None
-    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(
-            config) or not all(isinstance(config[part], dict) for part in ("vision_cfg",
-                                                                            "text_cfg")):
-        raise VplError(f"{folder / CONFIG} has no model_cfg with embed_dim, "
-                       "vision_cfg and text_cfg",
+    content = read_model_file(folder / CONFIG, f"{WEIGHT_NAMES[0]}, or a weights file")
+    config = content.get("model_cfg")
+    if not isinstance(config, dict) or "embed_dim" not in config or not all(
+            isinstance(config.get(part), dict) for part in ("vision_cfg", "text_cfg")):
+        raise VplError(f"{folder / CONFIG} has no model_cfg with embed_dim, vision_cfg and "
+                       "text_cfg",
                        "name the model and the weights file: `model='NAME', pretrained='FILE'`")
     return config
+
+
+def read_model_file(path: Path, beside: str) -> JsonObject:
+    """Read a JSON file of a model's folder; empty if it holds no object.
+
+    Args:
+        path: the file.
+        beside: what else belongs into the folder, for the hint.
+
+    Raises:
+        VplError: the file is missing or damaged.
+    """
+    try:
+        content = parse_json(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise VplError(f"{path.parent} has no {path.name}",
+                       f"give a folder with {path.name} and {beside}") from None
+    except (ValueError, OSError) as error:
+        raise VplError(f"{path} cannot be read as JSON ({error})", "download it again") from error
+    return content if isinstance(content, dict) else {}
 
 
 def find_weights(folder: Path) -> WeightFile:

@@ -1,20 +1,53 @@
-"""Towers without their model: what a file must say of a vision tower, to run it on its own."""
+"""Towers without their model: what a bundle says of its tower, and a cache of towers of open_clip.
+
+Importing open_clip takes longer than encoding a photo. It is needed to build a model, and to check
+that our copy of its tower gives what the original gives (`towers`). An entry of the cache holds the
+outcome: the tower's configuration, and which tensor of the weight file is which of the tower's.
+Weights are not copied, only what is computed from them: an entry has some kilobytes, of SigLIP some
+megabytes. It is good only for the very files that it was made from.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vpltool.clip.timm_towers import TimmTower, timm_from_config
-from vpltool.clip.transformers_towers import TransformersTower, transformers_from_config
-from vpltool.clip.weights import without_random_init
+from vpltool import __version__
+from vpltool.clip.models import CONFIG, Colours, ModelSource, colours_of, find_weights
+from vpltool.clip.timm_towers import TimmTower, described_timm
+from vpltool.clip.transformers_towers import TransformersTower, described_transformers
+from vpltool.clip.weights import WeightFile, read_weights, recognise, without_random_init
 from vpltool.core.blocks import Block, BlockShape, rebuild
 from vpltool.core.tower import Tower
 from vpltool.core.vit import Head, Resampling, VisionTower
-from vpltool.json_text import JsonObject
+from vpltool.errors import VplError, first_line, silent
+from vpltool.file_hashes import cache_folder, stamp_of
+from vpltool.json_text import JsonObject, parse_json
+
+_MOST = 1 << 20
+"""Largest number in a configuration: a vocabulary has a quarter of it."""
+
+_SAMPLE = 64
+"""Numbers of two tensors that are compared before all are."""
+
+_UNUSABLE = (SafetensorError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+             RuntimeError, OSError, VplError)
+"""What a damaged entry raises, and a folder that cannot be read or written."""
+
+Stamps = list[list[Any]]
+"""Of each file: its path, and what changes with its content."""
 
 
 def tower_config(tower: Tower) -> JsonObject:
@@ -30,25 +63,59 @@ def tower_config(tower: Tower) -> JsonObject:
             "resampling": asdict(tower.resampling)}
 
 
-def tower_from_config(config: Mapping[str, object], state: Mapping[str, Tensor]) -> Tower:
+def tower_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tower:
     """Rebuild a tower, frozen and in evaluation mode; see `tower_config`.
 
     Raises:
         ValueError: the state dict is of another tower, or these are no values of one.
+        VplError: the package that runs it is not installed.
     """
-    if config.get("library") == "timm":
-        return timm_from_config(config, state)
-    if config.get("library") == "transformers":
-        return transformers_from_config(config, state)
-    return vit_from_config(config, state)
+    if config.get("library") not in ("timm", "transformers"):
+        return _vit_from_config(config, state)
+    described = described_timm if config["library"] == "timm" else described_transformers
+    values, build, adapt = described(config)
+    _check_numbers("", values, len(state))
+    state = {key.removeprefix("model."): tensor for key, tensor in state.items()}
+    # Checks of a configuration raise many types of errors.
+    try:
+        with silent(), without_random_init():
+            # Numbers alone take no memory.
+            with torch.device("meta"):
+                wanted = build().state_dict()
+            if {key: tensor.shape for key, tensor in wanted.items()} != {
+                    key: tensor.shape for key, tensor in state.items()}:
+                raise ValueError(f"the tensors are not those of {config['model']}")
+            model = build()
+            model.load_state_dict(state)
+        return adapt(model.float().eval().requires_grad_(False))
+    except Exception as error:
+        raise ValueError(first_line(error)) from error
 
 
-def vit_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> VisionTower:
-    """Rebuild a tower that runs its blocks itself; see `tower_from_config`.
+def _check_numbers(name: str, value: object, tensors: int) -> None:
+    """Check that the numbers of a configuration, whatever they count, are those of a model.
+
+    Args:
+        name: of the value.
+        value: a value of JSON.
+        tensors: that a file has; it has no more layers.
 
     Raises:
-        ValueError: as there.
+        ValueError: building what they describe would take for ever.
     """
+    most = tensors if any(part in name for part in ("depth", "layers", "stages")) else _MOST
+    if isinstance(value, (int, float)) and not abs(value) <= most:
+        raise ValueError(f"{name} is {value}, which is more than the file holds")
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _check_numbers(str(key), part, tensors)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _check_numbers(name, part, tensors)
+
+
+def _vit_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> VisionTower:
+    """Rebuild a tower that runs its blocks itself; see `tower_from_config`."""
     def build() -> VisionTower:
         width, eps = config["width"], config["ln_pre"]
         if len(config["blocks"]) > len(state):
@@ -63,3 +130,143 @@ def vit_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> V
     with without_random_init():
         tower = rebuild(build, state)
     return tower.eval().requires_grad_(False)
+
+
+def stamps(source: ModelSource, weights: WeightFile) -> Stamps:
+    """Path, size, times and inode of the files that a tower is made from, its weights first."""
+    files = [weights.path]
+    if source.form in ("folder", "hub"):
+        files.append(weights.path.with_name(CONFIG))
+    if weights.path.parent.parent.name == "snapshots":
+        # The hub's client keeps old revisions beside the one that it would take now.
+        files.append(weights.path.parents[2] / "refs" / "main")
+    return [_stamp(file) for file in files]
+
+
+def _stamp(path: Path) -> list[Any]:
+    """What changes with a file's content; of one that is missing, its path alone."""
+    try:
+        return [str(path.absolute()), *stamp_of(path)]
+    except OSError:
+        return [str(path.absolute())]
+
+
+def write_entry(source: ModelSource, made_from: Stamps, state: Mapping[str, Tensor],
+                tower: VisionTower, colours: Colours, identity: Mapping[str, str]) -> None:
+    """Remember how a tower was made; nothing happens where the folder cannot be written.
+
+    Args:
+        source: the model.
+        made_from: `stamps` from before its files were read; nothing is written if they are others
+            now.
+        state: the tensors of the weights.
+        tower: made from it, and found equal to open_clip's.
+        colours: how photos are normalised.
+        identity: of the model, for headers.
+    """
+    path = _entry(source)
+    if path is None:
+        return
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        if made_from != [_stamp(Path(name)) for name, *_ in made_from]:
+            return
+        names, computed = _match(tower.state_dict(), state)
+        content = {"files": made_from, "config": tower_config(tower), "names": names,
+                   "colours": colours, "identity": dict(identity)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _drop_vanished(path.parent)
+        save_file(computed, part, {"tower": json.dumps(content)})
+        part.replace(path)
+    except _UNUSABLE:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def read_entry(source: ModelSource) -> tuple[VisionTower, Colours, dict[str, str]] | None:
+    """Rebuild a tower from its cache entry; None if there is none, or if a file has changed.
+
+    Returns:
+        the tower, frozen and in evaluation mode; mean and standard deviation of RGB; the model's
+        identity.
+    """
+    try:
+        path = _entry(source)
+        if path is None:
+            return None
+        with safe_open(path, "pt") as file:
+            content = _content(file)
+            # Fresh memory: how a file's tensors are aligned may change a product's last bits.
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        # Of a model's files, those that it is in today; of a download, the one remembered.
+        weights = (find_weights(source.path) if source.path and source.form == "folder"
+                   else recognise(source.path or Path(content["files"][0][0])))
+        names = {str(ours): str(theirs) for ours, theirs in content["names"].items()}
+        held = read_weights(weights, set(names.values()))
+        state |= {ours: held[theirs].float().clone() for ours, theirs in names.items()}
+        if content["files"] != stamps(source, weights):
+            return None
+        tower = _vit_from_config(content["config"], state)
+        identity = {str(name): str(value) for name, value in content["identity"].items()}
+        return tower, colours_of(*content["colours"]), identity
+    except _UNUSABLE:
+        return None
+
+
+def _content(file: Any) -> JsonObject:
+    """What an open entry says in addition to its tensors."""
+    return dict(parse_json(file.metadata()["tower"]))
+
+
+def _drop_vanished(folder: Path) -> None:
+    """Delete the entries of weights that are no longer there."""
+    for path in folder.glob("*.safetensors"):
+        with contextlib.suppress(*_UNUSABLE):
+            with safe_open(path, "pt") as file:
+                weights = Path(_content(file)["files"][0][0])
+            if not weights.exists():
+                path.unlink()
+
+
+def _entry(source: ModelSource) -> Path | None:
+    """The file of a model's entry; another version of what made it, and it is another."""
+    folder = cache_folder()
+    if folder is None:
+        return None
+    # The code that makes towers, which a checkout changes without a new version.
+    code = b"".join(Path(__file__).with_name(name).read_bytes()
+                    for name in ("towers.py", "stored_towers.py"))
+    versions = [__version__, torch.__version__, hashlib.sha256(code).hexdigest()]
+    for package in ("open_clip_torch", "timm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(importlib.metadata.version(package))
+    where = str(source.path.absolute()) if source.path else ""
+    key = json.dumps([versions, source.model, source.pretrained, source.form, where])
+    return folder / "towers" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+
+
+def _match(tower: Mapping[str, Tensor], state: Mapping[str, Tensor]
+           ) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Find the tensors of a tower in the state that it was made from.
+
+    Returns:
+        name in the tower to name in the state; the tensors that are not in it, since they were
+        computed.
+    """
+    names, computed = {}, {}
+    for ours, tensor in tower.items():
+        found = next((theirs for theirs, other in state.items() if _is_same(tensor, other)), None)
+        if found is None:
+            computed[ours] = tensor.contiguous()
+        else:
+            names[ours] = found
+    return names, computed
+
+
+def _is_same(tensor: Tensor, other: Tensor) -> bool:
+    """Tell whether two tensors hold the same numbers; the first few tell most apart."""
+    if tensor.shape != other.shape:
+        return False
+    ours, theirs = tensor.flatten(), other.flatten()
+    return (torch.equal(ours[:_SAMPLE], theirs[:_SAMPLE].float())
+            and torch.equal(ours, theirs.float()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
@@ -27,9 +27,6 @@ INSTEAD = ("`timm:vit_small_patch14_reg4_dinov2.lvd142m` and timm's other transf
 
 _WAYS: tuple[JsonObject, ...] = ({"dynamic_img_size": True}, {})
 """Options of models that take any size; the first that a model knows."""
-
-_MOST = 1 << 20
-"""Largest number in a configuration: a vocabulary has a quarter of it."""
 
 _FOREIGN = ("pretrained", "checkpoint", "cache", "file", "url")
 """Beginnings of options that would read something else than the weights that are given."""
@@ -200,53 +197,22 @@ class TimmTower(AdaptedTower):
         return [part.shape for part in seen] == [(1, length, length)] * self.depth
 
 
-def timm_from_config(config: Mapping[str, object], state: Mapping[str, Tensor]) -> TimmTower:
-    """Rebuild a model of timm from what a file says of it.
+def described_timm(config: Mapping[str, Any]) -> tuple[
+        JsonObject, Callable[[], nn.Module], Callable[[Any], TimmTower]]:
+    """What a file says of a model of timm.
+
+    Returns:
+        the options of the model; what builds it; what makes a tower of it.
 
     Raises:
-        ValueError: it describes no such model, or the tensors are of another one.
+        ValueError: it describes no such model.
     """
     name, options = config.get("model"), config.get("options")
     if not isinstance(name, str) or not isinstance(options, dict) or any(
             key.startswith(_FOREIGN) for key in options):
         raise ValueError(f"{name} with {options} is no model of timm")
-    for key, value in options.items():
-        check_numbers(key, value, len(state))
-    state = {key.removeprefix("model."): tensor for key, tensor in state.items()}
-    try:
-        # Numbers alone take no memory.
-        with torch.device("meta"):
-            wanted = create_timm(name, options)[0].state_dict()
-        shapes = {key: tensor.shape for key, tensor in wanted.items()}
-        if shapes != {key: tensor.shape for key, tensor in state.items()}:
-            raise ValueError(f"the tensors are not those of timm's {name}")
-        model = create_timm(name, options)[0]
-        model.load_state_dict(state)
-        return TimmTower(model, name, options)
-    except VplError as error:
-        raise ValueError(error.message) from error
-
-
-def check_numbers(name: str, value: object, tensors: int) -> None:
-    """Check that the numbers of a configuration, whatever they count, are those of a model.
-
-    Args:
-        name: of the value.
-        value: a value of JSON.
-        tensors: that a file has; it has no more layers.
-
-    Raises:
-        ValueError: building what they describe would take for ever.
-    """
-    most = tensors if any(part in name for part in ("depth", "layers", "stages")) else _MOST
-    if isinstance(value, (int, float)) and not abs(value) <= most:
-        raise ValueError(f"{name} is {value}, which is more than the file holds")
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            check_numbers(str(key), part, tensors)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            check_numbers(name, part, tensors)
+    return (options, lambda: create_timm(name, options)[0],
+            lambda model: TimmTower(model, name, options))
 
 
 @torch.no_grad()

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vpltool.clip.catalogue import fetch_file, mend_torchvision, refuse_model_code
-from vpltool.clip.timm_towers import check_numbers
-from vpltool.clip.weights import without_random_init
+from vpltool.clip.catalogue import fetch_file, import_transformers
+from vpltool.clip.models import IMAGENET, Colours, colours_of, read_model_file
 from vpltool.core.adapted import AdaptedTower, Level, Passed, grid_of
 from vpltool.errors import VplError, first_line, near_name, silent
-from vpltool.json_text import JsonObject, parse_json
+from vpltool.json_text import JsonObject
 
 HF = "hf:"
 """Prefix of a repository on the Hugging Face hub in the form of transformers."""
@@ -34,10 +32,9 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _COLOURS = ("preprocessor_config.json", "processor_config.json")
 """Files that give the mean and standard deviation of RGB."""
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_HALF = ((0.5,) * 3, (0.5,) * 3)
-_PLAIN = ((0.0,) * 3, (1.0,) * 3)
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Family:
     """
 
     name: str
-    colours: tuple[Sequence[float], Sequence[float]] = _IMAGENET
+    colours: Colours = IMAGENET
     resampled: bool = False
     norm: str = ""
     packed: bool = False
@@ -84,22 +81,6 @@ _LEFT_OUT = ("_", "auto_map", "quantization_config", "attn_implementation", "tra
 """Beginnings of entries of a configuration that name code, or how it is to be run."""
 
 
-def import_transformers() -> ModuleType:
-    """Import transformers.
-
-    Raises:
-        VplError: it is not installed.
-    """
-    try:
-        mend_torchvision()
-        import transformers
-    except ImportError as error:
-        raise VplError(f"transformers cannot be imported: {first_line(error)}",
-                       "pip install 'vpltool[transformers]'") from error
-    refuse_model_code()
-    return transformers
-
-
 def fetch_folder(repository: str) -> Path:
     """Return the folder of a repository on this machine, downloaded where it is not there.
 
@@ -111,7 +92,8 @@ def fetch_folder(repository: str) -> Path:
     folder = fetch_file(repository, (CONFIG,), hint).parent
     weights = fetch_file(repository, WEIGHTS, hint)
     if weights.suffix == ".json":
-        for name in sorted({str(part) for part in _read(weights)["weight_map"].values()}):
+        parts = read_model_file(weights, WEIGHTS[0]).get("weight_map", {})
+        for name in sorted({str(part) for part in parts.values()}):
             fetch_file(repository, (name,), hint)
     # Not every repository has one.
     with contextlib.suppress(VplError):
@@ -119,7 +101,7 @@ def fetch_folder(repository: str) -> Path:
     return folder
 
 
-def load_folder(folder: Path, name: str) -> tuple[TransformersTower, tuple[object, object]]:
+def load_folder(folder: Path, name: str) -> tuple[TransformersTower, Colours]:
     """Load the vision tower of a folder with `config.json` and `model.safetensors`.
 
     Args:
@@ -132,13 +114,13 @@ def load_folder(folder: Path, name: str) -> tuple[TransformersTower, tuple[objec
     Raises:
         VplError: it is no model of a known family, or its weights are of another one.
     """
-    kind, values = _vision_values(_read(folder / CONFIG), str(folder / CONFIG))
+    kind, values = _vision_values(folder / CONFIG)
     weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
     if weights is None:
         raise VplError(f"{folder} has no {WEIGHTS[0]}", f"put {WEIGHTS[0]} next to {CONFIG}")
     config, model_class = _classes(kind)
     try:
-        with silent(), _quiet():
+        with silent():
             model, found = model_class.from_pretrained(
                 folder, config=config.from_dict(values), local_files_only=True,
                 use_safetensors=True, dtype=torch.float32, output_loading_info=True)
@@ -252,38 +234,24 @@ class TransformersTower(AdaptedTower):
                 else Level(tokens.shape[1], size[0] // tokens.shape[2]) for tokens in found], prefix
 
 
-def transformers_from_config(config: Mapping[str, object], state: Mapping[str, Tensor]
-                             ) -> TransformersTower:
-    """Rebuild a model of transformers from what a file says of it.
+def described_transformers(config: Mapping[str, Any]) -> tuple[
+        JsonObject, Callable[[], nn.Module], Callable[[Any], TransformersTower]]:
+    """What a file says of a model of transformers.
+
+    Returns:
+        the values of its configuration; what builds it; what makes a tower of it.
 
     Raises:
-        ValueError: it describes no such model, or the tensors are of another one.
+        ValueError: it describes no such model.
+        VplError: transformers is not installed, or does not have it.
     """
     kind, name, values = (config.get(key) for key in ("model", "name", "values"))
     if kind not in FAMILIES or not isinstance(values, dict) or not isinstance(name, str):
         raise ValueError(f"{kind} is no vision model of transformers")
-    values = _clean(values)
-    check_numbers("values", values, len(state))
-    state = {key.removeprefix("model."): tensor for key, tensor in state.items()}
+    own = _clean(values)
     config_class, model_class = _classes(kind)
-
-    def build() -> Any:
-        return model_class._from_config(config_class.from_dict(values), dtype=torch.float32)
-
-    # Its checks of a configuration raise many types of errors.
-    try:
-        with silent(), without_random_init():
-            # Numbers alone take no memory.
-            with torch.device("meta"):
-                wanted = build().state_dict()
-            if {key: tensor.shape for key, tensor in wanted.items()} != {
-                    key: tensor.shape for key, tensor in state.items()}:
-                raise ValueError(f"the tensors are not those of transformers' {kind}")
-            model = build()
-            model.load_state_dict(state)
-        return TransformersTower(model.float().eval().requires_grad_(False), kind, values, name)
-    except Exception as error:
-        raise ValueError(first_line(error)) from error
+    return (own, lambda: model_class._from_config(config_class.from_dict(own), dtype=torch.float32),
+            lambda model: TransformersTower(model, kind, own, name))
 
 
 def _classes(kind: str) -> tuple[Any, Any]:
@@ -296,14 +264,15 @@ def _classes(kind: str) -> tuple[Any, Any]:
                        "pip install -U transformers") from None
 
 
-def _vision_values(content: Mapping[str, Any], where: str) -> tuple[str, JsonObject]:
+def _vision_values(path: Path) -> tuple[str, JsonObject]:
     """The `model_type` and the values of the vision tower that a config.json describes."""
+    content = read_model_file(path, WEIGHTS[0])
     kind = str(content.get("model_type"))
     if kind in WHOLE:
         content = {**(content.get("vision_config") or {})}
         kind = WHOLE[kind]
     if kind not in FAMILIES:
-        raise VplError(f"{where}: vpltool does not know the vision models of `{kind}`",
+        raise VplError(f"{path}: vpltool does not know the vision models of `{kind}`",
                        near_name(kind, [*FAMILIES, *WHOLE]))
     return kind, _clean(content)
 
@@ -320,43 +289,18 @@ def _layers(model: nn.Module) -> nn.ModuleList:
     return min(lists, key=lambda entry: entry[0])[1]
 
 
-def _read(path: Path) -> JsonObject:
-    try:
-        content = parse_json(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise VplError(f"{path.parent} has no {path.name}", f"give a folder with {CONFIG} and "
-                       f"{WEIGHTS[0]}") from None
-    except (ValueError, OSError) as error:
-        raise VplError(f"{path} cannot be read as JSON ({error})", "download it again") from error
-    if not isinstance(content, dict):
-        raise VplError(f"{path} does not describe a model", "download it again")
-    return content
-
-
-def _colours(folder: Path, family: Family) -> tuple[object, object]:
+def _colours(folder: Path, family: Family) -> Colours:
     """Mean and standard deviation of RGB, as the folder says, or of the family."""
     path = next((folder / name for name in _COLOURS if (folder / name).is_file()), None)
     if path is None:
         return family.colours
-    content = _read(path)
+    content = read_model_file(path, WEIGHTS[0])
     content = content.get("image_processor", content)
     if content.get("do_normalize") is False:
         return _PLAIN
     mean, std = content.get("image_mean"), content.get("image_std")
     try:
-        return (tuple(map(float, mean)), tuple(map(float, std))) if mean else family.colours
+        return colours_of(mean, std) if mean else family.colours
     except (TypeError, ValueError):
         raise VplError(f"{path}: image_mean {json.dumps(mean)} and image_std {json.dumps(std)} "
                        "are not of RGB", "download it again") from None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Let transformers report nothing about tensors that are not of the vision tower."""
-    logging = import_transformers().logging
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -33,7 +33,6 @@ OPENAI_EXTRAS = (OPENAI_MARK, "context_length", "vocab_size")
 
 _AGAIN = "download it again, or give a CLIP's weights as .pt, .bin or .safetensors"
 
-
 _ROOM = 1 << 26
 """Bytes that a zip may hold, however small it is packed."""
 
@@ -93,10 +92,15 @@ def recognise(path: Path) -> WeightFile:
 
 
 def _recognise_zip(path: Path) -> WeightFile:
+    size = path.stat().st_size
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            _check_packed(path, archive)
+            held = sum(entry.file_size for entry in archive.infolist())
+            # Weights hardly become smaller by packing.
+            if held > _ROOM + 8 * size:
+                raise VplError(f"{path} would expand from {size} bytes to {held}: these are not "
+                               "weights", _AGAIN)
             content = [name for name in names if name.endswith("/data.pkl")]
             if not content:
                 numpy = any(name.endswith(".npy") for name in names)
@@ -105,22 +109,9 @@ def _recognise_zip(path: Path) -> WeightFile:
                                "use open_clip's own file of this model, .safetensors or .bin")
             openai = OPENAI_MARK.encode() in archive.read(content[0])
     except _ZIP_ERRORS:
-        raise VplError(f"{path} is damaged or truncated ({path.stat().st_size} bytes)",
-                       _AGAIN) from None
+        raise VplError(f"{path} is damaged or truncated ({size} bytes)", _AGAIN) from None
     script = any(name.endswith("/constants.pkl") for name in names)
     return WeightFile(path, "torchscript" if script else "torch", openai)
-
-
-def _check_packed(path: Path, archive: zipfile.ZipFile) -> None:
-    """Check that a zip holds about what its size says: weights hardly become smaller by packing.
-
-    Raises:
-        VplError: it would unfold to far more.
-    """
-    held, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
-    if held > _ROOM + 8 * size:
-        raise VplError(f"{path} would expand from {size} bytes to {held}: these are not weights",
-                       _AGAIN)
 
 
 def _safetensors_entries(path: Path, size: int) -> JsonObject:
@@ -251,10 +242,12 @@ class _ArchiveReader(pickle.Unpickler):
         if module.startswith("__torch__"):
             return _Module
         if module == "torch" and name.endswith("Storage"):
-            return _element_type(name)
+            return self._element_type(name)
         known: dict[tuple[str, str], Callable[..., object]] = {
             ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _view,
+            # as_strided refuses what reaches beyond the storage.
+            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: (
+                storage.as_strided(size, stride, offset)),
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
             # Typed lists; the type is not needed.
             **{("torch.jit._pickle", kind): lambda items, *_: items for kind in (
@@ -264,6 +257,14 @@ class _ArchiveReader(pickle.Unpickler):
             raise pickle.UnpicklingError(f"Unsupported {module}.{name}")
         return known[module, name]
 
+    def _element_type(self, storage: str) -> torch.dtype:
+        known = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+                 "Double": torch.float64, "Long": torch.int64, "Int": torch.int32,
+                 "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
+        if storage.removesuffix("Storage") not in known:
+            raise pickle.UnpicklingError(f"Unsupported torch.{storage}")
+        return known[storage.removesuffix("Storage")]
+
     def persistent_load(self, key: Any) -> Tensor:
         """Read the storage `('storage', element type, name, device, length)` as a vector."""
         _, element, name, *_ = key
@@ -272,21 +273,6 @@ class _ArchiveReader(pickle.Unpickler):
             self.storages[name] = (torch.frombuffer(content, dtype=element) if content
                                    else torch.empty(0, dtype=element))
         return self.storages[name]
-
-
-def _element_type(storage: str) -> torch.dtype:
-    known = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
-             "Double": torch.float64, "Long": torch.int64, "Int": torch.int32,
-             "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool}
-    if storage.removesuffix("Storage") not in known:
-        raise pickle.UnpicklingError(f"Unsupported torch.{storage}")
-    return known[storage.removesuffix("Storage")]
-
-
-def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...],
-          *_: object) -> Tensor:
-    """Return a tensor as a view of its storage; as_strided refuses one that reaches beyond it."""
-    return storage.as_strided(size, stride, offset)
 
 
 def _read_archive(path: Path) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import options
-from vpltool.core import segment, temperature
+from vpltool.core import agreement, segment
 from vpltool.datasets.classes import read_classes
 from vpltool.engine import groups, running, segmenters
 from vpltool.errors import VplError
@@ -76,7 +76,7 @@ class Chosen:
 
     def labels(self, seen: running.Segmented) -> npt.NDArray[np.uint8]:
         """Labels (H, W) of a photo, of its own size."""
-        sure = temperature.tempered(seen.probabilities, self.temperature)
+        sure = agreement.tempered(seen.probabilities, self.temperature)
         return segment.labels_of(sure, seen.size, self.settings.abstain)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vpltool import console, options
 from vpltool.clip import encoders
-from vpltool.core import joint, light_head, segmenter, tagging, tower, training, vit
+from vpltool.core import joint, segmenter, tagging, tower, training, vit
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.photos import describe_failure, fit_size, photo_size
 from vpltool.engine import features, models
@@ -285,7 +285,7 @@ def _student_seconds(workspace: Workspace, name: str, classes: int, device: torc
     """Seconds a step of `train-student` at its defaults."""
     source = encoders.find_encoder(named_student(name), (Path(), workspace.path))
     vision = encoders.load_encoder(source, device).vision
-    head = light_head.LightHead(tuple(features.parse_layers("spread", vision.depth)), vision.width,
+    head = segmenter.LightHead(tuple(features.parse_layers("spread", vision.depth)), vision.width,
                                 classes, StudentSettings.width)
     return StudentSettings.batch_size * _joint_seconds(
         vision, head, joint.JointSettings(StudentSettings.average), StudentSettings.crop, dtype,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.clip import encoders
-from vpltool.core import joint
+from vpltool.core import joint, segmenter
 from vpltool.datasets.layouts import relative_name
 from vpltool.engine import checkpoints, features, headers, named_photos, segmenters
 from vpltool.engine.photos import check_current, with_photo_files
@@ -125,7 +125,7 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     warn_of_little([workspace.indices_of(taught.photo) for taught in lesson.photos
                     if taught.tagged], workspace.classes)
     torch.manual_seed(settings.seed)
-    head = light_head.LightHead(tuple(layers), encoder.vision.width, 1 + len(workspace.classes),
+    head = segmenter.LightHead(tuple(layers), encoder.vision.width, 1 + len(workspace.classes),
                                 settings.width)
     train_both(
         PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side, _SCALES),

@@ -1,14 +1,22 @@
-"""Methods of the comparison, read from a recipe: each heading begins one."""
+"""Methods of the comparison: read from a recipe, each heading of which begins one; then run, cut,
+scored and timed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
+from vpltool import api
 from vpltool.errors import VplError
-from vpltool.recipes.parse import Recipe, Rounds, Step, Value, read_recipe
-from vpltool.recipes.runner import checked_steps
+from vpltool.formats import KINDS, open_input, read_json
+from vpltool.formats.kinds import called, place
+from vpltool.recipes.parse import Recipe, Rounds, Step, Value, commands_of, read_recipe
+from vpltool.recipes.runner import checked_steps, run_line
 
 BUNDLED = Path(__file__).with_name("methods.recipe")
 
@@ -83,3 +91,172 @@ def _sections(recipe: Recipe, values: Mapping[str, str], work: Path
         else:
             found[heading].append(step)
     return found
+
+
+MASKS = {"kernels": "weclip", "confidence": 0.0}
+"""How masks are made of maps; `alpha` follows from where the maps are cut."""
+
+_COLUMNS = {"cams": "CAM", "masks": "mask", "predictions": "mask"}
+"""Kind of a result to its column of the table; of `refine`, it is another."""
+
+
+@dataclass
+class Setup:
+    """The workspace, splits and seeds of a comparison.
+
+    Args:
+        work: the workspace of the comparison.
+        learn: split that prototypes are learned from.
+        score: another split, that nothing is learned from.
+        cut: split on which the threshold of each method is chosen.
+        seeds: a run each, for methods with anything random.
+        masked: splits of which masks are made by the CRF; they take most of the time.
+        results: lines that were run, so that none is run twice, and what they returned.
+        seconds: seconds a photo of each line that was really worked on.
+    """
+
+    work: api.Workspace
+    learn: str
+    score: str
+    cut: str
+    seeds: Sequence[int]
+    masked: Sequence[str]
+    results: dict[str, list[Path]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, step: Step) -> str:
+        """Run a line unless it was run; what is there from an earlier comparison is kept.
+
+        Returns:
+            the line.
+        """
+        line = shlex.join(step.words)
+        if line in self.results:
+            return line
+        before = time.time()
+        _, result, _ = run_line(step.words, self.work.path)
+        paths = result if isinstance(result, list) else [result]
+        self.results[line] = [path for path in paths if isinstance(path, Path)]
+        made = sum(file.stat().st_mtime >= before for path in self.results[line][:1]
+                   for file in path.rglob("*.safetensors"))
+        if made > 1:
+            self.seconds[line] = (time.time() - before) / made
+        return line
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a method came to.
+
+    Args:
+        published: the paper's numbers, in words.
+        miou: column to percent, a number a seed.
+        seconds: seconds a photo, of the lines that make and refine maps; None: not measured in this
+            run, since maps of a line were there.
+        size: bytes a photo, of what is stored of its maps.
+        cams: name of the CAMs that are its result, by its first seed; empty if it makes masks.
+    """
+
+    published: str
+    miou: Mapping[str, list[float]]
+    seconds: float | None
+    size: int
+    cams: str
+
+
+def measure(setup: Setup, method: Method) -> Measured:
+    """Run a method, and score it on both splits.
+
+    Raises:
+        VplError: a line failed, or it makes both CAMs and masks.
+    """
+    miou: dict[str, list[float]] = {}
+    timed: dict[int, list[float]] = {}
+    first: dict[str, dict[str, Path]] = {}
+    for steps in method.steps.values():
+        for step in commands_of(steps):
+            setup.run(step)
+        made = _results(setup, steps, timed)
+        if "mask" in made and len(made) > 1:
+            raise VplError(f"`{method.name}` makes CAMs and masks",
+                           "between `each split` and `end` it makes one of them")
+        first = first or made
+        for column, value in _scores(setup, made):
+            miou.setdefault(column, []).append(value)
+    column = list(first)[-1]
+    # Without the time of a line whose maps were there already, the sum would be too small.
+    return Measured(method.published, miou,
+                    sum(map(fmean, timed.values())) if all(timed.values()) else None,
+                    _bytes_a_photo(first[column][setup.score]),
+                    "" if column == "mask" else first[column][setup.score].parent.name)
+
+
+def _results(setup: Setup, steps: Steps, timed: dict[int, list[float]]
+             ) -> dict[str, dict[str, Path]]:
+    """Column to split to the folder that a method has made; adds the seconds of each line."""
+    found: dict[str, dict[str, Path]] = {}
+    for rounds in steps:
+        for split, part in (zip(rounds.words, rounds.rounds, strict=True)
+                            if isinstance(rounds, Rounds) else ()):
+            for number, step in enumerate(commands_of(part)):
+                line = shlex.join(step.words)
+                kinds = [open_input(path, tuple(KINDS)).kind for path in setup.results[line]]
+                for kind, path in zip(kinds, setup.results[line], strict=True):
+                    if kind in _COLUMNS:
+                        column = "refined" if step.words[0] == "refine" else _COLUMNS[kind]
+                        found.setdefault(column, {})[split] = path
+                        timed.setdefault(number, []).extend(
+                            [setup.seconds[line]] if line in setup.seconds else [])
+    return found
+
+
+def _scores(setup: Setup, made: Mapping[str, Mapping[str, Path]]) -> Iterator[tuple[str, float]]:
+    """Yield column and percent mIoU of a seed's maps and masks."""
+    final = ""
+    for column, folders in made.items():
+        name = folders[setup.learn].parent.name
+        cutting = {}
+        if column != "mask":
+            final, cut = name, _score_path(setup, f"{name}-cut")
+            setup.work.eval(what=str(folders[setup.learn]), split=setup.cut, out=cut)
+            cutting = {"threshold_from": cut}
+        for split, folder in folders.items():
+            report = setup.work.eval(
+                what=str(folder), split=split, **cutting, out=_score_path(setup, f"{name}-{split}"))
+            yield f"{column}, {split}", 100 * float(report["miou"])
+    for split in setup.masked if final else ():
+        setup.work.crf(what=final, split=split, update=True, **MASKS,
+                       alpha=background_power(threshold_of(setup, final)))
+        report = setup.work.eval(what=called("masks", f"{final}-full"), split=split,
+                                 out=_score_path(setup, f"{final}-masks-{split}"))
+        yield f"mask, {split}", 100 * float(report["miou"])
+
+
+def background_power(threshold: float) -> float:
+    """Return the α for which the background score (1 − m)^α equals m at the threshold.
+
+    So the CRF begins with the labels that the threshold gives to a photo of one class.
+
+    Args:
+        threshold: where maps are cut, in (0, 1).
+
+    Returns:
+        log t / log(1 − t), at least 0.05 and at most 64.
+    """
+    inside = min(max(threshold, 1e-3), 1 - 1e-3)
+    return round(min(max(math.log(inside) / math.log(1 - inside), 0.05), 64), 2)
+
+
+def threshold_of(setup: Setup, cams: str) -> float:
+    """Threshold at which CAMs score best on the split `cut`."""
+    return float(read_json(_score_path(setup, f"{cams}-cut"), "")["threshold"])
+
+
+def _score_path(setup: Setup, name: str) -> Path:
+    return place(setup.work.path, "scores", name)
+
+
+def _bytes_a_photo(folder: Path) -> int:
+    sizes = [path.stat().st_size for path in folder.rglob("*.*")
+             if path.suffix in (".safetensors", ".png")]
+    return sum(sizes) // max(len(sizes), 1)

@@ -28,8 +28,7 @@ from vpltool.errors import VplError
 from vpltool.formats import JsonObject, open_workspace
 from vpltool.papers.program import parser_of, run_program
 from vpltool.papers.tables.chains import Chains, Protocol
-from vpltool.papers.tables.report import write_table
-from vpltool.papers.tables.rows import TABLES, made_scored
+from vpltool.papers.tables.rows import TABLES, made_scored, write_table
 from vpltool.papers.tables.setup import (
     QUICK,
     check,

@@ -8,16 +8,17 @@ import shlex
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vpltool import api, console
-from vpltool.formats import JsonObject, Workspace
+from vpltool.clip import models
+from vpltool.core.photos import photo_size
+from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, open_input
 from vpltool.formats.kinds import called, folder_of, place
 from vpltool.methods import KINDS
-from vpltool.papers.tables.stored_features import find_stored_features
 from vpltool.preset import Preset
 from vpltool.recipes.runner import run_line
 from vpltool.run import find_stage, setting_names, stage_settings
@@ -220,7 +221,7 @@ class Chains:
         """Say how long a training will take, from a few steps of it; nothing if it is short."""
         steps = int(self.setting("train-decoder", "iters"))
         started = folder_of(self.path, "decoder").glob(f"{values['name']}.*safetensors")
-        if not is_long(steps) or any(started):
+        if steps < _LONG or any(started):
             return
         console.note("  timing a few steps of the training")
         given = dict(self.protocol.given.get("train-decoder", {})) | dict(values)
@@ -242,11 +243,6 @@ def _names(found: FoundStage, values: Mapping[str, object]) -> tuple[str, ...]:
     """Names of the settings of a stage, and of the method that values choose."""
     kind = found.stage.methods
     return setting_names(found, str(values.get("method") or (KINDS[kind].default if kind else "")))
-
-
-def is_long(steps: int) -> bool:
-    """Tell whether a training is worth timing beforehand."""
-    return steps >= _LONG
 
 
 def seconds_a_step(work: api.Workspace, values: Mapping[str, Any]) -> float:
@@ -283,3 +279,87 @@ class _Watch:
         """Start over."""
         self.times = []
         yield lambda steps=1, text="": self.times.append(time.monotonic())
+
+
+def find_stored_features(source: Workspace, own: Path, split: str, wanted: Settings) -> Path | None:
+    """Find features of a split in the workspace that the photos come from.
+
+    Args:
+        source: that workspace.
+        own: folder of the tables' own workspace; features that are there already win.
+        split: of the photos.
+        wanted: settings of `extract` that the protocol asks for.
+
+    Returns:
+        their folder, if they are those of the protocol; None: they are to be extracted.
+    """
+    folder = place(source.path, "features", split)
+    if not (folder / "artifact.json").exists() or place(own, "features", split).exists():
+        return None
+    reason = _unfit(source, open_input(folder, ("features",)), source.photos(split), wanted)
+    if reason:
+        console.note(f"  {folder} does not serve here: {reason}")
+        return None
+    console.note(f"  features of `{split}` are read from {folder}")
+    return folder
+
+
+def _unfit(source: Workspace, features: InputFolder, photos: Sequence[Photo], wanted: Settings
+           ) -> str:
+    """Why features are not those that settings ask for; empty if they are."""
+    header, values = features.header, values_of(wanted)
+    held = header.options
+    absent = {*listed(values["keep"])} - {*held["keep"]}
+    if absent:
+        return f"they lack {', '.join(sorted(absent))}"
+    for name in ("scale", "patches", "calibrated_blocks", "calibrated_heads", "precision", "store"):
+        found = held.get(name, _default(wanted, name))
+        if found != values[name]:
+            return f"{name} is {found}, not {values[name]}"
+    sides = {held["max_side"], values["max_side"]}
+    if len(sides) > 1 and not _all_below(source, photos, min(sides - {0})):
+        return f"max_side is {held['max_side']}, not {values['max_side']}"
+    if "layers" in listed(values["keep"]) and not _same_layers(header, values["layers"]):
+        return f"they hold the layers {', '.join(map(str, held['layers']))}"
+    if not _same_model(header, source):
+        return "they are of another CLIP than the workspace"
+    missing = [photo.id for photo in photos if not features.holds(photo.id)]
+    return f"they lack {len(missing)} of {len(photos)} photos" if missing else ""
+
+
+def listed(choice: str) -> list[str]:
+    """Split a list of names at its commas."""
+    return [part.strip() for part in choice.split(",") if part.strip()]
+
+
+def _default(settings: Settings, name: str) -> Any:
+    """What a setting is where a header does not have it."""
+    return getattr(type(settings), name)
+
+
+def _same_layers(header: Header, choice: str) -> bool:
+    """Whether the stored layers are those that are asked for; empty: all but the last."""
+    if choice in ("", "spread"):
+        return header.call.get("layers", "") == choice
+    return sorted(map(int, listed(choice))) == header.options["layers"]
+
+
+def _same_model(header: Header, workspace: Workspace) -> bool:
+    """Whether features are of the CLIP that a workspace names, as far as names tell.
+
+    Stages compare the weights themselves, and refuse what is of others.
+    """
+    names = models.find_source(workspace.model, workspace.pretrained, workspace.path).names
+    return (all(header.model.get(key) == value for key, value in names.items())
+            and header.model.get("normalise", "model") == workspace.normalise)
+
+
+def _all_below(workspace: Workspace, photos: Iterable[Photo], side: int) -> bool:
+    """Whether no photo is longer than this: then the limit changes nothing."""
+    for photo in photos:
+        try:
+            if max(photo_size(workspace.image_path(photo))) > side:
+                return False
+        except OSError:
+            return False
+    return True

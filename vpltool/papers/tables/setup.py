@@ -8,13 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool import api, console
+from vpltool.core.photos import fit_size, photo_size
 from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError
-from vpltool.formats import Workspace, open_workspace, read_json, write_json
+from vpltool.formats import (
+    Photo,
+    Workspace,
+    open_workspace,
+    read_json,
+    write_json,
+)
 from vpltool.formats.workspace import relative_to, write_workspace
-from vpltool.papers.tables.chains import Chains, Protocol
+from vpltool.papers.tables.chains import Chains, Protocol, listed
 from vpltool.papers.tables.rows import made_scored, unmasked
-from vpltool.papers.tables.stored_features import expected_bytes
+from vpltool.settings import Settings, values_of
 from vpltool.stages._truth import check_truth
 
 QUICK: Mapping[str, Mapping[str, object]] = {
@@ -104,3 +111,39 @@ def check(chains: Chains, numbers: Collection[int]) -> None:
     message = (f"features of {len(photos):,} photos take about {needed / 1e9:.1f} GB by ViT-B/16; "
                f"{free / 1e9:.0f} GB are free at {chains.path}")
     (console.warn if needed > free else console.note)(message)
+
+
+def bytes_a_photo(keep: Sequence[str], patches: int, *, width: int = 768, dim: int = 512,
+                  layers: int = 11) -> int:
+    """Bytes of a features file, but for its header of about a kilobyte.
+
+    Args:
+        keep: what is stored.
+        patches: number of patches h·w.
+        width: of the encoder; ViT-B/16's by default.
+        dim: of the joint space.
+        layers: number of layers, if they are stored.
+    """
+    values = {"tokens": (1 + patches) * width, "patches": patches * dim, "attention": patches**2,
+              "layers": layers * patches * width}
+    numbers = 8 * (2 + layers * ("layers" in keep))
+    return 2 * sum(values[name] for name in keep) + numbers
+
+
+def expected_bytes(workspace: Workspace, photos: Sequence[Photo], wanted: Settings) -> float:
+    """About how many bytes the features of photos take, for ViT-B/16, from the first of them."""
+    values = values_of(wanted)
+    some = photos[:20]
+    sizes = [bytes_a_photo(listed(values["keep"]),
+                           _patches_of(workspace.image_path(photo), values["max_side"]))
+             for photo in some]
+    return sum(sizes) / max(len(some), 1) * len(photos)
+
+
+def _patches_of(path: Path, max_side: int) -> int:
+    """Patches of a photo, 16 pixels a side; 0 if it cannot be read."""
+    try:
+        height, width = fit_size(photo_size(path), 16, max_side=max_side)
+    except OSError:
+        return 0
+    return height * width // 256
