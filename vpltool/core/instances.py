@@ -15,24 +15,19 @@ from vpltool.lazy import np, npt, pycocotools
 
 
 def check_pycocotools() -> None:
-    """Check that pycocotools is installed.
-
-    Raises:
-        VplError: it is not installed.
-    """
+    """Check that pycocotools is installed; else a VplError."""
     if importlib.util.find_spec("pycocotools") is None:
         raise VplError("pycocotools is not installed", "pip install 'vpltool[coco]'")
 
 
-def label_map(
-    instances: Sequence[Mapping[str, Any]], labels: Mapping[int, int], size: tuple[int, int], *,
-    overlap: str, crowd: str,
-) -> npt.NDArray[np.uint8]:
-    """Paint a photo's instances into one label map.
+def label_map(instances: Sequence[Mapping[str, Any]], labels: Mapping[int, int],
+              size: tuple[int, int], *, overlap: str, crowd: str) -> npt.NDArray[np.uint8]:
+    """Paint COCO's annotations of a photo into one label map (height, width), 0 elsewhere.
+
+    Raises a ValueError if an outline is of another size, or is not valid.
 
     Args:
-        instances: COCO's annotations of the photo: `category_id`, `segmentation`, `area`,
-            `iscrowd`.
+        instances: with `category_id`, `segmentation`, `area` and `iscrowd`.
         labels: category id to label.
         size: (height, width).
         overlap: `smallest`: pixels where instances overlap have the label of the smallest one, as
@@ -40,19 +35,13 @@ def label_map(
             255, as in torchvision's references.
         crowd: `class`: a crowd region has the label of its class, as in coco2voc; `ignore`: 255,
             except under an instance.
-
-    Returns:
-        labels (height, width), 0 where there is no instance.
-
-    Raises:
-        ValueError: an outline is of another size, or is not valid.
     """
     claimed = np.zeros(size, np.uint8)
     clash, crowded = np.zeros(size, bool), np.zeros(size, bool)
     outlines = [(_to_rle(entry["segmentation"], size), entry) for entry in instances]
     # The largest first, so that smaller ones are on top; among equals the first is on top.
-    for index in sorted(range(len(outlines)), key=lambda index: (-_area(instances[index]), -index)):
-        outline, entry = outlines[index]
+    for _, (outline, entry) in sorted(enumerate(outlines), key=lambda found: (
+            -float(found[1][1].get("area", 0)), -found[0])):
         if outline is None:
             continue
         inside = pycocotools.mask.decode(outline).astype(bool)
@@ -66,10 +55,6 @@ def label_map(
     claimed[clash] = IGNORE
     claimed[crowded & (claimed == 0)] = IGNORE
     return claimed
-
-
-def _area(entry: Mapping[str, Any]) -> float:
-    return float(entry.get("area", 0))
 
 
 def _to_rle(outline: Any, size: tuple[int, int]) -> Any:
@@ -89,8 +74,7 @@ def _to_rle(outline: Any, size: tuple[int, int]) -> Any:
 def check_outline(outline: Any, size: tuple[int, int]) -> None:
     """Check what pycocotools does not: it writes past its memory where run lengths are too long.
 
-    Raises:
-        ValueError: it is of another size, or run lengths or points are not within the photo.
+    Raises a ValueError if it is of another size, or lengths or points are not within the photo.
     """
     if isinstance(outline, dict):
         if tuple(outline["size"]) != size:
@@ -109,8 +93,7 @@ def check_outline(outline: Any, size: tuple[int, int]) -> None:
 
 
 def _unpacked(counts: str | bytes) -> list[int]:
-    """Unpack COCO's compressed run lengths: five bits a character, differences from the third on.
-    """
+    """Unpack COCO's compressed run lengths: 5 bits a character, differences from the third on."""
     lengths: list[int] = []
     value = shift = 0
     for code in counts.encode("ascii") if isinstance(counts, str) else bytes(counts):
@@ -131,14 +114,11 @@ def _unpacked(counts: str | bytes) -> list[int]:
 def region(outline: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     """Return the region (height, width) of an instance: polygons or run lengths, as COCO has them.
 
-    Raises:
-        Exception: pycocotools cannot read it; ValueError: it is of another size.
+    Raises a ValueError if it is of another size, or whatever pycocotools raises.
     """
     lengths = _to_rle(outline, size)
-    if lengths is None:
-        return np.zeros(size, bool)
-    inside: npt.NDArray[np.bool_] = pycocotools.mask.decode(lengths).astype(bool)
-    return inside
+    return (np.zeros(size, bool) if lengths is None
+            else np.asarray(pycocotools.mask.decode(lengths), bool))
 
 
 def run_lengths(inside: npt.NDArray[np.bool_]) -> dict[str, object]:

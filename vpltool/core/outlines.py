@@ -21,14 +21,10 @@ def outlines_of(inside: npt.NDArray[np.bool_], *, corners: bool, tolerance: floa
 
     Pixels that touch at a corner are connected. Holes are cut in by a bridge: the polygon runs from
     its outer line to the hole, around it, and back on the same way. The bridge lies on a row of the
-    region, so that it costs no pixel.
-
-    Args:
-        inside: the region (H, W).
-        corners: whether points are corners of pixels, as in COCO: pixel (0, 0) is the square from
-            (0, 0) to (1, 1). Otherwise they are the outermost pixels themselves, by their centres:
-            that is what OpenCV's `fillPoly` fills.
-        tolerance: how far from the true line a point may be left out, in pixels.
+    region, so that it costs no pixel. `corners` are those of pixels, as in COCO: pixel (0, 0) is
+    the square from (0, 0) to (1, 1). Otherwise points are the outermost pixels themselves, by their
+    centres: that is what OpenCV's `fillPoly` fills. `tolerance` says how far from the true line of
+    the region (H, W) a point may be left out, in pixels.
     """
     pixels = np.ascontiguousarray(inside, np.uint8)
     if corners:
@@ -91,9 +87,8 @@ def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]
          ) -> npt.NDArray[np.bool_]:
     """Fill polygons of pixel centres, as Ultralytics does: whole pixels, the line included.
 
-    Args:
-        polygons: points (N, 2) each, (x, y) in pixels; what is after the decimal point is cut off.
-        size: (height, width).
+    Points (N, 2) are (x, y) in pixels, without what is after the decimal point; size (height,
+    width).
     """
     filled = np.zeros(size, np.uint8)
     for polygon in polygons:
@@ -112,12 +107,9 @@ def remove_small_regions(labels: npt.NDArray[np.uint8], least: int, *, merge: bo
                          ) -> npt.NDArray[np.uint8]:
     """Return labels (H, W) without connected regions of fewer than `least` pixels.
 
-    Args:
-        labels: with 0 for the background; 255 is kept as it is, and no region takes it.
-        least: pixels that a region must have.
-        merge: whether a small region, of the background too, takes the label that most pixels
-            around it have, the lowest of several; the smallest region first. Otherwise small
-            regions of classes become background.
+    With `merge` a small region, of the background, 0, too, takes the label that most pixels around
+    it have, the lowest of several; the smallest region first. Otherwise small regions of classes
+    become background. 255 is kept as it is, and no region takes it.
     """
     small: list[tuple[int, int, npt.NDArray[np.bool_], tuple[slice, slice]]] = []
     for label in np.unique(labels):

@@ -18,36 +18,22 @@ LARGEST = 10_000
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mask of what may be one thing.
+    """A mask of what may be one thing."""
 
-    Args:
-        inside: (H, W).
-        score: how sure the tool is of the outline, in [0, 1].
-        word: what the tool calls it; empty: nothing.
-    """
-
-    inside: Mask
-    score: float = 1.0
-    word: str = ""
+    inside: Mask  # (H, W)
+    score: float = 1.0  # how sure the tool is of the outline, in [0, 1]
+    word: str = ""  # what the tool calls it; empty: nothing
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """The proposals of a photo; they may overlap, and need not cover it.
+    """The proposals of a photo; they may overlap, and need not cover it."""
 
-    Args:
-        size: (height, width) of every mask.
-        runs: run lengths of all masks, one mask after the other: row by row, outside first (R,).
-        counts: number of run lengths of each mask (P,).
-        scores: of each mask (P,), in [0, 1].
-        words: class word of each mask; empty: none.
-    """
-
-    size: tuple[int, int]
-    runs: Runs
-    counts: Runs
-    scores: Field
-    words: Sequence[str]
+    size: tuple[int, int]  # (height, width) of every mask
+    runs: Runs  # run lengths (R,) of one mask after the other: row by row, outside first
+    counts: Runs  # number of run lengths of each mask (P,)
+    scores: Field  # of each mask (P,), in [0, 1]
+    words: Sequence[str]  # class word of each mask; empty: none
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -56,11 +42,9 @@ class Proposals:
     def of(cls, size: tuple[int, int], found: Iterable[Proposal]) -> Proposals:
         """Pack masks of a size; empty ones are left out.
 
-        Raises:
-            ValueError: one is of another size, has no score in [0, 1], or there are too many.
+        Raises a ValueError if one is of another size, has no score in [0, 1], or they are too many.
         """
-        runs: list[Runs] = []
-        scores, words = list[float](), list[str]()
+        runs, scores, words = list[Runs](), list[float](), list[str]()
         for proposal in found:
             if proposal.inside.shape != tuple(size):
                 raise ValueError(f"a mask of {proposal.inside.shape}, the photo has {size}")
@@ -128,12 +112,7 @@ def areas(proposals: Proposals) -> Runs:
 
 
 def means_inside(proposals: Proposals, scores: Field) -> npt.NDArray[np.float64]:
-    """Return the mean of each label's scores inside each proposal (P, L).
-
-    Args:
-        proposals: of the size of the scores.
-        scores: (L, H, W).
-    """
+    """Return the mean (P, L) of each label's scores (L, H, W) inside each proposal."""
     first, last, owner = proposals.intervals()
     flat = scores.reshape(len(scores), -1)
     means = np.empty((len(proposals), len(scores)))
@@ -146,12 +125,7 @@ def means_inside(proposals: Proposals, scores: Field) -> npt.NDArray[np.float64]
 
 
 def votes(proposals: Proposals, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the sum of the weights of the proposals at each pixel, by label (L, H, W).
-
-    Args:
-        proposals: whose masks are painted.
-        weights: of each proposal for each label (P, L).
-    """
+    """Return the sum of the proposals' weights (P, L) at each pixel, by label (L, H, W)."""
     first, last, owner = proposals.intervals()
     pixels = proposals.size[0] * proposals.size[1]
     made = np.empty((weights.shape[1], *proposals.size))
@@ -174,13 +148,10 @@ def with_votes(proposals: Proposals, scores: Field, shares: npt.NDArray[np.float
 
     Args:
         proposals: of the size of the scores.
-        scores: of the labels (L, H, W), summing to 1; the first is the background's.
+        scores: of the labels (L, H, W), summing to 1, as the result does; first the background's.
         shares: of the labels in each proposal (P, L), summing to 1.
         sure: agreement that each proposal has in any case (P,), as with a word of its own.
         min_area: smaller proposals do not vote, in pixels.
-
-    Returns:
-        (L, H, W), summing to 1; the scores where no proposal votes.
     """
     area = areas(proposals)[:, None]
     inside = means_inside(proposals, scores)
@@ -228,8 +199,7 @@ def to_tensors(proposals: Proposals) -> dict[str, Tensor]:
 def from_tensors(tensors: Mapping[str, Tensor]) -> Proposals:
     """Read the tensors of a file of proposals.
 
-    Raises:
-        ValueError: run lengths do not add up to the photo's pixels, or a word or score is none.
+    Raises a ValueError if run lengths do not add up to the photo, or a word or score is none.
     """
     size = (int(tensors["size"][0]), int(tensors["size"][1]))
     runs, counts = tensors["runs"].numpy(), tensors["counts"].numpy()

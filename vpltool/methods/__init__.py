@@ -35,30 +35,17 @@ FOLDERS = "VPLTOOL_METHODS"
 
 @dataclass(frozen=True)
 class MethodKind:
-    """A kind of method.
+    """A kind of method, and what its function, in `about`, is given and returns."""
 
-    Args:
-        name: of its folder, and of the entry point group `vpltool.NAME`.
-        stage: the stage that uses it.
-        function: what a file must define.
-        about: what the function is given and returns.
-        reads: what `READS` may name.
-        default: the method that is used if none is named.
-        also: what a file must define besides the function, `Settings` and, if it reads anything,
-            `READS`.
-        given: classes of what the function is given or returns, in `vpltool.methods.inputs`.
-        interface: what the stage calls of a method.
-    """
-
-    name: str
+    name: str  # of its folder, and of the entry point group `vpltool.NAME`
+    interface: type[MethodModule]  # what the stage calls of a method
     stage: str
     function: str
     about: str
-    reads: tuple[str, ...]
+    reads: tuple[str, ...]  # what `READS` may name
+    given: tuple[str, ...]  # classes that the function is given or returns, in `inputs`
     default: str = ""
-    also: tuple[str, ...] = ()
-    given: tuple[str, ...] = ()
-    interface: type[MethodModule] = MethodModule
+    also: tuple[str, ...] = ()  # what a file must define besides the function
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -67,62 +54,50 @@ class MethodKind:
 
 
 _FEATURES = (*FEATURE_TENSORS, "second_patches", "second_attention")
-_OF_LABELS = ("photo", "proposals")
 _OF_ROWS = ("context_of", "photo_of", "scale", "bias")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
-    MethodKind("sources", "prepare", "read", "photos, tags and splits of a data set", (),
-               given=("SourceRequest", "Source"), interface=interfaces.SourceMethod),
-    MethodKind("embeddings", "embed", "make_patches", "patch embeddings from stored features",
-               (*_FEATURES, "head"), "naclip", given=("EmbeddingBatch",),
-               interface=interfaces.EmbeddingMethod),
-    MethodKind("cams", "cam", "make_cams", "class activation maps from features and prototypes",
-               (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), "gradcam",
-               given=("CamBatch",), interface=interfaces.CamMethod),
-    MethodKind("refiners", "refine", "refine", "better maps from a photo's maps",
+    MethodKind("sources", interfaces.SourceMethod, "prepare", "read",
+               "photos, tags and splits of a data set", (), ("SourceRequest", "Source")),
+    MethodKind("embeddings", interfaces.EmbeddingMethod, "embed", "make_patches",
+               "patch embeddings from stored features", (*_FEATURES, "head"),
+               ("EmbeddingBatch",), "naclip"),
+    MethodKind("cams", interfaces.CamMethod, "cam", "make_cams",
+               "class activation maps from features and prototypes",
+               (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), ("CamBatch",), "gradcam"),
+    MethodKind("refiners", interfaces.Refiner, "refine", "refine",
+               "better maps from a photo's maps",
                (*_FEATURES, "prototypes", "decoder", "photo", "captions", *_OF_ROWS),
-               "attention", given=("PhotoMaps",), interface=interfaces.Refiner),
-    MethodKind("estimators", "seed-prototypes", "estimate",
-               "prototypes from pixels and their seed labels", ("patches",), "means",
-               given=("Pixels",), interface=interfaces.Estimator),
-    MethodKind("label_refiners", "crf", "refine_labels",
-               "label probabilities from scores and the photo", _OF_LABELS, "densecrf",
-               given=("ScoredPhoto",), interface=interfaces.LabelRefiner),
-    MethodKind("proposers", "propose", "propose", "masks of what may be one thing, of each photo",
-               ("photo",), "felzenszwalb", given=("ProposalRequest",),
-               interface=interfaces.Proposer),
-    MethodKind("segmenters", "train-decoder", "build", "a network that segments photos",
-               ("layers", "patches"), "weclip", ("rebuild",), ("SegmenterParts", "LabelledPhoto"),
-               interfaces.SegmenterMethod),
-    MethodKind("exports", "export", "export",
-               "predictions, or a segmenter, in another tool's format", (), also=("SUFFIX",),
-               given=("Predictions", "TrainedSegmenter"), interface=interfaces.Exporter),
+               ("PhotoMaps",), "attention"),
+    MethodKind("estimators", interfaces.Estimator, "seed-prototypes", "estimate",
+               "prototypes from pixels and their seed labels", ("patches",), ("Pixels",), "means"),
+    MethodKind("label_refiners", interfaces.LabelRefiner, "crf", "refine_labels",
+               "label probabilities from scores and the photo", ("photo", "proposals"),
+               ("ScoredPhoto",), "densecrf"),
+    MethodKind("proposers", interfaces.Proposer, "propose", "propose",
+               "masks of what may be one thing, of each photo", ("photo",), ("ProposalRequest",),
+               "felzenszwalb"),
+    MethodKind("segmenters", interfaces.SegmenterMethod, "train-decoder", "build",
+               "a network that segments photos", ("layers", "patches"),
+               ("SegmenterParts", "LabelledPhoto"), "weclip", ("rebuild",)),
+    MethodKind("exports", interfaces.Exporter, "export", "export",
+               "predictions, or a segmenter, in another tool's format", (),
+               ("Predictions", "TrainedSegmenter"), also=("SUFFIX",)),
 )}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method that was found; nothing of its file is imported before `load`.
-
-    Args:
-        kind: name of its kind.
-        name: its name, from the file's.
-        path: its file.
-        module: its dotted name, if it belongs to a package.
-    """
+    """A method that was found; nothing of its file is imported before `load`."""
 
     kind: str
     name: str
     path: Path
-    module: str = ""
+    module: str = ""  # its dotted name, if it belongs to a package
 
     @functools.cached_property
     def docstring(self) -> str:
-        """Docstring of the file, read without importing it.
-
-        Raises:
-            VplError: the file is not Python.
-        """
+        """Docstring of the file, read without importing it; a VplError if it is not Python."""
         try:
             return ast.get_docstring(ast.parse(self.path.read_text("utf-8"))) or ""
         except (SyntaxError, UnicodeDecodeError, OSError) as error:
@@ -137,8 +112,7 @@ class Method:
     def load(self) -> MethodModule:
         """Import the file; its module becomes an instance of its kind's interface.
 
-        Raises:
-            VplError: it lacks what a method of its kind needs.
+        Raises a VplError if it lacks what a method of its kind needs.
         """
         module = (importlib.import_module(self.module) if self.module
                   else _import_file(self.path, f"vpltool_method_{self.kind}_{self.path.stem}"))
@@ -178,11 +152,13 @@ def _import_file(path: Path, name: str) -> ModuleType:
 def find_methods(kind: str) -> dict[str, Method]:
     """Name to method of a kind, by name; folders of `VPLTOOL_METHODS` and other packages included.
 
-    Raises:
-        VplError: two methods have the same name.
+    Raises a VplError if two methods have the same name.
     """
     found: dict[str, Method] = {}
-    for method in (*_bundled(kind), *_in_folders(kind), *_by_entry_point(kind)):
+    folders = filter(None, os.environ.get(FOLDERS, "").split(os.pathsep))
+    for method in (*_in_folder(kind, Path(__file__).parent, f"vpltool.methods.{kind}."),
+                   *(method for folder in folders for method in _in_folder(kind, Path(folder))),
+                   *_by_entry_point(kind)):
         if method.name in found:
             raise VplError(f"{method.path}: {kind} has a method `{method.name}` already, "
                            f"{found[method.name].path}", "give the file another name")
@@ -191,11 +167,7 @@ def find_methods(kind: str) -> dict[str, Method]:
 
 
 def find_method(kind: str, name: str) -> Method:
-    """Find a method by its name.
-
-    Raises:
-        VplError: there is none of this name.
-    """
+    """Find a method by its name; a VplError if there is none."""
     methods = find_methods(kind)
     if name not in methods:
         raise VplError(f"`method={name!r}`: no such method", near_name(name, methods))
@@ -203,26 +175,16 @@ def find_method(kind: str, name: str) -> Method:
 
 
 def load_method(interface: type[Loaded], name: str) -> Loaded:
-    """Import the method of an interface's kind by its name.
-
-    Raises:
-        VplError: there is none, or its file lacks something.
-    """
+    """Import a method by its name and its kind's interface; a VplError if it lacks something."""
     (kind,) = (kind for kind in KINDS.values() if kind.interface is interface)
     module = find_method(kind.name, name).load()
     assert isinstance(module, interface)
     return module
 
 
-def _bundled(kind: str) -> list[Method]:
-    return [Method(kind, _name(path), path, f"vpltool.methods.{kind}.{path.stem}")
-            for path in _files(Path(__file__).parent / kind)]
-
-
-def _in_folders(kind: str) -> list[Method]:
-    return [Method(kind, _name(path), path)
-            for folder in filter(None, os.environ.get(FOLDERS, "").split(os.pathsep))
-            for path in _files(Path(folder) / kind)]
+def _in_folder(kind: str, folder: Path, package: str = "") -> list[Method]:
+    return [Method(kind, path.stem.replace("_", "-"), path, package and package + path.stem)
+            for path in sorted((folder / kind).glob("*.py")) if not path.stem.startswith("_")]
 
 
 def _by_entry_point(kind: str) -> list[Method]:
@@ -245,10 +207,3 @@ def _entry_points() -> tuple[EntryPoint, ...]:
     return tuple(entry for group in sorted(found.groups) if group.startswith("vpltool.")
                  for entry in found.select(group=group))
 
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.py") if not path.stem.startswith("_"))
-
-
-def _name(path: Path) -> str:
-    return path.stem.replace("_", "-")

@@ -35,51 +35,31 @@ BACKGROUND_WORDS = ("background", "_background_", "__background__")
 
 @dataclass(frozen=True)
 class Labelled:
-    """A photo with labels that come back from another program.
-
-    Args:
-        photo: of the workspace.
-        labels: (H, W) at the photo's size, 255 where nothing is said.
-        where: file, and line or entry, that said so.
-    """
+    """A photo of the workspace with labels that come back from another program."""
 
     photo: Photo
-    labels: npt.NDArray[np.uint8]
-    where: str
+    labels: npt.NDArray[np.uint8]  # (H, W) at the photo's size, 255 where nothing is said
+    where: str  # file, and line or entry, that said so
 
 
 @dataclass(frozen=True)
 class Region:
-    """A region that a tool has outlined.
-
-    Args:
-        label: of its class.
-        inside: makes the mask (H, W) bool; it raises a VplError where the outline is damaged.
-        score: how sure the tool is, in [0, 1]; people are sure.
-    """
+    """A region that a tool has outlined."""
 
     label: int
-    inside: Callable[[], npt.NDArray[np.bool_]]
-    score: float = 1.0
+    inside: Callable[[], npt.NDArray[np.bool_]]  # makes (H, W); a VplError if it is damaged
+    score: float = 1.0  # how sure the tool is, in [0, 1]; people are sure
 
 
 @dataclass(frozen=True)
 class Outlined:
-    """A photo with regions that a tool has outlined, and that may overlap.
-
-    Args:
-        photo: of the workspace.
-        size: (height, width) of the regions.
-        regions: in the order in which they are drawn.
-        where: file, and line or entry, that said so.
-        smallest_on_top: whether they are painted from the largest to the smallest instead.
-    """
+    """A photo of the workspace with regions that a tool has outlined, and that may overlap."""
 
     photo: Photo
-    size: tuple[int, int]
-    regions: Sequence[Region]
-    where: str
-    smallest_on_top: bool = False
+    size: tuple[int, int]  # (height, width) of the regions
+    regions: Sequence[Region]  # in the order in which they are drawn
+    where: str  # file, and line or entry, that said so
+    smallest_on_top: bool = False  # they are painted from the largest to the smallest instead
 
     def painted(self) -> Labelled:
         """Paint the regions into labels; what is in none is background."""
@@ -96,23 +76,16 @@ def painting(outlined: Callable[[Path, LabellingRequest], Iterator[Outlined]]
 
 @dataclass(frozen=True)
 class LabellingRequest:
-    """What a reader may know: whose labels they can be.
+    """What a reader may know: whose labels they can be."""
 
-    Args:
-        root: folder of the photos.
-        classes: class names in index order.
-        photos: name to photo, under every name that a tool may give it.
-    """
-
-    root: Path
-    classes: tuple[str, ...]
-    photos: Mapping[str, Photo]
+    root: Path  # folder of the photos
+    classes: tuple[str, ...]  # class names in index order
+    photos: Mapping[str, Photo]  # name to photo, under every name that a tool may give it
 
     def photo(self, name: str, where: str) -> Photo:
         """The photo of a name: its id or file, with folders before it or without its suffix.
 
-        Raises:
-            VplError: the workspace has none.
+        Raises a VplError if the workspace has none.
         """
         parts = name.replace("\\", "/").split("/")
         for first in range(len(parts)):
@@ -126,11 +99,7 @@ class LabellingRequest:
                        near_name(parts[-1], {photo.id for photo in self.photos.values()}))
 
     def label(self, name: str, where: str) -> int:
-        """The index of a class; 0 for `background`.
-
-        Raises:
-            VplError: the workspace has no such class.
-        """
+        """The index of a class, 0 for `background`; a VplError if the workspace has none."""
         if name in self.classes:
             return self.classes.index(name) + 1
         if name.lower() in BACKGROUND_WORDS:
@@ -139,11 +108,7 @@ class LabellingRequest:
                        near_name(name, self.classes))
 
     def size(self, photo: Photo, where: str) -> tuple[int, int]:
-        """(height, width) of a photo.
-
-        Raises:
-            VplError: it cannot be read.
-        """
+        """(height, width) of a photo; a VplError if it cannot be read."""
         try:
             return photo_size(self.root / photo.image)
         except OSError as error:
@@ -151,11 +116,7 @@ class LabellingRequest:
                            "put the photo back, or fix it") from error
 
     def check_size(self, photo: Photo, size: tuple[int, ...], where: str) -> None:
-        """Check that labels are as large as their photo.
-
-        Raises:
-            VplError: they are not.
-        """
+        """Check that labels are as large as their photo; else a VplError."""
         own = self.size(photo, where)
         if tuple(size) != own:
             raise VplError(f"{where}: {size[0]}×{size[1]} (height×width), its photo {photo.id} is "
@@ -164,13 +125,10 @@ class LabellingRequest:
 
 @dataclass(frozen=True)
 class FirstRequest(LabellingRequest):
-    """A request for a set whose classes are not known yet: every name that is met becomes one.
-
-    Args:
-        met: class name to label, in the order in which the file names them.
-    """
+    """A request for a set whose classes are not known yet: every name that is met becomes one."""
 
     met: dict[str, int] = field(default_factory=dict)
+    """Class name to label, in the order in which the file names them."""
 
     def label(self, name: str, where: str) -> int:
         """The label of a class, a new one for a new name; 0 for `background`."""
@@ -194,11 +152,7 @@ class ProposalNames(FirstRequest):
 
 
 def read_text(path: Path) -> str:
-    """Read a text file.
-
-    Raises:
-        VplError: it is missing, or not UTF-8.
-    """
+    """Read a text file; a VplError if it is missing, or not UTF-8."""
     try:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -206,16 +160,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, where: Path, first_line: int = 1) -> Any:
-    """Parse JSON.
-
-    Args:
-        text: the JSON.
-        where: its file.
-        first_line: where the text begins in it.
-
-    Raises:
-        VplError: it is damaged; the line is named.
-    """
+    """Parse JSON that begins in a line of its file; a VplError names the line that is damaged."""
     try:
         return json_text.parse_json(text)
     except ValueError as error:
@@ -227,8 +172,7 @@ def parse_json(text: str, where: Path, first_line: int = 1) -> Any:
 def parse_yaml(path: Path) -> Mapping[str, object]:
     """Parse a YAML file that holds names and values.
 
-    Raises:
-        VplError: it is damaged, with the line where that is known, or PyYAML is not installed.
+    Raises a VplError if it is damaged, with the line if that is known, or PyYAML is not installed.
     """
     try:
         import yaml
@@ -261,8 +205,7 @@ def _plain_loader(yaml: Any) -> Any:
 def labels_of_names(names: Any, request: LabellingRequest, where: Path) -> dict[int, int]:
     """Value to label, from names in the order of their values, or from value to name.
 
-    Raises:
-        VplError: a name is no class of the workspace, or these are no names.
+    Raises a VplError if a name is no class of the workspace, or these are no names.
     """
     try:
         listed = names.items() if isinstance(names, dict) else enumerate(names or ())
@@ -276,15 +219,10 @@ def labels_of_names(names: Any, request: LabellingRequest, where: Path) -> dict[
 
 def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, int],
                       request: LabellingRequest) -> Iterator[Labelled]:
-    """Yield the photos of label images.
+    """Yield the photos of label images, which are given by a photo's name and a path.
 
-    Args:
-        images: name of a photo, and its label image.
-        labels: value to label; empty: values are the workspace's labels. 255 is unlabelled.
-        request: knows photos and classes.
-
-    Raises:
-        VplError: an image is damaged, of another size, or has a value that is no class.
+    Without a mapping of values to labels, values are the workspace's labels; 255 is unlabelled.
+    Raises a VplError if an image is damaged, of another size, or has a value that is no class.
     """
     known = labels or dict(enumerate(range(len(request.classes) + 1)))
     table = np.zeros(1 + max(IGNORE, *known), label_type(len(request.classes)))
@@ -304,24 +242,19 @@ def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, i
 
 def below(path: Path, patterns: Sequence[str]) -> list[Path]:
     """The first pattern's files below a folder that has any, sorted."""
-    for pattern in patterns:
-        if found := sorted(path.glob(pattern)):
-            return found
-    return []
+    return next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
 
 
 def find_reader(path: Path) -> tuple[str, ModuleType] | None:
     """Return the name and the module of the format that a file or folder is in.
 
-    None: it is a folder in no format of a tool, so at most one of label images.
-
-    Raises:
-        VplError: it is missing, a file in no format, in several, or a package is not installed.
+    None: it is a folder in no format of a tool, so at most one of label images. Raises a VplError
+    if it is missing, a file in no format, in several, or a package is not installed.
     """
     if not path.exists():
         raise VplError(f"{path} does not exist", "give a file or folder from a labelling tool")
-    modules = {method.name: method.load() for method in find_methods("exports").values()}
-    readers = {name: module for name, module in modules.items() if hasattr(module, "read")}
+    readers = {method.name: module for method in find_methods("exports").values()
+               if hasattr(module := method.load(), "read")}
     found = [name for name, reader in readers.items() if reader.files(path)]
     if not found and path.is_dir():
         return None

@@ -23,13 +23,12 @@ from typing import Any
 from vpltool.core.instances import region, run_lengths
 from vpltool.core.outlines import connected_parts, has_holes, outlines_of
 from vpltool.errors import VplError
-from vpltool.formats.archives import Member, splits_in, write_tree
+from vpltool.formats.archives import Member
 from vpltool.formats.json_stream import read_span, stream_objects
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading
-from vpltool.methods.exports import _regions
-from vpltool.methods.inputs import Predictions
+from vpltool.methods.exports import _folders
 from vpltool.settings import setting
 
 SUFFIX = "-coco"
@@ -40,7 +39,7 @@ NEEDS = ("pycocotools",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_regions.LabellingSettings):
+class Settings(_folders.LabellingSettings):
     """Settings of COCO's instances."""
 
     shape: str = setting("auto", "Format of the outlines: polygons, run lengths (rle), or polygons "
@@ -48,37 +47,32 @@ class Settings(_regions.LabellingSettings):
                          choices=("auto", "polygon", "rle"))
     parts: str = setting("each", "What an instance is; each connected region, or all of a "
                                  "class in a photo.", choices=("each", "joined"))
-    min_area: int = _regions.min_area_setting(_regions.POLYGON_AREA)
-    small: str = _regions.small_setting("merge")
-    tolerance: float = _regions.tolerance_setting()
+    min_area: int = _folders.min_area_setting(_folders.POLYGON_AREA)
+    small: str = _folders.small_setting("merge")
+    tolerance: float = _folders.tolerance_setting()
 
 
-def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
-    """Write the folder."""
-    _regions.check_labelling(settings, "cv2", "pycocotools")
-    write_tree(path, _members(predictions, settings), "coco", splits_in(path, "coco", "images"))
-    return [path]
-
-
-def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files = _regions.PhotoFiles(predictions, settings, _TAKEN)
+def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
     images, instances = list[JsonObject](), list[JsonObject]()
     for number, (photo, labels) in enumerate(files.labels(keeps_ignored=False), 1):
         height, width = labels.shape
         images.append({"id": number, "file_name": files.name(photo), "height": height,
                        "width": width})
-        for label in _regions.classes_in(labels):
+        for label in _folders.classes_in(labels):
             whole = labels == label
             for inside in connected_parts(whole) if settings.parts == "each" else (whole,):
                 instances.append({"id": len(instances) + 1, "image_id": number,
                                   "category_id": label, "iscrowd": 0}
                                  | _outline(inside, settings))
     categories = [{"id": index, "name": name, "supercategory": ""}
-                  for index, name in enumerate(predictions.workspace.classes, 1)]
+                  for index, name in enumerate(files.classes, 1)]
     yield f"annotations/instances_{settings.split}.json", json.dumps(
-        {"info": {"description": predictions.name}, "licenses": [], "images": images,
+        {"info": {"description": files.predictions.name}, "licenses": [], "images": images,
          "categories": categories, "annotations": instances}).encode()
-    yield from files.members(f"images/{settings.split}")
+    yield from files.photos(f"images/{settings.split}")
+
+
+export = _folders.exporter("coco", _TAKEN, _members, "cv2", "pycocotools", splits="images")
 
 
 def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> JsonObject:

@@ -18,7 +18,7 @@ from vpltool.formats.archives import write_zip
 from vpltool.formats.labels import png_bytes
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np
-from vpltool.methods.exports._regions import classes_in, number_of
+from vpltool.methods.exports._folders import classes_in, number_of
 from vpltool.methods.inputs import Predictions
 
 CLASSES = COCO.classes

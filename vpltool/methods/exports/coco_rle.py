@@ -18,7 +18,7 @@ from vpltool.core.photos import photo_size
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.formats import write_json
 from vpltool.formats.json_stream import write_array
-from vpltool.methods.exports._regions import classes_in, number_of
+from vpltool.methods.exports._folders import classes_in, number_of
 from vpltool.methods.inputs import Predictions
 
 SUFFIX = "-rle.json"

@@ -24,12 +24,11 @@ from vpltool.core.classes import paint
 from vpltool.core.instances import region
 from vpltool.core.outlines import connected_parts, outlines_of
 from vpltool.errors import VplError
-from vpltool.formats.archives import Member, write_tree
+from vpltool.formats.archives import Member
 from vpltool.formats.xml_stream import DamagedXml, parse_xml
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading
-from vpltool.methods.exports import _regions
-from vpltool.methods.inputs import Predictions
+from vpltool.methods.exports import _folders
 from vpltool.settings import NoEffect, setting
 
 SUFFIX = "-cvat"
@@ -51,40 +50,34 @@ _OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton", "track")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_regions.LabellingSettings):
+class Settings(_folders.LabellingSettings):
     """Settings of CVAT's XML."""
 
     shape: str = setting("mask", "Shape of the regions: mask (exact) or polygon.",
                          choices=("mask", "polygon"))
-    tolerance: float = _regions.tolerance_setting(
+    tolerance: float = _folders.tolerance_setting(
         NoEffect({"shape": ("mask",)}, "masks have no points"))
 
 
-def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
-    """Write the folder."""
-    _regions.check_labelling(settings, "cv2")
-    write_tree(path, _members(predictions, settings), "cvat")
-    return [path]
-
-
-def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files = _regions.PhotoFiles(predictions, settings, _TAKEN)
-    classes = predictions.workspace.classes
-    text = [_head(predictions.name, classes)]
+def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+    text = [_head(files.predictions.name, files.classes)]
     for number, (photo, labels) in enumerate(files.labels(keeps_ignored=False)):
         height, width = labels.shape
         text.append(f'  <image id="{number}" name={quoteattr(files.name(photo))} '
                     f'width="{width}" height="{height}">\n')
-        for label in _regions.classes_in(labels):
-            text += _shapes(labels == label, quoteattr(classes[label - 1]), settings)
+        for label in _folders.classes_in(labels):
+            text += _shapes(labels == label, quoteattr(files.classes[label - 1]), settings)
         text.append("  </image>\n")
     yield _NAME, "".join([*text, "</annotations>\n"]).encode()
-    yield from files.members("images")
+    yield from files.photos("images")
+
+
+export = _folders.exporter("cvat", _TAKEN, _members, "cv2")
 
 
 def _head(name: str, classes: tuple[str, ...]) -> str:
     labels = "".join(
-        f"<label><name>{escape(label)}</name><color>{_regions.hex_colour(index)}</color>"
+        f"<label><name>{escape(label)}</name><color>{_folders.hex_colour(index)}</color>"
         "<type>any</type><attributes></attributes></label>"
         for index, label in enumerate(classes, 1))
     return ('<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n'

@@ -16,42 +16,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vpltool.errors import VplError
-from vpltool.formats.archives import Member, splits_in, write_tree
+from vpltool.formats.archives import Member
 from vpltool.formats.fields import TEXT, check_fields
 from vpltool.methods import labels as reading
-from vpltool.methods.exports import _regions
-from vpltool.methods.inputs import Predictions
+from vpltool.methods.exports import _folders
 from vpltool.names import leads_out
 
 SUFFIX = "-imagefolder"
 
 _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm")
 
-Settings = _regions.LabellingSettings
+Settings = _folders.LabellingSettings
 
 
-def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
-    """Write the folder."""
-    _regions.check_labelling(settings)
-    write_tree(path, _members(predictions, settings), "imagefolder",
-               splits_in(path, "imagefolder", "."))
-    return [path]
-
-
-def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files, split = _regions.PhotoFiles(predictions, settings, _TAKEN), settings.split
-    names = ("background", *predictions.workspace.classes)
+def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+    split, names = settings.split, ("background", *files.classes)
     rows = []
     for photo, labels in files.labels(keeps_ignored=True):
         mask = f"masks/{files.names[photo.id]}.png"
-        shown = [names[label] for label in _regions.classes_in(labels)]
+        shown = [names[label] for label in _folders.classes_in(labels)]
         rows.append(json.dumps({
             "file_name": f"images/{files.name(photo)}", "mask_file_name": mask, "photo": photo.id,
             "classes": shown}, ensure_ascii=False))
-        yield f"{split}/{mask}", _regions.grey_png(labels)
+        yield f"{split}/{mask}", _folders.grey_png(labels)
     yield f"{split}/metadata.jsonl", "".join(f"{row}\n" for row in rows).encode()
     yield "classes.json", json.dumps(names, ensure_ascii=False).encode()
-    yield from files.members(f"{split}/images")
+    yield from files.photos(f"{split}/images")
+
+
+export = _folders.exporter("imagefolder", _TAKEN, _members, splits=".")
 
 
 def files(path: Path) -> list[Path]:

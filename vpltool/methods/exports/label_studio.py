@@ -24,12 +24,11 @@ from xml.sax.saxutils import quoteattr
 from vpltool.core.instances import region
 from vpltool.core.outlines import connected_parts
 from vpltool.errors import VplError
-from vpltool.formats.archives import Member, write_tree
+from vpltool.formats.archives import Member
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading
-from vpltool.methods.exports import _regions
-from vpltool.methods.inputs import Predictions
+from vpltool.methods.exports import _folders
 from vpltool.settings import setting
 
 SUFFIX = "-label-studio"
@@ -47,7 +46,7 @@ _AGAIN = "export it from Label Studio as JSON"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_regions.LabellingSettings):
+class Settings(_folders.LabellingSettings):
     """Settings of Label Studio's tasks."""
 
     kind: str = setting("predictions", "What the strokes are to Label Studio.",
@@ -56,33 +55,26 @@ class Settings(_regions.LabellingSettings):
                                                            "its name.", metavar="URL")
 
 
-def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
-    """Write the folder."""
-    _regions.check_labelling(settings, "cv2")
-    write_tree(path, _members(predictions, settings), "label-studio")
-    return [path]
-
-
-def _members(predictions: Predictions, settings: Settings) -> Iterator[Member]:
-    files = _regions.PhotoFiles(predictions, settings, _TAKEN)
-    classes = predictions.workspace.classes
-    yield "config.xml", _configuration(classes).encode()
+def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+    yield "config.xml", _configuration(files.classes).encode()
     tasks = []
     for photo, labels in files.labels(keeps_ignored=False):
-        strokes = list(_strokes(labels, classes))
-        result: JsonObject = {"result": strokes}
+        result: JsonObject = {"result": list(_strokes(labels, files.classes))}
         if settings.kind == "predictions":
-            result["model_version"] = predictions.name
+            result["model_version"] = files.predictions.name
         tasks.append({"data": {_IMAGE: settings.address + files.name(photo), "photo": photo.id},
                       settings.kind: [result]})
     yield _TASKS, json.dumps(tasks).encode()
-    yield from files.members("images")
+    yield from files.photos("images")
+
+
+export = _folders.exporter("label-studio", _TAKEN, _members, "cv2")
 
 
 def _configuration(classes: tuple[str, ...]) -> str:
     """The labelling configuration: a photo, and a brush for each class."""
     labels = "".join(f'    <Label value={quoteattr(name)} '
-                     f'background="{_regions.hex_colour(index)}"/>\n'
+                     f'background="{_folders.hex_colour(index)}"/>\n'
                      for index, name in enumerate(classes, 1))
     return (f'<View>\n  <Image name="{_IMAGE}" value="${_IMAGE}" zoom="true"/>\n'
             f'  <BrushLabels name="{_TOOL}" toName="{_IMAGE}">\n{labels}'
@@ -92,7 +84,7 @@ def _configuration(classes: tuple[str, ...]) -> str:
 def _strokes(labels: npt.NDArray[np.uint8], classes: tuple[str, ...]
              ) -> Iterator[JsonObject]:
     height, width = labels.shape
-    for label in _regions.classes_in(labels):
+    for label in _folders.classes_in(labels):
         for number, part in enumerate(connected_parts(labels == label), 1):
             yield {"id": f"r{label}-{number}", "type": "brushlabels", "from_name": _TOOL,
                    "to_name": _IMAGE, "original_width": width, "original_height": height,

@@ -15,7 +15,7 @@ from pathlib import Path
 from vpltool import options, settings
 from vpltool.formats.archives import write_folder
 from vpltool.formats.labels import LEGEND, legend, png_bytes
-from vpltool.methods.exports._regions import corrections_setting
+from vpltool.methods.exports._folders import corrections_setting
 from vpltool.methods.inputs import Predictions
 
 SUFFIX = ""

@@ -18,39 +18,29 @@ from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.formats import voc_palette
-from vpltool.formats.archives import Member, splits_in, write_tree
+from vpltool.formats.archives import Member
 from vpltool.methods import labels as reading
-from vpltool.methods.exports import _regions
-from vpltool.methods.inputs import Predictions
+from vpltool.methods.exports import _folders
 
 SUFFIX = "-mmseg"
 
 _CONFIGURATION = "dataset.py"
 
-Settings = _regions.LabellingSettings
+Settings = _folders.LabellingSettings
 
 
-def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
-    """Write the folder."""
-    _regions.check_labelling(settings)
-    splits = {*splits_in(path, "mmseg", "ann_dir"), settings.split}
-    # Another split's photos may have another suffix.
-    suffixes = {split: next((file.suffix for file in (path / "img_dir" / split).glob("*.*")), "")
-                for split in splits}
-    write_tree(path, _members(predictions, settings, suffixes), "mmseg", splits)
-    return [path]
+def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+    suffixes = dict.fromkeys(sorted(files.splits), next(iter(files.suffixes.values())))
+    for split in files.splits - {settings.split}:
+        # Another split's photos may have another suffix.
+        there = (files.path / "img_dir" / split).glob("*.*")
+        suffixes[split] = next((file.suffix for file in there), suffixes[split])
+    yield _CONFIGURATION, _configuration(files.classes, suffixes).encode()
+    yield from files.label_images(f"ann_dir/{settings.split}")
+    yield from files.photos(f"img_dir/{settings.split}")
 
 
-def _members(predictions: Predictions, settings: Settings, suffixes: dict[str, str]
-             ) -> Iterator[Member]:
-    files = _regions.PhotoFiles(predictions, settings, (), alike=True)
-    own = next(iter(files.suffixes.values()))
-    suffixes = {split: own if split == settings.split else suffix or own
-                for split, suffix in sorted(suffixes.items())}
-    yield _CONFIGURATION, _configuration(predictions.workspace.classes, suffixes).encode()
-    for photo, labels in files.labels(keeps_ignored=True):
-        yield f"ann_dir/{settings.split}/{files.names[photo.id]}.png", _regions.grey_png(labels)
-    yield from files.members(f"img_dir/{settings.split}")
+export = _folders.exporter("mmseg", None, _members, splits="ann_dir")
 
 
 def _configuration(classes: tuple[str, ...], suffixes: dict[str, str]) -> str:

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpltool import settings
-from vpltool.core import segment
+from vpltool.core import region_head, segment
 from vpltool.errors import VplError, first_line, silent
 from vpltool.formats import voc_palette
 from vpltool.formats.atomic import atomic_path
@@ -45,9 +44,6 @@ SUFFIX = ".onnx"
 _MOST_BYTES = 2_000_000_000
 """A file of ONNX is one protobuf message, which holds 2 GiB at most."""
 
-_CALIBRATION = 32
-"""Photos on which the ranges of values are measured, where nothing else is said."""
-
 _FAR = 1e-4
 """Share of the largest logit by which onnxruntime may differ from torch; rounding: about 1e-6."""
 
@@ -66,7 +62,7 @@ class Settings(SegmenterSettings):
                                   "size.", low=0, metavar="PIXELS")
 
 
-def check(settings: settings.Settings) -> None:
+def check(settings: SegmenterSettings) -> None:
     """Check that the packages are there; else a VplError."""
     check_packages("onnx", "onnx", "onnxscript", "onnxruntime")
 
@@ -93,10 +89,7 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
 
 
 def graph_of(segmenter: TrainedSegmenter, settings: Settings) -> ModelProto:
-    """Make the graph in full precision, without metadata.
-
-    Raises a VplError if the model is too large for a file, or the side is no multiple of the patch.
-    """
+    """Make the graph in full precision, without metadata; a VplError if ONNX cannot hold it."""
     vision = segmenter.encoder.vision
     size = 4 * sum(weight.numel() for part in (vision, segmenter.network)
                    for weight in part.state_dict().values())
@@ -173,13 +166,12 @@ def _check_any_size(model: ModelProto, segmenter: TrainedSegmenter) -> None:
                                            providers=["CPUExecutionProvider"])
     try:
         found = session.run(["logits"], {"pixels": pixels})[0]
+        near = np.abs(found - wanted).max() <= _FAR * np.abs(wanted).max()
+        why = "" if near else "it gives other values there"
     # onnxruntime's errors have no type of their own in Python's interface.
     except Exception as error:
-        far, why = True, first_line(error)
-    else:
-        far = bool(np.abs(found - wanted).max() > _FAR * np.abs(wanted).max())
-        why = "it gives other values there"
-    if far:
+        why = first_line(error)
+    if why:
         raise VplError(f"{segmenter.header.model['name']} cannot be written as ONNX for photos of "
                        f"any size: its own code fixes the size that it was traced at ({why})",
                        "`anylabeling=448` writes a square of one side, `export('bundle')` holds "
@@ -202,7 +194,7 @@ def _in_8_bits(model: ModelProto, segmenter: TrainedSegmenter, settings: Setting
 
     count = settings.calibrate
     if count is None:
-        count = 0 if settings.anylabeling else _CALIBRATION
+        count = 0 if settings.anylabeling else 32
     paths, side = segmenter.photos[:count], side_of(segmenter.header, settings.max_side)
     return _int8.static(model, lambda: (
         {"pixels": pixels.numpy()} for _, pixels in photo_pixels(segmenter.encoder, paths, side))

@@ -36,7 +36,7 @@ from vpltool.formats.corrections import (
 from vpltool.formats.input_folders import open_probabilities
 from vpltool.formats.labels import LEGEND, identity_of_labels, legend, png_bytes
 from vpltool.lazy import np
-from vpltool.methods.exports._regions import copied_bytes, copied_suffix, keep_exif_setting
+from vpltool.methods.exports._folders import copied_bytes, copied_suffix, keep_exif_setting
 from vpltool.methods.inputs import Predictions
 from vpltool.names import csv_id, id_of_csv
 from vpltool.settings import setting

@@ -18,11 +18,10 @@ from pathlib import Path
 
 from vpltool.core.outlines import fill, outlines_of
 from vpltool.errors import VplError
-from vpltool.formats.archives import Member, splits_in, write_tree
+from vpltool.formats.archives import Member
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading
-from vpltool.methods.exports import _regions
-from vpltool.methods.inputs import Predictions
+from vpltool.methods.exports import _folders
 
 SUFFIX = "-yolo"
 FULL = True
@@ -35,35 +34,28 @@ DESCRIPTION = "data.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_regions.LabellingSettings):
+class Settings(_folders.LabellingSettings):
     """Settings of YOLO's polygons."""
 
-    min_area: int = _regions.min_area_setting(_regions.POLYGON_AREA)
-    small: str = _regions.small_setting("merge")
-    tolerance: float = _regions.tolerance_setting()
+    min_area: int = _folders.min_area_setting(_folders.POLYGON_AREA)
+    small: str = _folders.small_setting("merge")
+    tolerance: float = _folders.tolerance_setting()
 
 
-def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
-    """Write the folder."""
-    _regions.check_labelling(settings, "cv2", "yaml")
-    splits = {*splits_in(path, "yolo", "labels"), settings.split}
-    write_tree(path, _members(predictions, settings, splits), "yolo", splits)
-    return [path]
-
-
-def _members(predictions: Predictions, settings: Settings, splits: set[str]
-             ) -> Iterator[Member]:
-    files = _regions.PhotoFiles(predictions, settings, TAKEN)
-    yield describe(predictions.workspace.classes, splits)
+def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+    yield describe(files.classes, files.splits)
     for photo, labels in files.labels(keeps_ignored=False):
         yield (f"labels/{settings.split}/{files.names[photo.id]}.txt",
                "".join(_lines(labels, settings.tolerance)).encode())
-    yield from files.members(f"images/{settings.split}")
+    yield from files.photos(f"images/{settings.split}")
+
+
+export = _folders.exporter("yolo", TAKEN, _members, "cv2", "yaml", splits="labels")
 
 
 def _lines(labels: npt.NDArray[np.uint8], tolerance: float) -> Iterator[str]:
     height, width = labels.shape
-    for label in _regions.classes_in(labels):
+    for label in _folders.classes_in(labels):
         for polygon in outlines_of(labels == label, corners=False, tolerance=tolerance):
             shares = " ".join(f"{(x + 0.5) / width:.6f} {(y + 0.5) / height:.6f}"
                               for x, y in _three_points(polygon))

@@ -13,35 +13,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vpltool.formats.archives import Member, splits_in, write_tree
+from vpltool.formats.archives import Member
 from vpltool.methods import labels as reading
-from vpltool.methods.exports import _regions
+from vpltool.methods.exports import _folders
 from vpltool.methods.exports.yolo import DESCRIPTION, TAKEN, describe, described
-from vpltool.methods.inputs import Predictions
 from vpltool.names import leads_out
 
 SUFFIX = "-yolo-semantic"
 NEEDS = ("yaml",)
 
-Settings = _regions.LabellingSettings
+Settings = _folders.LabellingSettings
 
 
-def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
-    """Write the folder."""
-    _regions.check_labelling(settings, "yaml")
-    splits = {*splits_in(path, "yolo-semantic", "masks"), settings.split}
-    write_tree(path, _members(predictions, settings, splits), "yolo-semantic", splits)
-    return [path]
+def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+    yield describe(("background", *files.classes), files.splits, masks_dir="masks")
+    yield from files.label_images(f"masks/{settings.split}")
+    yield from files.photos(f"images/{settings.split}")
 
 
-def _members(predictions: Predictions, settings: Settings, splits: set[str]
-             ) -> Iterator[Member]:
-    files = _regions.PhotoFiles(predictions, settings, TAKEN)
-    names = ("background", *predictions.workspace.classes)
-    yield describe(names, splits, masks_dir="masks")
-    for photo, labels in files.labels(keeps_ignored=True):
-        yield f"masks/{settings.split}/{files.names[photo.id]}.png", _regions.grey_png(labels)
-    yield from files.members(f"images/{settings.split}")
+export = _folders.exporter("yolo-semantic", TAKEN, _members, "yaml", splits="masks")
 
 
 def files(path: Path) -> list[Path]:

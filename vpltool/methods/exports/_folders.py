@@ -1,14 +1,15 @@
-"""What exports share: the classes in a photo, COCO's numbers of photos, small regions, photos."""
+"""What exports share that are a folder of photos and their labels, for labelling and training."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 from vpltool import console, options, settings
 from vpltool.core import metadata
@@ -16,7 +17,7 @@ from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import read_photo
 from vpltool.errors import VplError, part_of
 from vpltool.formats import IGNORE, Photo
-from vpltool.formats.archives import Member
+from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Predictions
@@ -93,14 +94,6 @@ def number_of(photo: Photo) -> int:
     return int(digits[0])
 
 
-def check_labelling(settings: LabellingSettings, *modules: str) -> None:
-    """Check that the modules which an export imports are installed; else a VplError."""
-    for module in (*modules, *(["cv2"] if settings.min_area else [])):
-        if importlib.util.find_spec(module) is None:
-            raise VplError(f"{_PACKAGES[module]} is not installed",
-                           "pip install 'vpltool[labelling]'")
-
-
 def flat_names(photos: Sequence[Photo]) -> dict[str, str]:
     """Id to a name without folders, `sub/cat` as `sub__cat`: tools look for labels by name alone.
 
@@ -118,16 +111,17 @@ def flat_names(photos: Sequence[Photo]) -> dict[str, str]:
 class PhotoFiles:
     """Photos and their labels as files of a folder for other programs.
 
-    Photos of other suffixes than those the program takes become PNGs, without loss. Where all must
-    be `alike` and not all are JPEGs, all become PNGs.
+    Photos of other suffixes than the program takes become PNGs, without loss. Where it takes any,
+    but one for all (None), all become PNGs unless all are JPEGs. `splits` are those in the folder.
     """
 
-    def __init__(self, predictions: Predictions, settings: LabellingSettings,
-                 suffixes: Collection[str], *, alike: bool = False) -> None:
-        self.predictions, self.settings = predictions, settings
+    def __init__(self, predictions: Predictions, settings: LabellingSettings, path: Path,
+                 suffixes: Collection[str] | None, splits: Sequence[str]) -> None:
+        self.predictions, self.settings, self.path = predictions, settings, path
+        self.classes, self.splits = predictions.workspace.classes, {*splits, settings.split}
         self.names = flat_names(predictions.photos)
         own = {photo.id: copied_suffix(photo, settings.keep_exif) for photo in predictions.photos}
-        if alike:
+        if suffixes is None:
             jpeg = all(suffix in JPEG for suffix in own.values())
             self.suffixes = dict.fromkeys(own, ".jpg" if jpeg else ".png")
         else:
@@ -155,7 +149,12 @@ class PhotoFiles:
                          + f" pixels of no known class ({IGNORE}); this format cannot express "
                          "that: they become background")
 
-    def members(self, folder: str) -> Iterator[Member]:
+    def label_images(self, folder: str) -> Iterator[Member]:
+        """Yield the labels below a folder, as greyscale PNGs."""
+        for photo, labels in self.labels(keeps_ignored=True):
+            yield f"{folder}/{self.names[photo.id]}.png", grey_png(labels)
+
+    def photos(self, folder: str) -> Iterator[Member]:
         """Yield the photos below a folder, those that can be read; none if they are not wanted."""
         for photo in self.predictions.photos if self.settings.photos == "copy" else ():
             path = self.predictions.workspace.image_path(photo)
@@ -165,6 +164,31 @@ class PhotoFiles:
                 self.predictions.failed[photo.id] = f"{path.name}: {error}"
                 continue
             yield f"{folder}/{self.name(photo)}", content
+
+
+Chosen = TypeVar("Chosen", bound=LabellingSettings)
+
+
+def exporter(form: str, suffixes: Collection[str] | None,
+             members: Callable[[PhotoFiles, Chosen], Iterator[Member]], *modules: str,
+             splits: str = "") -> Callable[[Predictions, Path, Chosen], list[Path]]:
+    """Return the `export` of a format: a folder of what `members` yields.
+
+    It imports the modules. For `suffixes` see `PhotoFiles`. The folder `splits` in it has one for
+    each split: other splits than the exported one are kept.
+    """
+    def export(predictions: Predictions, path: Path, settings: Chosen) -> list[Path]:
+        """Write the folder."""
+        for module in (*modules, *(["cv2"] if settings.min_area else [])):
+            if importlib.util.find_spec(module) is None:
+                raise VplError(f"{_PACKAGES[module]} is not installed",
+                               "pip install 'vpltool[labelling]'")
+        kept = splits_in(path, form, splits) if splits else []
+        files = PhotoFiles(predictions, settings, path, suffixes, kept)
+        write_tree(path, members(files, settings), form, kept)
+        return [path]
+
+    return export
 
 
 def copied_suffix(photo: Photo, keep_exif: bool) -> str:
