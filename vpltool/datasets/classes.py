@@ -20,15 +20,11 @@ _NO_CLASS = {"background": 0, "_background_": 0, "ignore": IGNORE}
 """Names in a class file that are not classes, and the labels that they mean."""
 
 
-
 @dataclass(frozen=True)
 class ClassFile:
-    """Content of a class file.
+    """Class names in index order, the first is class 1, and what true masks' values mean.
 
-    Args:
-        names: class names in index order, without the background: the first is class 1.
-        values: pixel value in the true masks to label (0: background, 255: not scored); empty if
-            the values are the labels themselves.
+    That is pixel value to label (0: background, 255: not scored); empty if they are the labels.
     """
 
     names: tuple[str, ...]

@@ -10,11 +10,9 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core import tiles
 from vpltool.core.photos import photo_size, read_photo, rgb_of
-from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tags import some
 from vpltool.datasets.tile_tags import (
     Box,
-    Located,
     Region,
     Tagged,
     TagRaster,
@@ -28,6 +26,7 @@ from vpltool.formats import Header, OutputFolder, Photo, Workspace, read_labels,
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.rasters import Scaling, Scene, check_alike, is_scene
 from vpltool.formats.storage import read_json, write_json
+from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
 
 FOLDER = "tiles"
@@ -112,7 +111,7 @@ def _pages(path: Path) -> int:
         return int(getattr(image, "n_frames", 1))
 
 
-def cut_photos(images: Path, photos: Sequence[Photo], cut: Cut, regions: Sequence[Located],
+def cut_photos(images: Path, photos: Sequence[Photo], cut: Cut, regions: Sequence[Region],
                root: Path, raster: TagRaster | None = None
                ) -> tuple[list[Photo], list[Part], list[str]]:
     """Say which photos are cut out of files; nothing is written.
@@ -143,8 +142,8 @@ def cut_photos(images: Path, photos: Sequence[Photo], cut: Cut, regions: Sequenc
         boxes = large.boxes()
         if large.pages == 1 and len(boxes) == 1 and not (
                 large.scene or regions or raster):
-            whole.append(replace(photo, image=relative_name(large.path, root),
-                                 mask=photo.mask and relative_name(images / photo.mask, root)))
+            whole.append(replace(photo, image=relative_to(large.path, root),
+                                 mask=photo.mask and relative_to(images / photo.mask, root)))
             continue
         tags: list[Tagged | None] = [None] * len(boxes)
         if regions:
@@ -165,7 +164,7 @@ def cut_photos(images: Path, photos: Sequence[Photo], cut: Cut, regions: Sequenc
                     part.photo, tags=tagged.labels, splits=(tagged.split,) if tagged.split
                     else photo.splits)) if tagged else part)
     if regions and not known:
-        raise VplError(f"{regions[0].region.where} and all other tags lie outside of the photos in "
+        raise VplError(f"{regions[0].where} and all other tags lie outside of the photos in "
                        f"{images}", "see that they are of the same place, and in the right "
                        "coordinate reference system")
     found = [*whole, *(part.photo for part in parts)]
@@ -193,7 +192,7 @@ def _part(photo: Photo, large: Large, page: int, box: Box, root: Path) -> Part:
     key = f"{photo.id}/{page:05}" if large.pages > 1 else photo.id
     if (box.height, box.width) != large.size or large.pages == 1:
         key = f"{key}/{box.top:05}-{box.left:05}"
-    mask = (relative_name(root.parent / _TRUE / f"{key}.png", root)
+    mask = (relative_to(root.parent / _TRUE / f"{key}.png", root)
             if photo.mask and large.pages == 1 else None)
     return Part(replace(photo, id=key, image=f"{key}.png", mask=mask), photo, page, box)
 
@@ -262,4 +261,3 @@ def _write_masks(root: Path, masks: Path, parts: Sequence[Part], large: Large) -
         if part.photo.mask:
             write_labels(root / part.photo.mask, np.ascontiguousarray(_cropped(labels, part.box)),
                          header)
-

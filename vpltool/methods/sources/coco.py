@@ -20,13 +20,14 @@ from typing import Any
 
 from vpltool import console, formats, options, settings
 from vpltool.core.instances import check_pycocotools, label_map
-from vpltool.datasets.layouts import check_labels, found_in, relative_name
+from vpltool.datasets.layouts import check_labels, found_in
 from vpltool.datasets.tags import read_tags, tags_of
 from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError, counted, near_name, other_case, part_of
 from vpltool.formats import Header, OutputFolder, Photo, Workspace
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.json_stream import read_span, stream_objects
+from vpltool.formats.workspace import relative_to
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.processes import run_jobs
@@ -157,7 +158,7 @@ def make_masks(
     root = workspace.path / workspace.root
     return output, [
         photo if photo.id in output.failed
-        else replace(photo, mask=relative_name(output.path_of(photo.id), root))
+        else replace(photo, mask=relative_to(output.path_of(photo.id), root))
         for photo in photos]
 
 
