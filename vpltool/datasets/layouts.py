@@ -125,9 +125,10 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     refused = list[VplError]()
     converted = _converted(rows, by_key)
     known |= converted
+    misnamed = _misnamed(images, labels, [row for row in rows if row.id not in known], known)
     for row in rows:
         if row.id not in known:
-            refused += _misnamed(images, labels, row, known)
+            refused += [misnamed[row.line]] if row.line in misnamed else []
             gone.append(row.id)
             continue
         name = known[row.id]
@@ -190,17 +191,25 @@ def _look_alikes(names: Sequence[str]) -> list[str]:
     return [f"names of different photos look the same: {some(pairs, '; ')}"] if pairs else []
 
 
-def _misnamed(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> list[VplError]:
-    """What is wrong with a row without a photo that means a file of other suffix, or case."""
-    near = images / row.id
-    for file in [near, *sorted(near.parent.glob("*"))]:
-        if (file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()
-                and near in (file, file.with_suffix(""))):
+def _misnamed(images: Path, labels: Path, rows: Sequence[TagRow], known: Iterable[str]
+              ) -> dict[int, VplError]:
+    """Line to what is wrong, of rows without a photo that mean a file of other suffix, or case."""
+    # Folder and names are gone through once: all rows of a CSV may be of another folder.
+    others = [file for file in sorted(images.rglob("*"), reverse=True)
+              if file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()] if rows else []
+    files = {file.with_suffix(""): file for file in others} | {file: file for file in others}
+    cases: dict[str, list[str]] = defaultdict(list)
+    for name in known if rows else ():
+        cases[name.casefold()].append(name)
+    found = {}
+    for row in rows:
+        if file := files.get(images / row.id):
             error = wrong_suffix(file)
-            return [VplError(f"{labels}:{row.line}: {error.message}", error.hint)]
-    hint = other_case(row.id, known)
-    return [VplError(f"{labels}:{row.line}: no photo called {row.id} in {images}", hint)
-            ] if hint else []
+            found[row.line] = VplError(f"{labels}:{row.line}: {error.message}", error.hint)
+        elif hint := other_case(row.id, cases[row.id.casefold()]):
+            found[row.line] = VplError(
+                f"{labels}:{row.line}: no photo called {row.id} in {images}", hint)
+    return found
 
 
 def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str) -> VplError:
