@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -72,8 +72,10 @@ def read_classes(path: Path) -> ClassFile:
     if odd := [name for name in names if ";" in name]:
         raise VplError(f"{path}: `{odd[0]}` has a semicolon, which separates tags",
                        "write another name")
-    alike = [pair for pair in combinations(names, 2) if _look(pair[0]) == _look(pair[1])]
-    if alike:
+    looks: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        looks[unicodedata.normalize("NFKC", name).casefold()].append(name)
+    if alike := [pair for group in looks.values() for pair in combinations(group, 2)]:
         shown = "; ".join(" and ".join(f"`{spelled(name)}`" for name in pair) for pair in alike[:5])
         console.warn(f"{path}: names that look like one class are two: {shown}")
     names = numbered(names)
@@ -81,7 +83,3 @@ def read_classes(path: Path) -> ClassFile:
     values = {value: label[name] if name in label else _NO_CLASS[name.lower()]
               for value, name in read}
     return ClassFile(names, {} if all(value == values[value] for value in values) else values)
-
-
-def _look(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold()
