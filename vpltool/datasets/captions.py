@@ -100,7 +100,6 @@ def _ids_by_name(photos: Sequence[Photo]) -> dict[str, str]:
 
 def _check_taken(path: Path, total: int, taken: int, unmatched: Collection[str],
                  ids: Collection[str]) -> None:
-    """Check that a file is of these photos."""
     if not total:
         raise VplError(f"{path} has no captions", f"add a row for each: {','.join(COLUMNS)}")
     if unmatched and not taken:

@@ -9,7 +9,7 @@ and a column of classes. A TIFF of class numbers is a `TagRaster`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -229,32 +229,25 @@ def _bounds(ring: Points) -> tuple[float, float, float, float]:
 
 
 def _clipped_area(rings: Sequence[Points], tile: Box) -> float:
-    """Area of a polygon within a tile."""
     parts = [abs(ring_area(cut)) if len(cut := _clipped(ring, tile)) > 2 else 0.0 for ring in rings]
     return parts[0] - sum(parts[1:])
 
 
 def _clipped(ring: Points, tile: Box) -> Points:
     """Cut a ring at the four sides of a tile, one after the other (Sutherland and Hodgman)."""
-    sides: Mapping[int, tuple[float, float]] = {
-        0: (tile.left, tile.left + tile.width), 1: (tile.top, tile.top + tile.height)}
-    for axis, limits in sides.items():
-        for limit, keeps in zip(limits, (float.__ge__, float.__le__), strict=True):
-            ring = list(_cut_at(ring, axis, float(limit), keeps))
-            if not ring:
-                return ring
+    for axis, limit, sign in ((0, tile.left, 1), (0, tile.left + tile.width, -1),
+                              (1, tile.top, 1), (1, tile.top + tile.height, -1)):
+        cut = []
+        for one, other in zip(ring, [*ring[1:], *ring[:1]], strict=True):
+            first, second = (sign * (point[axis] - limit) >= 0 for point in (one, other))
+            if first:
+                cut.append(one)
+            if first != second:
+                share = (limit - one[axis]) / (other[axis] - one[axis])
+                cut.append((one[0] + share * (other[0] - one[0]),
+                            one[1] + share * (other[1] - one[1])))
+        ring = cut
     return ring
-
-
-def _cut_at(ring: Points, axis: int, limit: float, keeps: Callable[[float, float], bool]
-            ) -> Iterator[tuple[float, float]]:
-    for one, other in zip(ring, [*ring[1:], ring[0]], strict=True):
-        first, second = keeps(float(one[axis]), limit), keeps(float(other[axis]), limit)
-        if first:
-            yield one
-        if first != second:
-            share = (limit - one[axis]) / (other[axis] - one[axis])
-            yield (one[0] + share * (other[0] - one[0]), one[1] + share * (other[1] - one[1]))
 
 
 class TagRaster:

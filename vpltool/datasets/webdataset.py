@@ -269,7 +269,6 @@ class _Raw:
             self.head += more
 
     def read(self, size: int) -> bytes:
-        """Read some bytes."""
         content, self.head = self.head[:size], self.head[len(self.head[:size]):]
         content = content or self.stream.read(size)
         self.taken += len(content)
@@ -292,7 +291,6 @@ class _Unfolded:
         self.given = self.empty = 0
 
     def read(self, size: int) -> bytes:
-        """Read some bytes."""
         content: bytes = self.stream.read(size)
         self.given += len(content)
         self.empty += not content

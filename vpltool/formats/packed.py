@@ -115,7 +115,6 @@ def read_packed(entry: TarSlice, name: str) -> bytes:
 
 
 def _bytes_of(entry: TarSlice) -> bytes:
-    """Read the bytes of an entry."""
     if entry.path is None:
         try:
             system, path = fsspec.core.url_to_fs(entry.tar)
