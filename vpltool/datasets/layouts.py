@@ -7,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
@@ -88,10 +89,12 @@ def read_folder(
 def _of_folders(rows: Sequence[TagRow], names: Sequence[str]) -> list[TagRow]:
     """Put a row for each photo in place of those that name a folder; a photo's own row counts."""
     own = {row.id for row in rows}
+    below: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        for folder in Path(name).parents if own.isdisjoint((name, _key(name))) else ():
+            below[folder.as_posix()].append(name)
     return [made for row in rows for made in (
-        [TagRow(row.line, _key(name), row.labels, row.splits) for name in names
-         if (row.id == "." or name.startswith(f"{row.id}/")) and own.isdisjoint((name, _key(name)))]
-        or [row])]
+        [replace(row, id=_key(name)) for name in below[row.id]] or [row])]
 
 
 def _key(name: str) -> str:
