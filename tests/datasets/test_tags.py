@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,22 @@ def test_all_rows_without_a_photo_of_their_name_are_told_at_once(folder: Path) -
     assert "tags.csv: 3 rows cannot be used: line 2: no photo called A in " in caught.value.message
     assert "; line 5: b is listed twice, as b.png here and as b in line 4" in caught.value.message
     assert "did you mean `a`? " in caught.value.hint
+
+
+def test_rows_without_a_photo_do_not_list_the_folder_each(
+        folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "tags.csv").write_text(
+        "id,labels\na,cat\nb,dog\n" + "".join(f"x{number},cat\n" for number in range(100)))
+    listed: list[object] = []
+    scandir = os.scandir
+
+    def counted(path: str) -> object:
+        listed.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert len(read_folder(folder / "photos", folder / "tags.csv", None)[0]) == 2
+    assert len(listed) < 20
 
 
 def test_a_csv_that_is_not_there(tmp_path: Path) -> None:

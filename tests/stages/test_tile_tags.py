@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ from conftest import Run
 from PIL import Image
 
 from vpltool.datasets.tile_tags import Box, Region, tags_of_tiles
+from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_labels
-from vpltool.formats.geopackage import write_geopackage
+from vpltool.formats.geopackage import read_geopackage, write_geopackage
 
 SIDE = 40
 
@@ -152,6 +156,17 @@ def test_polygons_of_a_district(run: Run, tmp_path: Path, tiny_clip: Path) -> No
     damaged.write_bytes((tmp_path / "district.gpkg").read_bytes()[:3000])
     refused = prepare(run, folder, tiny_clip, "--labels", damaged)
     assert refused.code == 1 and "cannot be read as a GeoPackage" in refused.lines("error:")[0]
+
+
+def test_a_geometry_that_nests_without_end_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "deep.gpkg"
+    write_geopackage(path, [([[(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)]], "cat", 1)], "", None)
+    multi = struct.pack("<BII", 1, 6, 1)
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        base.execute("UPDATE regions SET geom = ?", (b"GP\0\x01\xff\xff\xff\xff" + multi * 5000,))
+        base.commit()
+    with pytest.raises(VplError, match="cannot be read as a GeoPackage"):
+        read_geopackage(path)
 
 
 def test_a_region_with_a_hole_is_not_in_the_hole() -> None:

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vpltool.datasets.csv_files import columns_of, read_csv_text, refuse_rows, rows_of
-from vpltool.datasets.tags import some
-from vpltool.errors import VplError, counted, other_case, part_of
+from vpltool.datasets.csv_files import CsvFile
+from vpltool.datasets.tags import remark_on, some
+from vpltool.errors import VplError, counted, other_case
 from vpltool.formats import Photo
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.json_stream import read_span, stream_objects
@@ -32,25 +32,26 @@ class CaptionRow:
 def read_captions(path: Path) -> Iterator[CaptionRow]:
     """Read the captions of photos, one at a time, in the order of the file.
 
-    Args:
-        path: a CSV with the columns `id` and `caption`, where a photo may have several rows; or a
-            JSON in the layout of COCO's `captions_train2014.json`. Spaces and line breaks in a
-            caption become single spaces.
+    It is a CSV with the columns `id` and `caption`, where a photo may have several rows; or a JSON
+    in the layout of COCO's `captions_train2014.json`. White space becomes single spaces.
 
     Raises:
         VplError: the file is missing, of another kind, or damaged; or a row has no id.
     """
-    return _of_json(path) if path.suffix.lower() == ".json" else _of_csv(path)
+    if path.suffix.lower() == ".json":
+        return _of_json(path)
+    table = CsvFile(path, COLUMNS, long_fields=True)
+    return table.read(lambda line, entry: CaptionRow(f"line {line}", entry["id"],
+                                                     clean(entry["caption"])),
+                      f'put a caption that has `{table.delimiter}` in quotes: "…"')
 
 
 def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
                   ) -> tuple[list[Photo], list[str]]:
     """Give photos captions after those that they have; each once, in the order of the files.
 
-    Args:
-        photos: the photos.
-        paths: files of captions, see `read_captions`. They name photos by id, by path, or by file
-            name where only one photo has it.
+    Files of captions (see `read_captions`) name photos by id, by path, or by file name where only
+    one photo has it.
 
     Returns:
         the photos with their captions; and remarks on captions without a photo, empty captions,
@@ -84,9 +85,7 @@ def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
                                    f"captions of {path} are empty and are skipped: ")
                            + some(empty))
     bare = [photo.id for photo in photos if photo.id not in found]
-    if bare:
-        remarks.append(part_of(len(bare), len(photos), "photos", "has", "have")
-                       + f" no caption: {some(bare)}")
+    remarks += remark_on(bare, len(photos), "photos", "has no caption", "have no caption")
     return [replace(photo, captions=tuple(found.get(photo.id, ()))) for photo in photos], remarks
 
 
@@ -101,34 +100,12 @@ def _ids_by_name(photos: Sequence[Photo]) -> dict[str, str]:
 
 def _check_taken(path: Path, total: int, taken: int, unmatched: Collection[str],
                  ids: Collection[str]) -> None:
-    """Check that a file is of these photos."""
     if not total:
         raise VplError(f"{path} has no captions", f"add a row for each: {','.join(COLUMNS)}")
     if unmatched and not taken:
         first = min(unmatched)
         raise VplError(f"{path}: no caption has a photo, such as {first}",
                        other_case(first, ids) or f"the id is a photo's, such as {min(ids)}")
-
-
-def _of_csv(path: Path) -> Iterator[CaptionRow]:
-    text = read_csv_text(path, COLUMNS)
-    delimiter, columns = columns_of(path, text, COLUMNS)
-    refused = []
-    try:
-        for line, fields in rows_of(path, text, delimiter, COLUMNS, long_fields=True):
-            entry = dict(zip(columns, fields, strict=False))
-            if any(fields[len(columns):]):
-                refused.append(VplError(
-                    f"{path}:{line}: the row of {fields[0]} has more fields than columns",
-                    f'put a caption that has `{delimiter}` in quotes: "…"'))
-            elif not entry.get("id"):
-                refused.append(VplError(f"{path}:{line} has no id", "an id is a photo's file name"))
-            else:
-                yield CaptionRow(f"line {line}", entry["id"], clean(entry.get("caption", "")))
-    except VplError as error:
-        # What follows cannot be read.
-        refused.append(error)
-    refuse_rows(path, refused)
 
 
 def _of_json(path: Path) -> Iterator[CaptionRow]:

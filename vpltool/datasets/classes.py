@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -20,15 +20,11 @@ _NO_CLASS = {"background": 0, "_background_": 0, "ignore": IGNORE}
 """Names in a class file that are not classes, and the labels that they mean."""
 
 
-
 @dataclass(frozen=True)
 class ClassFile:
-    """Content of a class file.
+    """Class names in index order, the first is class 1, and what true masks' values mean.
 
-    Args:
-        names: class names in index order, without the background: the first is class 1.
-        values: pixel value in the true masks to label (0: background, 255: not scored); empty if
-            the values are the labels themselves.
+    That is pixel value to label (0: background, 255: not scored); empty if they are the labels.
     """
 
     names: tuple[str, ...]
@@ -76,8 +72,10 @@ def read_classes(path: Path) -> ClassFile:
     if odd := [name for name in names if ";" in name]:
         raise VplError(f"{path}: `{odd[0]}` has a semicolon, which separates tags",
                        "write another name")
-    alike = [pair for pair in combinations(names, 2) if _look(pair[0]) == _look(pair[1])]
-    if alike:
+    looks: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        looks[unicodedata.normalize("NFKC", name).casefold()].append(name)
+    if alike := [pair for group in looks.values() for pair in combinations(group, 2)]:
         shown = "; ".join(" and ".join(f"`{spelled(name)}`" for name in pair) for pair in alike[:5])
         console.warn(f"{path}: names that look like one class are two: {shown}")
     names = numbered(names)
@@ -85,7 +83,3 @@ def read_classes(path: Path) -> ClassFile:
     values = {value: label[name] if name in label else _NO_CLASS[name.lower()]
               for value, name in read}
     return ClassFile(names, {} if all(value == values[value] for value in values) else values)
-
-
-def _look(name: str) -> str:
-    return unicodedata.normalize("NFKC", name).casefold()

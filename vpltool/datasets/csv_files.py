@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from vpltool.errors import VplError, near_name
+from vpltool.names import id_of_csv
 
 TAGS = ("id", "labels")
 """Columns of a CSV of tags; a third, `split`, may follow."""
@@ -23,28 +25,124 @@ _OTHER_FILES = (
 )
 """First bytes of a file, what such a file is, and what to do."""
 
-
 _SHOWN = 5
 """Rows that an error tells of; of more it gives the number."""
 
-
-def first_line(wanted: Sequence[str]) -> str:
-    """Say what the first line of a CSV with these columns must be."""
-    names = ",".join(wanted)
-    return f"the first line must be: {names}" + (f" (or {names},split)" if wanted == TAGS else "")
+Made = TypeVar("Made")
 
 
-def read_csv_text(path: Path, wanted: Sequence[str]) -> str:
-    """Read a CSV in UTF-8; the error for any other file says what it is.
+class CsvFile:
+    """A CSV with some columns, and perhaps others, separated as in its first line.
 
-    Args:
-        path: the file.
-        wanted: names of the columns, for hints.
+    Fields in quotes may have several lines if `long_fields`, as captions may.
 
     Raises:
-        VplError: the file is missing, of another kind, or not UTF-8.
+        VplError: the file is missing, of another kind or not UTF-8, lacks a column, or has one
+            twice.
     """
-    first = first_line(wanted)
+
+    def __init__(self, path: Path, wanted: Sequence[str], *, long_fields: bool = False) -> None:
+        names = ",".join(wanted)
+        self.path, self.wanted, self.long_fields = path, wanted, long_fields
+        self.first = f"the first line must be: {names}" + (
+            f" (or {names},split)" if wanted == TAGS else "")
+        self.text = _read_text(path, self.first)
+        self.delimiter, self.columns = self._columns()
+
+    def _columns(self) -> tuple[str, list[str]]:
+        """The separator of the fields, and the names of the columns in lower case."""
+        path, wanted = self.path, self.wanted
+        first = next((line for line in self.text.splitlines() if line.strip()), "")
+        if not first:
+            raise VplError(f"{path} is empty", self.first)
+        for delimiter in ",;\t":
+            try:
+                fields = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))
+            except csv.Error as error:
+                raise VplError(f"{path}: the first line cannot be read: {error}", self.first
+                               ) from error
+            columns = [field.strip().casefold() for field in fields]
+            if set(wanted) <= set(columns):
+                for name in (*wanted, "split"):
+                    if columns.count(name) > 1:
+                        raise VplError(f"{path} has the column {name} twice: `{first[:60]}`",
+                                       "write all labels of a photo in one field, separated by ;"
+                                       if name == "labels" else "keep one of them")
+                return delimiter, columns
+        raise VplError(f"{path} lacks the columns {' and '.join(wanted)}; the first line is "
+                       f"`{first.strip()[:60]}`", self.first)
+
+    def read(self, take: Callable[[int, Mapping[str, str]], Made], too_many: str
+             ) -> Iterator[Made]:
+        """Yield what `take` makes of each row, given its first line and its fields by column.
+
+        The ids of rows are as `csv_id` was given them. `too_many` is the hint if a row has more
+        fields than there are columns.
+
+        Raises:
+            VplError: rows cannot be used; one error, after the last, names all of them.
+        """
+        refused = []
+        try:
+            for line, fields in self._rows():
+                entry = dict(zip(self.columns, fields + [""] * len(self.columns), strict=False))
+                key = entry["id"] = id_of_csv(entry.get("id", ""))
+                try:
+                    made = take(line, entry)
+                    if extra := [field for field in fields[len(self.columns):] if field]:
+                        raise VplError(f"{self.path}:{line}: the row of {key or fields[0]} has "
+                                       f"more fields than columns, such as {extra[0]}", too_many)
+                    if not key and "id" in self.wanted:
+                        raise VplError(f"{self.path}:{line} has no id",
+                                       "an id is a photo's file name")
+                except VplError as error:
+                    refused.append(error)
+                else:
+                    yield made
+        except VplError as error:
+            # What follows cannot be read.
+            refused.append(error)
+        refuse_rows(self.path, refused)
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Number of its first line and fields of each row below the first, except blank ones."""
+        reader = csv.reader(io.StringIO(self.text, newline=""), delimiter=self.delimiter,
+                            skipinitialspace=True, strict=self.long_fields)
+        named, line = False, 1
+        try:
+            for row in reader:
+                fields = [field.strip() for field in row]
+                if not self.long_fields and any(
+                        "\n" in field or "\r" in field for field in fields):
+                    raise VplError(f"{self.path}:{line}: a field spans several lines",
+                                   "close its quotation mark, and separate labels by ;")
+                if any(fields) and named:
+                    yield line, fields
+                named = named or any(fields)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise VplError(f"{self.path}:{line} cannot be read: {error}",
+                           "close each quotation mark; double those inside a caption"
+                           if self.long_fields else self.first) from error
+
+
+def refuse_rows(path: Path, errors: Sequence[VplError]) -> None:
+    """Check that no row was refused; `errors` are of the rows, in order, and begin `PATH:LINE`.
+
+    Raises:
+        VplError: there are some; one error names all of them.
+    """
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        shown = [f"line {error.message.removeprefix(f'{path}:')}" for error in errors[:_SHOWN]]
+        shown += [f"and {len(errors) - _SHOWN} more"] if errors[_SHOWN:] else []
+        raise VplError(f"{path}: {len(errors)} rows cannot be used: {'; '.join(shown)}",
+                       "; ".join(dict.fromkeys(error.hint for error in errors[:_SHOWN])))
+
+
+def _read_text(path: Path, first: str) -> str:
+    """Read a CSV in UTF-8; the error for any other file says what it is, and what is first."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -73,83 +171,3 @@ def read_csv_text(path: Path, wanted: Sequence[str]) -> str:
         raise VplError(f"{path} is {'XML or HTML' if '<' in text.lstrip()[:1] else 'JSON'}, not a "
                        "CSV", f"make a CSV with a row for each photo; {first}")
     return text
-
-
-def refuse_rows(path: Path, errors: Sequence[VplError]) -> None:
-    """Check that no row was refused; one error names all of them.
-
-    Args:
-        path: the file.
-        errors: of each refused row, in order; they begin with `PATH:LINE`.
-
-    Raises:
-        VplError: there are some.
-    """
-    if not errors:
-        return
-    if not errors[1:]:
-        raise errors[0]
-    shown = [f"line {error.message.removeprefix(f'{path}:')}" for error in errors[:_SHOWN]]
-    more = [f"and {len(errors) - _SHOWN} more"] if errors[_SHOWN:] else []
-    raise VplError(f"{path}: {len(errors)} rows cannot be used: {'; '.join([*shown, *more])}",
-                   "; ".join(dict.fromkeys(error.hint for error in errors[:_SHOWN])))
-
-
-def columns_of(path: Path, text: str, wanted: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the separator of the fields, and the names of the columns in lower case.
-
-    Raises:
-        VplError: the file is empty, lacks a column, or has one twice.
-    """
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    if not first:
-        raise VplError(f"{path} is empty", first_line(wanted))
-    for delimiter in ",;\t":
-        try:
-            fields = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))
-        except csv.Error as error:
-            raise VplError(f"{path}: the first line cannot be read: {error}", first_line(wanted)
-                           ) from error
-        columns = [field.strip().casefold() for field in fields]
-        if set(wanted) <= set(columns):
-            for name in (*wanted, "split"):
-                if columns.count(name) > 1:
-                    raise VplError(f"{path} has the column {name} twice: `{first[:60]}`",
-                                   "write all labels of a photo in one field, separated by ;"
-                                   if name == "labels" else "keep one of them")
-            return delimiter, columns
-    raise VplError(f"{path} lacks the columns {' and '.join(wanted)}; the first line is "
-                   f"`{first.strip()[:60]}`", first_line(wanted))
-
-
-def rows_of(path: Path, text: str, delimiter: str, wanted: Sequence[str], *,
-            long_fields: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """Yield (number of its first line, fields) of each row below the first, except blank ones.
-
-    Args:
-        path: the file, for messages.
-        text: its content.
-        delimiter: what separates fields.
-        wanted: names of the columns, for hints.
-        long_fields: whether a field in quotes may have several lines, as a caption may.
-
-    Raises:
-        VplError: a quotation mark is not closed, or a field has several lines and may not.
-    """
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True,
-                        strict=long_fields)
-    named, line = False, 1
-    try:
-        for row in reader:
-            fields = [field.strip() for field in row]
-            if not long_fields and any("\n" in field or "\r" in field for field in fields):
-                raise VplError(f"{path}:{line}: a field spans several lines",
-                               "close its quotation mark, and separate labels by ;")
-            if any(fields) and named:
-                yield line, fields
-            named = named or any(fields)
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise VplError(f"{path}:{line} cannot be read: {error}",
-                       "close each quotation mark; double those inside a caption"
-                       if long_fields else first_line(wanted)) from error

@@ -7,14 +7,16 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
 from vpltool.datasets.csv_files import refuse_rows
-from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, some
+from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, remark_on, some
 from vpltool.errors import VplError, counted, near_name, near_path, other_case, part_of
 from vpltool.formats import Photo, identity_of_file
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
+from vpltool.formats.workspace import relative_to
 from vpltool.names import spelled, why_unusable
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
@@ -40,10 +42,10 @@ def read_folder(
 ) -> tuple[list[Photo], tuple[str, ...], list[str]]:
     """List a plain folder's photos, with tags and splits from a CSV (see `read_tags`).
 
-    An id is a file name below the folder, with or without suffix.
+    An id is a file name below the folder, with its sub-folders, with or without suffix.
 
     Args:
-        images: the folder; sub-folders are part of the id.
+        images: the folder.
         labels: the CSV; without it, all photos are taken, and none has a tag.
         masks: folder of true masks, for `eval`, named after the ids; or None.
         classes_known: whether the labels are checked against class names from elsewhere.
@@ -76,7 +78,7 @@ def read_folder(
     for name, row in listed.items():
         mask = masks / f"{_key(name)}.png" if masks else None
         photos.append(Photo(_key(name), name, row.labels, row.splits,
-                            relative_name(mask, images) if mask and mask.exists() else None))
+                            relative_to(mask, images) if mask and mask.exists() else None))
     classes = tuple(sorted({label for photo in photos for label in photo.tags}))
     check_class_count(classes, str(labels), listed=classes_known)
     return photos, classes, [
@@ -87,10 +89,12 @@ def read_folder(
 def _of_folders(rows: Sequence[TagRow], names: Sequence[str]) -> list[TagRow]:
     """Put a row for each photo in place of those that name a folder; a photo's own row counts."""
     own = {row.id for row in rows}
+    below: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        for folder in Path(name).parents if own.isdisjoint((name, _key(name))) else ():
+            below[folder.as_posix()].append(name)
     return [made for row in rows for made in (
-        [TagRow(row.line, _key(name), row.labels, row.splits) for name in names
-         if (row.id == "." or name.startswith(f"{row.id}/")) and own.isdisjoint((name, _key(name)))]
-        or [row])]
+        [replace(row, id=_key(name)) for name in below[row.id]] or [row])]
 
 
 def _key(name: str) -> str:
@@ -102,16 +106,11 @@ def _without_tags(names: Sequence[str], listed: Mapping[str, TagRow], images: Pa
                   ) -> dict[str, TagRow]:
     """File name of each photo without a row to one without labels, in the split `train`."""
     by_key = {_key(name): name for name in listed}
-    found: dict[str, TagRow] = {}
-    for name in names:
-        if name in listed:
-            continue
-        key = _key(name)
-        if key in by_key:
-            raise VplError(f"{images}: {by_key[key]} and {name} would both be the photo {key}",
+    found = {name: TagRow(0, name, (), ("train",)) for name in names if name not in listed}
+    for name in found:
+        if (other := by_key.setdefault(_key(name), name)) != name:
+            raise VplError(f"{images}: {other} and {name} would both be the photo {_key(name)}",
                            "rename one of them")
-        by_key[key] = name
-        found[name] = TagRow(0, name, (), ("train",))
     return found
 
 
@@ -129,9 +128,10 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     refused = list[VplError]()
     converted = _converted(rows, by_key)
     known |= converted
+    misnamed = _misnamed(images, labels, [row for row in rows if row.id not in known], known)
     for row in rows:
         if row.id not in known:
-            refused += _misnamed(images, labels, row, known)
+            refused += [misnamed[row.line]] if row.line in misnamed else []
             gone.append(row.id)
             continue
         name = known[row.id]
@@ -146,23 +146,21 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     if not listed:
         raise VplError(f"{labels}: no row matches a photo in {images}, such as {some(gone)}",
                        f"an id is a photo's file name, such as {names[0]}")
-    if gone:
-        one = len(gone) == 1
-        remarks.append(part_of(len(gone), len(rows), f"rows of {labels}",
-                               f"has no photo in {images} and is skipped: ",
-                               f"have no photo in {images} and are skipped: ") + some(gone)
-                       + ("; delete the row, or put the photo back" if one else
-                          "; delete these rows, or put the photos back"))
+    cure = ("delete these rows, or put the photos back" if gone[1:] else
+            "delete the row, or put the photo back")
+    remarks += [f"{remark}; {cure}" for remark in remark_on(
+        gone, len(rows), f"rows of {labels}", f"has no photo in {images} and is skipped",
+        f"have no photo in {images} and are skipped")]
     pairs = [f"{old} is {new}" for old, new in converted.items()]
     remarks += [f"{labels} names files before they were converted: {some(pairs)}"] * bool(pairs)
     if either:
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {some(either, '; ')}")
     unlisted = [name for name in names if name not in listed]
-    if unlisted and left_out:
-        remarks.append(part_of(len(unlisted), len(names), f"photos in {images}",
-                               f"has no row in {labels} and is skipped: ",
-                               f"have no row in {labels} and are skipped: ") + some(unlisted))
+    if left_out:
+        remarks += remark_on(unlisted, len(names), f"photos in {images}",
+                             f"has no row in {labels} and is skipped",
+                             f"have no row in {labels} and are skipped")
     return listed, remarks
 
 
@@ -196,17 +194,25 @@ def _look_alikes(names: Sequence[str]) -> list[str]:
     return [f"names of different photos look the same: {some(pairs, '; ')}"] if pairs else []
 
 
-def _misnamed(images: Path, labels: Path, row: TagRow, known: Iterable[str]) -> list[VplError]:
-    """What is wrong with a row without a photo that means a file of other suffix, or case."""
-    near = images / row.id
-    for file in [near, *sorted(near.parent.glob("*"))]:
-        if (file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()
-                and near in (file, file.with_suffix(""))):
+def _misnamed(images: Path, labels: Path, rows: Sequence[TagRow], known: Iterable[str]
+              ) -> dict[int, VplError]:
+    """Line to what is wrong, of rows without a photo that mean a file of other suffix, or case."""
+    # Folder and names are gone through once: all rows of a CSV may be of another folder.
+    others = [file for file in sorted(images.rglob("*"), reverse=True)
+              if file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()] if rows else []
+    files = {file.with_suffix(""): file for file in others} | {file: file for file in others}
+    cases: dict[str, list[str]] = defaultdict(list)
+    for name in known if rows else ():
+        cases[name.casefold()].append(name)
+    found = {}
+    for row in rows:
+        if file := files.get(images / row.id):
             error = wrong_suffix(file)
-            return [VplError(f"{labels}:{row.line}: {error.message}", error.hint)]
-    hint = other_case(row.id, known)
-    return [VplError(f"{labels}:{row.line}: no photo called {row.id} in {images}", hint)
-            ] if hint else []
+            found[row.line] = VplError(f"{labels}:{row.line}: {error.message}", error.hint)
+        elif hint := other_case(row.id, cases[row.id.casefold()]):
+            found[row.line] = VplError(
+                f"{labels}:{row.line}: no photo called {row.id} in {images}", hint)
+    return found
 
 
 def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str) -> VplError:
@@ -298,10 +304,9 @@ def _why_unusable(path: Path, folder: Path) -> str:
 
 
 def named_photos(given: Sequence[Path]) -> dict[str, Path]:
-    """Find the photos among files and folders, including sub-folders.
+    """Return id to path of the photos among files and folders, including sub-folders.
 
-    Returns:
-        id to path. An id is the file's name without suffix, with its folders below the given one.
+    An id is the file's name without suffix, with its folders below the given one.
 
     Raises:
         VplError: a file or folder is missing, a file has no photo's suffix, or two photos have the
@@ -344,12 +349,7 @@ def _convert(paths: Iterable[Path]) -> str:
 
 
 def check_class_count(classes: Sequence[str], where: str, *, listed: bool = False) -> None:
-    """Check that labels are classes, and not words of sentences, and that a mask can hold them.
-
-    Args:
-        classes: the different labels.
-        where: the file, for the message.
-        listed: whether a list names the classes; then there may be more.
+    """Check that the labels in a file are classes, no words of sentences, and a mask can hold them.
 
     Raises:
         VplError: there are more than 254, or 65,534 of a list.
@@ -403,8 +403,3 @@ def found_in(folder: Path) -> str:
     """Return the first names in a folder, for a message."""
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") or "nothing"
-
-
-def relative_name(path: Path, root: Path) -> str:
-    """Return a path relative to a folder, with `..` if it is outside."""
-    return Path(os.path.relpath(path.resolve(), root.resolve())).as_posix()

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from vpltool.errors import VplError, near_name
 from vpltool.json_text import parse_json
-
-_SINGLE = ("a photo of a {}.",)
-
-_ORIGAMI = ("a clean origami {}.",)
-"""CLIP-ES's choice, for the sharpness of its scores on multi-label photos."""
-
-_SEVEN = (
-    "itap of a {}.", "a origami {}.", "a bad photo of the {}.", "a photo of the large {}.",
-    "a {} in a video game.", "art of the {}.", "a photo of the small {}.",
-)
-"""The seven of InMaP (NeurIPS 2023): CLIP's own shortlist for ImageNet."""
 
 _IMAGENET_80 = tuple("""
 a bad photo of a {}.|a photo of many {}.|a sculpture of a {}.|a photo of the hard to see {}.
@@ -46,7 +36,14 @@ itap of my {}.|a photo of a cool {}.|a photo of a small {}.|a tattoo of the {}.
 """The 80 templates that CLIP (2021) averages for ImageNet."""
 
 PROMPTS: dict[str, tuple[str, ...]] = {
-    "single": _SINGLE, "origami": _ORIGAMI, "seven": _SEVEN, "ensemble": _IMAGENET_80,
+    "single": ("a photo of a {}.",),
+    # CLIP-ES's choice, for the sharpness of its scores on multi-label photos.
+    "origami": ("a clean origami {}.",),
+    # Those of InMaP (NeurIPS 2023): CLIP's own shortlist for ImageNet.
+    "seven": (
+        "itap of a {}.", "a origami {}.", "a bad photo of the {}.", "a photo of the large {}.",
+        "a {} in a video game.", "art of the {}.", "a photo of the small {}."),
+    "ensemble": _IMAGENET_80,
 }
 
 
@@ -86,42 +83,34 @@ _HINT = 'for example {"cat": ["a cat has whiskers", "a furry animal"], "dog": ["
 
 
 def read_attributes(path: Path, classes: Sequence[str]) -> dict[str, list[str]]:
-    """Read descriptions from a JSON object: class name to a list of texts.
-
-    Args:
-        path: the file.
-        classes: class names that it may describe.
-
-    Returns:
-        class name to texts, in the file's order.
+    """Read descriptions of some classes from a JSON object: class name to a list of texts.
 
     Raises:
         VplError: the file is missing or something else, or describes what is no class; the class
             is named.
     """
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        (name, count), = Counter(name for name, _ in pairs).most_common(1) or [("", 0)]
+        if count > 1:
+            raise VplError(f"{path}: `{name}` occurs twice", "put its descriptions into one list")
+        return dict(pairs)
+
     try:
-        content = parse_json(path.read_text("utf-8"), object_pairs_hook=_Pairs)
+        content = parse_json(path.read_text("utf-8"), object_pairs_hook=once)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VplError(f"cannot read {path}: {reason}", _HINT) from error
-    if not isinstance(content, _Pairs) or not content:
+    if not isinstance(content, dict) or not content:
         raise VplError(f"{path} is not a JSON object of classes and their descriptions", _HINT)
-    found: dict[str, list[str]] = {}
-    for name, texts in content:
+    for name, texts in content.items():
         if name not in classes:
             raise VplError(f"{path}: `{name}` is not a class", near_name(name, classes))
-        if name in found:
-            raise VplError(f"{path}: `{name}` occurs twice", "put its descriptions into one list")
-        found[name] = _texts(path, name, texts)
-    return found
+        _check_texts(path, name, texts)
+    return {name: [text.strip() for text in texts] for name, texts in content.items()}
 
 
-class _Pairs(list[tuple[str, object]]):
-    """A JSON object as pairs: a name that is there twice is not lost."""
-
-
-def _texts(path: Path, name: str, texts: object) -> list[str]:
-    if isinstance(texts, _Pairs) or not isinstance(texts, list):
+def _check_texts(path: Path, name: str, texts: object) -> None:
+    if not isinstance(texts, list):
         raise VplError(f"{path}: `{name}` has no list of descriptions", _HINT)
     if not texts:
         raise VplError(f"{path}: `{name}` has no descriptions", "add some, or leave the class out")
@@ -129,4 +118,3 @@ def _texts(path: Path, name: str, texts: object) -> list[str]:
         if not isinstance(text, str) or not text.strip():
             raise VplError(f"{path}: description {number} of `{name}` is not a text: "
                            f"{json.dumps(text, ensure_ascii=False)}", _HINT)
-    return [text.strip() for text in texts]

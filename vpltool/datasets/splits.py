@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from vpltool.errors import VplError, near_name
@@ -11,12 +11,9 @@ from vpltool.formats import Photo
 
 
 def halve(photos: Sequence[Photo], split: str, before: Sequence[Photo]) -> list[Photo]:
-    """Put every second photo of a split into each half, SPLIT-a and SPLIT-b.
+    """Put every second photo of a split, unless it is empty, into each half, SPLIT-a and SPLIT-b.
 
-    Args:
-        photos: all photos.
-        split: what is halved; empty: nothing.
-        before: photos as they were before; they keep the half that they were in.
+    Photos that were in a half before stay there.
 
     Raises:
         VplError: there is no such split.
@@ -42,13 +39,9 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
     """Move every Nth tagged photo from `train` to `val`, unless the data set has a `val`.
 
     A photo stays where it is the last one of a class in `train`, since a class without photos there
-    has no seeds; the next photo is moved in its place.
-
-    Args:
-        photos: all photos.
-        every: one photo of so many is moved; 0: none.
-        before: photos as they were before; they stay where they were, and new ones fill up. Only
-            where a class has lost its last photo in `train` since, one goes back.
+    has no seeds; the next photo is moved in its place. Photos that were there before stay where
+    they were, and new ones fill up; where a class has lost its last photo in `train` since, one
+    goes back. 0: none is moved.
     """
     if not every or any("val" in photo.splits for photo in photos):
         return list(photos)
@@ -58,7 +51,7 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
         return list(photos)
     held = {photo.id for photo in wanted
             if photo.id in earlier and "val" in earlier[photo.id].splits}
-    left = _photos_of_class(photo for photo in wanted if photo.id not in held)
+    left = Counter(label for photo in wanted if photo.id not in held for label in photo.tags)
     for photo in wanted:
         if photo.id in held and any(not left[label] for label in photo.tags):
             held.remove(photo.id)
@@ -73,7 +66,3 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
     return [replace(photo, splits=tuple("val" if split == "train" else split
                                         for split in photo.splits))
             if photo.id in held else photo for photo in photos]
-
-
-def _photos_of_class(photos: Iterable[Photo]) -> Counter[str]:
-    return Counter(label for photo in photos for label in photo.tags)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from vpltool.datasets.csv_files import TAGS, columns_of, read_csv_text, refuse_rows, rows_of
+from vpltool.datasets.csv_files import TAGS, CsvFile
 from vpltool.errors import VplError, counted, other_case, part_of
 from vpltool.formats import Photo
-from vpltool.names import id_of_csv, leads_out, spelled
+from vpltool.formats.changes import count_photos
+from vpltool.names import leads_out, spelled
 
 _BACKGROUND = ("background", "_background_")
 ODD = re.compile(r"[,|\[\]{}\"]")
@@ -23,12 +24,13 @@ ODD = re.compile(r"[,|\[\]{}\"]")
 
 @dataclass(frozen=True)
 class TagRow:
-    """One row: the number of its first line, the photo's id, its labels, and its splits."""
+    """A row: number of its first line, the photo's id, labels and splits, and the labels' field."""
 
     line: int
     id: str
     labels: tuple[str, ...]
     splits: tuple[str, ...]
+    field: str = ""
 
 
 def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow], list[str]]:
@@ -36,12 +38,8 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
 
     Fields are separated by `,`, `;` or tabs, as in the first line; the case of column names does
     not matter. Labels and splits are separated by `;`, or by spaces if the field has no `;`. If
-    `,` does not separate fields, it may separate labels, and so may `|`.
-
-    Args:
-        path: the CSV, in UTF-8.
-        classes_known: whether the labels will be checked against a list of classes. If so, a file
-            without any label is allowed, and remarks about names are left out.
+    `,` does not separate fields, it may separate labels, and so may `|`. With `classes_known` the
+    labels will be checked against a list: no label need be there, and names cause no remark.
 
     Returns:
         the rows, and remarks for the user.
@@ -50,34 +48,24 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
         VplError: the file is missing or of another kind, lacks a column, lists an id twice, has
             the tag `background`, separates labels by commas, or has no label at all.
     """
-    text = read_csv_text(path, TAGS)
-    delimiter, columns = columns_of(path, text, TAGS)
-    separators = ";" if delimiter == "," else ";,|"
-    rows, first_lines, at_spaces, refused = [], dict[str, int](), [], list[VplError]()
-    at_commas, whole = dict[int, str](), set[str]()
-    try:
-        for line, fields in rows_of(path, text, delimiter, TAGS):
-            try:
-                entry = _entry(path, line, fields, columns, delimiter, first_lines)
-                field = entry["labels"]
-                labels = split_labels(field, separators)
-                _check_no_background(path, line, labels)
-                splits = split_labels(entry.get("split") or "train", separators)
-                _check_splits(path, line, splits)
-            except VplError as error:
-                refused.append(error)
-                continue
-            if len(labels) > 1 and not any(mark in field for mark in separators):
-                at_spaces.append(field)
-            if "," in field:
-                at_commas[line] = field
-            else:
-                whole.update(labels)
-            rows.append(TagRow(line, entry["id"], labels, splits))
-    except VplError as error:
-        # What follows cannot be read.
-        refused.append(error)
-    refuse_rows(path, refused)
+    table = CsvFile(path, TAGS)
+    separators = ";" if table.delimiter == "," else ";,|"
+    first_lines: dict[str, int] = {}
+
+    def take(line: int, entry: Mapping[str, str]) -> TagRow:
+        key, field = entry["id"], entry["labels"]
+        if key and (first := first_lines.setdefault(key, line)) != line:
+            raise VplError(f"{path}:{line}: {key} is listed twice, first in line {first}",
+                           "join the rows: labels separated by ;")
+        labels = split_labels(field, separators)
+        splits = split_labels(entry.get("split") or "train", separators)
+        _check_names(path, line, labels, splits)
+        return TagRow(line, key, labels, splits, field)
+
+    rows = list(table.read(take, "separate labels by "
+                           f"{';' if table.delimiter == ',' else ','} or by spaces"))
+    at_commas = {row.line: row.field for row in rows if "," in row.field}
+    whole = {label for row in rows if "," not in row.field for label in row.labels}
     if "," not in separators and not classes_known:
         _check_commas(path, at_commas, whole)
     if not rows:
@@ -88,6 +76,8 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
         raise VplError(f"{path} has no classes: " + (f"none of its {len(rows)} rows has a label"
                                                     if rows[1:] else "its only row has no label"),
                        "write what each photo shows in the column labels")
+    at_spaces = [row.field for row in rows if len(row.labels) > 1
+                 and not any(mark in row.field for mark in separators)]
     return rows, [*_odd_labels(path, rows), *_split_at_spaces(path, at_spaces),
                   *_splits_like_labels(path, rows)]
 
@@ -118,23 +108,19 @@ def class_counts(photos: Sequence[Photo], classes: Sequence[str]) -> str:
 def class_remarks(photos: Sequence[Photo], *, classes_known: bool = False) -> list[str]:
     """Return remarks about names that look like one class, and about classes with one photo.
 
-    Args:
-        photos: the photos with their tags.
-        classes_known: whether the names come from a list; if so, similar names are intended.
+    If `classes_known`, from a list, similar names are intended.
     """
     counts = _counts(photos)
     remarks = []
     twins = [] if classes_known else [
         pair for pair in combinations(sorted(counts), 2) if _are_twins(*pair, counts)]
     if twins:
-        shown = [f"`{spelled(one)}` ({_photos(counts[one])}) and `{spelled(other)}` "
-                 f"({_photos(counts[other])})" for one, other in twins]
+        shown = [f"`{spelled(one)}` ({count_photos(counts[one])}) and `{spelled(other)}` "
+                 f"({count_photos(counts[other])})" for one, other in twins]
         remarks.append(f"names that look like one class count as two: {some(shown, '; ')}")
     rare = sorted(name for name, count in counts.items() if count == 1)
-    if rare:
-        remarks.append(part_of(len(rare), len(counts), "classes", "has", "have")
-                       + f" only one photo: {some(rare)}")
-    return remarks
+    return remarks + remark_on(rare, len(counts), "classes", "has only one photo",
+                               "have only one photo")
 
 
 def _counts(photos: Sequence[Photo]) -> Counter[str]:
@@ -205,36 +191,15 @@ def _splits_like_labels(path: Path, rows: Sequence[TagRow]) -> list[str]:
             ";, as in cat;dog" for row in rows for name in row.splits if name in labels][:1]
 
 
-def _check_no_background(path: Path, line: int, labels: Sequence[str]) -> None:
+def _check_names(path: Path, line: int, labels: Sequence[str], splits: Sequence[str]) -> None:
     for label in labels:
         if label.casefold() in _BACKGROUND:
             raise VplError(f"{path}:{line} has the tag `{label}`; the background is not a class "
                            "but index 0", "leave the tag out; the field may be empty")
-
-
-def _check_splits(path: Path, line: int, splits: Sequence[str]) -> None:
     for split in splits:
         if leads_out(split):
             raise VplError(f"{path}:{line} has the split `{split}`, which leads out of a folder",
                            "a split is a name such as train or val")
-
-
-def _entry(path: Path, line: int, fields: list[str], columns: list[str], delimiter: str,
-           first_lines: dict[str, int]) -> dict[str, str]:
-    """Name the fields of a row, and note in `first_lines` where its id was met first."""
-    entry = dict(zip(columns, fields + [""] * len(columns), strict=False))
-    key = entry["id"] = id_of_csv(entry["id"])
-    if key and (first := first_lines.setdefault(key, line)) != line:
-        raise VplError(f"{path}:{line}: {key} is listed twice, first in line {first}",
-                       "join the rows: labels separated by ;")
-    extra = [field for field in fields[len(columns):] if field]
-    if extra:
-        raise VplError(f"{path}:{line}: the row of {key or fields[0]} has more fields than "
-                       f"columns, such as {extra[0]}",
-                       f"separate labels by {';' if delimiter == ',' else ','} or by spaces")
-    if not key:
-        raise VplError(f"{path}:{line} has no id", "an id is a photo's file name")
-    return entry
 
 
 def split_labels(field: str, separators: str) -> tuple[str, ...]:
@@ -243,8 +208,9 @@ def split_labels(field: str, separators: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in field.split(mark) if part.strip()))
 
 
-def _photos(count: int) -> str:
-    return f"{count} photo{'s' * (count != 1)}"
+def remark_on(names: Sequence[str], whole: int, things: str, one: str, many: str) -> list[str]:
+    """Return a remark on a part of things, `1 of 48 photos has no row: NAME`, if there is one."""
+    return [f"{part_of(len(names), whole, things, one, many)}: {some(names)}"] if names else []
 
 
 def some(names: Sequence[str], between: str = ", ") -> str:

@@ -8,25 +8,27 @@ and a column of classes. A TIFF of class numbers is a `TagRaster`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool.datasets.csv_files import columns_of, read_csv_text, refuse_rows, rows_of
+from vpltool.datasets.csv_files import CsvFile
 from vpltool.datasets.tags import split_labels
 from vpltool.errors import VplError, near_name
 from vpltool.formats.geopackage import polygon_area, read_geopackage, ring_area
 from vpltool.formats.kinds import IGNORE, RESERVED
 from vpltool.formats.rasters import SUFFIXES, Scene, check_rasterio, open_raster, reading
 from vpltool.lazy import np, rasterio
-from vpltool.names import id_of_csv
 
 Points = Sequence[tuple[float, float]]
 
 GEOPACKAGE = ".gpkg"
 
-_PLACES = (("x", "y", "width", "height"), ("x", "y"), ("lon", "lat"), ("easting", "northing"))
+_PLACES = {("x", "y", "width", "height"): "pixels", ("x", "y"): "pixels",
+           ("lon", "lat"): "EPSG:4326", ("easting", "northing"): ""}
+"""Columns that say where a row is, to the system of their coordinates; see `Region`."""
 
 _CLASS_COLUMNS = ("class", "label", "labels", "category", "type", "name")
 """Columns of a GeoPackage that hold the class, the first that is there."""
@@ -52,10 +54,12 @@ class Region:
     Args:
         where: file and line or row, for messages.
         labels: its classes.
-        rings: (x, y) in pixels of the photo: an outline and its holes; one point is a centre.
+        rings: (x, y) of an outline and its holes; one point is a centre.
         photo: id of the photo; empty: any in which it lies.
         split: empty: that of the photo.
         tells_of_tile: whether tiles without any such region are unknown, not empty.
+        system: of the coordinates: `pixels` of the photo, EPSG:N, well-known text, or the scene's
+            own (empty).
     """
 
     where: str
@@ -64,39 +68,23 @@ class Region:
     photo: str = ""
     split: str = ""
     tells_of_tile: bool = False
-
-
-@dataclass(frozen=True)
-class Located:
-    """A region in coordinates of a system: EPSG:N, well-known text, or the scene's own (empty)."""
-
-    region: Region
-    system: str
-    pixels: bool = False
+    system: str = "pixels"
 
 
 def tells_places(path: Path) -> bool:
-    """Tell whether a file says where things are, not only which photo shows them.
-
-    Raises:
-        VplError: the CSV cannot be read.
-    """
-    return path.suffix.lower() in (GEOPACKAGE, *SUFFIXES) or _place_of(path) is not None
+    """Tell whether a file says where things are, not only which photo shows them."""
+    return path.suffix.lower() in (GEOPACKAGE, *SUFFIXES) or _table_of(path) is not None
 
 
-def _place_of(path: Path) -> tuple[str, ...] | None:
-    """The columns of a CSV that say where a row is."""
-    text = read_csv_text(path, ("id", "labels"))
+def _table_of(path: Path) -> tuple[CsvFile, tuple[str, ...]] | None:
+    """A CSV of places, and its columns that say where a row is."""
     for place in _PLACES:
-        try:
-            columns_of(path, text, (*place, "labels"))
-        except VplError:
-            continue
-        return place
+        with contextlib.suppress(VplError):
+            return CsvFile(path, (*place, "labels")), place
     return None
 
 
-def read_regions(path: Path, column: str) -> list[Located]:
+def read_regions(path: Path, column: str) -> list[Region]:
     """Read a CSV of places, or a GeoPackage.
 
     Its classes are in `column`; empty: the first of class, label, labels, category, type or name.
@@ -106,37 +94,31 @@ def read_regions(path: Path, column: str) -> list[Located]:
     """
     if path.suffix.lower() == GEOPACKAGE:
         return list(_of_geopackage(path, column))
-    place = _place_of(path)
-    assert place is not None, "`tells_places` was asked first"
-    wanted = (*place, "labels")
-    text = read_csv_text(path, wanted)
-    delimiter, columns = columns_of(path, text, wanted)
-    found, refused = [], list[VplError]()
-    for line, fields in rows_of(path, text, delimiter, wanted):
-        entry = dict(zip(columns, fields + [""] * len(columns), strict=False))
+    found = _table_of(path)
+    assert found is not None, "`tells_places` was asked first"
+    table, place = found
+
+    def take(line: int, entry: Mapping[str, str]) -> Region:
         try:
             numbers = [float(entry[name]) for name in place]
         except ValueError:
-            refused.append(VplError(
+            raise VplError(
                 f"{path}:{line}: {','.join(entry[name] for name in place)} are not the numbers "
-                f"{','.join(place)}", "pixels from the left and the top, or coordinates"))
-            continue
-        labels = split_labels(entry["labels"], ";" if delimiter == "," else ";,|")
+                f"{','.join(place)}", "pixels from the left and the top, or coordinates") from None
+        labels = split_labels(entry["labels"], ";" if table.delimiter == "," else ";,|")
         boxed = len(place) == 4
         rings = [_rectangle(*numbers)] if boxed else [[(numbers[0], numbers[1])]]
-        found.append(Located(
-            Region(f"{path}:{line}", labels, rings, id_of_csv(entry.get("id", "")),
-                   entry.get("split", ""), boxed),
-            "EPSG:4326" if place[0] == "lon" else "", place[0] == "x"))
-    refuse_rows(path, refused)
-    return found
+        return Region(f"{path}:{line}", labels, rings, entry["id"], entry.get("split", ""), boxed,
+                      _PLACES[place])
+
+    return list(table.read(take, "separate labels by ;"))
 
 
 def _rectangle(left: float, top: float, width: float, height: float) -> Points:
     return [(left, top), (left + width, top), (left + width, top + height), (left, top + height)]
 
 
-def _of_geopackage(path: Path, column: str) -> Iterator[Located]:
+def _of_geopackage(path: Path, column: str) -> Iterator[Region]:
     for layer in read_geopackage(path):
         names = list(layer.features[0].values)
         chosen = column or next((name for name in _CLASS_COLUMNS if name in names), "")
@@ -149,11 +131,11 @@ def _of_geopackage(path: Path, column: str) -> Iterator[Located]:
             if value in (None, ""):
                 continue
             for polygon in feature.polygons:
-                yield Located(Region(f"{path}: {layer.name} {number}", (str(value).strip(),),
-                                     [list(ring) for ring in polygon]), layer.system)
+                yield Region(f"{path}: {layer.name} {number}", (str(value).strip(),),
+                             [list(ring) for ring in polygon], system=layer.system)
 
 
-def placed(regions: Sequence[Located], scene: Scene | None, path: Path, key: str) -> list[Region]:
+def placed(regions: Sequence[Region], scene: Scene | None, path: Path, key: str) -> list[Region]:
     """Return the regions, of all photos, that are in one photo, in its pixels.
 
     The photo has a path and an id, `key`, and is a scene if it is a GeoTIFF.
@@ -162,19 +144,18 @@ def placed(regions: Sequence[Located], scene: Scene | None, path: Path, key: str
         VplError: regions are in coordinates, and the photo does not say where it lies.
     """
     found = []
-    for located in regions:
-        region = located.region
+    for region in regions:
         if region.photo and region.photo not in (key, path.name):
             continue
-        rings = region.rings
-        if not located.pixels:
-            if scene is None or (located.system and not scene.placed):
+        if region.system != "pixels":
+            if scene is None or (region.system and not scene.placed):
                 raise VplError(f"{path} does not say where it lies, and {region.where} is in "
-                               f"coordinates of {located.system or 'a scene'}",
+                               f"coordinates of {region.system or 'a scene'}",
                                "give places in pixels: x,y,labels, or a GeoTIFF with its "
                                "coordinate reference system")
-            rings = [_to_pixels(ring, located.system, scene) for ring in rings]
-        found.append(replace(region, rings=rings))
+            region = replace(region, system="pixels", rings=[
+                _to_pixels(ring, region.system, scene) for ring in region.rings])
+        found.append(region)
     return found
 
 
@@ -248,32 +229,25 @@ def _bounds(ring: Points) -> tuple[float, float, float, float]:
 
 
 def _clipped_area(rings: Sequence[Points], tile: Box) -> float:
-    """Area of a polygon within a tile."""
     parts = [abs(ring_area(cut)) if len(cut := _clipped(ring, tile)) > 2 else 0.0 for ring in rings]
     return parts[0] - sum(parts[1:])
 
 
 def _clipped(ring: Points, tile: Box) -> Points:
     """Cut a ring at the four sides of a tile, one after the other (Sutherland and Hodgman)."""
-    sides: Mapping[int, tuple[float, float]] = {
-        0: (tile.left, tile.left + tile.width), 1: (tile.top, tile.top + tile.height)}
-    for axis, limits in sides.items():
-        for limit, keeps in zip(limits, (float.__ge__, float.__le__), strict=True):
-            ring = list(_cut_at(ring, axis, float(limit), keeps))
-            if not ring:
-                return ring
+    for axis, limit, sign in ((0, tile.left, 1), (0, tile.left + tile.width, -1),
+                              (1, tile.top, 1), (1, tile.top + tile.height, -1)):
+        cut = []
+        for one, other in zip(ring, [*ring[1:], *ring[:1]], strict=True):
+            first, second = (sign * (point[axis] - limit) >= 0 for point in (one, other))
+            if first:
+                cut.append(one)
+            if first != second:
+                share = (limit - one[axis]) / (other[axis] - one[axis])
+                cut.append((one[0] + share * (other[0] - one[0]),
+                            one[1] + share * (other[1] - one[1])))
+        ring = cut
     return ring
-
-
-def _cut_at(ring: Points, axis: int, limit: float, keeps: Callable[[float, float], bool]
-            ) -> Iterator[tuple[float, float]]:
-    for one, other in zip(ring, [*ring[1:], ring[0]], strict=True):
-        first, second = keeps(float(one[axis]), limit), keeps(float(other[axis]), limit)
-        if first:
-            yield one
-        if first != second:
-            share = (limit - one[axis]) / (other[axis] - one[axis])
-            yield (one[0] + share * (other[0] - one[0]), one[1] + share * (other[1] - one[1]))
 
 
 class TagRaster:

@@ -71,15 +71,10 @@ _COMPRESSED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A photo and what is said of it.
+    """A photo of a tar, the bytes of a file with a suffix such as `jpg`, and what is said of it.
 
-    Args:
-        tar: where it is.
-        key: what the names of its files have in common.
-        suffix: of the photo, such as `jpg`.
-        photo: the file, as it is.
-        captions: each on one line; empty if there are none.
-        tags: names of classes, or their numbers as `cls` has them.
+    The names of its files have the key in common. Captions are on one line each; tags are names of
+    classes, or their numbers as `cls` has them.
     """
 
     tar: str
@@ -118,12 +113,9 @@ class Flaws:
 
 
 def find_tars(patterns: Iterable[str], *, allow_pipe: bool = False) -> list[str]:
-    """Find tars by their addresses.
+    """Find tars by paths, folders, or addresses such as `https://…` or `s3://…`.
 
-    Args:
-        patterns: paths, folders, or addresses such as `https://…` or `s3://…`; `{000..009}` stands
-            for ten of them.
-        allow_pipe: whether an address may start a program.
+    In these, `{000..009}` stands for ten of them. With `allow_pipe`, one may start a program.
 
     Raises:
         VplError: `webdataset` is not installed, nothing is given, a path is not there, or an
@@ -172,7 +164,7 @@ def read_tar(address: str) -> Iterator[Pair | Flaw]:
     flaws: list[Flaw] = []
 
     def note(error: Exception) -> bool:
-        flaws.append(Flaw(TWICE, f"{address}: {str(error.args[0]).partition(':')[0]}"))
+        flaws.append(Flaw(TWICE, location_of(address, str(error.args[0]).partition(":")[0])))
         return True
 
     files = _files(address, flaws)
@@ -184,20 +176,9 @@ def read_tar(address: str) -> Iterator[Pair | Flaw]:
 
 
 def _pair(sample: Mapping[str, Any], address: str) -> Iterator[Pair | Flaw]:
-    """Make a pair of the files that have one key."""
+    """Make a pair of the files that have one key: photo, texts and JSON; and what is wrong."""
     key = str(sample["__key__"])
-    texts, flaws = _texts_of(sample, location_of(address, key))
-    yield from flaws
-    suffix = next((name for name in sample if name in _PHOTOS), None)
-    if suffix is not None:
-        yield Pair(address, key, suffix, sample[suffix], *texts)
-    elif texts[0]:
-        yield Flaw(NO_PHOTO, location_of(address, key))
-
-
-def _texts_of(sample: Mapping[str, Any], location: str
-              ) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Flaw]]:
-    """Read captions and tags of a pair, from its texts and its JSON; and what is wrong."""
+    location = location_of(address, key)
     flaws: list[Flaw] = []
     texts: list[str] = []
     tags: list[str] = []
@@ -213,10 +194,16 @@ def _texts_of(sample: Mapping[str, Any], location: str
         tags += _words(about, _TAGGED)
     with _noted(flaws, location):
         tags += sample["cls"].decode().split(";") if "cls" in sample else []
-    captions = tuple(dict.fromkeys(filter(None, map(clean, texts))))
+    captions, tags_once = (tuple(dict.fromkeys(filter(None, map(clean, words))))
+                           for words in (texts, tags))
     if texts and not captions:
         flaws.append(Flaw(EMPTY, location))
-    return (captions, tuple(dict.fromkeys(filter(None, map(clean, tags))))), flaws
+    yield from flaws
+    photo = next((name for name in sample if name in _PHOTOS), None)
+    if photo is not None:
+        yield Pair(address, key, photo, sample[photo], captions, tags_once)
+    elif captions:
+        yield Flaw(NO_PHOTO, location)
 
 
 @contextlib.contextmanager
@@ -249,31 +236,28 @@ def _files(address: str, flaws: list[Flaw]) -> Iterator[JsonObject]:
 
 
 def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[JsonObject]:
-    """Yield the regular files that belong to pairs; after a damaged place, the next that is whole.
-    """
+    """The regular files that belong to pairs; after a damaged place, the next that is whole."""
     split = _library("tariterators").base_plus_ext
     headers = _headers(address, flaws)
     # Without `ignore_zeros`, a damaged header would be the end.
     whole: Any = _Unfolded(stream, _LARGEST)
     with tarfile.open(fileobj=whole, mode="r|", ignore_zeros=True, tarinfo=headers) as tar:
-        while (member := _next(tar, address, flaws)) is not None:
-            _, suffix = split(member.name)
-            if not member.isreg() or suffix is None or suffix.lower() not in _WANTED:
-                continue
-            if member.size > (_LARGEST if suffix.lower() in _PHOTOS else _LONGEST):
-                flaws.append(Flaw(TOO_LARGE, location_of(address, member.name)))
-                continue
-            try:
-                file = tar.extractfile(member)
-                assert file is not None
-                content = file.read()
-            except _TAR_ERRORS as error:
+        where = address
+        try:
+            while (member := tar.next()) is not None:
+                _, suffix = split(member.name)
+                if not member.isreg() or suffix is None or suffix.lower() not in _WANTED:
+                    continue
                 where = location_of(address, member.name)
-                flaws.append(Flaw(BROKEN, f"{where} ({_reason(error)})"))
-                return
-            yield {"fname": member.name, "data": content, "__url__": address}
-            # A tar keeps what it knows of each member.
-            tar.members = []  # type: ignore[attr-defined]
+                if member.size > (_LARGEST if suffix.lower() in _PHOTOS else _LONGEST):
+                    flaws.append(Flaw(TOO_LARGE, where))
+                elif (file := tar.extractfile(member)) is not None:
+                    yield {"fname": member.name, "data": file.read(), "__url__": address}
+                    # A tar keeps what it knows of each member.
+                    tar.members = []  # type: ignore[attr-defined]
+                where = address
+        except _TAR_ERRORS as error:
+            flaws.append(Flaw(BROKEN, f"{where} ({_reason(error)})"))
 
 
 class _Raw:
@@ -285,7 +269,6 @@ class _Raw:
             self.head += more
 
     def read(self, size: int) -> bytes:
-        """Read some bytes."""
         content, self.head = self.head[:size], self.head[len(self.head[:size]):]
         content = content or self.stream.read(size)
         self.taken += len(content)
@@ -308,7 +291,6 @@ class _Unfolded:
         self.given = self.empty = 0
 
     def read(self, size: int) -> bytes:
-        """Read some bytes."""
         content: bytes = self.stream.read(size)
         self.given += len(content)
         self.empty += not content
@@ -317,14 +299,6 @@ class _Unfolded:
         if self.given > _RATIO * self.raw.taken + self.largest:
             raise EOFError(f"it unfolds to more than {_RATIO} times its size")
         return content
-
-
-def _next(tar: tarfile.TarFile, address: str, flaws: list[Flaw]) -> tarfile.TarInfo | None:
-    try:
-        return tar.next()
-    except _TAR_ERRORS as error:
-        flaws.append(Flaw(BROKEN, f"{address} ({_reason(error)})"))
-        return None
 
 
 def _headers(address: str, flaws: list[Flaw]) -> type[tarfile.TarInfo]:

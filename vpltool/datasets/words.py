@@ -12,12 +12,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words of a data set.
+    """Words of a data set: class names in index order, and words for things that are no classes.
 
-    Args:
-        classes: class names in index order, without the background.
-        background: words for things that are not classes.
-        synonyms: class name to the words that CLIP-ES uses instead.
+    Synonyms are class name to the words that CLIP-ES uses instead.
     """
 
     classes: tuple[str, ...]

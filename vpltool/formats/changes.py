@@ -94,13 +94,8 @@ def add_change(
 ) -> None:
     """Add a line to `changes.jsonl`.
 
-    Args:
-        workspace_path: the workspace folder.
-        before: identities of the classes and of each split's tags before the change; empty for a
-            new workspace.
-        after: the same after the change.
-        words: what changed.
-        call: settings that the workspace is written with.
+    It has the identities of the classes and of each split's tags before the change, none for a new
+    workspace, and after it; what changed; and the settings that the workspace is written with.
     """
     lines = [*read_changes(workspace_path),
              {"before": before, "after": after, "words": words, "call": call}]

@@ -55,10 +55,7 @@ def check_fields(content: object, required: Mapping[str, str],
                  optional: Mapping[str, str] | None = None) -> None:
     """Check that a JSON value is an object with fields of these types; it may have others.
 
-    Args:
-        content: the value.
-        required: name to type, one of the words of this module, of what must be there.
-        optional: the same, of what may be there.
+    Types are words of this module, by name, of what must be there and of what may be.
 
     Raises:
         ValueError: a field is missing, or of another type.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def read_geopackage(path: Path) -> list[Layer]:
                 "SELECT g.table_name, g.column_name, s.organization, s.organization_coordsys_id, "
                 "s.definition FROM gpkg_geometry_columns g JOIN gpkg_spatial_ref_sys s "
                 "ON s.srs_id = g.srs_id").fetchall()]
-    except (sqlite3.Error, struct.error, ValueError, IndexError) as error:
+    except (sqlite3.Error, struct.error, ValueError, IndexError, RecursionError) as error:
         raise VplError(f"{short_path(path)} cannot be read as a GeoPackage ({error})",
                        "write it again, as QGIS does: Export, GeoPackage") from error
     found = [layer for layer in layers if layer.features]
@@ -145,7 +145,7 @@ def _read_layer(base: sqlite3.Connection, table: str, column: str, organization:
     for row in rows:
         values = dict(zip(names, row, strict=True))
         blob = values.pop(column, None)
-        polygons = list(_polygons(blob)) if isinstance(blob, bytes) else []
+        polygons = _polygons(blob) if isinstance(blob, bytes) else []
         if polygons:
             features.append(Feature(polygons, values))
     known = organization.upper() == "EPSG"
@@ -153,26 +153,24 @@ def _read_layer(base: sqlite3.Connection, table: str, column: str, organization:
                  features)
 
 
-def _polygons(blob: bytes) -> Iterator[Polygon]:
-    """The polygons of a geometry."""
+def _polygons(blob: bytes) -> list[Polygon]:
     if blob[:2] != b"GP":
         raise ValueError("a geometry does not begin as those of GeoPackage do")
     envelope = (0, 32, 48, 48, 64)[blob[3] >> 1 & 7]
-    yield from _well_known(blob, 8 + envelope)[0]
+    return _well_known(blob, 8 + envelope)[0]
 
 
 def _well_known(blob: bytes, at: int) -> tuple[list[Polygon], int]:
     """Polygons of well-known binary at a place, and the place after it; others give none."""
     order = "<" if blob[at] else ">"
     (code,) = struct.unpack_from(f"{order}I", blob, at + 1)
-    kind, more = code % 1000 & 0xFF, code // 1000
-    # Z, M and ZM: 1000, 2000 and 3000 more, or the highest bits.
-    size = 2 + (more in (1, 3) or bool(code >> 31)) + (more in (2, 3) or bool(code >> 30 & 1))
-    at += 5
+    kind, more = code % 1000, code // 1000
     if kind not in (_POLYGON, _MULTI):
-        return [], at
-    (count,) = struct.unpack_from(f"{order}I", blob, at)
-    at += 4
+        return [], at + 5
+    # Z, M and ZM: 1000, 2000 and 3000 more.
+    size = (2, 3, 3, 4)[more]
+    (count,) = struct.unpack_from(f"{order}I", blob, at + 5)
+    at += 9
     if count > len(blob):
         raise ValueError("a geometry is longer than its file")
     if kind == _MULTI:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.errors import VplError, counted, near_name
+from vpltool.formats import storage
 from vpltool.formats.changes import difference
 from vpltool.formats.header import Header, join_supervision
 from vpltool.formats.kinds import kind_named, place
@@ -18,14 +19,7 @@ from vpltool.formats.labels import read_drawn_labels
 from vpltool.formats.manifest import MANIFEST, Manifest, again, manifest_of
 from vpltool.formats.packed import read_packed
 from vpltool.formats.shards import shard_of
-from vpltool.formats.storage import (
-    Description,
-    check_file,
-    describe,
-    describe_bytes,
-    read_tensors,
-    tensors_of,
-)
+from vpltool.formats.storage import Description, describe
 from vpltool.formats.values import BadValues, check_form, form_of
 from vpltool.lazy import np, npt, torch
 
@@ -60,7 +54,7 @@ class InputFolder(Manifest):
         """
         if photo_id not in self.packed:
             return describe(self.path_of(photo_id))
-        return describe_bytes(self._unpacked(photo_id), self._where(photo_id))
+        return storage.describe_bytes(self._unpacked(photo_id), self._where(photo_id))
 
     def _where(self, photo_id: str) -> str:
         entry = self.packed.get(photo_id)
@@ -88,9 +82,9 @@ class InputFolder(Manifest):
     def _read(self, photo_id: str, *names: str) -> dict[str, torch.Tensor]:
         where, hint = self._where(photo_id), again(self.header)
         header, tensors = (
-            tensors_of(self._unpacked(photo_id), self.kind, names, where, hint)
+            storage.tensors_of(self._unpacked(photo_id), self.kind, names, where, hint)
             if photo_id in self.packed
-            else read_tensors(self.path_of(photo_id), self.kind, names, hint))
+            else storage.read_tensors(self.path_of(photo_id), self.kind, names, hint))
         self._check_run(header, where)
         return tensors
 
@@ -205,7 +199,7 @@ def faults_in(folder: InputFolder) -> tuple[dict[Path, str], list[Path]]:
     foreign: list[Path] = []
     for file in folder.files():
         try:
-            header = check_file(file)
+            header = storage.check_file(file)
             if header is None and file.suffix != ".png":
                 damaged[file] = "it has no header of vpltool"
             elif header is not None and header.config_hash != folder.identity:
@@ -252,7 +246,7 @@ def find_folder(
             for path in (base / split, base / whole, base):
                 if (path / MANIFEST).exists():
                     return open_input(path, kinds, hint)
-        raise VplError(f"no {_any_of(kinds)} called `{what}` for the split `{split}`",
+        raise VplError(f"no {' or '.join(kinds)} called `{what}` for the split `{split}`",
                        _near_folder(work, kind_folders, what, split) or hint)
     for folder in kind_folders:
         names = names_in(work / folder, split)
@@ -265,17 +259,13 @@ def find_folder(
         if chosen:
             name = f"{chosen[0]}-full" if full and f"{chosen[0]}-full" in names else chosen[0]
             return open_input(work / folder / name / split, kinds, hint)
-    raise VplError(f"no {_any_of(kinds)} for the split `{split}` in {work}", hint)
+    raise VplError(f"no {' or '.join(kinds)} for the split `{split}` in {work}", hint)
 
 
 def open_probabilities(work: Path, name: str, split: str, otherwise: str) -> InputFolder:
     """Open the class probabilities that `predict` has stored beside the predictions `name`.
 
-    Args:
-        work: the workspace folder.
-        name: of the predictions.
-        split: of the photos.
-        otherwise: what needs none, in backticks, for the hint.
+    For the hint, `otherwise` is what needs none, in backticks.
 
     Raises:
         VplError: there are none.
@@ -285,11 +275,6 @@ def open_probabilities(work: Path, name: str, split: str, otherwise: str) -> Inp
         raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
                        f"`predict(decoder={name!r}, split={split!r})` stores them; or {otherwise}")
     return open_input(path, ("probabilities",))
-
-
-def _any_of(kinds: Sequence[str]) -> str:
-    """Kinds of results in words: cams, masks or predictions."""
-    return " or ".join(part for part in (", ".join(kinds[:-1]), kinds[-1]) if part)
 
 
 def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str) -> str:

@@ -43,23 +43,9 @@ def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header,
 
     Those of 16 bits become a PNG of 16 bits. With a batch, see `atomic_path`.
     """
-    image = _image_of(labels)
+    content = png_bytes(labels, header)
     with atomic_path(path, batch) as temporary:
-        image.save(temporary, format="PNG", pnginfo=_text_of(header))
-
-
-def _image_of(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    """Labels with VOC's palette, or of 16 bits, which have none; or RGB."""
-    image = Image.fromarray(pixels)
-    if pixels.ndim == 2 and pixels.dtype == np.uint8:
-        image.putpalette(voc_palette())
-    return image
-
-
-def _text_of(header: Header) -> PngImagePlugin.PngInfo:
-    text = PngImagePlugin.PngInfo()
-    text.add_text(METADATA_KEY, header.to_json())
-    return text
+        temporary.write_bytes(content)
 
 
 def identity_of_labels(labels: npt.NDArray[np.uint8]) -> str:
@@ -105,8 +91,12 @@ def png_bytes(pixels: npt.NDArray[np.uint8], header: Header | None = None) -> by
 
     With a header, that is in a text chunk.
     """
-    content = BytesIO()
-    _image_of(pixels).save(content, format="PNG", pnginfo=_text_of(header) if header else None)
+    image, text, content = Image.fromarray(pixels), PngImagePlugin.PngInfo(), BytesIO()
+    if pixels.ndim == 2 and pixels.dtype == np.uint8:
+        image.putpalette(voc_palette())
+    if header is not None:
+        text.add_text(METADATA_KEY, header.to_json())
+    image.save(content, format="PNG", pnginfo=text)
     return content.getvalue()
 
 

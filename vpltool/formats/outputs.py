@@ -46,17 +46,12 @@ class OutputFolder(PhotoFolder):
     Args:
         path: the folder.
         header: goes into every file; its config hash decides about resuming.
-        todo: ids that are still to be made.
-        total: number of ids asked for.
-        per_photo_inputs: id to the photo's own inputs that its file depends on (its tags).
-        photos: id to hash of the photo's file.
-        whole: whether all photos of the split were asked for.
-        shard: which of the folder's photos this process does; others may do the rest meanwhile.
+        todo: ids that are still to be made, of so many in `total`.
+        per_photo_inputs: see `open_output`, as for `photos`, `whole` and `shard`.
         before: what the folder said when it was opened; None: nothing of ours was there.
         clears: whether `begin` deletes the files of an earlier run.
         outdated: ids whose files `begin` deletes, since their own inputs have changed.
-        keeps_corrected: whether labels that were corrected by hand are kept.
-        corrected: their ids.
+        keeps_corrected: whether labels that were corrected by hand, of `corrected`, are kept.
         failed: id to reason, of photos that failed in this run.
         known_failed: the same for earlier runs and earlier commands; used only in the manifest.
         left_out: ids of photos that only an earlier command failed on.

@@ -115,7 +115,6 @@ def read_packed(entry: TarSlice, name: str) -> bytes:
 
 
 def _bytes_of(entry: TarSlice) -> bytes:
-    """Read the bytes of an entry."""
     if entry.path is None:
         try:
             system, path = fsspec.core.url_to_fs(entry.tar)
@@ -139,16 +138,13 @@ def _bytes_of(entry: TarSlice) -> bytes:
 def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> TarSlice:
     """Pack photos' files, by id, into a tar; write its index when the tar is whole.
 
-    No date and no user is stored: the same files give the same bytes.
+    No date and no user is stored: the same files give the same bytes. The slice holds all of them.
 
     Args:
         folder: of the artifact.
         name: of tar and index, without suffix.
         at: where the tar goes, `SCHEME://…`; empty: beside its index.
         files: id to file.
-
-    Returns:
-        the slice that holds all of them.
 
     Raises:
         VplError: it cannot be written.

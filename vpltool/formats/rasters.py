@@ -267,14 +267,9 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
                 classes: Sequence[str]) -> None:
     """Write labels as a cloud-optimised GeoTIFF: in blocks, compressed, with reduced copies.
 
-    Coordinate system and transform are those of the scene; nodata is the label of ignored pixels.
-
-    Args:
-        path: the file.
-        like: the scene.
-        parts: rows of labels (h, W) from top to bottom.
-        header: goes into the file's metadata.
-        classes: names of the classes, the first is label 1.
+    Parts are rows of labels (h, W) from top to bottom. Coordinate system and transform are those of
+    the scene; nodata is the label of ignored pixels. The header goes into the metadata, as do the
+    names of the classes, of which the first is label 1.
     """
     check_rasterio()
     first = next(parts)

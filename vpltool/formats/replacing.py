@@ -43,9 +43,7 @@ def replacing_only(work: Path, artifacts: Iterable[Path]) -> Iterator[None]:
 def check_replacing(path: Path, *, same: bool) -> None:
     """Check that an artifact may be written where `replacing_only` sets limits.
 
-    Args:
-        path: the folder or file.
-        same: whether nothing is there, or something that was made with the same settings.
+    `same`: nothing is there, or something that was made with the same settings.
 
     Raises:
         VplError: it may not.
@@ -62,19 +60,13 @@ def check_replacing(path: Path, *, same: bool) -> None:
 
 
 def known_manifest(path: Path, header: Header, hint: str) -> Manifest | None:
-    """Read a folder's manifest; where it is gone, tell by the files which one it was.
+    """Return a folder's manifest, told by its files where it is gone: then it is `replaced`.
 
-    Args:
-        path: the folder.
-        header: of what is to be written; files of its configuration come before others.
-        hint: what makes the folder.
-
-    Returns:
-        the manifest, which is `replaced` if not all files need be of it; None if nothing that
-        vpltool made is there.
+    Files of the configuration of `header`, which is to be written, come before others. It is None
+    if nothing that vpltool made is there.
 
     Raises:
-        VplError: the manifest is damaged.
+        VplError: the manifest is damaged; the hint is `hint`.
     """
     if (path / MANIFEST).exists():
         return manifest_of(path, hint)
@@ -97,10 +89,7 @@ def _header_in(file: Path) -> Header | None:
 def is_of_another_run(file: Path, header: Header, *, keeps_corrected: bool) -> bool:
     """Tell whether a photo's file was made with other settings than a header's, or is damaged.
 
-    Args:
-        file: a photo's file.
-        header: that of the present run.
-        keeps_corrected: whether a PNG without a header is a mask that a person has corrected.
+    With `keeps_corrected` a PNG without a header is a mask that a person has corrected.
     """
     try:
         found = check_file(file)
@@ -120,14 +109,9 @@ def mark_replaced(manifest: Manifest) -> None:
 
 
 def orphaned_folders(work: Path, folders: Collection[Path]) -> dict[Path, Header]:
-    """Find folders of a workspace with files a photo but without a manifest.
+    """Return the folders of a workspace that hold files a photo, but no manifest as `folders` do.
 
-    Args:
-        work: the workspace.
-        folders: those that have one.
-
-    Returns:
-        folder to the header of its first file.
+    They are folder to the header of its first file.
     """
     found: dict[Path, Header] = {}
     for folder in _holding(work, {*folders}):

@@ -63,8 +63,10 @@ def write_tensors(path: Path, header: Header, tensors: Mapping[str, torch.Tensor
         content = safetensors.torch.save(whole, metadata={METADATA_KEY: header.to_json()})
     except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
         raise VplError(f"cannot write {path}: {error}") from error
-    shapes = _tensor_shapes(json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]]))
-    check_shapes(KINDS[header.kind], shapes, str(path))
+    entries = json.loads(content[8 : 8 + struct.unpack("<Q", content[:8])[0]])
+    check_shapes(KINDS[header.kind], {
+        name: (entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()
+        if name != "__metadata__"}, str(path))
     with atomic_path(path, batch) as temporary:
         temporary.write_bytes(content)
 
@@ -148,11 +150,14 @@ def _describe_tensors(file: IO[bytes], size: int, where: Path | str) -> Descript
         raise VplError(f"{where} is damaged: its {size} bytes are not a .safetensors file",
                        _RECOMPUTE)
     try:
-        entries = parse_json(file.read(length))
-        shapes = _tensor_shapes(entries)
-        text = str(entries.get("__metadata__", {}).get(METADATA_KEY, ""))
-        ends = [int(entry["data_offsets"][1]) for name, entry in entries.items()
-                if name != "__metadata__"]
+        entries: JsonObject = parse_json(file.read(length))
+        text = str(entries.pop("__metadata__", {}).get(METADATA_KEY, ""))
+        shapes = {name: (entry["dtype"], tuple(map(int, entry["shape"])))
+                  for name, entry in entries.items()}
+        ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
+        for name, (dtype, _) in shapes.items():
+            if not isinstance(dtype, str) or not dtype.isidentifier():
+                raise ValueError(f"`{name}` is of no type that there is")
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise VplError(f"{where} is not a .safetensors file ({error})", _RECOMPUTE) from error
     if (expected := 8 + length + max(ends, default=0)) != size:
@@ -191,15 +196,6 @@ def _wanted(names: Collection[str], there: Iterable[str], where: str, hint: str)
     if missing := [name for name in names if name not in there]:
         raise VplError(f"{where} holds no `{missing[0]}`", hint)
     return sorted(names or there)
-
-
-def _tensor_shapes(entries: JsonObject) -> dict[str, tuple[str, tuple[int, ...]]]:
-    tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
-    for name, entry in tensors.items():
-        if not isinstance(entry["dtype"], str) or not entry["dtype"].isidentifier():
-            raise ValueError(f"`{name}` is of no type that there is")
-    return {name: (entry["dtype"], tuple(map(int, entry["shape"])))
-            for name, entry in tensors.items()}
 
 
 def _png_header(path: Path) -> Header | None:

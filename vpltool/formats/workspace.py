@@ -293,9 +293,9 @@ def without_folders(encoder: str) -> str:
     return encoder if encoder.startswith(("hf:", "hf-hub:")) else _FOLDERS.sub("", encoder)
 
 
-def relative_to(path: Path, workspace: Path) -> str:
-    """Return a path relative to the workspace, so that both can be moved together."""
-    return os.path.relpath(path.resolve(), workspace.resolve())
+def relative_to(path: Path, folder: Path) -> str:
+    """Return a path relative to a folder, with `..` if it is outside: both can move together."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def write_workspace(
@@ -303,13 +303,8 @@ def write_workspace(
 ) -> changes.Words:
     """Write `images.jsonl`, `changes.jsonl` and, last, `workspace.json`, if anything has changed.
 
-    Args:
-        workspace: the content of `workspace.json`.
-        photos: the lines of `images.jsonl`.
-        call: settings that it is written with, so that a later call can leave them out.
-
-    Returns:
-        what changed, by topic; empty for a new workspace.
+    The settings of the call are stored, so that a later call can leave them out. What changed is
+    returned by topic; empty for a new workspace.
 
     Raises:
         VplError: the folder cannot be written.

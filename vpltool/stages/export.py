@@ -8,7 +8,6 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size
-from vpltool.datasets.layouts import relative_name
 from vpltool.datasets.tags import some
 from vpltool.engine import corrected_masks, features, panels, segmenters
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
@@ -17,6 +16,7 @@ from vpltool.formats.corrections import corrections_of
 from vpltool.formats.kinds import place
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
+from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np, npt
 from vpltool.methods import load_method
 from vpltool.methods.inputs import PredictedScene, Predictions
@@ -146,7 +146,7 @@ def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
     if own in _splits(workspace) or not (named := panels.named_photos_of(source, workspace.path)):
         return source, workspace.photos(split), split
     root = workspace.path / workspace.root
-    return source, [Photo(key, relative_name(path, root), (), (own,))
+    return source, [Photo(key, relative_to(path, root), (), (own,))
                     for key, path in named.items()], own
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.clip import encoders
 from vpltool.core import joint, segmenter
-from vpltool.datasets.layouts import relative_name
 from vpltool.engine import checkpoints, features, headers, named_photos, segmenters
 from vpltool.engine.photos import check_current, with_photo_files
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.kinds import place
 from vpltool.formats.shards import check_even
+from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
 from vpltool.settings import setting
@@ -189,7 +189,7 @@ def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
         console.warn(part_of(len(group.paths) - len(ids), len(group.paths), f"photos of {folder}",
                              "has no probabilities; it is skipped",
                              "have no probabilities; they are skipped"))
-    return [Taught(Photo(key, relative_name(group.paths[key], root), (), (group.name,)), soft,
+    return [Taught(Photo(key, relative_to(group.paths[key], root), (), (group.name,)), soft,
                    masked=False, tagged=False) for key in ids], soft
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vpltool.core import region_head, segment
+from vpltool.core import segment
 from vpltool.errors import VplError, first_line, silent
 from vpltool.formats import voc_palette
 from vpltool.formats.atomic import atomic_path

@@ -20,13 +20,14 @@ from typing import Any
 
 from vpltool import console, formats, options, settings
 from vpltool.core.instances import check_pycocotools, label_map
-from vpltool.datasets.layouts import check_labels, found_in, relative_name
+from vpltool.datasets.layouts import check_labels, found_in
 from vpltool.datasets.tags import read_tags, tags_of
 from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError, counted, near_name, other_case, part_of
 from vpltool.formats import Header, OutputFolder, Photo, Workspace
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.json_stream import read_span, stream_objects
+from vpltool.formats.workspace import relative_to
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.processes import run_jobs
@@ -82,7 +83,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
         for split, found in outlines.items():
             ids = [photo.id for photo in photos if split in photo.splits]
             made.append(_make_masks(workspace, ids, split, found, settings, shared.overwrite))
-            masks |= {key: relative_name(made[-1].path_of(key), workspace.path / workspace.root)
+            masks |= {key: relative_to(made[-1].path_of(key), workspace.path / workspace.root)
                       for key in ids if key not in made[-1].failed}
         return [replace(photo, mask=masks.get(photo.id, photo.mask)) for photo in photos], made
 

@@ -37,6 +37,7 @@ from vpltool.formats import Header, OutputFolder, Photo, Workspace, read_labels,
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.rasters import SUFFIXES, Scaling, Scene, check_alike, is_scene
 from vpltool.formats.storage import read_json, write_json
+from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Source, SourceRequest, parse_tile
 from vpltool.settings import setting
@@ -226,8 +227,8 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
             check_alike([scenes[0], large.scene])
         boxes = large.boxes()
         if large.pages == 1 and len(boxes) == 1 and not (large.scene or regions or raster):
-            mask = photo.mask and layouts.relative_name(images / photo.mask, root)
-            whole.append(replace(photo, image=layouts.relative_name(large.path, root), mask=mask))
+            mask = photo.mask and relative_to(images / photo.mask, root)
+            whole.append(replace(photo, image=relative_to(large.path, root), mask=mask))
             continue
         tags: list[Tagged | None] = [None] * len(boxes)
         if regions:
@@ -272,7 +273,7 @@ def _part(photo: Photo, large: Large, page: int, box: Box, root: Path) -> Part:
     key = f"{photo.id}/{page:05}" if large.pages > 1 else photo.id
     if (box.height, box.width) != large.size or large.pages == 1:
         key = f"{key}/{box.top:05}-{box.left:05}"
-    mask = (layouts.relative_name(root.parent / _TRUE / f"{key}.png", root)
+    mask = (relative_to(root.parent / _TRUE / f"{key}.png", root)
             if photo.mask and large.pages == 1 else None)
     return Part(replace(photo, id=key, image=f"{key}.png", mask=mask), photo, page, box)
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from types import ModuleType
 
 from vpltool import console, formats, settings
-from vpltool.datasets.layouts import check_class_count, photos_below, relative_name
+from vpltool.datasets.layouts import check_class_count, photos_below
 from vpltool.datasets.tags import some
 from vpltool.datasets.words import VOC
 from vpltool.errors import VplError, counted
 from vpltool.formats import IGNORE, Header, OutputFolder, Photo, Workspace
+from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.methods.labels import FirstRequest, LabellingRequest, find_reader
@@ -120,7 +121,7 @@ def _paint(workspace: Workspace, photos: Sequence[Photo], path: Path, root: Path
         for split in outputs.keys() & {*entry.photo.splits}:
             output = outputs[split]
             formats.write_labels(output.path_of(entry.photo.id), entry.labels, output.header)
-            masks[entry.photo.id] = relative_name(output.path_of(entry.photo.id), root)
+            masks[entry.photo.id] = relative_to(output.path_of(entry.photo.id), root)
     return ([replace(photo, mask=masks.get(photo.id)) for photo in photos],
             list(outputs.values()))
 
