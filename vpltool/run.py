@@ -74,11 +74,7 @@ def _work(found: FoundStage, settings: Settings) -> str:
 
 def _once(found: FoundStage, path: Path, settings: Settings
           ) -> contextlib.AbstractContextManager[None]:
-    """Let no other process do the same meanwhile; each rank and each shard does its own.
-
-    Raises:
-        VplError: one does.
-    """
+    """Let no other process do the same meanwhile; each rank and each shard does its own."""
     if not found.stage.writes:
         return contextlib.nullcontext()
     what = values_of(settings)

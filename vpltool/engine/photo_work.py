@@ -118,11 +118,7 @@ def make_photos(
 
 
 def _check_there(outputs: Sequence[OutputFolder], paths: Mapping[str, Path]) -> None:
-    """Check that the photos are there whose results are to be replaced.
-
-    Raises:
-        VplError: some are not; nothing has been deleted.
-    """
+    """Check that the photos are there whose results are to be replaced."""
     for output in outputs:
         old = [key for key in output.todo if key in paths and output.holds(key)]
         gone = [key for key in old if not os.access(paths[key], os.R_OK)]

@@ -127,11 +127,7 @@ def _who(known: Mapping[str, Any]) -> str:
 
 
 def _lock_file(folder: Path, work: str) -> Path:
-    """The lock of a piece of work; beside the workspace, since that may be read-only or shared.
-
-    Raises:
-        OSError: no lock is to be had.
-    """
+    """The lock of a piece of work; beside the workspace, since that may be read-only or shared."""
     if fcntl is None:
         raise OSError("this system has no locks")
     locks = Path(tempfile.gettempdir()) / f"vpltool-{os.getuid()}"

@@ -149,7 +149,7 @@ def changes_since(workspace: Workspace) -> list[str]:
     chosen = find_method("sources", "folder")
     own = {entry.name: _from_workspace(workspace.path, entry.type, kept.call[entry.name])
            for entry in described(chosen.settings)
-           if entry.name in kept.call and not entry.about.by_hand}
+           if entry.name in kept.call and not entry.by_hand}
     settings = _completed(workspace.path, make(
         PrepareSettings, {"method": "folder"}, (), make(chosen.settings, own, ())), kept.call)
     source: Source = chosen.load().read(workspace.path, settings.of_method, SourceRequest(
@@ -200,7 +200,7 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
     if method is not None and call.get("method") == settings.method:
         before = {entry.name: _from_workspace(path, entry.type, call[entry.name])
                   for entry in described(type(method))
-                  if entry.name in call and not entry.about.by_hand
+                  if entry.name in call and not entry.by_hand
                   and not _is_given(method, entry.name)}
         method = make(type(method), values_of(method) | before, method.given)
     shared = {name: call[name] for name in _REMEMBERED
@@ -226,8 +226,8 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> JsonO
     assert settings.of_method is not None
     for entry in described(type(settings.of_method)):
         value = getattr(settings.of_method, entry.name)
-        if (value != entry.default and entry.about.panel != RUNNING
-                and not entry.about.by_hand):
+        if (value != entry.default and entry.panel != RUNNING
+                and not entry.by_hand):
             call[entry.name] = _to_workspace(path, value)
     return call
 
