@@ -176,7 +176,7 @@ def test_few_read_true_masks() -> None:
     # prepare names masks and warns if there are none, scores asks which photos eval has scored;
     # they open none (test_weak_supervision).
     assert users <= {"_truth", "eval", "show", "inspect", "prepare", "_prepared", "report",
-                     "_report_photos", "_report_facts", "scores"}
+                     "_report_photos", "scores"}
     assert "_truth" in users
 
 
