@@ -47,7 +47,7 @@ def test_every_topic_fits(name: str, method: Method | None) -> None:
     pages = [page, *(help_page(subject, topic) for topic in topics_of(page) if topic != "about")]
     assert all(fits(each) for each in pages)
     for entry in subject.entries:
-        shown = entry.about.metavar if entry.about.positional else entry.flag
+        shown = entry.metavar if entry.positional else entry.flag
         assert any(f"\n  {shown}" in each for each in pages)
 
 
@@ -58,7 +58,7 @@ def test_every_option_has_a_page(name: str) -> None:
     for entry in subject.entries:
         told = help_page(subject, entry.name)
         assert fits(told)
-        assert entry.about.help in " ".join(told.split())
+        assert entry.help in " ".join(told.split())
 
 
 @pytest.mark.parametrize("line", [(), ("prepare",), ("export",), ("cam",), ("run",)], ids=str)

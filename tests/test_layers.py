@@ -59,8 +59,8 @@ FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 ENGINE = FILES | WORK | {"methods", "engine"}
 STAGES = ENGINE | {"stages", "presets"}
-RUNS = STAGES | {"command_help", "run", "shell", "preset", "provenance", "state", "failures",
-                 "recipes", "command", "segmenter"}
+RUNS = STAGES | {"command_help", "run", "shell", "preset", "provenance", "state", "recipes",
+                 "command", "segmenter"}
 
 MAY_IMPORT = {
     "console": set(),
@@ -91,8 +91,7 @@ MAY_IMPORT = {
     "completion": {"json_text"},
     "command_help": STAGES,
     "command": STAGES | {"run", "shell", "preset", "completion", "command_help"},
-    "failures": STAGES | {"state"},
-    "next_step": STAGES | {"shell", "state", "failures"},
+    "next_step": STAGES | {"shell", "state"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
     "papers": STAGES | {"papers", "recipes", "run", "shell", "preset", "command", "api", "state"},
     "review": RUNS | {"review", "__version__"},
@@ -177,7 +176,7 @@ def test_few_read_true_masks() -> None:
     # prepare names masks and warns if there are none, scores asks which photos eval has scored;
     # they open none (test_weak_supervision).
     assert users <= {"_truth", "eval", "show", "inspect", "prepare", "report",
-                     "_report_photos", "_report_facts", "scores"}
+                     "_report_photos", "scores"}
     assert "_truth" in users
 
 
@@ -226,7 +225,7 @@ def test_shared_settings_have_one_meaning() -> None:
             one = (taken(default) if inspect.signature(taken).parameters and default
                    is not dataclasses.MISSING and entry.name in (
                        "split", "batch_size", "checkpoint_every") else taken())
-            assert one.metadata["vpltool"].help == entry.about.help, f"{found.name}: {entry.name}"
+            assert one.metadata["vpltool"].help == entry.help, f"{found.name}: {entry.name}"
 
 
 def test_nothing_but_the_command_line_knows_typer() -> None:

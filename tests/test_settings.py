@@ -43,7 +43,7 @@ def test_what_is_known_of_a_setting() -> None:
     assert [entry.many for entry in entries.values()] == [False] * 4 + [True] + [False] * 2
     assert entries["stops"].flag == "--stop-at"
     assert entries["rain"].off == "--no-rain"
-    assert entries["minutes"].about.source == "the vet"
+    assert entries["minutes"].source == "the vet"
 
 
 @pytest.mark.parametrize(("values", "message"), [

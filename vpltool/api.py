@@ -139,7 +139,7 @@ def _named(found: FoundStage, positional: Sequence[object]) -> Values:
         if str(positional[0]) in methods:
             entries += described(methods[str(positional[0])].settings)
         entries = [entry for entry in entries if entry.name in known]
-    taken = [entry for entry in entries if entry.about.positional]
+    taken = [entry for entry in entries if entry.positional]
     names += [entry.name for entry in taken]
     if taken and taken[-1].many and len(positional) >= len(names):
         last = len(names) - 1
@@ -163,4 +163,4 @@ def _documentation(found: FoundStage) -> str:
 
 def _line(entry: Described) -> str:
     default = "required" if entry.default is MISSING else f"default {entry.default!r}"
-    return f"    {entry.name}: {entry.about.help} ({default})"
+    return f"    {entry.name}: {entry.help} ({default})"

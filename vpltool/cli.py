@@ -84,11 +84,7 @@ def _global_options(
 
 
 def _say_what_is_next(ctx: typer.Context, work: Path) -> None:
-    """Print the next command in a workspace, or elsewhere all commands.
-
-    Raises:
-        VplError: another workspace is meant.
-    """
+    """Print the next command in a workspace, or elsewhere all commands."""
     check_folder(work)
     if not (work / "workspace.json").exists():
         if near := near_workspace(work):

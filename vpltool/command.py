@@ -199,7 +199,7 @@ class _StageCommand(TyperCommand):
         methods = find_methods(kind)
         (entry,) = (entry for entry in described(self.found.stage.settings)
                     if entry.name == "method")
-        chosen = _value_of((entry.flag, *entry.about.aliases), args)
+        chosen = _value_of((entry.flag, *entry.aliases), args)
         name = chosen or (ctx.default_map or {}).get("method") or KINDS[kind].default
         if name not in methods:
             ctx.fail(f"--method {name}: no such method; {near_name(name, methods)}")
@@ -272,7 +272,7 @@ def _options_of(found: FoundStage, method: Method | None) -> Any:
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD,
                                     annotation=typer.Context)]
     for entry in command_settings(found, method):
-        panel = entry.about.panel
+        panel = entry.panel
         if method and entry.name not in shared and not found.stage.subcommands:
             panel = f"Options of --method {method.name}"
         parameters.append(_setting_parameter(entry, panel))
@@ -296,25 +296,24 @@ def _switch(name: str, flag: str, text: str, *more: str) -> inspect.Parameter:
 
 def _setting_parameter(entry: Described, panel: str) -> inspect.Parameter:
     """The parameter that typer turns into the option, or argument, of a setting."""
-    about = entry.about
-    wanted: Any = Literal[about.choices] if about.choices else entry.type
+    wanted: Any = Literal[tuple(entry.choices)] if entry.choices else entry.type
     if entry.many:
         wanted = list[wanted]
     if entry.default is None or entry.many:
         wanted = wanted | None
-    limits = ({"min": about.low, "max": about.high} if entry.type in (int, float) else {})
-    shown: dict[str, Any] = {"help": about.help, "rich_help_panel": panel or None, **limits}
-    if metavar := about.metavar or ("" if about.choices else VALUE_NAMES.get(entry.type, "")):
+    limits = ({"min": entry.low, "max": entry.high} if entry.type in (int, float) else {})
+    shown: dict[str, Any] = {"help": entry.help, "rich_help_panel": panel or None, **limits}
+    if metavar := entry.metavar or ("" if entry.choices else VALUE_NAMES.get(entry.type, "")):
         shown["metavar"] = metavar
-    if completes(entry.name) and not about.choices:
+    if completes(entry.name) and not entry.choices:
         shown["autocompletion"] = lambda ctx, incomplete: names_for(
             entry.name, Path(ctx.find_root().params.get("work") or "."), incomplete)
-    if about.positional:
+    if entry.positional:
         info: Any = typer.Argument(**shown)
     else:
-        switch = entry.type is bool and about.off != "-"
+        switch = entry.type is bool and entry.off != "-"
         flag = f"{entry.flag}/{entry.off}" if switch else entry.flag
-        info = typer.Option(flag, *about.aliases, *filter(None, [about.short]), **shown)
+        info = typer.Option(flag, *entry.aliases, *filter(None, [entry.short]), **shown)
     default: Any = None if entry.many else entry.default
     if default is dataclasses.MISSING:
         default = inspect.Parameter.empty

@@ -104,7 +104,7 @@ def stage_subject(found: FoundStage, method: Method | None, line: str,
     return Subject(
         line, unwrap(method.docstring) if method and stage.subcommands else help_of(found),
         sorted(command_settings(found, method), key=lambda entry: (
-            not entry.about.positional and (2 if entry.about.panel else 1), entry.name in shared)),
+            not entry.positional and (2 if entry.panel else 1), entry.name in shared)),
         parts, {f"{prefix}{name}": list(described(other.settings))
                 for name, other in methods.items()}, defaults or {},
         switches | {"--quiet, -q": "No notes and no progress on stderr."})
@@ -170,11 +170,7 @@ def help_page(subject: Subject, topic: str = "") -> str:
 
 
 def _root_page(about: str, options: Mapping[str, str], topic: str) -> str:
-    """The page of all commands: their names, panel by panel; or the lines of one panel.
-
-    Raises:
-        VplError: there is no such topic.
-    """
+    """The page of all commands: their names, panel by panel; or the lines of one panel."""
     panels: dict[str, dict[str, str]] = {}
     for name, listed in find_stages().listed.items():
         panels.setdefault(listed.panel, {})[name] = listed.about
@@ -220,22 +216,22 @@ def _shown(subject: Subject) -> list[Described]:
     if subject.entries and subject.parts:
         taken += len(_wrapped(_names_of_parts(subject)))
     daily = [entry for entry in subject.entries
-             if entry.about.brief and entry.about.panel != RUNNING]
+             if entry.brief and entry.panel != RUNNING]
     return daily[:max(0, LINES - taken)]
 
 
 def _topics(subject: Subject) -> dict[str, list[str]]:
     """Name of each topic to its lines."""
     shown = {entry.name for entry in _shown(subject)}
-    running = [entry for entry in subject.entries if entry.about.panel == RUNNING]
+    running = [entry for entry in subject.entries if entry.panel == RUNNING]
     rest = [entry for entry in subject.entries
-            if entry.about.panel != RUNNING and entry.name not in shown]
+            if entry.panel != RUNNING and entry.name not in shown]
     found = {
         "about": [line for part in re.split(r"\n\n", subject.about)
                   for line in ("", *_wrapped(part))][1:],
         "methods" if subject.entries else "commands": _listing(subject.parts),
-        "more": _rows(subject, [entry for entry in rest if entry.about.brief]),
-        "rare": _rows(subject, [entry for entry in rest if not entry.about.brief]),
+        "more": _rows(subject, [entry for entry in rest if entry.brief]),
+        "rare": _rows(subject, [entry for entry in rest if not entry.brief]),
         "running": [*_rows(subject, running), *_listing(subject.switches, _LEFT)]}
     return {name: lines for name, lines in found.items() if lines}
 
@@ -243,7 +239,7 @@ def _topics(subject: Subject) -> dict[str, list[str]]:
 def _more(subject: Subject) -> str:
     if not subject.entries and subject.parts:
         return f"More: {subject.line} COMMAND --help"
-    option = next((entry.flag[2:] for entry in subject.entries if not entry.about.positional), "")
+    option = next((entry.flag[2:] for entry in subject.entries if not entry.positional), "")
     one = f", or an option, such as --help {option}" if option else ""
     methods = f" {_names_of_parts(subject)}." if subject.parts else ""
     return f"More: --help TOPIC ({', '.join(_topics(subject))}){one}; --help-all.{methods}"
@@ -254,8 +250,8 @@ def _names_of_parts(subject: Subject) -> str:
 
 
 def _usage(subject: Subject) -> str:
-    words = [entry.about.metavar or entry.name.upper() for entry in subject.entries
-             if entry.about.positional]
+    words = [entry.metavar or entry.name.upper() for entry in subject.entries
+             if entry.positional]
     if len(words) < len(subject.entries):
         words.append("[OPTIONS]")
     end = ["COMMAND"] if subject.parts and not subject.entries else []
@@ -286,19 +282,18 @@ def _rows(subject: Subject, entries: Sequence[Described]) -> list[str]:
     """A line for each setting: its option, what it does, its default."""
     left = [_name(entry) for entry in entries]
     width = min(max(map(len, left), default=0), _LEFT)
-    return [_row(name, entry.about.help, _shown_default(entry, subject.defaults), width)
+    return [_row(name, entry.help, _shown_default(entry, subject.defaults), width)
             for name, entry in zip(left, entries, strict=True)]
 
 
 def _name(entry: Described) -> str:
-    about = entry.about
-    if about.positional:
-        return about.metavar or entry.name.upper()
+    if entry.positional:
+        return entry.metavar or entry.name.upper()
     if entry.type is bool:
-        return entry.flag if about.off == "-" else f"{entry.flag}/{entry.off}"
-    value = "|".join(about.choices) or about.metavar or VALUE_NAMES[entry.type]
+        return entry.flag if entry.off == "-" else f"{entry.flag}/{entry.off}"
+    value = "|".join(entry.choices) or entry.metavar or VALUE_NAMES[entry.type]
     if len(entry.flag) + len(value) >= _LEFT:
-        value = "NAME" if about.choices else about.metavar or value
+        value = "NAME" if entry.choices else entry.metavar or value
     return " ".join([entry.flag, value])
 
 
@@ -336,21 +331,20 @@ def _option(entry: Described) -> str:
     lines += textwrap.wrap(format_help(shown), WIDTH, initial_indent="    ",
                            subsequent_indent="    ", break_on_hyphens=False)
     return "\n".join([*lines, *(f"    No effect: {reason.why}."
-                                for reason in entry.about.no_effect)])
+                                for reason in entry.no_effect)])
 
 
 def setting_entry(entry: Described) -> Entry:
     """Say all about a setting, as JSON can hold it."""
-    about = entry.about
     needed = entry.default is dataclasses.MISSING
     default = None if needed or entry.default is None else entry.default
-    switch = entry.type is bool and about.off != "-"
+    switch = entry.type is bool and entry.off != "-"
     option = f"{entry.flag}/{entry.off}" if switch else entry.flag
-    return {"name": entry.name, "option": about.metavar if about.positional else option,
+    return {"name": entry.name, "option": entry.metavar if entry.positional else option,
             "type": entry.type.__name__, "many": entry.many, "needed": needed,
-            "default": str(default) if isinstance(default, Path) else default, "low": about.low,
-            "high": about.high, "choices": list(about.choices), "help": about.help,
-            "source": about.source}
+            "default": str(default) if isinstance(default, Path) else default, "low": entry.low,
+            "high": entry.high, "choices": list(entry.choices), "help": entry.help,
+            "source": entry.source}
 
 
 def format_values(entry: Entry) -> str:

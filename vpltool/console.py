@@ -198,6 +198,20 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def age(seconds: float) -> str:
+    """Format an age for people: `40 s`, `12 min`, `3.5 h`, `12 days`."""
+    return duration(seconds) if seconds < 172800 else f"{seconds / 86400:.0f} days"
+
+
+def size(count: int) -> str:
+    """Format a number of bytes for people: `340 B`, `12 MB`, `1.5 GB`."""
+    units, value = ["B", "kB", "MB", "GB", "TB"], float(count)
+    while value >= 999.5 and units[1:]:
+        value, units = value / 1000, units[1:]
+    digits = 1 if units[0] != "B" and value < 9.95 else 0
+    return f"{value:.{digits}f} {units[0]}"
+
+
 _listeners: list[Listener] = [Library()]
 
 

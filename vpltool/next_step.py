@@ -9,7 +9,6 @@ from pathlib import Path
 
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import counted, part_of
-from vpltool.failures import failures_of
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.kinds import called, results_of
 from vpltool.formats.started import read_started
@@ -152,7 +151,7 @@ def advice(work: Path) -> str:
     photos = workspace.photos()
     counts = [f"{sum(split in photo.splits for photo in photos)} in {split}"
               for split in _splits(workspace)]
-    failed = {name for failure in failures_of(state) for name in failure.photos}
+    failed = {name for failure in state.failures() for name in failure.photos}
     told = [counted(len(failed), "photo", "photos") + " failed and "
             + ("is" if len(failed) == 1 else "are")
             + f" left out; this says why: {command_line('doctor', {}, program(work))}"]

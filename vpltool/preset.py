@@ -104,9 +104,9 @@ def _check_stage(found: FoundStage, table: Values, path: Path) -> Values:
 
 def _check(entries: tuple[Described, ...], table: Values, command: str, where: str
            ) -> Values:
-    options = {flag[2:]: entry for entry in entries if not entry.about.positional
-               for flag in (entry.flag, *entry.about.aliases)}
-    if by_hand := [key for key in table if key in options and options[key].about.by_hand]:
+    options = {flag[2:]: entry for entry in entries if not entry.positional
+               for flag in (entry.flag, *entry.aliases)}
+    if by_hand := [key for key in table if key in options and options[key].by_hand]:
         raise VplError(f"{where}: `{by_hand[0]}` is not set by a preset", "delete the line, and "
                        f"type the option: vpltool {command} --{by_hand[0]}")
     checked = {}

@@ -16,28 +16,33 @@ from vpltool.stages import FoundStage
 
 
 def check_header(header: Header, found: FoundStage, name: str) -> None:
-    """Check that a command makes such a file, with such settings.
+    """Check that the command that the header of a file names makes such a file, with such settings.
 
     Raises:
         VplError: no version of vpltool has written this header here.
     """
-    hint = f"move {name} out of the workspace: vpltool did not make it"
+    if wrong := _strange(header, found):
+        raise VplError(f"the header of {name} {wrong}",
+                       f"move {name} out of the workspace: vpltool did not make it")
+
+
+def _strange(header: Header, found: FoundStage) -> str:
+    """What vpltool does not write into a header; empty if it may have written this one."""
     if header.kind not in found.stage.writes:
-        raise VplError(f"the header of {name} says that {found.name} made it, which makes no "
-                       f"{header.kind}", hint)
+        return f"says that {found.name} made it, which makes no {header.kind}"
     entries = {entry.name: entry for entry in settings_with(
         found, str(header.call.get("method", "")))}
     for setting in (*header.call, *header.sources):
-        if setting != "out" and setting in entries and entries[setting].about.by_hand:
-            raise VplError(f"the header of {name} gives `{setting}`, which is only said by hand",
-                           hint)
+        if setting != "out" and setting in entries and entries[setting].by_hand:
+            return f"gives `{setting}`, which is only said by hand"
     if "out" in header.sources or not isinstance(header.call.get("out", ""), str):
-        raise VplError(f"the header of {name} has no valid `out`", hint)
+        return "has no valid `out`"
     for setting, value in header.call.items():
         several = value if isinstance(value, list) else [value]
         if setting in entries and entries[setting].type is Path and not all(
                 isinstance(one, str) for one in several):
-            raise VplError(f"the header of {name} gives a `{setting}` that is no path", hint)
+            return f"gives a `{setting}` that is no path"
+    return ""
 
 
 def reason_by_hand(header: Header, found: FoundStage, work: Path) -> str:

@@ -45,8 +45,10 @@ def run_stage(
     settings = stage_settings(found, values, given)
     listener = (contextlib.nullcontext() if prints_results(found)
                 else console.heard_by(console.Silence()))
-    with (under_preset(preset or {}), listener, _once(found, path, settings),
-          writer(_work(found, settings))):
+    said = {name: str(value) for name, value in values_of(settings).items() if name not in _HOW}
+    # Whichever shard or rank does it.
+    work = json.dumps([found.name, {**said, "shard": ""}], sort_keys=True)
+    with (under_preset(preset or {}), listener, _once(found, path, settings, said), writer(work)):
         check_folder(path)
         if "workspace" in found.stage.writes:
             write_alone(path / "workspace.json")
@@ -60,29 +62,12 @@ _HOW = ("overwrite", "update", "device", "batch_size", "workers", "precision")
 """Settings that say how work is done; what is done is the same."""
 
 
-def _said(settings: Settings) -> dict[str, str]:
-    """The settings that say what is done."""
-    return {name: str(value) for name, value in values_of(settings).items() if name not in _HOW}
-
-
-def _work(found: FoundStage, settings: Settings) -> str:
-    """What a stage does, whichever shard or rank does it."""
-    said = _said(settings)
-    said.pop("shard", None)
-    return json.dumps([found.name, said], sort_keys=True)
-
-
-def _once(found: FoundStage, path: Path, settings: Settings
+def _once(found: FoundStage, path: Path, settings: Settings, said: Mapping[str, str]
           ) -> contextlib.AbstractContextManager[None]:
-    """Let no other process do the same meanwhile; each rank and each shard does its own.
-
-    Raises:
-        VplError: one does.
-    """
+    """Let no other process do the same meanwhile; each rank and each shard does its own."""
     if not found.stage.writes:
         return contextlib.nullcontext()
     what = values_of(settings)
-    said = _said(settings)
     shard = str(shard_of_environment()) if what.get("shard") == "" else ""
     given = ", ".join(f"{name}={value if isinstance(value, (bool, int, float)) else str(value)!r}"
                       for name, value in what.items() if name in settings.given)
@@ -155,8 +140,6 @@ def stage_settings(found: FoundStage, values: Mapping[str, object],
 
 def setting_names(found: FoundStage, method: str = "") -> tuple[str, ...]:
     """Names of the settings of a stage together with those of a method, if there is one."""
-    own = names_of(found.stage.settings)
     methods = find_methods(found.stage.methods) if found.stage.methods else {}
-    if method not in methods:
-        return own
-    return tuple(dict.fromkeys((*own, *names_of(methods[method].settings))))
+    theirs = names_of(methods[method].settings) if method in methods else ()
+    return tuple(dict.fromkeys((*names_of(found.stage.settings), *theirs)))

@@ -11,10 +11,10 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeAlias, TypeVar
 
 from vpltool import console
 from vpltool.errors import VplError, near_name
@@ -27,6 +27,8 @@ VALUE_NAMES = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
 """What stands for a value in `--help`, unless a setting says so."""
 
 _KEY = "vpltool"
+
+_Arguments = ParamSpec("_Arguments")
 
 Values: TypeAlias = dict[str, Any]
 """Name of a setting to its value."""
@@ -47,37 +49,7 @@ class NoEffect:
 
 @dataclass(frozen=True)
 class About:
-    """What is known about a setting besides its name, type and default; see `setting`."""
-
-    help: str
-    source: str = ""
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    metavar: str = ""
-    flag: str = ""
-    off: str = ""
-    short: str = ""
-    panel: str = ""
-    record: str = "always"
-    by_hand: bool = False
-    inside: bool = False
-    positional: bool = False
-    brief: bool = True
-    no_effect: tuple[NoEffect, ...] = ()
-    aliases: tuple[str, ...] = ()
-    reads: str = ""
-
-
-def setting(
-    default: object = dataclasses.MISSING, help: str = "", *, source: str = "",  # noqa: A002
-    low: float | None = None, high: float | None = None, choices: Iterable[str] = (),
-    metavar: str = "", flag: str = "", off: str = "", short: str = "", panel: str = "",
-    record: str = "always", by_hand: bool = False, inside: bool = False,
-    positional: bool = False, brief: bool = True, no_effect: Iterable[NoEffect] = (),
-    aliases: Iterable[str] = (), reads: str = "",
-) -> Any:
-    """Make the field of a setting.
+    """What is known about a setting besides its name and type.
 
     Args:
         default: its default; without one it must be given.
@@ -88,7 +60,7 @@ def setting(
         choices: the words that are taken.
         metavar: what stands for the value in `--help`.
         flag: its option on the command line; default: from the name.
-        off: the option that turns a true-or-false setting off; default: `--no-NAME`.
+        off: the option that turns a true-or-false setting off; default: `--no-NAME`; `-`: none.
         short: a one-letter option, such as `-o`.
         panel: heading in `--help`.
         record: whether headers carry it: `always`; `changed`, where it is not the default (so
@@ -104,9 +76,39 @@ def setting(
             `prototypes` (`words`: in the space of the CLIP's words), `cams` (`what`: predictions,
             too), `decoder` or `proposals`.
     """
-    about = About(help, source, low, high, tuple(choices), metavar, flag, off, short, panel, record,
-                  by_hand, inside, positional, brief, tuple(no_effect), tuple(aliases), reads)
-    return field(default=default, metadata={_KEY: about})
+
+    default: object = field(default_factory=lambda: dataclasses.MISSING)
+    help: str = ""
+    _: KW_ONLY
+    source: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: Sequence[str] = ()
+    metavar: str = ""
+    flag: str = ""
+    off: str = ""
+    short: str = ""
+    panel: str = ""
+    record: str = "always"
+    by_hand: bool = False
+    inside: bool = False
+    positional: bool = False
+    brief: bool = True
+    no_effect: Sequence[NoEffect] = ()
+    aliases: Sequence[str] = ()
+    reads: str = ""
+
+
+def _as_field(kind: Callable[_Arguments, About]) -> Callable[_Arguments, Any]:
+    def make_field(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Any:
+        about = kind(*args, **kwargs)
+        return field(default=about.default, metadata={_KEY: about})
+
+    return make_field
+
+
+setting = _as_field(About)
+"""Make the field of a setting: `split: str = setting("train", "Split of the data set.")`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,37 +135,21 @@ class Settings:
             entry.check(getattr(self, entry.name))
 
 
-@dataclass(frozen=True)
-class Described:
-    """A setting with its name, type and default.
+@dataclass(frozen=True, kw_only=True)
+class Described(About):
+    """A setting with its name and type; its `flag` and `off` are spelled out.
 
     Args:
         name: of the field; what Python, presets and documentation call it.
+        recorded_name: what headers call it.
         type: `str`, `int`, `float`, `bool` or `Path`; of a list, that of its items.
         many: whether it is a list.
-        default: its default; `dataclasses.MISSING` if it must be given.
     """
 
     name: str
+    recorded_name: str
     type: type
     many: bool
-    default: object
-    about: About
-
-    @property
-    def flag(self) -> str:
-        """Its option on the command line."""
-        return self.about.flag or "--" + self.name.replace("_", "-")
-
-    @property
-    def off(self) -> str:
-        """The option that turns a true-or-false setting off."""
-        return self.about.off or "--no-" + self.flag[2:]
-
-    @property
-    def recorded_name(self) -> str:
-        """What headers call it."""
-        return self.about.flag[2:] if self.about.flag else self.name
 
     def check(self, value: Any) -> None:
         """Check a value's type, range and choice.
@@ -181,17 +167,17 @@ class Described:
         wanted = _TAKEN.get(self.type, self.type)
         if not isinstance(value, wanted) or isinstance(value, bool) != (self.type is bool):
             # A true-or-false value is a number to Python.
-            raise VplError(f"{shown}: expected {_TYPE_NAMES[self.type]}", self.about.help)
-        if self.about.choices and value not in self.about.choices:
-            raise VplError(f"{shown}: no such choice", near_name(str(value), self.about.choices))
-        if self.about.inside and value and leads_out(value):
-            raise VplError(f"{shown}: a name that leads out of its folder", self.about.help)
-        low, high = self.about.low, self.about.high
+            raise VplError(f"{shown}: expected {_TYPE_NAMES[self.type]}", self.help)
+        if self.choices and value not in self.choices:
+            raise VplError(f"{shown}: no such choice", near_name(str(value), self.choices))
+        if self.inside and value and leads_out(value):
+            raise VplError(f"{shown}: a name that leads out of its folder", self.help)
+        low, high = self.low, self.high
         if self.type in (int, float) and not (
                 (low is None or value >= low) and (high is None or value <= high)):
             bounds = [f"at least {low:g}"] if low is not None else []
             bounds += [f"at most {high:g}"] if high is not None else []
-            raise VplError(f"{shown}: {' and '.join(bounds)}", self.about.help)
+            raise VplError(f"{shown}: {' and '.join(bounds)}", self.help)
 
 
 _TAKEN: dict[type, Any] = {float: (int, float), Path: (str, Path)}
@@ -216,7 +202,11 @@ def _described(kind: Any) -> tuple[Described, ...]:
     for entry in sorted(dataclasses.fields(kind), key=lambda entry: order.index(entry.name)):
         if _KEY in entry.metadata:
             base, many = _base_type(hints[entry.name])
-            found.append(Described(entry.name, base, many, entry.default, entry.metadata[_KEY]))
+            about: About = entry.metadata[_KEY]
+            flag = about.flag or "--" + entry.name.replace("_", "-")
+            spelled = {"flag": flag, "off": about.off or "--no-" + flag[2:]}
+            found.append(Described(**vars(about) | spelled, name=entry.name, type=base, many=many,
+                                   recorded_name=about.flag[2:] or entry.name))
     return tuple(found)
 
 
@@ -238,7 +228,7 @@ def renamed(values: Mapping[str, object], entries: Iterable[Described]) -> dict[
     """Values under the present names of their settings; headers of before have the aliases."""
     entries = list(entries)
     present = {alias[2:].replace("-", "_"): entry.name for entry in entries
-               for alias in entry.about.aliases}
+               for alias in entry.aliases}
     present |= {entry.name: entry.name for entry in entries}
     return {present.get(name, name): value for name, value in values.items()}
 
@@ -250,7 +240,7 @@ def without_effect(settings: Settings) -> dict[str, NoEffect]:
     """Find the settings that have no effect beside the others: name to the first reason."""
     known = values_of(settings)
     found = {entry.name: reason for entry in described(type(settings))
-             for reason in reversed(entry.about.no_effect)
+             for reason in reversed(entry.no_effect)
              if all(name in known and known[name] in held for name, held in reason.where.items())}
     return found | (without_effect(settings.of_method) if settings.of_method else {})
 
@@ -291,7 +281,7 @@ def recorded(settings: Settings, skip: Collection[str] = ()) -> Values:
     options = {}
     for entry in described(type(settings)):
         value = getattr(settings, entry.name)
-        record = entry.about.record
+        record = entry.record
         if (record == "never" or entry.name in skipped
                 or (record == "changed" and value == entry.default)):
             continue
@@ -307,8 +297,8 @@ def changed(settings: Settings) -> Values:
     found = {}
     for entry in described(type(settings)):
         value = getattr(settings, entry.name)
-        running = entry.about.record == "never" and entry.about.panel == RUNNING
-        if value != entry.default and not running and not entry.about.by_hand:
+        running = entry.record == "never" and entry.panel == RUNNING
+        if value != entry.default and not running and not entry.by_hand:
             found[entry.name] = ([str(item) if isinstance(item, Path) else item for item in value]
                                  if entry.many else str(value) if isinstance(value, Path)
                                  else value)
@@ -330,7 +320,7 @@ def make(kind: type[S], values: Mapping[str, object], given: Iterable[str],
             raise VplError(f"`{name}` is not a setting", near_name(name, known))
     for name, entry in known.items():
         if entry.default is dataclasses.MISSING and name not in values:
-            raise VplError(f"`{name}` is missing", entry.about.help)
+            raise VplError(f"`{name}` is missing", entry.help)
     return kind(**{name: _converted(known[name], value) for name, value in values.items()},
                 given=frozenset(given), of_method=of_method)
 
@@ -339,7 +329,7 @@ def _converted(entry: Described, value: Any) -> object:
     if entry.type is Path and value == "":
         # Path("") would be the folder in which the command is typed.
         if entry.default is not None:
-            raise VplError(f"`{entry.name}=''`: expected a path", entry.about.help)
+            raise VplError(f"`{entry.name}=''`: expected a path", entry.help)
         return None
     convert: Callable[[Any], Any] = (
         (lambda item: Path(item) if isinstance(item, str) else item) if entry.type is Path

@@ -97,7 +97,7 @@ def flag_words(entry: Described, value: object) -> list[str]:
 
 
 def _words(entry: Described, value: object) -> list[str]:
-    if entry.about.positional:
+    if entry.positional:
         return [str(value)]
     if entry.type is bool:
         return [entry.flag if value else entry.off]
@@ -123,7 +123,7 @@ def command_line(name: str, values: Mapping[str, object], program: Sequence[str]
         words.append(str(values.pop("method", "")))
     entries = settings_with(found, str(method))
     values = renamed(values, entries)
-    for entry in sorted(entries, key=lambda entry: not entry.about.positional):
+    for entry in sorted(entries, key=lambda entry: not entry.positional):
         if entry.name in values and values[entry.name] is not None:
             words += flag_words(entry, values[entry.name])
     return shlex.join(words)

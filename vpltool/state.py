@@ -1,9 +1,9 @@
-"""The state of a workspace: its artifacts, their inputs, and which of them are stale."""
+"""The state of a workspace: its artifacts, their inputs, what is stale, and what failed."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from vpltool.errors import VplError, part_of
 from vpltool.formats import (
     Header,
     InputFolder,
+    Photo,
     Workspace,
     expect_header,
     identity_of_file,
@@ -91,12 +92,12 @@ class Artifact:
                             program(self.work))
 
     def _seen(self, path: Any) -> Any:
-        """Format a path, or several, as seen from here; headers tell it from the workspace."""
+        """A path, or several, as seen from here; headers tell it from the workspace."""
         return ([short_path(self.work / one) for one in path] if isinstance(path, list)
                 else short_path(self.work / path))
 
     def _name_of(self, source: str, role: str) -> str:
-        """Format an input as users do: by NAME where it is in its place; empty for the default."""
+        """An input as users name it: by NAME where it is in its place; empty for the default."""
         split = str(self.header.options.get("split", ""))
         folder, *rest = Path(source).parts
         if source == f"{SECOND_FOLDER if role == 'second' else 'features'}/{split}":
@@ -114,6 +115,21 @@ class Unfinished:
 
     shard: str
     missing: int
+    line: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Photos that a step failed on for one reason.
+
+    Args:
+        reason: why, without the name of a file.
+        photos: file names of the photos; their ids, where the reason does not begin with one.
+        line: the line that tries them again.
+    """
+
+    reason: str
+    photos: Sequence[str]
     line: str
 
 
@@ -163,24 +179,41 @@ class State:
                 self._reasons[artifact.name] = [error.message]
         return self._reasons[artifact.name]
 
+    def incomplete(self, artifact: Artifact) -> bool:
+        """Tell whether an artifact is only not finished: nothing that it was made from changed."""
+        return (artifact.folder is not None and not artifact.folder.complete
+                and self.stale(artifact) == self._unfinished(artifact))
+
     def _changed(self, artifact: Artifact) -> list[str]:
         header, reasons = artifact.header, []
         for role, identity in sorted(header.inputs.items()):
-            if role == "classes":
-                if identity != self._classes_identity(artifact):
+            if role in _CHANGED:
+                if identity != self._identity_now(role, header):
                     reasons.append(explain_change(self.workspace.path, role, identity)
-                                   or "the classes have changed")
-            elif role in ("tags", "captions"):
-                split = str(header.options.get("split", "train"))
-                if identity != self._identity_of(role, split):
-                    reasons.append(explain_change(self.workspace.path, role, identity)
-                                   or f"photos or {role} have changed")
-            elif role == "vocabulary":
-                if identity != self._vocabulary_identity(artifact):
-                    reasons.append("the words of classes or background have changed")
+                                   or _CHANGED[role])
             elif role in header.sources:
                 reasons += self._source_changed(header.sources[role], identity, artifact)
         return [*reasons, *self._model_changed(header)]
+
+    def _identity_now(self, role: str, header: Header) -> str:
+        """The identity of an input that is no file; empty where there is none any more."""
+        work = self.workspace
+        if role == "vocabulary":
+            file = header.sources.get("words")
+            words = class_words(work, synonyms=bool(header.call.get("synonyms", True)),
+                                file=work.path / file if file else None)
+            return vocabulary_identity(work, words)
+        split = str(header.options.get("split", "train"))
+        try:
+            if role == "classes":
+                # Groups were named by the words of a file.
+                named = header.sources.get("classes")
+                return (replace(work, classes=read_classes(work.path / named).names)
+                        if named else work).classes_identity
+            return (work.tags_identity(split) if role == "tags"
+                    else work.captions_identity(split))
+        except VplError:
+            return ""
 
     def _model_changed(self, header: Header) -> list[str]:
         """Whether the workspace has another model than what was made from it."""
@@ -215,45 +248,17 @@ class State:
         if header.kind != "decoder":
             return []
         try:
-            photos = self.workspace.photos(str(header.options.get("split", "")),
-                                           int(header.options.get("limit", 0)))
+            photos = self._photos_of(header)
         except VplError:
             return []
         found = corrections_of(self.workspace.path, [photo.id for photo in photos])
         same = identity_of_corrections(found) == header.inputs.get("corrections", "")
         return [] if same else ["corrected masks have changed"]
 
-    def _identity_of(self, role: str, split: str) -> str:
-        try:
-            return (self.workspace.tags_identity(split) if role == "tags"
-                    else self.workspace.captions_identity(split))
-        except VplError:
-            return ""
-
-    def _classes_identity(self, artifact: Artifact) -> str:
-        """Of the workspace's classes; or of the words that groups were named by."""
-        words = artifact.header.sources.get("classes")
-        if not words:
-            return self.workspace.classes_identity
-        try:
-            names = read_classes(self.workspace.path / words).names
-            return replace(self.workspace, classes=names).classes_identity
-        except VplError:
-            return ""
-
-    def _vocabulary_identity(self, artifact: Artifact) -> str:
-        file = artifact.header.sources.get("words")
-        words = class_words(
-            self.workspace, synonyms=bool(artifact.header.call.get("synonyms", True)),
-            file=self.workspace.path / file if file else None)
-        return vocabulary_identity(self.workspace, words)
-
-    def _mask_identity(self, masks: InputFolder, artifact: Artifact) -> str:
-        """Hash of the masks that a decoder would learn from now."""
-        options = artifact.header.options
-        photos = self.workspace.photos(str(options.get("split", "")), int(options.get("limit", 0)))
-        return content_identity(masks.path, [photo.id for photo in photos
-                                             if masks.path_of(photo.id).exists()])
+    def _photos_of(self, header: Header) -> list[Photo]:
+        """The photos that a file of a whole split would be made from now."""
+        return self.workspace.photos(str(header.options.get("split", "")),
+                                     int(header.options.get("limit", 0)))
 
     def _source_changed(self, source: str, identity: str, artifact: Artifact) -> list[str]:
         path = self.workspace.path / source
@@ -263,9 +268,10 @@ class State:
         if known is not None and self.stale(known):
             return [f"{source} is not up to date"]
         if known is not None and known.folder is not None:
-            now = (self._mask_identity(known.folder, artifact)
-                   if artifact.header.kind == "decoder" and known.header.kind == "masks"
-                   else known.folder.identity)
+            now = known.folder.identity
+            if artifact.header.kind == "decoder" and known.header.kind == "masks":
+                now = content_identity(path, [photo.id for photo in self._photos_of(artifact.header)
+                                              if known.folder.path_of(photo.id).exists()])
         elif path.is_file():
             now = identity_of_file(path)
         elif path.is_dir():
@@ -319,6 +325,42 @@ class State:
                      or (tags and before.get(photo.id) != tags[photo.id]))]
         return len(photos), todo
 
+    def failed_here(self, artifact: Artifact) -> list[str]:
+        """Return the photos that the step of an artifact failed on, without those it never got."""
+        if artifact.folder is None or not artifact.failed:
+            return []
+        sources = [self.artifacts.get(source) for source in artifact.header.sources.values()]
+        # What an input outside the workspace lacks is told here, or nowhere.
+        told = any(source and source.folder for source in sources)
+        _, todo = self.to_do(artifact)
+        return sorted({*artifact.failed} - {*todo} - (artifact.folder.waiting if told else set()))
+
+    def failures(self) -> list[Failure]:
+        """Return what failed, by reason, with the first step that failed on it.
+
+        Later steps only pass a failure on, and need no line of their own: `update` makes them
+        again. A photo's reason is told once: `crf` writes two folders.
+        """
+        known: set[tuple[str, str]] = set()
+        found: dict[tuple[str, str], list[str]] = {}
+        for artifact in self.in_order:
+            for key in self.failed_here(artifact):
+                why = artifact.folder.failed[key] if artifact.folder else ""
+                if (key, why) in known:
+                    continue
+                known.add((key, why))
+                name, colon, reason = why.partition(": ")
+                if not (colon and name.startswith(f"{Path(key).name}.")):
+                    name, reason = key, why
+                found.setdefault((reason, artifact.line()), []).append(name)
+        return [Failure(reason, names, line) for (reason, line), names in found.items()]
+
+
+_CHANGED = {"classes": "the classes have changed", "captions": "photos or captions have changed",
+            "tags": "photos or tags have changed",
+            "vocabulary": "the words of classes or background have changed"}
+"""Inputs that are no files, to what is said where nothing tells the change."""
+
 
 def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
     """Look through a workspace for artifacts.
@@ -341,19 +383,15 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
         else:
             if artifact is not None:
                 found[artifact.name] = artifact
-    for path, header in _orphaned(workspace.path, [*found.values()], damaged):
-        artifact = Artifact(relative_path(path, workspace.path), path, workspace.path, header,
-                            InputFolder(path, header, {}, complete=False, replaced=True))
-        found.setdefault(artifact.name, artifact)
+    known = {*(artifact.path for artifact in found.values()),
+             *(workspace.path / name for name in damaged)}
+    # Folders without a manifest whose files a stage made.
+    for path, header in orphaned_folders(workspace.path, known).items():
+        if header.command.split()[0] in find_stages():
+            artifact = Artifact(relative_path(path, workspace.path), path, workspace.path, header,
+                                InputFolder(path, header, {}, complete=False, replaced=True))
+            found.setdefault(artifact.name, artifact)
     return State(workspace, found, damaged)
-
-
-def _orphaned(work: Path, known: Iterable[Artifact], damaged: Iterable[str]
-              ) -> Iterable[tuple[Path, Header]]:
-    """Folders without a manifest whose files a stage made."""
-    folders = {*(artifact.path for artifact in known), *(work / name for name in damaged)}
-    return [(path, header) for path, header in orphaned_folders(work, folders).items()
-            if header.command.split()[0] in find_stages()]
 
 
 def _paths(work: Path) -> Iterable[Path]:

@@ -286,7 +286,7 @@ def test_of_many_files_the_manifest_goes_and_no_corrected_mask(run: Run, copied:
     (masks / "scene3.png").unlink()
     (masks / "artifact.json").unlink()
     found = {entry["about"]: entry for entry in findings(run, copied / "work")}
-    assert "stale" in run("status", work=copied / "work").out
+    assert "incomplete" in run("status", work=copied / "work").out
     repair(run, found["masks/text-refined/train"]["repair"])
     now = {file.name: file.read_bytes() for file in masks.glob("*.png")}
     assert now == whole | {"scene1.png": corrected}

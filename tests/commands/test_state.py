@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import Run, copy_workspace, draw_scenes, prepare
 
-from vpltool.commands._tree import size
+from vpltool.console import size
 from vpltool.formats import open_workspace, read_tensors
 from vpltool.state import read_state
 

@@ -257,7 +257,7 @@ def test_the_help_is_short(run: Run) -> None:
         "--tau-t", "--tau-i", "--iters", "--lr", "--solver", "--pixels", "--start", "--split",
         "--max-pixels", "--seed", "--out"}
     assert set(listed["--help-all"]) > set(listed["--help"])
-    hidden = {entry.flag for entry in described(LearnPrototypesSettings) if not entry.about.brief}
+    hidden = {entry.flag for entry in described(LearnPrototypesSettings) if not entry.brief}
     running = {"--quiet", "--overwrite", "--help", "--help-all"}
     assert hidden | running == set(listed["--help-all"]) - set(listed["--help"])
 

@@ -40,7 +40,7 @@ def _first(row: NoEffect, name: str) -> Any:
 
 
 KNOWN = {entry.name: entry for entry in described(LearnPrototypesSettings)}
-ROWS = [(entry, row, words) for entry in KNOWN.values() for row in entry.about.no_effect
+ROWS = [(entry, row, words) for entry in KNOWN.values() for row in entry.no_effect
         for words in conditions(entry, row, KNOWN)]
 
 
@@ -143,7 +143,7 @@ def rows_of_others() -> list[tuple[str, Described, NoEffect, tuple[str, ...]]]:
         known = {entry.name: entry for entry in entries}
         for entry in entries:
             # Methods share settings: each once.
-            for row in entry.about.no_effect if (name, entry.name) not in seen else ():
+            for row in entry.no_effect if (name, entry.name) not in seen else ():
                 seen.add((name, entry.name))
                 found += [(name, entry, row, words) for words in conditions(entry, row, known)]
     return found

@@ -251,7 +251,7 @@ def test_background_words_replace_the_default_ones(base: Path, run: Run) -> None
     # The page of commands and the help say what happens without the file, in one way.
     (entry,) = (entry for entry in described(PrepareSettings) if entry.name == "background")
     assert "none" not in format_values(setting_entry(entry))
-    assert "default: the 25 words of CLIP-ES" in entry.about.help
+    assert "default: the 25 words of CLIP-ES" in entry.help
     assert len(VOC.background) == 25
 
 

@@ -7,19 +7,18 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console
 from vpltool.clip import encoders, models, weights
 from vpltool.commands._prepare_again import prepare_line
-from vpltool.commands._tree import age, size
+from vpltool.console import age, size
 from vpltool.engine import checkpoints
 from vpltool.engine.features import HEAD, head_path
 from vpltool.engine.models import WORDS
 from vpltool.errors import VplError, counted, part_of
-from vpltool.failures import failures_of
 from vpltool.formats import Header, Photo, Workspace, open_workspace, read_json
 from vpltool.formats.atomic import AT_WORK, PART, newest
 from vpltool.formats.changes import count_photos
@@ -45,7 +44,7 @@ _UNREADABLE = (VplError, ValueError, LookupError, TypeError, AttributeError, OSE
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding.
+    """What was found out about a part of the machine or the workspace.
 
     Args:
         level: `ok`, `note` or `broken`.
@@ -72,7 +71,7 @@ def workspace_findings(path: Path) -> list[Finding]:
     orphans = orphaned_folders(path, folders)
     known, count = {photo.id for photo in photos}, len(files)
     made = [_found(BROKEN, workspace, folder, f"holds {header.kind}, but no {MANIFEST}: a command "
-                   "was killed while it replaced them", _remake(workspace, folder))
+                   "was killed while it replaced them", _again(workspace, folder))
             for folder, header in orphans.items()]
     with console.progress("check", len(folders) + len(files)) as advance:
         for folder in folders:
@@ -83,8 +82,13 @@ def workspace_findings(path: Path) -> list[Finding]:
         for file in files:
             made += _single(workspace, file)
             advance()
-    positions = _positions(workspace, [*folders, *files, *orphans])
-    made.sort(key=lambda finding: positions.get(finding.about.removesuffix(HEAD), -1))
+    # Each after its sources: so repairs run from the top.
+    headers = {path: _header_in(path) for path in (*folders, *files, *orphans)}
+    artifacts = {artifact.name: artifact for path, header in headers.items()
+                 if header and (artifact := _artifact(workspace, path, header))}
+    positions = [artifact.name for artifact in State(workspace, artifacts).in_order]
+    made.sort(key=lambda finding: positions.index(name) if (
+        name := finding.about.removesuffix(HEAD)) in artifacts else -1)
     # What is damaged is told by others.
     state = read_state(workspace, passes_over=True)
     found = [*_photos(workspace, photos), *_weights(workspace), *made, *_failed(state),
@@ -109,18 +113,6 @@ def _refused(about: str, error: VplError, work: Path, repair: str = "") -> Findi
     says, hint = (to_shell(text, work=Path(short_path(work)))
                   for text in (error.message, error.hint))
     return Finding("workspace", BROKEN, about, says, repair or hint)
-
-
-def _positions(workspace: Workspace, paths: Sequence[Path]) -> dict[str, int]:
-    """Name to position of what was made, each after its sources: so repairs run from the top."""
-    artifacts = {}
-    for path in paths:
-        header = first_header(path) if path.is_dir() else salvaged_header(path)
-        name = path.relative_to(workspace.path).as_posix()
-        if header is not None and header.command.split()[0] in find_stages():
-            artifacts[name] = Artifact(name, path, workspace.path, header)
-    return {artifact.name: position
-            for position, artifact in enumerate(State(workspace, artifacts).in_order)}
 
 
 def _parts(work: Path) -> tuple[list[Path], list[Path]]:
@@ -158,28 +150,22 @@ def _photos(workspace: Workspace, photos: Sequence[Photo]) -> Iterator[Finding]:
 
 def _weights(workspace: Workspace) -> Iterator[Finding]:
     """Whether encoder and CLIP are where the workspace says."""
-    models: list[tuple[str, Callable[[Workspace], str], str]] = []
-    if workspace.encoder:
-        models.append(("encoder", _encoder_name, "--encoder NAME-OR-FILE"))
+    options = {"encoder": "--encoder NAME-OR-FILE"} if workspace.encoder else {}
     if workspace.has_words:
-        models.append(("CLIP", _clip_name, "--words CLIP" if workspace.encoder
-                       else "--pretrained FILE-OR-TAG"))
-    for what, name_of, options in models:
+        options["CLIP"] = ("--words CLIP" if workspace.encoder else "--pretrained FILE-OR-TAG")
+    for what, option in options.items():
         try:
-            yield Finding("workspace", OK, what, name_of(workspace))
+            yield Finding("workspace", OK, what, _model_name(workspace, what))
         except VplError as error:
-            yield _refused(what, error, workspace.path, f"{prepare_line(workspace)} {options}")
+            yield _refused(what, error, workspace.path, f"{prepare_line(workspace)} {option}")
 
 
-def _clip_name(workspace: Workspace) -> str:
-    source = models.find_source(workspace.model, workspace.pretrained, workspace.path)
-    return " ".join(dict.fromkeys(source.names.values()))
-
-
-def _encoder_name(workspace: Workspace) -> str:
-    found = encoders.find_encoder(workspace.encoder, (workspace.path,)).weights
-    if found:
-        weights.recognise(found)
+def _model_name(workspace: Workspace, what: str) -> str:
+    if what == "CLIP":
+        source = models.find_source(workspace.model, workspace.pretrained, workspace.path)
+        return " ".join(dict.fromkeys(source.names.values()))
+    if file := encoders.find_encoder(workspace.encoder, (workspace.path,)).weights:
+        weights.recognise(file)
     return workspace.main_encoder
 
 
@@ -189,7 +175,7 @@ def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, lis
         artifact = read_artifact(workspace, path)
     except _UNREADABLE as error:
         says = error.message if isinstance(error, VplError) else f"a damaged manifest ({error})"
-        return 0, [_found(BROKEN, workspace, path, says, _remake(workspace, path))]
+        return 0, [_found(BROKEN, workspace, path, says, _again(workspace, path))]
     if artifact is None or artifact.folder is None:
         return 0, []
     ids = artifact.folder.photo_ids()
@@ -254,7 +240,7 @@ def _single(workspace: Workspace, path: Path) -> Iterator[Finding]:
     try:
         header = check_file(path)
     except VplError as error:
-        yield _found(BROKEN, workspace, path, error.message, _single_again(workspace, path))
+        yield _found(BROKEN, workspace, path, error.message, _again(workspace, path))
         return
     if header is None or not checkpoints.is_checkpoint(path):
         return
@@ -269,33 +255,36 @@ def _single(workspace: Workspace, path: Path) -> Iterator[Finding]:
                      removal([path]))
 
 
-def _single_again(workspace: Workspace, path: Path) -> str:
-    """The line that makes a damaged file of all photos again, as far as anything tells it."""
-    made, header = path, salvaged_header(path)
-    features = path.with_name(path.name.removesuffix(HEAD))
-    if path.name.endswith(HEAD) and (features / MANIFEST).exists():
-        made, header = features, manifest_of(features).header
-    again = [_line_of(workspace, made, header)] if header is not None else []
-    return " && ".join([removal([path]), *again])
+def _header_in(path: Path) -> Header | None:
+    """The header of a folder, of which files may be damaged, or of a damaged file."""
+    return first_header(path) if path.is_dir() else salvaged_header(path)
 
 
-def _remake(workspace: Workspace, folder: Path) -> str:
-    """Return the command that recomputes a folder, from a header in it.
+def _again(workspace: Workspace, path: Path) -> str:
+    """The line that makes a damaged folder, or file of all photos, again, as far as a header tells.
 
     It goes on from the files that are whole, and keeps masks that a person has corrected.
     """
-    header = first_header(folder)
-    return " && ".join([
-        *([removal([folder / MANIFEST])] if (folder / MANIFEST).exists() else []),
-        *([_line_of(workspace, folder, header)] if header is not None else [])])
+    damaged = path / MANIFEST if path.is_dir() else path
+    made, header = path, _header_in(path)
+    features = path.with_name(path.name.removesuffix(HEAD))
+    if path.name.endswith(HEAD) and (features / MANIFEST).exists():
+        made, header = features, manifest_of(features).header
+    return " && ".join([*([removal([damaged])] if damaged.exists() else []),
+                        *([_line_of(workspace, made, header)] if header else [])])
 
 
 def _line_of(workspace: Workspace, path: Path, header: Header) -> str:
-    """Return the command that recomputes the file of a header."""
-    if header.command.split()[0] not in find_stages():
-        return shlex.join([*program(workspace.path), "status"])
+    """The command that recomputes the file of a header."""
+    artifact = _artifact(workspace, path, header)
+    return artifact.line() if artifact else shlex.join([*program(workspace.path), "status"])
+
+
+def _artifact(workspace: Workspace, path: Path, header: Header) -> Artifact | None:
+    """What a header names; None if no command made it."""
     name = path.relative_to(workspace.path).as_posix()
-    return Artifact(name, path, workspace.path, header).line()
+    return (Artifact(name, path, workspace.path, header)
+            if header.command.split()[0] in find_stages() else None)
 
 
 def _scores(workspace: Workspace) -> Iterator[Finding]:
@@ -308,7 +297,7 @@ def _scores(workspace: Workspace) -> Iterator[Finding]:
 
 def _failed(state: State) -> Iterator[Finding]:
     """Photos that cannot be used: why, and the line that tries them again once they are fixed."""
-    for failure in failures_of(state):
+    for failure in state.failures():
         them = "it" if len(failure.photos) == 1 else "them"
         yield Finding("workspace", NOTE, "photos", f"{count_photos(len(failure.photos))} failed "
                       f"({failure.reason}): {_named(failure.photos)}; fix {them} first",
@@ -331,22 +320,18 @@ def _temporary_files(work: Path) -> Iterator[Finding]:
     if old:
         total = sum(file.stat().st_size for part in old for file in (part, *part.rglob("*"))
                     if file.is_file())
+        lines = [["find", short_path(work), "-name", f"{PART}*", "-type", "f", "-mmin", "+60",
+                  "-delete"]]
+        if folders := sorted(part for part in old if part.is_dir()):
+            lines.append(["rm", "-r", *map(short_path, folders)])
         yield Finding(
             "workspace", NOTE, f"{PART}*", f"{_files_are(len(old))} left by commands that were "
             f"killed, {size(total)}, the oldest {age(max(old.values()))} old",
-            _removal_of(work, old))
+            " && ".join(map(shlex.join, lines)))
     if young:
         yield Finding(
             "workspace", NOTE, f"{PART}*", f"{_files_are(young)} being written, or left by a "
             "command that was killed less than an hour ago; a later command deletes them")
-
-
-def _removal_of(work: Path, parts: Iterable[Path]) -> str:
-    """Format the line that deletes temporary files by a pattern, and folders by their names."""
-    folders = sorted(part for part in parts if part.is_dir())
-    lines = [["find", short_path(work), "-name", f"{PART}*", "-type", "f", "-mmin", "+60",
-              "-delete"], *([["rm", "-r", *map(short_path, folders)]] if folders else [])]
-    return " && ".join(map(shlex.join, lines))
 
 
 def removal(files: Iterable[Path], manifest: Path | None = None) -> str:
@@ -367,5 +352,4 @@ def _named(words: Iterable[str]) -> str:
 
 
 def _files_are(count: int) -> str:
-    """Format a number of files as the subject of a sentence: `1 file is`, `3 files are`."""
     return counted(count, "file is", "files are")

@@ -27,7 +27,7 @@ def prepare_line(workspace: Workspace) -> str:
         return shlex.join([*program(workspace.path), "prepare", "--help"])
     values = {"method": call["method"]}
     for entry in described(methods[call["method"]].settings):
-        if entry.about.positional and isinstance(value := call.get(entry.name), str):
+        if entry.positional and isinstance(value := call.get(entry.name), str):
             values[entry.name] = (short_path(workspace.path / value) if entry.type is Path
                                   else value)
     return command_line("prepare", values, program(workspace.path))

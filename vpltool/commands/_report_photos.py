@@ -137,11 +137,7 @@ def _truth_of(workspace: Workspace, photo: Photo, shape: tuple[int, ...]
 
 def _draw_layer(workspace: Workspace, layer: Layer, photo: Photo, size: tuple[int, int],
                 truth: Labels | None) -> tuple[Image.Image, JsonObject]:
-    """Draw a layer of a photo, at `size` (width, height) or smaller; and measure it.
-
-    Raises:
-        VplError: its file is missing or damaged.
-    """
+    """Draw a layer of a photo, at `size` (width, height) or smaller; and measure it."""
     column = layer.column
     if not column.file_of(photo.id).exists():
         raise VplError((column.source.failed.get(photo.id) if column.source else None)
@@ -183,11 +179,7 @@ def _draw_maps(workspace: Workspace, layer: Layer, photo_id: str, truth: Labels 
 
 def _iou(workspace: Workspace, labels: Labels, truth: Labels, column: panels.Column
          ) -> dict[str, float]:
-    """The mean over the classes that the true mask shows.
-
-    Raises:
-        VplError: the labels are not those of this workspace, or of another size.
-    """
+    """The mean over the classes that the true mask shows."""
     classes = len(workspace.classes) + 1
     if labels.shape != truth.shape or (labels[labels != IGNORE] >= classes).any():
         raise VplError(f"{column.name} is of another size than the photo, or of other classes")

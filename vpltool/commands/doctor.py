@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vpltool import __version__
 from vpltool.commands._damage import BROKEN, NOTE, OK, Finding, workspace_findings
-from vpltool.commands._tree import size
+from vpltool.console import size
 from vpltool.errors import VplError, counted, first_line
 from vpltool.formats.whereabouts import short_path
 from vpltool.settings import Settings, setting

@@ -93,11 +93,7 @@ def show(result: list[str], _values: object) -> str:
 
 
 def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
-    """Whether a line is a recipe, and the lines to run; each is checked.
-
-    Raises:
-        VplError: one is wrong.
-    """
+    """Whether a line is a recipe, and the lines to run; each is checked."""
     call = parse_line(line) if line else None
     if call is None:
         raise VplError("no command is given", "vpltool ray -- extract --split train")
@@ -116,11 +112,7 @@ def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
 
 @contextlib.contextmanager
 def _cluster() -> Iterator[ModuleType]:
-    """Join the cluster that RAY_ADDRESS names, or start one here; a joined one is left running.
-
-    Raises:
-        VplError: Ray is not installed, or there is no cluster.
-    """
+    """Join the cluster that RAY_ADDRESS names, or start one here; a joined one is left running."""
     try:
         import ray
     except ImportError as error:
@@ -155,11 +147,7 @@ class Outcome:
 
 def _run_line(ray: ModuleType, work: Path, words: Sequence[str], settings: RaySettings, *,
               update: bool) -> list[Outcome]:
-    """Run a line as tasks, and wait for all of them.
-
-    Raises:
-        VplError: a task failed; the others are done.
-    """
+    """Run a line as tasks, and wait for all of them."""
     call = parse_line(words)
     names = setting_names(call.found, str(call.values.get("method", "")))
     has = ray.cluster_resources()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypedDict
 
-from vpltool.commands._tree import Listed, format_tree, measured
+from vpltool.console import age, size
 from vpltool.datasets.tags import some
 from vpltool.errors import counted
-from vpltool.failures import failed_here
 from vpltool.formats import Workspace
+from vpltool.json_text import JsonObject
 from vpltool.settings import Settings, setting
 from vpltool.shell import command_line, program, to_shell
 from vpltool.stage import Stage
@@ -21,6 +26,24 @@ class StatusSettings(Settings):
     """Settings of `status`."""
 
     stale: bool = setting(False, "Show only stale results.", off="-", record="never")
+
+
+class Listed(TypedDict):
+    """A result as `status` lists it; see `run`."""
+
+    name: str
+    made_by: str
+    settings: str
+    sources: list[str]
+    stale: list[str]
+    incomplete: bool
+    failed: list[str]
+    failed_here: list[str]
+    line: str
+    bytes: int
+    written: float
+    shards: list[JsonObject]
+    damaged: str
 
 
 STAGE = Stage(order=93, panel="4. Scores and pictures", reads=("workspace",), writes=(),
@@ -39,54 +62,116 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[Listed]:
     Next: vpltool update
 
     Returns:
-        for each artifact `name`, `made_by`, `settings`, `sources`, `stale` (reasons), `failed`
-        (ids of photos), `failed_here` (those that no earlier step failed on), `line`, which
-        recomputes it, `bytes` and `written` (seconds since 1970); each after those that it was
-        made from. Where several processes are making it, `shards` has `shard`, `missing` and `line`
-        of each that is not complete. What is damaged comes last: `damaged` says what is wrong, and
-        `line` is that of `doctor`, which repairs it.
+        for each artifact, after those that it was made from, `name`, `made_by`, `settings`,
+        `sources`, `stale` (reasons), `incomplete` (whether it is only not finished), `failed` (ids
+        of photos), `failed_here` (those that no earlier step failed on), `line`, which recomputes
+        it, `bytes` and `written` (seconds since 1970). Where several processes are making it,
+        `shards` has `shard`, `missing` and `line` of each that is not complete. What is damaged
+        comes last: `damaged` says what is wrong, and `line` is that of `doctor`, which repairs it.
     """
     state = read_state(workspace, passes_over=True)
     listed: list[Listed] = []
     for artifact in state.in_order:
         stale = state.stale(artifact)
         if stale or not settings.stale:
+            count, written = _measured(artifact.path)
             listed.append({
                 "name": artifact.name, "made_by": artifact.header.command,
                 "settings": settings_shown(artifact.header),
                 "sources": sorted(set(artifact.header.sources.values())), "stale": stale,
-                "failed": artifact.failed, "failed_here": failed_here(state, artifact),
-                "line": artifact.line(), **measured(artifact.path),
+                "incomplete": state.incomplete(artifact), "failed": artifact.failed,
+                "failed_here": state.failed_here(artifact), "line": artifact.line(),
+                "bytes": count, "written": written,
                 "shards": [asdict(shard) for shard in state.unfinished_shards(artifact)],
                 "damaged": ""})
     for name, error in sorted(state.damaged.items()):
+        count, written = _measured(workspace.path / name)
         listed.append({
-            "name": name, "made_by": "", "settings": "", "sources": [], "stale": [], "failed": [],
-            "failed_here": [],
+            "name": name, "made_by": "", "settings": "", "sources": [], "stale": [],
+            "incomplete": False, "failed": [], "failed_here": [],
             "line": command_line("doctor", {}, program(workspace.path)),
-            **measured(workspace.path / name), "shards": [], "damaged": error.message})
+            "bytes": count, "written": written, "shards": [], "damaged": error.message})
     return listed
+
+
+def _measured(path: Path) -> tuple[int, float]:
+    """Size in bytes of a file, or of all in a folder, and when the last was written, in s."""
+    sizes, times = zip(*((entry.st_size, entry.st_mtime) for entry in _entries(path)), strict=True)
+    return sum(sizes), round(max(times), 3)
+
+
+def _entries(path: Path) -> Iterator[os.stat_result]:
+    if not path.is_dir():
+        yield path.stat()
+        return
+    with os.scandir(path) as entries:
+        for entry in entries:
+            # What another process is writing may be gone by now.
+            with contextlib.suppress(FileNotFoundError):
+                if entry.is_dir():
+                    yield from _entries(Path(entry.path))
+                else:
+                    yield entry.stat()
 
 
 def show(result: list[Listed], values: Mapping[str, object]) -> str:
     """Format a tree, and below it what is stale: why, and the command that recomputes it."""
     if not result:
         return "everything is up to date" if values.get("stale") else "no results yet"
-    if values.get("stale"):
-        return _format_list(_failed_once(result))
-    once = _failed_once(result)
-    listed = [entry for entry in once if entry["stale"] or entry["failed"] or entry["damaged"]]
-    return format_tree(result) + (f"\n\n{_format_list(listed)}" if listed else "")
-
-
-def _failed_once(result: list[Listed]) -> list[Listed]:
-    """The entries with each failed photo in the first of them only: the others pass it on."""
+    # Each failed photo in the first that lacks it: the others pass it on.
     seen: set[str] = set()
-    told: list[Listed] = []
+    once: list[Listed] = []
     for entry in result:
-        told.append({**entry, "failed": [key for key in entry["failed_here"] if key not in seen]})
+        once.append({**entry, "failed": [key for key in entry["failed_here"] if key not in seen]})
         seen.update(entry["failed_here"])
-    return told
+    if values.get("stale"):
+        return _format_list(once)
+    listed = [entry for entry in once if entry["stale"] or entry["failed"] or entry["damaged"]]
+    return _format_tree(result) + (f"\n\n{_format_list(listed)}" if listed else "")
+
+
+def _format_tree(listed: Sequence[Listed]) -> str:
+    """Results as a tree: each below its last input, with its size and age."""
+    below: dict[str, list[Listed]] = {}
+    positions = {entry["name"]: position for position, entry in enumerate(listed)}
+    for entry in listed:
+        known = [source for source in entry["sources"] if source in positions]
+        below.setdefault(max(known, key=positions.__getitem__, default=""), []).append(entry)
+    rows = list(_rows(below, "", ""))
+    width = max(len(name) for name, _, _ in rows)
+    now = time.time()
+    lines = []
+    for name, parent, entry in rows:
+        others = [source for source in entry["sources"] if source != parent]
+        notes = [entry["made_by"] + (f", also from {', '.join(others)}" if others else "")
+                 ] if entry["made_by"] else []
+        notes += [f"without {counted(len(entry['failed']), 'photo', 'photos')}"
+                  ] if entry["failed"] else []
+        if (mark := _mark(entry)) != "ok":
+            notes.append(mark.upper())
+        lines.append(f"{name:{width}}  {size(entry['bytes']):>7}  "
+                     f"{age(max(now - entry['written'], 0)):>8}  {'; '.join(notes)}")
+    return "\n".join(lines)
+
+
+def _rows(below: Mapping[str, Sequence[Listed]], parent: str, indent: str
+          ) -> Iterator[tuple[str, str, Listed]]:
+    """Name with its branches, parent and entry of each line below a parent."""
+    entries = below.get(parent, ())
+    for entry in entries:
+        last = entry is entries[-1]
+        branch = ("└─ " if last else "├─ ") if parent else ""
+        yield indent + branch + entry["name"], parent, entry
+        deeper = ("   " if last else "│  ") if parent else ""
+        yield from _rows(below, entry["name"], indent + deeper)
+
+
+def _mark(entry: Listed) -> str:
+    if entry["damaged"]:
+        return "damaged"
+    if entry["incomplete"]:
+        return "incomplete"
+    return "stale" if entry["stale"] else "ok"
 
 
 def _format_list(result: list[Listed]) -> str:
@@ -94,28 +179,27 @@ def _format_list(result: list[Listed]) -> str:
     width = max(len(entry["name"]) for entry in result)
     lines = []
     for entry in result:
-        from_what = f"  from {', '.join(entry['sources'])}" if entry["sources"] else ""
         if entry["damaged"]:
             lines += [f"damaged  {entry['name']}", f"       {to_shell(entry['damaged'])}",
                       f"       {entry['line']}"]
             continue
-        mark = "stale" if entry["stale"] else "ok"
-        lines.append(f"{mark:5}  {entry['name']:{width}}  {entry['made_by']}{from_what}")
+        from_what = f"  from {', '.join(entry['sources'])}" if entry["sources"] else ""
+        lines.append(f"{_mark(entry):5}  {entry['name']:{width}}  {entry['made_by']}{from_what}")
         if entry["failed"]:
             lines.append(f"       without {counted(len(entry['failed']), 'photo', 'photos')}, "
                          f"which failed: {some(entry['failed'])}")
         if entry["stale"]:
             lines.append(f"       {'; '.join(entry['stale'])}")
             for shard in entry["shards"]:
-                lines.append(f"       shard {shard['shard']}: "
-                             f"{counted(shard['missing'], 'photo', 'photos')} missing")
-                lines.append(f"       {shard['line']}")
+                lines += [f"       shard {shard['shard']}: "
+                          f"{counted(shard['missing'], 'photo', 'photos')} missing",
+                          f"       {shard['line']}"]
             if not entry["shards"]:
                 lines.append(f"       {entry['line']}")
     if any(entry["failed"] for entry in result):
         lines.append("the command doctor says why photos failed")
-    stale = sum(bool(entry["stale"]) for entry in result)
-    if stale:
-        lines.append(f"{stale} {'is' if stale == 1 else 'are'} stale; the command update makes "
-                     f"{'it' if stale == 1 else 'them'} again")
+    for mark, verb, end in (("incomplete", "completes", ""), ("stale", "makes", " again")):
+        if count := sum(_mark(entry) == mark for entry in result):
+            lines.append(f"{count} {'is' if count == 1 else 'are'} {mark}; the command update "
+                         f"{verb} {'it' if count == 1 else 'them'}{end}")
     return "\n".join(lines)

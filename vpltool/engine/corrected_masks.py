@@ -6,8 +6,7 @@ workspace are never corrections.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,6 +14,7 @@ from vpltool import console, formats
 from vpltool.core.classes import label_type
 from vpltool.core.photos import photo_size
 from vpltool.datasets.tags import some
+from vpltool.engine.photo_work import Packed, packed
 from vpltool.errors import VplError, counted, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace
 from vpltool.formats.corrections import FOLDER, import_call, is_edited
@@ -23,7 +23,7 @@ from vpltool.formats.labels import size_of_labels
 from vpltool.lazy import np, npt
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
 
-Found: TypeAlias = "dict[str, Callable[[], npt.NDArray[np.uint8]]]"
+Found: TypeAlias = dict[str, Packed]
 """Photo id to what gives its labels (H, W)."""
 
 
@@ -94,8 +94,7 @@ def read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArra
     return moved
 
 
-def take_corrections(workspace: Workspace,
-                     found: Mapping[str, Callable[[], npt.NDArray[np.uint8]]]) -> list[Path]:
+def take_corrections(workspace: Workspace, found: Found) -> list[Path]:
     """Write corrected masks into the workspace, beside earlier ones.
 
     Args:
@@ -122,9 +121,8 @@ def take_corrections(workspace: Workspace,
 
 def identity_of_corrections(corrected: Mapping[str, Path]) -> str:
     """Hash the bytes of corrected masks; empty if there are none."""
-    return formats.identity_of_many({key: formats.identity_of_file(path)
-                                     for key, path in corrected.items()}
-                                    ) if corrected else ""
+    hashes = {key: formats.identity_of_file(path) for key, path in corrected.items()}
+    return formats.identity_of_many(hashes) if hashes else ""
 
 
 def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> None:
@@ -239,33 +237,19 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
     for entry in entries:
         photo = entry.photo
         tags = [classes.index(label) + 1 for label in photo.tags if label in classes]
-        if photo.tags and not every and not _shows_a_class(entry.labels):
+        blank_labels = (entry.labels == 0) | (entry.labels == IGNORE)
+        if photo.tags and not every and blank_labels.all():
             blank.append(photo.id)
             continue
         if is_untagged(entry.labels, tags):
             untagged.append(photo.id)
-        found[photo.id] = _packed(entry.labels)
+        found[photo.id] = packed(entry.labels)
     if blank:
         console.warn(counted(len(blank), "photo has tags, but no region, and is",
                              "photos have tags, but no region, and are")
                      + f" skipped: {some(blank)}")
     warn_of_untagged(untagged)
     return found
-
-
-def _shows_a_class(labels: npt.NDArray[np.uint8]) -> bool:
-    """Tell whether labels show more than background and unlabelled pixels."""
-    return bool(((labels > 0) & (labels != IGNORE)).any())
-
-
-def _packed(labels: npt.NDArray[np.uint8]) -> Callable[[], npt.NDArray[np.uint8]]:
-    """Compress labels, since those of thousands of photos wait until the last is checked."""
-    size, content = labels.shape, zlib.compress(labels.tobytes(), 1)
-
-    def unpacked() -> npt.NDArray[np.uint8]:
-        return np.frombuffer(zlib.decompress(content), np.uint8).reshape(size)
-
-    return unpacked
 
 
 def by_name(photos: Iterable[Photo]) -> dict[str, Photo]:

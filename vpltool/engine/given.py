@@ -290,8 +290,8 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
     split, names = settings.split, {*required, *reads}
     workspace.photos(split)
     opened: dict[str, Opened] = {}
-    named = {entry.about.reads: getattr(settings, entry.name)
-             for entry in described(type(settings)) if entry.about.reads}
+    named = {entry.reads: getattr(settings, entry.name)
+             for entry in described(type(settings)) if entry.reads}
     if "features" in named:
         features = opened["features"] = open_features(workspace, named["features"], split)
         check_kept(features, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
@@ -323,11 +323,7 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
 
 
 def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> Path:
-    """Path of a decoder whose layers the features hold.
-
-    Raises:
-        VplError: there is none, it is of another CLIP, or the features lack a layer of it.
-    """
+    """Path of a decoder whose layers the features hold."""
     segmenter = segmenters.find_segmenter(workspace.path, choice)
     path, header = segmenter.path, segmenter.header
     if segmenter.own_encoder:

@@ -209,11 +209,7 @@ def _default_encoder() -> str:
 
 
 def _named_encoder(path: Path, given: str) -> str:
-    """The setting `encoder` as workspace.json has it; its file is looked at.
-
-    Raises:
-        VplError: it names no encoder, or a file that holds no weights.
-    """
+    """The setting `encoder` as workspace.json has it; its file is looked at."""
     source = encoders.find_encoder(given, (Path(),))
     if source.weights:
         recognise(source.weights)
@@ -223,11 +219,7 @@ def _named_encoder(path: Path, given: str) -> str:
 
 
 def _named_words(path: Path, given: str) -> tuple[str, str]:
-    """Model and weights of the setting `words`, which is spelled as an encoder that is a CLIP.
-
-    Raises:
-        VplError: it does not name a CLIP.
-    """
+    """Model and weights of the setting `words`, which is spelled as an encoder that is a CLIP."""
     source = encoders.find_encoder(given, (Path(),))
     if source.form != "clip":
         raise VplError(f"`words={given!r}` is not a CLIP",
@@ -243,9 +235,6 @@ def _named_clip(path: Path, model: str, pretrained: str, had: ChosenModels | Non
     Args:
         had: the workspace's own; a file that is new to it is checked to be of the model.
         warned: whether to say so where the weights already determine the model.
-
-    Raises:
-        VplError: there is no such model, tag, file or folder, or it cannot be used.
     """
     source = models.find_source(model, pretrained)
     if warned and model not in (source.model, source.pretrained):

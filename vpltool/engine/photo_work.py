@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from vpltool import console
 from vpltool.core.photos import PhotoSettings
@@ -88,7 +88,7 @@ def make_photos(
     _check_there(outputs, reads or {})
     todo = list(dict.fromkeys(key for output in outputs for key in output.todo))
     results = start(todo) if todo else ()
-    changes = LabelChanges(outputs)
+    before = {output.path: _labels_before(output) for output in outputs}
     for output in outputs:
         output.begin()
     if on_start is not None:
@@ -113,16 +113,12 @@ def make_photos(
             for key, made in results:
                 write_out(key, made)
                 advance()
-    changes.tell()
+    _tell_changes(outputs, before)
     return finish_all(outputs)
 
 
 def _check_there(outputs: Sequence[OutputFolder], paths: Mapping[str, Path]) -> None:
-    """Check that the photos are there whose results are to be replaced.
-
-    Raises:
-        VplError: some are not; nothing has been deleted.
-    """
+    """Check that the photos are there whose results are to be replaced."""
     for output in outputs:
         old = [key for key in output.todo if key in paths and output.holds(key)]
         gone = [key for key in old if not os.access(paths[key], os.R_OK)]
@@ -207,60 +203,45 @@ MOST = 200
 """Photos that are compared; of more, every nth."""
 
 
-@dataclass(frozen=True)
-class _Before:
-    """A label image, compressed: a few hundred of large photos must fit into the memory."""
-
-    shape: tuple[int, ...]
-    type: np.dtype[Any]
-    content: bytes
-
-    def differs_from(self, now: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Tell which pixels have another label."""
-        before = np.frombuffer(zlib.decompress(self.content), self.type).reshape(self.shape)
-        different: npt.NDArray[np.bool_] = before != now
-        return different
+Packed: TypeAlias = "Callable[[], npt.NDArray[np.uint8]]"
+"""Compressed labels (H, W): call it for them."""
 
 
-class LabelChanges:
-    """Label images that are about to be replaced, to tell how much they change.
-
-    Make it before the first of them goes.
-    """
-
-    def __init__(self, outputs: Sequence[OutputFolder]) -> None:
-        self._before = [(output, _read(output)) for output in outputs
-                        if KINDS[output.header.kind].layout == "labels-folder"]
-
-    def tell(self) -> None:
-        """Say which share of the pixels has another label now, folder by folder."""
-        for output, before in self._before:
-            photos = changed = pixels = 0
-            for key, old in before.items():
-                try:
-                    labels = read_labels(output.path_of(key))
-                except VplError:
-                    # The photo failed this time.
-                    continue
-                if labels.shape != old.shape:
-                    # It is another photo under the same name.
-                    continue
-                photos += 1
-                changed += int(old.differs_from(labels).sum())
-                pixels += labels.size
-            if changed:
-                console.note(f"{output.path}: {100 * changed / pixels:.1f} % of the pixels have "
-                             f"another label than before ({count_photos(photos)} compared)")
+def packed(labels: npt.NDArray[np.uint8]) -> Packed:
+    """Compress labels (H, W), since those of hundreds of photos wait in memory."""
+    size, kind, content = labels.shape, labels.dtype, zlib.compress(labels.tobytes(), 1)
+    return lambda: np.frombuffer(zlib.decompress(content), kind).reshape(size)
 
 
-def _read(output: OutputFolder) -> dict[str, _Before]:
+def _labels_before(output: OutputFolder) -> dict[str, Packed]:
+    """Id to the label image that is about to be replaced; none where the files are no labels."""
+    if KINDS[output.header.kind].layout != "labels-folder":
+        return {}
     there = [key for key in output.todo if output.path_of(key).exists()]
     found = {}
     for key in there[:: -(-len(there) // MOST) or 1]:
-        try:
-            labels = read_labels(output.path_of(key))
-        except VplError:
-            # It is damaged, and therefore made again.
-            continue
-        found[key] = _Before(labels.shape, labels.dtype, zlib.compress(labels.tobytes(), 1))
+        # A damaged one is made again.
+        with contextlib.suppress(VplError):
+            found[key] = packed(read_labels(output.path_of(key)))
     return found
+
+
+def _tell_changes(outputs: Sequence[OutputFolder], before: Mapping[Path, Mapping[str, Packed]]
+                  ) -> None:
+    """Say which share of the pixels has another label now, folder by folder."""
+    for output in outputs:
+        photos = changed = pixels = 0
+        for key, unpack in before[output.path].items():
+            try:
+                labels, old = read_labels(output.path_of(key)), unpack()
+            except VplError:
+                # The photo failed this time.
+                continue
+            # Else it is another photo under the same name.
+            if labels.shape == old.shape:
+                photos += 1
+                changed += int((old != labels).sum())
+                pixels += labels.size
+        if changed:
+            console.note(f"{output.path}: {100 * changed / pixels:.1f} % of the pixels have "
+                         f"another label than before ({count_photos(photos)} compared)")

@@ -205,11 +205,7 @@ def _names(scores: Scores, classes: Tensor) -> tuple[str, ...]:
 
 def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
                   ) -> Proposals | None:
-    """The proposals of a photo, at a size; None if none are read.
-
-    Raises:
-        VplError: the file is missing or damaged.
-    """
+    """The proposals of a photo, at a size; None if none are read."""
     if folder is None:
         return None
     try:

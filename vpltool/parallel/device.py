@@ -143,8 +143,7 @@ def slowdown_of(precision: torch.dtype) -> float:
 
 
 def _seconds_in(precision: torch.dtype) -> float:
-    """Seconds for a product of 64 tokens and 512×512 weights: the best of three, without others'.
-    """
+    """Seconds for a product of 64 tokens and 512×512 weights: the best of three."""
     tokens, weights = torch.ones(64, 512, dtype=precision), torch.ones(512, 512, dtype=precision)
     taken = []
     # The first one chooses and prepares the kernel.

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from vpltool.errors import VplError
 
@@ -39,24 +39,24 @@ def once(folder: Path, work: str, call: str, *, shards: bool = False) -> Iterato
         VplError: another process is doing it.
     """
     with contextlib.ExitStack() as stack:
-        try:
+        # Without a lock the work is done all the same.
+        with contextlib.suppress(OSError):
             file = stack.enter_context(_lock_file(folder, work).open("a+"))
-        except OSError:
-            # Without a folder for locks the work is done all the same.
-            yield
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise _is_running(folder, call, file.read(), shards) from None
-        except OSError:
-            yield
-            return
-        file.truncate(0)
-        file.write(json.dumps({"process": os.getpid(), "since": time.time()}))
-        file.flush()
+            if not _claim(file):
+                raise _is_running(folder, call, _known(file), shards)
         yield
+
+
+def _claim(file: TextIO, work: str = "") -> bool:
+    """Take a lock and write into it who has it; or tell that another process has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    file.truncate(0)
+    file.write(json.dumps({"process": os.getpid(), "since": time.time(), "work": work}))
+    file.flush()
+    return True
 
 
 _writing: ContextVar[tuple[contextlib.ExitStack, str] | None] = ContextVar("writing", default=None)
@@ -91,30 +91,24 @@ def write_alone(path: Path) -> None:
     stack, work = writing
     try:
         file = stack.enter_context(_lock_file(path, "output").open("a+"))
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate(0)
-            file.write(json.dumps({"process": os.getpid(), "since": time.time(), "work": work}))
-            file.flush()
-        except BlockingIOError:
-            pass
+        _claim(file, work)
         # The lock is let go of for a moment: who writes its own words then goes first.
         fcntl.flock(file, fcntl.LOCK_SH)
     except OSError:
         # Without a folder for locks the work is done all the same.
         return
-    file.seek(0)
-    known = _known(file.read())
+    known = _known(file)
     if known is not None and known["work"] != work and known["process"] != os.getpid():
         raise VplError(
             f"{path} is being written with other settings by {_who(known)}",
             f"wait for it, then run this again; kill {known['process']} ends it")
 
 
-def _known(content: str) -> dict[str, Any] | None:
+def _known(file: TextIO) -> dict[str, Any] | None:
     """What a lock's holder says of itself; None if it has not said it yet."""
+    file.seek(0)
     try:
-        known = json.loads(content)
+        known = json.loads(file.read())
         return {"process": int(known["process"]), "since": float(known["since"]),
                 "work": str(known.get("work", ""))}
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -127,11 +121,7 @@ def _who(known: Mapping[str, Any]) -> str:
 
 
 def _lock_file(folder: Path, work: str) -> Path:
-    """The lock of a piece of work; beside the workspace, since that may be read-only or shared.
-
-    Raises:
-        OSError: no lock is to be had.
-    """
+    """The lock of a piece of work; beside the workspace, since that may be read-only or shared."""
     if fcntl is None:
         raise OSError("this system has no locks")
     locks = Path(tempfile.gettempdir()) / f"vpltool-{os.getuid()}"
@@ -142,14 +132,12 @@ def _lock_file(folder: Path, work: str) -> Path:
     return locks / f"{name.hexdigest()[:24]}.lock"
 
 
-def _is_running(folder: Path, call: str, content: str, shards: bool) -> VplError:
-    known = _known(content)
-    process = known["process"] if known else 0
+def _is_running(folder: Path, call: str, known: dict[str, Any] | None, shards: bool) -> VplError:
     # Else it has the lock, and has not said so yet.
     who = _who(known) if known else "another process, since just now"
     return VplError(f"{call} is already running in {folder.resolve()}: {who}",
                     "wait for it, and run this again to see that all is done"
-                    + (f"; kill {process} ends it, and what it has written is kept" if process
-                       else "")
+                    + (f"; kill {known['process']} ends it, and what it has written is kept"
+                       if known else "")
                     + ("; with `shard='0/2'` and `shard='1/2'` two processes share it" if shards
                        else ""))

@@ -132,7 +132,7 @@ def _filled(recipe: Recipe) -> Iterator[tuple[str, Described, str]]:
         found = stages[words[0]]
         entries = (settings_with(found, words[1]) if found.stage.subcommands and words[1:]
                    else all_settings(found))
-        places = [entry for entry in entries if entry.about.positional]
+        places = [entry for entry in entries if entry.positional]
         for before, word in zip(words, words[1:], strict=False):
             match = _VALUE.fullmatch(word)
             if match and match[1] in known:
@@ -153,5 +153,5 @@ def _lines(body: Sequence[Line | Block]) -> Iterator[str]:
 
 
 def _entry_of(flag: str, entries: Sequence[Described]) -> Described | None:
-    return next((entry for entry in entries if not entry.about.positional
-                 and flag in (entry.flag, entry.about.short, *entry.about.aliases)), None)
+    return next((entry for entry in entries if not entry.positional
+                 and flag in (entry.flag, entry.short, *entry.aliases)), None)

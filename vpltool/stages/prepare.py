@@ -232,8 +232,8 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> JsonO
     assert settings.of_method is not None
     for entry in described(type(settings.of_method)):
         value = getattr(settings.of_method, entry.name)
-        if (value != entry.default and entry.about.panel != RUNNING
-                and not entry.about.by_hand):
+        if (value != entry.default and entry.panel != RUNNING
+                and not entry.by_hand):
             call[entry.name] = _to_workspace(path, value)
     return call
 
@@ -241,7 +241,7 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> JsonO
 def _remembered(path: Path, method: type[Settings], call: Mapping[str, Any]) -> JsonObject:
     """The settings of a method that an earlier call was made with."""
     return {entry.name: _from_workspace(path, entry.type, call[entry.name])
-            for entry in described(method) if entry.name in call and not entry.about.by_hand}
+            for entry in described(method) if entry.name in call and not entry.by_hand}
 
 
 def _to_workspace(path: Path, value: object) -> object:

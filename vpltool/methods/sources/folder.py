@@ -214,7 +214,7 @@ class Large:
 
 
 def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
-                regions: Sequence[tile_tags.Located], root: Path,
+                regions: Sequence[tile_tags.Region], root: Path,
                 raster: tile_tags.TagRaster | None
                 ) -> tuple[list[Photo], list[Part], list[str]]:
     """Say which photos are cut out of files, and which stay whole; the former; and remarks."""
@@ -247,7 +247,7 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
                     part.photo, tags=tagged.labels, splits=(tagged.split,) if tagged.split
                     else photo.splits)) if tagged else part)
     if regions and not known:
-        raise VplError(f"{regions[0].region.where} and all other tags lie outside of the photos in "
+        raise VplError(f"{regions[0].where} and all other tags lie outside of the photos in "
                        f"{images}", "see that they are of the same place, and in the right "
                        "coordinate reference system")
     found = [*whole, *(part.photo for part in parts)]
