@@ -135,7 +135,7 @@ def _holdings(folder: Path) -> dict[str, JsonObject]:
         with contextlib.suppress(VplError):
             if file.suffix in (".safetensors", ".png") and (header := describe(file).header):
                 found[file.name] = {"kind": header.kind, "made by": header.command}
-            elif file.suffix == ".json" and (kind := read_json(file, "").get("kind")) in KINDS:
+            elif file.suffix == ".json" and (kind := str(read_json(file, "").get("kind"))) in KINDS:
                 command = KINDS[kind].made_by.strip("`").partition("(")[0]
                 found[file.name] = {"kind": kind, "made by": command}
     return dict(sorted(found.items()))
