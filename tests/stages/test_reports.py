@@ -293,6 +293,13 @@ def test_inspect_of_garbage(name: str, tmp_path: Path, run: Run) -> None:
     assert name in result.lines("error:")[0]
 
 
+def test_inspect_leaves_out_json_whose_kind_is_no_word(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "odd.json").write_text('{"kind": ["scores"]}')
+    (tmp_path / "known.json").write_text('{"kind": "scores"}')
+    found = json.loads(run("inspect", tmp_path, "--json").out)
+    assert list(found["holds"]) == ["known.json"]
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize(("reader", "read"), [("head -1", ["kind: features"]), ("true", [])])
 def test_inspect_into_head_is_no_error(reader: str, read: list[str], unbuffered: str, ready: Path

@@ -159,8 +159,7 @@ class _Worker:
         """Load the method."""
         method = load_method(LabelRefiner, task.method)
         settings = make(method.Settings, task.values, ())
-        device = find_device(task.device)
-        return cls(task, method, settings, method.runs_on(settings, device))
+        return cls(task, method, settings, method.runs_on(settings, find_device(task.device)))
 
 
 _worker: list[_Worker] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -134,7 +134,7 @@ def _holdings(folder: Path) -> dict[str, JsonObject]:
         with contextlib.suppress(VplError):
             if file.suffix in (".safetensors", ".png") and (header := describe(file).header):
                 found[file.name] = {"kind": header.kind, "made by": header.command}
-            elif file.suffix == ".json" and (kind := read_json(file, "").get("kind")) in KINDS:
+            elif file.suffix == ".json" and (kind := str(read_json(file, "").get("kind"))) in KINDS:
                 command = KINDS[kind].made_by.strip("`").partition("(")[0]
                 found[file.name] = {"kind": kind, "made by": command}
     return dict(sorted(found.items()))
@@ -204,15 +204,13 @@ def _format_content(entry: Mapping[str, Any]) -> str:
 def _groups(tensors: Mapping[str, str]) -> dict[str, str]:
     """Group tensors by the first parts of their names; as many parts as give few groups."""
     groups: dict[str, list[str]] = {}
-    for depth in range(1, 10):
-        deeper: dict[str, list[str]] = {}
+    for depth in range(9, 0, -1):
+        groups = defaultdict(list)
         for name in tensors:
             parts = name.split(".")
-            deeper.setdefault(".".join(parts[:depth]) + (".*" if len(parts) > depth else ""),
-                              []).append(name)
-        if groups and len(deeper) > MOST_TENSORS:
+            groups[".".join(parts[:depth]) + (".*" if len(parts) > depth else "")].append(name)
+        if len(groups) <= MOST_TENSORS:
             break
-        groups = deeper
     return {group: tensors[names[0]] if names == [group] else _format_group(tensors, names)
             for group, names in groups.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,9 @@ _NUMBERED = ("cams", "masks", "corrections", "decoder", "predictions")
 class _Earlier:
     """The workspace that is there already, its photos, and the settings that it was made with."""
 
-    workspace: Workspace
-    photos: list[Photo]
-    call: Mapping[str, Any]
+    workspace: Workspace | None = None
+    photos: Sequence[Photo] = ()
+    call: Mapping[str, Any] = field(default_factory=dict)
 
 
 def run(path: Path, settings: PrepareSettings) -> list[Path]:
@@ -110,25 +110,25 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
         raise VplError("`hold_out=1` would hold out every photo", "`hold_out=10` holds out one "
                        "in ten, `hold_out=0` none")
     earlier = _read_earlier(path, overwrite=settings.overwrite)
-    kept = None if settings.overwrite else earlier
-    if kept:
-        settings = _completed(path, settings, kept.call)
+    kept, old = _Earlier() if settings.overwrite else earlier, earlier.workspace
+    settings = _completed(path, settings, kept.call) if kept.workspace else settings
     models = choose_models(
         path, settings, [name for name in ("model", "pretrained") if _is_given(settings, name)],
-        earlier.workspace if earlier else None)
+        old)
     named = _named_classes(settings, kept)
     assert settings.of_method is not None
     source: Source = find_method("sources", settings.method).load().read(
         path, settings.of_method, SourceRequest(
             named.names, settings.overwrite, bool(settings.captions)))
-    classes = numbered(_ordered(source, kept))
+    classes = numbered(_ordered(source, kept.workspace))
+    normalise = (old.normalise if old and not _is_given(settings, "normalise")
+                 else settings.normalise)
     workspace = Workspace(
         path, source.name, relative_to(source.root, path), classes,
-        _background(settings, source, classes, kept), models.model, models.pretrained,
-        mask_values=named.values, normalise=earlier.workspace.normalise if earlier
-        and not _is_given(settings, "normalise") else settings.normalise, encoder=models.encoder)
-    if kept:
-        _check_same(kept, workspace, source.photos, settings)
+        _background(settings, source, classes, kept.workspace), models.model, models.pretrained,
+        mask_values=named.values, normalise=normalise, encoder=models.encoder)
+    if kept.workspace:
+        _check_same(kept.workspace, kept.photos, workspace, source.photos, settings)
     photos, doubts = _photos_of(source, settings, kept)
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
@@ -137,10 +137,11 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
                                                  source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
-    if not earlier or ChosenModels.of(earlier.workspace) != models:
+    if not old or ChosenModels.of(old) != models:
         for licence in models.licences():
             console.note(licence)
-    _describe(workspace, photos, words, _formatted(settings) if source.from_tags and kept else "")
+    _describe(workspace, photos, words,
+              _formatted(settings) if source.from_tags and kept.workspace else "")
     paths = [path / "workspace.json", *(output.path for output in outputs),
              *corrected_masks.take_corrections(workspace, corrected)]
     for output in outputs:
@@ -167,31 +168,30 @@ def changes_since(workspace: Workspace) -> list[str]:
     source: Source = chosen.load().read(workspace.path, settings.of_method, SourceRequest(
         _named_classes(settings, kept).names, captioned=bool(settings.captions)))
     photos, _ = _photos_of(source, settings, kept)
-    new = replace(workspace, classes=numbered(_ordered(source, kept)))
+    new = replace(workspace, classes=numbered(_ordered(source, workspace)))
     return [phrase for phrases in describe_change(workspace, kept.photos, new, photos).values()
             for phrase in phrases]
 
 
-def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier | None
+def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier
                ) -> tuple[list[Photo], list[str]]:
     """The photos with captions and splits, and remarks about captions."""
     photos, doubts = (with_captions(source.photos, settings.captions) if settings.captions
                       else (list(source.photos), []))
-    photos = _with_earlier(photos, kept.photos) if kept else photos
-    photos = hold_out(photos, settings.hold_out, kept.photos if kept else ())
-    return halve(photos, settings.halve, kept.photos if kept else ()), doubts
+    photos = hold_out(_with_earlier(photos, kept.photos), settings.hold_out, kept.photos)
+    return halve(photos, settings.halve, kept.photos), doubts
 
 
-def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier | None:
+def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier:
     """Read the workspace that is there, if any; a damaged one may be overwritten."""
     if not (path / "workspace.json").exists():
-        return None
+        return _Earlier()
     try:
         workspace = open_workspace(path)
         photos = [] if overwrite else read_images(path / "images.jsonl")
     except VplError as error:
         if overwrite:
-            return None
+            return _Earlier()
         raise VplError(error.message, "correct it by hand; `overwrite=True` starts over") from error
     return _Earlier(workspace, photos, last_call(path))
 
@@ -218,7 +218,7 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
     return replace(settings, of_method=method, **shared)
 
 
-def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> JsonObject:
+def _call(path: Path, settings: PrepareSettings, kept: _Earlier) -> JsonObject:
     """The settings that a later call may leave out; paths are relative to the workspace."""
     call: JsonObject = {"method": settings.method}
     call |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
@@ -227,7 +227,7 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier | None) -> JsonO
     # workspace.json has the classes; that they are not those of the tags is said here.
     if settings.classes:
         call["classes"] = relative_to(settings.classes, path)
-    elif kept and "classes" in kept.call:
+    elif "classes" in kept.call:
         call["classes"] = kept.call["classes"]
     assert settings.of_method is not None
     for entry in described(type(settings.of_method)):
@@ -256,46 +256,45 @@ def _from_workspace(path: Path, kind: type, value: Any) -> Any:
     return path / value if kind is Path and isinstance(value, str) else value
 
 
-def _named_classes(settings: PrepareSettings, kept: _Earlier | None) -> ClassFile:
+def _named_classes(settings: PrepareSettings, kept: _Earlier) -> ClassFile:
     """Classes of a class file, given now or earlier; no names if there is none."""
     if settings.classes is not None:
         return read_classes(settings.classes)
-    if kept is None:
+    if kept.workspace is None:
         return ClassFile((), {})
     return ClassFile(kept.workspace.classes if "classes" in kept.call else (),
                      dict(kept.workspace.mask_values))
 
 
-def _ordered(source: Source, kept: _Earlier | None) -> tuple[str, ...]:
+def _ordered(source: Source, old: Workspace | None) -> tuple[str, ...]:
     """Class names in index order. Those of tags come after known ones, which keep their index.
 
     Known ones that no photo has any more go, where that changes no number that something uses.
     """
-    if kept is None or not source.from_tags:
+    if old is None or not source.from_tags:
         return source.classes
-    path, used = kept.workspace.path, set(source.classes)
-    known = list(kept.workspace.classes)
+    path, used, known = old.path, set(source.classes), list(old.classes)
     if not any((path / name).is_dir() for name in _NUMBERED):
         known = [name for name in known if name in used]
     while known and known[-1] not in used and not folder_of(path, "corrections").is_dir():
         known.pop()
     classes = (*known, *(name for name in source.classes if name not in known))
     if len(classes) > MOST_CLASSES:
-        raise VplError(f"{kept.workspace.path / 'workspace.json'} would have {len(classes)} "
-                       f"classes; {MOST_CLASSES} at most are possible",
+        raise VplError(f"{path / 'workspace.json'} would have {len(classes)} classes; "
+                       f"{MOST_CLASSES} at most are possible",
                        "`overwrite=True` drops those that no photo has")
     return classes
 
 
 def _background(settings: PrepareSettings, source: Source, classes: Sequence[str],
-                kept: _Earlier | None) -> tuple[str, ...]:
+                old: Workspace | None) -> tuple[str, ...]:
     if settings.background is not None:
         lines = read_lines(settings.background,
                            "`background='FILE'` takes a text file with one word a line")
         return tuple(dict.fromkeys(lines))
     words, new = source.background, set(classes)
-    if kept is not None:
-        words, new = kept.workspace.background, new - set(kept.workspace.classes)
+    if old is not None:
+        words, new = old.background, new - set(old.classes)
     # A class must not compete with itself as a background word.
     return tuple(word for word in words if word not in new)
 
@@ -309,10 +308,10 @@ def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Phot
             if photo.id in known else photo for photo in photos]
 
 
-def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
-                settings: PrepareSettings) -> None:
+def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
+                photos: Sequence[Photo], settings: PrepareSettings) -> None:
     """Check that the workspace is of the same photos and, where it has been used, encoder."""
-    old, changes = kept.workspace, []
+    changes = []
     worked = any((workspace.path / name).is_dir() for name in _MADE)
     if old.root != workspace.root:
         changes.append(f"the photos' folder was {old.root}, now {workspace.root}")
@@ -320,8 +319,8 @@ def _check_same(kept: _Earlier, workspace: Workspace, photos: Sequence[Photo],
         changes += ChosenModels.of(workspace).changes_since(ChosenModels.of(old))
         if old.normalise != workspace.normalise:
             changes.append(f"normalise was {old.normalise}, now {workspace.normalise}")
-    if not changes and {photo.id for photo in kept.photos}.isdisjoint(photo.id for photo in photos):
-        changes.append(f"none of its {len(kept.photos)} photos is left")
+    if not changes and {photo.id for photo in before}.isdisjoint(photo.id for photo in photos):
+        changes.append(f"none of its {len(before)} photos is left")
     if changes:
         raise VplError(f"{workspace.path / 'workspace.json'} was made with other settings: "
                        f"{'; '.join(changes)}",

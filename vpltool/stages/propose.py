@@ -87,15 +87,13 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
         else:
             output.write_tensors(key, to_tensors(made))
 
-    return opened.make(f"propose {name} {settings.split}", folders,
-                       lambda todo: _start(method, settings, request, opened.paths(todo)),
-                       write=write)
+    return opened.make(f"propose {name} {settings.split}", folders, lambda todo: _start(
+        method, settings, request, list(opened.paths(todo).items())), write=write)
 
 
 def _start(method: Proposer, settings: ProposeSettings, request: ProposalRequest,
-           paths: Mapping[str, Path]) -> Iterator[photo_work.Made]:
+           jobs: list[tuple[str, Path]]) -> Iterator[photo_work.Made]:
     """Check and load; the result yields each photo's proposals."""
-    jobs = list(paths.items())
     if not method.PROCESSES:
         request = replace(request, jobs=jobs, device=device.find_device(settings.device))
         return map(_made, method.propose(request, settings.of_method))
@@ -132,6 +130,5 @@ def _begin_worker(task: tuple[str, Mapping[str, Any]]) -> None:
 def _one_photo(job: tuple[str, Path]) -> photo_work.Made:
     """Make the proposals of a photo, in a worker process."""
     method, settings = _worker[0]
-    jobs: Sequence[tuple[str, Path]] = [job]
-    (found,) = method.propose(ProposalRequest(jobs, torch.device("cpu")), settings)
+    (found,) = method.propose(ProposalRequest([job], torch.device("cpu")), settings)
     return _made(found)
