@@ -30,9 +30,11 @@ from vpltool.core.training import (
     labels_at,
 )
 from vpltool.formats import describe, open_workspace, read_tensors
+from vpltool.methods import load_method
+from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel import device
-from vpltool.stages._masks import find_masks
-from vpltool.stages._training_data import TrainingData, crop_batches, frozen_layers
+from vpltool.stages._fitting import TrainDecoderSettings, find_lesson
+from vpltool.stages._training_data import TrainingData, crop_batches
 
 
 def header_of(path: Path) -> Any:
@@ -122,13 +124,12 @@ def test_the_number_of_workers_changes_nothing(source: str, run: Run, layered: P
 def training_data_of(layered: Path, source: str, *, residual: bool, max_side: int = 0
                      ) -> TrainingData:
     workspace = open_workspace(layered / "work")
-    photos = workspace.photos("train")
-    masks = find_masks(workspace, "text-refined", "train", photos)
-    frozen, ids = frozen_layers(
-        workspace, masks.ids, source=source, features=None, split="train",
-        reads=("layers", "patches"), layers="0,1", device="cpu", precision="fp32")
-    assert list(ids) == [photo.id for photo in photos]
-    return TrainingData(workspace, masks, photos, frozen, residual, max_side)
+    lesson = find_lesson(
+        workspace, TrainDecoderSettings(masks="text-refined", prototypes="text", source=source,
+                                        device="cpu"), load_method(SegmenterMethod, "weclip"))
+    assert lesson.photos == list(workspace.photos("train"))
+    assert lesson.frozen.layers == (0, 1)
+    return TrainingData(workspace, lesson.masks, lesson.photos, lesson.frozen, residual, max_side)
 
 
 def slow_window(image: Tensor, labels: Tensor, side: int, unit: int, rng: np.random.Generator

@@ -88,12 +88,8 @@ class AdaptedTower(Tower):
                  grid: tuple[int, int], attention: bool) -> None:
         """Say what the model gives; a subclass does so before it is used.
 
-        Args:
-            name: of the encoder, for messages.
-            levels: in order.
-            prefix: number of tokens before the patches, in its attention.
-            grid: (h, w) of its patches at the size that it was trained at.
-            attention: whether it gives the attention of its blocks.
+        Its attention, if it gives that of its blocks, has `prefix` tokens before the patches. The
+        grid (h, w) is that of its patches at the size that it was trained at.
         """
         self.name = name
         self.levels = tuple(levels)
@@ -115,12 +111,9 @@ class AdaptedTower(Tower):
 
     @abstractmethod
     def run(self, pixels: Tensor, levels: Sequence[int], attention_blocks: int) -> Passed:
-        """Run the model once.
+        """Run the model once, on normalised photos (B, 3, H, W).
 
-        Args:
-            pixels: normalised photos (B, 3, H, W).
-            levels: whose outputs are wanted, ascending.
-            attention_blocks: number of last blocks whose attention is wanted.
+        The outputs of levels are wanted, ascending, and the attention of so many last blocks.
         """
 
     @torch.no_grad()

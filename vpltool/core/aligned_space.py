@@ -18,11 +18,8 @@ from vpltool.core.vit import Head
 class AlignedSpace(nn.Module):
     """The map from CLIP's joint space into an aligned space: linear layers with ReLU between.
 
-    Args:
-        first: weight of the first layer (width, dim).
-        further: weights of the further layers (depth − 1, width, width).
-        bias: of all layers (depth, width).
-        last_relu: whether the last layer has a ReLU, too.
+    Weights are those of the first layer (width, dim) and of the further ones (depth − 1, width,
+    width); the bias is that of all (depth, width). The last layer may have a ReLU, too.
     """
 
     first: Tensor

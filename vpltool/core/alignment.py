@@ -130,17 +130,9 @@ class AlignmentSettings:
 class Aligner(nn.Module):
     """Both stacks, the temperature, and the prototypes of the last K-means.
 
-    Args:
-        dim: of CLIP's joint space.
-        width: d2, of each layer.
-        depth: number of layers of a stack.
-        last_relu: whether the last layer has a ReLU.
-        shared_start: whether both stacks begin with the same weights.
-        tau: temperature at the start.
-        learn_tau: whether it is learned.
-        text: L2-normed rows that are contrasted (rows, dim).
-        class_index: class of each row (rows,), 0 is the background.
-        regions: what the rows are aligned with.
+    The stacks lead from CLIP's joint space of `dim` dimensions through `depth` layers of a width
+    d2; if `shared_start`, both begin with the same weights. The text that is aligned with the
+    regions is L2-normed (rows, dim), with the class of each row (rows,), 0 is the background.
     """
 
     words: Tensor

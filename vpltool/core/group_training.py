@@ -60,8 +60,11 @@ class Objective(nn.Module):
         self.network, self.training_settings, self.group = network, training, group
 
     def forward(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses of a `PairBatch`: their weighted sum; and those of pairs, first stage, second
-        stage and text (4,), 0 where they are left out.
+        """Losses of a `PairBatch`.
+
+        Returns:
+            the weighted sum; the losses of pairs, first stage, second stage and text (4,), those
+            that are left out 0.
         """
         network, settings = self.network, self.training_settings
         seen = network.vision(pixels)

@@ -8,7 +8,6 @@ et al., NeurIPS 2020), so a label that the average finds unlikely is left out of
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,10 +41,10 @@ class JointSettings:
             matrices themselves are trained.
         doubt: a pseudo label to which the average gives less probability is ignored; 0: none is.
         lambda_tags: weight of the tags' loss.
-        lambda_masks: weight of the masks' loss where soft labels are learned.
+        lambda_masks: weight of the masks' loss, beside that of soft labels.
         head_lr: factor on the learning rate of the head.
         layer_decay: each block of the encoder learns at this share of the next one's rate (BEiT,
-            Bao et al., ICLR 2022): what early blocks know from many photos is kept.
+            Bao et al., ICLR 2022).
     """
 
     average: float
@@ -60,9 +59,7 @@ class JointSettings:
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Crops of one step, `crop` patches a side.
-
-    Of several processes each has its own crops only.
+    """Crops of one step, `crop` patches a side; of several processes each has its own only.
 
     Args:
         pixels: normalised (B, 3, crop·patch, crop·patch); padding is 0.
@@ -132,8 +129,7 @@ class Trained(nn.Module):
     def blocks_above(self) -> dict[int, int]:
         """Identity of each parameter of the encoder to the number of blocks after its own.
 
-        An encoder that runs by its own code is cut evenly into its levels, in the order of its
-        parameters.
+        An encoder that runs by its own code is cut evenly into its levels.
         """
         tower = self.tower
         if tower is not None and not isinstance(tower, VisionTower):
@@ -153,28 +149,29 @@ class Trained(nn.Module):
 
     def forward(self, seen: Seen, grid: tuple[int, int]) -> Tensor:
         """Return class logits (B, classes, h', w'), on a grid that the network chooses."""
-        if self.tower is None:
-            layers = _through(self.blocks, seen, self.first, self.layers)
-        elif isinstance(self.tower, VisionTower):
-            whole = [*self.tower.blocks, self.tower.head.block]
-            layers = _through(whole, replace(seen, tokens=self.tower.embed(seen.tokens)), 0,
-                              self.layers)
-        else:
+        if self.tower is not None and not isinstance(self.tower, VisionTower):
             # Towers are frozen for everybody else, and so run without gradients.
             run = inspect.unwrap(type(self.tower).forward)
             layers = run(self.tower, seen.tokens, patches="none", attention=False,
                          layers=self.layers).layers
+        else:
+            blocks: Iterable[nn.Module] = self.blocks
+            if self.tower is not None:
+                blocks = [*self.tower.blocks, self.tower.head.block]
+                seen = replace(seen, tokens=self.tower.embed(seen.tokens))
+            kept = seen.after(blocks, self.first, self.layers).kept
+            layers = torch.stack([kept[index].float() for index in self.layers], dim=1)
         return self.network.logits(self.network.embeddings(layers, None, grid), grid)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the frozen part of an encoder says of crops.
+    """What the blocks of an encoder that have run so far say of crops.
 
     Args:
-        tokens: input of the first block that is trained (B, prefix+n, width); pixels, if the whole
-            encoder is.
-        kept: outputs of frozen blocks that the network reads, without the prefix (B, n, width).
+        tokens: input of the next block (B, prefix+n, width); pixels, if the whole encoder is
+            trained.
+        kept: outputs of blocks that the network reads, without the prefix (B, n, width).
         prefix: number of tokens before the patches.
     """
 
@@ -182,39 +179,26 @@ class Seen:
     kept: dict[int, Tensor]
     prefix: int = 0
 
-
-@torch.no_grad()
-def frozen_part(tower: Tower, pixels: Tensor, first: int, layers: Sequence[int]) -> Seen:
-    """Run the blocks before `first`; with `first` 0 there are none."""
-    prefix = tower.head.prefix if isinstance(tower, VisionTower) else 0
-    if not first:
-        return Seen(pixels, {}, prefix)
-    assert isinstance(tower, VisionTower)
-    tokens, kept = tower.embed(pixels), dict[int, Tensor]()
-    for index, block in enumerate(tower.blocks[:first]):
-        tokens = block(tokens)
-        if index in layers:
-            kept[index] = tokens[:, prefix:]
-    return Seen(tokens, kept, prefix)
-
-
-def _through(blocks: Iterable[nn.Module], seen: Seen, first: int, layers: Sequence[int]) -> Tensor:
-    """Run the rest of the blocks: the layers that are read (B, L, n, width)."""
-    tokens, kept = seen.tokens, dict(seen.kept)
-    for index, block in enumerate(blocks, first):
-        if index > max(layers):
-            break
-        tokens = block(tokens)
-        if index in layers:
-            kept[index] = tokens[:, seen.prefix :]
-    return torch.stack([kept[index].float() for index in layers], dim=1)
+    def after(self, blocks: Iterable[nn.Module], first: int, layers: Sequence[int]) -> Seen:
+        """Run blocks, of which `first` is the number of the first; only as far as layers are read.
+        """
+        tokens, kept = self.tokens, dict(self.kept)
+        for index, block in enumerate(blocks, first):
+            if index > max(layers):
+                break
+            tokens = block(tokens)
+            if index in layers:
+                kept[index] = tokens[:, self.prefix :]
+        return Seen(tokens, kept, self.prefix)
 
 
 class Pair(nn.Module):
-    """What is trained, and its average over the steps; a checkpoint holds both."""
+    """What is trained, and its average over the steps; a checkpoint holds both.
+
+    The encoder and the network that are given are changed in place.
+    """
 
     def __init__(self, tower: Tower, network: SegmenterNetwork, settings: JointSettings) -> None:
-        """Take the encoder and the network apart; both are changed in place by the training."""
         super().__init__()
         self.settings = settings
         self.now = Trained(tower, network, settings)
@@ -229,9 +213,15 @@ class Pair(nn.Module):
         self.now.train(mode)
         return self
 
+    @torch.no_grad()
     def seen(self, pixels: Tensor) -> Seen:
-        """What the frozen part says of crops."""
-        return frozen_part(self.frozen[0], pixels, self.now.first, self.now.layers)
+        """Run the blocks before the first that is trained on pixels (B, 3, H, W)."""
+        (tower,), first = self.frozen, self.now.first
+        prefix = tower.head.prefix if isinstance(tower, VisionTower) else 0
+        if not first:
+            return Seen(pixels, {}, prefix)
+        assert isinstance(tower, VisionTower)
+        return Seen(tower.embed(pixels), {}, prefix).after(tower.blocks[:first], 0, self.now.layers)
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
@@ -296,9 +286,9 @@ def train_jointly(
 def _losses(pair: Pair, batch: PixelBatch, settings: StepSettings, group: Group) -> Losses:
     """Return the weighted losses of the crops of this process."""
     joint, crop = pair.settings, settings.crop
-    grid, lower = (crop, crop), settings.precision != torch.float32
-    with (torch.autocast(batch.pixels.device.type, settings.precision) if lower
-          else contextlib.nullcontext()):
+    grid = (crop, crop)
+    with torch.autocast(batch.pixels.device.type, settings.precision,
+                        enabled=settings.precision != torch.float32):
         seen = pair.seen(batch.pixels)
         logits = _at_labels(pair.now(seen, grid), crop)
         doubting = None
@@ -360,14 +350,9 @@ def tag_terms(logits: Tensor, valid: Tensor, shown: Tensor, possible: Tensor
               ) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of tags with the likeliest pixels of each class.
 
-    A crop may have lost some of its photo's classes. A class that its labels show is present, one
-    that is not tagged is absent, and of the others nothing is known.
-
-    Args:
-        logits: (B, classes, h, w).
-        valid: False where there is padding (B, h, w).
-        shown: (B, classes), the background first.
-        possible: (B, classes).
+    A class that the crop's labels show is present, one that is not tagged is absent, and of the
+    others nothing is known: the crop may have lost them. Logits are (B, classes, h, w), `valid` is
+    False where there is padding (B, h, w); for the others see `PixelBatch`.
 
     Returns:
         the terms (B, classes − 1); and which of them are known.

@@ -106,18 +106,10 @@ def solve_rkc(
 
 def _long(path: _Path, after: Tensor, norm: float, iters: int, stepped: Step, each: float
           ) -> float:
-    """Take a long step, and the plain ones that check it, where the path is smooth.
+    """Take a long step, and the plain ones that check it; the last gradient's norm, 0: not taken.
 
-    Args:
-        path: changed where it is taken, and learns how long the next one may be.
-        after: the rows after a plain step.
-        norm: of the gradient before it.
-        iters: plain steps in all.
-        stepped: takes a plain step.
-        each: how far rows may be off for each plain step that it stands for.
-
-    Returns:
-        the norm of the last gradient; 0 where it was not taken.
+    A plain step, before which the gradient had a norm, led to the rows `after`. For `each` plain
+    step that the long one stands for, rows may be off by as much.
     """
     length = min(path.length, iters - path.step - _CHECKED - 2)
     if path.step < path.calm or length < _LEAST:

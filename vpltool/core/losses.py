@@ -44,13 +44,8 @@ def affinity_loss(fused: Tensor, labels: Tensor, grid: tuple[int, int], *, radiu
 
     A pair is two patches at most `radius` rows and columns apart, a patch with itself included, as
     in WeCLIP's code; alike are those of one label. Both means are over all pairs of the batch, with
-    1 added to the number of pairs.
-
-    Args:
-        fused: see `patch_affinity` (B, h·w, width).
-        labels: of the patches (B, h, w); those of 255 are in no pair.
-        grid: (h, w).
-        radius: largest distance of a pair, along each axis.
+    1 added to the number of pairs. The features are fused, see `patch_affinity` (B, h·w, width);
+    patches with the label (B, h, w) 255 are in no pair; the grid is (h, w).
     """
     affinity = patch_affinity(fused.float())
     flat = labels.flatten(1)

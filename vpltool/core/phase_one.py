@@ -23,22 +23,10 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseOneConfig:
-    """Configuration of phase 1; the settings of `learn-prototypes` hold the defaults.
+    """Configuration of phase 1: the settings of `learn-prototypes` of these names, with their help.
 
-    Args:
-        tau_t: temperature of P'.
-        tau_i: temperature of P.
-        iters: iterations of the solver; 0 returns the start.
-        lr: learning rate of projected gradient descent.
-        tolerance: where it stops, see `solve_pgd`.
-        solver: a name in `SOLVERS`.
-        harden: targets whose largest entry exceeds this become one-hot; 0: never.
-        classes: classes in P': `present` in the photo, or `all`.
-        student: classes in P: `all` or `present`.
-        targets: `text`, or `seeds`: one-hot vectors of the pixels' labels.
-        rounds: number of rounds; from the second on, P' comes from the last W. With the student
-            `present` and no hardening there is only one.
-        balance: give each label of the pixels the same total weight.
+    With 0 iterations the start is the result. With the student `present` and no hardening there is
+    only one round.
     """
 
     tau_t: float
@@ -76,7 +64,7 @@ class Pixels:
 
 def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor,
           config: PhaseOneConfig, callback: Callback | None = None, group: Group = ALONE) -> Tensor:
-    """Learn vision prototypes from pixels, which the processes of the group hold.
+    """Learn vision prototypes W, L2-normed (rows, dim), from the pixels of a group of processes.
 
     Args:
         pixels: of this process.
@@ -87,9 +75,6 @@ def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor,
         config: how it is learned.
         callback: called with the solver's state.
         group: the processes.
-
-    Returns:
-        W, L2-normed (rows, dim).
     """
     rows = start
     if not config.iters:

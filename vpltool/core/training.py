@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vpltool.core import segmenter
 from vpltool.core.distributed import ALONE, Group, Losses, share_losses
@@ -43,14 +43,10 @@ class StepSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(StepSettings):
-    """How a segmenter on a frozen encoder is trained.
+    """How a segmenter on a frozen encoder is trained; the weights are those of `step_losses`.
 
-    Args:
-        optimizer: `sgd` (momentum 0.9, weight decay 1e-4) or `adamw` (weight decay 0.01).
-        balanced: whether background and foreground weigh the same in the cross-entropy.
-        lambda_ce: weight of the cross-entropy.
-        lambda_rsc: weight of the regional semantic contrast.
-        lambda_aff: weight of the affinity loss; 0 for a network without fused features.
+    The optimizer is `sgd` (momentum 0.9, weight decay 1e-4) or `adamw` (weight decay 0.01). If
+    `balanced`, background and foreground weigh the same in the cross-entropy.
     """
 
     optimizer: str
@@ -82,10 +78,8 @@ class CropBatch:
 
     def pin_memory(self) -> CropBatch:
         """The same in pinned memory, from which a GPU copies without waiting."""
-        layers, patches = (None if frozen is None else frozen.pin_memory()
-                           for frozen in (self.layers, self.patches))
-        return CropBatch(layers, patches, self.labels.pin_memory(), self.valid.pin_memory(),
-                         self.tags)
+        return replace(self, **{name: part.pin_memory() for name, part in vars(self).items()
+                                if hasattr(part, "pin_memory")})
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> CropBatch:
         """The same on a device, for `step_losses`: layers in `dtype`, or in float32 as patches are.
@@ -202,13 +196,8 @@ def cut_photo(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tenso
     the whole grid. Elsewhere Pillow rounds at another offset, and may take its two passes in
     another order: in photographs, 1 value in 10,000 differs, by one level, seldom two.
 
-    Args:
-        photo: RGB (H, W, 3), of any size.
-        window: in the grid to which the photo is scaled.
-        patch: side of a patch, in pixels.
-
-    Returns:
-        (3, side·patch, side·patch) uint8, padded with 0.
+    The photo is RGB (H, W, 3), of any size, the patch has a side in pixels. Returns
+    (3, side·patch, side·patch) uint8, padded with 0.
     """
     top, left, rows, columns = window.area
     above, below, first, last = _source(top, rows, window.grid[0], photo.shape[0], patch)

@@ -30,7 +30,7 @@ class Start:
         curve: the loss curve so far: step, and the means of its losses.
         recent: losses of steps that are not yet in the curve.
         tensors: state of the network and the optimizer; empty: as they are made.
-        facts: what else the checkpoint says.
+        facts: all that the checkpoint says.
     """
 
     step: int

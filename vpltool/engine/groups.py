@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,16 +40,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Groups:
-    """A `train-groups` file that was read.
+    """A `train-groups` file that was read: the network is on the CPU, in evaluation mode.
 
-    Args:
-        path: the file.
-        header: its header; `model` is the CLIP whose text tower it was trained with, empty: its
-            own.
-        network: on the CPU, in evaluation mode.
+    The header's `model` is the CLIP whose text tower it was trained with; empty: its own.
     """
 
-    path: Path
     header: Header
     network: networks.GroupNetwork
 
@@ -60,17 +54,14 @@ def read_groups(path: Path) -> Groups:
     header = trained_header(path, "groups")
     network = networks.GroupNetwork(networks.GroupShape.from_config(header.facts["config"]))
     network.load_state_dict(read_tensors(path, "groups")[1])
-    return Groups(path, header, network.eval().requires_grad_(False))
+    return Groups(header, network.eval().requires_grad_(False))
 
 
 def take_weights(network: networks.GroupNetwork, path: Path) -> None:
     """Begin with the weights of a file; what it lacks stays as it is, and is told.
 
-    A projector or a text tower of another shape is left out: the joint space may be another.
-
-    Args:
-        network: changed in place.
-        path: of `train-groups`, or GroupViT's in the names of the package transformers.
+    It is a file of `train-groups`, or GroupViT's in the names of the package transformers. A
+    projector or a text tower of another shape is left out: the joint space may be another.
 
     Raises:
         VplError: it cannot be read, holds none of the network's weights, or of another shape.
@@ -108,7 +99,6 @@ def text_encoder(workspace: Workspace, groups: Groups, device: torch.device
     """
     if groups.network.shape.caption is None:
         return clip_encoder(workspace, device, groups.header.model)[0]
-
     tokenize = caption_tokenizer(groups.network.shape.caption.context)
     network = groups.network.to(device)
 
@@ -124,16 +114,10 @@ def clip_encoder(workspace: Workspace, device: torch.device,
                  ) -> tuple[Callable[[Sequence[str]], Tensor], dict[str, str]]:
     """The text tower of the workspace's CLIP, and the identity of that CLIP.
 
-    Args:
-        workspace: names the CLIP.
-        device: of the tower.
-        model: identity that it must have; None: any.
-
     Raises:
-        VplError: it cannot be had, or is another one.
+        VplError: it cannot be had, or is another one than `model`, if one is given.
     """
     check_words(workspace, "`text='own'`")
-
     clip = load.load_clip(workspace.model, workspace.pretrained, device, base=workspace.path)
     if model and not is_same_model(clip.identity, model):
         raise VplError(f"the groups were trained with the text of another CLIP than "
@@ -147,43 +131,35 @@ def caption_tokenizer(context: int) -> Callable[[Sequence[str]], Tensor]:
     return lambda texts: tokenizer(list(texts))
 
 
-_BLOCK = (
-    (r"layer_norm1", "ln_1"), (r"layer_norm2", "ln_2"), (r"mlp\.fc1", "fc"), (r"mlp\.fc2", "proj"),
-    (r"self_attn\.out_proj", "out"), (r"self_attn\.([qkv])_proj", r"qkv.\1"))
-
-_STAGES = {"0": "first.", "1": "second.", "2": ""}
-
-_STAGE = (
-    (r"group_token", "tokens"), (r"group_projector\.0", "carry.norm"),
-    (r"group_projector\.1\.fc1", "carry.fc"), (r"group_projector\.1\.fc2", "carry.proj"))
-
-_DOWN = (
-    (r"norm_tokens", "mixer.norm"), (r"mlp_inter\.fc1", "mixer.fc"),
-    (r"mlp_inter\.fc2", "mixer.proj"), (r"norm_post_tokens", "norm_groups"),
-    (r"norm_x", "norm_patches"), (r"pre_assign_attn\.attn\.q_proj", "look.query"),
-    (r"pre_assign_attn\.attn\.k_proj", "look.key"),
-    (r"pre_assign_attn\.attn\.v_proj", "look.value"),
-    (r"pre_assign_attn\.attn\.out_proj", "look.out"), (r"pre_assign_attn\.norm2", "look.mlp.0"),
-    (r"pre_assign_attn\.mlp\.fc1", "look.mlp.1"), (r"pre_assign_attn\.mlp\.fc2", "look.mlp.3"),
-    (r"pre_assign_attn\.norm_post", "look.norm"), (r"assign\.q_proj", "query"),
-    (r"assign\.k_proj", "key"), (r"assign\.v_proj", "value"), (r"assign\.proj", "out"),
-    (r"norm_new_x", "mlp.0"), (r"mlp_channels\.fc1", "mlp.1"), (r"mlp_channels\.fc2", "mlp.3"))
-
-_WHOLE = (
-    (r"logit_scale", "log_scale"), (r"visual_projection\.", "project_vision."),
-    (r"text_projection\.", "project_text."), (r"vision_model\.layernorm", "vision.norm"),
-    (r"vision_model\.embeddings\.patch_embeddings\.projection", "vision.conv"),
-    (r"vision_model\.embeddings\.layernorm", "vision.norm_patches"),
-    (r"vision_model\.embeddings\.position_embeddings", "vision.positions"),
-    (r"text_model\.embeddings\.token_embedding", "text.words"),
-    (r"text_model\.embeddings\.position_embedding\.weight", "text.positions"),
-    (r"text_model\.final_layer_norm", "text.norm"))
-"""Beginnings of names and ours. The order of a table does not matter: a name is either whole or
-ends in a dot, before `weight`, `bias` or a statistic."""
-
-_LAYER = re.compile(r"(?:vision_model\.encoder\.stages\.(\d)|text_model\.encoder)"
-                    r"\.layers\.(\d+)\.(.+)")
-_OF_STAGE = re.compile(r"vision_model\.encoder\.stages\.(\d)\.(downsample\.)?(.+)")
+_NAMES = (
+    ("vision_model.encoder.stages.0.", "vision.first."),
+    ("vision_model.encoder.stages.1.", "vision.second."),
+    ("vision_model.encoder.stages.2.", "vision."), ("vision_model.layernorm", "vision.norm"),
+    ("vision_model.embeddings.patch_embeddings.projection", "vision.conv"),
+    ("vision_model.embeddings.layernorm", "vision.norm_patches"),
+    ("vision_model.embeddings.position_embeddings", "vision.positions"),
+    ("text_model.encoder.", "text."), ("text_model.final_layer_norm", "text.norm"),
+    ("text_model.embeddings.token_embedding", "text.words"),
+    ("text_model.embeddings.position_embedding.weight", "text.positions"),
+    ("visual_projection.", "project_vision."), ("text_projection.", "project_text."),
+    ("logit_scale", "log_scale"),
+    (".group_token", ".tokens"), (".group_projector.0", ".carry.norm"),
+    (".group_projector.1.fc1", ".carry.fc"), (".group_projector.1.fc2", ".carry.proj"),
+    (".downsample.", ".grouping."), (".norm_tokens", ".mixer.norm"),
+    (".mlp_inter.fc1", ".mixer.fc"), (".mlp_inter.fc2", ".mixer.proj"),
+    (".norm_post_tokens", ".norm_groups"), (".norm_x", ".norm_patches"),
+    (".pre_assign_attn.attn.", ".look."), (".look.q_proj", ".look.query"),
+    (".look.k_proj", ".look.key"), (".look.v_proj", ".look.value"), (".look.out_proj", ".look.out"),
+    (".pre_assign_attn.norm2", ".look.mlp.0"), (".pre_assign_attn.mlp.fc1", ".look.mlp.1"),
+    (".pre_assign_attn.mlp.fc2", ".look.mlp.3"), (".pre_assign_attn.norm_post", ".look.norm"),
+    (".assign.q_proj", ".query"), (".assign.k_proj", ".key"), (".assign.v_proj", ".value"),
+    (".assign.proj", ".out"), (".norm_new_x", ".mlp.0"), (".mlp_channels.fc1", ".mlp.1"),
+    (".mlp_channels.fc2", ".mlp.3"),
+    (".layers.", ".blocks."), (".layer_norm1", ".ln_1"), (".layer_norm2", ".ln_2"),
+    (".mlp.fc1", ".fc"), (".mlp.fc2", ".proj"), (".self_attn.out_proj", ".out"),
+    (".self_attn.q_proj", ".qkv.q"), (".self_attn.k_proj", ".qkv.k"),
+    (".self_attn.v_proj", ".qkv.v"))
+"""Parts of GroupViT's names in the package transformers, and ours; replaced in this order."""
 
 
 def is_groupvit(names: Mapping[str, Tensor]) -> bool:
@@ -198,38 +174,17 @@ def from_groupvit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     named: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        ours = _our_name(name)
-        if ours:
-            named[ours] = tensor
+        for theirs, ours in _NAMES:
+            name = name.replace(theirs, ours)
+        if "_model." not in name:
+            named[name] = tensor
     if "vision.positions" in named:
         named["vision.positions"] = named["vision.positions"].squeeze(0)
-    joined = sorted({re.sub(r"\.qkv\.[qkv]\.", ".qkv.", name) for name in named
-                     if ".qkv." in name})
-    for name in joined:
-        start, _, kind = name.rpartition(".")
-        named[name] = torch.cat([named.pop(f"{start}.{part}.{kind}") for part in "qkv"])
+    for name in [name for name in named if ".qkv.q." in name]:
+        start, end = name.split(".qkv.q.")
+        named[f"{start}.qkv.{end}"] = torch.cat([named.pop(f"{start}.qkv.{part}.{end}")
+                                                 for part in "qkv"])
     return named
-
-
-def _our_name(name: str) -> str:
-    """Our name of one of transformers'; empty if we have none."""
-    if layer := _LAYER.fullmatch(name):
-        stage, number, rest = layer.groups()
-        prefix = "text." if stage is None else f"vision.{_STAGES[stage]}"
-        return _translated(rest, _BLOCK, f"{prefix}blocks.{number}.")
-    if part := _OF_STAGE.fullmatch(name):
-        stage, down, rest = part.groups()
-        prefix = f"vision.{_STAGES[stage]}"
-        return _translated(rest, _DOWN, f"{prefix}grouping.") if down else _translated(
-            rest, _STAGE, prefix)
-    return _translated(name, _WHOLE, "")
-
-
-def _translated(name: str, table: tuple[tuple[str, str], ...], prefix: str) -> str:
-    for pattern, ours in table:
-        if found := re.match(pattern + r"(?=\.|$|(?<=\.))", name):
-            return prefix + found.expand(ours) + name[found.end() :]
-    return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,9 +208,8 @@ class GroupSettings(RunsSegmenter):
                           metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 448")
     stride: int = setting(0, "Stride between windows, in pixels; 0: half a window.", low=0,
                           metavar="PIXELS", panel=_PANEL, record="changed", source="GroupViT: 224")
-    maps: bool = setting(
-        True, "Also store maps of the classes, as cam does, and of the groups, for show.",
-        off="--no-maps", panel=_PANEL, record="never")
+    maps: bool = setting(True, "Also store maps of the classes, as cam does, and of the groups, "
+                               "for show.", off="--no-maps", panel=_PANEL, record="never")
 
 
 @dataclass(frozen=True)
@@ -299,13 +253,8 @@ def view_of(network: networks.GroupNetwork, settings: GroupSettings
 class GroupSegmenter:
     """Trained groups with the words that name them: a `RunningSegmenter`.
 
-    Args:
-        network: in evaluation mode, on the device.
-        texts: vectors of the words (C, dim).
-        view: the windows.
-        seen: how photos become its input.
-        device: where the work is done.
-        maps: whether maps of the groups are wanted, too.
+    The network is in evaluation mode, on the device; texts are the words' vectors (C, dim), the
+    view is the windows; `seen` says how photos become its input. Maps of groups may be wanted, too.
     """
 
     network: networks.GroupNetwork
@@ -318,13 +267,7 @@ class GroupSegmenter:
     @classmethod
     def of(cls, workspace: Workspace, path: Path, settings: GroupSettings, device: torch.device
            ) -> GroupSegmenter:
-        """Read groups, and encode the words.
-
-        Args:
-            workspace: its CLIP, and the classes that the groups are named by.
-            path: of the groups.
-            settings: how photos are seen.
-            device: where the work is done.
+        """Read groups, and encode the names of the workspace's classes.
 
         Raises:
             VplError: the groups or their text tower cannot be had, or a size does not fit.

@@ -13,14 +13,7 @@ from vpltool.engine import models
 from vpltool.engine.headers import check_same_model, make_header
 from vpltool.engine.photos import photos_identity, with_photo_files
 from vpltool.errors import VplError
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    JsonObject,
-    Workspace,
-    read_tensors,
-    write_tensors,
-)
+from vpltool.formats import Header, InputFolder, JsonObject, Workspace, read_tensors, write_tensors
 from vpltool.formats.kinds import place, results_of
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import Tensor
@@ -31,14 +24,10 @@ OF_TAGS = "tags"
 
 
 def class_rows(workspace: Workspace, settings: Settings, name: str = "prototypes") -> str:
-    """NAME or path of the prototypes that a setting names, in place of its default those of tags.
+    """NAME or path of the prototypes that the setting `name` of a stage names.
 
-    Where an encoder takes the CLIP's place, its patches have no text to be compared with.
-
-    Args:
-        workspace: the workspace.
-        settings: of a stage.
-        name: of the setting.
+    Where an encoder takes the CLIP's place, its patches have no text to be compared with: the
+    default are prototypes of tags then.
     """
     choice: str = getattr(settings, name)
     default = next(entry.default for entry in described(type(settings)) if entry.name == name)
@@ -48,11 +37,9 @@ def class_rows(workspace: Workspace, settings: Settings, name: str = "prototypes
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Prototypes that were read.
+    """Prototypes that were read from a file.
 
     Args:
-        path: their file.
-        header: its header.
         rows: L2-normed vectors (rows, dim).
         class_index: class of each row (rows,), 0 is the background.
         of_rows: what else the file says of each row, see `formats.kinds`.
@@ -73,12 +60,9 @@ class Prototypes:
 
 
 def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False) -> Prototypes:
-    """Read prototypes by NAME (`text`, `vision`) or path.
+    """Read prototypes by NAME (`text`, `vision`) or path; they must be of the workspace's classes.
 
-    Args:
-        workspace: whose classes they must be of.
-        choice: NAME or path.
-        aligned: whether the caller maps patches into the rows' own space, if they have one.
+    `aligned` says that the caller maps patches into the rows' own space, if they have one.
 
     Raises:
         VplError: they are not there, are of other classes, or lie in another space than CLIP's; the
@@ -92,7 +76,7 @@ def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False)
     owners = tensors["class_index"].tolist()
     named = dict(zip(owners, header.facts.get("rows", []), strict=False))
     named.pop(0, None)
-    wanted = {index + 1: name for index, name in enumerate(workspace.classes)}
+    wanted = dict(enumerate(workspace.classes, 1))
     if named != wanted:
         old, new = set(named.values()), set(wanted.values())
         reasons = [f"class `{name}` is new" for name in sorted(new - old)]
@@ -154,7 +138,6 @@ def space_of(prototypes: Prototypes) -> aligned_space.AlignedSpace | None:
     """The map from CLIP's joint space to that of the rows; None if they lie in the joint space."""
     if not prototypes.of_space:
         return None
-
     return aligned_space.AlignedSpace.from_tensors(prototypes.of_space,
                                                    _facts(prototypes)["last_relu"])
 
@@ -163,21 +146,15 @@ def head_in_space(head: vit.Head, space: aligned_space.AlignedSpace | None) -> v
     """Put the map into a space after CLIP's head; without a space, it is the head itself."""
     if space is None:
         return head
-
     return aligned_space.AlignedHead.of(head, space).eval().requires_grad_(False)
 
 
-def split_header(workspace: Workspace, command: str, settings: Settings,
-                      features: InputFolder, **inputs: InputFolder | Prototypes | str) -> Header:
-    """Make the header of prototypes that are made from a whole split.
+def split_header(workspace: Workspace, command: str, settings: Settings, features: InputFolder,
+                 **inputs: InputFolder | Prototypes | str) -> Header:
+    """Make the header of prototypes that a stage makes from the features of a whole split.
 
-    Args:
-        workspace: gives the photos.
-        command: the stage.
-        settings: of the stage; they record the split and the limit.
-        features: of the photos.
-        inputs: role to what else is read: CAMs, prototypes, or an identity. The names of CAMs and
-            of prototypes become options.
+    `inputs` says what else is read, by role: CAMs and prototypes, whose names become options, or an
+    identity.
     """
     folders = [features, *(found for found in inputs.values() if isinstance(found, InputFolder))]
     header = make_header(
@@ -210,14 +187,10 @@ def patch_source(features: InputFolder) -> str:
     return str(features.header.options.get("patches", "block"))
 
 
-def check_fits(features: InputFolder, prototypes: Prototypes, *, head: bool = False
-               ) -> None:
+def check_fits(features: InputFolder, prototypes: Prototypes, *, head: bool = False) -> None:
     """Check that features and prototypes come from one CLIP, and can be taken to one space.
 
-    Args:
-        features: the features.
-        prototypes: the prototypes.
-        head: whether patches come from CLIP's head, which gives those of `block`.
+    `head` says that patches come from CLIP's head, which gives those of `block`.
 
     Raises:
         VplError: they do not, or cannot.

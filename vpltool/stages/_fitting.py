@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vpltool import options
+from vpltool import console, options
 from vpltool.core import segmenter, training
-from vpltool.engine import headers, photos, segmenters
+from vpltool.engine import headers, models, photos, segmenters
+from vpltool.engine.features import open_features, parse_layers, parse_numbers
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError
-from vpltool.formats import Header, JsonObject, Photo, Workspace
+from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.header import join_supervision
 from vpltool.formats.kinds import place
 from vpltool.lazy import torch
 from vpltool.methods import KINDS
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
+from vpltool.parallel.device import find_device, find_precision
 from vpltool.settings import setting
 from vpltool.stages import _masks
-from vpltool.stages._training_data import Frozen, frozen_layers
+from vpltool.stages._training_data import Frozen
 
 DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
 
@@ -40,8 +42,7 @@ class TrainDecoderSettings(options.WholeSplit):
     source: str = setting(
         "auto", "Train on photos, features or auto; photos: random scale, mirror, crop, encoded at "
                 "each step; features: mirror and crop of stored layers, much faster; auto: "
-                "features if they contain layers.",
-        choices=("auto", "features", "photos"))
+                "features if they contain layers.", choices=("auto", "features", "photos"))
     iters: int = setting(30000, "Training steps; 0, for a residual decoder: the dense CAM over all "
                                 "classes, no tags needed.", low=0,
                          source="VPL, implementation details")
@@ -62,12 +63,10 @@ class TrainDecoderSettings(options.WholeSplit):
     balanced: bool = setting(
         False, "Weight background and foreground equally in the cross-entropy (WeCLIP), or each "
                "pixel (the paper).", off="--plain", source="VPL, eq. 14")
-    max_side: int = setting(
-        1024, "Scale longer photos down to this before cropping; 0: never. As in predict.", low=0,
-        metavar="PIXELS", record="changed")
-    corrected_times: int = setting(
-        1, "How many times each photo with a corrected mask is used per epoch.", low=1,
-        metavar="N", record="changed")
+    max_side: int = setting(1024, "Scale longer photos down to this before cropping; 0: never. As "
+                                  "in predict.", low=0, metavar="PIXELS", record="changed")
+    corrected_times: int = setting(1, "How many times each photo with a corrected mask is used per "
+                                      "epoch.", low=1, metavar="N", record="changed")
     start: str = setting("", "Start from the weights of this decoder, trained on other masks.",
                          metavar="NAME-OR-PATH", record="never")
     name: str = setting("", "Name of the decoder; default: the name of the masks.", record="never",
@@ -93,15 +92,7 @@ def training_of(settings: TrainDecoderSettings, precision: torch.dtype
 class Lesson:
     """What a segmenter learns from, and the file that is to come.
 
-    Args:
-        workspace: where photos are found, their tags and the names of the classes.
-        settings: of `train-decoder`.
-        method: of segmenters.
-        photos: those that have masks and layers, in order.
-        masks: their labels.
-        prototypes: the pixel classifier.
-        frozen: what the network reads.
-        target: the file.
+    The photos are those that have masks and layers, in order.
     """
 
     workspace: Workspace
@@ -129,11 +120,8 @@ class Lesson:
         """Build the network that is trained, always the same one for a seed.
 
         Raises:
-            VplError: the method refuses its settings, or cannot rebuild its networks.
+            VplError: the method refuses its settings.
         """
-        if not hasattr(self.method, "rebuild"):
-            raise VplError(f"{self.method.__file__}: a method of segmenters needs `rebuild`",
-                           "rebuild(config) gives an empty network, for `predict`")
         torch.manual_seed(self.settings.seed)
         return self.method.build(
             SegmenterParts(self.frozen.layers, self.frozen.input_width, self.prototypes.rows,
@@ -157,14 +145,7 @@ class Lesson:
 
     def header(self, start: segmenters.SegmenterFile | None, options: Mapping[str, object],
                unread: Collection[str], facts: JsonObject) -> Header:
-        """Make the header of the result.
-
-        Args:
-            start: the decoder that the training begins with.
-            options: see `make_header`.
-            unread: settings that have no effect.
-            facts: how the network is rebuilt.
-        """
+        """Make the header of the result: further options, those that are not read, and facts."""
         workspace, masks, ids = self.workspace, self.masks, self.ids
         inputs: JsonObject = {
             **_masks.identities_of(masks, ids), "prototypes": self.prototypes.path,
@@ -196,11 +177,79 @@ def find_lesson(workspace: Workspace, settings: TrainDecoderSettings, method: Se
     listed = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = _masks.find_masks(workspace, settings.masks, settings.split, list(listed.values()))
     prototypes = read_prototypes(workspace, class_rows(workspace, settings))
-    frozen, ids = frozen_layers(
-        workspace, masks.ids, source=settings.source, features=settings.features,
-        split=settings.split, reads=method.READS, layers=getattr(settings.of_method, "layers", ""),
-        device=settings.device,
-        precision="fp32" if method.TRAINS_ENCODER else settings.precision)
+    frozen, ids = _frozen_layers(workspace, settings, method, masks.ids)
     return Lesson(workspace, settings, method, [listed[key] for key in ids], masks, prototypes,
                   frozen, settings.out or place(workspace.path, "decoder",
                                                 settings.name or masks.name))
+
+
+def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod,
+                   ids: Sequence[str]) -> tuple[Frozen, Sequence[str]]:
+    """Choose where the layers come from that a method reads, and which of the photos have them."""
+    split, reads = settings.split, method.READS
+    layers = getattr(settings.of_method, "layers", "")
+    folder = settings.features or place(workspace.path, "features", split)
+    if settings.source != "photos" and (folder / "artifact.json").exists():
+        found = open_features(workspace, settings.features, split)
+        if set(reads) <= set(found.header.options["keep"]):
+            photos.check_current(workspace, ids, found)
+            return _stored_layers(found, ids, split, layers if "layers" in reads else None)
+    if settings.source == "features":
+        raise VplError(f"{folder} holds no {' and '.join(sorted(reads))}",
+                       f"{_extract(split)}, or `source='photos'`")
+
+    device = find_device(settings.device)
+    precision = find_precision("fp32" if method.TRAINS_ENCODER else settings.precision, device,
+                               console.warn)
+    encoder = models.load_main(workspace, device)
+    encoder.vision.to(precision)
+    wanted = tuple(parse_layers(layers, encoder.vision.depth)) if "layers" in reads else ()
+    return Frozen(workspace.main_encoder, wanted, encoder.vision.width if wanted else 0,
+                  encoder.identity, encoder=encoder), ids
+
+
+def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers: str | None
+                   ) -> tuple[Frozen, Sequence[str]]:
+    """Take layers from features; `layers` None: none are read."""
+    ids = features.available(ids)
+    name, model = str(features.path), features.header.model
+    if layers is None:
+        return Frozen(name, (), 0, model, features), ids
+    stored = tuple(features.header.options["layers"])
+    wanted = _wanted_layers(features, layers, split) if layers else stored
+    if not set(wanted) <= set(stored):
+        raise VplError(f"{features.path} holds the layers {_formatted(stored)}, not "
+                       f"{_formatted(wanted)}",
+                       f"{_extract(split, layers)}, or `source='photos'`")
+    _, shape = features.describe(ids[0]).shapes.get("layers", ("", ()))
+    if len(shape) != 3:
+        raise VplError(f"{features.path_of(ids[0])} is damaged: its layers are not "
+                       "(layers, patches, width)", _extract(split, layers))
+    return Frozen(name, wanted, shape[2], model, features), ids
+
+
+def _wanted_layers(features: InputFolder, layers: str, split: str) -> tuple[int, ...]:
+    """Resolve a list of blocks, or `spread`, for features that `extract` has stored."""
+    if layers != "spread":
+        return tuple(parse_numbers(layers))
+    stored = features.header.options["layers"]
+    # How many blocks the model has is not stored. By default `extract` keeps all but the last.
+    made_with = features.header.call.get("layers", "")
+    if made_with == "spread":
+        return tuple(stored)
+    if not made_with:
+        return tuple(parse_layers("spread", len(stored) + 1))
+    raise VplError(
+        f"`layers='spread'`: {features.path} holds the layers {_formatted(stored)} and does not "
+        "say how many blocks the model has", f"`layers={_formatted(stored)!r}` takes these; or "
+        f"{_extract(split, layers)}, or `source='photos'`")
+
+
+def _formatted(layers: Sequence[int]) -> str:
+    return ",".join(map(str, layers))
+
+
+def _extract(split: str, layers: str = "") -> str:
+    chosen = f", layers={layers!r}" if layers else ""
+    return (f"`extract(split={split!r}, keep='tokens,patches,attention,layers'{chosen}, "
+            "overwrite=True)`")

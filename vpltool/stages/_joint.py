@@ -36,13 +36,10 @@ _COLOURS = 0.3
 
 @dataclass(frozen=True)
 class Taught:
-    """A photo that is learned from.
+    """A photo that is learned from, of the workspace or a named one.
 
-    Args:
-        photo: of the workspace, or a named one.
-        soft: holds a teacher's probabilities of it; None: there is no teacher.
-        masked: whether it has a mask.
-        tagged: whether its tags are known, and veto what it may show.
+    A folder holds its teacher's probabilities, if there is one. It may have a mask. Its tags, if
+    they are known, veto what it may show.
     """
 
     photo: Photo
@@ -55,15 +52,8 @@ class Taught:
 class PixelData:
     """What a network is trained on together with its encoder.
 
-    Args:
-        workspace: where photos are found, and their tags.
-        photos: those that are learned from.
-        masks: of those that have one.
-        encoder: normalises photos, and says how large a patch is.
-        max_side: longer photos are scaled down to this before they are scaled and cut; 0: never.
-        scales: smallest and largest factor on a photo's size; chance chooses among them.
-        rank: number of this process.
-        ranks: number of processes that share the crops of a step.
+    Longer photos than `max_side` are scaled down to it, 0: never; then by a factor between the
+    `scales`. Several processes, `ranks`, share the crops of a step.
     """
 
     workspace: Workspace
@@ -80,17 +70,9 @@ def train_both(
     data: PixelData, network: segmenter.SegmenterNetwork, chosen: joint.JointSettings,
     settings: Any, header: Header, target: Path, start: checkpoints.Start, names: Sequence[str],
 ) -> None:
-    """Take the steps that are left, and write the averaged network with its encoder.
+    """Train a network with the encoder of `data`, both changed in place, and write their averages.
 
-    Args:
-        data: what is learned from; its encoder is changed.
-        network: on the CPU, as it begins.
-        chosen: what is trained and how.
-        settings: of `train-decoder` or `train-student`.
-        header: of the file that is to come; its facts say how the network is rebuilt.
-        target: that file.
-        start: where the training begins.
-        names: of the losses.
+    The settings are those of `train-decoder` or `train-student`; names are those of the losses.
 
     Raises:
         VplError: a loss is not finite, or a photo cannot be read any more.
@@ -131,12 +113,7 @@ def train_both(
 
 
 def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """Warn where there are few photos, or classes without any.
-
-    Args:
-        photos: class indices of each photo's tags; the first class is 1.
-        classes: names of the classes.
-    """
+    """Warn where there are few photos, or classes without any; of each photo its class indices."""
     if len(photos) < FEW:
         console.warn(f"{len(photos)} photos are few for a network that is trained with its "
                      "encoder: compare it by `eval` with what taught it")

@@ -37,17 +37,9 @@ UNREAD = "photos that cannot be read"
 class Plan:
     """How the steps of a process take pairs, and how photos are cut.
 
-    Args:
-        side: of a cut photo, in pixels.
-        least: least share of a photo's area; 1: only its proportions change.
-        mirror: whether every second one is mirrored.
-        share: pairs a step, of this process.
-        iterations: number of steps.
-        seed: where chance begins.
-        rank: number of this process.
-        ranks: number of processes.
-        workers: threads that read ahead; 0: none.
-        pinned: whether photos come in memory from which a GPU copies without waiting.
+    A cut photo has a side in pixels and the `least` share of the photo's area; 1: only proportions
+    change. `share` is the number of pairs a step, of this process; `workers` that of the threads
+    which read ahead, 0: none. Pinned memory is that from which a GPU copies without waiting.
     """
 
     side: int
@@ -132,11 +124,7 @@ class WorkspacePairs:
         return threads.in_threads(make, range(start, plan.iterations), plan.workers)
 
     def _read(self, plan: Plan, position: int) -> tuple[Tensor, str]:
-        """Read and cut the pair at a position of the stream; if its photo is broken, the next one.
-
-        Raises:
-            VplError: none of ten in a row can be read.
-        """
+        """Read and cut the pair at a position of the stream; of a broken photo, the next one."""
         rng = np.random.default_rng((plan.seed, 3, position))
         count = len(self.photos)
         for further in range(10):
@@ -194,13 +182,10 @@ def cut_photo(photo: npt.NDArray[np.uint8], plan: Plan, rng: np.random.Generator
 
 @dataclass
 class TarPairs:
-    """The pairs of tars; what is left out is counted on the way.
+    """The pairs of tars, see `find_tars`, of which a window is shuffled together.
 
-    Args:
-        tars: their addresses, see `find_tars`.
-        window: pairs that are shuffled together.
-        cursor: place after the pairs that the last step took.
-        flaws: what was left out, in one epoch.
+    The cursor is the place after the pairs that the last step took; flaws are what was left out in
+    one epoch.
     """
 
     tars: Sequence[str]
@@ -276,14 +261,8 @@ def stream_pairs(
     The order depends on the arguments alone: a generator that begins at a cursor yields what
     would have followed there. Memory holds `window` pairs, however many there are.
 
-    Args:
-        tars: see `find_tars`.
-        seed: where chance begins.
-        part: number of this process, among `parts`. Tars are shared out; if there are fewer than
-            parts, their pairs.
-        parts: number of processes.
-        window: pairs that are shuffled together.
-        start: where to begin.
+    Of the tars, see `find_tars`, each process takes its part of all parts; if there are fewer than
+    parts, of their pairs. A window of pairs is shuffled together.
 
     Yields:
         a pair or a flaw, and the cursor after it.

@@ -24,9 +24,6 @@ from vpltool.parallel import memory
 from vpltool.parallel.ranks import Ranks
 from vpltool.settings import NoEffect, setting
 
-TEXT_SPACES = ("text", "text shifted")
-"""Where prototypes that come from words may lie."""
-
 
 def phi(*no_effect: NoEffect, brief: bool = True) -> float:
     """The CAM value at which seeds begin."""
@@ -71,8 +68,7 @@ class PixelSettings(options.WholeSplit, shared=True):
     phi_background: float = phi_background(_REGIONS)
     pixels: str = setting(
         "seeds", "What prototypes are made of; seeds: the seed pixels; regions: a CAM-weighted "
-                 "mean per class and photo.",
-        choices=("seeds", "regions"))
+                 "mean per class and photo.", choices=("seeds", "regions"))
     max_pixels: int = max_pixels()
     seed: int = options.seed()
 
@@ -101,7 +97,7 @@ def read_text(workspace: Workspace, choice: str, features: InputFolder, *, align
     """
     found = prototypes.read_prototypes(workspace, choice, aligned=aligned)
     space = found.header.facts.get("space", "text")
-    if space not in TEXT_SPACES:
+    if space not in ("text", "text shifted"):
         raise VplError(f"{found.path} holds {space} prototypes, and text prototypes are needed",
                        "`text='text'`, which `text_prototypes()` makes")
     prototypes.check_fits(features, found)
@@ -133,7 +129,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         features: where the pixels are.
         maps: CAMs that label them; None: all pixels, without labels.
         settings: which pixels.
-        ranks: processes that share the photos, and where this one's pixels go.
+        ranks: processes that share the photos; on this one's device its pixels go.
         space: what maps them into the space of the prototypes; None: they are in it.
         unlabelled: whether pixels that are no seeds are read, too.
 
@@ -283,14 +279,9 @@ def facts_of(workspace: Workspace, pool: Pixels, text: tuple[Tensor, Tensor], ro
              index: Tensor, ranks: Ranks, start: str = "text") -> JsonObject:
     """Facts for the header of vision prototypes: whose rows they are, and the modality gap.
 
-    Args:
-        workspace: gives the class names.
-        pool: what the gap is measured against.
-        text: the rows that they are made from (rows', dim) and their classes (rows',).
-        rows: vision prototypes (rows, dim).
-        index: their classes (rows,).
-        ranks: processes that hold the pixels.
-        start: what `text` is called: `text`, or `tags`.
+    The gap is measured to the pool, which the processes hold: of the rows (rows, dim) and their
+    classes (rows,), and of `text`, the rows' that they are made from, (rows', dim) and (rows',);
+    `start` is what those are called.
     """
     found: Mapping[str, Gap] = dict(zip((start, "vision"), gaps(pool, *text, rows, index, ranks),
                                         strict=True))

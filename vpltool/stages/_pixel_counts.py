@@ -42,19 +42,11 @@ class Tally:
 
 def count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo],
                  tolerance: float = 0.0) -> Tally:
-    """Count how the pixels of all photos are labelled, beside their true masks.
+    """Count how CAMs, masks or predictions label the pixels of photos, beside their true masks.
 
-    Under torchrun each process counts its shard of the photos; the sums are whole numbers, so they
-    do not depend on how many there are.
-
-    Args:
-        workspace: its true masks and classes.
-        source: CAMs, masks or predictions.
-        photos: they have true masks; those that `source` lacks are left out.
-        tolerance: of boundaries, as a share of the diagonal; 0: they are not scored.
-
-    Returns:
-        the counts, whole in every process.
+    Photos that the source lacks are left out. Boundaries are scored with a tolerance, a share of
+    the diagonal; 0: they are not. Under torchrun each process counts its shard of the photos, and
+    has the sums of all: whole numbers, so they do not depend on how many there are.
 
     Raises:
         VplError: a file or a true mask is missing, damaged or of another size, or holds a label
@@ -129,7 +121,6 @@ def _size_of(workspace: Workspace, photo: Photo) -> tuple[int, int]:
 def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...], labels: int
                ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Value and class of the strongest map at each pixel, both (H, W)."""
-
     tensors = source.read_tensors(photo_id)
     check_values(source.kind, tensors, str(source.path_of(photo_id)), again(source.header), labels)
     if not len(tensors["classes"]):

@@ -26,11 +26,11 @@ class Steps:
     """A training that is under way: what checkpoints hold, and how often they are written.
 
     Args:
-        header: of the checkpoints, and of the file that is to come.
-        target: that file.
+        header: of the checkpoints.
+        target: the file that is to come.
         count: number of steps in all.
-        network: what is trained; its state dict goes into checkpoints.
-        optimizer: of its parameters.
+        network: its state dict goes into checkpoints.
+        optimizer: of the network's parameters.
         names: of the losses. What a step says beyond these is logged as it is, not averaged.
         every: steps between two checkpoints.
         facts: gives what else a checkpoint says; all processes call it after the same step.
@@ -49,14 +49,10 @@ class Steps:
 def take_steps(work: Steps, records: Iterable[training.StepRecord], start: checkpoints.Start,
                ranks: Ranks, finish: Callable[[], tuple[Header, Mapping[str, Tensor]]]
                ) -> list[list[float]]:
-    """Take the steps that are left, write checkpoints, and write what was trained.
+    """Take the steps that are left, one for each record, and write checkpoints and the result.
 
-    Args:
-        work: the training; the state of its network and optimizer is loaded from the checkpoint.
-        records: takes a step each time that one is asked for.
-        start: where it begins.
-        ranks: the processes that train together; the first writes.
-        finish: called after the last step: header, without the curve, and tensors of the file.
+    The state of network and optimizer is loaded from the checkpoint. The first of the processes
+    writes. `finish` gives header, without the curve, and tensors of the result.
 
     Returns:
         the loss curve: step, and the means of the losses since the last one.

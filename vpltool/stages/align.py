@@ -36,19 +36,15 @@ class AlignSettings(options.WholeSplit):
                          source="vpltool; SSR does not say")
     depth: int = setting(2, "Layers of each stack: Linear, BatchNorm, ReLU.", low=1,
                          source="vpltool; SSR does not say")
-    last_relu: bool = setting(
-        False, "Also put a ReLU after the last layer; then no cosine is below 0.",
-        source="vpltool; SSR does not say")
-    init: str = setting(
-        "shared", "Initial weights; shared: the same for both stacks, which keeps what CLIP has "
-                  "aligned; or independent.", choices=("shared", "independent"),
-        source="vpltool; SSR does not say")
+    last_relu: bool = setting(False, "Also put a ReLU after the last layer; then no cosine is "
+                                     "below 0.", source="vpltool; SSR does not say")
+    init: str = setting("shared", "Initial weights; shared: the same for both stacks, which keeps "
+                                  "what CLIP has aligned; or independent.",
+                        choices=("shared", "independent"), source="vpltool; SSR does not say")
     iters: int = setting(600, "Training steps.", low=1,
                          source="vpltool; SSR: 30000, with its decoder")
     batch_size: int = setting(128, "Regions per step; a region is a class of a photo, or its "
-                                   "background.",
-                              low=2,
-                              source="SSR: 128 photos")
+                                   "background.", low=2, source="SSR: 128 photos")
     patches: int = setting(16, "Patches per region in a step; drawn with the CAM as probability.",
                            low=1, source="vpltool")
     refresh: int = setting(
@@ -97,9 +93,6 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
 
     Next: vpltool cam --prototypes aligned --method dense
 
-    Returns:
-        the file of aligned prototypes.
-
     Raises:
         VplError: an input is missing or does not fit the others, or there are too few tags.
     """
@@ -125,11 +118,7 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
 
 def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, settings: AlignSettings
             ) -> alignment.Regions:
-    """Read patches, and which regions they are in.
-
-    Raises:
-        VplError: no photo has a tag, fewer than two classes have a region, or a photo is missing.
-    """
+    """Read patches, and which regions they are in."""
     ids = list(photos.photos_with(workspace, settings.split, settings.limit, features, maps).ids)
     _check_tags(workspace, settings, ids)
     ids, share = _phase_one.pixels_per_photo(ids, settings.max_pixels)
@@ -162,11 +151,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
 
 
 def _check_tags(workspace: Workspace, settings: AlignSettings, ids: list[str]) -> None:
-    """Check that the photos are tagged with two classes at least.
-
-    Raises:
-        VplError: they are not.
-    """
+    """Check that the photos are tagged with two classes at least."""
     wanted = {*ids}
     tagged = {name for photo in workspace.photos(settings.split) if photo.id in wanted
               for name in photo.tags}
@@ -177,11 +162,7 @@ def _check_tags(workspace: Workspace, settings: AlignSettings, ids: list[str]) -
 
 
 def _check_regions(workspace: Workspace, shown: set[int], maps: InputFolder, phi: float) -> None:
-    """Warn of classes without a region.
-
-    Raises:
-        VplError: fewer than two have one.
-    """
+    """Warn of classes without a region."""
     if len(shown) < 2:
         raise VplError(f"no CAMs in {maps.path} reach `phi={phi}` for two classes; alignment "
                        "needs two", f"lower it: `phi={round(phi / 2, 3)}`")
@@ -194,17 +175,7 @@ def _align(
     chosen: AlignSettings, regions: alignment.Regions, text: Prototypes, patches: str,
     header: Header, target: Path, start: checkpoints.Start,
 ) -> list[list[float]]:
-    """Train both networks, and write the prototypes and the map of patches; the loss curve.
-
-    Args:
-        chosen: how.
-        regions: what the text is aligned with.
-        text: prototypes in CLIP's joint space.
-        patches: kind of the patches, see `patch_source`.
-        header: of the result.
-        target: its file.
-        start: where the training begins.
-    """
+    """Train both networks, and write prototypes and the map of patches; returns the loss curve."""
     training = alignment.AlignmentSettings(
         iterations=chosen.iters, batch_size=chosen.batch_size, patches=chosen.patches,
         refresh=chosen.refresh, lr=chosen.lr, weight_decay=chosen.weight_decay,

@@ -45,9 +45,6 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
 
     Next: vpltool predict --decoder segmenter --abstain 0.7
 
-    Returns:
-        the file.
-
     Raises:
         VplError: there are no probabilities, or they are of an earlier segmenter; or no photo is
             tagged.

@@ -91,15 +91,9 @@ def run(workspace: Workspace, settings: GapSettings) -> reports.Report:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Regions of all photos, and the gap of each set of prototypes to them.
+    """Regions of so many photos, and the gap of each set of prototypes to them, by name.
 
-    Args:
-        source: features of the photos.
-        maps: CAMs that mark the regions.
-        photos: number of photos.
-        features: of the regions (R, dim).
-        owner: class of each region (R,).
-        gaps: name to prototypes and their gap.
+    Regions come from the source's features and the CAMs: (R, dim), with the class of each (R,).
     """
 
     source: InputFolder
@@ -111,11 +105,7 @@ class _Measured:
 
 
 def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
-    """Gather the regions of all photos, and measure the gap of each set of prototypes to them.
-
-    Raises:
-        VplError: an input is missing or of another model, or there is no region.
-    """
+    """Gather the regions of all photos, and measure the gap of each set of prototypes to them."""
     source = open_features(workspace, settings.features, settings.split)
     sets = _read_sets(workspace, settings.prototypes, source)
     maps = find_cams(workspace, settings.cams, settings.split, SEEDING)
@@ -129,12 +119,7 @@ def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
 
 def _read_sets(workspace: Workspace, choices: Sequence[str], features: InputFolder
                ) -> dict[str, Prototypes]:
-    """Read prototypes of one space by NAME or path; none: text, and vision if it is there.
-
-    Raises:
-        VplError: one is not there, of other classes, another CLIP or another space, or two have one
-            name.
-    """
+    """Read prototypes of one space by NAME or path; none: text, and vision if it is there."""
     if not choices:
         vision = find_prototypes(workspace.path, "vision")
         choices = ["text", "vision"] if vision.exists() else ["text"]

@@ -32,12 +32,10 @@ class LearnPrototypesSettings(_phase_one.PixelSettings):
         0.01, "Temperature of the text distribution P'.", low=1e-4,
         source="VPL, implementation details", no_effect=[
             NOT_LEARNED, NoEffect({"targets": ("seeds",)}, "the text gives no targets")])
-    tau_i: float = setting(
-        0.03, "Temperature of the vision distribution P.", low=1e-4,
-        source="VPL, implementation details, table 5", no_effect=[NOT_LEARNED])
-    iters: int = setting(
-        3000, "Iterations of the solver; 0: return the start, as seed-prototypes makes it.",
-        low=0, source="VPL, implementation details, table 7")
+    tau_i: float = setting(0.03, "Temperature of the vision distribution P.", low=1e-4,
+                           source="VPL, implementation details, table 5", no_effect=[NOT_LEARNED])
+    iters: int = setting(3000, "Iterations of the solver; 0: return the start, as seed-prototypes "
+                               "makes it.", low=0, source="VPL, implementation details, table 7")
     lr: float = setting(
         10.0, "Learning rate of pgd; halved when the gradient grows (InMaP).", low=0,
         source="VPL, implementation details", no_effect=[
@@ -47,15 +45,13 @@ class LearnPrototypesSettings(_phase_one.PixelSettings):
                "all remaining iterations, at the pace of the last 50. 0: run them all.", low=0,
         brief=False, record="changed", source="vpltool", no_effect=[
             NOT_LEARNED, NoEffect({"solver": ("lbfgs",)}, "it stops at a gradient of zero")])
-    solver: str = setting(
-        "pgd", "pgd, as in the paper; rkc, several times as fast: the same prototypes in long "
-               "steps; or lbfgs: a lower objective in fewer passes.",
-        choices=("pgd", "rkc", "lbfgs"),
-        source="VPL, implementation details", no_effect=[NOT_LEARNED])
+    solver: str = setting("pgd", "pgd, as in the paper; rkc, several times as fast: the same "
+                                 "prototypes in long steps; or lbfgs: a lower objective in fewer "
+                                 "passes.", choices=("pgd", "rkc", "lbfgs"),
+                          source="VPL, implementation details", no_effect=[NOT_LEARNED])
     pixels: str = setting(
         "all", "all patches, seeds or regions; seeds: those of the CAMs; regions: a CAM-weighted "
-               "mean per class.",
-        choices=("all", "seeds", "regions"), source="VPL, eq. 7")
+               "mean per class.", choices=("all", "seeds", "regions"), source="VPL, eq. 7")
     start: str = setting(
         "text", "Initial prototypes W; text, seeds from seed-prototypes, or a file.",
         metavar="NAME-OR-PATH", record="never", source="InMaP, official code: W begins as Z")
@@ -72,10 +68,9 @@ class LearnPrototypesSettings(_phase_one.PixelSettings):
                    "paper is written.", choices=("present", "all"), brief=False,
         source="vpltool's reading of VPL, eq. 5", no_effect=[
             NOT_LEARNED, NoEffect({"targets": ("seeds",)}, "a target is a seed's own class")])
-    student: str = setting(
-        "all", "Classes in P: all, so that classes which a photo does not show are pushed away; "
-               "or present.", choices=("all", "present"), brief=False, source="VPL, eq. 3",
-        no_effect=[NOT_LEARNED])
+    student: str = setting("all", "Classes in P: all, so that classes which a photo does not show "
+                                  "are pushed away; or present.", choices=("all", "present"),
+                           brief=False, source="VPL, eq. 3", no_effect=[NOT_LEARNED])
     harden: float = setting(
         0.0, "Targets whose largest entry exceeds this become one-hot (InMaP's alpha); 0: never.",
         low=0, high=1, brief=False, source="VPL, eq. 5: the targets stay soft", no_effect=[
@@ -117,9 +112,6 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     Example: vpltool learn-prototypes --tau-i 0.03 --iters 3000
 
     Next: vpltool cam --prototypes vision
-
-    Returns:
-        the file of vision prototypes.
 
     Raises:
         VplError: an input is missing or does not fit the others, or the settings exclude each
@@ -168,11 +160,7 @@ def _check_reading(settings: LearnPrototypesSettings) -> None:
 
 def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, features: InputFolder,
                 text: prototypes.Prototypes) -> prototypes.Prototypes:
-    """Read the prototypes that W begins as: those of `text`, or others.
-
-    Raises:
-        VplError: they are not there, of another CLIP, or the targets do not fit their rows.
-    """
+    """Read the prototypes that W begins as: those of `text`, or others."""
     if settings.start == "text":
         return text
     start = prototypes.read_prototypes(workspace, settings.start, aligned=True)

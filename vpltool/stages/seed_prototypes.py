@@ -50,9 +50,6 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
 
     Next: vpltool cam --prototypes seeds, or vpltool learn-prototypes --start seeds --pixels seeds
 
-    Returns:
-        the file of prototypes.
-
     Raises:
         VplError: an input is missing or does not fit the others, or there are no seeds.
     """
@@ -77,11 +74,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
 
 
 def _check_divides(settings: SeedPrototypesSettings, method: Estimator) -> None:
-    """Check that several processes can divide the work of a method: that it is sums.
-
-    Raises:
-        VplError: there are several, and it is not.
-    """
+    """Check that several processes can divide the work of a method: that it is sums."""
     count = rank_of_process()[1]
     if count > 1 and not method.divides(settings.of_method):
         raise VplError(f"`method={settings.method!r}` with these settings reads all pixels at "

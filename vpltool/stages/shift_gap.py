@@ -27,20 +27,18 @@ _ALL_PIXELS = NoEffect({"centroid": ("pixels",)}, "no CAM is read")
 class ShiftGapSettings(options.Replaces):
     """Settings of `shift-gap`."""
 
-    share: float = setting(
-        1.0, "Share of the gap to move by; 1: all of it, so that the centroids coincide; 0: none; "
-             "below 0: the other way.", flag="--lambda", aliases=["--shift"],
-        source="Liang et al., section 5")
+    share: float = setting(1.0, "Share of the gap to move by; 1: all of it, so that the centroids "
+                                "coincide; 0: none; below 0: the other way.", flag="--lambda",
+                           aliases=["--shift"], source="Liang et al., section 5")
     centroid: str = setting(
         "pixels", "What the centroids are of; pixels: all patches against all rows of the text; "
                   "regions: those of the CAMs against their classes' rows, as gap measures it.",
         choices=("pixels", "regions"), source="VPL gives none")
     cams: str = setting("", "With regions: the CAMs; default: text-refined, else text.",
                         metavar="NAME-OR-PATH", record="never", no_effect=[_ALL_PIXELS])
-    phi: float = setting(
-        0.4, "With regions: their threshold; a patch belongs to a class where its CAM is the "
-             "strongest and reaches this.",
-        low=0, high=1, source="VPL, table 6", no_effect=[_ALL_PIXELS])
+    phi: float = setting(0.4, "With regions: their threshold; a patch belongs to a class where its "
+                              "CAM is the strongest and reaches this.", low=0, high=1,
+                         source="VPL, table 6", no_effect=[_ALL_PIXELS])
     text: str = _phase_one.text()
     features: Path | None = options.features()
     split: str = options.split("train")
@@ -61,9 +59,6 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     Example: vpltool shift-gap --lambda 1
 
     Next: vpltool cam --prototypes shifted
-
-    Returns:
-        the file of moved prototypes.
 
     Raises:
         VplError: an input is missing or does not fit the others, or there is no region.
@@ -101,11 +96,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
 
 def _centroid(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
               text: prototypes.Prototypes, settings: ShiftGapSettings) -> tuple[Tensor, Tensor]:
-    """Give the centroid of the features (dim,), and which rows of the text count (rows,) bool.
-
-    Raises:
-        VplError: there is no region.
-    """
+    """Give the centroid of the features (dim,), and which rows of the text count (rows,) bool."""
     ids = photos_with(workspace, settings.split, settings.limit, features,
                       *([maps] if maps else [])).ids
     space = prototypes.space_of(text)

@@ -44,9 +44,6 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
 
     Next: vpltool cam --prototypes tags --method salient
 
-    Returns:
-        the file of prototypes.
-
     Raises:
         VplError: there are no features, or no photo has a tag.
     """

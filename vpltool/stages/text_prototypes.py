@@ -26,13 +26,11 @@ from vpltool.stage import Stage
 class TextPrototypesSettings(options.Replaces):
     """Settings of `text-prototypes`."""
 
-    prompts: str = setting(
-        "origami", "Prompt templates; single, origami as CLIP-ES, seven as InMaP, ensemble of 80, "
-                   "or a file of templates.", metavar="NAME-OR-FILE",
-        source="CLIP-ES, official code")
-    synonyms: bool = setting(
-        True, "Use CLIP-ES's class words for VOC and COCO; else the bare names.",
-        source="CLIP-ES, official code")
+    prompts: str = setting("origami", "Prompt templates; single, origami as CLIP-ES, seven as "
+                                      "InMaP, ensemble of 80, or a file of templates.",
+                           metavar="NAME-OR-FILE", source="CLIP-ES, official code")
+    synonyms: bool = setting(True, "Use CLIP-ES's class words for VOC and COCO; else the bare "
+                                   "names.", source="CLIP-ES, official code")
     words: Path | None = setting(
         None, "Your own class words, one line each: CLASS: WORDS.", metavar="FILE")
     attributes: Path | None = setting(
@@ -57,9 +55,6 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     Example: vpltool text-prototypes --prompts ensemble
 
     Next: vpltool extract
-
-    Returns:
-        the file of prototypes.
 
     Raises:
         VplError: no such prompts, a file that does not fit the classes, or no such CLIP.
@@ -140,10 +135,8 @@ def vocabulary_identity(workspace: Workspace, words: Mapping[str, str]) -> str:
 def class_words(workspace: Workspace, *, synonyms: bool, file: Path | None) -> Mapping[str, str]:
     """Class name to the words that go into the prompts, in class order.
 
-    Args:
-        workspace: gives the classes; its name selects CLIP-ES's words for VOC and COCO.
-        synonyms: whether those are used.
-        file: lines `CLASS: WORDS` that go before them, or None.
+    Synonyms are CLIP-ES's words for VOC and COCO, by the workspace's name. Lines `CLASS: WORDS` of
+    a file go before them.
 
     Raises:
         VplError: a line of the file is something else, or names no class.

@@ -53,9 +53,6 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
 
     Next: vpltool predict --split val
 
-    Returns:
-        the file of the decoder.
-
     Raises:
         VplError: an input is missing, a mask does not fit, or a setting is refused.
     """
@@ -135,11 +132,7 @@ def _precision_of_steps(lesson: Lesson) -> torch.dtype:
 
 
 def _check_network(lesson: Lesson, network: segmenter.SegmenterNetwork) -> None:
-    """Check that settings, features and prototypes suit the network.
-
-    Raises:
-        VplError: one does not.
-    """
+    """Check that settings, features and prototypes suit the network."""
     settings, frozen, prototypes = lesson.settings, lesson.frozen, lesson.prototypes
     residual = hasattr(settings.of_method, "residual")
     if not lesson.method.stepless:
@@ -176,11 +169,7 @@ def _check_steps(settings: TrainDecoderSettings, network: segmenter.SegmenterNet
 
 def _take_weights(lesson: Lesson, network: segmenter.SegmenterNetwork,
                   start: segmenters.SegmenterFile) -> None:
-    """Begin with the weights of another decoder; prototypes stay the network's own.
-
-    Raises:
-        VplError: the other decoder is of another method or shape.
-    """
+    """Begin with the weights of another decoder; prototypes stay the network's own."""
     path, other = start.path, start.network()
     if start.method != lesson.settings.method:
         raise VplError(f"{path} is of the method {start.method}", f"`method={start.method!r}`")
@@ -199,11 +188,7 @@ def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def _is_done(lesson: Lesson, header: Header) -> bool:
-    """Tell whether the decoder is there already.
-
-    Raises:
-        VplError: another one is there; if masks have changed since, it says how many.
-    """
+    """Tell whether the decoder is there already."""
     target, ids = lesson.target, lesson.ids
     try:
         return headers.check_file(target, header, lesson.settings)
@@ -216,11 +201,7 @@ def _is_done(lesson: Lesson, header: Header) -> bool:
 
 def _fit(method: SegmenterMethod, network: segmenter.SegmenterNetwork, data: TrainingData,
          settings: TrainDecoderSettings, ranks: Ranks) -> None:
-    """Compute the parameters of a network from whole photos; each process reads its share of them.
-
-    Raises:
-        VplError: a photo cannot be read any more, or the masks label nothing.
-    """
+    """Compute the parameters of a network; each process reads its share of the photos, whole."""
     own = replace(data, photos=[photo for photo in data.photos if ranks.shard.holds(photo.id)])
     with console.progress("train-decoder", len(own.photos)) as advance:
         def counted() -> Generator[LabelledPhoto, None, None]:
@@ -284,11 +265,7 @@ def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segm
 
 
 def _check_blocks(encoder: encoders.Encoder, blocks: int, rank: int) -> None:
-    """Check that the blocks that are to be trained are there, and can be told apart.
-
-    Raises:
-        VplError: they are not.
-    """
+    """Check that the blocks that are to be trained are there, and can be told apart."""
     depth = encoders.with_head(encoder, f"`blocks={blocks}`").depth
     if blocks > depth:
         raise VplError(f"`blocks={blocks}`: the encoder has {depth}",
@@ -299,11 +276,7 @@ def _check_blocks(encoder: encoders.Encoder, blocks: int, rank: int) -> None:
 
 
 def _take_head(network: segmenter.SegmenterNetwork, start: segmenters.SegmenterFile) -> None:
-    """Begin with the map of another decoder.
-
-    Raises:
-        VplError: it is no affine map of the same layers.
-    """
+    """Begin with the map of another decoder."""
     other = start.network()
     own, found = ({name: tensor for name, tensor in part.state_dict().items()
                    if name.startswith("classifier.")} for part in (network, other))

@@ -65,8 +65,7 @@ class TrainGroupsSettings(options.Replaces):
     npr_hidden: int = setting(4096, "Width of the hidden layer after the prototypes.", low=2,
                               brief=False, source="PGSeg, official code", no_effect=[_NO_PHOTOS])
     drop_path: float = setting(0.1, "Drop-path rate of the last block; lower for earlier blocks.",
-                               low=0, high=0.9, brief=False,
-                               source="PGSeg, official code")
+                               low=0, high=0.9, brief=False, source="PGSeg, official code")
     text_width: int = setting(256, "Width of a token of text.", low=2, brief=False,
                               source="GroupViT", no_effect=[_NO_TOWER])
     text_depth: int = setting(12, "Blocks of the text tower.", low=1, brief=False,
@@ -145,9 +144,6 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
 
     Next: vpltool show
 
-    Returns:
-        the file of the groups.
-
     Raises:
         VplError: there are no captions, a size does not fit, or a setting is refused.
     """
@@ -204,11 +200,7 @@ def _text_tower(workspace: Workspace, settings: TrainGroupsSettings, device: tor
 
 
 def _numbers(settings: TrainGroupsSettings, name: str, count: int) -> tuple[int, ...]:
-    """Read a list of whole numbers.
-
-    Raises:
-        VplError: it is none, or of another length.
-    """
+    """Read a list of whole numbers."""
     text = getattr(settings, name)
     try:
         numbers = tuple(int(part) for part in text.split(","))

@@ -72,9 +72,8 @@ class StudentSettings(options.Replaces):
     power: float = setting(0.9, "The learning rate decays as (1 - t)^POWER.", low=0)
     average: float = setting(0.999, "Decay of the average of the weights, which is what is kept.",
                              low=0, high=1, source="Mean teacher, Tarvainen and Valpola 2017")
-    max_side: int = setting(
-        352, "Longer photos are scaled down to this, in training and use: less is faster; 0: "
-             "never.", low=0, metavar="PIXELS")
+    max_side: int = setting(352, "Longer photos are scaled down to this, in training and use: less "
+                                 "is faster; 0: never.", low=0, metavar="PIXELS")
     name: str = setting("student", "Name of the student.", record="never", inside=True)
     checkpoint_every: int = options.checkpoint_every(200)
     seed: int = options.seed()
@@ -98,9 +97,6 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     Example: vpltool train-student --teacher segmenter --encoder timm:mobilenetv3_small_100
 
     Next: vpltool predict --decoder student --split val
-
-    Returns:
-        the file of the student.
 
     Raises:
         VplError: an input is missing or is of other classes, or a setting is refused.
@@ -145,12 +141,7 @@ def named_student(name: str) -> str:
 class _Lesson:
     """What a student learns from: probabilities of its teacher, and masks that sharpen them.
 
-    Args:
-        teacher: the segmenter.
-        soft: its probabilities, of the split.
-        also: its probabilities of the named photos.
-        masks: None: there are none.
-        photos: those that are learned from.
+    Those of another folder's photos are in `also`.
     """
 
     teacher: segmenters.SegmenterFile
