@@ -89,11 +89,9 @@ def _straightened(ring: Ring) -> Ring:
 
 def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]
          ) -> npt.NDArray[np.bool_]:
-    """Fill polygons of pixel centres, as Ultralytics does: whole pixels, the line included.
+    """Fill polygons of pixel centres (N, 2), as Ultralytics does: whole pixels, with the line.
 
-    Args:
-        polygons: points (N, 2) each, (x, y) in pixels; what is after the decimal point is cut off.
-        size: (height, width).
+    Points are (x, y) in pixels; what is after the decimal point is cut off. Size is (H, W).
     """
     filled = np.zeros(size, np.uint8)
     for polygon in polygons:
@@ -112,12 +110,9 @@ def remove_small_regions(labels: npt.NDArray[np.uint8], least: int, *, merge: bo
                          ) -> npt.NDArray[np.uint8]:
     """Return labels (H, W) without connected regions of fewer than `least` pixels.
 
-    Args:
-        labels: with 0 for the background; 255 is kept as it is, and no region takes it.
-        least: pixels that a region must have.
-        merge: whether a small region, of the background too, takes the label that most pixels
-            around it have, the lowest of several; the smallest region first. Otherwise small
-            regions of classes become background.
+    The background is 0; 255 is kept as it is, and no region takes it. With `merge`, a small region,
+    of the background too, takes the label that most pixels around it have, the lowest of several;
+    the smallest region first. Otherwise small regions of classes become background.
     """
     small: list[tuple[int, int, npt.NDArray[np.bool_], tuple[slice, slice]]] = []
     for label in np.unique(labels):

@@ -19,13 +19,7 @@ from vpltool.lazy import Tensor, torch
 
 @dataclass(frozen=True)
 class Span:
-    """A window along one axis, in patches: its first patch, and the part of the axis that it gives.
-
-    Args:
-        start: its first patch.
-        first: the first patch that is taken from it.
-        end: after the last one.
-    """
+    """A window along one axis, in patches: where it starts, and the part `first:end` it gives."""
 
     start: int
     first: int
@@ -35,10 +29,8 @@ class Span:
 def spans(length: int, window: int, overlap: float) -> list[Span]:
     """Cover an axis with as few windows as overlap so much at least, evenly spread.
 
-    Args:
-        length: of the axis, in patches.
-        window: side of a window, in patches.
-        overlap: share of a window that it has in common with the next one.
+    Length and window are in patches; the overlap is the share of a window that it has in common
+    with the next one.
     """
     starts = window_starts(length, window, max(1, window - round(window * overlap)), even=True)
     # Two neighbours meet in the middle of what they share.
@@ -48,13 +40,10 @@ def spans(length: int, window: int, overlap: float) -> list[Span]:
 
 
 def window_starts(length: int, window: int, step: int, *, even: bool = False) -> list[int]:
-    """Where windows begin along an axis: the last one ends with it; one at least.
+    """Return where windows begin along an axis: the last one ends with it; one at least.
 
-    Args:
-        length: of the axis.
-        window: side of a window.
-        step: from one to the next, at most.
-        even: whether all steps are alike, up to one; otherwise the last is shorter.
+    A step is the most from one to the next. If `even`, all steps are alike, up to one; otherwise
+    the last is shorter.
     """
     left = max(length - window, 0)
     count = -(-left // step)
@@ -66,18 +55,10 @@ def encode_windows(
     vision: tower.Tower, pixels: Tensor, window: int, overlap: float, *, at_once: int,
     patches: str, layers: Sequence[int], calibration: tower.Calibration | None, store: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Encode one photo window by window.
+    """Encode one normalised photo (1, 3, H, W) window by window, so many `at_once`.
 
-    Args:
-        vision: the tower.
-        pixels: a normalised photo (1, 3, H, W), H and W multiples of the patch size.
-        window: side of a window in patches; a side that is shorter is seen whole.
-        overlap: see `spans`.
-        at_once: windows that are encoded together.
-        patches: see `Tower.forward`.
-        layers: see there.
-        calibration: see there.
-        store: number format of the result.
+    H and W are multiples of the patch size; a side that is shorter than a window is seen whole. See
+    `spans` and `Tower.forward`; `store` is the number format of the result.
 
     Returns:
         `patches` (1, h·w, dim) unless they are `none`, and `layers` (1, L, h·w, width) if there are
@@ -87,8 +68,9 @@ def encode_windows(
     grid = (pixels.shape[2] // unit, pixels.shape[3] // unit)
     sides = [min(window, length) for length in grid]
     found: dict[str, Tensor] = {}
-    for part in _parts(list(product(*(spans(length, window, overlap) for length in grid))),
-                       at_once):
+    windows = list(product(*(spans(length, window, overlap) for length in grid)))
+    for number in range(0, len(windows), at_once):
+        part = windows[number : number + at_once]
         crops = torch.cat([
             pixels[:, :, down.start * unit : (down.start + sides[0]) * unit,
                    across.start * unit : (across.start + sides[1]) * unit]
@@ -109,21 +91,15 @@ def encode_windows(
     return {name: values.flatten(-3, -2) for name, values in found.items()}
 
 
-Corner = tuple[int, int]
-"""The first row and column of a tile, in patches."""
-
-See = Callable[[Sequence[Corner]], Iterable[Tensor]]
-"""Gives what is seen in each of some tiles."""
-
-
 def rim_weights(side: int) -> Tensor:
-    """Weights (side,) in (0, 1] that fall from the middle of a tile to its rim, in a line."""
+    """Return weights (side,) in (0, 1] that fall in a line from a tile's middle to its rim."""
     places = torch.arange(side) + 0.5
     return torch.minimum(places, side - places) * 2 / side
 
 
 def blend(
-    grid: tuple[int, int], tile: int, overlap: float, see: See, *, fineness: int, first: int = 0,
+    grid: tuple[int, int], tile: int, overlap: float,
+    see: Callable[[Sequence[tuple[int, int]]], Iterable[Tensor]], *, fineness: int, first: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
     """See a photo in tiles, and yield what they say together, row of tiles by row of tiles.
 
@@ -133,8 +109,8 @@ def blend(
         grid: (h, w) of the photo, in patches.
         tile: side of a tile in patches; a side of the photo that is shorter is seen whole.
         overlap: see `spans`.
-        see: given the corners of a row of tiles, gives the field of each in turn (C, fineness·th,
-            fineness·tw), with tiles of (th, tw) patches.
+        see: given the first row and column of each of a row of tiles, in patches, gives the field
+            of each in turn (C, fineness·th, fineness·tw), with tiles of (th, tw) patches.
         fineness: values a patch, along each side.
         first: the first row of tiles whose rows are wanted; what precedes is seen only as far as
             it overlaps them, so that their values are those of a whole run.
@@ -166,8 +142,3 @@ def blend(
             yield top, total[:, :done] / count[:done]
         total, count = (torch.cat([part[..., done:, :], torch.zeros_like(part[..., :done, :])], -2)
                         for part in (total, count))
-
-
-def _parts(windows: Sequence[tuple[Span, ...]], most: int) -> Iterator[Sequence[tuple[Span, ...]]]:
-    for first in range(0, len(windows), most):
-        yield windows[first : first + most]
