@@ -39,9 +39,9 @@ from vpltool.core.crf import (
     mean_field,
     shrink_photo,
 )
+from vpltool.core.grids import spans
 from vpltool.core.metrics import confusion, scores
 from vpltool.core.photos import PhotoSettings, read_photo
-from vpltool.core.tiles import spans
 from vpltool.engine.scored import Read, Stored, refined_in_tiles
 from vpltool.engine.segmenters import open_segmenter
 from vpltool.engine.tiles import TiledSegmenter, Tiles

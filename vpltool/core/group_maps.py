@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpltool.core.grids import window_starts
 from vpltool.core.groups import GroupNetwork
 from vpltool.core.npr import MAX_SCALE
 from vpltool.core.segment import FINENESS
-from vpltool.core.tiles import window_starts
 
 
 @dataclass(frozen=True)

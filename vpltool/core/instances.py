@@ -28,7 +28,7 @@ def label_map(
     instances: Sequence[Mapping[str, Any]], labels: Mapping[int, int], size: tuple[int, int], *,
     overlap: str, crowd: str,
 ) -> npt.NDArray[np.uint8]:
-    """Paint a photo's instances into one label map.
+    """Paint a photo's instances into labels (height, width), 0 where there is no instance.
 
     Args:
         instances: COCO's annotations of the photo: `category_id`, `segmentation`, `area`,
@@ -41,9 +41,6 @@ def label_map(
         crowd: `class`: a crowd region has the label of its class, as in coco2voc; `ignore`: 255,
             except under an instance.
 
-    Returns:
-        labels (height, width), 0 where there is no instance.
-
     Raises:
         ValueError: an outline is of another size, or is not valid.
     """
@@ -51,8 +48,7 @@ def label_map(
     clash, crowded = np.zeros(size, bool), np.zeros(size, bool)
     outlines = [(_to_rle(entry["segmentation"], size), entry) for entry in instances]
     # The largest first, so that smaller ones are on top; among equals the first is on top.
-    for index in sorted(range(len(outlines)), key=lambda index: (-_area(instances[index]), -index)):
-        outline, entry = outlines[index]
+    for outline, entry in sorted(outlines[::-1], key=lambda pair: -float(pair[1].get("area", 0))):
         if outline is None:
             continue
         inside = pycocotools.mask.decode(outline).astype(bool)
@@ -66,10 +62,6 @@ def label_map(
     claimed[clash] = IGNORE
     claimed[crowded & (claimed == 0)] = IGNORE
     return claimed
-
-
-def _area(entry: Mapping[str, Any]) -> float:
-    return float(entry.get("area", 0))
 
 
 def _to_rle(outline: Any, size: tuple[int, int]) -> Any:
