@@ -46,9 +46,9 @@ def label_map(
     """
     claimed = np.zeros(size, np.uint8)
     clash, crowded = np.zeros(size, bool), np.zeros(size, bool)
-    outlines = [(_to_rle(entry["segmentation"], size), entry) for entry in instances]
+    outlines = [(_to_rle(entry["segmentation"], size), entry) for entry in instances][::-1]
     # The largest first, so that smaller ones are on top; among equals the first is on top.
-    for outline, entry in sorted(outlines[::-1], key=lambda pair: -float(pair[1].get("area", 0))):
+    for outline, entry in sorted(outlines, key=lambda pair: -float(pair[1].get("area", 0))):
         if outline is None:
             continue
         inside = pycocotools.mask.decode(outline).astype(bool)
