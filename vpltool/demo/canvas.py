@@ -162,12 +162,12 @@ class Part:
 
     shape: Points
     colour: Colour
-    volume: float = 0.5
-    roundness: float = 0.5
-    texture: str = "paint"
-    grain: float = 0.05
-    soft: float = 0
-    opacity: float = 1
+    volume: float
+    roundness: float
+    texture: str
+    grain: float
+    soft: float
+    opacity: float
     marks: list[Mark] = field(default_factory=list)
 
     def mark(self, shape: Points, colour: Colour, opacity: float = 1) -> Part:
@@ -188,8 +188,11 @@ class Drawing:
     waterline: float | None = None
     parts: list[Part] = field(default_factory=list)
 
-    def add(self, part: Part) -> Part:
-        """Add a part in front of the others."""
+    def add(self, shape: Points, colour: Colour, volume: float = 0.5, roundness: float = 0.5,
+            texture: str = "paint", grain: float = 0.05, soft: float = 0, opacity: float = 1
+            ) -> Part:
+        """Add a part in front of the others; see `Part`."""
+        part = Part(shape, colour, volume, roundness, texture, grain, soft, opacity)
         self.parts.append(part)
         return part
 
