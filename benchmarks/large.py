@@ -31,11 +31,17 @@ import torch.nn.functional as F
 from PIL import Image
 
 from vpltool.api import Workspace
-from vpltool.core.crf import bounded_size, decided, labels_at, mean_field, shrink_photo, to_labels
-from vpltool.core.crf_kernels import KERNELS
+from vpltool.core.crf import (
+    KERNELS,
+    bounded_size,
+    decided,
+    labels_at,
+    mean_field,
+    shrink_photo,
+)
+from vpltool.core.grids import spans
 from vpltool.core.metrics import confusion, scores
 from vpltool.core.photos import PhotoSettings, read_photo
-from vpltool.core.tiles import spans
 from vpltool.engine.scored import Read, Stored, refined_in_tiles
 from vpltool.engine.segmenters import open_segmenter
 from vpltool.engine.tiles import TiledSegmenter, Tiles
@@ -153,7 +159,7 @@ def crf(folder: Path, tile: int = 1024, width: int = 4000, height: int = 3000) -
 
     refine(ScoredPhoto(photo[:8, :8], np.full((len(names), 8, 8), 0.5, np.float32)))
     start = time.perf_counter()
-    told(f"tiles of {tile}", np.concatenate([to_labels(rows, read.classes) for rows in
+    told(f"tiles of {tile}", np.concatenate([labels_at(rows, read.classes) for rows in
                                              refined_in_tiles(read, tile, refine)]), start)
     start, size = time.perf_counter(), bounded_size((height, width), 2048)
     small = ScoredPhoto(shrink_photo(photo, size), stored.whole(size)[0].numpy())

@@ -29,8 +29,7 @@ from torch import Tensor
 
 from vpltool.clip.catalogue import import_open_clip
 from vpltool.core.affinity import box_mask
-from vpltool.core.crf import mean_field, with_background
-from vpltool.core.crf_kernels import CrfKernels
+from vpltool.core.crf import CrfKernels, mean_field, with_background
 from vpltool.core.grids import min_max
 from vpltool.core.photos import fit_size, read_photo, to_pixels
 from vpltool.core.segmenter import Decoder

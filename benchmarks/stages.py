@@ -40,7 +40,7 @@ from world import NAMES, World, bytes_of, make_world
 from vpltool.core import crf as crf_core
 from vpltool.core import prototypes as core
 from vpltool.core.classes import allowed_rows
-from vpltool.core.crf_kernels import KERNELS
+from vpltool.core.crf import KERNELS
 from vpltool.core.photos import fit_size
 from vpltool.formats import (
     Header,

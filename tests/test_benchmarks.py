@@ -261,7 +261,7 @@ def test_the_first_photos_have_the_sizes_of_all(data: str) -> None:
 
 def test_plain_masks_are_the_same_in_processes(demo_world: worlds.World, tmp_path: Path) -> None:
     """And over the classes present the same as over all 21, to rounding."""
-    from vpltool.core.crf_kernels import KERNELS
+    from vpltool.core.crf import KERNELS
 
     source = open_input(demo_world.work / "cams/text/train", ("cams",))
     backend = "pydensecrf" if find_spec("pydensecrf") else "torch"

@@ -29,7 +29,7 @@ from trainings import training_with
 from vpltool.clip.load import import_open_clip
 from vpltool.clip.models import IMAGENET
 from vpltool.core.affinity import SINKHORN_ROUNDS
-from vpltool.core.crf_kernels import KERNELS
+from vpltool.core.crf import KERNELS
 from vpltool.core.segmenter import Decoder
 from vpltool.core.tower import ATTENTION_BLOCKS
 from vpltool.core.training import WARMUP, make_optimizer

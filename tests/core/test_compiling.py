@@ -12,7 +12,7 @@ SOLVE = """
 import sys
 import numpy as np
 from vpltool.core.crf import mean_field
-from vpltool.core.crf_kernels import KERNELS
+from vpltool.core.crf import KERNELS
 photo = np.random.default_rng(1).integers(0, 255, (6, 7, 3), np.uint8)
 for labels in map(int, sys.argv[1:]):
     scores = np.random.default_rng(0).random((labels, 6, 7), np.float32)

@@ -13,16 +13,17 @@ from reference import clip_es
 
 from vpltool.core import crf_numba
 from vpltool.core.crf import (
+    KERNELS,
+    CrfKernels,
     decided,
     fastest_backend,
+    labels_at,
     mean_field,
     mean_fields,
     scores_of_labels,
-    to_labels,
     with_background,
     wrap_image,
 )
-from vpltool.core.crf_kernels import KERNELS, CrfKernels
 from vpltool.core.permutohedral import Lattice
 
 
@@ -123,7 +124,8 @@ def test_what_leads_everywhere_stays(confidence: float) -> None:
     refined = mean_field(some_photo(), scores, KERNELS["clip-es"])
     classes = np.array([0, 7, 12])
     for least in {0.0, confidence}:
-        assert (to_labels(found, classes, least) == to_labels(refined, classes, least)).all()
+        assert (labels_at(found, classes, None, least)
+                == labels_at(refined, classes, None, least)).all()
     assert (refined[1] >= found[1] - 1e-6).all()
 
 
@@ -271,12 +273,12 @@ def test_with_background() -> None:
     assert torch.equal(with_background(torch.zeros(0, 2, 3)), torch.ones(1, 2, 3))
 
 
-def test_to_labels() -> None:
+def test_labels_at() -> None:
     marginals = np.array([[[0.96, 0.2, 0.5]], [[0.04, 0.8, 0.4]], [[0.0, 0.0, 0.1]]], np.float32)
     classes = np.array([0, 7, 12])
-    assert to_labels(marginals, classes).tolist() == [[0, 7, 0]]
-    assert to_labels(marginals, classes, 0.7).tolist() == [[0, 7, 255]]
-    assert to_labels(marginals, classes, 0.95).tolist() == [[0, 255, 255]]
+    assert labels_at(marginals, classes).tolist() == [[0, 7, 0]]
+    assert labels_at(marginals, classes, None, 0.7).tolist() == [[0, 7, 255]]
+    assert labels_at(marginals, classes, None, 0.95).tolist() == [[0, 255, 255]]
 
 
 def test_scores_of_labels() -> None:

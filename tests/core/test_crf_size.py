@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from vpltool.core.crf import (
+    KERNELS,
     bounded_size,
     estimate_bytes,
     labels_at,
@@ -19,10 +20,8 @@ from vpltool.core.crf import (
     scores_of_labels,
     shrink_labels,
     shrink_photo,
-    to_labels,
     with_background,
 )
-from vpltool.core.crf_kernels import KERNELS
 
 CLASSES = np.array([0, 7, 12])
 
@@ -65,7 +64,8 @@ def test_bounded_size(size: tuple[int, int], max_side: int, wanted: tuple[int, i
 @pytest.mark.parametrize("confidence", [0.0, 0.95])
 def test_a_photo_that_is_small_enough_is_as_ever(max_side: int, confidence: float) -> None:
     plain = mean_field(large_photo(), cams_at((96, 128)), KERNELS["clip-es"])
-    assert (labels_within(max_side, confidence) == to_labels(plain, CLASSES, confidence)).all()
+    wanted = labels_at(plain, CLASSES, None, confidence)
+    assert (labels_within(max_side, confidence) == wanted).all()
 
 
 def test_a_large_photo_gets_labels_at_its_own_size() -> None:
@@ -97,12 +97,12 @@ def test_labels_are_scaled_by_neighbour() -> None:
     assert (labels_at(scores.numpy(), classes.numpy(), (16, 16))[:6, 10:] == 9).all()
 
 
-def test_labels_at_is_to_labels_of_the_scaled_marginals() -> None:
+def test_labels_at_is_that_of_the_scaled_marginals() -> None:
     marginals = torch.rand(3, 9, 11, generator=torch.Generator().manual_seed(0)).softmax(dim=0)
     full = F.interpolate(marginals[None], size=(30, 41), mode="bilinear", align_corners=False)[0]
     for confidence in (0.0, 0.4):
         found = labels_at(marginals.numpy(), CLASSES, (30, 41), confidence)
-        assert (found == to_labels(full.numpy(), CLASSES, confidence)).all()
+        assert (found == labels_at(full.numpy(), CLASSES, None, confidence)).all()
 
 
 PEAK = """
@@ -111,7 +111,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 from vpltool.core.crf import mean_field
-from vpltool.core.crf_kernels import KERNELS
+from vpltool.core.crf import KERNELS
 
 def memory(what):
     # getrusage's peak begins with that of the process that started this one.

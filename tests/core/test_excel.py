@@ -9,7 +9,7 @@ from as_methods import surgery_cam
 from reference import excel as slow
 from torch import Tensor
 
-from vpltool.core.text import attribute_centres, with_attributes
+from vpltool.core.prototypes import attribute_centres, with_attributes
 from vpltool.methods.cams.surgery import surgery_scores
 
 

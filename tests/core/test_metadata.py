@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from vpltool.core.metadata import without_metadata
-from vpltool.core.photos import read_photo
+from vpltool.core.photos import read_photo, without_metadata
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3)).astype(np.uint8)
 SECRETS = (b"Alice Owner", b"48.8584", b"GPS", b"/home/alice", b"thumbnail-of-mine")

@@ -13,8 +13,8 @@ from reference import banks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vpltool.core import neighbours as module
-from vpltool.core.neighbours import nearest_rows, rows_of_others
+from vpltool.core import seeds as module
+from vpltool.core.seeds import nearest_rows, rows_of_others
 from vpltool.methods.cams import knn
 from vpltool.methods.inputs import CamBatch, PhotoMaps
 from vpltool.methods.refiners import retrieval

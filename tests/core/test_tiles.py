@@ -11,7 +11,7 @@ from conftest import Run, save_clip
 from PIL import Image
 
 from vpltool.clip.load import load_clip
-from vpltool.core.tiles import blend, encode_windows, rim_weights, spans
+from vpltool.core.grids import blend, encode_windows, rim_weights, spans
 from vpltool.core.vit import VisionTower
 from vpltool.formats import open_input, open_workspace
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vpltool.demo.backgrounds import BACKGROUNDS as DRAWN_BACKGROUNDS
-from vpltool.demo.canvas import Drawing, Part, Pose, box, crop, ellipse, paint, stroke, tile
+from vpltool.demo.canvas import Drawing, Pose, box, crop, ellipse, paint, stroke, tile
 from vpltool.demo.captions import Thing, captions, plural
 from vpltool.demo.scenes import BACKGROUNDS, CLASSES, HOME, OBJECTS, Scene, draw_scene
 
@@ -166,7 +166,7 @@ def test_an_object_is_a_body_and_no_two_are_alike(name: str) -> None:
 
 def test_edges_are_soft_and_colours_stay_within_the_outline() -> None:
     drawing = Drawing("red")
-    drawing.add(Part(ellipse(0, 0, 1), (200, 40, 40), volume=0, grain=0))
+    drawing.add(ellipse(0, 0, 1), (200, 40, 40), volume=0, grain=0)
     layer = paint(drawing, Pose(20.3, 20.6, 10), (40, 40), (-0.5, -0.7), np.random.default_rng(0))
     assert layer is not None
     cover = layer.cover
@@ -178,7 +178,7 @@ def test_edges_are_soft_and_colours_stay_within_the_outline() -> None:
 
 def test_marks_end_at_their_part() -> None:
     drawing = Drawing("red")
-    drawing.add(Part(box(-1, -1, 0, 1), (200, 0, 0), volume=0, grain=0)).mark(
+    drawing.add(box(-1, -1, 0, 1), (200, 0, 0), volume=0, grain=0).mark(
         box(-0.5, -1, 1, 1), (0, 0, 200))
     layer = paint(drawing, Pose(20, 20, 10), (40, 40), (0, 0), np.random.default_rng(0))
     assert layer is not None
@@ -191,7 +191,7 @@ def test_marks_end_at_their_part() -> None:
 
 def test_shading_is_brighter_on_the_side_of_the_light() -> None:
     drawing = Drawing("white")
-    drawing.add(Part(ellipse(0, 0, 1), (150, 150, 150), volume=0.8, grain=0))
+    drawing.add(ellipse(0, 0, 1), (150, 150, 150), volume=0.8, grain=0)
     layer = paint(drawing, Pose(30, 30, 25), (60, 60), (-1, 0), np.random.default_rng(0))
     assert layer is not None
     middle = layer.colours.shape[1] // 2
@@ -200,7 +200,7 @@ def test_shading_is_brighter_on_the_side_of_the_light() -> None:
 
 def test_nothing_is_painted_outside_the_photo() -> None:
     drawing = Drawing("red")
-    drawing.add(Part(ellipse(0, 0, 1), (200, 40, 40)))
+    drawing.add(ellipse(0, 0, 1), (200, 40, 40))
     assert paint(drawing, Pose(-50, 20, 10), (40, 40), (0, -1), np.random.default_rng(0)) is None
 
 

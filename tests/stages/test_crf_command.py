@@ -13,7 +13,7 @@ from conftest import Run, copy_workspace, run_chain
 from PIL import Image
 from reference import clip_es, par
 
-from vpltool.core.crf_kernels import KERNELS
+from vpltool.core.crf import KERNELS
 from vpltool.formats import read_tensors
 
 CRF = ("crf", "--workers", 0)

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import Run
 
-from vpltool.core.crf import mean_field, scores_of_labels, with_background
-from vpltool.core.crf_kernels import CrfKernels
+from vpltool.core.crf import CrfKernels, mean_field, scores_of_labels, with_background
 from vpltool.core.segment import part_of
 from vpltool.engine.scored import Read, Stored, refined_in_tiles
 from vpltool.formats import read_labels

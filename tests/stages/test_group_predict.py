@@ -15,10 +15,10 @@ from torch import Tensor
 
 from vpltool import Segmenter, VplError
 from vpltool import Workspace as Notebook
+from vpltool.core.grids import window_starts
 from vpltool.core.group_maps import GroupView, segment_by_groups, with_background
 from vpltool.core.groups import GroupNetwork
 from vpltool.core.photos import PhotoSettings, read_photo, to_pixels
-from vpltool.core.tiles import window_starts
 from vpltool.engine.groups import GroupSettings, read_groups, text_encoder, view_of
 from vpltool.formats import describe, open_workspace, read_labels, read_tensors
 from vpltool.preset import read_preset

@@ -10,7 +10,7 @@ import pytest
 from conftest import SHAPES, Run, draw_scenes, write_scenes
 from PIL import Image
 
-from vpltool.core.crf import to_labels
+from vpltool.core.crf import labels_at
 from vpltool.core.metrics import confusion
 from vpltool.engine.scored import Scores, read_scored, refined_in_tiles
 from vpltool.formats import Header, open_input, open_workspace, read_labels, write_labels
@@ -128,7 +128,7 @@ def test_confusion_and_argmax_of_many_classes() -> None:
     with pytest.raises(ValueError, match="1202"):
         confusion(truth, made, 300)
     marginals = rng.random((3, 4, 5)).astype(np.float32)
-    labels = to_labels(marginals, np.array([0, 7, 900]), 0.7)
+    labels = labels_at(marginals, np.array([0, 7, 900]), confidence=0.7)
     assert labels.dtype == np.uint16
     assert set(np.unique(labels).tolist()) <= {0, 7, 900, 255}
 

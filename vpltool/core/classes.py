@@ -17,7 +17,7 @@ IGNORE = 255
 
 
 def label_type(highest: int) -> np.dtype[Any]:
-    """Type of label images: bytes, or 16 bits where a label is above 255, which is ignored."""
+    """Return the type of label images: bytes, or 16 bits where a label is above 255 (ignored)."""
     return np.dtype(np.uint8 if highest <= 255 else np.uint16)
 
 
@@ -25,10 +25,8 @@ def paint(size: tuple[int, int], regions: Iterable[tuple[int, npt.NDArray[np.boo
           smallest_on_top: bool = False) -> npt.NDArray[np.uint8]:
     """Paint regions over each other into labels (H, W), of 16 bits where a label needs them.
 
-    Args:
-        size: (height, width).
-        regions: label and mask (H, W) of each, in the order in which they are painted.
-        smallest_on_top: whether they are painted from the largest to the smallest instead.
+    A region is a label and a mask (H, W). They are painted in their order, or, with
+    `smallest_on_top`, from the largest to the smallest.
     """
     if smallest_on_top:
         regions = sorted(regions, key=lambda region: -int(region[1].sum()))
@@ -40,14 +38,9 @@ def paint(size: tuple[int, int], regions: Iterable[tuple[int, npt.NDArray[np.boo
 
 
 def allowed_rows(class_index: Tensor, present: Sequence[Tensor]) -> Tensor:
-    """Return which rows compete in each photo: those of its classes and of the background.
+    """Return which rows compete in each photo (photos, rows): of its classes and the background.
 
-    Args:
-        class_index: class of each row (rows,).
-        present: indices of the classes that each photo shows, one tensor (K_i,) a photo.
-
-    Returns:
-        bool (photos, rows).
+    `class_index` is the class of each row (rows,), `present` the classes of each photo (K_i,).
     """
     marks = torch.stack([torch.isin(class_index, classes.to(class_index, non_blocking=True))
                          for classes in present])
@@ -72,12 +65,7 @@ class ClassRows:
 
 
 def class_rows(class_index: Tensor, classes: Tensor) -> ClassRows:
-    """Find the rows of classes; both tensors are copied to the CPU.
-
-    Args:
-        class_index: class of each row (rows,).
-        classes: class indices wanted (K,).
-    """
+    """Find the rows of the wanted classes (K,) among rows of classes (rows,), on the CPU."""
     owners, wanted = class_index.cpu(), classes.tolist()
     rows: dict[int, list[int]] = {index: [] for index in wanted}
     for row, owner in enumerate(owners.tolist()):
@@ -113,16 +101,9 @@ def join_rows(logits: Tensor, rows: ClassRows) -> Tensor:
 
 
 def class_scores(logits: Tensor, class_index: Tensor, classes: Tensor) -> Tensor:
-    """Join the logits of each class's rows by log-sum-exp.
+    """Join the logits (..., rows) of each wanted class's rows by log-sum-exp to (..., K).
 
-    A softmax over the rows, summed within the classes, equals the softmax over these scores.
-
-    Args:
-        logits: (..., rows).
-        class_index: class of each row (rows,).
-        classes: class indices wanted (K,).
-
-    Returns:
-        (..., K); a class without rows scores -inf.
+    A softmax over the rows, summed within the classes, equals the softmax over these scores. A
+    class without rows scores -inf. Rows have classes (rows,); wanted are (K,).
     """
     return join_rows(logits, class_rows(class_index, classes))

@@ -2,7 +2,7 @@
 
 Three backends with the same result: `numba` (a core of a CPU, see `crf_numba`), `torch` (any
 device, several photos at a time) and `pydensecrf` (C++, one core). The first two filter a channel
-less than there are labels, see `_by_torch`.
+less than there are labels: only what labels have more than the first counts.
 
 A photo of 12 megapixels costs minutes and gigabytes, and its CAMs have a value for 16×16 pixels. So
 the CRF runs at a bounded size (`bounded_size`). The deviations stay what they are in pixels: it
@@ -12,13 +12,13 @@ does what it does to a photo of the smaller size.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache
 from typing import TypeAlias
 
-from vpltool.core import crf_numba
-from vpltool.core.classes import label_type
-from vpltool.core.crf_kernels import CrfKernels
+from vpltool.core import crf_numba, segment
 from vpltool.core.permutohedral import Lattice
 from vpltool.lazy import F, Image, Tensor, np, npt, torch
 
@@ -32,17 +32,68 @@ _SURE = 0.7
 """How far hard labels are trusted."""
 
 
+@dataclass(frozen=True)
+class CrfKernels:
+    """Kernels of the dense CRF, and the number of its mean-field iterations.
+
+    `smooth` is the smoothness kernel, `bilateral` the appearance kernel; `sxy` is a deviation in
+    pixels, `srgb` one in colour, 0 to 255.
+    """
+
+    smooth_sxy: float
+    smooth_weight: float
+    bilateral_sxy: float
+    bilateral_srgb: float
+    bilateral_weight: float
+    iterations: int = 10
+
+    @classmethod
+    def from_json(cls, values: object) -> CrfKernels:
+        """Check what a JSON file holds, and make settings of it; numbers stay as they are.
+
+        Raises:
+            ValueError: not an object, a name too many or too few, or a value that is no number of
+                its range; the message names both.
+        """
+        if not isinstance(values, dict):
+            raise ValueError("the settings of a CRF are an object, {\"smooth_sxy\": 1, …}")
+        known = {field.name: field for field in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ValueError(f"{name} is not a setting of a CRF: {', '.join(known)}")
+        for name, field in known.items():
+            if name in values:
+                _check_number(name, values[name], whole=name == "iterations")
+            elif field.default is MISSING:
+                raise ValueError(f"{name} is missing")
+        return cls(**values)
+
+
+def _check_number(name: str, value: object, *, whole: bool) -> None:
+    """Refuse what is no number in the range of a CRF's setting: a deviation is above 0."""
+    kind = "whole number" if whole else "number"
+    positive = name.endswith(("sxy", "srgb"))
+    right = (isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+             and math.isfinite(value) and value >= 0 and (value > 0 or not positive))
+    if not right:
+        raise ValueError(f"{name} is {value!r}: expected a {kind} "
+                         + ("above 0" if positive else "of 0 or more"))
+
+
+KERNELS: dict[str, CrfKernels] = {
+    # CLIP-ES (CVPR 2023), pseudo masks of VOC and COCO.
+    "clip-es": CrfKernels(1, 3, 67, 3, 4),
+    # WeCLIP (CVPR 2024), at test.
+    "weclip": CrfKernels(3, 3, 64, 5, 4),
+}
+
+
 def wrap_image(photo: Pixels) -> Pixels:
-    """What CLIP-ES's CRF sees: BGR less its mean, cut to a byte, so that dark colours wrap.
+    """Return what CLIP-ES's CRF sees of RGB (H, W, 3): BGR less its mean, cut to a byte.
 
-    A channel below its mean comes out near 255, beside the brightest: the appearance kernel takes
-    dark and bright for alike there, and parts what is on both sides of the mean.
-
-    Args:
-        photo: RGB (H, W, 3).
-
-    Returns:
-        (H, W, 3), modulo 256 (x86's cast; others may saturate).
+    Modulo 256 (x86's cast; others may saturate): a channel below its mean comes out near 255,
+    beside the brightest, so the appearance kernel takes dark and bright for alike there, and parts
+    what is on both sides of the mean.
     """
     shifted = photo[..., ::-1] - np.array(_MEAN_BGR)
     return (np.trunc(shifted).astype(np.int64) % 256).astype(np.uint8)
@@ -55,7 +106,7 @@ def with_background(cams: Tensor, alpha: float = 1.0) -> Tensor:
 
 
 def scores_of_labels(labels: Pixels, among: int = 0) -> tuple[Tensor, Tensor]:
-    """Scores for a CRF on hard labels: 0.7 for the label, the rest shared by the others.
+    """Return scores for a CRF on hard labels: 0.7 for the label, the rest shared by the others.
 
     Args:
         labels: (H, W); 255 counts as background.
@@ -74,7 +125,9 @@ def scores_of_labels(labels: Pixels, among: int = 0) -> tuple[Tensor, Tensor]:
 
 def mean_field(photo: Pixels, scores: Field, settings: CrfKernels, *, backend: str = "torch",
                device: torch.device | None = None) -> Field:
-    """Marginals of the dense CRF whose unary is −log of the scores, clipped to [1e-5, 1].
+    """Return the marginals Q (L, H, W) of the dense CRF, summing to 1 over the labels.
+
+    Its unary is −log of the scores, clipped to [1e-5, 1].
 
     Args:
         photo: RGB (H, W, 3).
@@ -82,9 +135,6 @@ def mean_field(photo: Pixels, scores: Field, settings: CrfKernels, *, backend: s
         settings: kernels and iterations.
         backend: `torch`, `numba` or `pydensecrf`.
         device: for `torch`; default: CPU.
-
-    Returns:
-        Q (L, H, W), summing to 1 over the labels.
     """
     return mean_fields([photo], [scores], settings, backend=backend, device=device)[0]
 
@@ -97,7 +147,7 @@ def mean_fields(photos: Sequence[Pixels], scores: Sequence[Field], settings: Crf
     """
     if backend == "torch":
         return _by_torch(photos, scores, settings, device or torch.device("cpu"))
-    solve = crf_numba.mean_field if backend == "numba" else _by_pydensecrf
+    solve = _by_numba if backend == "numba" else _by_pydensecrf
     return [solve(photo, -np.log(field.clip(1e-5, 1)), settings)
             for photo, field in zip(photos, scores, strict=True)]
 
@@ -111,7 +161,7 @@ def fastest_backend(device: torch.device) -> str:
 
 
 def decided(scores: Field, confidence: float = 0.0) -> Field | None:
-    """Distribution of the labels where the CRF cannot change any: one label leads everywhere.
+    """Return the labels' distribution where the CRF cannot change any: one leads everywhere.
 
     Kernels and their weights are not negative, so neighbours give most to the label that leads at
     all pixels: it leads at all of them after each iteration, and more than before.
@@ -157,10 +207,11 @@ def _by_torch(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfKe
     for photo, field in enumerate(scores):
         unary = -torch.from_numpy(field).to(device).clamp(1e-5, 1).log()
         energy[photo, : len(field)] = unary.flatten(1)
-    smooth = _smooth_kernel(height, width, settings.smooth_sxy, settings.smooth_weight, device)
-    appearance = _appearance_kernel(photos, settings, device)
-    # Only what labels have more than the first counts, so a channel less is filtered: one, for one
-    # tag. The smoothness kernel is the same for all photos: they are more columns to it.
+    smooth = _smooth_lattice(height, width, settings.smooth_sxy, settings.smooth_weight, device)
+    appearance = _lattice(
+        torch.from_numpy(np.concatenate([_colours(photo, settings) for photo in photos])
+                         ).to(device), settings.bilateral_weight, len(photos))
+    # The smoothness kernel is the same for all photos: they are more columns to it.
     more = lead = energy[:, :1] - energy[:, 1:]
     for _ in range(settings.iterations):
         q = _distribution(more)
@@ -180,31 +231,15 @@ def _distribution(more: Tensor) -> Tensor:
     return F.pad(more, (0, 0, 1, 0)).softmax(dim=1)
 
 
-def _pixel_positions(height: int, width: int, device: torch.device) -> Tensor:
-    """(x, y) of each pixel (H·W, 2)."""
-    y, x = torch.meshgrid(torch.arange(height, dtype=torch.float32, device=device),
-                          torch.arange(width, dtype=torch.float32, device=device), indexing="ij")
-    return torch.stack([x.flatten(), y.flatten()], dim=1)
-
-
-def _appearance_kernel(photos: Sequence[Pixels], used: CrfKernels, device: torch.device
-                       ) -> Lattice:
-    height, width = photos[0].shape[:2]
-    position = _pixel_positions(height, width, device) / used.bilateral_sxy
-    colour = torch.from_numpy(np.stack(photos)).to(device).view(-1, 3) / used.bilateral_srgb
-    return _kernel(torch.cat([position.repeat(len(photos), 1), colour], dim=1),
-                   used.bilateral_weight, len(photos))
-
-
 @lru_cache(maxsize=8)
-def _smooth_kernel(
-    height: int, width: int, sxy: float, weight: float, device: torch.device
-) -> Lattice:
+def _smooth_lattice(height: int, width: int, sxy: float, weight: float, device: torch.device
+                    ) -> Lattice:
     """The smoothness kernel: the same for all photos of a size."""
-    return _kernel(_pixel_positions(height, width, device) / sxy, weight)
+    return _lattice(torch.from_numpy(_positions(height, width) / np.float32(sxy)).to(device),
+                    weight)
 
 
-def _kernel(features: Tensor, weight: float, sets: int = 1) -> Lattice:
+def _lattice(features: Tensor, weight: float, sets: int = 1) -> Lattice:
     """weight·N·K·N with the symmetric normalisation N = diag(1/√(K·1))."""
     lattice = Lattice(features, sets)
     total = lattice.filter(torch.ones(lattice.count, 1, device=features.device))[:, 0]
@@ -213,27 +248,49 @@ def _kernel(features: Tensor, weight: float, sets: int = 1) -> Lattice:
     return lattice
 
 
-def to_labels(
-    marginals: Field, classes: npt.NDArray[np.int64], confidence: float = 0.0
-) -> npt.NDArray[np.uint8]:
-    """Most likely class of each pixel; 255 where its probability is below `confidence`.
+def _by_numba(photo: Pixels, unary: Field, used: CrfKernels) -> Field:
+    labels, height, width = unary.shape
+    if labels == 1:
+        return np.ones_like(unary)
+    smooth = _smooth_kernel(height, width, used.smooth_sxy, used.smooth_weight)
+    alike = crf_numba.build_kernel(_colours(photo, used), used.bilateral_weight)
+    energy = unary.reshape(labels, -1)
+    lead = np.ascontiguousarray((energy[:1] - energy[1:]).T, dtype=np.float32)
+    more, over = lead.copy(), np.empty_like(lead)
+    likely = np.empty((len(lead), labels), np.float32)
+    for _ in range(used.iterations):
+        crf_numba.shift(more, likely)
+        crf_numba.compare(np.exp(likely, out=likely), over)
+        # Potts: agreeing with similar pixels is rewarded.
+        more[:] = lead
+        crf_numba.add_filtered(smooth, over, more)
+        crf_numba.add_filtered(alike, over, more)
+    crf_numba.shift(more, likely)
+    np.exp(likely, out=likely)
+    likely /= likely.sum(axis=1, keepdims=True)
+    return np.ascontiguousarray(likely.T).reshape(labels, height, width)
 
-    CLIP-ES's confidence-guided loss is just this: 255 is ignored in training.
 
-    Args:
-        marginals: (L, H, W).
-        classes: class index of each label (L,).
-        confidence: 0 keeps every pixel.
-    """
-    kept = label_type(int(classes.max(initial=0)))
-    labels: npt.NDArray[np.uint8] = classes.astype(kept)[marginals.argmax(axis=0)]
-    if confidence:
-        labels[marginals.max(axis=0) < confidence] = 255
-    return labels
+@lru_cache(maxsize=8)
+def _smooth_kernel(height: int, width: int, sxy: float, weight: float) -> crf_numba.Kernel:
+    """The smoothness kernel: the same for all photos of a size."""
+    return crf_numba.build_kernel(_positions(height, width) / np.float32(sxy), weight)
+
+
+def _colours(photo: Pixels, used: CrfKernels) -> Field:
+    """Coordinates of the appearance kernel of RGB (H, W, 3): (H·W, 5)."""
+    return np.concatenate([_positions(*photo.shape[:2]) / np.float32(used.bilateral_sxy),
+                           photo.reshape(-1, 3) / np.float32(used.bilateral_srgb)], axis=1)
+
+
+def _positions(height: int, width: int) -> Field:
+    """(x, y) of each pixel (H·W, 2)."""
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    return np.stack([x, y], axis=-1).reshape(-1, 2)
 
 
 def bounded_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
-    """Size (height, width) at which the CRF runs: no side longer than `max_side`; 0: any.
+    """Return the (height, width) at which the CRF runs: no side longer than `max_side`; 0: any.
 
     The scores are brought to this size, the photo by `shrink_photo`, labels by `shrink_labels`;
     `labels_at` takes the marginals back to the photo's own.
@@ -263,44 +320,30 @@ def _resize(image: Pixels, size: tuple[int, int], method: Image.Resampling) -> P
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), method)).copy()
 
 
-def labels_at(marginals: Field, classes: npt.NDArray[np.int64], size: tuple[int, int],
-              confidence: float = 0.0) -> Pixels:
-    """Labels of marginals that are scaled up, bilinear; `to_labels` if they have that size.
+def labels_at(marginals: Field, classes: npt.NDArray[np.int64],
+              size: tuple[int, int] | None = None, confidence: float = 0.0) -> Pixels:
+    """Return the most likely class of each pixel at a photo's size (H, W), scaled up bilinearly.
+
+    Pixels less sure than the confidence become 255; CLIP-ES's confidence-guided loss is just this:
+    255 is ignored in training.
 
     Args:
         marginals: (L, h, w).
         classes: class index of each label (L,).
-        size: the photo's (H, W).
-        confidence: pixels less sure than this become 255; 0 keeps every pixel.
-
-    Returns:
-        (H, W).
+        size: the photo's; None: that of the marginals.
+        confidence: 0 keeps every pixel.
     """
-    if marginals.shape[1:] == size:
-        return to_labels(marginals, classes, confidence)
-    # Class by class: all of them at the size of a large photo take gigabytes.
-    best = np.full(size, -1, np.float32)
-    labels = np.zeros(size, label_type(int(classes.max(initial=0))))
-    for field, label in zip(torch.from_numpy(marginals), classes.tolist(), strict=True):
-        full = F.interpolate(field[None, None], size=size, mode="bilinear",
-                             align_corners=False)[0, 0].numpy()
-        np.putmask(labels, full > best, label)
-        best = np.maximum(best, full)
-    if confidence:
-        labels[best < confidence] = 255
-    return labels
+    return segment.labels_of(torch.from_numpy(marginals), size or marginals.shape[-2:], confidence,
+                             classes.tolist())
 
 
 def estimate_bytes(size: tuple[int, int], labels: int, backend: str) -> int:
-    """Memory that the CRF takes for a photo of ordinary grain, in bytes, beyond its inputs.
+    """Return the bytes that the CRF takes for a photo of ordinary grain, beyond its inputs.
 
     Measured with CLIP-ES's kernels. The lattice grows with the number of colours: a smooth photo
     takes a third less, a noisy one a third more.
-
-    Args:
-        size: (height, width).
-        labels: number of labels.
-        backend: `numba` or `pydensecrf`, for each process; `torch`, for each photo of a batch.
+    Size is (height, width). By `numba` and `pydensecrf` it is for each process, by `torch` for
+    each photo of a batch.
     """
     # The peak is either the making of the lattice or the filtering of the labels.
     least, fixed, each = {"pydensecrf": (0, 350, 60), "numba": (470, 200, 55),

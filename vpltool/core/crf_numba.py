@@ -1,4 +1,4 @@
-"""The dense CRF's mean field on one core of a CPU: loops that Numba compiles.
+"""The dense CRF's Gaussian filtering on one core of a CPU: loops that Numba compiles.
 
 A loop reads each value once and keeps the rest in the processor's cache; the tensors of `crf` are
 written to memory and read again at every step. The lattice is that of `permutohedral` (Adams, Baek,
@@ -8,15 +8,13 @@ Davis 2010), with a hash table of its vertices where the tensors there are sorte
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numba
 import numpy as np
 import numpy.typing as npt
-
-from vpltool.core.crf_kernels import CrfKernels
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int32]
@@ -33,11 +31,9 @@ _FREE = -1
 def compiled(loop: Callable[_Values, _Result], variant: int = 0) -> Callable[_Values, _Result]:
     """Compile a function when it is first called, and keep the result on disk.
 
-    Args:
-        loop: the function.
-        variant: tells apart the loops that one function makes. Numba names code by the function's
-            name and a number that each process counts anew: code of two processes could bear one
-            name, and a third process that loads both crashes.
+    `variant` tells apart the loops that one function makes. Numba names code by the function's name
+    and a number that each process counts anew: code of two processes could bear one name, and a
+    third process that loads both crashes.
     """
     loop.__qualname__ += f"_{variant}"
     made: Callable[_Values, _Result] = numba.njit(cache=True, nogil=True)(loop)
@@ -47,11 +43,9 @@ def compiled(loop: Callable[_Values, _Result], variant: int = 0) -> Callable[_Va
 class Lattice(NamedTuple):
     """A permutohedral lattice for N points of d dimensions, with M vertices that points touch.
 
-    Args:
-        slot: vertices of each point's simplex (N, d + 1).
-        weight: and its barycentric coordinates (N, d + 1).
-        neighbours: vertices before and after each, along each direction (d + 1, M + 1, 2); M
-            stands for one that no point touches.
+    The vertices of each point's simplex (N, d + 1), its barycentric coordinates (N, d + 1), and the
+    vertices before and after each, along each direction (d + 1, M + 1, 2); M stands for one that no
+    point touches.
     """
 
     slot: Integers
@@ -60,10 +54,7 @@ class Lattice(NamedTuple):
 
 
 def build_lattice(features: Floats) -> Lattice:
-    """Build the lattice of points.
-
-    Args:
-        features: coordinates in units of the Gaussian's standard deviation (N, d).
+    """Build the lattice of points (N, d), in units of the Gaussian's standard deviation.
 
     Raises:
         ValueError: they spread too far for vertices to be numbered.
@@ -247,17 +238,14 @@ _UNROLLED = 4
 
 def are_compiled() -> bool:
     """Whether an earlier process has left the compiled loops on disk."""
-    loop: Any = _compare
-    return any(Path(loop.stats.cache_path).glob("crf_numba._compare_0-*.nbi"))
+    loop: Any = compare
+    return any(Path(loop.stats.cache_path).glob("crf_numba.compare_0-*.nbi"))
 
 
 class Kernel(NamedTuple):
     """weight·N·K·N of a Gaussian kernel K, with the symmetric normalisation N = diag(1/√(K·1)).
 
-    Args:
-        lattice: of K.
-        norm: the diagonal of N (N,).
-        weight: what it is multiplied by.
+    The lattice is that of K, `norm` the diagonal of N (N,).
     """
 
     lattice: Lattice
@@ -289,8 +277,7 @@ def add_filtered(kernel: Kernel, values: Floats, sums: Floats) -> None:
 def _splat(width: int) -> Callable[[Kernel, Floats, Floats], None]:
     """Make the loop that adds each point's values to the corners of its simplex (M + 1, C).
 
-    Args:
-        width: number of columns C, whose loops are unrolled; 0: any.
+    `width` is the number of columns C, whose loops are unrolled; 0: any.
     """
 
     def splat(kernel: Kernel, values: Floats, vertices: Floats) -> None:
@@ -343,54 +330,8 @@ def _slice(width: int) -> Callable[[Kernel, Floats, Floats], None]:
     return compiled(slice_, width)
 
 
-def mean_field(photo: npt.NDArray[np.uint8], unary: Floats, settings: CrfKernels) -> Floats:
-    """Marginals of the dense CRF (L, H, W), as `crf.mean_field` has them.
-
-    Args:
-        photo: RGB (H, W, 3).
-        unary: energy of each label (L, H, W).
-        settings: kernels and iterations.
-    """
-    labels, height, width = unary.shape
-    if labels == 1:
-        return np.ones_like(unary)
-    smooth = _smooth_kernel(height, width, settings.smooth_sxy, settings.smooth_weight)
-    alike = build_kernel(np.concatenate(
-        [_positions(height, width) / np.float32(settings.bilateral_sxy),
-         photo.reshape(-1, 3) / np.float32(settings.bilateral_srgb)], axis=1),
-        settings.bilateral_weight)
-    # Only what labels have more than the first counts, so a column less is filtered.
-    energy = unary.reshape(labels, -1)
-    lead = np.ascontiguousarray((energy[:1] - energy[1:]).T, dtype=np.float32)
-    more, over = lead.copy(), np.empty_like(lead)
-    likely = np.empty((len(lead), labels), np.float32)
-    for _ in range(settings.iterations):
-        _shift(more, likely)
-        _compare(np.exp(likely, out=likely), over)
-        # Potts: agreeing with similar pixels is rewarded.
-        more[:] = lead
-        add_filtered(smooth, over, more)
-        add_filtered(alike, over, more)
-    _shift(more, likely)
-    np.exp(likely, out=likely)
-    likely /= likely.sum(axis=1, keepdims=True)
-    return np.ascontiguousarray(likely.T).reshape(labels, height, width)
-
-
-@lru_cache(maxsize=8)
-def _smooth_kernel(height: int, width: int, sxy: float, weight: float) -> Kernel:
-    """The smoothness kernel: the same for all photos of a size."""
-    return build_kernel(_positions(height, width) / np.float32(sxy), weight)
-
-
-def _positions(height: int, width: int) -> Floats:
-    """(x, y) of each pixel (H·W, 2)."""
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-    return np.stack([x, y], axis=-1).reshape(-1, 2)
-
-
 @compiled
-def _shift(more: Floats, scores: Floats) -> None:
+def shift(more: Floats, scores: Floats) -> None:
     """Write the scores (N, L) of all labels, 0 at most, from what each has more than the first."""
     for point in range(len(more)):
         top = np.float32(0)
@@ -402,7 +343,7 @@ def _shift(more: Floats, scores: Floats) -> None:
 
 
 @compiled
-def _compare(likely: Floats, over: Floats) -> None:
+def compare(likely: Floats, over: Floats) -> None:
     """Write by how much each label but the first is likelier than it (N, L − 1).
 
     The likelihoods (N, L) need not sum to 1.

@@ -22,10 +22,7 @@ _NEVER = -1e4
 class Moments:
     """Sums over the patches seen so far; a patch counts for each class by its share of it.
 
-    Args:
-        counts: patches of each class (K,).
-        sums: sum of their tokens (K, D).
-        products: sum of x xᵀ over all patches (D, D).
+    Patches of each class (K,), the sum of their tokens (K, D), and of x xᵀ over all patches (D, D).
     """
 
     counts: Tensor
@@ -39,12 +36,9 @@ class Moments:
                      for shape in ((classes,), (classes, width), (width, width))))
 
     def add(self, tokens: Tensor, shares: Tensor) -> None:
-        """Add a photo.
+        """Add a photo's tokens (patches, D), float32, and each patch's share of each class.
 
-        Args:
-            tokens: (patches, D) float32.
-            shares: of each patch, the share that is of each class (patches, K); what is missing
-                to 1 is not labelled, and counts for none.
+        Of the shares (patches, K), what is missing to 1 is not labelled, and counts for none.
         """
         self.counts += shares.sum(dim=0)
         self.sums += shares.T @ tokens
@@ -52,11 +46,9 @@ class Moments:
 
 
 def label_shares(labels: Tensor, classes: int) -> Tensor:
-    """Return the share of each class in each patch (h·w, classes).
+    """Return the share of each class in each patch (h·w, classes), from 4×4 labels a patch.
 
-    Args:
-        labels: 4×4 a patch (4h, 4w); values that are no class are not labelled.
-        classes: number of classes K, with the background.
+    Labels are (4h, 4w); values that are no class are not labelled.
     """
     side = LABELS_PER_PATCH
     tiles = labels.long().unflatten(1, (-1, side)).unflatten(0, (-1, side)).transpose(1, 2)
@@ -69,10 +61,9 @@ def label_shares(labels: Tensor, classes: int) -> Tensor:
 def discriminant(moments: Moments, shrinkage: float, prior: float) -> tuple[Tensor, Tensor]:
     """Return the weight (K, D) and bias (K,) of the linear discriminant, float32.
 
-    Args:
-        moments: of at least one labelled patch.
-        shrinkage: share of Σ that is replaced by its mean variance times the identity, above 0.
-        prior: exponent of the classes' frequency; 1: Bayes' rule; 0: all are equally likely.
+    Of at least one labelled patch. `shrinkage` is the share of Σ that is replaced by its mean
+    variance times the identity, above 0; `prior` the exponent of the classes' frequency. 1: Bayes'
+    rule; 0: all are equally likely.
     """
     counts = moments.counts
     means = moments.sums / counts.clamp(min=1)[:, None]

@@ -62,12 +62,10 @@ ALONE = Alone()
 
 def share_losses(trained: torch.nn.Module, losses: Callable[[T], Losses], group: Group
                  ) -> Callable[[T], Losses]:
-    """Have the gradients of losses averaged over all processes.
+    """Have the gradients of losses averaged over all processes of a group.
 
-    Args:
-        trained: holds the parameters that the losses are of.
-        losses: gives those of the crops of a step; the first reads most of the parameters.
-        group: the processes.
+    `trained` holds the parameters, `losses` gives those of the crops of a step; the first of them
+    reads most of the parameters.
     """
     class Step(torch.nn.Module):
         def __init__(self) -> None:

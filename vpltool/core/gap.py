@@ -37,13 +37,10 @@ class ClassGap:
 
 @dataclass(frozen=True)
 class Gap:
-    """The gap between prototypes and regions; see the module.
+    """The gap between prototypes and regions, see the module; NaN without regions.
 
-    Args:
-        centroid: distance between the centroids; NaN without regions.
-        cosine: mean 1 − cos; NaN without regions.
-        spread: spread of the regions around the means of their classes; NaN without regions.
-        per_class: class index to its gap, for classes with regions.
+    Distance between the centroids, mean 1 − cos, spread of the regions around the means of their
+    classes, and class index to gap, for classes with regions.
     """
 
     centroid: float
@@ -61,14 +58,9 @@ def numbered_regions(pixels: Tensor, photo_of: Tensor, labels: Tensor
                      ) -> tuple[Tensor, Tensor, Tensor]:
     """Return region features: the mean of each class's pixels in each photo.
 
-    Args:
-        pixels: L2-normed (N, dim).
-        photo_of: number of the photo of each pixel (N,).
-        labels: class of each pixel (N,); background and unsure pixels are left out.
-
-    Returns:
-        L2-normed region features (R, dim), sorted by photo, then class; their classes (R,); and the
-        numbers of their photos (R,).
+    Of L2-normed pixels (N, dim), the numbers of their photos (N,), and their labels (N,), of which
+    background and unsure ones are left out: L2-normed (R, dim), sorted by photo, then class; their
+    classes (R,); and the numbers of their photos (R,).
     """
     kept = labels > BACKGROUND
     pairs, region = torch.stack([photo_of[kept], labels[kept]]).unique(dim=1, return_inverse=True)
@@ -82,11 +74,8 @@ def modality_gap(prototypes: Tensor, class_index: Tensor, regions: Tensor,
                  region_class: Tensor) -> Gap:
     """Measure the gap between prototypes and region features.
 
-    Args:
-        prototypes: L2-normed rows (rows, dim); of several rows of a class the nearest counts.
-        class_index: class of each row (rows,).
-        regions: region features (R, dim), of any norm.
-        region_class: class of each region (R,); each must have a row of prototypes.
+    Prototypes are L2-normed (rows, dim), of classes (rows,); of several rows of a class the nearest
+    counts. Regions are (R, dim), of any norm, of classes (R,) that have a row of prototypes each.
     """
     regions = F.normalize(regions.float(), dim=-1)
     per_class, centres = {}, []
@@ -108,14 +97,10 @@ def modality_gap(prototypes: Tensor, class_index: Tensor, regions: Tensor,
 
 def feature_centroid(features: Iterable[tuple[Tensor, Tensor]], groups: int
                      ) -> tuple[Tensor, Tensor]:
-    """Return the mean of the groups' mean features, computed in one pass with constant memory.
+    """Return the mean of the groups' mean features (dim,) float32, and which have any (groups,).
 
-    Args:
-        features: parts of L2-normed features (N, dim) and the group of each feature (N,).
-        groups: number of groups; 1 gives the plain mean.
-
-    Returns:
-        centroid (dim,) float32, and which groups have features (groups,) bool.
+    In one pass with constant memory, over parts: L2-normed features (N, dim) and their groups (N,).
+    With one group it is the plain mean.
 
     Raises:
         ValueError: there are no features.
@@ -140,15 +125,8 @@ def shift_along_gap(prototypes: Tensor, gap: Tensor, share: float) -> Tensor:
         z'_n = (z_n + λ Δ) / ‖z_n + λ Δ‖,   Δ = centroid of the images − centroid of the text
 
     Liang et al. move text and images towards each other by half of Δ each; here the features of
-    the photos stay fixed, and the text moves by all of it. With λ = 1 the centroids coincide
-    before the rows are normalised.
-
-    Args:
-        prototypes: L2-normed rows (rows, dim); background rows are moved too.
-        gap: Δ (dim,).
-        share: λ; 0 leaves the text unchanged, below 0 widens the gap.
-
-    Returns:
-        L2-normed rows (rows, dim).
+    the photos stay fixed, and the text moves by all of it. With λ (`share`) = 1 the centroids
+    coincide before the rows are normalised; 0 leaves the text unchanged, below 0 widens the gap.
+    Rows are L2-normed (rows, dim), Δ is (dim,); background rows are moved too.
     """
     return F.normalize(prototypes + share * gap, dim=-1)

@@ -1,10 +1,20 @@
-"""Maps over a grid of patches: min-max scaling, stored layers, resampling to another encoder's."""
+"""Grids of patches: maps on them, resampling to another encoder's, and tiles, which overlap.
+
+Tiles keep the memory from growing with the photo's patches: a transformer's attention costs memory
+and time that grow with the square of the patches. A tile is seen as a photo of its own; the last of
+a side ends at the photo's edge. Where tiles overlap, features are those of the tile in whose middle
+a patch is nearest to lie, so that a patch is as the encoder gives it (`encode_windows`); what a
+segmenter says is a mean whose weights fall to the rim of each tile (`blend`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 
-from vpltool.lazy import F, Tensor
+from vpltool.core import tower
+from vpltool.lazy import F, Tensor, torch
 
 LABELS_PER_PATCH = 4
 """The mask loss is taken on 4×4 labels a patch: finer than features, much cheaper than pixels."""
@@ -66,3 +76,130 @@ def layers_of(stored: Tensor, index: Sequence[int], wanted: Sequence[int]) -> Te
         return stored
     positions = {layer: position for position, layer in enumerate(index)}
     return stored[..., [positions[layer] for layer in wanted], :, :]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A window along one axis, in patches: where it starts, and the part `first:end` it gives."""
+
+    start: int
+    first: int
+    end: int
+
+
+def spans(length: int, window: int, overlap: float) -> list[Span]:
+    """Cover an axis with as few windows as overlap so much at least, evenly spread.
+
+    Length and window are in patches; the overlap is the share of a window that it has in common
+    with the next one.
+    """
+    starts = window_starts(length, window, max(1, window - round(window * overlap)), even=True)
+    # Two neighbours meet in the middle of what they share.
+    borders = [0, *((one + window + other) // 2
+                    for one, other in zip(starts, starts[1:], strict=False)), length]
+    return [Span(*entry) for entry in zip(starts, borders, borders[1:], strict=False)]
+
+
+def window_starts(length: int, window: int, step: int, *, even: bool = False) -> list[int]:
+    """Return where windows begin along an axis: the last one ends with it; one at least.
+
+    A step is the most from one to the next. If `even`, all steps are alike, up to one; otherwise
+    the last is shorter.
+    """
+    left = max(length - window, 0)
+    count = -(-left // step)
+    return [round(number * left / count) if even and count else min(number * step, left)
+            for number in range(count + 1)]
+
+
+def encode_windows(
+    vision: tower.Tower, pixels: Tensor, window: int, overlap: float, *, at_once: int,
+    patches: str, layers: Sequence[int], calibration: tower.Calibration | None, store: torch.dtype,
+) -> dict[str, Tensor]:
+    """Encode one normalised photo (1, 3, H, W) window by window, so many `at_once`.
+
+    H and W are multiples of the patch size; a side that is shorter than a window is seen whole. See
+    `spans` and `Tower.forward`; `store` is the number format of the result.
+
+    Returns:
+        `patches` (1, h·w, dim) unless they are `none`, and `layers` (1, L, h·w, width) if there are
+        any; on the CPU.
+    """
+    unit = vision.patch
+    grid = (pixels.shape[2] // unit, pixels.shape[3] // unit)
+    sides = [min(window, length) for length in grid]
+    found: dict[str, Tensor] = {}
+    windows = list(product(*(spans(length, window, overlap) for length in grid)))
+    for number in range(0, len(windows), at_once):
+        part = windows[number : number + at_once]
+        crops = torch.cat([
+            pixels[:, :, down.start * unit : (down.start + sides[0]) * unit,
+                   across.start * unit : (across.start + sides[1]) * unit]
+            for down, across in part])
+        seen = vision(crops, patches=patches, attention=False, layers=layers,
+                      calibration=calibration)
+        for name in ("patches", "layers"):
+            values = getattr(seen, name)
+            if values is None:
+                continue
+            maps = values.unflatten(-2, sides)
+            if name not in found:
+                found[name] = torch.empty(1, *maps.shape[1:-3], *grid, maps.shape[-1], dtype=store)
+            for (down, across), own in zip(part, maps, strict=True):
+                found[name][0, ..., down.first : down.end, across.first : across.end, :] = own[
+                    ..., down.first - down.start : down.end - down.start,
+                    across.first - across.start : across.end - across.start, :]
+    return {name: values.flatten(-3, -2) for name, values in found.items()}
+
+
+def rim_weights(side: int) -> Tensor:
+    """Return weights (side,) in (0, 1] that fall in a line from a tile's middle to its rim."""
+    places = torch.arange(side) + 0.5
+    return torch.minimum(places, side - places) * 2 / side
+
+
+def blend(
+    grid: tuple[int, int], tile: int, overlap: float,
+    see: Callable[[Sequence[tuple[int, int]]], Iterable[Tensor]], *, fineness: int, first: int = 0,
+) -> Iterator[tuple[int, Tensor]]:
+    """See a photo in tiles, and yield what they say together, row of tiles by row of tiles.
+
+    Only the rows are held that the next row of tiles still overlaps.
+
+    Args:
+        grid: (h, w) of the photo, in patches.
+        tile: side of a tile in patches; a side of the photo that is shorter is seen whole.
+        overlap: see `spans`.
+        see: given the first row and column of each of a row of tiles, in patches, gives the field
+            of each in turn (C, fineness·th, fineness·tw), with tiles of (th, tw) patches.
+        fineness: values a patch, along each side.
+        first: the first row of tiles whose rows are wanted; what precedes is seen only as far as
+            it overlaps them, so that their values are those of a whole run.
+
+    Yields:
+        the first row of a part, in patches, and its values (C, fineness·rows, fineness·w) float32.
+        The parts of all rows of tiles follow each other without a gap.
+    """
+    downs, acrosses = (spans(length, tile, overlap) for length in grid)
+    sides = (min(tile, grid[0]), min(tile, grid[1]))
+    weights = torch.outer(*(rim_weights(fineness * side) for side in sides))
+    begin = next(number for number, down in enumerate(downs)
+                 if down.start + sides[0] > downs[first].start)
+    total = count = None
+    for number in range(begin, len(downs)):
+        top = downs[number].start
+        corners = [(top, across.start) for across in acrosses]
+        for (_, left), field in zip(corners, see(corners), strict=True):
+            if total is None or count is None:
+                total = torch.zeros(len(field), fineness * sides[0], fineness * grid[1])
+                count = torch.zeros(total.shape[1:])
+            columns = slice(fineness * left, fineness * (left + sides[1]))
+            total[..., columns] += field.float().cpu() * weights
+            count[..., columns] += weights
+        assert total is not None and count is not None
+        bottom = downs[number + 1].start if number + 1 < len(downs) else grid[0]
+        done = fineness * (bottom - top)
+        if number >= first:
+            yield top, total[:, :done] / count[:done]
+        total, count = (torch.cat([part[..., done:, :], torch.zeros_like(part[..., :done, :])], -2)
+                        for part in (total, count))

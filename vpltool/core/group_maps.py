@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpltool.core.grids import window_starts
 from vpltool.core.groups import GroupNetwork
 from vpltool.core.npr import MAX_SCALE
 from vpltool.core.segment import FINENESS
-from vpltool.core.tiles import window_starts
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,10 @@ class GroupMaps:
 
 @torch.no_grad()
 def group_maps(network: GroupNetwork, pixels: Tensor) -> list[GroupMaps]:
-    """Cut photos into groups; the network is in evaluation mode.
+    """Cut normalised photos (B, 3, H, W) into groups; H and W are multiples of the patch.
 
-    Each patch belongs to one group where features are merged; the maps hold the soft shares.
-
-    Args:
-        network: on the device of the photos.
-        pixels: normalised photos (B, 3, H, W), H and W multiples of the patch.
-
-    Returns:
-        the groups of each photo, float32.
+    Each patch belongs to one group where features are merged; the maps hold the soft shares,
+    float32. The network is in evaluation mode, on the device of the photos.
     """
     patch = network.shape.patch
     grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
@@ -56,16 +50,10 @@ def group_maps(network: GroupNetwork, pixels: Tensor) -> list[GroupMaps]:
 
 
 def name_groups(maps: GroupMaps, texts: Tensor, log_scale: Tensor, top: int) -> Tensor:
-    """Return class probabilities of groups: softmax over the top classes times that over all.
+    """Return groups' class probabilities (G2, C): softmax over the top classes times that over all.
 
-    Args:
-        maps: groups of a photo.
-        texts: L2-normed vectors of the classes in the joint space (C, dim).
-        log_scale: `GroupNetwork.log_scale`.
-        top: classes that the photo as a whole is most like; the others are out. 0: all.
-
-    Returns:
-        (G2, C), in [0, 1].
+    Texts are L2-normed vectors of the classes in the joint space (C, dim). `top` is the number of
+    classes that the photo as a whole is most like; the others are out. 0: all.
     """
     scale = log_scale.exp().clamp_max(MAX_SCALE)
     logits = scale * maps.groups @ texts.T
@@ -76,30 +64,18 @@ def name_groups(maps: GroupMaps, texts: Tensor, log_scale: Tensor, top: int) -> 
 
 
 def class_maps(maps: Tensor, scores: Tensor) -> Tensor:
-    """Scores of classes on a grid: at each patch those of its strongest group.
+    """Return class scores on a grid (C, h, w), in [0, 1]: at each patch its strongest group's.
 
-    Args:
-        maps: shares of the groups (G, h, w), on any grid.
-        scores: of `name_groups` (G, C).
-
-    Returns:
-        (C, h, w), in [0, 1].
+    Maps are shares of the groups (G, h, w), on any grid; scores are those of `name_groups` (G, C).
     """
     return scores[maps.argmax(dim=0)].movedim(-1, 0)
 
 
 def with_background(scores: Tensor, threshold: float) -> Tensor:
-    """Put a background before the classes, which wins where all of them stay below a threshold.
+    """Put a background before the classes (C, h, w): it wins where all are below a threshold.
 
-    A threshold above the photo's highest score is lowered to just below it: some class is
-    left.
-
-    Args:
-        scores: of classes (C, h, w).
-        threshold: PGSeg: VOC 0.95, COCO 0.85, Context 0.36.
-
-    Returns:
-        (1 + C, h, w).
+    A threshold above the photo's highest score is lowered to just below it: some class is left.
+    PGSeg's are: VOC 0.95, COCO 0.85, Context 0.36.
     """
     # A little below it: of equals, the background would win.
     highest = scores.max() * (1 - 1e-4)
@@ -110,10 +86,8 @@ def with_background(scores: Tensor, threshold: float) -> Tensor:
 class GroupUse:
     """How a photo uses the groups of a stage; the paper's richness and compactness, in numbers.
 
-    Args:
-        used: groups that are the strongest somewhere.
-        overlap: mean over pairs of used groups of Σ min(a, b) / Σ max(a, b), of their shares; 0:
-            they are apart.
+    How many groups are the strongest somewhere; and their overlap, the mean over pairs of them of
+    Σ min(a, b) / Σ max(a, b), of their shares. 0: they are apart.
     """
 
     used: int
@@ -137,11 +111,8 @@ def group_use(maps: Tensor) -> GroupUse:
 class GroupView:
     """How photos are seen, and when a group is the background.
 
-    Args:
-        window: pixels of a side of the windows, a multiple of the patch.
-        stride: pixels from one window to the next, a multiple of the patch.
-        threshold: a class below it gives way to the background.
-        top: classes that a window as a whole is most like; the others are out. 0: all.
+    Side of the windows and steps between them in pixels, multiples of the patch; see also
+    `with_background` and `name_groups`.
     """
 
     window: int
@@ -173,12 +144,8 @@ def segment_by_groups(network: GroupNetwork, pixels: Tensor, texts: Tensor, view
     A window is treated as a photo of its own, background and likeliest classes included; where
     windows overlap, the mean counts (GroupViT's evaluation).
 
-    Args:
-        network: in evaluation mode, on the device of the photos.
-        pixels: normalised photos (B, 3, H, W), H and W multiples of the patch.
-        texts: L2-normed vectors of the classes in the joint space (C, dim).
-        view: how they are seen.
-        groups: whether the groups of whole photos are wanted, too.
+    Photos and network are as in `group_maps`, texts as in `name_groups`. `groups` says whether the
+    groups of whole photos are wanted, too.
     """
     patch = network.shape.patch
     grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)

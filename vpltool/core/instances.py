@@ -20,11 +20,11 @@ def check_pycocotools() -> None:
         raise VplError("pycocotools is not installed", "pip install 'vpltool[coco]'")
 
 
-def label_map(instances: Sequence[Mapping[str, Any]], labels: Mapping[int, int],
-              size: tuple[int, int], *, overlap: str, crowd: str) -> npt.NDArray[np.uint8]:
-    """Paint COCO's annotations of a photo into one label map (height, width), 0 elsewhere.
-
-    Raises a ValueError if an outline is of another size, or is not valid.
+def label_map(
+    instances: Sequence[Mapping[str, Any]], labels: Mapping[int, int], size: tuple[int, int], *,
+    overlap: str, crowd: str,
+) -> npt.NDArray[np.uint8]:
+    """Paint a photo's instances into labels (height, width), 0 where there is no instance.
 
     Args:
         instances: with `category_id`, `segmentation`, `area` and `iscrowd`.
@@ -35,13 +35,15 @@ def label_map(instances: Sequence[Mapping[str, Any]], labels: Mapping[int, int],
             255, as in torchvision's references.
         crowd: `class`: a crowd region has the label of its class, as in coco2voc; `ignore`: 255,
             except under an instance.
+
+    Raises:
+        ValueError: an outline is of another size, or is not valid.
     """
     claimed = np.zeros(size, np.uint8)
     clash, crowded = np.zeros(size, bool), np.zeros(size, bool)
-    outlines = [(_to_rle(entry["segmentation"], size), entry) for entry in instances]
+    outlines = [(_to_rle(entry["segmentation"], size), entry) for entry in instances][::-1]
     # The largest first, so that smaller ones are on top; among equals the first is on top.
-    for _, (outline, entry) in sorted(enumerate(outlines), key=lambda found: (
-            -float(found[1][1].get("area", 0)), -found[0])):
+    for outline, entry in sorted(outlines, key=lambda pair: -float(pair[1].get("area", 0))):
         if outline is None:
             continue
         inside = pycocotools.mask.decode(outline).astype(bool)

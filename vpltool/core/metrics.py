@@ -22,13 +22,10 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Confusion:
-    """Pixels by true and predicted class, of the pairs that occur: `sum` takes them, too.
+    """Pixels by (true, predicted) class, of the pairs that occur: `sum` takes them, too.
 
-    With thousands of classes a photo shows a few, and most pairs never occur.
-
-    Args:
-        classes: number of classes, the background included.
-        pairs: (truth, predicted) to pixels.
+    With thousands of classes a photo shows a few, and most pairs never occur. The number of classes
+    includes the background.
     """
 
     classes: int
@@ -45,7 +42,7 @@ class Confusion:
         return self if nothing == 0 else NotImplemented
 
     def totals(self) -> tuple[Counts, Counts, Counts]:
-        """Pixels of each class (classes,): true ones, predicted ones, and those that are both."""
+        """Count each class's pixels (classes,): true ones, predicted ones, and those of both."""
         truth, predicted, both = np.zeros((3, self.classes), np.int64)
         if self.pairs:
             rows, columns = np.array([*self.pairs], np.int64).T
@@ -57,7 +54,7 @@ class Confusion:
         return truth, predicted, both
 
     def matrix(self) -> Counts:
-        """All pairs (classes, classes): rows are the truth."""
+        """Return all pairs (classes, classes): rows are the truth."""
         counts = np.zeros((self.classes, self.classes), np.int64)
         for pair, pixels in self.pairs.items():
             counts[pair] = pixels
@@ -93,7 +90,7 @@ def confusion(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8],
 
 def _joint(truth: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]
            ) -> tuple[npt.NDArray[np.int64], Counts, Counts]:
-    """Number of each pair of labels (H, W), place · others + place; the labels at the places."""
+    """Number each pair of labels (H, W), place · others + place; and tell the places' labels."""
     if truth.dtype == other.dtype == np.uint8:
         # All 256 labels have a place: faster than finding those that occur.
         every = np.arange(256)
@@ -103,7 +100,7 @@ def _joint(truth: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]
 
 
 def _places(labels: npt.NDArray[np.uint8]) -> tuple[Counts, npt.NDArray[np.int64]]:
-    """The labels that occur (n,), and the place of each pixel's among them (H, W)."""
+    """Return the labels that occur (n,), and the place of each pixel's among them (H, W)."""
     found = np.flatnonzero(np.bincount(labels.ravel(), minlength=1))
     places = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
     places[found] = np.arange(len(found))
@@ -114,11 +111,9 @@ def _places(labels: npt.NDArray[np.uint8]) -> tuple[Counts, npt.NDArray[np.int64
 class Scores:
     """Scores of one confusion matrix, in [0, 1].
 
-    Args:
-        iou: per class (classes,); NaN where neither truth nor prediction has a pixel.
-        miou: mean over the classes that the truth shows.
-        accuracy: share of the pixels that are right.
-        present: number of classes in that mean.
+    IoU of each class (classes,), NaN where neither truth nor prediction has a pixel; its mean over
+    the classes that the truth shows; the share of the pixels that are right; and how many classes
+    the truth shows.
     """
 
     iou: npt.NDArray[np.float64]
@@ -128,7 +123,7 @@ class Scores:
 
 
 def scores(counts: Confusion) -> Scores:
-    """IoU = TP / (TP + FP + FN) of each class, mIoU over the classes with true pixels, accuracy."""
+    """Score IoU = TP / (TP + FP + FN), its mean over the classes with true pixels, accuracy."""
     truth, predicted, hits = counts.totals()
     with np.errstate(invalid="ignore", divide="ignore"):
         iou = hits / (truth + predicted - hits)
@@ -140,13 +135,9 @@ def scores(counts: Confusion) -> Scores:
 
 @dataclass(frozen=True)
 class SeedHistogram:
-    """Pixels by truth, strongest class and strength: all thresholds of CAMs at once.
+    """Pixels by (true, strongest) class and strength: all thresholds of CAMs at once.
 
-    As in `Confusion`, only the pairs that occur have a row.
-
-    Args:
-        classes: number of classes, the background included.
-        rows: (truth, strongest class) to pixels at each level (LEVELS + 1,).
+    As in `Confusion`, only the pairs that occur have a row: pixels at each level (LEVELS + 1,).
     """
 
     classes: int
@@ -164,8 +155,7 @@ class SeedHistogram:
 
     @cached_property
     def from_level(self) -> Counts:
-        """Pixels of each row from each level on (rows, LEVELS + 2); after the last there is none.
-        """
+        """Pixels of each row from each level on (rows, LEVELS + 2); none after the last."""
         counts = np.zeros((len(self.rows), LEVELS + 2), np.int64)
         for above, row in zip(counts, self.rows.values(), strict=True):
             above[LEVELS::-1] = row[::-1].cumsum()
@@ -174,14 +164,9 @@ class SeedHistogram:
 
 def strongest(cams: npt.NDArray[np.float32], classes: Sequence[int]
               ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Value and class of the strongest CAM at each pixel; of equal ones the first.
+    """Return value and class of the strongest of CAMs (K, H, W) at each pixel, both (H, W).
 
-    Args:
-        cams: one or more (K, H, W).
-        classes: class index of each.
-
-    Returns:
-        both (H, W).
+    Of equal ones the first counts; there is at least one, and `classes` are their indices.
     """
     best, best_class = cams[0], np.full(cams.shape[1:], classes[0],
                                         label_type(max(classes)))
@@ -228,18 +213,15 @@ def seed_histogram(truth: npt.NDArray[np.uint8], best: npt.NDArray[np.float32],
 
 def labels_at(cams: npt.NDArray[np.float32], classes: Sequence[int], threshold: float
               ) -> npt.NDArray[np.uint8]:
-    """Labels (H, W) of CAMs (K, H, W): the strongest class where it reaches the threshold, else 0.
-    """
+    """Label CAMs (K, H, W) as (H, W): the strongest class where it reaches the threshold, or 0."""
     best, best_class = strongest(cams, classes)
     return np.where(best >= threshold, best_class, np.uint8(0))
 
 
 def confusion_at(histogram: SeedHistogram, threshold: float) -> Confusion:
-    """Confusion matrix of the seeds that a threshold gives: class where CAM ≥ threshold.
+    """Return the confusion of the seeds that a threshold gives: class where CAM ≥ threshold.
 
-    Args:
-        histogram: from `seed_histogram`, or a sum of such.
-        threshold: in [0, 1], taken to the next of LEVELS steps.
+    The threshold, in [0, 1], is taken to the next of LEVELS steps.
     """
     level = min(max(round(threshold * LEVELS), 0), LEVELS + 1)
     pairs: dict[Pair, int] = {}
@@ -250,7 +232,7 @@ def confusion_at(histogram: SeedHistogram, threshold: float) -> Confusion:
 
 
 def threshold_of_alpha(alpha: float) -> float:
-    """Threshold that equals CLIP-ES's background score (1 − max)^α: where m = (1 − m)^α.
+    """Return the threshold that equals CLIP-ES's background (1 − max)^α: where m = (1 − m)^α.
 
     As m rises from 0 to 1 and (1 − m)^α falls, one m parts foreground from background.
     """
@@ -296,7 +278,7 @@ def boundary_counts(truth: Labels, predicted: Labels, classes: int, tolerance: f
 
 
 def boundary_f(counts: Counts) -> float:
-    """Mean F over the classes that the truth shows: 2 · P · R / (P + R); NaN if there is none."""
+    """Return the mean F, 2 · P · R / (P + R), over the classes of the truth; NaN if it has none."""
     shown = counts[counts[:, 3] > 0].astype(np.float64)
     precision = shown[:, 0] / np.maximum(shown[:, 1], 1)
     recall = shown[:, 2] / shown[:, 3]
@@ -306,14 +288,8 @@ def boundary_f(counts: Counts) -> float:
 
 
 def _boundary(inside: Mask) -> Mask:
-    """Pixels of a mask (H, W) with a neighbour outside; the photo's border is none."""
-    edge = np.zeros_like(inside)
-    for axis in (0, 1):
-        first, second = np.moveaxis(inside, axis, 0)[:-1], np.moveaxis(inside, axis, 0)[1:]
-        along = np.moveaxis(edge, axis, 0)
-        along[:-1] |= first & ~second
-        along[1:] |= second & ~first
-    return edge
+    """Pixels of a mask (H, W) with one of four neighbours outside; the photo's border is none."""
+    return np.asarray(inside & ~scipy.ndimage.binary_erosion(inside, border_value=1))
 
 
 def _near(edge: Mask, reach: float) -> Mask:

@@ -85,10 +85,9 @@ def _straightened(ring: Ring) -> Ring:
 
 def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]
          ) -> npt.NDArray[np.bool_]:
-    """Fill polygons of pixel centres, as Ultralytics does: whole pixels, the line included.
+    """Fill polygons of pixel centres (N, 2), as Ultralytics does: whole pixels, with the line.
 
-    Points (N, 2) are (x, y) in pixels, without what is after the decimal point; size (height,
-    width).
+    Points are (x, y) in pixels; what is after the decimal point is cut off. Size is (H, W).
     """
     filled = np.zeros(size, np.uint8)
     for polygon in polygons:
@@ -107,9 +106,9 @@ def remove_small_regions(labels: npt.NDArray[np.uint8], least: int, *, merge: bo
                          ) -> npt.NDArray[np.uint8]:
     """Return labels (H, W) without connected regions of fewer than `least` pixels.
 
-    With `merge` a small region, of the background, 0, too, takes the label that most pixels around
-    it have, the lowest of several; the smallest region first. Otherwise small regions of classes
-    become background. 255 is kept as it is, and no region takes it.
+    The background is 0; 255 is kept as it is, and no region takes it. With `merge`, a small region,
+    of the background too, takes the label that most pixels around it have, the lowest of several;
+    the smallest region first. Otherwise small regions of classes become background.
     """
     small: list[tuple[int, int, npt.NDArray[np.bool_], tuple[slice, slice]]] = []
     for label in np.unique(labels):

@@ -2,9 +2,9 @@
 
 The same approximation as in Krähenbühl and Koltun's dense CRF: splat to the vertices of a simplex,
 blur along d + 1 directions, slice back. Sorted vertex keys replace the hash table, so it suits a
-GPU; on a CPU the loops of `crf_numba` are faster. Each of the
-three steps sums a few rows for each row of its result: on any device, without storing the terms,
-and in a fixed order, so that the result has the same bits each time.
+GPU; on a CPU the loops of `crf_numba` are faster. Each of the three steps sums a few rows for each
+row of its result: on any device, without storing the terms, and in a fixed order, so that the
+result has the same bits each time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from vpltool.lazy import F, Tensor, np, torch
 class _Sums:
     """A sparse matrix: each row of its product sums a few rows of what it is multiplied by.
 
-    Args:
-        start: where the terms of each row begin, and the number of all (rows + 1,), int32.
-        index: the row that a term reads (terms,), int32.
-        share: what it is multiplied by (terms,), float32.
+    Where the terms of each row begin, and the number of all (rows + 1,), int32; the row that a term
+    reads (terms,), int32; and what it is multiplied by (terms,), float32.
     """
 
     start: Tensor
@@ -36,12 +34,9 @@ class _Sums:
 
 
 class Lattice:
-    """A lattice for a set of points, or for several sets that do not interact.
+    """A lattice for a set of points, or for several sets of N / sets points that do not interact.
 
-    Args:
-        features: coordinates of each point, in units of the Gaussian's standard deviation (N, d),
-            float32.
-        sets: number of sets, with N / sets points each, one after another.
+    Points are (N, d), float32, in units of the Gaussian's standard deviation, set after set.
     """
 
     def __init__(self, features: Tensor, sets: int = 1) -> None:

@@ -1,9 +1,11 @@
-"""Photos: robust decoding, and CLIP-ES's resizing."""
+"""Photos: robust decoding, CLIP-ES's resizing, and files without metadata."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,25 +29,35 @@ _ROWS = 1 << 20
 
 _ORIENTATION, _WIDTH = 274, 256  # EXIF tags
 
+_EOI, _SOS, _APP0, _APP2, _APP14, _COMMENT = 0xD9, 0xDA, 0xE0, 0xE2, 0xEE, 0xFE
+"""JPEG markers (ITU T.81, table B.1)."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"cHRM", b"gAMA", b"iCCP", b"sBIT",
+               b"sRGB", b"cICP", b"bKGD", b"pHYs"}
+_WEBP_CHUNKS = {b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF", b"ICCP"}
+_WEBP_EXIF, _WEBP_XMP = 0x08, 0x04
+"""Flags of the first byte of VP8X."""
+
 _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC",
            b"heim": "HEIC", b"heis": "HEIC", b"avif": "AVIF", b"avis": "AVIF"}
 """Bytes 8 to 12 of photos in ISO containers (ISO/IEC 23008-12), which phones make."""
 
 
 def read_photo(photo: Path | bytes) -> npt.NDArray[np.uint8]:
-    """Decode a photo to RGB (height, width, 3) uint8, upright by its EXIF.
+    """Decode a photo, by its path or content, to RGB (height, width, 3) uint8, upright by its EXIF.
 
     Greyscale, palette, CMYK, transparent (over black) and 16-bit photos come out as 8-bit RGB; of
     a moving picture, the first frame.
-
-    Args:
-        photo: its path, or the content of its file.
 
     Raises:
         OSError: unreadable, truncated, empty or too large; the message says what.
     """
     with _readable(photo) as image:
-        _check_density(*image.size, photo)
+        size = len(photo) if isinstance(photo, bytes) else photo.stat().st_size
+        width, height = image.size
+        if width * height > _BLANK + _DENSEST * size:
+            raise OSError(f"{width}×{height} pixels in {size} bytes: this is not a photo")
         return rgb_of(image)
 
 
@@ -90,17 +102,6 @@ def photo_size(path: Path) -> tuple[int, int]:
         return (width, height) if turned else (height, width)
 
 
-def _check_density(width: int, height: int, photo: Path | bytes) -> None:
-    """Check that a photo is no few bytes that stand for very many pixels.
-
-    Raises:
-        OSError: it is.
-    """
-    size = len(photo) if isinstance(photo, bytes) else photo.stat().st_size
-    if width * height > _BLANK + _DENSEST * size:
-        raise OSError(f"{width}×{height} pixels in {size} bytes: this is not a photo")
-
-
 @contextlib.contextmanager
 def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
     """Open a photo; whatever Pillow raises about its content becomes an OSError."""
@@ -130,7 +131,7 @@ def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
 
 
 def _container(photo: Path | bytes) -> str:
-    """What a file is by its first bytes, for a message; empty if unknown."""
+    """Say what a file is by its first bytes, for a message; empty if unknown."""
     with io.BytesIO(photo) if isinstance(photo, bytes) else photo.open("rb") as file:
         start = file.read(12)
     brand = _BRANDS.get(start[8:]) if start[4:8] == b"ftyp" else None
@@ -139,7 +140,7 @@ def _container(photo: Path | bytes) -> str:
 
 def fit_size(size: tuple[int, int], patch: int, *, scale: float = 1.0,
              max_side: int = 0, short_side: int = 0) -> tuple[int, int]:
-    """Size (height, width) to which a photo is resized: scaled, then up to multiples of the patch.
+    """Return a photo's (height, width) after resizing: scaled, then up to multiples of the patch.
 
     CLIP-ES: each side is rounded up on its own, so that nothing is cropped or padded.
 
@@ -179,7 +180,7 @@ class PhotoSettings:
     short_side: int = 0
 
     def fit(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Size (height, width) to which a photo of (height, width) is resized; see `fit_size`."""
+        """Return the (height, width) to which a photo of a size is resized; see `fit_size`."""
         return fit_size(size, self.patch, scale=self.scale, max_side=self.max_side,
                         short_side=self.short_side)
 
@@ -188,3 +189,148 @@ def describe_failure(path: Path, error: Exception) -> str:
     """Say why a photo cannot be used: file name and reason, in a few words."""
     said = error.message if isinstance(error, VplError) else str(error)
     return f"{path.name}: {said or type(error).__name__}"
+
+
+def without_metadata(content: bytes) -> bytes | None:
+    """Return a JPEG, PNG or WebP without metadata and the same pixels; None for other files.
+
+    EXIF but the orientation, XMP, IPTC, comments, thumbnails, and whatever follows the picture go.
+    What says how the pixels look stays: colour profile, transparency, gamma. The compressed pixels
+    are copied, so nothing is lost.
+
+    Raises:
+        OSError: the file is damaged.
+    """
+    strip = (_strip_jpeg if content.startswith(b"\xff\xd8\xff") else
+             _strip_png if content.startswith(_PNG) else
+             _strip_webp if content[:4] + content[8:12] == b"RIFFWEBP" else None)
+    try:
+        return strip(content) if strip else None
+    except (struct.error, IndexError, ValueError) as error:
+        raise OSError(f"the file is damaged ({error})") from error
+
+
+def _orientation(content: bytes) -> int:
+    """Read how the photo is turned: 1, upright, to 8."""
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
+            found = image.getexif().get(_ORIENTATION, 1)
+    except OSError:
+        raise
+    except Exception as error:
+        # Pillow's plugins raise all sorts of things at damaged files.
+        raise OSError(str(error) or type(error).__name__) from error
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _exif(orientation: int) -> bytes:
+    """Return EXIF that says the orientation, and nothing else."""
+    return (b"MM\0*" + struct.pack(">IH", 8, 1)
+            + struct.pack(">HHIHH", _ORIENTATION, 3, 1, orientation, 0) + struct.pack(">I", 0))
+
+
+def _strip_jpeg(content: bytes) -> bytes:
+    turned = _orientation(content)
+    parts = [content[:2]]
+    exif = b"Exif\0\0" + _exif(turned)
+    added = b"" if turned == 1 else b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif
+    for marker, segment in _jpeg_segments(content):
+        if marker != _APP0:
+            # EXIF comes first, but for JFIF's own.
+            parts.append(added)
+            added = b""
+        if kept := _kept_of_jpeg(marker, segment):
+            parts.append(kept)
+    return b"".join(parts)
+
+
+def _kept_of_jpeg(marker: int, segment: bytes) -> bytes:
+    """Return what of a segment stays; empty if nothing."""
+    inside = segment[4:]
+    if marker == _APP0:
+        # Without the thumbnail, whose width and height are the last two bytes.
+        return (b"\xff\xe0\0\x10" + inside[:12] + b"\0\0"
+                if inside.startswith(b"JFIF\0") and len(inside) >= 14 else b"")
+    if marker == _APP2:
+        return segment if inside.startswith(b"ICC_PROFILE\0") else b""
+    if marker == _APP14:
+        return segment if inside.startswith(b"Adobe") else b""
+    return b"" if _APP0 <= marker <= 0xEF or marker == _COMMENT else segment
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the marker and the bytes of each segment after the first; scans with their data."""
+    at = 2
+    while at < len(content):
+        if content[at] != 0xFF:
+            raise ValueError(f"no marker at byte {at}")
+        while content[at + 1] == 0xFF:
+            at += 1  # fill bytes
+        marker = content[at + 1]
+        if marker == _EOI:
+            # What follows are other pictures, with metadata of their own.
+            yield marker, content[at : at + 2]
+            return
+        end = at + 2 + struct.unpack(">H", content[at + 2 : at + 4])[0]
+        if marker == _SOS:
+            end = _end_of_scan(content, end)
+        yield marker, content[at:end]
+        at = end
+
+
+def _end_of_scan(content: bytes, at: int) -> int:
+    """Find where a scan's compressed data end: at the next marker that is no part of them."""
+    while (at := content.find(b"\xff", at)) >= 0 and at + 1 < len(content):
+        if content[at + 1] != 0 and content[at + 1] != 0xFF and not 0xD0 <= content[at + 1] <= 0xD7:
+            return at
+        at += 1 if content[at + 1] == 0xFF else 2
+    return len(content)
+
+
+def _strip_png(content: bytes) -> bytes:
+    chunks = list(_png_chunks(content))
+    names = {name for name, _ in chunks}
+    # Pillow decodes the pixels to look for what may be behind them.
+    turned = _orientation(content) if names & {b"eXIf", b"tEXt", b"zTXt", b"iTXt"} else 1
+    parts = [_PNG]
+    for name, chunk in chunks:
+        if name in _PNG_CHUNKS:
+            parts.append(chunk)
+        if name == b"IHDR" and turned != 1:
+            exif = b"eXIf" + _exif(turned)
+            parts.append(struct.pack(">I", len(exif) - 4) + exif
+                         + struct.pack(">I", zlib.crc32(exif)))
+    return b"".join(parts)
+
+
+def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at, name = len(_PNG), b""
+    while at < len(content) and name != b"IEND":
+        length, name = struct.unpack(">I4s", content[at : at + 8])
+        yield name, content[at : at + 12 + length]
+        at += 12 + length
+
+
+def _strip_webp(content: bytes) -> bytes:
+    turned = _orientation(content)
+    parts = []
+    for name, chunk in _webp_chunks(content):
+        if name == b"VP8X":
+            flags = chunk[8] & ~(_WEBP_EXIF | _WEBP_XMP) | (_WEBP_EXIF if turned != 1 else 0)
+            chunk = chunk[:8] + bytes([flags]) + chunk[9:]
+        if name in _WEBP_CHUNKS:
+            parts.append(chunk)
+    if turned != 1:
+        exif = _exif(turned)
+        parts.append(b"EXIF" + struct.pack("<I", len(exif)) + exif)
+    body = b"WEBP" + b"".join(parts)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _webp_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = 12
+    while at + 8 <= len(content):
+        name, length = struct.unpack("<4sI", content[at : at + 8])
+        end = at + 8 + length + length % 2
+        yield name, content[at:end]
+        at = end

@@ -18,11 +18,15 @@ LARGEST = 10_000
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mask of what may be one thing."""
+    """A mask of what may be one thing (H, W).
 
-    inside: Mask  # (H, W)
-    score: float = 1.0  # how sure the tool is of the outline, in [0, 1]
-    word: str = ""  # what the tool calls it; empty: nothing
+    Its score in [0, 1] says how sure the tool is of the outline; the word is what it calls the
+    thing, or empty.
+    """
+
+    inside: Mask
+    score: float = 1.0
+    word: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Proposals:
             for inside, score, word in zip(self.masks(), self.scores, self.words, strict=True)))
 
     def intervals(self) -> tuple[Runs, Runs, Runs]:
-        """First and last-plus-one pixel of each run inside a mask, and the mask's number (I,)."""
+        """Return first and last-plus-one pixel of each run inside a mask, and the mask's number."""
         first = np.cumsum(self.counts) - self.counts
         place = np.arange(len(self.runs)) - np.repeat(first, self.counts)
         ends = np.cumsum(self.runs)
@@ -112,7 +116,7 @@ def areas(proposals: Proposals) -> Runs:
 
 
 def means_inside(proposals: Proposals, scores: Field) -> npt.NDArray[np.float64]:
-    """Return the mean (P, L) of each label's scores (L, H, W) inside each proposal."""
+    """Return the mean of each label's scores (L, H, W) inside each proposal (P, L)."""
     first, last, owner = proposals.intervals()
     flat = scores.reshape(len(scores), -1)
     means = np.empty((len(proposals), len(scores)))
@@ -125,7 +129,7 @@ def means_inside(proposals: Proposals, scores: Field) -> npt.NDArray[np.float64]
 
 
 def votes(proposals: Proposals, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the sum of the proposals' weights (P, L) at each pixel, by label (L, H, W)."""
+    """Return the sum of the weights (P, L) of the proposals at each pixel, by label (L, H, W)."""
     first, last, owner = proposals.intervals()
     pixels = proposals.size[0] * proposals.size[1]
     made = np.empty((weights.shape[1], *proposals.size))
@@ -175,7 +179,7 @@ def with_votes(proposals: Proposals, scores: Field, shares: npt.NDArray[np.float
 
 
 def plain_word(word: str) -> str:
-    """A word as tools may write a class: without case, and with spaces."""
+    """Return a word without case, and with spaces: tools write classes in several ways."""
     return word.lower().replace("_", " ").replace("-", " ").strip()
 
 

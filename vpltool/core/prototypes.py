@@ -1,15 +1,16 @@
-"""Phase 1 of VPL (AAAI 2025): vision prototypes learned from pixels, guided by the text.
+"""Prototypes: those of the text, and phase 1 of VPL (AAAI 2025), which learns vision prototypes.
 
     min_W  Σ_i KL(P'_i ‖ softmax(x_i W / τ_I)),   P'_i = softmax(x_i Z / τ_T)          (eq. 7)
 
 x_i are L2-normed patch embeddings; Z are the text prototypes and W the vision prototypes, both with
-L2-normed rows. The paper's solver is projected gradient descent as in InMaP (NeurIPS 2023).
+L2-normed rows. The paper's solver is projected gradient descent as in InMaP (NeurIPS 2023). Text
+prototypes are a vector for each class and background word.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vpltool.core.distributed import ALONE, Group
@@ -56,32 +57,24 @@ class Joint:
         return cls(int(count), group)
 
 
-def masked_softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
-    """Return the softmax over the last axis, restricted to the allowed entries, if given."""
-    if allowed is not None:
-        logits = logits.masked_fill(~allowed, float("-inf"))
-    return logits.softmax(dim=-1)
-
-
 def text_targets(pixels: Tensor, prototypes: Tensor, *, tau: float,
                  allowed: Tensor | None = None, harden: float = 0.0) -> Tensor:
-    """Return the targets P' (eq. 5).
+    """Return the targets P' (eq. 5) of L2-normed pixels (N, dim): (N, rows), rows summing to 1.
 
     Args:
-        pixels: L2-normed (N, dim).
+        pixels: X.
         prototypes: L2-normed rows Z (rows, dim).
         tau: τ_T.
         allowed: True for rows that may take part (N, rows): the classes that the photo shows, and
             the background; None: all rows, as the paper literally says.
         harden: targets whose largest entry exceeds this become one-hot (InMaP's α); 0: never.
-
-    Returns:
-        (N, rows), rows summing to 1.
     """
     targets = pixels.new_empty((len(pixels), len(prototypes)), dtype=torch.float32)
     for part in _parts(pixels, _CHUNK):
         logits = pixels[part].float() @ prototypes.T / tau
-        targets[part] = masked_softmax(logits, None if allowed is None else allowed[part])
+        if allowed is not None:
+            logits.masked_fill_(~allowed[part], float("-inf"))
+        targets[part] = logits.softmax(dim=-1)
     if harden:
         top, index = targets.max(dim=-1)
         sure = top > harden
@@ -94,12 +87,8 @@ def target_moments(
 ) -> tuple[Tensor, float]:
     """Return the two sums over the targets that the objective needs, the same for all steps.
 
-    Of several processes each keeps the sums over its own pixels.
-
-    Args:
-        pixels: X (N, dim).
-        targets: P' (N, rows).
-        weights: weights of the pixels (N,), mean 1; None: all equal.
+    Of several processes each keeps the sums over its own pixels X (N, dim), with targets P' (N,
+    rows) and weights (N,), mean 1; None: all equal.
 
     Returns:
         P'ᵀ X (rows, dim) in float64, since each gradient is a small difference to it; and
@@ -267,8 +256,7 @@ def solve_lbfgs(
         start: W at the start (rows, dim).
         tau: τ_I.
         iters: largest number of iterations; it stops when the objective no longer decreases.
-        allowed: see `objective_and_gradient`.
-        weights: see `objective_and_gradient`.
+        allowed, weights: see `objective_and_gradient`.
         callback: called with the state after each evaluation.
         group: processes that hold the pixels; each of them takes the same steps.
 
@@ -345,3 +333,44 @@ def lloyd(points: Tensor, centres: Tensor, *, rounds: int = 25) -> Tensor:
             break
         centres = moved
     return centres
+
+
+def text_prototypes(
+    words: Sequence[str], templates: Sequence[str], encode: Callable[[Sequence[str]], Tensor]
+) -> Tensor:
+    """Return the normalised mean of each word's prompts (CLIP-ES; CLIP's zero-shot classifier).
+
+    Templates are prompts with one `{}` each; `encode` maps prompts to L2-normed vectors (prompts,
+    dim). The result is L2-normed (words, dim), float32.
+    """
+    rows = [encode([template.format(word) for template in templates]).mean(dim=0)
+            for word in words]
+    return F.normalize(torch.stack(rows).float().cpu(), dim=-1)
+
+
+def attribute_centres(descriptions: Tensor, count: int) -> Tensor:
+    """Cluster the descriptions of all classes, L2-normed (N, dim), into attributes (ExCEL).
+
+    The means of the clusters (count, dim), not normalised, as k-means has them; as many as there
+    are descriptions, if these are fewer.
+    """
+    centres = spherical_kmeans(descriptions, count, seed=0)
+    owner = (descriptions @ centres.T).argmax(dim=-1)
+    sums = torch.zeros_like(centres).index_add_(0, owner, descriptions)
+    sizes = owner.bincount(minlength=len(centres))[:, None]
+    return torch.where(sizes > 0, sums / sizes.clamp_min(1), centres)
+
+
+def with_attributes(rows: Tensor, attributes: Tensor, share: float) -> Tensor:
+    """Add to each class's vector the attributes that are near it (ExCEL, text semantic enrichment).
+
+    T = norm(t + softmax(t Aᵀ) A), L2-normed as t is (K, dim), over that share of the attributes A
+    (N, dim) that is nearest to t, at least one.
+    """
+    likeness = rows @ attributes.T
+    # Not rounded up where share · N misses a whole number by the last digit.
+    kept = min(max(math.ceil(share * len(attributes) - 1e-9), 1), len(attributes))
+    nearest = likeness.topk(kept, dim=-1)
+    weights = torch.zeros_like(likeness).scatter_(-1, nearest.indices,
+                                                  nearest.values.softmax(dim=-1))
+    return F.normalize(rows + weights @ attributes, dim=-1)

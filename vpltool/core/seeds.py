@@ -1,7 +1,8 @@
-"""Seeds: the pixels that CAMs are sure of; their regions, targets and weights.
+"""Seeds: the pixels that CAMs are sure of; their regions, targets and weights; nearest neighbours.
 
 One reading of VPL's Φ (and of m in eq. 9): pixels at which the CAM of a class reaches Φ belong to
-it.
+it. A bank of neighbours holds a row for each region or patch of many photos, with its class and its
+photo. A photo asks rows of other photos only: it would find itself first.
 """
 
 from __future__ import annotations
@@ -13,18 +14,15 @@ from vpltool.lazy import F, Tensor, torch
 UNSURE = -1
 """Label of pixels that are seeds of neither a class nor the background."""
 
+_ENTRIES = 1 << 22
+"""Cosines that are held at a time: a bank may have millions of rows."""
+
 
 def seed_labels(cam: Tensor, classes: Tensor, phi: float, phi_background: float) -> Tensor:
-    """Label the patches of a photo: the strongest class if its CAM ≥ Φ, background if all are low.
+    """Label the patches of a photo (h·w,): the strongest class if its CAM ≥ Φ; -1 is neither.
 
-    Args:
-        cam: maps in [0, 1] (K, h, w).
-        classes: their class indices (K,).
-        phi: Φ.
-        phi_background: patches whose strongest CAM is lower are background.
-
-    Returns:
-        (h·w,): class index, 0 for the background, -1 for neither.
+    Background, 0, are patches whose strongest CAM is below `phi_background`. CAMs are in [0, 1]
+    (K, h, w), of classes (K,).
     """
     if not len(cam):
         return torch.zeros(cam.shape[1] * cam.shape[2], dtype=torch.long)
@@ -39,12 +37,9 @@ def region_weights(cam: Tensor, classes: Tensor, phi: float, phi_background: flo
                    ) -> tuple[Tensor, Tensor]:
     """Weigh the patches of a photo for each of its regions: classes, then the background.
 
-    Args:
-        cam: maps in [0, 1] (K, h, w).
-        classes: their class indices (K,).
-        phi: a patch weighs for a class what its CAM is, where this is at least Φ.
-        phi_background: it weighs 1 − max CAM for the background, where max CAM is at most this;
-            None: the background is no region.
+    A patch weighs for a class what its CAM in [0, 1] is (K, h, w), where this is at least Φ; for
+    the background 1 − max CAM, where max CAM is at most `phi_background` (None: the background is
+    no region).
 
     Returns:
         weights (R, h·w), float32, 0 where a patch does not count; and the classes (R,).
@@ -61,13 +56,8 @@ def region_weights(cam: Tensor, classes: Tensor, phi: float, phi_background: flo
 def region_features(patches: Tensor, cam: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean feature of each class of a photo under its CAM; of the rest under 1 − max.
 
-    Args:
-        patches: L2-normed (h·w, dim).
-        cam: (K, h, w).
-        classes: (K,).
-
-    Returns:
-        L2-normed features (K + 1, dim) and their labels (K + 1,), the background last.
+    Of L2-normed patches (h·w, dim), CAMs (K, h, w) and classes (K,): L2-normed features (K + 1,
+    dim) and their labels (K + 1,), the background last.
     """
     weights = cam.flatten(1).float()
     rest = 1 - weights.amax(dim=0, keepdim=True) if len(cam) else patches.new_ones(1, len(patches))
@@ -77,16 +67,10 @@ def region_features(patches: Tensor, cam: Tensor, classes: Tensor) -> tuple[Tens
 
 
 def seed_targets(pixels: Tensor, labels: Tensor, prototypes: Tensor, class_index: Tensor) -> Tensor:
-    """Return one-hot targets: for each pixel, the nearest row among those of its class.
+    """Return one-hot targets (N, rows): for each pixel, the nearest row among those of its class.
 
-    Args:
-        pixels: L2-normed (N, dim).
-        labels: class of each pixel (N,), none of them unsure.
-        prototypes: rows (rows, dim).
-        class_index: class of each row (rows,).
-
-    Returns:
-        (N, rows).
+    Pixels are L2-normed (N, dim), with labels (N,), none of them unsure; prototypes (rows, dim)
+    have classes (rows,).
     """
     nearest = torch.empty(len(pixels), dtype=torch.long, device=pixels.device)
     for index in labels.unique().tolist():
@@ -106,3 +90,38 @@ def balancing_weights(labels: Tensor, highest: int = 0, group: Group = ALONE) ->
     """
     counts = group.total(torch.bincount(labels + 1, minlength=highest + 2))
     return (int(counts.sum()) / (int((counts > 0).sum()) * counts.float()))[labels + 1]
+
+
+def rows_of_others(class_index: Tensor, photo_of: Tensor, tags: Tensor, own: int) -> Tensor:
+    """Mark the rows that a photo may ask (rows,): of its tags and the background, of other photos.
+
+    Args:
+        class_index: class of each row (rows,).
+        photo_of: number of the photo of each row (rows,); below 0: of none, never asked.
+        tags: class indices of the photo (K,).
+        own: number of the photo itself; -1 if the bank does not know it.
+    """
+    shown = torch.isin(class_index, tags.to(class_index)) | (class_index == BACKGROUND)
+    return shown & (photo_of >= 0) & (photo_of != own)
+
+
+def nearest_rows(queries: Tensor, bank: Tensor, allowed: Tensor, count: int
+                 ) -> tuple[Tensor, Tensor]:
+    """Find the k rows of the largest cosine, part by part: memory does not grow with the bank.
+
+    Queries (n, dim) and rows (rows, dim) are L2-normed; `allowed` are indices of the rows that may
+    be found.
+
+    Returns:
+        cosines (n, k), the largest first, float32; and the indices of their rows (n, k). There are
+        fewer if fewer are allowed.
+    """
+    queries = queries.float()
+    best, rows = queries.new_empty(len(queries), 0), allowed.new_empty(len(queries), 0)
+    for part in allowed.split(max(1, _ENTRIES // max(*queries.shape, 1))):
+        cosines = queries @ bank[part].float().T
+        near, index = cosines.topk(min(count, len(part)), dim=-1)
+        best, rows = torch.cat([best, near], dim=-1), torch.cat([rows, part[index]], dim=-1)
+        best, index = best.topk(min(count, best.shape[1]), dim=-1)
+        rows = rows.gather(1, index)
+    return best, rows

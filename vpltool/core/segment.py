@@ -190,22 +190,24 @@ def segment(vision: Tower, network: SegmenterNetwork, pixels: Tensor,
     return mean if average == "probabilities" else mean.softmax(dim=1)
 
 
-def labels_of(probabilities: Tensor, size: tuple[int, int], least: float = 0.0
-              ) -> npt.NDArray[np.uint8]:
+def labels_of(probabilities: Tensor, size: tuple[int, ...], least: float = 0.0,
+              classes: Sequence[int] = ()) -> npt.NDArray[np.uint8]:
     """Return the most likely class of each pixel at a photo's size (H, W), from (classes, h, w).
 
-    Where it has a smaller probability than `least`, the label is 255.
+    Where it has a smaller probability than `least`, the label is 255. `classes` are the labels of
+    the probabilities, if they are not 0, 1, ….
     """
     # Class by class: all of them at the size of a large photo would not fit into memory.
     best = torch.full(size, -1.0, device=probabilities.device)
-    kept = label_type(len(probabilities) - 1)
+    classes = classes or range(len(probabilities))
+    kept = label_type(max(classes, default=0))
     # torch computes with few types of unsigned numbers.
     labels = torch.zeros(size, dtype=torch.uint8 if kept == np.uint8 else torch.int32,
                          device=probabilities.device)
-    for index, field in enumerate(probabilities.float()):
+    for label, field in zip(classes, probabilities.float(), strict=True):
         full = F.interpolate(field[None, None], size=size, mode="bilinear",
                              align_corners=False)[0, 0]
-        labels[full > best] = index
+        labels[full > best] = label
         best = torch.maximum(best, full)
     if least:
         labels[best < least] = 255

@@ -50,11 +50,9 @@ class TagSettings:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words that compete for a patch.
+    """The words that compete for a patch: L2-normed vectors (R, dim), and each class's rows.
 
-    Args:
-        rows: L2-normed vectors of the classes and, if they take part, of the background (R, dim).
-        classes: the rows of each class; the first class is 1.
+    The first class is 1; the background's vectors are there if they take part.
     """
 
     rows: Tensor
@@ -69,7 +67,7 @@ class Vocabulary:
         return cls(rows, class_rows(class_index, wanted))
 
     def probabilities(self, embeddings: Tensor, tau: float) -> Tensor:
-        """Softmax of L2-normed vectors (..., dim) over all rows, summed by class (..., C)."""
+        """Return L2-normed vectors' (..., dim) softmax over all rows, summed by class (..., C)."""
         logits = (embeddings @ self.rows.to(embeddings).T).float() / tau
         return (join_rows(logits, self.classes) - logits.logsumexp(dim=-1, keepdim=True)).exp()
 
@@ -77,17 +75,7 @@ class Vocabulary:
 @torch.no_grad()
 def tag_scores(vision: VisionTower, pixels: Tensor, words: Vocabulary, settings: TagSettings
                ) -> Tensor:
-    """Score every class in every photo.
-
-    Args:
-        vision: the tower.
-        pixels: normalised photos (B, 3, H, W).
-        words: what competes.
-        settings: see there.
-
-    Returns:
-        (B, C) float32, in [0, 1].
-    """
+    """Score every class in every normalised photo (B, 3, H, W): (B, C) float32, in [0, 1]."""
     height, width = (side // vision.patch for side in pixels.shape[2:])
     alone = settings.patches == "alone"
     seen = vision(pixels, patches="none" if alone else settings.patches, attention=False,
@@ -108,18 +96,12 @@ def tag_scores(vision: VisionTower, pixels: Tensor, words: Vocabulary, settings:
 
 
 def voted_attention(attentions: Tensor, blocks: int, votes: int) -> Tensor:
-    """Mean attention of the blocks before the last, where enough blocks agree on it.
+    """Return the mean attention of `blocks` before the last (B, n, n), where enough agree on it.
 
-    A patch sees another where at least `votes` of 12 blocks, the last included, attend to it more
-    than the mean of their map.
-
-    Args:
-        attentions: of each block, the last at the end (B, depth, n, n).
-        blocks: number of blocks that are averaged.
-        votes: of 12 blocks; of another depth, the same share, rounded up.
-
-    Returns:
-        (B, n, n), rows summing to 1, or to 0 where a patch sees none.
+    Of the attentions of each block, the last at the end (B, depth, n, n). A patch sees another
+    where at least `votes` of 12 blocks (of another depth, the same share, rounded up), the last
+    included, attend to it more than the mean of their map. Rows sum to 1, or to 0 where a patch
+    sees none.
     """
     depth = attentions.shape[1]
     needed = math.ceil(votes * depth / VOTES_OF)
@@ -130,18 +112,10 @@ def voted_attention(attentions: Tensor, blocks: int, votes: int) -> Tensor:
 
 
 def refine_scores(coarse: Tensor, attention: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Refine the class probabilities of patches by attention, then within the boxes of each class.
+    """Refine patches' class probabilities (B, n, C) by attention (B, n, n), to maps (B, C, h, w).
 
     The first pass gives each class a map; its boxes are those of the regions above the map's mean.
     The second pass adds up only what lies in the boxes.
-
-    Args:
-        coarse: (B, n, C).
-        attention: (B, n, n).
-        grid: (h, w).
-
-    Returns:
-        (B, C, h, w).
     """
     first = (attention @ coarse).transpose(1, 2).unflatten(2, grid)
     boxes = torch.stack([box_mask(maps, maps.mean(dim=(1, 2), keepdim=True))
@@ -158,7 +132,7 @@ def candidates(scores: Tensor, share: float) -> Tensor:
 
 def _rescored(vision: VisionTower, pixels: Tensor, words: Vocabulary, settings: TagSettings,
               maps: Tensor, pairs: Tensor) -> Tensor:
-    """Probability of each (photo, class) pair in the crop around what the class claims (P,)."""
+    """Return each (photo, class) pair's probability in the crop that the class claims (P,)."""
     side = math.ceil(settings.crop / vision.patch) * vision.patch
     crops = []
     for photo, column in pairs.tolist():
@@ -172,10 +146,9 @@ def _rescored(vision: VisionTower, pixels: Tensor, words: Vocabulary, settings: 
 
 
 def claimed_box(field: Tensor) -> Sequence[int]:
-    """Box around where a map (h, w), stretched to [0, 1], is above ½; all of it if it is flat.
+    """Return the box around where a map (h, w), stretched to [0, 1], is above ½; if flat, all.
 
-    Returns:
-        top, left, bottom, right; the last two are exclusive.
+    Top, left, bottom, right; the last two are exclusive.
     """
     claimed = min_max(field) > 0.5
     if not bool(claimed.any()):

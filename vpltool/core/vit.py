@@ -92,10 +92,10 @@ class Head(nn.Module):
         return F.normalize(norm(tokens), dim=-1)
 
     def value_embeddings(self, tokens: Tensor) -> Tensor:
-        """Map the last block's *input* (B, N, width) to joint vectors by only its value path.
+        """Map the last block's *input* (B, N, width) to joint vectors (B, N, dim), values alone.
 
-        No patch sees another there (MaskCLIP, ECCV 2022): the result is more precise in location
-        but less certain about the class. L2-normed (B, N, dim).
+        No patch sees another there (MaskCLIP, ECCV 2022): the result, L2-normed, is more precise in
+        location but less certain about the class.
         """
         value = self.block.values(self.block.ln_1(tokens))
         return self.patch_embeddings(self.block.attention_output(value))
@@ -116,15 +116,10 @@ class Head(nn.Module):
         return self.patch_embeddings(self.block.forward_alone(tokens))
 
     def embed_mixed(self, tokens: Tensor, mixed: Tensor, *, residual: bool) -> Tensor:
-        """Embed patches from the outputs of the last block's heads, under any attention.
+        """Embed patches, L2-normed (B, n, dim), from the last block's heads under any attention.
 
-        Args:
-            tokens: input of the block (B, prefix + n, width).
-            mixed: outputs of its heads (B, heads, prefix + n, head width).
-            residual: whether the block's residual and MLP follow.
-
-        Returns:
-            L2-normed (B, n, dim).
+        Of its input (B, prefix + n, width) and the outputs of its heads (B, heads, prefix + n, head
+        width). `residual` says whether the block's residual and MLP follow.
         """
         output = (self.block.after_attention(tokens, mixed) if residual
                   else self.block.attention_output(mixed))
@@ -169,10 +164,9 @@ class Head(nn.Module):
 class Resampling:
     """How a tower's position embeddings are brought to another grid.
 
-    Args:
-        mode: `bilinear`, as in CLIP-ES, or `bicubic`, as in DINO.
-        offset: added to the sides of the new grid where the scale is computed; DINO: 0.1.
-        antialias: whether it is smoothed where the new grid is coarser.
+    The mode is `bilinear`, as in CLIP-ES, or `bicubic`, as in DINO, which adds an offset of 0.1 to
+    the sides of the new grid where the scale is computed. With `antialias`, it is smoothed where
+    the new grid is coarser.
     """
 
     mode: str = "bilinear"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from vpltool.demo.canvas import (
     mix,
     tile,
     vary,
+    whole,
 )
 
 
@@ -87,7 +89,23 @@ def _steps(values: Plane, low: float, high: float) -> Plane:
     return np.asarray(at * at * (3 - 2 * at), np.float32)
 
 
-# The sky, and objects on the horizon
+def _ridge(rng: Rng, width: int, rough: float, texture: str = "cloud") -> Plane:
+    """Return heights (width,) of a skyline with a mean of about 0."""
+    line = tile(texture)[rng.integers(TILE)]
+    at = (np.arange(width) * rough * 320 / width + rng.integers(TILE)).astype(int) & (TILE - 1)
+    return np.asarray(line[at], np.float32)
+
+
+def _raise(photo: Plane, tops: Plane, low: int, colour: Plane | Colour) -> None:
+    """Fill the columns from the rows `tops` (width,) to `low` with a colour, with a soft edge."""
+    first = max(0, int(tops.min()) - 1)
+    if first >= low:
+        return
+    rows = np.arange(first, low, dtype=np.float32)[:, None]
+    share = np.clip(rows - tops[None], 0, 1)
+    fill = colour[first:low] if isinstance(colour, np.ndarray) else colour
+    photo[first:low] = _blend(photo[first:low], fill, share)
+
 
 def _sky(rng: Rng, height: int, width: int, mood: Mood) -> Plane:
     """Draw a sky (height, width, 3) that reaches its horizon colour in the last row."""
@@ -106,11 +124,11 @@ def _sky(rng: Rng, height: int, width: int, mood: Mood) -> Plane:
                        - 0.08 * np.clip(noise, 0, 2)[..., None] * amount), 0, 255)
     sky = _blend(sky, white, cover * rng.uniform(0.65, 0.95))
     if amount < 0.75 and rng.random() < 0.3:
-        _add_sun(rng, sky, mood)
+        _add_sun(rng, sky)
     return sky
 
 
-def _add_sun(rng: Rng, sky: Plane, mood: Mood) -> None:
+def _add_sun(rng: Rng, sky: Plane) -> None:
     height, width = sky.shape[:2]
     row, column = rng.uniform(0.1, 0.8) * height, rng.uniform(0.05, 0.95) * width
     rows, columns = np.ogrid[:height, :width]
@@ -119,367 +137,363 @@ def _add_sun(rng: Rng, sky: Plane, mood: Mood) -> None:
     sky += (np.asarray((255, 246, 214), np.float32) - sky) * np.clip(glow, 0, 1)[..., None]
 
 
-def _ridge(rng: Rng, width: int, rough: float, texture: str = "cloud") -> Plane:
-    """Return heights (width,) of a skyline with a mean of about 0."""
-    line = tile(texture)[rng.integers(TILE)]
-    at = (np.arange(width) * rough * 320 / width + rng.integers(TILE)).astype(int) & (TILE - 1)
-    return np.asarray(line[at], np.float32)
-
-
-def _raise(photo: Plane, tops: Plane, low: int, colour: Plane | Colour) -> None:
-    """Fill the columns from the rows `tops` (width,) to `low` with a colour, with a soft edge."""
-    first = max(0, int(tops.min()) - 1)
-    if first >= low:
-        return
-    rows = np.arange(first, low, dtype=np.float32)[:, None]
-    share = np.clip(rows - tops[None], 0, 1)
-    part = photo[first:low]
-    fill = colour[first:low] if isinstance(colour, np.ndarray) else colour
-    photo[first:low] = _blend(part, fill, share)
-
-
-def _hills(rng: Rng, photo: Plane, horizon: int, mood: Mood, snowy: bool = False) -> None:
-    height, width = photo.shape[:2]
-    for layer in range(int(rng.integers(0, 3)), 0, -1):
-        tall = height * rng.uniform(0.03, 0.09) * layer
-        smooth = np.convolve(np.pad(_ridge(rng, width, 0.3), 12, mode="edge"),
-                             np.full(25, 1 / 25, np.float32), "valid").astype(np.float32)
-        colour = (196, 206, 220) if snowy else pick(rng, ((92, 118, 92), (104, 122, 110),
-                                                          (88, 104, 118)))
-        far = mix(colour, mood.low, 0.28 + 0.2 * layer)
-        shades = np.asarray(far, np.float32) * (
-            1 + 0.05 * crop("mottle", (width, height), 1, rng)[..., None])
-        _raise(photo, horizon - tall * (0.7 + 0.45 * smooth), horizon, shades)
-
-
-def _trees(rng: Rng, photo: Plane, horizon: int, mood: Mood, chance: float = 0.6) -> None:
-    if rng.random() > chance:
-        return
-    height, width = photo.shape[:2]
-    tall = height * rng.uniform(0.03, 0.1)
-    green = pick(rng, ((52, 80, 42), (66, 92, 48), (84, 92, 46), (48, 72, 54), (110, 92, 46)))
-    crowns = 0.4 * _ridge(rng, width, 1.0, "mottle") + 0.25 * _ridge(rng, width, 1.2, "gravel")
-    groves = np.clip(0.75 + 0.6 * _ridge(rng, width, 0.4), 0.05, 1.5)
-    texture = 1 + 0.2 * crop("gravel", (width, height), 1.3, rng) + 0.12 * crop(
-        "mottle", (width, height), 1, rng)
-    colour = np.asarray(mix(green, mood.low, rng.uniform(0.05, 0.3)), np.float32)
-    _raise(photo, horizon - tall * groves * (1 + crowns), horizon, colour * texture[..., None])
-
-
-def _houses(rng: Rng, photo: Plane, horizon: int, mood: Mood) -> None:
-    """Draw a row of house fronts with windows, in the haze behind a road."""
-    height, width = photo.shape[:2]
-    sheet = Image.fromarray(photo.clip(0, 255).astype(np.uint8)).resize(
-        (width * 2, height * 2), Image.Resampling.NEAREST)
-    brush = ImageDraw.Draw(sheet)
-    unit = height * 2 / 240
-    left = -rng.uniform(0, 30) * unit
-    while left < sheet.width:
-        wide, tall = rng.uniform(22, 60) * unit, rng.uniform(22, 62) * unit
-        wall = mix(pick(rng, ((178, 150, 128), (196, 186, 170), (150, 110, 92), (140, 148, 158),
-                              (206, 178, 140)), 12), mood.low, 0.25)
-        low = horizon * 2
-        brush.rectangle((left, low - tall, left + wide, low), fill=_ints(wall))
-        if rng.random() < 0.5:
-            brush.polygon(((left - unit, low - tall), (left + wide / 2, low - tall - wide * 0.3),
-                           (left + wide + unit, low - tall)),
-                          fill=_ints(mix((128, 74, 58), mood.low, 0.3)))
-        glass = mix(darker(wall, 0.55), mood.above, 0.2)
-        step = rng.uniform(8, 12) * unit
-        for row in np.arange(low - tall + step * 0.5, low - step * 0.8, step * 1.1):
-            for column in np.arange(left + step * 0.4, left + wide - step * 0.6, step):
-                brush.rectangle((column, row, column + step * 0.5, row + step * 0.6),
-                                fill=_ints(glass))
-        left += wide + (rng.uniform(4, 30) * unit if rng.random() < 0.3 else 0)
-    photo[:horizon] = np.asarray(sheet.reduce(2), np.float32)[:horizon]
-
-
-def _ints(colour: Colour) -> tuple[int, int, int]:
-    return int(colour[0]), int(colour[1]), int(colour[2])
-
-
-# Ground in perspective
-
-@dataclass(frozen=True)
 class _Ground:
     """The ground in perspective: distance (rows, 1) and sideways position (rows, width).
 
     `near` goes from 0 at the horizon to 1 in the photo's last row.
     """
 
-    distance: Plane
-    sideways: Plane
-    near: Plane
+    def __init__(self, rng: Rng, rows: int, width: int) -> None:
+        self.rng = rng
+        self.near: Plane = np.arange(1, rows + 1, dtype=np.float32)[:, None] / np.float32(rows)
+        # A long lens: the nearest rows are less than five times as large as the farthest.
+        eye: Plane = self.near * np.float32(0.85) + np.float32(0.15)
+        middle = np.float32(width * rng.uniform(0.3, 0.7))
+        sideways: Plane = (np.arange(width, dtype=np.float32)[None] - middle) / eye
+        self.distance: Plane = np.float32(rows * 0.9) / eye
+        self.sideways: Plane = sideways * np.float32(320 / width)
 
-    def noise(self, texture: str, scale: float, rng: Rng, deep: float = 1) -> Plane:
+    def noise(self, texture: str, scale: float, deep: float = 1) -> Plane:
         """Return a texture on the ground, which fades out where it would be too fine to see."""
-        top, left = rng.integers(0, TILE, 2)
+        top, left = self.rng.integers(0, TILE, 2)
         rows = (self.distance * scale * deep + top).astype(np.int32) & (TILE - 1)
         columns = (self.sideways * scale + left).astype(np.int32) & (TILE - 1)
         fade = np.clip(self.near * 3, 0.12, 1)
         return np.asarray(tile(texture)[rows, columns] * fade, np.float32)
 
-
-def _plane(rng: Rng, rows: int, width: int) -> _Ground:
-    near: Plane = np.arange(1, rows + 1, dtype=np.float32)[:, None] / np.float32(rows)
-    # A long lens: the nearest rows are less than five times as large as the farthest.
-    eye: Plane = near * np.float32(0.85) + np.float32(0.15)
-    middle = np.float32(width * rng.uniform(0.3, 0.7))
-    sideways: Plane = (np.arange(width, dtype=np.float32)[None] - middle) / eye
-    return _Ground(np.float32(rows * 0.9) / eye, sideways * np.float32(320 / width), near)
+    def soil(self, first: Colour, second: Colour, texture: str, grain: float, scale: float = 1
+             ) -> Plane:
+        """Return colours (rows, width, 3): patches of two colours under a fine texture."""
+        patches = _steps(self.noise("mottle", 0.7 * scale), -1.2, 1.2)
+        fine = self.noise(texture, 1.3 * scale)
+        return _blend(first, second, patches) * (1 + grain * fine)[..., None]
 
 
-def _soil(rng: Rng, plane: _Ground, first: Colour, second: Colour, texture: str,
-          grain: float, scale: float = 1) -> Plane:
-    """Return ground colours (rows, width, 3): patches of two colours under a fine texture."""
-    patches = _steps(plane.noise("mottle", 0.7 * scale, rng), -1.2, 1.2)
-    fine = plane.noise(texture, 1.3 * scale, rng)
-    return _blend(first, second, patches) * (1 + grain * fine)[..., None]
+class _Land:
+    """A photo outdoors in the making: sky down to a horizon, and what is drawn before it.
 
+    `span` holds the least and the largest height of the sky; None: the sky is all.
+    """
 
-def _haze(ground: Plane, plane: _Ground, mood: Mood, amount: float) -> None:
-    far = np.exp(-plane.near * 7) * amount
-    ground += (np.asarray(mood.low, np.float32) - ground) * np.broadcast_to(
-        far, ground.shape[:2])[..., None]
+    def __init__(self, rng: Rng, height: int, width: int,
+                 span: tuple[float, float] | None = (0.3, 0.55)) -> None:
+        self.rng, self.height, self.width = rng, height, width
+        self.name = _mood(rng)
+        self.mood = MOODS[self.name]
+        self.horizon = int(height * rng.uniform(*span)) if span else height
+        self.photo = np.zeros((height, width, 3), np.float32)
+        rows = min(self.horizon + 1, height)
+        self.photo[:rows] = _sky(rng, rows, width, self.mood)
 
+    def ground(self) -> _Ground:
+        """Return the ground from the horizon on."""
+        return _Ground(self.rng, self.height - self.horizon, self.width)
 
-def _outdoors(rng: Rng, height: int, width: int, low: float = 0.3,
-              high: float = 0.55) -> tuple[Plane, int, Mood, str]:
-    name = _mood(rng)
-    horizon = int(height * rng.uniform(low, high))
-    photo = np.zeros((height, width, 3), np.float32)
-    photo[:horizon + 1] = _sky(rng, horizon + 1, width, MOODS[name])
-    return photo, horizon, MOODS[name], name
+    def cover(self, colours: Plane, ground: _Ground, haze: float) -> None:
+        """Paint the ground, with haze where it is far."""
+        far = np.exp(-ground.near * 7) * haze
+        colours += (np.asarray(self.mood.low, np.float32) - colours) * np.broadcast_to(
+            far, colours.shape[:2])[..., None]
+        self.photo[self.horizon:] = colours
 
+    def finished(self, top: float | None = None, tracks: tuple[float, ...] = (),
+                 water: tuple[int, int] | None = None) -> Backdrop:
+        """Tint the ground with the colour of the light, as the sky is; objects stand from `top`."""
+        self.photo[self.horizon:] *= np.asarray(self.mood.tint, np.float32)
+        first = self.horizon + self.height // 10 if top is None else int(top)
+        return Backdrop(self.photo, self.horizon, (first, self.height), tracks, self.name, water)
 
-def _finish(photo: Plane, horizon: int, mood: Mood) -> None:
-    """Tint the ground with the colour of the mood's light; the sky has it already."""
-    photo[horizon:] *= np.asarray(mood.tint, np.float32)
+    @contextmanager
+    def sheet(self, top: int = 0, finer: int = 2) -> Iterator[tuple[ImageDraw.ImageDraw, int, int]]:
+        """Lay what is drawn over the rows from `top` on; it is drawn so many times finer.
 
+        Yields:
+            the brush, and width and height of the sheet.
+        """
+        sheet = Image.new("RGBA", (self.width * finer, (self.height - top) * finer))
+        yield ImageDraw.Draw(sheet), sheet.width, sheet.height
+        over: Plane = np.asarray(sheet.reduce(finer), np.float32)
+        share = over[..., 3:] / np.float32(255)
+        # Reducing weights colours by their coverage, so edges do not mix with the empty black.
+        self.photo[top:] += (over[..., :3] - self.photo[top:]) * share
 
-def _speckle(rng: Rng, photo: Plane, top: int, count: int, colours: tuple[Colour, ...],
-             size: float, flat: float = 0.6) -> None:
-    """Scatter small blobs (stones, flowers, clods) below a row; nearer ones are larger."""
-    height, width = photo.shape[:2]
-    sheet = Image.new("RGBA", (width * 2, (height - top) * 2))
-    brush = ImageDraw.Draw(sheet)
-    for _ in range(count):
-        near = rng.uniform(0.05, 1)
-        row, column = near * sheet.height, rng.uniform(0, sheet.width)
-        radius = size * sheet.width / 640 * (0.25 + near) * rng.uniform(0.5, 1.5)
-        colour = pick(rng, colours)
-        brush.ellipse((column - radius, row - radius * flat, column + radius,
-                       row + radius * flat), fill=_ints(darker(colour, 0.4)))
-        brush.ellipse((column - radius * 0.9, row - radius * flat, column + radius * 0.8,
-                       row + radius * flat * 0.6), fill=_ints(colour))
-    _lay(photo, sheet.reduce(2), top)
+    def hills(self, snowy: bool = False) -> None:
+        """Draw up to two rows of hills on the horizon."""
+        for layer in range(int(self.rng.integers(0, 3)), 0, -1):
+            tall = self.height * self.rng.uniform(0.03, 0.09) * layer
+            ridge = np.pad(_ridge(self.rng, self.width, 0.3), 12, mode="edge")
+            smooth = np.convolve(ridge, np.full(25, 1 / 25, np.float32), "valid")
+            colour: Colour = (196, 206, 220) if snowy else pick(
+                self.rng, ((92, 118, 92), (104, 122, 110), (88, 104, 118)))
+            far = mix(colour, self.mood.low, 0.28 + 0.2 * layer)
+            shades = np.asarray(far, np.float32) * (
+                1 + 0.05 * crop("mottle", (self.width, self.height), 1, self.rng)[..., None])
+            tops = self.horizon - tall * (0.7 + 0.45 * smooth.astype(np.float32))
+            _raise(self.photo, tops, self.horizon, shades)
 
+    def trees(self, chance: float = 0.6) -> None:
+        """Draw a line of trees on the horizon, in some photos."""
+        rng, size = self.rng, (self.width, self.height)
+        if rng.random() > chance:
+            return
+        tall = self.height * rng.uniform(0.03, 0.1)
+        green = pick(rng, ((52, 80, 42), (66, 92, 48), (84, 92, 46), (48, 72, 54), (110, 92, 46)))
+        crowns = (0.4 * _ridge(rng, self.width, 1.0, "mottle")
+                  + 0.25 * _ridge(rng, self.width, 1.2, "gravel"))
+        groves = np.clip(0.75 + 0.6 * _ridge(rng, self.width, 0.4), 0.05, 1.5)
+        texture = 1 + 0.2 * crop("gravel", size, 1.3, rng) + 0.12 * crop("mottle", size, 1, rng)
+        colour = np.asarray(mix(green, self.mood.low, rng.uniform(0.05, 0.3)), np.float32)
+        _raise(self.photo, self.horizon - tall * groves * (1 + crowns), self.horizon,
+               colour * texture[..., None])
 
-def _lay(photo: Plane, sheet: Image.Image, top: int) -> None:
-    """Blend an RGBA image over the rows of a photo from `top` on."""
-    over: Plane = np.asarray(sheet, np.float32)
-    share = over[..., 3:] / np.float32(255)
-    # Reducing weights colours by their coverage, so edges do not mix with the empty black image.
-    photo[top:] += (over[..., :3] - photo[top:]) * share
+    def firs(self) -> None:
+        """Draw snowy firs on the horizon."""
+        rng = self.rng
+        with self.sheet() as (brush, width, _):
+            green = mix((52, 74, 66), self.mood.low, rng.uniform(0.05, 0.35))
+            for _ in range(int(rng.integers(0, 40))):
+                middle, tall = rng.uniform(0, width), self.height * rng.uniform(0.08, 0.28)
+                colour = vary(rng, green, 8)
+                for level in range(4):
+                    low = self.horizon * 2 - tall * level * 0.22
+                    wide = tall * (0.24 - level * 0.045)
+                    high = low - tall * 0.38
+                    brush.polygon(((middle - wide, low), (middle + wide, low), (middle, high)),
+                                  fill=whole(colour))
+                    brush.polygon(((middle - wide * 0.5, low - tall * 0.12), (middle, high),
+                                   (middle + wide * 0.2, low - tall * 0.16)), fill=(222, 230, 238))
 
+    def houses(self) -> None:
+        """Draw a row of house fronts with windows, in the haze behind a road."""
+        rng, low = self.rng, self.horizon * 2
+        sheet = Image.fromarray(self.photo.clip(0, 255).astype(np.uint8)).resize(
+            (self.width * 2, self.height * 2), Image.Resampling.NEAREST)
+        brush = ImageDraw.Draw(sheet)
+        unit = self.height * 2 / 240
+        left = -rng.uniform(0, 30) * unit
+        while left < sheet.width:
+            wide, tall = rng.uniform(22, 60) * unit, rng.uniform(22, 62) * unit
+            wall = mix(pick(rng, ((178, 150, 128), (196, 186, 170), (150, 110, 92),
+                                  (140, 148, 158), (206, 178, 140)), 12), self.mood.low, 0.25)
+            brush.rectangle((left, low - tall, left + wide, low), fill=whole(wall))
+            if rng.random() < 0.5:
+                brush.polygon(((left - unit, low - tall),
+                               (left + wide / 2, low - tall - wide * 0.3),
+                               (left + wide + unit, low - tall)),
+                              fill=whole(mix((128, 74, 58), self.mood.low, 0.3)))
+            glass = mix(darker(wall, 0.55), self.mood.above, 0.2)
+            step = rng.uniform(8, 12) * unit
+            for row in np.arange(low - tall + step * 0.5, low - step * 0.8, step * 1.1):
+                for column in np.arange(left + step * 0.4, left + wide - step * 0.6, step):
+                    brush.rectangle((column, row, column + step * 0.5, row + step * 0.6),
+                                    fill=whole(glass))
+            left += wide + (rng.uniform(4, 30) * unit if rng.random() < 0.3 else 0)
+        self.photo[:self.horizon] = np.asarray(sheet.reduce(2), np.float32)[:self.horizon]
 
-def _fence(rng: Rng, photo: Plane, row: int, chance: float) -> None:
-    if rng.random() > chance:
-        return
-    height, width = photo.shape[:2]
-    sheet = Image.new("RGBA", (width * 2, height * 2))
-    brush = ImageDraw.Draw(sheet)
-    tall, step = height * rng.uniform(0.08, 0.13), width * rng.uniform(0.14, 0.24)
-    wood = pick(rng, ((110, 92, 74), (140, 130, 118), (92, 76, 60)))
-    base = row * 2 + tall * 0.3
-    for share in (0.45, 0.85):
-        brush.line((0, base - tall * share, width * 2, base - tall * share),
-                   fill=_ints(lighter(wood, 0.2)), width=max(1, int(tall * 0.1)))
-    for left in np.arange(rng.uniform(0, step), width * 2, step):
-        brush.rectangle((left, base - tall, left + tall * 0.13, base + tall * 0.2),
-                        fill=_ints(wood))
-    _lay(photo, sheet.reduce(2), 0)
+    def fence(self, chance: float) -> None:
+        """Draw a wooden fence along the horizon, in some photos."""
+        rng = self.rng
+        if rng.random() > chance:
+            return
+        tall = self.height * rng.uniform(0.08, 0.13)
+        step = self.width * rng.uniform(0.14, 0.24)
+        wood = pick(rng, ((110, 92, 74), (140, 130, 118), (92, 76, 60)))
+        base = self.horizon * 2 + tall * 0.3
+        with self.sheet() as (brush, width, _):
+            for share in (0.45, 0.85):
+                brush.line((0, base - tall * share, width, base - tall * share),
+                           fill=whole(lighter(wood, 0.2)), width=max(1, int(tall * 0.1)))
+            for left in np.arange(rng.uniform(0, step), width, step):
+                brush.rectangle((left, base - tall, left + tall * 0.13, base + tall * 0.2),
+                                fill=whole(wood))
+
+    def speckle(self, top: int, count: int, colours: tuple[Colour, ...], size: float,
+                flat: float = 0.6) -> None:
+        """Scatter small blobs (stones, flowers, clods) below a row; nearer ones are larger."""
+        rng = self.rng
+        with self.sheet(top) as (brush, width, height):
+            for _ in range(count):
+                near = rng.uniform(0.05, 1)
+                row, column = near * height, rng.uniform(0, width)
+                radius = size * width / 640 * (0.25 + near) * rng.uniform(0.5, 1.5)
+                colour = pick(rng, colours)
+                brush.ellipse((column - radius, row - radius * flat, column + radius,
+                               row + radius * flat), fill=whole(darker(colour, 0.4)))
+                brush.ellipse((column - radius * 0.9, row - radius * flat, column + radius * 0.8,
+                               row + radius * flat * 0.6), fill=whole(colour))
+
+    def tufts(self, green: Colour, count: int) -> None:
+        """Draw tufts of grass on the ground; nearer ones are larger."""
+        rng = self.rng
+        with self.sheet(self.horizon) as (brush, width, height):
+            unit = width / 640
+            for near, column in zip(np.sort(rng.uniform(0.06, 1.1, count)),
+                                    rng.uniform(0, width, count), strict=True):
+                row, colour = near * height, vary(rng, darker(green, 0.22), 14)
+                for lean in rng.normal(0, 5, 5) * unit * near:
+                    tall = rng.uniform(4, 11) * unit * (0.3 + near)
+                    brush.line((column + lean * 0.4, row, column + lean * 1.6, row - tall),
+                               fill=whole(colour), width=max(1, round(1.4 * unit * (0.4 + near))))
+
+    def track(self, near: float, deep: float, rust: Colour) -> None:
+        """Draw two rails over sleepers: the nearer in the row `near`, the other `deep` above."""
+        rng = self.rng
+        near, deep, far = near * FINER, deep * FINER, (near - deep) * FINER
+        wood = pick(rng, ((92, 74, 60), (84, 78, 72), (150, 144, 136), (108, 86, 68)))
+        step = deep * rng.uniform(0.62, 0.85)
+        with self.sheet(finer=FINER) as (brush, width, _):
+            middle = width * rng.uniform(0.3, 0.7)
+            for number in range(-int(middle / step) - 6, int((width - middle) / step) + 6):
+                # Sleepers fan out from a far point: more so the farther they are to the side.
+                low, high = middle + number * step, middle + number * step * 0.86
+                half, board = step * 0.24, vary(rng, wood, 10)
+                top, bottom = far - deep * 0.22, near + deep * 0.3
+                brush.polygon(((high - half * 0.8, top), (high + half * 0.8, top),
+                               (low + half, bottom), (low - half, bottom)), fill=whole(board))
+                brush.polygon(((low - half, bottom), (low + half, bottom),
+                               (low + half, bottom + deep * .09),
+                               (low - half, bottom + deep * 0.09)), fill=whole(darker(board, 0.5)))
+            for row, thick in ((far, deep * 0.1), (near, deep * 0.15)):
+                brush.rectangle((0, row, width, row + thick), fill=whole(rust))
+                brush.rectangle((0, row + thick, width, row + thick * 1.5),
+                                fill=whole(darker(rust, 0.55)))
+                brush.rectangle((0, row - thick * 0.3, width, row + thick * 0.2),
+                                fill=(206, 206, 210))
+
+    def masts(self, row: int) -> None:
+        """Draw the posts and the wire of an electric line, in some photos."""
+        rng, unit = self.rng, self.height * 2 / 240
+        if rng.random() > 0.5:
+            return
+        top = row * 2 - rng.uniform(60, 100) * unit
+        with self.sheet() as (brush, width, _):
+            for share in (0.06, 0.16):
+                high = top + share * 120 * unit
+                brush.line((0, high, width, high), fill=(70, 70, 76),
+                           width=max(1, int(unit * 0.6)))
+            for left in np.arange(rng.uniform(10, 120), 400, rng.uniform(110, 190)) * unit:
+                brush.rectangle((left, top - 6 * unit, left + 3.5 * unit, row * 2 + 4 * unit),
+                                fill=(104, 106, 108))
+                brush.line((left, top - 3 * unit, left + 16 * unit, top + 5 * unit),
+                           fill=(96, 98, 102), width=max(1, int(unit * 1.2)))
+
+    def waves(self, ground: _Ground) -> Plane:
+        """Return the colours of water (rows, width, 3) in perspective."""
+        deep = mix(pick(self.rng, ((40, 92, 120), (46, 108, 126), (64, 104, 112), (34, 76, 116),
+                                   (70, 120, 130))), self.mood.above, 0.25)
+        swell = 0.6 * ground.noise("wave", 0.8, 1.6) + 0.5 * ground.noise("wave", 1.7, 1.6)
+        water = _blend(mix(deep, self.mood.low, 0.6), deep,
+                       np.broadcast_to(np.sqrt(ground.near), swell.shape))
+        glitter = _steps(swell, 0.7, 2.0)
+        water *= (1 + 0.13 * swell)[..., None]
+        return _blend(water, lighter(self.mood.low, 0.3), glitter * self.rng.uniform(0.3, 0.7))
 
 
 # The backgrounds
 
 def _field(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
-    photo, horizon, mood, name = _outdoors(rng, height, width)
-    _hills(rng, photo, horizon, mood)
-    _trees(rng, photo, horizon, mood)
-    plane = _plane(rng, height - horizon, width)
+    land = _Land(rng, height, width)
+    land.hills()
+    land.trees()
+    ground = land.ground()
     brown = pick(rng, ((112, 80, 54), (130, 96, 66), (92, 66, 48), (140, 104, 80)))
-    soil = _soil(rng, plane, brown, mix(brown, (166, 128, 88), 0.4), "gravel", 0.14)
+    soil = ground.soil(brown, mix(brown, (166, 128, 88), 0.4), "gravel", 0.14)
     slant = rng.uniform(-1.2, 1.2)
-    along = plane.sideways + slant * plane.distance * 0.5 + 3 * plane.noise("mottle", 0.8, rng)
+    along = ground.sideways + slant * ground.distance * 0.5 + 3 * ground.noise("mottle", 0.8)
     waves = np.sin(along * rng.uniform(0.28, 0.42))
-    soil *= (1 + 0.2 * waves * np.clip(plane.near * 2.5, 0.15, 1))[..., None]
+    soil *= (1 + 0.2 * waves * np.clip(ground.near * 2.5, 0.15, 1))[..., None]
     if rng.random() < 0.3:
-        sprouts = _steps(waves, 0.55, 0.95) * np.clip(plane.noise("gravel", 1, rng) + 0.7, 0, 1)
+        sprouts = _steps(waves, 0.55, 0.95) * np.clip(ground.noise("gravel", 1) + 0.7, 0, 1)
         soil = _blend(soil, (104, 136, 58), sprouts * 0.8)
-    _haze(soil, plane, mood, 0.4)
-    photo[horizon:] = soil
-    _speckle(rng, photo, horizon, int(rng.integers(10, 40)), (lighter(brown, 0.15), brown), 2.2)
-    _fence(rng, photo, horizon, 0.12)
-    _finish(photo, horizon, mood)
-    return Backdrop(photo, horizon, (horizon + height // 10, height), mood=name)
+    land.cover(soil, ground, 0.4)
+    land.speckle(land.horizon, int(rng.integers(10, 40)), (lighter(brown, 0.15), brown), 2.2)
+    land.fence(0.12)
+    return land.finished()
 
 
 def _grass(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
-    photo, horizon, mood, name = _outdoors(rng, height, width)
-    _hills(rng, photo, horizon, mood)
-    _trees(rng, photo, horizon, mood)
-    plane = _plane(rng, height - horizon, width)
+    land = _Land(rng, height, width)
+    land.hills()
+    land.trees()
+    ground = land.ground()
     green = pick(rng, ((96, 140, 58), (112, 152, 66), (126, 146, 70), (82, 126, 62),
                        (140, 150, 82)))
-    meadow = _soil(rng, plane, green, mix(green, (164, 168, 92), 0.45), "blade", 0.15)
-    meadow *= (1 + 0.07 * plane.noise("mottle", 1.5, rng))[..., None]
-    _haze(meadow, plane, mood, 0.35)
-    photo[horizon:] = meadow
-    _fence(rng, photo, horizon, 0.25)
-    _tufts(rng, photo, horizon, green, int(rng.integers(40, 160)))
+    meadow = ground.soil(green, mix(green, (164, 168, 92), 0.45), "blade", 0.15)
+    meadow *= (1 + 0.07 * ground.noise("mottle", 1.5))[..., None]
+    land.cover(meadow, ground, 0.35)
+    land.fence(0.25)
+    land.tufts(green, int(rng.integers(40, 160)))
     if rng.random() < 0.4:
         flower: tuple[Colour, ...] = (((250, 250, 245), (250, 215, 70)),
                                       ((226, 150, 190), (245, 245, 250)),
                                       ((214, 64, 50), (90, 110, 200)))[int(rng.integers(3))]
-        _speckle(rng, photo, horizon, int(rng.integers(20, 90)), flower, 1.2, 0.9)
-    _finish(photo, horizon, mood)
-    return Backdrop(photo, horizon, (horizon + height // 10, height), mood=name)
-
-
-def _tufts(rng: Rng, photo: Plane, top: int, green: Colour, count: int) -> None:
-    height, width = photo.shape[:2]
-    sheet = Image.new("RGBA", (width * 2, (height - top) * 2))
-    brush = ImageDraw.Draw(sheet)
-    unit = sheet.width / 640
-    for near, column in zip(np.sort(rng.uniform(0.06, 1.1, count)),
-                            rng.uniform(0, sheet.width, count), strict=True):
-        row, colour = near * sheet.height, vary(rng, darker(green, 0.22), 14)
-        for lean in rng.normal(0, 5, 5) * unit * near:
-            tall = rng.uniform(4, 11) * unit * (0.3 + near)
-            brush.line((column + lean * 0.4, row, column + lean * 1.6, row - tall),
-                       fill=_ints(colour), width=max(1, round(1.4 * unit * (0.4 + near))))
-    _lay(photo, sheet.reduce(2), top)
+        land.speckle(land.horizon, int(rng.integers(20, 90)), flower, 1.2, 0.9)
+    return land.finished()
 
 
 def _railway(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
-    photo, horizon, mood, name = _outdoors(rng, height, width, 0.34, 0.58)
-    _hills(rng, photo, horizon, mood)
-    _trees(rng, photo, horizon, mood, 0.8)
-    plane = _plane(rng, height - horizon, width)
+    land = _Land(rng, height, width, (0.34, 0.58))
+    land.hills()
+    land.trees(0.8)
+    ground, rows = land.ground(), height - land.horizon
     stone = pick(rng, ((140, 132, 124), (122, 118, 116), (150, 138, 122), (128, 112, 98)))
-    gravel = _soil(rng, plane, stone, mix(stone, (96, 84, 76), 0.35), "gravel", 0.24, 1.2)
-    verge = int((height - horizon) * rng.uniform(0.12, 0.4))
+    gravel = ground.soil(stone, mix(stone, (96, 84, 76), 0.35), "gravel", 0.24, 1.2)
+    verge = int(rows * rng.uniform(0.12, 0.4))
     weeds = pick(rng, ((110, 132, 66), (130, 132, 80), (98, 112, 62)))
-    green = _soil(rng, plane, weeds, darker(weeds, 0.25), "blade", 0.16)
-    edge = np.arange(height - horizon, dtype=np.float32)[:, None] + 3 * plane.noise(
-        "mottle", 1.2, rng)
-    ground = _blend(green, gravel, np.clip((edge - verge) / 3, 0, 1))
-    _haze(ground, plane, mood, 0.3)
-    photo[horizon:] = ground
+    green = ground.soil(weeds, darker(weeds, 0.25), "blade", 0.16)
+    edge = np.arange(rows, dtype=np.float32)[:, None] + 3 * ground.noise("mottle", 1.2)
+    land.cover(_blend(green, gravel, np.clip((edge - verge) / 3, 0, 1)), ground, 0.3)
     nearest = height * rng.uniform(0.84, 0.97)
-    deep = (height - horizon) * rng.uniform(0.13, 0.2)
+    deep = rows * rng.uniform(0.13, 0.2)
     second = nearest - deep * rng.uniform(2.2, 2.8)
     rust = pick(rng, ((112, 84, 70), (128, 104, 90), (96, 82, 76)))
     tracks: tuple[float, ...] = (nearest,)
-    if second - deep > horizon + verge and rng.random() < 0.55:
-        _track(rng, photo, second, deep * 0.6, rust)
+    if second - deep > land.horizon + verge and rng.random() < 0.55:
+        land.track(second, deep * 0.6, rust)
         tracks = (nearest, second)
-    _track(rng, photo, nearest, deep, rust)
-    _masts(rng, photo, horizon + verge)
-    _finish(photo, horizon, mood)
-    return Backdrop(photo, horizon, (horizon + verge, height), tracks, name)
-
-
-def _track(rng: Rng, photo: Plane, near: float, deep: float, rust: Colour) -> None:
-    """Draw two rails over sleepers: the nearer in the row `near`, the other `deep` rows above."""
-    height, width = photo.shape[:2]
-    sheet = Image.new("RGBA", (width * FINER, height * FINER))
-    brush = ImageDraw.Draw(sheet)
-    near, deep, far = near * FINER, deep * FINER, (near - deep) * FINER
-    wood = pick(rng, ((92, 74, 60), (84, 78, 72), (150, 144, 136), (108, 86, 68)))
-    step = deep * rng.uniform(0.62, 0.85)
-    middle = sheet.width * rng.uniform(0.3, 0.7)
-    for number in range(-int(middle / step) - 6, int((sheet.width - middle) / step) + 6):
-        # Sleepers fan out from a far point: more so the farther they are to the side.
-        low, high = middle + number * step, middle + number * step * 0.86
-        half, board = step * 0.24, vary(rng, wood, 10)
-        top, bottom = far - deep * 0.22, near + deep * 0.3
-        brush.polygon(((high - half * 0.8, top), (high + half * 0.8, top), (low + half, bottom),
-                       (low - half, bottom)), fill=_ints(board))
-        brush.polygon(((low - half, bottom), (low + half, bottom),
-                       (low + half, bottom + deep * .09),
-                       (low - half, bottom + deep * 0.09)), fill=_ints(darker(board, 0.5)))
-    for row, thick in ((far, deep * 0.1), (near, deep * 0.15)):
-        brush.rectangle((0, row, sheet.width, row + thick), fill=_ints(rust))
-        brush.rectangle((0, row + thick, sheet.width, row + thick * 1.5),
-                        fill=_ints(darker(rust, 0.55)))
-        brush.rectangle((0, row - thick * 0.3, sheet.width, row + thick * 0.2),
-                        fill=(206, 206, 210))
-    _lay(photo, sheet.reduce(FINER), 0)
-
-
-def _masts(rng: Rng, photo: Plane, row: int) -> None:
-    """Draw the posts and the wire of an electric line, in some photos."""
-    if rng.random() > 0.5:
-        return
-    height, width = photo.shape[:2]
-    sheet = Image.new("RGBA", (width * 2, height * 2))
-    brush = ImageDraw.Draw(sheet)
-    unit = height * 2 / 240
-    top = row * 2 - rng.uniform(60, 100) * unit
-    for share in (0.06, 0.16):
-        high = top + share * 120 * unit
-        brush.line((0, high, sheet.width, high), fill=(70, 70, 76), width=max(1, int(unit * 0.6)))
-    for left in np.arange(rng.uniform(10, 120), 400, rng.uniform(110, 190)) * unit:
-        brush.rectangle((left, top - 6 * unit, left + 3.5 * unit, row * 2 + 4 * unit),
-                        fill=(104, 106, 108))
-        brush.line((left, top - 3 * unit, left + 16 * unit, top + 5 * unit), fill=(96, 98, 102),
-                   width=max(1, int(unit * 1.2)))
-    _lay(photo, sheet.reduce(2), 0)
+    land.track(nearest, deep, rust)
+    land.masts(land.horizon + verge)
+    return land.finished(land.horizon + verge, tracks)
 
 
 def _road(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
-    photo, horizon, mood, name = _outdoors(rng, height, width, 0.36, 0.56)
+    land = _Land(rng, height, width, (0.36, 0.56))
     town = rng.random() < 0.45
     if town:
-        _houses(rng, photo, horizon, mood)
+        land.houses()
     else:
-        _hills(rng, photo, horizon, mood)
-        _trees(rng, photo, horizon, mood, 0.8)
-    plane = _plane(rng, height - horizon, width)
-    rows = height - horizon
+        land.hills()
+        land.trees(0.8)
+    ground, horizon, rows = land.ground(), land.horizon, height - land.horizon
     green = pick(rng, ((104, 138, 66), (122, 138, 78), (136, 130, 92)))
-    verge = (_soil(rng, plane, (168, 162, 154), (150, 146, 142), "gravel", 0.06) if town else
-             _soil(rng, plane, green, darker(green, 0.2), "blade", 0.15))
+    verge = (ground.soil((168, 162, 154), (150, 146, 142), "gravel", 0.06) if town else
+             ground.soil(green, darker(green, 0.2), "blade", 0.15))
     grey = pick(rng, ((98, 98, 102), (84, 86, 90), (116, 112, 108), (74, 74, 80)))
-    asphalt = _soil(rng, plane, grey, lighter(grey, 0.12), "gravel", 0.1)
+    asphalt = ground.soil(grey, lighter(grey, 0.12), "gravel", 0.1)
     slope = np.linspace(-1, 1, width, dtype=np.float32)[None] * rng.normal(0, 0.015) * rows
     down = np.arange(rows, dtype=np.float32)[:, None] + slope
     kerb = rows * rng.uniform(0.12, 0.3)
-    ground = _blend(verge, asphalt, np.clip(down - kerb, 0, 1))
+    road = _blend(verge, asphalt, np.clip(down - kerb, 0, 1))
     line = (rng.uniform(0.72, 0.97)) * rows
-    _stripe(ground, down, kerb, rows * 0.045, (184, 180, 174) if town else (214, 212, 204), 0.85)
-    dashes = (np.sin(plane.sideways[:1] * rng.uniform(0.03, 0.06) + rng.uniform(0, 6)) > -0.2)
-    _stripe(ground, down, line, rows * 0.04, (228, 224, 212), 0.85,
+    _stripe(road, down, kerb, rows * 0.045, (184, 180, 174) if town else (214, 212, 204))
+    dashes = (np.sin(ground.sideways[:1] * rng.uniform(0.03, 0.06) + rng.uniform(0, 6)) > -0.2)
+    _stripe(road, down, line, rows * 0.04, (228, 224, 212),
             dashes.astype(np.float32) if rng.random() < 0.7 else None)
-    _haze(ground, plane, mood, 0.25)
-    photo[horizon:] = ground
+    land.cover(road, ground, 0.25)
     if not town:
-        _fence(rng, photo, horizon, 0.2)
-    _finish(photo, horizon, mood)
+        land.fence(0.2)
     lanes = (horizon + line - rows * rng.uniform(0.02, 0.12),
              horizon + (kerb + (line - kerb) * rng.uniform(0.25, 0.6)),
              min(height - 2.0, horizon + line + rows * rng.uniform(0.05, 0.2)))
-    return Backdrop(photo, horizon, (int(horizon + kerb), height), lanes, name)
+    return land.finished(horizon + kerb, lanes)
 
 
-def _stripe(ground: Plane, down: Plane, row: float, thick: float, colour: Colour,
-            opacity: float, dashes: Plane | None = None) -> None:
-    share = np.clip(down - row, 0, 1) * np.clip(row + thick - down, 0, 1) * opacity
+def _stripe(road: Plane, down: Plane, row: float, thick: float, colour: Colour,
+            dashes: Plane | None = None) -> None:
+    share = np.clip(down - row, 0, 1) * np.clip(row + thick - down, 0, 1) * 0.85
     if dashes is not None:
         share = share * dashes
-    ground += (np.asarray(colour, np.float32) - ground) * share[..., None]
+    road += (np.asarray(colour, np.float32) - road) * share[..., None]
 
 
 def _room(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
@@ -494,7 +508,7 @@ def _room(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
              + 0.015 * crop("gravel", (width, height), 1, rng))[..., None]
     if rng.random() < 0.55:
         _window_or_picture(rng, wall, floor)
-    plane = _plane(rng, height - floor, width)
+    plane = _Ground(rng, height - floor, width)
     wall[floor:] = _FLOORS[int(rng.integers(len(_FLOORS)))](rng, plane)
     board = lighter(paint, 0.5) if rng.random() < 0.7 else darker(paint, 0.35)
     high = max(2, int(height * rng.uniform(0.02, 0.045)))
@@ -549,7 +563,7 @@ def _planks(rng: Rng, plane: _Ground) -> Plane:
     wide = rng.uniform(16, 30)
     board = np.floor((plane.sideways + rng.uniform(0, 99)) / wide)
     shade = tile("gravel")[(board.astype(np.int32) * 37) & 511, 5]
-    grain = plane.noise("wood", 1.2, rng, 0.5)
+    grain = plane.noise("wood", 1.2, 0.5)
     edge = np.abs((plane.sideways / wide) % 1 - 0.5) > 0.47
     lum = (1 + 0.08 * shade + 0.06 * grain) * np.where(edge, 0.78, 1)
     return np.asarray(np.asarray(wood, np.float32) * lum[..., None], np.float32)
@@ -564,14 +578,14 @@ def _tiles(rng: Rng, plane: _Ground) -> Plane:
     floor = _blend(first, second, odd)
     joint = (np.abs((plane.sideways / side) % 1 - 0.5) > 0.475) | (
         np.abs((plane.distance / side * 2) % 1 - 0.5) > 0.47)
-    lum = np.where(joint, 0.8, 1) + 0.03 * plane.noise("mottle", 1.4, rng)
+    lum = np.where(joint, 0.8, 1) + 0.03 * plane.noise("mottle", 1.4)
     return np.asarray(floor * lum[..., None], np.float32)
 
 
 def _carpet(rng: Rng, plane: _Ground) -> Plane:
     wool = pick(rng, ((150, 80, 70), (96, 110, 132), (140, 134, 120), (110, 126, 96),
                       (176, 150, 120)))
-    return _soil(rng, plane, wool, lighter(wool, 0.1), "gravel", 0.09, 1.3)
+    return plane.soil(wool, lighter(wool, 0.1), "gravel", 0.09, 1.3)
 
 
 _FLOORS: tuple[Callable[[Rng, _Ground], Plane], ...] = (_planks, _tiles, _carpet)
@@ -597,116 +611,78 @@ def _window_or_picture(rng: Rng, wall: Plane, floor: int) -> None:
 
 
 def _sand(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
-    photo, horizon, mood, name = _outdoors(rng, height, width)
-    plane = _plane(rng, height - horizon, width)
+    land = _Land(rng, height, width)
+    ground = land.ground()
     pale = pick(rng, ((218, 190, 146), (206, 176, 128), (226, 206, 170), (198, 160, 112)))
-    sand = _soil(rng, plane, pale, mix(pale, (176, 138, 98), 0.4), "gravel", 0.06)
-    ripples = np.sin(plane.distance * rng.uniform(0.5, 0.8) + 1.6 * plane.noise("cloud", 1.1, rng)
-                     + plane.sideways * rng.uniform(-0.08, 0.08))
-    sand *= (1 + 0.06 * ripples * np.clip(plane.near * 2, 0.1, 1))[..., None]
-    _haze(sand, plane, mood, 0.3)
-    photo[horizon:] = sand
-    shore = horizon
+    sand = ground.soil(pale, mix(pale, (176, 138, 98), 0.4), "gravel", 0.06)
+    ripples = np.sin(ground.distance * rng.uniform(0.5, 0.8) + 1.6 * ground.noise("cloud", 1.1)
+                     + ground.sideways * rng.uniform(-0.08, 0.08))
+    sand *= (1 + 0.06 * ripples * np.clip(ground.near * 2, 0.1, 1))[..., None]
+    land.cover(sand, ground, 0.3)
+    shore = land.horizon
     if rng.random() < 0.5:
-        sea = int((height - horizon) * rng.uniform(0.1, 0.25))
-        shore = horizon + sea
-        surface = _waves(rng, height - horizon, width, mood)[:sea]
+        sea = int((height - shore) * rng.uniform(0.1, 0.25))
+        shore += sea
+        surface = land.waves(land.ground())[:sea]
         foam = np.arange(sea, dtype=np.float32)[:, None] + 2.5 * _ridge(rng, width, 0.6)[None]
-        photo[horizon:shore] = _blend(surface, (236, 240, 238), _steps(foam, sea - 4, sea - 1))
-        photo[shore:shore + 3] *= 0.86
+        land.photo[shore - sea:shore] = _blend(surface, (236, 240, 238),
+                                               _steps(foam, sea - 4, sea - 1))
+        land.photo[shore:shore + 3] *= 0.86
     else:
-        _hills(rng, photo, horizon, mood)
-    _speckle(rng, photo, shore + 4, int(rng.integers(3, 25)),
-             ((150, 140, 128), (226, 216, 200), (120, 108, 96)), 2.0)
-    _finish(photo, horizon, mood)
-    return Backdrop(photo, horizon, (shore + height // 10, height), mood=name)
+        land.hills()
+    land.speckle(shore + 4, int(rng.integers(3, 25)),
+                 ((150, 140, 128), (226, 216, 200), (120, 108, 96)), 2.0)
+    return land.finished(shore + height // 10)
 
 
 def _full_sky(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
-    name = _mood(rng)
-    mood = MOODS[name]
-    photo = _sky(rng, height, width, mood)
-    horizon = height
+    land = _Land(rng, height, width, None)
     if rng.random() < 0.35:
-        horizon = int(height * rng.uniform(0.86, 0.97))
-        _hills(rng, photo, horizon, mood)
-        green = mix(pick(rng, ((98, 124, 74), (120, 128, 84), (110, 112, 96))), mood.low, 0.2)
-        photo[horizon:] = _soil(rng, _plane(rng, height - horizon, width), green,
-                                darker(green, 0.2), "gravel", 0.12)
-        _trees(rng, photo, horizon, mood)
-        _finish(photo, horizon, mood)
-    return Backdrop(photo, horizon, (horizon, height), mood=name)
+        land.horizon = int(height * rng.uniform(0.86, 0.97))
+        land.hills()
+        green = mix(pick(rng, ((98, 124, 74), (120, 128, 84), (110, 112, 96))), land.mood.low, 0.2)
+        land.photo[land.horizon:] = land.ground().soil(green, darker(green, 0.2), "gravel", 0.12)
+        land.trees()
+    return land.finished(land.horizon)
 
 
 def _snow(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
-    photo, horizon, mood, name = _outdoors(rng, height, width)
-    _hills(rng, photo, horizon, mood, snowy=True)
-    _firs(rng, photo, horizon, mood)
-    plane = _plane(rng, height - horizon, width)
+    land = _Land(rng, height, width)
+    land.hills(snowy=True)
+    land.firs()
+    ground = land.ground()
     white = pick(rng, ((236, 240, 246), (228, 236, 246), (240, 240, 240)), 3)
-    snow = _soil(rng, plane, white, (196, 210, 230), "gravel", 0.02, 0.8)
-    snow *= (1 - 0.05 * _steps(plane.noise("cloud", 0.8, rng), 0, 1.2))[..., None]
-    _haze(snow, plane, mood, 0.4)
-    photo[horizon:] = snow
-    _fence(rng, photo, horizon, 0.25)
-    _finish(photo, horizon, mood)
+    snow = ground.soil(white, (196, 210, 230), "gravel", 0.02, 0.8)
+    snow *= (1 - 0.05 * _steps(ground.noise("cloud", 0.8), 0, 1.2))[..., None]
+    land.cover(snow, ground, 0.4)
+    land.fence(0.25)
+    backdrop = land.finished()
     if rng.random() < 0.3:
         flakes = crop("gravel", (width, height), 1.2, rng) > 2.4
-        photo[flakes] += (250 - photo[flakes]) * 0.8
-    return Backdrop(photo, horizon, (horizon + height // 10, height), mood=name)
-
-
-def _firs(rng: Rng, photo: Plane, horizon: int, mood: Mood) -> None:
-    height, width = photo.shape[:2]
-    sheet = Image.new("RGBA", (width * 2, height * 2))
-    brush = ImageDraw.Draw(sheet)
-    green = mix((52, 74, 66), mood.low, rng.uniform(0.05, 0.35))
-    for _ in range(int(rng.integers(0, 40))):
-        middle, tall = rng.uniform(0, width * 2), height * rng.uniform(0.08, 0.28)
-        colour = vary(rng, green, 8)
-        for level in range(4):
-            low = horizon * 2 - tall * level * 0.22
-            wide = tall * (0.24 - level * 0.045)
-            high = low - tall * 0.38
-            brush.polygon(((middle - wide, low), (middle + wide, low), (middle, high)),
-                          fill=_ints(colour))
-            brush.polygon(((middle - wide * 0.5, low - tall * 0.12), (middle, high),
-                           (middle + wide * 0.2, low - tall * 0.16)), fill=(222, 230, 238))
-    _lay(photo, sheet.reduce(2), 0)
-
-
-def _waves(rng: Rng, rows: int, width: int, mood: Mood) -> Plane:
-    plane = _plane(rng, rows, width)
-    deep = mix(pick(rng, ((40, 92, 120), (46, 108, 126), (64, 104, 112), (34, 76, 116),
-                          (70, 120, 130))), mood.above, 0.25)
-    swell = 0.6 * plane.noise("wave", 0.8, rng, 1.6) + 0.5 * plane.noise("wave", 1.7, rng, 1.6)
-    water = _blend(mix(deep, mood.low, 0.6), deep, np.broadcast_to(
-        np.sqrt(plane.near), swell.shape))
-    glitter = _steps(swell, 0.7, 2.0)
-    water *= (1 + 0.13 * swell)[..., None]
-    return _blend(water, lighter(mood.low, 0.3), glitter * rng.uniform(0.3, 0.7))
+        land.photo[flakes] += (250 - land.photo[flakes]) * 0.8
+    return backdrop
 
 
 def _water(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
-    photo, horizon, mood, name = _outdoors(rng, height, width, 0.26, 0.5)
+    land = _Land(rng, height, width, (0.26, 0.5))
+    horizon = land.horizon
     if rng.random() < 0.7:
-        _hills(rng, photo, horizon, mood)
-        _trees(rng, photo, horizon, mood, 0.5)
-    photo[horizon:] = _waves(rng, height - horizon, width, mood)
-    ground = swim = (horizon + height // 10, height)
+        land.hills()
+        land.trees(0.5)
+    land.photo[horizon:] = land.waves(land.ground())
+    top, swim = horizon + height // 10, (horizon + height // 10, height)
     if bank:
         # Objects that cannot float stand on the near shore.
         shore = int(height * rng.uniform(0.6, 0.72))
-        plane = _plane(rng, height - horizon, width)
+        ground = land.ground()
         earth = pick(rng, ((112, 138, 70), (202, 176, 132), (150, 144, 132)))
-        land = _soil(rng, plane, earth, darker(earth, 0.2), "blade", 0.12)
+        shallow = ground.soil(earth, darker(earth, 0.2), "blade", 0.12)
         edge = (np.arange(horizon, height, dtype=np.float32)[:, None] - shore
                 + height * 0.012 * _ridge(rng, width, 0.5)[None])
-        photo[horizon:] = _blend(photo[horizon:], (226, 232, 228), _steps(edge, -6, -1) * 0.6)
-        photo[horizon:] = _blend(photo[horizon:], land, np.clip(edge, 0, 1))
-        ground, swim = (shore + height // 12, height), (swim[0], shore)
-    _finish(photo, horizon, mood)
-    return Backdrop(photo, horizon, ground, mood=name, water=swim)
+        foam = _blend(land.photo[horizon:], (226, 232, 228), _steps(edge, -6, -1) * 0.6)
+        land.photo[horizon:] = _blend(foam, shallow, np.clip(edge, 0, 1))
+        top, swim = shore + height // 12, (swim[0], shore)
+    return land.finished(top, water=swim)
 
 
 BACKGROUNDS: dict[str, Callable[[Rng, int, int, bool], Backdrop]] = {

@@ -162,12 +162,12 @@ class Part:
 
     shape: Points
     colour: Colour
-    volume: float = 0.5
-    roundness: float = 0.5
-    texture: str = "paint"
-    grain: float = 0.05
-    soft: float = 0
-    opacity: float = 1
+    volume: float
+    roundness: float
+    texture: str
+    grain: float
+    soft: float
+    opacity: float
     marks: list[Mark] = field(default_factory=list)
 
     def mark(self, shape: Points, colour: Colour, opacity: float = 1) -> Part:
@@ -188,8 +188,11 @@ class Drawing:
     waterline: float | None = None
     parts: list[Part] = field(default_factory=list)
 
-    def add(self, part: Part) -> Part:
-        """Add a part in front of the others."""
+    def add(self, shape: Points, colour: Colour, volume: float = 0.5, roundness: float = 0.5,
+            texture: str = "paint", grain: float = 0.05, soft: float = 0, opacity: float = 1
+            ) -> Part:
+        """Add a part in front of the others; see `Part`."""
+        part = Part(shape, colour, volume, roundness, texture, grain, soft, opacity)
         self.parts.append(part)
         return part
 
@@ -281,11 +284,11 @@ def _paint_part(part: Part, shape: Points, window: tuple[int, int, int, int], po
     alpha: Plane = np.asarray(mask, np.float32) * np.float32(part.opacity / 255)
     colour: Plane = np.empty((height, width, 3), np.float32)
     if part.marks:
-        sheet = Image.new("RGB", fine, _whole(part.colour))
+        sheet = Image.new("RGB", fine, whole(part.colour))
         brush = ImageDraw.Draw(sheet, "RGBA")
         for mark in part.marks:
             brush.polygon(_flat(pose.place(mark.shape), left, top),
-                          fill=(*_whole(mark.colour), int(mark.opacity * 255)))
+                          fill=(*whole(mark.colour), int(mark.opacity * 255)))
         colour[:] = np.asarray(sheet.reduce(FINER))
     else:
         colour[:] = part.colour
@@ -299,7 +302,8 @@ def _flat(shape: Points, left: int, top: int) -> list[float]:
     return flat
 
 
-def _whole(colour: Colour) -> tuple[int, int, int]:
+def whole(colour: Colour) -> tuple[int, int, int]:
+    """Return a colour in whole numbers, as Pillow takes it."""
     return int(colour[0]), int(colour[1]), int(colour[2])
 
 

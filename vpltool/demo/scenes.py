@@ -14,12 +14,11 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from vpltool.demo import backgrounds
-from vpltool.demo.animals import cat, cow, duck, sheep
 from vpltool.demo.backgrounds import MOODS, Backdrop, blurred
 from vpltool.demo.canvas import Drawing, Layer, Plane, Pose, Rng, crop, paint
 from vpltool.demo.captions import Thing, captions
 from vpltool.demo.craft import aeroplane, balloon, boat
-from vpltool.demo.plants import plant
+from vpltool.demo.nature import cat, cow, duck, plant, sheep
 from vpltool.demo.vehicles import bus, car, tractor, train
 
 OBJECTS: dict[str, Callable[[Rng], Drawing]] = {

@@ -15,9 +15,9 @@ from vpltool.core.crf import (
     shrink_photo,
     with_background,
 )
+from vpltool.core.grids import blend
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.proposals import Proposals, from_tensors
-from vpltool.core.tiles import blend
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder
 from vpltool.formats.kinds import IGNORE

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from vpltool.core import segment
+from vpltool.core.grids import blend
 from vpltool.core.photos import PhotoSettings, photo_size, to_pixels
-from vpltool.core.tiles import blend
 from vpltool.errors import VplError
 from vpltool.formats import Header
 from vpltool.lazy import Image, Tensor, np, npt, torch

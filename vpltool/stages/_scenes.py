@@ -12,7 +12,7 @@ from vpltool import console
 from vpltool.core import segment
 from vpltool.core.agreement import tempered
 from vpltool.core.classes import label_type
-from vpltool.core.tiles import spans
+from vpltool.core.grids import spans
 from vpltool.engine import headers, tiles
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import IGNORE, Header, describe, rasters, read_labels, write_labels

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
-from vpltool.core.crf import labels_at, to_labels
+from vpltool.core.crf import labels_at
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.engine import given, photo_work, scored
 from vpltool.errors import is_out_of_memory
@@ -248,7 +248,7 @@ def _solve(worker: _Worker, batch: Sequence[scored.Read]) -> list[photo_work.Mad
 
 def _in_tiles(worker: _Worker, read: scored.Read) -> list[npt.NDArray[np.uint8]]:
     """Labels of a large photo, one for each confidence; memory is that of a row of tiles."""
-    rows = [[to_labels(field, read.classes, confidence) for confidence in worker.task.confidences]
+    rows = [[labels_at(field, read.classes, confidence=each) for each in worker.task.confidences]
             for field in scored.refined_in_tiles(read, worker.task.scores.tile,
                                                  lambda photo: _marginals(worker, [photo])[0])]
     return [np.concatenate(parts) for parts in zip(*rows, strict=True)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.clip import encoders
-from vpltool.core import tiles, tower
+from vpltool.core import grids, tower
 from vpltool.core.photos import PhotoSettings
 from vpltool.engine import given, models, photo_work, running
 from vpltool.engine.features import SECOND, head_path, load_second, parse_kept, parse_layers
@@ -155,7 +155,7 @@ def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str
         pixels = batch.pixels.to(device, non_blocking=True).to(dtype)
         grid = torch.tensor([side // vision.patch for side in pixels.shape[2:]])
         if window and max(grid.tolist()) > window:
-            fields = tiles.encode_windows(
+            fields = grids.encode_windows(
                 vision, pixels, window, settings.overlap, at_once=settings.batch_size,
                 patches=patches, layers=layers, calibration=beside, store=store)
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.clip import load, models
-from vpltool.core.text import attribute_centres, text_prototypes, with_attributes
+from vpltool.core.prototypes import attribute_centres, text_prototypes, with_attributes
 from vpltool.datasets.prompts import PROMPTS, find_prompts, read_attributes, read_lines
 from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
 from vpltool.engine import headers

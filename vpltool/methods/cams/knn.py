@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vpltool import settings
-from vpltool.core.neighbours import nearest_rows, rows_of_others
+from vpltool.core.seeds import nearest_rows, rows_of_others
 from vpltool.lazy import Tensor, torch
 from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vpltool import console, options, settings
-from vpltool.core import metadata
+from vpltool.core import photos
 from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import read_photo
 from vpltool.errors import VplError, part_of
@@ -207,7 +207,7 @@ def copied_bytes(path: Path, suffix: str, keep_exif: bool) -> bytes:
     content = path.read_bytes()
     if same and keep_exif:
         return content
-    if same and (clean := metadata.without_metadata(content)) is not None:
+    if same and (clean := photos.without_metadata(content)) is not None:
         return clean
     return content if same and content.startswith(b"BM") else png_bytes(read_photo(content))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vpltool import console, settings
 from vpltool.core import crf, crf_numba
-from vpltool.core.crf_kernels import KERNELS, CrfKernels
+from vpltool.core.crf import KERNELS, CrfKernels
 from vpltool.errors import VplError, near_name
 from vpltool.formats import read_json
 from vpltool.lazy import np, npt, torch

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 from vpltool import settings
 from vpltool.core.classes import BACKGROUND
-from vpltool.core.neighbours import nearest_rows, rows_of_others
-from vpltool.core.seeds import region_features
+from vpltool.core.seeds import nearest_rows, region_features, rows_of_others
 from vpltool.lazy import F, Tensor, torch
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.settings import setting

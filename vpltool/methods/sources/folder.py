@@ -25,7 +25,7 @@ from itertools import groupby
 from pathlib import Path
 
 from vpltool import console, options, settings
-from vpltool.core import tiles
+from vpltool.core import grids
 from vpltool.core.photos import photo_size, read_photo, rgb_of
 from vpltool.datasets import layouts, tile_tags
 from vpltool.datasets.tags import some
@@ -200,7 +200,7 @@ class Large:
         if not side or not (self.scene or max(height, width) > self.cut.least):
             return [Box(0, 0, height, width)]
         found = [Box(down.start, across.start, min(side, height), min(side, width))
-                 for down in tiles.spans(height, side, 0) for across in tiles.spans(width, side, 0)]
+                 for down in grids.spans(height, side, 0) for across in grids.spans(width, side, 0)]
         return [box for box in found if not self.scene or self.scene.may_be_valid(
             box.top, box.left, box.height, box.width)]
 
