@@ -168,11 +168,7 @@ def _twin(open_clip: ModuleType, model: str) -> str:
 
 def _check_activation(source: ModelSource, config: Mapping[str, object], published: list[Published],
                       openai: bool) -> None:
-    """Check that the weights were trained with the model's activation.
-
-    Raises:
-        VplError: they were not; the features would be worse, without any error.
-    """
+    """Refuse weights of another activation: worse features, without any error."""
     if not published and not openai:
         return
     trained = openai or bool(published[0].get("quick_gelu"))
@@ -235,10 +231,7 @@ def _plain(name: str) -> str:
 
 
 def _colours(open_clip: ModuleType, model: str, published: list[Published]) -> JsonObject:
-    """Mean and standard deviation of RGB, as for the published weights.
-
-    If the weights are unknown: those that all published weights of the model share, else empty.
-    """
+    """Mean and standard deviation of RGB, of the published weights, or common to the model's."""
     entries = published[:1] or _siblings(open_clip, model)
     chosen = {(tuple(entry["mean"]), tuple(entry["std"])) for entry in entries}
     return dict(zip(("mean", "std"), chosen.pop(), strict=True)) if len(chosen) == 1 else {}

@@ -97,9 +97,7 @@ class Encoder:
 
 def load_vision(model: str, pretrained: str, device: torch.device, *, base: Path = Path(),
                 normalise: str = "model") -> Encoder:
-    """Load the vision tower of a CLIP; of a model that was loaded before, without open_clip.
-
-    The arguments are those of `load_clip`.
+    """Load the vision tower of a CLIP, as `load_clip`; if it was loaded before, without open_clip.
 
     Raises:
         VplError: as `load_clip`.
@@ -113,14 +111,10 @@ def load_vision(model: str, pretrained: str, device: torch.device, *, base: Path
 
 
 def with_head(encoder: Encoder, needs: str) -> VisionTower:
-    """The tower of an encoder whose blocks vpltool runs itself, as GradCAM needs it.
-
-    Args:
-        encoder: any.
-        needs: what asks for it, for the message.
+    """The tower of an encoder whose blocks vpltool runs itself, as GradCAM does.
 
     Raises:
-        VplError: it runs by its own code.
+        VplError: it runs by its own code; `needs` names what asks for it.
     """
     if not isinstance(encoder.vision, VisionTower):
         raise VplError(f"{needs} needs the last block of the encoder, and "
@@ -222,12 +216,7 @@ _DINOS = ("mask_token", "register_tokens")
 """Tensors that DINOv2's files have, and timm's do not."""
 
 def _load_state(source: EncoderSource) -> tuple[Tower, Colours]:
-    """Load a file with the names of DINO's code.
-
-    Raises:
-        VplError: it has other names; or neither its tensors nor its name say that it is DINO's or
-            DINOv2's, since timm's ViTs have the same names, and perhaps other colours.
-    """
+    """Load a file with the names of DINO's code, which timm has, too, with other colours."""
     assert source.path is not None
     state = read_weights(recognise(source.path))
     if not is_state_of_vit(state):

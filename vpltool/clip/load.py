@@ -83,8 +83,7 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
             `open_clip_config.json`.
         device: device to move it to.
         base: folder that a relative path in `pretrained` is relative to.
-        normalise: how photos are normalised: `model`, as in its training, or `imagenet`, as in
-            WeCLIP.
+        normalise: how photos are normalised; see `normalised`.
 
     Raises:
         VplError: there is no such model or weights, the weights are of another model or
@@ -121,10 +120,7 @@ def normalised(own: Colours, identity: Mapping[str, str], normalise: str
                ) -> tuple[Colour, Colour, dict[str, str]]:
     """Return mean and standard deviation of RGB, and the identity, of a model normalised so.
 
-    Args:
-        own: the model's own mean and standard deviation.
-        identity: of the model with these.
-        normalise: `model`, or `imagenet`.
+    `normalise` is `model`, with the model's `own`, or `imagenet`, as in WeCLIP.
     """
     if normalise == "imagenet":
         return *IMAGENET, {**identity, "normalise": normalise}
@@ -133,11 +129,7 @@ def normalised(own: Colours, identity: Mapping[str, str], normalise: str
 
 def _fill(open_clip: ModuleType, whole: Any, state: dict[str, Tensor], source: ModelSource,
           path: Path) -> None:
-    """Load weights into a model; names and shapes have to match.
-
-    Raises:
-        VplError: the weights are of another model.
-    """
+    """Load weights into a model; names and shapes have to match."""
     wanted = whole.state_dict()
     if "text.positional_embedding" in wanted:
         # Models with a separate text tower name its weights differently than older files.

@@ -123,13 +123,8 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
 def repository_of(given: str, prefix: str, named: str) -> str:
     """Return ORGANISATION/NAME of a name on the Hugging Face hub.
 
-    Args:
-        given: the name with its prefix.
-        prefix: `hf-hub:`, or `hf:`.
-        named: what the message says was given.
-
     Raises:
-        VplError: it has another form.
+        VplError: it has another form; `named` is what the message says was given.
     """
     name = given.removeprefix(prefix)
     if name.count("/") != 1 or not all(name.split("/")):
@@ -172,12 +167,8 @@ def read_config(folder: Path) -> JsonObject:
 def read_model_file(path: Path, beside: str) -> JsonObject:
     """Read a JSON file of a model's folder; empty if it holds no object.
 
-    Args:
-        path: the file.
-        beside: what else belongs into the folder, for the hint.
-
     Raises:
-        VplError: the file is missing or damaged.
+        VplError: it is missing or damaged; the hint says what else belongs `beside` it.
     """
     try:
         content = parse_json(path.read_text("utf-8"))
@@ -224,14 +215,10 @@ def local_weights(model: str, pretrained: str, base: Path) -> str:
 
 
 def check_tower(name: str, config: Mapping[str, Any]) -> None:
-    """Check from its configuration that a model can be used here.
-
-    Args:
-        name: name of the model, for the message.
-        config: its `model_cfg`, as in open_clip.
+    """Check from its configuration, `model_cfg` of open_clip, that a model can be used here.
 
     Raises:
-        VplError: it cannot; the message gives the reason.
+        VplError: it cannot; the message gives its name and the reason.
     """
     reason = _reason_against(config["vision_cfg"])
     if _asks_for_code(config):
@@ -299,8 +286,7 @@ LIBRARIES = {"timm:": "timm", "hf:": "transformers"}
 def licence_of(model: Mapping[str, str]) -> str:
     """Licence of an encoder's weights, as its publisher states it; empty if it is not known.
 
-    Args:
-        model: identity of the encoder, as headers have it.
+    `model` is the identity of the encoder, as headers have it.
     """
     name, tag = model.get("name", "").lower(), model.get("pretrained", "")
     library = next((name for start, name in LIBRARIES.items()

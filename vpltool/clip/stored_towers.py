@@ -93,16 +93,7 @@ def tower_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
 
 
 def _check_numbers(name: str, value: object, tensors: int) -> None:
-    """Check that the numbers of a configuration, whatever they count, are those of a model.
-
-    Args:
-        name: of the value.
-        value: a value of JSON.
-        tensors: that a file has; it has no more layers.
-
-    Raises:
-        ValueError: building what they describe would take for ever.
-    """
+    """Refuse numbers, whatever they count, of a model that would take for ever to build."""
     most = tensors if any(part in name for part in ("depth", "layers", "stages")) else _MOST
     if isinstance(value, (int, float)) and not abs(value) <= most:
         raise ValueError(f"{name} is {value}, which is more than the file holds")
@@ -247,12 +238,7 @@ def _entry(source: ModelSource) -> Path | None:
 
 def _match(tower: Mapping[str, Tensor], state: Mapping[str, Tensor]
            ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Find the tensors of a tower in the state that it was made from.
-
-    Returns:
-        name in the tower to name in the state; the tensors that are not in it, since they were
-        computed.
-    """
+    """Names in the tower to names in its weights; and the tensors that were computed from these."""
     names, computed = {}, {}
     for ours, tensor in tower.items():
         found = next((theirs for theirs, other in state.items() if _is_same(tensor, other)), None)

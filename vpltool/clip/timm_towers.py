@@ -102,11 +102,7 @@ def fill_timm(model: nn.Module, state: Mapping[str, Tensor], name: str, where: s
 
 def _renamed(model: nn.Module, state: Mapping[str, Tensor], name: str, where: str
              ) -> Mapping[str, Tensor]:
-    """Rename weights as timm does that of the authors' own files; unchanged if it cannot.
-
-    Raises:
-        VplError: timm would leave out biases that are not zero.
-    """
+    """Rename weights as timm does that of the authors' own files; unchanged if it cannot."""
     if "qkvb" not in name and "storage_tokens" in state and any(
             key.endswith("qkv.bias") and bool(tensor.any()) for key, tensor in state.items()):
         raise VplError(f"{where} has biases (`qkv.bias`), timm's {name} has none",
@@ -126,12 +122,7 @@ class TimmTower(AdaptedTower):
     """A model of timm, by its `forward_intermediates`."""
 
     def __init__(self, model: object, name: str, options: Mapping[str, object]) -> None:
-        """Wrap a model.
-
-        Args:
-            model: of timm, in evaluation mode.
-            name: in timm.
-            options: that it was built with.
+        """Wrap a model of timm in evaluation mode, built with these options.
 
         Raises:
             VplError: it gives no patches, or only of photos of one size.
@@ -217,14 +208,7 @@ def described_timm(config: Mapping[str, Any]) -> tuple[
 
 @torch.no_grad()
 def _probe(model: Any, name: str) -> tuple[list[Level], bool]:
-    """Find out what a model gives, on a small photo that is not square.
-
-    Returns:
-        its levels; whether they are tokens (otherwise maps).
-
-    Raises:
-        VplError: it gives no patches, or only of photos of one size.
-    """
+    """Levels of a model, seen on a small photo; whether they are tokens, or maps."""
     if not hasattr(model, "forward_intermediates"):
         raise VplError(f"timm's {name} does not give the outputs of its layers", INSTEAD)
     strides = [int(entry.get("reduction", 32)) for entry in model.feature_info]

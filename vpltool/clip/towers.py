@@ -299,11 +299,7 @@ def _tower(conv: Any, grid: tuple[int, int], blocks: list[Block], head: Head, *,
 
 
 def _copy_block(source: Any) -> Block:
-    """Copy a block of open_clip or timm.
-
-    Raises:
-        VplError: it is another one, or has a part that is not known.
-    """
+    """Copy a block of open_clip or timm; a part that is not known is refused."""
     kind = type(source).__name__
     if kind not in BLOCK_PARTS:
         raise VplError(f"blocks of type {kind} are not supported", INSTEAD)
@@ -340,11 +336,7 @@ def _fill(target: Any, weight: Tensor, bias: Tensor) -> None:
 
 
 def _activation_of(module: nn.Module) -> str:
-    """Name an activation as `core.blocks` does.
-
-    Raises:
-        VplError: it is not one of these.
-    """
+    """Name an activation as `core.blocks` does."""
     name = type(module).__name__
     if name not in ACTIVATIONS:
         raise VplError(f"the activation {name} is not supported", near_name(name, ACTIVATIONS))
@@ -355,23 +347,13 @@ def _activation_of(module: nn.Module) -> str:
 @torch.no_grad()
 def _compare(tower: VisionTower, owner: Any, part: str, blocks: Any,
              run: Callable[[Tensor], Any]) -> tuple[Tensor, Tensor]:
-    """Compare a copy with its original: each block on a few tokens, then the patch embedding.
+    """Compare each block on a few tokens, then the patch embedding on random pixels.
 
-    This costs little more than reading the weights; a whole forward pass would cost as much as a
-    photo.
-
-    Args:
-        tower: the copy.
-        owner: the module whose attribute `part` runs the blocks.
-        part: its name.
-        blocks: the blocks of the original.
-        run: the original's forward.
+    It costs little more than reading the weights; a whole forward pass as much as a photo.
+    `owner.part` runs the original's `blocks`, and `run` all of it.
 
     Returns:
-        of random pixels, without the blocks: the tokens (1, N, width), and what the original gives.
-
-    Raises:
-        VplError: they differ: the original has a part that was not copied.
+        without the blocks, the tokens (1, N, width), and what the original gives.
     """
     chance = torch.Generator().manual_seed(0)
     like = next(owner.parameters())
@@ -396,11 +378,7 @@ def _compare(tower: VisionTower, owner: Any, part: str, blocks: Any,
 
 
 def _expect_equal(part: str, found: Tensor, wanted: Tensor) -> None:
-    """Check that a part of a copy gives what its original gives.
-
-    Raises:
-        VplError: it does not; the part is named.
-    """
+    """Refuse a copy that does not give what its original gives; the part is named."""
     wanted = wanted.to(found)
     if (found.shape != wanted.shape
             or not float((found - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max())):

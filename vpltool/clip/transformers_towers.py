@@ -104,12 +104,8 @@ def fetch_folder(repository: str) -> Path:
 def load_folder(folder: Path, name: str) -> tuple[TransformersTower, Colours]:
     """Load the vision tower of a folder with `config.json` and `model.safetensors`.
 
-    Args:
-        folder: the folder.
-        name: of the encoder, for messages.
-
     Returns:
-        the tower; mean and standard deviation of RGB.
+        the tower, which messages call `name`; mean and standard deviation of RGB.
 
     Raises:
         VplError: it is no model of a known family, or its weights are of another one.
@@ -141,16 +137,16 @@ class TransformersTower(AdaptedTower):
     """A vision model of transformers."""
 
     def __init__(self, model: object, kind: str, values: Mapping[str, object], name: str) -> None:
-        """Wrap a model.
+        """Wrap a model in evaluation mode.
 
         Args:
-            model: in evaluation mode.
+            model: the model.
             kind: its `model_type`.
             values: of its configuration.
             name: of the encoder, for messages.
 
         Raises:
-            VplError: it does not give its layers.
+            VplError: it takes only photos of one size.
         """
         nn.Module.__init__(self)
         self.model = model

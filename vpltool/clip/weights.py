@@ -215,13 +215,7 @@ class _Module:
 
 
 def _within_itself(content: bytes) -> bytes:
-    """Return a pickle after checking that its lengths and offsets lie within it.
-
-    C's unpickler makes room for what a length says before it reads on.
-
-    Raises:
-        ValueError: one is larger.
-    """
+    """Check a pickle's lengths: C's unpickler makes room for what they say before it reads on."""
     for code, argument, _ in pickletools.genops(content):
         if code.name.endswith("PUT") and (argument or 0) >= len(content):
             raise ValueError(f"{code.name} {argument} is beyond its {len(content)} bytes")
@@ -283,11 +277,7 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
 
 
 def _named_tensors(module: object, prefix: str, seen: set[int]) -> list[tuple[str, Tensor]]:
-    """List the tensors of a module and the modules in it.
-
-    Raises:
-        ValueError: a module is in it twice: a file can make a circle of them, or 2¹⁰⁰ paths.
-    """
+    """List the tensors of a module, each module once: a file can make a circle of them."""
     if id(module) in seen:
         raise ValueError(f"the module `{prefix}` is in it twice")
     seen.add(id(module))

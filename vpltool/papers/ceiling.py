@@ -41,7 +41,7 @@ from vpltool.papers.program import parser_of, run_program
 from vpltool.parallel.batches import feature_batches
 from vpltool.parallel.device import find_device
 from vpltool.stages._truth import read_truth
-from vpltool.state import read_state
+from vpltool.state import Artifact, read_state
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -78,12 +78,12 @@ def write_true_masks(workspace: Workspace, photos: list[Photo], folder: Path) ->
 
 
 def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -> JsonObject:
-    """Train with true masks what a segmenter learned from pseudo masks, and score both.
+    """Train with true masks what a segmenter learned from pseudo masks, and score both on a split.
 
     Args:
         work: the workspace.
         decoder: NAME of the segmenter; empty: the only one.
-        score: split that is scored.
+        score: the split.
         max_side: of predict; None: as at the features.
 
     Returns:
@@ -95,8 +95,16 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
     workspace = open_workspace(work)
     segmenter = find_segmenter(work, decoder)
     path = segmenter.path
-    call = _call_of(workspace, path)
-    side = _side_of(workspace, call) if max_side is None else max_side
+    trained = _artifact_of(workspace, path)
+    if trained is None:
+        raise VplError(f"{path} is not in the folder of decoders of the workspace",
+                       f"one of those in {folder_of(workspace.path, 'decoder')}")
+    call = trained.call()
+    features = _artifact_of(workspace, Path(call.get("features") or place(
+        workspace.path, "features", call.get("split", "train"))))
+    if max_side is None:
+        max_side = (int(features.header.options.get("max_side", 0)) if features
+                    else int(call.get("max_side", 1024)))
     split = str(segmenter.header.options.get("split", "train"))
     if split == score:
         raise VplError(f"{path} was trained on the split `{score}`", "score another split")
@@ -110,7 +118,7 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
     found = {}
     for name, file in (("from_tags", path), ("from_true_masks", other)):
         out = place(target, "predictions", f"{name}/{path.stem}", score)
-        run.predict(decoder=str(file), split=score, max_side=side, out=out, update=True)
+        run.predict(decoder=str(file), split=score, max_side=max_side, out=out, update=True)
         found[name] = run.eval(what=str(out), split=score,
                                out=target / f"{path.stem}-{name}.json")["miou"]
     result = {"decoder": path.stem, "split": score, **found,
@@ -122,9 +130,7 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
 def cam_ceiling(work: Path, split: str = "train") -> float:
     """Score the CAMs of a discriminant of true masks, where `own-photos` has one of the tags.
 
-    Args:
-        work: a workspace in which `own-photos` was run.
-        split: the photos, with their tags: those that it learns from are those that are scored.
+    It learns from the photos of the split, with their tags, and is scored on them.
 
     Returns:
         the mIoU, after the same refinement.
@@ -152,14 +158,7 @@ def cam_ceiling(work: Path, split: str = "train") -> float:
 
 def _true_discriminant(features: InputFolder, ids: Sequence[str], masks: Path, classes: Tensor
                        ) -> dict[str, Tensor]:
-    """Fit a discriminant to true masks, and give it the form of `prototypes/seeds`.
-
-    Args:
-        features: those of the photos.
-        ids: the photos.
-        masks: folder of their labels, ID.png.
-        classes: class of each row (K,).
-    """
+    """Fit a discriminant to true masks, in the form of `prototypes/seeds`."""
     moments = None
     for batch in feature_batches(features, ids, ("patches",), 8):
         for key, patches in zip(batch.ids, batch.tensors["patches"].float(), strict=True):
@@ -176,23 +175,10 @@ def _true_discriminant(features: InputFolder, ids: Sequence[str], masks: Path, c
             "scale": scale, "bias": bias}
 
 
-def _call_of(workspace: Workspace, path: Path) -> Mapping[str, Any]:
-    """The settings with which a decoder was trained, as `train_decoder` takes them."""
-    for artifact in read_state(workspace).in_order:
-        if artifact.path.resolve() == path.resolve():
-            return artifact.call()
-    raise VplError(f"{path} is not in the folder of decoders of the workspace",
-                   f"one of those in {folder_of(workspace.path, 'decoder')}")
-
-
-def _side_of(workspace: Workspace, call: Mapping[str, Any]) -> int:
-    """Longest side of the photos that a decoder learned from."""
-    folder = Path(call.get("features")
-                  or place(workspace.path, "features", call.get("split", "train")))
-    for artifact in read_state(workspace).in_order:
-        if artifact.path.resolve() == folder.resolve():
-            return int(artifact.header.options.get("max_side", 0))
-    return int(call.get("max_side", 1024))
+def _artifact_of(workspace: Workspace, path: Path) -> Artifact | None:
+    """What a file or folder of the workspace was made with."""
+    return next((artifact for artifact in read_state(workspace).in_order
+                 if artifact.path.resolve() == path.resolve()), None)
 
 
 def main(argv: list[str] | None = None) -> int:

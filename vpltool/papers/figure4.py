@@ -49,9 +49,6 @@ class Trained:
 def figure4(options: argparse.Namespace) -> str:
     """Draw region embeddings without and with the regional contrast, and the modality gap.
 
-    Args:
-        options: see `__main__`.
-
     Returns:
         the paths of the picture and of its numbers, and the numbers.
 
@@ -143,12 +140,7 @@ def find_masks(work: Path, name: str, split: str, decoder: Header) -> InputFolde
 
 def _check_layers(options: argparse.Namespace, features: InputFolder, decoder: Trained,
                   decoders: Sequence[Trained]) -> None:
-    """Check that features hold what a decoder reads.
-
-    Raises:
-        VplError: they do not; the hint makes others elsewhere, so that what was made of those that
-            are there stays what it is.
-    """
+    """Refuse features without what a decoder reads; the hint makes others beside them."""
     held, network = features.header.options, decoder.network
     if set(network.reads) <= set(held["keep"]) and set(network.layers) <= set(held["layers"]):
         return

@@ -71,13 +71,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def figure1(options: argparse.Namespace) -> Path:
-    """Draw text CAMs against vision CAMs.
-
-    Args:
-        options: see `__main__`.
-
-    Returns:
-        the picture.
+    """Draw text CAMs against vision CAMs; return the picture.
 
     Raises:
         VplError: CAMs or photos are missing.

@@ -23,12 +23,7 @@ def parser_of(name: str, docstring: str | None) -> argparse.ArgumentParser:
 
 
 def run_program(work: Path, recipe: Callable[[], object]) -> int:
-    """Exit code of a recipe: 0 done, 1 something the user can fix, 130 interrupted.
-
-    Args:
-        work: the workspace, which the lines in messages name.
-        recipe: does the work, and prints what it has found.
-    """
+    """Exit code of a recipe: 0 done, 1 something the user can fix, 130 interrupted."""
     in_shell = partial(to_shell, work=work)
     try:
         with interrupt_at_sigterm(), console.heard_by(console.Terminal(rewrite=in_shell)):

@@ -72,11 +72,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _setup(options: argparse.Namespace) -> Setup:
-    """Check splits and masks, and make the workspace of the comparison.
-
-    Raises:
-        VplError: there is no such split, or it has no true masks.
-    """
+    """Check splits and masks, and make the workspace of the comparison."""
     source = open_workspace(options.work)
     splits = {split for photo in source.photos() for split in photo.splits}
     half = f"{options.learn}-a"
@@ -93,14 +89,10 @@ def _setup(options: argparse.Namespace) -> Setup:
 
 def compare(setup: Setup, begin: Steps, methods: Sequence[Method], order: Sequence[str] = (),
             ids: Sequence[str] = ()) -> str:
-    """Measure method by method; the table is written down after each, the picture at the end.
+    """Measure method by method; the table is written after each, the picture at the end.
 
-    Args:
-        setup: where.
-        begin: steps that all build on.
-        methods: those to measure now; those that were measured earlier are in the table too.
-        order: names of all methods of the list, those that are not measured now too.
-        ids: photos of the picture, see `draw_methods`.
+    `order` names all methods, those that were measured earlier too; the picture shows the photos
+    `ids`, see `draw_methods`.
 
     Returns:
         the table as Markdown.
@@ -215,10 +207,8 @@ def draw_methods(setup: Setup, made: Mapping[str, Measured], ids: Sequence[str] 
                  ) -> Image.Image:
     """Draw each method's last maps as labels, cut as they were scored; the photos come first.
 
-    Args:
-        setup: where the maps and scores lie.
-        made: name of a method to what was measured; of one without CAMs nothing is drawn.
-        ids: photos of the split that is scored; none: some of several classes.
+    A method without CAMs is left out. The photos are those named by `ids`, else some of several
+    classes.
 
     Returns:
         a sheet with two methods side by side, and the colours of the classes below.

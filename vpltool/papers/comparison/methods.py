@@ -52,8 +52,7 @@ def read_methods(path: Path, values: Mapping[str, str], seeds: Sequence[int], wo
         work: the workspace of the comparison.
 
     Returns:
-        the steps that all methods build on, which are the bundled ones if the recipe has none; and
-        the methods.
+        the steps that all methods build on, of the bundled recipe if it has none; the methods.
 
     Raises:
         VplError: the file is not a recipe, a line is not a command, or a method makes nothing.
@@ -233,15 +232,9 @@ def _scores(setup: Setup, made: Mapping[str, Mapping[str, Path]]) -> Iterator[tu
 
 
 def background_power(threshold: float) -> float:
-    """Return the α for which the background score (1 − m)^α equals m at the threshold.
+    """Return the α in [0.05, 64] for which the background score (1 − m)^α is m at the threshold.
 
     So the CRF begins with the labels that the threshold gives to a photo of one class.
-
-    Args:
-        threshold: where maps are cut, in (0, 1).
-
-    Returns:
-        log t / log(1 − t), at least 0.05 and at most 64.
     """
     inside = min(max(threshold, 1e-3), 1 - 1e-3)
     return round(min(max(math.log(inside) / math.log(1 - inside), 0.05), 64), 2)

@@ -27,8 +27,8 @@ from vpltool.command import parse_line
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, open_workspace
 from vpltool.papers.program import parser_of, run_program
-from vpltool.papers.tables.chains import Chains, Protocol
-from vpltool.papers.tables.rows import TABLES, made_scored, write_table
+from vpltool.papers.tables.chains import Chains
+from vpltool.papers.tables.rows import TABLES, write_table
 from vpltool.papers.tables.setup import (
     QUICK,
     check,
@@ -71,11 +71,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 
 def _given(items: list[str], preset: str) -> dict[str, JsonObject]:
-    """Stage to setting to value, of all `--set`.
-
-    Raises:
-        VplError: one is not an option of its command, or has a value that it does not take.
-    """
+    """Stage to setting to value, of all `--set`."""
     read = read_preset(preset)
     words: dict[str, list[str]] = {}
     for item in items:
@@ -103,12 +99,12 @@ def _chains(options: argparse.Namespace) -> Chains:
     if options.quick:
         given = {stage: {**QUICK.get(stage, {}), **given.get(stage, {})}
                  for stage in {*QUICK, *given}}
-    protocol = Protocol(
-        preset=read_preset(preset), learn=learn, split=options.split, cut=options.threshold_from,
-        seeds=options.seeds, given=given, quick=options.quick)
-    chains = Chains(own_workspace(options.work, name, preset), source, protocol)
+    chains = Chains(
+        own_workspace(options.work, name, preset), source, preset=read_preset(preset), learn=learn,
+        split=options.split, cut=options.threshold_from, seeds=options.seeds, given=given,
+        quick=options.quick)
     check(chains, options.tables)
-    keep_protocol(chains.path, protocol)
+    keep_protocol(chains)
     return chains
 
 
@@ -128,11 +124,9 @@ def main(argv: list[str] | None = None) -> int:
 def _measure(chains: Chains, number: int) -> str:
     """Measure a table row by row, each of which is written down at once; give the Markdown."""
     rows, text, started = [], "", time.monotonic()
-    title = (TABLES[number].__doc__ or "").partition("\n")[0]
-    scored = made_scored(chains) if number == 1 else chains.split
     for row in TABLES[number](chains):
         rows.append(row)
-        text = write_table(chains, number, title, scored, rows)
+        text = write_table(chains, number, rows)
         console.note(f"{row.to_line()}  (table {number}, after "
                      f"{console.duration(time.monotonic() - started)})")
     return text

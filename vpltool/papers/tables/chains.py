@@ -33,11 +33,13 @@ _LONG = 1000
 """Steps from which on a training is timed beforehand."""
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """What all rows share.
+@dataclass
+class Chains:
+    """Makes what rows measure, under one protocol, in a workspace of its own.
 
     Args:
+        work: that workspace.
+        source: the workspace that the photos come from; its features may serve.
         preset: values that replace the defaults.
         learn: split to learn on.
         split: split to score.
@@ -45,32 +47,6 @@ class Protocol:
         seeds: a run for each; one where chance plays no part.
         given: settings that win over the preset, by stage; a row's own win over them.
         quick: whether iterations are fewer than the preset's.
-    """
-
-    preset: Preset
-    learn: str
-    split: str
-    cut: str
-    seeds: tuple[int, ...]
-    given: Mapping[str, Mapping[str, Any]]
-    quick: bool = False
-
-    def record(self) -> JsonObject:
-        """What all files of a folder of tables have in common, as JSON can hold it."""
-        given = {f"{stage} {name}": str(value) if isinstance(value, Path) else value
-                 for stage, values in self.given.items() for name, value in values.items()}
-        return {"preset": f"{self.preset.name} {self.preset.identity}", "learn": self.learn,
-                **dict(sorted(given.items()))}
-
-
-@dataclass
-class Chains:
-    """Makes what rows measure, in a workspace of its own.
-
-    Args:
-        work: that workspace.
-        source: the workspace that the photos come from; its features may serve.
-        protocol: what all rows share.
         made: calls, spelled for a shell, and what they returned.
         failed: what photos failed in which stage; the others were processed.
         stored: splits that were asked for, and the features of `source` that serve, if any.
@@ -78,7 +54,13 @@ class Chains:
 
     work: api.Workspace
     source: Workspace
-    protocol: Protocol
+    preset: Preset
+    learn: str
+    split: str
+    cut: str
+    seeds: tuple[int, ...]
+    given: Mapping[str, Mapping[str, Any]]
+    quick: bool
     made: JsonObject = field(default_factory=dict)
     failed: list[str] = field(default_factory=list)
     stored: dict[str, Path | None] = field(default_factory=dict)
@@ -88,38 +70,29 @@ class Chains:
         """Folder of the workspace."""
         return self.work.path
 
-    @property
-    def learn(self) -> str:
-        """Split to learn on."""
-        return self.protocol.learn
-
-    @property
-    def split(self) -> str:
-        """Split to score."""
-        return self.protocol.split
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """A run for each."""
-        return self.protocol.seeds
+    def protocol(self) -> JsonObject:
+        """What all files of a folder of tables have in common, as JSON can hold it."""
+        given = {f"{stage} {name}": str(value) if isinstance(value, Path) else value
+                 for stage, values in self.given.items() for name, value in values.items()}
+        return {"preset": f"{self.preset.name} {self.preset.identity}", "learn": self.learn,
+                **dict(sorted(given.items()))}
 
     def call(self, stage: str, **values: Any) -> Any:
         """Make a call of a stage, unless it was made, and give what it returns."""
         found = find_stage(stage)
         known = _names(found, self._chosen(stage) | values)
-        values = {name: value for name, value in self.protocol.given.get(stage, {}).items()
+        values = {name: value for name, value in self.given.get(stage, {}).items()
                   if name in known} | values
         line = command_line(stage, values)
         if line not in self.made:
-            _, self.made[line], failed = run_line(shlex.split(line)[1:], self.path,
-                                                  self.protocol.preset)
+            _, self.made[line], failed = run_line(shlex.split(line)[1:], self.path, self.preset)
             if failed:
                 self.failed.append(f"{stage}: {failed.message}")
         return self.made[line]
 
     def _chosen(self, stage: str) -> JsonObject:
-        preset = self.protocol.preset.values(find_stage(stage))
-        return preset | dict(self.protocol.given.get(stage, {}))
+        preset = self.preset.values(find_stage(stage))
+        return preset | dict(self.given.get(stage, {}))
 
     def settings(self, stage: str) -> Settings:
         """The settings of a stage, as the protocol has them."""
@@ -135,7 +108,7 @@ class Chains:
     @property
     def refines(self) -> bool:
         """Whether the protocol refines CAMs."""
-        return "refine" in self.protocol.preset.defaults
+        return "refine" in self.preset.defaults
 
     def text(self, name: str = "text", **values: Any) -> str:
         "Text prototypes."
@@ -224,9 +197,9 @@ class Chains:
         if steps < _LONG or any(started):
             return
         console.note("  timing a few steps of the training")
-        given = dict(self.protocol.given.get("train-decoder", {})) | dict(values)
+        given = dict(self.given.get("train-decoder", {})) | dict(values)
         each = seconds_a_step(self.work, given)
-        quick = "" if self.protocol.quick else "; --quick takes fewer"
+        quick = "" if self.quick else "; --quick takes fewer"
         console.note(f"  {values['name']}: {steps:,} steps of {each:.2g} s take about "
                      f"{console.duration(each * steps)} here{quick}")
 
@@ -247,10 +220,6 @@ def _names(found: FoundStage, values: Mapping[str, object]) -> tuple[str, ...]:
 
 def seconds_a_step(work: api.Workspace, values: Mapping[str, Any]) -> float:
     """Seconds that a step of a training takes here; nothing of it is kept.
-
-    Args:
-        work: the workspace.
-        values: settings of `train_decoder`.
 
     Raises:
         VplError: the training is refused.
@@ -284,14 +253,9 @@ class _Watch:
 def find_stored_features(source: Workspace, own: Path, split: str, wanted: Settings) -> Path | None:
     """Find features of a split in the workspace that the photos come from.
 
-    Args:
-        source: that workspace.
-        own: folder of the tables' own workspace; features that are there already win.
-        split: of the photos.
-        wanted: settings of `extract` that the protocol asks for.
-
     Returns:
-        their folder, if they are those of the protocol; None: they are to be extracted.
+        their folder, if they are those that the settings of `extract` ask for; None where they are
+        not, or where the tables' `own` workspace has some already.
     """
     folder = place(source.path, "features", split)
     if not (folder / "artifact.json").exists() or place(own, "features", split).exists():
@@ -345,10 +309,7 @@ def _same_layers(header: Header, choice: str) -> bool:
 
 
 def _same_model(header: Header, workspace: Workspace) -> bool:
-    """Whether features are of the CLIP that a workspace names, as far as names tell.
-
-    Stages compare the weights themselves, and refuse what is of others.
-    """
+    """Whether names say the workspace's CLIP; stages compare the weights themselves."""
     names = models.find_source(workspace.model, workspace.pretrained, workspace.path).names
     return (all(header.model.get(key) == value for key, value in names.items())
             and header.model.get("normalise", "model") == workspace.normalise)

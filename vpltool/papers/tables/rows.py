@@ -37,32 +37,25 @@ class Row:
         return f"{self.title}: {here or 'not measured'} (paper: {paper})"
 
 
-def write_table(chains: Chains, number: int, title: str, scored: str, rows: Sequence[Row]) -> str:
-    """Write tableN.md and tableN.json, and give the Markdown.
-
-    Args:
-        chains: what made the numbers, under which protocol.
-        number: of the table.
-        title: what it is about.
-        scored: split on which maps were scored.
-        rows: those so far.
-    """
-    protocol = chains.protocol
+def write_table(chains: Chains, number: int, rows: Sequence[Row]) -> str:
+    """Write tableN.md and tableN.json with the rows so far, and give the Markdown."""
+    title = (TABLES[number].__doc__ or "").partition("\n")[0]
+    scored = made_scored(chains) if number == 1 else chains.split
     # Table 2's columns name their data set themselves; all others are VOC's.
     named = number == 2 or chains.source.classes == VOC.classes
     text = (f"Table {number}. {title}\n\n{_markdown(rows, 'paper' if named else 'paper (VOC)')}\n"
             f"Protocol: {_format_protocol(chains, scored)}.\n"
-            f"{_QUICK if protocol.quick else ''}\n{_why(chains)}\n"
+            f"{_QUICK if chains.quick else ''}\n{_why(chains)}\n"
             + "".join(f"\nLeft out by {what}\n" for what in chains.failed))
     with atomic_path(chains.path / f"table{number}.md") as temporary:
         temporary.write_text(text, "utf-8")
     write_json(chains.path / f"table{number}.json", {
-        "table": number, "title": title, "preset": protocol.preset.name,
-        "preset_hash": protocol.preset.identity, "learn": protocol.learn, "split": protocol.split,
-        "threshold_from": protocol.cut, "seeds": list(protocol.seeds), "quick": protocol.quick,
+        "table": number, "title": title, "preset": chains.preset.name,
+        "preset_hash": chains.preset.identity, "learn": chains.learn, "split": chains.split,
+        "threshold_from": chains.cut, "seeds": list(chains.seeds), "quick": chains.quick,
         "given": {stage: {name: str(value) if isinstance(value, Path) else value
                           for name, value in values.items()}
-                  for stage, values in sorted(protocol.given.items())},
+                  for stage, values in sorted(chains.given.items())},
         "rows": [{"title": row.title, "paper": dict(row.paper), "measured": dict(row.measured)}
                  for row in rows],
         "failed": chains.failed,
@@ -71,13 +64,12 @@ def write_table(chains: Chains, number: int, title: str, scored: str, rows: Sequ
 
 
 def _format_protocol(chains: Chains, scored: str) -> str:
-    protocol = chains.protocol
     given = "".join(f"; {command_line(stage, values, ())}"
-                    for stage, values in sorted(protocol.given.items()))
-    cut = f"chosen on `{protocol.cut}`" if protocol.cut else "as the preset has it"
-    return (f"preset {protocol.preset.name} ({protocol.preset.identity}); learned on "
-            f"`{protocol.learn}`, maps scored on `{scored}`; threshold {cut}; seeds "
-            f"{', '.join(map(str, protocol.seeds))}{given}")
+                    for stage, values in sorted(chains.given.items()))
+    cut = f"chosen on `{chains.cut}`" if chains.cut else "as the preset has it"
+    return (f"preset {chains.preset.name} ({chains.preset.identity}); learned on "
+            f"`{chains.learn}`, maps scored on `{scored}`; threshold {cut}; seeds "
+            f"{', '.join(map(str, chains.seeds))}{given}")
 
 
 _QUICK = """
@@ -90,7 +82,7 @@ def _why(chains: Chains) -> str:
     """Return why these numbers differ from those of another run on the same photos."""
     method = str(values_of(chains.settings("cam"))["method"])
     alpha = float(chains.setting("eval", "alpha"))
-    cut = (f"where the text's score best on `{chains.protocol.cut}`" if chains.protocol.cut
+    cut = (f"where the text's score best on `{chains.cut}`" if chains.cut
            else f"where (1 - max)^{alpha:g}, the background's score, is the higher one" if alpha
            else "where they score best")
     return (f"Only numbers of one protocol can be compared. Here CAMs are made by `{method}`"
@@ -268,10 +260,10 @@ def _sweep(chains: Chains, title: str, name: str, papers: Mapping[float, tuple[f
 def seed_score(chains: Chains, cams: str, split: str) -> float:
     """Percent mIoU of CAMs at the threshold of the protocol."""
     cut: JsonObject = {}
-    if chains.protocol.cut:
-        chosen = chains.cams("text", chains.protocol.cut)
+    if chains.cut:
+        chosen = chains.cams("text", chains.cut)
         # No alpha: the best threshold is looked for.
-        _score(chains, called("cams", chosen), chains.protocol.cut, f"{chosen}-cut", alpha=0.0)
+        _score(chains, called("cams", chosen), chains.cut, f"{chosen}-cut", alpha=0.0)
         cut = {"threshold_from": _path(chains, f"{chosen}-cut"), "alpha": 0.0}
     return _made_score(chains, called("cams", cams), split, f"{cams}-{split}", **cut)
 

@@ -19,7 +19,7 @@ from vpltool.formats import (
     write_json,
 )
 from vpltool.formats.workspace import relative_to, write_workspace
-from vpltool.papers.tables.chains import Chains, Protocol, listed
+from vpltool.papers.tables.chains import Chains, listed
 from vpltool.papers.tables.rows import made_scored, unmasked
 from vpltool.settings import Settings, values_of
 from vpltool.stages._truth import check_truth
@@ -64,7 +64,7 @@ def own_workspace(work: Path, name: str, preset: str) -> api.Workspace:
     return api.Workspace(path, preset=preset)
 
 
-def keep_protocol(path: Path, protocol: Protocol) -> None:
+def keep_protocol(chains: Chains) -> None:
     """Write down the protocol of a folder; if one is there, check that it is the same.
 
     Otherwise what a first run made would be recomputed under a second protocol, file by file.
@@ -72,7 +72,8 @@ def keep_protocol(path: Path, protocol: Protocol) -> None:
     Raises:
         OtherSettings: the folder was made under another one.
     """
-    file, now = path / "protocol.json", protocol.record()
+    path, now = chains.path, chains.protocol()
+    file = path / "protocol.json"
     before = read_json(file, "") if file.exists() else now
     changes = [f"{name} was {before.get(name, 'not set')}, now {now.get(name, 'not set')}"
                for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
@@ -88,10 +89,10 @@ def check(chains: Chains, numbers: Collection[int]) -> None:
     Raises:
         VplError: something that a table would score cannot be scored.
     """
-    source, protocol = chains.source, chains.protocol
-    scored = {protocol.cut, *(made_scored(chains) if number == 1 else protocol.split
+    source = chains.source
+    scored = {chains.cut, *(made_scored(chains) if number == 1 else chains.split
                               for number in numbers
-                              if number != 2 or not unmasked(chains, protocol.split))} - {""}
+                              if number != 2 or not unmasked(chains, chains.split))} - {""}
     for split in sorted(scored):
         photos = source.photos(split)
         if without := unmasked(chains, split):
@@ -100,8 +101,8 @@ def check(chains: Chains, numbers: Collection[int]) -> None:
             raise VplError(f"{without} of {len(photos)} photos of `{split}` have no true mask to "
                            "score with", f"--split takes one of: {', '.join(masked) or 'none'}")
         check_truth(source, photos)
-    splits = {protocol.learn, protocol.cut,
-              *([protocol.split] if {*numbers} - {1, 2} else [])} - {""}
+    splits = {chains.learn, chains.cut,
+              *([chains.split] if {*numbers} - {1, 2} else [])} - {""}
     splits = {split for split in splits if not chains.features_are_stored(split)}
     photos = [photo for photo in source.photos() if splits & {*photo.splits}]
     if not photos:
