@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 326, "lines": 54_449, "code": 34_519, "imports": 11.9, "indented": 87,
-    "type_checking": 7, "eager": 21, "any": 238, "cycles": 0, "kind_folders": 5}
+    "files": 316, "lines": 52_748, "code": 34_070, "imports": 11.8, "indented": 87,
+    "type_checking": 7, "eager": 21, "any": 235, "cycles": 0, "kind_folders": 5}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 
