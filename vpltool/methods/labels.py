@@ -245,6 +245,16 @@ def below(path: Path, patterns: Sequence[str]) -> list[Path]:
     return next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
 
 
+def json_files(path: Path, patterns: Sequence[str], first: bytes) -> list[Path]:
+    """The files `below` a folder; or the file itself, if it is JSON with this first letter."""
+    if path.is_dir():
+        return below(path, patterns)
+    if path.suffix.lower() != ".json":
+        return []
+    with path.open("rb") as file:
+        return [path] if file.read(64).strip()[:1] == first else []
+
+
 def find_reader(path: Path) -> tuple[str, ModuleType] | None:
     """Return the name and the module of the format that a file or folder is in.
 
