@@ -11,7 +11,7 @@ from conftest import TRAIN, Run, copy_workspace
 
 from vpltool.formats import read_tensors
 from vpltool.methods import find_methods
-from vpltool.methods.refiners._boxes import BoxSettings
+from vpltool.methods.refiners.attention import Settings as BoxSettings
 from vpltool.methods.refiners.superpixels import Settings as RegionSettings
 from vpltool.settings import Described, NoEffect, described, names_of
 from vpltool.shell import all_settings, flag_words

@@ -35,7 +35,8 @@ def outlines_of(inside: npt.NDArray[np.bool_], *, corners: bool, tolerance: floa
     found = []
     for index, ring in enumerate(rings):
         if tree[0][index][3] < 0:
-            joined = _straightened(_bridged(ring, [rings[hole] for hole in _holes(tree[0], index)]))
+            holes = [rings[hole] for hole in np.flatnonzero(tree[0][:, 3] == index)]
+            joined = _straightened(_bridged(ring, holes))
             if tolerance:
                 line = joined.astype(np.int32).reshape(-1, 1, 2)
                 fewer = cv2.approxPolyDP(line, tolerance, True).reshape(-1, 2).astype(np.int64)
@@ -46,20 +47,12 @@ def outlines_of(inside: npt.NDArray[np.bool_], *, corners: bool, tolerance: floa
     return found
 
 
-def _holes(tree: npt.NDArray[np.int32], index: int) -> Iterator[int]:
-    hole = tree[index][2]
-    while hole >= 0:
-        yield int(hole)
-        hole = tree[hole][0]
-
-
 def _ring(line: npt.NDArray[np.generic], corners: bool) -> Ring:
     ring: Ring = line.reshape(-1, 2).astype(np.int64)
     if not corners:
         return ring
     ring = (ring + 1) // 2
-    kept: Ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
-    return kept
+    return ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
 
 
 def _bridged(outer: Ring, holes: Iterable[Ring]) -> Ring:
@@ -79,8 +72,7 @@ def _straightened(ring: Ring) -> Ring:
     before, behind = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     cross = before[:, 0] * behind[:, 1] - before[:, 1] * behind[:, 0]
     straight = (cross == 0) & ((before * behind).sum(axis=1) > 0)
-    kept: Ring = ring[~straight]
-    return kept
+    return ring[~straight]
 
 
 def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]

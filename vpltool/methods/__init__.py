@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -187,23 +187,16 @@ def _in_folder(kind: str, folder: Path, package: str = "") -> list[Method]:
             for path in sorted((folder / kind).glob("*.py")) if not path.stem.startswith("_")]
 
 
+_entry_points = functools.cache(entry_points)
+"""Entry points of all packages; looked up once: it takes tens of milliseconds."""
+
+
 def _by_entry_point(kind: str) -> list[Method]:
     found = []
-    for entry in _entry_points():
-        if entry.group != f"vpltool.{kind}":
-            continue
+    for entry in _entry_points().select(group=f"vpltool.{kind}"):
         spec = importlib.util.find_spec(entry.value)
         if spec is None or spec.origin is None:
             raise VplError(f"entry point {entry.name} = {entry.value}: no such module",
                            f"pip uninstall the package that declares it in vpltool.{kind}")
         found.append(Method(kind, entry.name, Path(spec.origin), entry.value))
     return found
-
-
-@functools.cache
-def _entry_points() -> tuple[EntryPoint, ...]:
-    """Entry points of vpltool's groups; looked up once: it takes tens of milliseconds."""
-    found = entry_points()
-    return tuple(entry for group in sorted(found.groups) if group.startswith("vpltool.")
-                 for entry in found.select(group=group))
-

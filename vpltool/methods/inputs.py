@@ -306,33 +306,22 @@ class LabelledPhoto:
 def side_of(header: Header, given: int | None = None) -> int:
     """Return the side that longer photos are scaled down to before a segmenter sees them; 0: never.
 
-    A file that does not say it gets 1,024, the default of `extract`.
-
-    Args:
-        header: of the segmenter.
-        given: what the user wants; None: as in training.
+    It is what the user has `given`, or as in training; 1,024, as in `extract`, if no file says it.
     """
     return int(header.facts.get("max_side", 1024)) if given is None else given
 
 
 AUTO = "auto"
 
-_LONG = 3
-"""With `tile='auto'`, a photo is large if it is longer than so many times the side of a tile."""
-
 
 def parse_tile(choice: str, auto: int) -> tuple[int, int]:
     """Read the setting `tile`: the side of a tile, and which photos are longer than that is for.
 
-    Args:
-        choice: pixels, or `auto`.
-        auto: side of a tile that `auto` means.
-
-    Raises:
-        VplError: it is neither.
+    It is in pixels, or `auto`, for a side that is given here and photos longer than three times
+    that; else a VplError.
     """
     if choice == AUTO:
-        return auto, _LONG * auto
+        return auto, 3 * auto
     if not choice.isdecimal() or not int(choice):
         raise VplError(f"`tile={choice!r}` is neither a number of pixels nor auto",
                        "for example `tile='448'`, or `tile='auto'`")

@@ -23,8 +23,7 @@ OfMethod: TypeAlias = "settings.Settings | None"
 class MethodModule(ModuleType):
     """A method of any kind, with `Settings` of its own."""
 
-    READS: tuple[str, ...] = ()
-    """What the stage opens for it."""
+    READS: tuple[str, ...] = ()  # what the stage opens for it
 
 
 class SourceMethod(MethodModule):
@@ -67,9 +66,7 @@ class Estimator(MethodModule):
     """A method of `estimators`."""
 
     estimate: Estimate
-
-    UNLABELLED: bool = False
-    """Whether pixels that are no seeds are read, too."""
+    UNLABELLED: bool = False  # pixels that are no seeds are read, too
 
     def divides(self, of_method: OfMethod) -> bool:
         """Tell whether several processes can share the pixels; then `estimate` takes a group."""
@@ -81,9 +78,8 @@ class LabelRefiner(MethodModule):
 
     refine_labels: Callable[[Sequence[inputs.ScoredPhoto], OfMethod, torch.device],
                             list[npt.NDArray[np.float32]]]
-
+    # Where the stage's `confidence` is not given; source: CLIP-ES, official code.
     CONFIDENCE: float = 0.95
-    """Where the stage's `confidence` is not given; source: CLIP-ES, official code."""
 
     def recorded(self, of_method: OfMethod) -> dict[str, object]:
         """What headers say of settings that name something else."""
@@ -120,12 +116,8 @@ class Proposer(MethodModule):
 
     propose: Callable[[inputs.ProposalRequest, OfMethod],
                       Iterator[tuple[str, proposals.Proposals | str]]]
-
-    PROCESSES: bool = False
-    """Whether photos are done one at a time, each on one core."""
-
-    SUPERVISION: str = ""
-    """What people said beyond tags, to whoever made the proposals; see `Header`."""
+    PROCESSES: bool = False  # photos are done one at a time, each on one core
+    SUPERVISION: str = ""  # what people said beyond tags, to who made the proposals; see `Header`
 
     def identities(self, of_method: OfMethod) -> dict[str, str]:
         """Role to identity of what else it reads, for the header."""
@@ -137,13 +129,10 @@ class SegmenterMethod(MethodModule):
 
     build: Callable[[inputs.SegmenterParts, OfMethod], segmenter.SegmenterNetwork]
     rebuild: Callable[[Mapping[str, object]], segmenter.SegmenterNetwork]
-
+    # Only where no training steps are needed: `stepless` says so.
     fit: Callable[[segmenter.SegmenterNetwork, Iterable[inputs.LabelledPhoto], OfMethod,
                    Callable[[Tensor], Tensor]], None]
-    """Only where no training steps are needed: `stepless` says so."""
-
-    TRAINS_ENCODER: bool = False
-    """Whether the last blocks of the encoder are trained, too; its `Settings` then say which."""
+    TRAINS_ENCODER: bool = False  # so are its last blocks; its `Settings` then say which
 
     @property
     def stepless(self) -> bool:
@@ -154,24 +143,15 @@ class SegmenterMethod(MethodModule):
 class Exporter(MethodModule):
     """A method of `exports`; it is given `Predictions`, or what `EXPORTS` says."""
 
-    SUFFIX: str
-    """Of the path that is written if none is named."""
-
+    SUFFIX: str  # of the path that is written if none is named
     export: Callable[[inputs.Predictions | inputs.TrainedSegmenter | inputs.PredictedScene, Path,
                       OfMethod], list[Path]]
-
+    # `predictions` and not masks; `segmenter`, a trained one; `scene`, labels of a GeoTIFF; empty:
+    # predictions or masks.
     EXPORTS: str = ""
-    """`predictions` and not masks; `segmenter`, a trained one; `scene`, labels of a GeoTIFF; empty:
-    predictions or masks."""
-
-    FULL: bool = False
-    """Whether masks without ignored pixels are preferred."""
-
-    CLASSES: tuple[str, ...]
-    """Only where the receiver knows these classes and no other."""
-
-    NEEDS: tuple[str, ...] = ()
-    """Packages that the reader of a format imports; see `vpltool.methods.labels`."""
+    FULL: bool = False  # masks without ignored pixels are preferred
+    CLASSES: tuple[str, ...]  # only where the receiver knows these classes and no other
+    NEEDS: tuple[str, ...] = ()  # packages that the reader of a format imports; see `labels`
 
     def check(self, of_method: OfMethod) -> None:
         """Refuse, before the work, what cannot be done."""

@@ -61,17 +61,17 @@ class Outlined:
     where: str  # file, and line or entry, that said so
     smallest_on_top: bool = False  # they are painted from the largest to the smallest instead
 
-    def painted(self) -> Labelled:
-        """Paint the regions into labels; what is in none is background."""
-        labels = paint(self.size, ((region.label, region.inside()) for region in self.regions),
-                       smallest_on_top=self.smallest_on_top)
-        return Labelled(self.photo, labels, self.where)
-
 
 def painting(outlined: Callable[[Path, LabellingRequest], Iterator[Outlined]]
              ) -> Callable[[Path, LabellingRequest], Iterator[Labelled]]:
-    """Return the `read` of a format: what `outlined` yields, painted."""
-    return lambda path, request: (found.painted() for found in outlined(path, request))
+    """Return the `read` of a format: it paints regions; what is in none is background."""
+    def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
+        for found in outlined(path, request):
+            regions = ((region.label, region.inside()) for region in found.regions)
+            yield Labelled(found.photo, paint(
+                found.size, regions, smallest_on_top=found.smallest_on_top), found.where)
+
+    return read
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,16 @@ def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, i
 def below(path: Path, patterns: Sequence[str]) -> list[Path]:
     """The first pattern's files below a folder that has any, sorted."""
     return next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
+
+
+def json_files(path: Path, patterns: Sequence[str], first: bytes) -> list[Path]:
+    """The files `below` a folder; or the file itself, if it is JSON with this first letter."""
+    if path.is_dir():
+        return below(path, patterns)
+    if path.suffix.lower() != ".json":
+        return []
+    with path.open("rb") as file:
+        return [path] if file.read(64).strip()[:1] == first else []
 
 
 def find_reader(path: Path) -> tuple[str, ModuleType] | None:

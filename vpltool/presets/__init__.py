@@ -13,11 +13,7 @@ def preset_files() -> dict[str, Path]:
 
 
 def find_preset(choice: str) -> Path:
-    """File of a preset given by name or path.
-
-    Raises:
-        VplError: there is none.
-    """
+    """File of a preset given by name or path; a VplError if there is none."""
     known = preset_files()
     path = known.get(choice, Path(choice))
     if not path.is_file():

@@ -231,22 +231,24 @@ def _mean_over(chosen: Tensor, means: Tensor, group: Group) -> Tensor:
 
 def _inverse_covariance(pixels: Pixels, shrinkage: float, group: Group) -> Tensor:
     """Return the inverse (dim, dim) of the covariance of all pixels, which is shrunk."""
-    tokens = pixels.embeddings
-    moments = Moments.zeros(1, tokens.shape[1], tokens.device)
-    for part in tokens.split(_CHUNK):
-        moments.add(part.float(), torch.ones(len(part), 1, device=part.device))
-    sums, products, count = map(group.total, (moments.sums, moments.products, moments.counts))
-    mean = sums / count.clamp(min=1)[:, None]
-    covariance = products / count.clamp(min=1) - mean.T @ mean
+    moments = _moments(pixels.embeddings, torch.zeros_like(pixels.labels), 1, group)
+    count = moments.counts.clamp(min=1)
+    mean = moments.sums / count[:, None]
+    covariance = moments.products / count - mean.T @ mean
     return torch.linalg.inv(shrunk(covariance, shrinkage)).float()
 
 
 def _fit(tokens: Tensor, labels: Tensor, classes: int, settings: Settings, group: Group
          ) -> tuple[Tensor, Tensor]:
     """Fit the discriminant to labels (N,); -1 is none."""
+    moments = _moments(tokens, labels, classes, group)
+    return discriminant(moments, settings.shrinkage, settings.prior)
+
+
+def _moments(tokens: Tensor, labels: Tensor, classes: int, group: Group) -> Moments:
+    """Sum up the pixels of all processes that have a label."""
     moments = Moments.zeros(classes, tokens.shape[1], tokens.device)
     for part, own in zip(tokens.split(_CHUNK), labels.split(_CHUNK), strict=True):
         known = own >= BACKGROUND
         moments.add(part[known].float(), F.one_hot(own[known], classes).float())
-    moments = Moments(*map(group.total, (moments.counts, moments.sums, moments.products)))
-    return discriminant(moments, settings.shrinkage, settings.prior)
+    return Moments(*map(group.total, (moments.counts, moments.sums, moments.products)))

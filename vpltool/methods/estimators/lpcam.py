@@ -20,15 +20,14 @@ from vpltool.core.classes import allowed_rows
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.lazy import Tensor, torch
-from vpltool.methods.estimators import means
-from vpltool.methods.estimators._text_filter import TextFilterSettings, class_probability
+from vpltool.methods.estimators import means, vda
 from vpltool.settings import setting
 
 READS = ("patches",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(TextFilterSettings):
+class Settings(vda.TextFilterSettings):
     """Settings of clusters and filter."""
 
     per_class: int = setting(12, "Clusters per class, and per context of a class.", low=1,
@@ -73,7 +72,7 @@ def class_and_context(pool: Pixels, beside: Tensor, index: int, text: Tensor, te
 
     def probability(centres: Tensor) -> Tensor:
         wanted = labels.new_full((len(centres),), index)
-        return class_probability(centres, wanted, text, text_index, settings)
+        return vda.class_probability(centres, wanted, text, text_index, settings)
 
     own = spherical_kmeans(pixels[labels == index], settings.per_class, seed=seed).float()
     likely = probability(own)

@@ -15,14 +15,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vpltool import console
+from vpltool.core.classes import BACKGROUND, class_scores
 from vpltool.core.gap import photo_regions
 from vpltool.core.phase_one import Pixels
 from vpltool.lazy import F, Tensor, torch
 from vpltool.methods.estimators import means
-from vpltool.methods.estimators._text_filter import TextFilterSettings, class_probability
 from vpltool.settings import NoEffect, setting
 
 READS = ("patches",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFilterSettings(means.Settings):
+    """The text's softmax."""
+
+    tau: float = setting(0.01, "Temperature of the text's softmax.", low=1e-6,
+                         source="CLIP: logit scale 100")
+    rivals: str = setting("classes", "Rows in the text's softmax: classes, or those and the words "
+                                     "of the background.", choices=("classes", "words"),
+                          source="vpltool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +93,18 @@ def mixed_prototypes(text: Tensor, vision: Tensor, alpha: float | None) -> Tenso
                              torch.exp(-(text - vision).square().sum(-1, keepdim=True) / 2))
     known = vision.any(dim=-1, keepdim=True)
     return torch.where(known, F.normalize((1 - share) * text + share * vision, dim=-1), text)
+
+
+def class_probability(features: Tensor, wanted: Tensor, text: Tensor, text_index: Tensor,
+                      settings: TextFilterSettings) -> Tensor:
+    """Return the probability (N,) of each feature's class by the text: softmax(x·T / τ).
+
+    A class without rows has probability 0. Features (N, dim) and text (rows, dim) are L2-normed;
+    none of the `wanted` classes (N,) is the background.
+    """
+    logits = features.float() @ text.T / settings.tau
+    if settings.rivals == "classes":
+        logits = logits.masked_fill(text_index == BACKGROUND, float("-inf"))
+    classes, column = wanted.unique(return_inverse=True)
+    scores = class_scores(logits, text_index, classes).gather(1, column[:, None])[:, 0]
+    return (scores - logits.logsumexp(dim=-1)).exp()

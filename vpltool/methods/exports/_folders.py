@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,16 +81,6 @@ class LabellingSettings(settings.Settings):
 def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
     """Class indices in labels (H, W), ascending; without background and unlabelled pixels."""
     return [int(label) for label in np.unique(labels) if label not in (0, IGNORE)]
-
-
-def number_of(photo: Photo) -> int:
-    """COCO's number of a photo: the digits at the end of its id; a VplError if there are none."""
-    digits = re.search(r"\d+$", photo.id)
-    if digits is None:
-        raise VplError(f"photo {photo.id} has no number, as COCO's have at the end of their names",
-                       "`prepare('coco', root='FOLDER')` takes COCO's photos; `export('masks')` "
-                       "takes any")
-    return int(digits[0])
 
 
 def flat_names(photos: Sequence[Photo]) -> dict[str, str]:

@@ -12,13 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import onnx
-from onnxruntime import InferenceSession, RunOptions
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantType,
-    quantize_dynamic,
-    quantize_static,
-)
+from onnxruntime import InferenceSession, RunOptions, quantization
 
 from vpltool.lazy import np, npt
 
@@ -40,12 +34,13 @@ def dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the weights of its matrix products in 8 bits, a scale for each column."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "int8.onnx"
-        quantize_dynamic(model, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
-                         weight_type=QuantType.QUInt8)
+        quantization.quantize_dynamic(
+            model, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True,
+            weight_type=quantization.QuantType.QUInt8)
         return onnx.load(file)
 
 
-@CalibrationDataReader.register
+@quantization.CalibrationDataReader.register
 class _Reader:
     """Photos as onnxruntime's calibration asks for them, one after another."""
 
@@ -74,9 +69,10 @@ def static(model: onnx.ModelProto, photos: Callable[[], Iterator[Photo]]) -> onn
     with tempfile.TemporaryDirectory() as folder:
         whole, file = Path(folder) / "whole.onnx", Path(folder) / "int8.onnx"
         onnx.save_model(model, whole)
-        quantize_static(
+        quantization.quantize_static(
             whole, file, _Reader(photos()), per_channel=True, nodes_to_quantize=chosen,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QUInt8,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QUInt8,
             # onnxruntime multiplies so in one step; a convolution needs its output in 8 bits.
             extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]})
         return onnx.load(file)

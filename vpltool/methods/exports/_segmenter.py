@@ -65,5 +65,5 @@ def check_packages(extra: str, *names: str) -> None:
     """Check that packages are installed, which `vpltool[extra]` brings; else a VplError."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise VplError(f"the package {name} is not installed",
+            raise VplError(f"the package {name.replace('_', '-')} is not installed",
                            f"pip install 'vpltool[{extra}]'")

@@ -90,13 +90,8 @@ def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> JsonObject:
 
 def files(path: Path) -> list[Path]:
     """The file, or those of a folder; none if it is another format."""
-    if path.is_dir():
-        return reading.below(path, ("annotations/*.json", "_annotations.coco.json",
-                            "*/_annotations.coco.json"))
-    if path.suffix.lower() != ".json":
-        return []
-    with path.open("rb") as file:
-        return [path] if file.read(64).strip()[:1] == b"{" else []
+    return reading.json_files(path, ("annotations/*.json", "_annotations.coco.json",
+                                     "*/_annotations.coco.json"), b"{")
 
 
 def outlined(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Outlined]:

@@ -8,17 +8,20 @@ Example: vpltool export coco-panoptic --split val
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options, settings
 from vpltool.datasets.words import COCO, COCO_IDS
+from vpltool.errors import VplError
+from vpltool.formats import Photo
 from vpltool.formats.archives import write_zip
 from vpltool.formats.labels import png_bytes
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np
-from vpltool.methods.exports._folders import classes_in, number_of
+from vpltool.methods.exports._folders import classes_in
 from vpltool.methods.inputs import Predictions
 
 CLASSES = COCO.classes
@@ -54,3 +57,13 @@ def _members(predictions: Predictions, numbers: dict[str, int], name: str
             for label in classes_in(labels)]})
         yield f"{name}/{file}", png_bytes(segments)
     yield f"{name}.json", json.dumps({"annotations": entries}).encode()
+
+
+def number_of(photo: Photo) -> int:
+    """COCO's number of a photo: the digits at the end of its id; a VplError if there are none."""
+    digits = re.search(r"\d+$", photo.id)
+    if digits is None:
+        raise VplError(f"photo {photo.id} has no number, as COCO's have at the end of their names",
+                       "`prepare('coco', root='FOLDER')` takes COCO's photos; `export('masks')` "
+                       "takes any")
+    return int(digits[0])

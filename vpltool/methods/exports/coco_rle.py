@@ -9,26 +9,18 @@ Example: vpltool export coco-rle --split val
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import options, settings
 from vpltool.core.instances import check_pycocotools, run_lengths
 from vpltool.core.photos import photo_size
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.formats import write_json
 from vpltool.formats.json_stream import write_array
-from vpltool.methods.exports._folders import classes_in, number_of
+from vpltool.methods.exports._folders import classes_in
+from vpltool.methods.exports.coco_panoptic import Settings, number_of
 from vpltool.methods.inputs import Predictions
 
 SUFFIX = "-rle.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
-    """Settings of COCO's results JSON."""
-
-    split: str = options.split("val")
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:

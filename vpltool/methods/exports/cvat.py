@@ -23,6 +23,7 @@ from xml.sax.saxutils import escape, quoteattr
 from vpltool.core.classes import paint
 from vpltool.core.instances import region
 from vpltool.core.outlines import connected_parts, outlines_of
+from vpltool.core.proposals import run_lengths
 from vpltool.errors import VplError
 from vpltool.formats.archives import Member
 from vpltool.formats.xml_stream import DamagedXml, parse_xml
@@ -99,10 +100,7 @@ def _mask(part: npt.NDArray[np.bool_], label: str) -> str:
     """A part as CVAT's run lengths: row by row in its box, outside first."""
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     box = part[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    changes = np.flatnonzero(np.diff(box.ravel(), prepend=False, append=False))
-    # Inside the last run may end with the box; the run after it is then left out.
-    ends = np.append(changes, box.size) if changes[-1] < box.size else changes
-    lengths = ", ".join(map(str, np.diff(ends, prepend=0)))
+    lengths = ", ".join(map(str, run_lengths(box)))
     return (f'    <mask label={label} source="auto" occluded="0" rle="{lengths}" '
             f'left="{columns[0]}" top="{rows[0]}" width="{box.shape[1]}" '
             f'height="{box.shape[0]}" z_order="0"></mask>\n')
@@ -216,8 +214,7 @@ def _inside(shape: str, attributes: dict[str, str], size: tuple[int, int]) -> np
     if lengths.min() < 0 or lengths.max() > width * height or lengths.sum() > width * height:
         raise ValueError(f"its run lengths do not fit into {width}×{height}")
     values = np.zeros(width * height, bool)
-    filled = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
-    values[: len(filled)] = filled
+    values[: lengths.sum()] = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     inside = np.zeros(size, bool)
     inside[top : top + height, left : left + width] = values.reshape(height, width)
     return inside

@@ -39,7 +39,6 @@ def check(settings: Settings) -> None:
 
 def export(scene: PredictedScene, path: Path, settings: Settings) -> list[Path]:
     """Write the polygons."""
-    check_rasterio()
     with reading(scene.path), rasterio.open(scene.path) as file:
         wkt = file.crs.to_wkt() if file.crs else ""
         epsg = file.crs.to_epsg() if file.crs else None

@@ -95,12 +95,7 @@ def _strokes(labels: npt.NDArray[np.uint8], classes: tuple[str, ...]
 
 def files(path: Path) -> list[Path]:
     """The file of tasks; none if it is another format."""
-    if path.is_dir():
-        return reading.below(path, (_TASKS,))
-    if path.suffix.lower() != ".json":
-        return []
-    with path.open("rb") as file:
-        return [path] if file.read(64).strip()[:1] == b"[" else []
+    return reading.json_files(path, (_TASKS,), b"[")
 
 
 def outlined(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Outlined]:
@@ -199,16 +194,9 @@ def brush_lengths(inside: npt.NDArray[np.bool_]) -> list[int]:
     values = np.where(flat[starts[owners]], 255, 0)
     codes = ((4 + sizes) << bits | (counts - 1)) << 8 | values
     head = [(flat.size * _CHANNELS, 32), (7, 5), *((size - 1, 4) for size in _SIZES)]
-    return _pack(np.array([code for code, _ in head] + codes.tolist(), np.int64),
-                 np.array([width for _, width in head] + (bits + 11).tolist(), np.int64))
-
-
-def _pack(codes: npt.NDArray[np.int64], widths: npt.NDArray[np.int64]) -> list[int]:
-    """Write numbers in so many bits each, one after the other."""
-    ends = widths.cumsum()
-    place = np.arange(ends[-1]) - np.repeat(ends - widths, widths)
-    bits = np.repeat(codes, widths) >> (np.repeat(widths, widths) - 1 - place) & 1
-    packed: list[int] = np.packbits(bits.astype(np.uint8)).tolist()
+    text = "".join(f"{code:0{width}b}" for code, width in (
+        *head, *zip(codes.tolist(), (bits + 11).tolist(), strict=True)))
+    packed: list[int] = np.packbits(np.frombuffer(text.encode(), np.uint8) == ord("1")).tolist()
     return packed
 
 

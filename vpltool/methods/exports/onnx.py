@@ -26,12 +26,7 @@ from vpltool.errors import VplError, first_line, silent
 from vpltool.formats import voc_palette
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import Tensor, np, torch
-from vpltool.methods.exports._segmenter import (
-    SegmenterSettings,
-    check_packages,
-    inference_config,
-    photo_pixels,
-)
+from vpltool.methods.exports import _segmenter
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.settings import setting
 
@@ -49,7 +44,7 @@ _FAR = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(SegmenterSettings):
+class Settings(_segmenter.SegmenterSettings):
     """Settings of an ONNX file."""
 
     int8: bool = setting(False, "Store the weights in 8 bits, and multiply in 8 bits.")
@@ -62,9 +57,9 @@ class Settings(SegmenterSettings):
                                   "size.", low=0, metavar="PIXELS")
 
 
-def check(settings: SegmenterSettings) -> None:
+def check(settings: _segmenter.SegmenterSettings) -> None:
     """Check that the packages are there; else a VplError."""
-    check_packages("onnx", "onnx", "onnxscript", "onnxruntime")
+    _segmenter.check_packages("onnx", "onnx", "onnxscript", "onnxruntime")
 
 
 def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
@@ -196,9 +191,11 @@ def _in_8_bits(model: ModelProto, segmenter: TrainedSegmenter, settings: Setting
     if count is None:
         count = 0 if settings.anylabeling else 32
     paths, side = segmenter.photos[:count], side_of(segmenter.header, settings.max_side)
+    if not paths:
+        return _int8.dynamic(model)
     return _int8.static(model, lambda: (
-        {"pixels": pixels.numpy()} for _, pixels in photo_pixels(segmenter.encoder, paths, side))
-    ) if paths else _int8.dynamic(model)
+        {"pixels": pixels.numpy()}
+        for _, pixels in _segmenter.photo_pixels(segmenter.encoder, paths, side)))
 
 
 def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
@@ -213,7 +210,7 @@ def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
 
 def metadata_of(segmenter: TrainedSegmenter, settings: Settings) -> dict[str, str]:
     """The file's metadata; each value is JSON. The classes begin with the background."""
-    said = inference_config(segmenter, settings)
+    said = _segmenter.inference_config(segmenter, settings)
     patch, side = segmenter.encoder.vision.patch, settings.anylabeling
     flat = voc_palette()
     if side:

@@ -23,16 +23,8 @@ from pathlib import Path
 from vpltool import console, options, settings
 from vpltool.core.agreement import mean_entropy, mean_margin
 from vpltool.errors import VplError, counted
-from vpltool.formats import Header, Photo, Workspace
+from vpltool.formats import Header, Photo, Workspace, corrections
 from vpltool.formats.archives import write_folder
-from vpltool.formats.corrections import (
-    PIXELS,
-    corrections_of,
-    import_call,
-    import_lines,
-    is_edited,
-    is_imported,
-)
 from vpltool.formats.input_folders import open_probabilities
 from vpltool.formats.labels import LEGEND, identity_of_labels, legend, png_bytes
 from vpltool.lazy import np
@@ -67,8 +59,9 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     Raises a VplError if there are no probabilities beside the predictions, all photos were
     corrected already, or the folder holds corrected masks.
     """
-    marks = _earlier(predictions.workspace, path)
-    done = corrections_of(predictions.workspace.path, [photo.id for photo in predictions.photos])
+    workspace, masks = predictions.workspace, path / "masks"
+    marks = _earlier(workspace, path)
+    done = corrections.corrections_of(workspace.path, [photo.id for photo in predictions.photos])
     photos = [photo for photo in predictions.photos if photo.id not in done]
     if not photos:
         raise VplError(f"all photos of `{settings.split}` have already been corrected, "
@@ -80,8 +73,8 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
         console.warn(f"there {'is' if len(chosen) == 1 else 'are'} only "
                      f"{counted(len(chosen), 'photo', 'photos')} to review")
     write_folder(path, _members(predictions, photos, chosen, settings, path), marks)
-    console.note(f"correct masks in {path / 'masks'}; then "
-                 f"{import_call(predictions.workspace, path / 'masks')}, and `update()`")
+    console.note(f"correct masks in {masks}; then {corrections.import_call(workspace, masks)}, and "
+                 "`update()`")
     return [path]
 
 
@@ -93,13 +86,14 @@ def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
         rows = list(csv.DictReader(file))
     _check_copies(workspace, path, rows)
     masks = path / "masks"
-    changed = [mask for mask in sorted(masks.rglob("*.png")) if is_edited(mask) and not is_imported(
-        workspace, mask.relative_to(masks).with_suffix("").as_posix(), mask)]
+    changed = [mask for mask in sorted(masks.rglob("*.png"))
+               if corrections.is_edited(mask) and not corrections.is_imported(
+                   workspace, mask.relative_to(masks).with_suffix("").as_posix(), mask)]
     if changed:
         raise VplError(f"{counted(len(changed), 'mask', 'masks')} in {path} had been corrected and "
                        f"not imported, such as {changed[0].name}",
-                       f"{import_call(workspace, masks)} imports corrected masks; or choose "
-                       "another folder: `out='DIR'`")
+                       f"{corrections.import_call(workspace, masks)} imports corrected masks; or "
+                       "choose another folder: `out='DIR'`")
     return (*_FILES, *(row["photo"] for row in rows if not row["photo"].endswith(".png")))
 
 
@@ -157,7 +151,7 @@ def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[
     for photo, labels in predictions.each():
         if photo.id in chosen:
             header = Header(kind="predictions", command="export review",
-                            facts={PIXELS: identity_of_labels(labels)})
+                            facts={corrections.PIXELS: identity_of_labels(labels)})
             yield f"masks/{photo.id}.png", png_bytes(labels, header)
 
 
@@ -176,7 +170,7 @@ def _readme(workspace: Workspace, settings: Settings, count: int, path: Path) ->
     how = {"entropy": "those that the segmenter is least sure of (mean entropy)",
            "margin": "those that the segmenter is least sure of (mean margin)",
            "random": "chosen at random"}[settings.by]
-    typed = import_lines(workspace, path / "masks")
+    typed = corrections.import_lines(workspace, path / "masks")
     lines = "\n".join(f"       {line}" for line in typed)
     where = (", in the folder where they were exported" if not any("WORKSPACE" in line for line in
                                                                    typed) else "")

@@ -12,7 +12,6 @@ Example: vpltool export tflite --what student --max-side 384
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from vpltool.errors import VplError, first_line, silent
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import Tensor, torch
 from vpltool.methods.exports import onnx as graphs
-from vpltool.methods.exports._segmenter import SegmenterSettings
+from vpltool.methods.exports._segmenter import SegmenterSettings, check_packages
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 
 EXPORTS = "segmenter"
@@ -33,8 +32,7 @@ Settings = SegmenterSettings
 
 def check(settings: Settings) -> None:
     """Check that the converter is there; else a VplError."""
-    if importlib.util.find_spec("litert_torch") is None:
-        raise VplError("the package litert-torch is not installed", "pip install 'vpltool[tflite]'")
+    check_packages("tflite", "litert_torch")
 
 
 def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:

@@ -22,14 +22,14 @@ from vpltool.core.classes import allowed_rows
 from vpltool.core.grids import min_max
 from vpltool.lazy import Tensor, no_grad, torch
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.refiners import _boxes
+from vpltool.methods.refiners import attention
 from vpltool.settings import setting
 
 READS = ("attention", "patches", "prototypes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_boxes.BoxSettings):
+class Settings(attention.Settings):
     """Settings of the divergence affinity."""
 
     tau: float = setting(0.01, "Temperature of the affinity.", low=1e-6, source="vpltool")
@@ -44,7 +44,7 @@ class Settings(_boxes.BoxSettings):
     combine: str = setting(
         "product", "How the affinity and the attention are combined: product of the matrices, or "
                    "entries.", choices=("product", "entries"), source="vpltool")
-    mask: str = _boxes.mask("none", "CD-CLIP")
+    mask: str = attention.mask("none", "CD-CLIP")
 
 
 @no_grad
@@ -57,10 +57,10 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     rows = photo.prototypes
     if settings.classes == "present":
         rows = rows[allowed_rows(photo.class_index, [photo.classes])[0]]
-    cams = _boxes.in_boxes(cams, settings)
+    cams = attention.in_boxes(cams, settings)
     likely = text_distributions(photo.tensors["patches"], rows, settings)
     maps = spread(cams.flatten(1), photo.tensors["attention"].float(), likely, settings)
-    return _boxes.rescaled(maps.view_as(cams), settings)
+    return attention.rescaled(maps.view_as(cams), settings)
 
 
 def text_distributions(patches: Tensor, rows: Tensor, settings: Settings) -> Tensor:

@@ -14,19 +14,19 @@ from typing import Any
 from vpltool.errors import VplError
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.refiners import _boxes
+from vpltool.methods.refiners import attention
 from vpltool.settings import setting
 
 READS = ("attentions",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_boxes.BoxSettings):
+class Settings(attention.Settings):
     """Settings of ExCEL's affinity."""
 
     blocks: int = setting(6, "Number of last blocks whose attention is averaged.", low=1,
                           source="ExCEL, official code")
-    threshold: float = _boxes.threshold(0.79, "ExCEL, official code")
+    threshold: float = attention.threshold(0.79, "ExCEL, official code")
 
 
 def check(features: Mapping[str, Any], settings: Settings) -> None:
@@ -46,5 +46,5 @@ def check(features: Mapping[str, Any], settings: Settings) -> None:
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Spread the maps of a photo along the attention of the last blocks (K, h, w), float32."""
-    attention = photo.tensors["attentions"][-settings.blocks :].float().mean(dim=0)
-    return _boxes.spread_along(attention, photo, settings)
+    mean = photo.tensors["attentions"][-settings.blocks :].float().mean(dim=0)
+    return attention.spread_along(mean, photo, settings)

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from vpltool.core.affinity import patch_walk
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.refiners._boxes import BoxSettings, in_boxes, rescaled
+from vpltool.methods.refiners import attention
 from vpltool.settings import setting
 
 READS = ("patches",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BoxSettings):
+class Settings(attention.Settings):
     """Settings of the random walk."""
 
     steps: int = setting(1, "Steps of the random walk.", low=1, record="changed", source="vpltool")
@@ -30,8 +30,8 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     cams = photo.cams.float()
     if not len(cams):
         return cams
-    spread = in_boxes(cams, settings).flatten(1).T
+    spread = attention.in_boxes(cams, settings).flatten(1).T
     walk = patch_walk(photo.tensors["patches"][None].float(), settings.tau)[0]
     for _ in range(settings.steps):
         spread = walk @ spread
-    return rescaled(spread.T.view_as(cams), settings)
+    return attention.rescaled(spread.T.view_as(cams), settings)

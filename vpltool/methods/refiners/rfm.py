@@ -17,8 +17,7 @@ from vpltool.core.losses import patch_affinity
 from vpltool.errors import VplError
 from vpltool.lazy import Tensor, no_grad, torch
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.refiners import excel
-from vpltool.methods.refiners._boxes import BoxSettings, spread_along
+from vpltool.methods.refiners import attention, excel
 from vpltool.parallel.device import widest
 from vpltool.settings import setting
 
@@ -26,7 +25,7 @@ READS = ("attentions", "layers", "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(BoxSettings):
+class Settings(attention.Settings):
     """Settings of the refining module."""
 
     blocks: int = setting(6, "Last blocks to choose from; WeCLIP: 6 for VOC, 10 for COCO.",
@@ -48,7 +47,7 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
         raise VplError("this decoder has no fused features",
                        "name one of `train_decoder(method='weclip')`: `decoder='NAME'`")
     chosen = refining_map(fused[0], photo.tensors["attentions"][-settings.blocks:])
-    return spread_along(chosen, photo, settings)
+    return attention.spread_along(chosen, photo, settings)
 
 
 def refining_map(fused: Tensor, attentions: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from typing import TypeAlias
 
 from vpltool.core.affinity import attention_walk, box_mask
 from vpltool.errors import check_skimage
-from vpltool.lazy import Image, Tensor, np, npt, skimage, torch
+from vpltool.lazy import F, Image, Tensor, np, npt, skimage, torch
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.refiners import _boxes
+from vpltool.methods.refiners import attention
 from vpltool.settings import NoEffect, setting
 
 READS = ("attention", "photo")
@@ -30,15 +30,15 @@ _NO_BOXES = NoEffect({"mask": ("none", "superpixel")}, "there are no boxes")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_boxes.BoxSettings):
+class Settings(attention.Settings):
     """Superpixels, and which of their regions a map stays in; beside boxes."""
 
     mask: str = setting(
         "superpixel", "Area that each class is kept in; superpixel: regions of one colour; box: "
                       "the boxes of its map; both; or none: anywhere.",
         choices=("superpixel", "box", "both", "none"), source="SSR, eq. 7")
-    threshold: float = _boxes.threshold(0.4, "CLIP-ES, section 4.1", _NO_BOXES)
-    box: str = _boxes.box(_NO_BOXES)
+    threshold: float = attention.threshold(0.4, "CLIP-ES, section 4.1", _NO_BOXES)
+    box: str = attention.box(_NO_BOXES)
     superpixels: int = setting(
         250, "Approximate number of superpixels; SSR does not say; usual: 200 to 300.", low=1,
         no_effect=[_NO_REGIONS])
@@ -98,22 +98,20 @@ def refine_in_regions(photo: PhotoMaps, shares: Mapping[str, float], settings: S
         start = torch.where(inside.any(dim=1, keepdim=True), inside, start)
     walked = attention_walk([photo.tensors[name] for name in shares], list(shares.values()),
                             start.T)
-    return _boxes.rescaled(walked.T.reshape(cams.shape), settings)
+    return attention.rescaled(walked.T.reshape(cams.shape), settings)
 
 
 def region_mask(photo: PhotoMaps, settings: Settings) -> Tensor | None:
     """Return the patches that each map may spread from, bool (K, h, w); None: all."""
-    cams, masks = photo.cams.float(), []
+    cams, mask = photo.cams.float(), None
     if settings.mask in ("box", "both"):
-        masks.append(box_mask(cams, settings.threshold, exclusive=settings.box == "exclusive"))
+        mask = box_mask(cams, settings.threshold, exclusive=settings.box == "exclusive")
     if settings.mask in ("superpixel", "both"):
         assert photo.photo is not None
-        height, width = cams.shape[1:]
-        masks.append(target_mask(cams, colour_regions(photo.photo, (height, width), settings),
-                                 settings))
-    if not masks:
-        return None
-    return masks[0] if len(masks) == 1 else masks[0] & masks[1]
+        regions = colour_regions(photo.photo, (cams.shape[1], cams.shape[2]), settings)
+        targets = target_mask(cams, regions, settings)
+        mask = targets if mask is None else mask & targets
+    return mask
 
 
 def colour_regions(photo: npt.NDArray[np.uint8], grid: tuple[int, int], settings: Settings
@@ -133,8 +131,9 @@ def colour_regions(photo: npt.NDArray[np.uint8], grid: tuple[int, int], settings
     means = np.stack([np.bincount(flat, weights=channel) / size
                       for channel in scaled.reshape(-1, 3).T], axis=1) / 255
     colours = skimage.color.rgb2lab(means) if settings.space == "lab" else means
-    owner = cluster(colours, settings.colours)
-    return _patch_shares(torch.from_numpy(owner[labels]), grid)
+    owner = torch.from_numpy(cluster(colours, settings.colours)[labels])
+    cells = owner.view(grid[0], settings.detail, grid[1], settings.detail)
+    return F.one_hot(cells).sum(dim=(1, 3)).permute(2, 0, 1) / settings.detail**2
 
 
 def cluster(points: Floats, count: int) -> npt.NDArray[np.int64]:
@@ -143,10 +142,6 @@ def cluster(points: Floats, count: int) -> npt.NDArray[np.int64]:
     It begins with the point nearest to the mean, then always the one farthest from those before,
     so that the same points give the same clusters.
     """
-    def distances(centres: Floats) -> Floats:
-        # Without |point|², which is the same for all centres.
-        return (centres**2).sum(1) - 2 * points @ centres.T
-
     first = int(((points - points.mean(0)) ** 2).sum(1).argmin())
     centres = points[[first]]
     nearest = ((points - centres) ** 2).sum(1)
@@ -155,7 +150,8 @@ def cluster(points: Floats, count: int) -> npt.NDArray[np.int64]:
         nearest = np.minimum(nearest, ((points - centres[-1]) ** 2).sum(1))
     owner = np.full(len(points), -1)
     for _ in range(KMEANS_ROUNDS):
-        found = distances(centres).argmin(1)
+        # Distances without |point|², which is the same for all centres.
+        found = ((centres**2).sum(1) - 2 * points @ centres.T).argmin(1)
         if (found == owner).all():
             break
         owner = found
@@ -164,17 +160,6 @@ def cluster(points: Floats, count: int) -> npt.NDArray[np.int64]:
         # An empty cluster keeps its centre.
         centres = np.where(size > 0, members @ points / np.maximum(size, 1), centres)
     return owner
-
-
-def _patch_shares(labels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Count labels (h·detail, w·detail) in each patch, as shares (labels, h, w)."""
-    height, width = grid
-    detail = labels.shape[0] // height
-    cells = labels.view(height, detail, width, detail).permute(0, 2, 1, 3).flatten(2)
-    regions = int(labels.max()) + 1
-    counts = torch.zeros(height, width, regions).scatter_add_(
-        2, cells, torch.ones(cells.shape))
-    return counts.permute(2, 0, 1) / detail**2
 
 
 def target_mask(cams: Tensor, regions: Tensor, settings: Settings) -> Tensor:

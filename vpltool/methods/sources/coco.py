@@ -160,12 +160,9 @@ class Outlines:
     """Where the outlines of a split's instances are in its annotation file."""
 
     path: Path
-    sizes: dict[str, tuple[int, int]]
-    """Photo id to (height, width)."""
-    spans: dict[str, array[int]]
-    """Photo id to offset and length in bytes of each of its instances, alternating."""
-    labels: dict[int, int]
-    """Category id to class index."""
+    sizes: dict[str, tuple[int, int]]  # photo id to (height, width)
+    spans: dict[str, array[int]]  # photo id to offset, length in bytes of each of its instances
+    labels: dict[int, int]  # category id to class index
 
 
 def read_coco(root: Path, classes: Sequence[str], *, empty: bool = False

@@ -158,12 +158,9 @@ def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
 class Cut:
     """How files are divided."""
 
-    side: int
-    """Of a tile; 0: only pages are taken apart."""
-    least: int
-    """A photo is divided if its longer side has more pixels than this."""
-    scaling: Scaling
-    """Of GeoTIFFs."""
+    side: int  # of a tile; 0: only pages are taken apart
+    least: int  # a photo is divided if its longer side has more pixels than this
+    scaling: Scaling  # of GeoTIFFs
 
 
 @dataclass(frozen=True)
@@ -317,11 +314,12 @@ def _pixels(large: Large, parts: Sequence[Part]) -> Iterator[tuple[Part, npt.NDA
     for page, own in groupby(parts, lambda part: part.page):
         whole = large.read(page)
         for part in own:
-            yield part, np.ascontiguousarray(_cropped(whole, part.box))
+            yield part, _cropped(whole, part.box)
 
 
 def _cropped(whole: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
-    return whole[box.top : box.top + box.height, box.left : box.left + box.width]
+    return np.ascontiguousarray(
+        whole[box.top : box.top + box.height, box.left : box.left + box.width])
 
 
 def _write_masks(root: Path, masks: Path, parts: Sequence[Part], large: Large) -> None:
@@ -333,5 +331,4 @@ def _write_masks(root: Path, masks: Path, parts: Sequence[Part], large: Large) -
     header = Header(kind="masks", command="prepare", options={"method": "folder"})
     for part in parts:
         if part.photo.mask:
-            write_labels(root / part.photo.mask, np.ascontiguousarray(_cropped(labels, part.box)),
-                         header)
+            write_labels(root / part.photo.mask, _cropped(labels, part.box), header)

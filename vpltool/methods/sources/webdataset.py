@@ -16,18 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options, settings
+from vpltool.datasets import webdataset as tars
 from vpltool.datasets.layouts import check_class_count, check_labels
 from vpltool.datasets.tags import class_remarks
-from vpltool.datasets.webdataset import (
-    TWICE,
-    Flaw,
-    Flaws,
-    Pair,
-    find_tars,
-    folder_names,
-    location_of,
-    read_tar,
-)
 from vpltool.datasets.words import VOC
 from vpltool.errors import VplError, counted, part_of
 from vpltool.file_hashes import hashes_of, identity_of_bytes
@@ -60,18 +51,18 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     def found(name: str) -> list[str]:
         """The tars of a setting; what an earlier call has given may start nothing."""
         allowed = settings.allow_pipe and name in settings.given
-        return find_tars(getattr(settings, name), allow_pipe=allowed)
+        return tars.find_tars(getattr(settings, name), allow_pipe=allowed)
 
     splits = dict.fromkeys(found("val"), "val") if settings.val else {}
     splits = {tar: "train" for tar in found("tars") if tar not in splits} | splits
-    names = dict(zip(splits, folder_names(list(splits)), strict=True))
-    flaws, photos, hashes = Flaws(), dict[str, Photo](), dict[str, str]()
+    names = dict(zip(splits, tars.folder_names(list(splits)), strict=True))
+    flaws, photos, hashes = tars.Flaws(), dict[str, Photo](), dict[str, str]()
     with console.progress("prepare", len(splits)) as advance:
         for tar, split in splits.items():
             for pair in _placed(tar, flaws):
                 photo = _photo(pair, names[tar], split, shared.classes)
                 if photo.id in photos:
-                    flaws.add(Flaw(TWICE, location_of(tar, pair.key)))
+                    flaws.add(tars.Flaw(tars.TWICE, tars.location_of(tar, pair.key)))
                     continue
                 photos[photo.id], hashes[photo.image] = photo, identity_of_bytes(pair.photo)
             advance()
@@ -95,18 +86,18 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
                            *class_remarks(listed, classes_known=bool(shared.classes))])
 
 
-def _placed(tar: str, flaws: Flaws) -> Iterator[Pair]:
+def _placed(tar: str, flaws: tars.Flaws) -> Iterator[tars.Pair]:
     """Yield the photos of a tar that can be written below a folder; all else is counted."""
-    for pair in read_tar(tar):
-        if isinstance(pair, Flaw):
+    for pair in tars.read_tar(tar):
+        if isinstance(pair, tars.Flaw):
             flaws.add(pair)
         elif leads_out(pair.key):
-            flaws.add(Flaw(OUTSIDE, location_of(tar, pair.key)))
+            flaws.add(tars.Flaw(OUTSIDE, tars.location_of(tar, pair.key)))
         else:
             yield pair
 
 
-def _photo(pair: Pair, name: str, split: str, classes: Sequence[str]) -> Photo:
+def _photo(pair: tars.Pair, name: str, split: str, classes: Sequence[str]) -> Photo:
     tags = tuple(classes[int(tag)] if tag not in classes and tag.isdecimal() and len(tag) < 6
                  and int(tag) < len(classes) else tag for tag in pair.tags)
     key = f"{name}/{pair.key}"
@@ -125,7 +116,7 @@ def _unpack(folder: Path, names: Mapping[str, str], hashes: Mapping[str, str]) -
         for tar, name in names.items():
             if not any(image.startswith(f"{name}/") for image in todo):
                 continue
-            for pair in _placed(tar, Flaws()):
+            for pair in _placed(tar, tars.Flaws()):
                 image = f"{name}/{pair.key}.{pair.suffix}"
                 if image in todo:
                     todo.discard(image)
