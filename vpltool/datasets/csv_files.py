@@ -76,8 +76,8 @@ class CsvFile:
              ) -> Iterator[Made]:
         """Yield what `take` makes of each row, given its first line and its fields by column.
 
-        The ids of rows are as `csv_id` was given them. `too_many` is the hint if a row has more
-        fields than there are columns.
+        Ids are without the apostrophe that `csv_id` puts before some. `too_many` is the hint if a
+        row has more fields than there are columns.
 
         Raises:
             VplError: rows cannot be used; one error, after the last, names all of them.

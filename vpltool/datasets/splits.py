@@ -41,7 +41,7 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
     A photo stays where it is the last one of a class in `train`, since a class without photos there
     has no seeds; the next photo is moved in its place. Photos that were there before stay where
     they were, and new ones fill up; where a class has lost its last photo in `train` since, one
-    goes back. 0: none is moved.
+    goes back. If `every` is 0, none is moved.
     """
     if not every or any("val" in photo.splits for photo in photos):
         return list(photos)

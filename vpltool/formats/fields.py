@@ -55,7 +55,7 @@ def check_fields(content: object, required: Mapping[str, str],
                  optional: Mapping[str, str] | None = None) -> None:
     """Check that a JSON value is an object with fields of these types; it may have others.
 
-    Types are words of this module, by name, of what must be there and of what may be.
+    Name to type, one of the words of this module, says what must be there, and what may be.
 
     Raises:
         ValueError: a field is missing, or of another type.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,14 +47,12 @@ class OutputFolder(PhotoFolder):
         path: the folder.
         header: goes into every file; its config hash decides about resuming.
         todo: ids that are still to be made, of so many in `total`.
-        per_photo_inputs: see `open_output`, as for `photos`, `whole` and `shard`.
+        per_photo_inputs: see `open_output`, as for `photos`, `whole`, `shard` and `left_out`.
         before: what the folder said when it was opened; None: nothing of ours was there.
         clears: whether `begin` deletes the files of an earlier run.
         outdated: ids whose files `begin` deletes, since their own inputs have changed.
         keeps_corrected: whether labels that were corrected by hand, of `corrected`, are kept.
         failed: id to reason, of photos that failed in this run.
-        known_failed: the same for earlier runs and earlier commands; used only in the manifest.
-        left_out: ids of photos that only an earlier command failed on.
         labels: number of labels, with the background; others are not written. 0: any.
     """
 
@@ -66,14 +64,13 @@ class OutputFolder(PhotoFolder):
     photos: Mapping[str, str] = field(default_factory=dict)
     whole: bool = True
     shard: Shard = WHOLE
+    left_out: Mapping[str, str] = field(default_factory=dict)
     before: Manifest | None = None
     clears: bool = False
     outdated: set[str] = field(default_factory=set)
     keeps_corrected: bool = False
     corrected: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
-    known_failed: dict[str, str] = field(default_factory=dict)
-    left_out: set[str] = field(default_factory=set)
     labels: int = 0
     _batch: Batch | None = None
 
@@ -205,12 +202,7 @@ class OutputFolder(PhotoFolder):
 
     def _write_manifest(self, *, finished: bool) -> None:
         """Write `artifact.json`, or the shard's own, unless it says as much already."""
-        # Photos that failed, in this run or before, and have no file.
-        failed = {key: why for key, why in self.known_failed.items()
-                  if not self.holds(key)} | self.failed
-        own = Manifest(self.path, self.header, failed, self.per_photo_inputs, photos=self.photos,
-                       waiting=frozenset(self.left_out - self.failed.keys()),
-                       complete=finished and self.whole)
+        own = self._own(complete=finished and self.whole)
         there = read_manifest(self.path) if (self.path / MANIFEST).exists() else None
         if self.shard.count > 1:
             if not (there and there.complete and not self.todo and _says(there, own)):
@@ -225,6 +217,20 @@ class OutputFolder(PhotoFolder):
                 **known.per_photo_inputs, **own.per_photo_inputs})
         if there is None or there.to_json() != own.to_json():
             self._write(own)
+
+    def _own(self, *, complete: bool) -> Manifest:
+        """What is known of the photos of this process, in this run and from those before."""
+        before = None if self.clears else self.before
+        todo, waiting = {*self.todo, *self.failed}, {*self.left_out}
+        known: dict[str, str] = {}
+        if before is not None:
+            known = {key: why for key, why in before.failed.items()
+                     if self.shard.holds(key) and key not in todo}
+            waiting |= known.keys() & before.waiting
+        failed = {key: why for key, why in {**known, **self.left_out}.items()
+                  if not self.holds(key)} | self.failed
+        return Manifest(self.path, self.header, failed, self.per_photo_inputs, photos=self.photos,
+                        waiting=frozenset(waiting - todo), complete=complete)
 
     def _join_shards(self) -> None:
         """Make one manifest of those of all shards, once each of them is complete.
@@ -314,23 +320,16 @@ def open_output(
             raise VplError(f"{path} holds files that vpltool did not make",
                            "move them away, or choose another folder with `out='DIR'`")
     output = OutputFolder(path, header, list(ids), len(ids), per_photo_inputs or {}, photos or {},
-                          whole, shard, before)
-    known: dict[str, str] = {}
-    left_out = left_out or {}
+                          whole, shard, left_out or {}, before)
     if before is not None:
         output.clears = _starts_over(output, before, ids, overwrite=overwrite, update=update)
         if not output.clears:
-            _resume(output, before, left_out)
-            known = {key: why for key, why in before.failed.items() if shard.holds(key)}
+            _resume(output, before)
         if not overwrite:
             output.keep_corrected()
     if output.packed and (output.clears or output.outdated):
         raise VplError(f"{path} is packed into tars, which are not replaced",
                        f"delete {path / PACKED} first, or choose another folder with `out='DIR'`")
-    todo = set(output.todo)
-    output.known_failed = {key: known[key] for key in known.keys() - todo} | dict(left_out)
-    waiting = before.waiting if before else frozenset()
-    output.left_out = {*left_out, *(known.keys() & waiting)} - todo
     return output
 
 
@@ -358,7 +357,7 @@ def _starts_over(output: OutputFolder, before: Manifest, ids: Sequence[str], *, 
     return False
 
 
-def _resume(output: OutputFolder, before: Manifest, left_out: Collection[str]) -> None:
+def _resume(output: OutputFolder, before: Manifest) -> None:
     """Find what is left to do in a folder of the same configuration."""
     replaced = replaced_photos(before.photos, output.photos)
     changed = replaced | {key for key, inputs in output.per_photo_inputs.items()
@@ -368,7 +367,7 @@ def _resume(output: OutputFolder, before: Manifest, left_out: Collection[str]) -
         there = {key for key in there if key in output.packed or not is_of_another_run(
             output.path_of(key), output.header, keeps_corrected=True)}
     # An earlier command could not do what is in the place of some photos now.
-    lost = {key for key in replaced.intersection(left_out) if output.holds(key)}
+    lost = {key for key in replaced.intersection(output.left_out) if output.holds(key)}
     output.todo = [key for key in output.todo if key not in there or key in changed]
     output.outdated = (there & changed) | lost
 

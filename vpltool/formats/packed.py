@@ -138,7 +138,8 @@ def _bytes_of(entry: TarSlice) -> bytes:
 def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> TarSlice:
     """Pack photos' files, by id, into a tar; write its index when the tar is whole.
 
-    No date and no user is stored: the same files give the same bytes. The slice holds all of them.
+    No date and no user is stored: the same files give the same bytes. The slice that is
+    returned holds all of them.
 
     Args:
         folder: of the artifact.

@@ -109,9 +109,9 @@ def mark_replaced(manifest: Manifest) -> None:
 
 
 def orphaned_folders(work: Path, folders: Collection[Path]) -> dict[Path, Header]:
-    """Return the folders of a workspace that hold files a photo, but no manifest as `folders` do.
+    """Return folder to header of its first file, of folders of a workspace without a manifest.
 
-    They are folder to the header of its first file.
+    The photos' files in and below `folders` are those of manifests that are known.
     """
     found: dict[Path, Header] = {}
     for folder in _holding(work, {*folders}):

@@ -50,10 +50,9 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class StartedRecipe:
-    """A recipe that was started: its name or that of its file, and the words of its line.
+    """A recipe that was started: its name or file, and the words of its line after `-C WORK`.
 
-    They follow `vpltool -C WORK`. It is done if it has come to its end, as all of its `runs` have,
-    the last one last.
+    It is done if it has come to its end, as all of its `runs` have, the last one last.
     """
 
     name: str
