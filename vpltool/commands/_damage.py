@@ -13,7 +13,6 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.clip import encoders, models, weights
-from vpltool.commands._prepare_again import prepare_line
 from vpltool.console import age, size
 from vpltool.engine import checkpoints
 from vpltool.engine.features import HEAD, head_path
@@ -27,6 +26,7 @@ from vpltool.formats.deletion import first_header, orphaned_folders
 from vpltool.formats.kinds import folders_of, results_of
 from vpltool.formats.manifest import MANIFEST, header_of, manifest_of, photo_ids
 from vpltool.formats.whereabouts import short_path
+from vpltool.next_step import prepare_line
 from vpltool.shell import program, to_shell
 from vpltool.stages import find_stages
 from vpltool.state import Artifact, State, read_artifact, read_state
