@@ -110,3 +110,22 @@ def test_help_about_a_command_that_there_is_not(run: Run, words: tuple[str, ...]
     assert result.code == 2 and not result.out
     assert "no command `nosuch`" in result.err
     assert run("--help", "cam", work=tmp_path).code == 0
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("cam", "--overwrit"), "no option `--overwrit`: did you mean `--overwrite`?"),
+    (("--wrk", "x", "cam"), "no option `--wrk`: did you mean `--work`?"),
+    (("prepare", "folder", "x", "--lables", "y"),
+     "no option `--lables`: did you mean `--labels`?"),
+    (("cam", "--nosuch"), "no option `--nosuch`"),
+    (("run", "demo", "--sides", "9"), "no option `--sides`; values of a recipe are written "
+                                      "NAME=VALUE, such as sides=9"),
+    (("extract", "--batch-size", "many"),
+     "invalid value for '--batch-size': 'many' is not a whole number"),
+])
+def test_a_mistyped_line_is_told_as_any_other_error(run: Run, words: tuple[str, ...], said: str
+                                                    ) -> None:
+    result = run(*words)
+    assert (result.code, result.lines("error:")) == (2, [said])
+    (hint,) = result.lines("hint:")
+    assert hint.startswith("vpltool") and hint.endswith(" --help")

@@ -95,10 +95,10 @@ MAY_IMPORT = {
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
     "papers": STAGES | {"papers", "recipes", "run", "shell", "preset", "command", "api", "state"},
     "review": RUNS | {"review", "__version__"},
-    "commands": RUNS | {"commands", "review"},
+    "commands": RUNS | {"commands", "review", "next_step"},
     "api": RUNS,
     "cli": RUNS | {"next_step", "completion"},
-    "reference": RUNS | {"commands", "review"},
+    "reference": RUNS | {"commands", "review", "next_step"},
 }
 """What each folder, or file, of the package may import; nothing imports what stands above it."""
 

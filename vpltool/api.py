@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
+from vpltool.command_help import command_settings
 from vpltool.errors import VplError
 from vpltool.formats import Photo, open_workspace
 from vpltool.methods import KINDS, find_methods
 from vpltool.preset import read_preset
-from vpltool.run import find_stage, run_stage, setting_names
-from vpltool.settings import Described, Values, described
+from vpltool.run import find_stage, run_stage
+from vpltool.settings import Values, described
 from vpltool.shell import settings_with
 from vpltool.stages import FoundStage, find_stages
 
@@ -131,16 +132,11 @@ def _preset_values(choice: str, found: FoundStage, values: Mapping[str, object]
 
 def _named(found: FoundStage, positional: Sequence[object]) -> Values:
     """Give positional arguments their names: the method of a group, then positional settings."""
-    names = ["method"] if found.stage.subcommands else []
-    entries: list[Described] = list(described(found.stage.settings))
+    method = None
     if found.stage.subcommands and positional:
-        known = set(setting_names(found, str(positional[0])))
-        methods = find_methods(found.stage.methods)
-        if str(positional[0]) in methods:
-            entries += described(methods[str(positional[0])].settings)
-        entries = [entry for entry in entries if entry.name in known]
-    taken = [entry for entry in entries if entry.positional]
-    names += [entry.name for entry in taken]
+        method = find_methods(found.stage.methods).get(str(positional[0]))
+    taken = [entry for entry in command_settings(found, method) if entry.positional]
+    names = (["method"] if found.stage.subcommands else []) + [entry.name for entry in taken]
     if taken and taken[-1].many and len(positional) >= len(names):
         last = len(names) - 1
         positional = [*positional[:last], tuple(positional[last:])]
@@ -152,15 +148,12 @@ def _named(found: FoundStage, positional: Sequence[object]) -> Values:
 
 def _documentation(found: FoundStage) -> str:
     lines = [inspect.getdoc(found.run) or "", "", "Settings:"]
-    lines += [_line(entry) for entry in described(found.stage.settings)]
+    for entry in described(found.stage.settings):
+        default = "required" if entry.default is MISSING else f"default {entry.default!r}"
+        lines.append(f"    {entry.name}: {entry.help} ({default})")
     if found.stage.methods:
         kind = KINDS[found.stage.methods]
         lines += ["", f"Methods, which have settings of their own (default: {kind.default}):"]
         lines += [f"    {method.name}: {method.summary}"
                   for method in find_methods(kind.name).values()]
     return "\n".join(lines)
-
-
-def _line(entry: Described) -> str:
-    default = "required" if entry.default is MISSING else f"default {entry.default!r}"
-    return f"    {entry.name}: {entry.help} ({default})"

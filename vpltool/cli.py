@@ -17,12 +17,7 @@ from vpltool.completion import workspaces
 from vpltool.errors import ReaderGone, VplError, explain
 from vpltool.formats.shards import rank_of_process
 from vpltool.formats.whereabouts import check_folder, near_workspace
-from vpltool.parallel.signals import (
-    in_main_thread,
-    interrupt_at_sigterm,
-    remember_interrupts,
-    was_interrupted,
-)
+from vpltool.parallel import signals
 from vpltool.preset import read_preset
 from vpltool.shell import to_shell
 from vpltool.stages import find_stages
@@ -121,7 +116,7 @@ def main() -> None:
     `VPLTOOL_DEBUG=1` shows the traceback of an error.
     """
     try:
-        with interrupt_at_sigterm(), remember_interrupts():
+        with signals.interrupt_at_sigterm(), signals.remember_interrupts():
             code = build_app()(prog_name="vpltool", standalone_mode=False)
             sys.exit(code)
     except KeyboardInterrupt:
@@ -129,14 +124,14 @@ def main() -> None:
     except SystemExit as stop:
         # Typer turns Ctrl-C into this exit code by itself, without a word. What follows the
         # command in a script must not run if Ctrl-C was dropped, even if all its work was done.
-        if stop.code == 130 or (not stop.code and was_interrupted()):
+        if stop.code == 130 or (not stop.code and signals.was_interrupted()):
             _interrupted()
         if _reader_is_gone(stop):
             sys.exit(1 if isinstance(stop.__context__, ReaderGone) else 0)
         raise
     except Exception as error:
         # A library that Ctrl-C has left half imported may fail in any way.
-        if was_interrupted():
+        if signals.was_interrupted():
             _interrupted()
         if said := usage_text(error):
             path = getattr(getattr(error, "ctx", None), "command_path", "vpltool")
@@ -172,7 +167,7 @@ def _interrupted() -> None:
         # The first of the processes that torchrun has started says it for all.
         sys.exit(130)
     # `timeout` and job schedulers send SIGTERM to the workers, too, of whose end torch would tell.
-    if in_main_thread() and hasattr(signal, "SIGCHLD"):
+    if signals.in_main_thread() and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     console.interrupted()
     sys.exit(130)

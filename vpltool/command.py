@@ -18,15 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from vpltool import console
-from vpltool.command_help import (
-    command_settings,
-    group_help,
-    help_of,
-    stage_help,
-    take_help_topic,
-    unwrap,
-)
+from vpltool import command_help, console
 from vpltool.completion import completes, names_for
 from vpltool.errors import PhotosFailed, ReaderGone, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods
@@ -82,7 +74,7 @@ class CommandGroup(TyperGroup):
             print(self.get_help(ctx), file=sys.stderr)
             ctx.exit(2)
         self._check_name(ctx, self._first_word(args))
-        args, topic = take_help_topic(ctx, args, before=self.commands)
+        args, topic = command_help.take_help_topic(ctx, args, before=self.commands)
         if topic in self.commands:
             args = [topic, "--help"]
         try:
@@ -94,7 +86,7 @@ class CommandGroup(TyperGroup):
 
     def get_help(self, ctx: Any) -> str:
         """Return the page of the group; with `--help-all`, everything as typer has it."""
-        return group_help(ctx, self) or super().get_help(ctx)
+        return command_help.group_help(ctx, self) or super().get_help(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find the command that is named first; a usage error names the nearest."""
@@ -148,16 +140,16 @@ def stage_command(found: FoundStage, method: Method | None = None) -> Any:
 
     Of a stage whose methods are subcommands it is a group of commands.
     """
-    stage = found.stage
+    stage, text = found.stage, command_help.help_of(found)
     if not stage.subcommands:
-        return _StageCommand(found, found.name, help=help_of(found),
+        return _StageCommand(found, found.name, help=text,
                              rich_help_panel=stage.panel, rich_markup_mode="rich")
     if method is not None:
-        return _StageCommand(found, method.name, method, help=unwrap(method.docstring),
+        return _StageCommand(found, method.name, method, help=command_help.unwrap(method.docstring),
                              rich_markup_mode="rich")
     of_methods: Any = MadeOnce(find_methods(stage.methods), lambda one: stage_command(found, one))
     return CommandGroup(name=found.name, commands=of_methods, no_args_is_help=True,
-                        help=help_of(found), short_help=help_of(found).split("\n")[0],
+                        help=text, short_help=text.split("\n")[0],
                         rich_help_panel=stage.panel, rich_markup_mode="rich")
 
 
@@ -180,7 +172,7 @@ class _StageCommand(TyperCommand):
         whole = _options_of(self.found, chosen)
         self.params, self.callback = whole.params, whole.callback
         try:
-            return super().parse_args(ctx, [*take_help_topic(ctx, args)[0]])
+            return super().parse_args(ctx, [*command_help.take_help_topic(ctx, args)[0]])
         except Exception as error:
             if flag := _unknown_option(error):
                 ctx.fail(self._no_option(ctx, flag, args, chosen))
@@ -191,7 +183,7 @@ class _StageCommand(TyperCommand):
 
     def get_help(self, ctx: Any) -> str:
         """Return a page of 24 lines; with `--help-all`, everything as typer has it."""
-        return stage_help(ctx, self.found, self.shown) or super().get_help(ctx)
+        return command_help.stage_help(ctx, self.found, self.shown) or super().get_help(ctx)
 
     def _chosen_method(self, ctx: typer.Context, args: list[str]) -> Method | None:
         """The method that the line names, or the default; None where help is about the stage."""
@@ -271,7 +263,7 @@ def _options_of(found: FoundStage, method: Method | None) -> Any:
     shared = {entry.name for entry in described(found.stage.settings)}
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD,
                                     annotation=typer.Context)]
-    for entry in command_settings(found, method):
+    for entry in command_help.command_settings(found, method):
         panel = entry.panel
         if method and entry.name not in shared and not found.stage.subcommands:
             panel = f"Options of --method {method.name}"

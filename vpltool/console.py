@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
 
 Advance = Callable[..., None]
 
@@ -27,8 +27,11 @@ _SCRIPT_SECONDS = 10.0
 """The same in a Python program, which says nothing else."""
 
 
-class Listener(Protocol):
-    """Where messages go."""
+class Silence:
+    """Messages to nobody: of processes that do one thing together only the first speaks.
+
+    Other listeners derive from it.
+    """
 
     def note(self, message: str) -> None:
         """Pass on what is worth knowing and needs no action."""
@@ -38,9 +41,10 @@ class Listener(Protocol):
 
     def progress(self, title: str, total: int) -> contextlib.AbstractContextManager[Advance]:
         """Show how far a piece of work has come."""
+        return contextlib.nullcontext(lambda steps=1, text="": None)
 
 
-class Library:
+class Library(Silence):
     """Messages for Python programs: the logger `vpltool`, `warnings`, and a bar or lines.
 
     Args:
@@ -53,10 +57,8 @@ class Library:
 
     def note(self, message: str) -> None:
         """Log it; where nobody has set up logging, print it on a terminal and in a notebook."""
-        if not _logs() and _is_watched():
-            print(_plain(message), file=sys.stderr, flush=True)
-        else:
-            logging.getLogger("vpltool").info(message)
+        if _is_watched() or _logs():
+            self._tell(message)
 
     def warn(self, message: str) -> None:
         """Warn by Python's `warnings`."""
@@ -71,22 +73,13 @@ class Library:
             with tqdm(total=total, desc=title, leave=False) as bar:
                 yield lambda steps=1, text="": _move(bar, steps, text)
             return
-        started = time.monotonic()
-        count, told = 0, started if self._told is None else self._told
-
-        def advance(steps: int = 1, text: str = "") -> None:
-            nonlocal count, told
-            count += steps
-            if (now := time.monotonic()) - told > _SCRIPT_SECONDS:
-                told = now
-                self._tell(_so_far(title, count, total, now - started, text))
-
-        yield advance
+        lines = _Lines(title, total, self._tell, _SCRIPT_SECONDS, self._told)
+        yield lines.advance
         if self._told is not None:
-            self._told = told
+            self._told = lines.told
 
     def _tell(self, line: str) -> None:
-        """Log a line of progress, or print it: who waits for a script sees that it works."""
+        """Log a line, or print it: who waits for a script sees that it works."""
         if _logs():
             logging.getLogger("vpltool").info(line)
         else:
@@ -104,21 +97,7 @@ def _is_watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-class Silence:
-    """Messages to nobody: of processes that do one thing together only the first speaks."""
-
-    def note(self, message: str) -> None:
-        """Drop it."""
-
-    def warn(self, message: str) -> None:
-        """Drop it."""
-
-    def progress(self, title: str, total: int) -> contextlib.AbstractContextManager[Advance]:
-        """Show nothing."""
-        return contextlib.nullcontext(lambda steps=1, text="": None)
-
-
-class Terminal:
+class Terminal(Silence):
     """Messages on stderr.
 
     Args:
@@ -152,8 +131,7 @@ class Terminal:
     def progress(self, title: str, total: int) -> Iterator[Advance]:
         """Show a bar on a terminal; elsewhere a line now and then, and one at the end."""
         self.check()
-        started = time.monotonic()
-        count = 0
+        lines = _Lines(title, total, self.note, _LINE_SECONDS)
         with contextlib.ExitStack() as stack:
             bar = None
             if self.bars and sys.stderr.isatty() and not self.quiet and total:
@@ -161,34 +139,43 @@ class Terminal:
 
                 bar = stack.enter_context(tqdm(total=total, desc=title, file=sys.stderr,
                                                leave=False))
-            reported = started
+                lines.every = math.inf
 
             def advance(steps: int = 1, text: str = "") -> None:
-                nonlocal count, reported
                 self.check()
-                count += steps
+                lines.advance(steps, text)
                 if bar is not None:
                     _move(bar, steps, text)
-                elif time.monotonic() - reported > _LINE_SECONDS:
-                    reported = time.monotonic()
-                    self.note(_so_far(title, count, total, reported - started, text))
 
             yield advance
-        if count:
-            seconds = time.monotonic() - started
-            self.note(f"{title}: {count} in {seconds:.1f} s ({count / max(seconds, 1e-9):.1f}/s)")
+        if lines.count:
+            seconds = time.monotonic() - lines.started
+            self.note(f"{title}: {lines.count} in {seconds:.1f} s "
+                      f"({lines.count / max(seconds, 1e-9):.1f}/s)")
+
+
+class _Lines:
+    """Progress as a line now and then: how much is done, and about how long the rest takes."""
+
+    def __init__(self, title: str, total: int, tell: Callable[[str], None], every: float,
+                 told: float | None = None) -> None:
+        self.title, self.total, self.tell, self.every = title, total, tell, every
+        self.count, self.started = 0, time.monotonic()
+        self.told = self.started if told is None else told
+
+    def advance(self, steps: int = 1, text: str = "") -> None:
+        self.count += steps
+        if (now := time.monotonic()) - self.told > self.every:
+            self.told = now
+            left = (now - self.started) / max(self.count, 1) * max(self.total - self.count, 0)
+            self.tell(f"{self.title}: {self.count} of {self.total}, about {duration(left)} left"
+                      + (f"; {text}" if text else ""))
 
 
 def _move(bar: object, steps: int, text: str) -> None:
     if text:
         bar.set_postfix_str(text, refresh=False)  # type: ignore[attr-defined]
     bar.update(steps)  # type: ignore[attr-defined]
-
-
-def _so_far(title: str, count: int, total: int, seconds: float, text: str) -> str:
-    left = seconds / max(count, 1) * max(total - count, 0)
-    return (f"{title}: {count} of {total}, about {duration(left)} left"
-            + (f"; {text}" if text else ""))
 
 
 def duration(seconds: float) -> str:
@@ -212,11 +199,11 @@ def size(count: int) -> str:
     return f"{value:.{digits}f} {units[0]}"
 
 
-_listeners: list[Listener] = [Library()]
+_listeners: list[Silence] = [Library()]
 
 
 @contextlib.contextmanager
-def heard_by(listener: Listener) -> Iterator[None]:
+def heard_by(listener: Silence) -> Iterator[None]:
     """Send messages to a listener while the block runs, from all threads."""
     _listeners.append(listener)
     try:

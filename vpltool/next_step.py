@@ -1,4 +1,4 @@
-"""Advice on the next command: the first step of the pipeline that is not done."""
+"""Advice on the next command: the first step that is not done, and what `prepare` has to read."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vpltool import console
 from vpltool.engine.features import BEST_FIRST
-from vpltool.errors import counted, part_of
+from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import Workspace, open_workspace
+from vpltool.formats.changes import last_call
 from vpltool.formats.kinds import called, results_of
 from vpltool.formats.started import read_started
-from vpltool.settings import Values
+from vpltool.formats.whereabouts import short_path
+from vpltool.methods import find_methods
+from vpltool.settings import Values, described
 from vpltool.shell import command_line, program
+from vpltool.stages.prepare import changes_since
 from vpltool.state import Artifact, State, read_state
 
 _WORDLESS = (("features", "features", "extract"), ("prototypes", "prototypes", "tag-prototypes"))
@@ -160,3 +165,35 @@ def advice(work: Path) -> str:
         f"{counted(len(workspace.classes), 'class', 'classes')}", *(told if failed else ()),
         f"{step.why}:", "", f"    {step.line(work)}", "",
         f"Results: {shlex.join([*program(work), 'status'])}. All commands: vpltool --help"])
+
+
+def prepare_line(workspace: Workspace) -> str:
+    """Return the line that prepared the workspace last; without what it remembers anyway.
+
+    `changes.jsonl` is data, so the line is printed and not run.
+    """
+    call = last_call(workspace.path)
+    methods = find_methods("sources")
+    if call.get("method") not in methods:
+        return shlex.join([*program(workspace.path), "prepare", "--help"])
+    values = {"method": call["method"]}
+    for entry in described(methods[call["method"]].settings):
+        if entry.positional and isinstance(value := call.get(entry.name), str):
+            values[entry.name] = (short_path(workspace.path / value) if entry.type is Path
+                                  else value)
+    return command_line("prepare", values, program(workspace.path))
+
+
+def warn_of_changes(workspace: Workspace) -> bool:
+    """Warn where photos or the CSV of tags have changed since `prepare`; tell whether they have."""
+    try:
+        # What `prepare` has said of odd files is not said again.
+        with console.heard_by(console.Silence()):
+            changes = changes_since(workspace)
+    except VplError as error:
+        console.warn(f"photos and tags cannot be compared with the workspace: {error.message}")
+        return False
+    if changes:
+        console.warn(f"photos or tags have changed since `prepare`: {'; '.join(changes)}; "
+                     f"{prepare_line(workspace)} takes that in")
+    return bool(changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from vpltool.errors import VplError, near_name
 from vpltool.formats.header import identity_of_many
 from vpltool.methods import KINDS, find_methods
 from vpltool.presets import find_preset
-from vpltool.settings import Described, Values, described
+from vpltool.settings import Described, Values
 from vpltool.shell import settings_with
 from vpltool.stages import FoundStage, find_stages
 
@@ -82,28 +82,24 @@ def read_preset(choice: str) -> Preset:
 
 
 def _check_stage(found: FoundStage, table: Values, path: Path) -> Values:
-    where, stage = f"{path}: [{found.name}]", found.stage
-    own = described(stage.settings)
-    if not stage.methods:
-        return _check(own, table, found.name, where)
-    methods = find_methods(stage.methods)
-    if stage.subcommands:
+    where, kind = f"{path}: [{found.name}]", found.stage.methods
+    methods = find_methods(kind) if kind else {}
+    if found.stage.subcommands:
         checked: Values = {}
         for key, part in table.items():
             if key not in methods:
                 raise VplError(f"{where}: `{key}` is not a command", near_name(key, methods))
-            checked[key] = _check((*own, *described(methods[key].settings)), part,
-                                  f"{found.name} {key}", f"{where}: [{key}]")
+            checked[key] = _check(settings_with(found, key), part, f"{found.name} {key}",
+                                  f"{where}: [{key}]")
         return checked
-    method = table.get("method", KINDS[stage.methods].default)
-    if method not in methods:
+    method = table.get("method", KINDS[kind].default) if kind else ""
+    if kind and method not in methods:
         raise VplError(f"{where}: method = {method!r}: no such method",
                        near_name(str(method), methods))
-    return _check((*own, *described(methods[method].settings)), table, found.name, where)
+    return _check(settings_with(found, method), table, found.name, where)
 
 
-def _check(entries: tuple[Described, ...], table: Values, command: str, where: str
-           ) -> Values:
+def _check(entries: Sequence[Described], table: Values, command: str, where: str) -> Values:
     options = {flag[2:]: entry for entry in entries if not entry.positional
                for flag in (entry.flag, *entry.aliases)}
     if by_hand := [key for key in table if key in options and options[key].by_hand]:

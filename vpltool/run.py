@@ -45,10 +45,9 @@ def run_stage(
     settings = stage_settings(found, values, given)
     listener = (contextlib.nullcontext() if prints_results(found)
                 else console.heard_by(console.Silence()))
-    said = {name: str(value) for name, value in values_of(settings).items() if name not in _HOW}
     # Whichever shard or rank does it.
-    work = json.dumps([found.name, {**said, "shard": ""}], sort_keys=True)
-    with (under_preset(preset or {}), listener, _once(found, path, settings, said), writer(work)):
+    work = json.dumps([found.name, _said(settings) | {"shard": ""}], sort_keys=True)
+    with (under_preset(preset or {}), listener, _once(found, path, settings), writer(work)):
         check_folder(path)
         if "workspace" in found.stage.writes:
             write_alone(path / "workspace.json")
@@ -62,7 +61,12 @@ _HOW = ("overwrite", "update", "device", "batch_size", "workers", "precision")
 """Settings that say how work is done; what is done is the same."""
 
 
-def _once(found: FoundStage, path: Path, settings: Settings, said: Mapping[str, str]
+def _said(settings: Settings) -> dict[str, str]:
+    """The settings that say what is done."""
+    return {name: str(value) for name, value in values_of(settings).items() if name not in _HOW}
+
+
+def _once(found: FoundStage, path: Path, settings: Settings
           ) -> contextlib.AbstractContextManager[None]:
     """Let no other process do the same meanwhile; each rank and each shard does its own."""
     if not found.stage.writes:
@@ -71,8 +75,8 @@ def _once(found: FoundStage, path: Path, settings: Settings, said: Mapping[str, 
     shard = str(shard_of_environment()) if what.get("shard") == "" else ""
     given = ", ".join(f"{name}={value if isinstance(value, (bool, int, float)) else str(value)!r}"
                       for name, value in what.items() if name in settings.given)
-    return once(path, json.dumps([found.name, said, rank_of_process(), shard], sort_keys=True),
-                f"`{found.name.replace('-', '_')}({given})`", shards="shard" in what)
+    work = json.dumps([found.name, _said(settings), rank_of_process(), shard], sort_keys=True)
+    return once(path, work, f"`{found.name.replace('-', '_')}({given})`", shards="shard" in what)
 
 
 def _settled(values: Mapping[str, object]) -> str:

@@ -92,20 +92,12 @@ def settings_with(found: FoundStage, method: str) -> list[Described]:
 def flag_words(entry: Described, value: object) -> list[str]:
     """Words that give a setting a value: `--lambda 0.4`, `--no-flip`."""
     if entry.many and isinstance(value, (list, tuple)):
-        return [word for item in value for word in _words(entry, item)]
-    return _words(entry, value)
-
-
-def _words(entry: Described, value: object) -> list[str]:
-    if entry.positional:
-        return [str(value)]
-    if entry.type is bool:
+        return [word for item in value for word in flag_words(entry, item)]
+    if entry.type is bool and not entry.positional:
         return [entry.flag if value else entry.off]
-    return [entry.flag, _number(value)]
-
-
-def _number(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    short = isinstance(value, float) and float(f"{value:g}") == value
+    text = f"{value:g}" if short else str(value)
+    return [text] if entry.positional else [entry.flag, text]
 
 
 def command_line(name: str, values: Mapping[str, object], program: Sequence[str] = ("vpltool",)

@@ -106,6 +106,24 @@ def test_the_tree_is_what_was_made_from_what(run: Run, copied: Path) -> None:
         "0 B", "999 B", "1.0 kB", "9.9 kB", "12 MB", "1.5 GB"]
 
 
+def test_what_was_interrupted_is_incomplete(run: Run, copied: Path) -> None:
+    """Nothing that it was made from has changed; what is made from it is stale."""
+    work = copied / "work"
+    manifest = work / "features/train/artifact.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"complete": False}))
+    (work / "features/train/scene0.safetensors").unlink()
+    shown = run("status", work=work).out
+    tree = {line.split()[0]: line for line in shown.partition("\n\n")[0].splitlines()}
+    assert tree["features/train"].endswith("INCOMPLETE")
+    assert "incomplete  features/train" in shown
+    assert "1 is incomplete; the command update completes it\n" in shown
+    listed = {entry["name"]: entry for entry in json.loads(run("status", "--json", work=work).out)}
+    assert [name for name, entry in listed.items() if entry["incomplete"]] == ["features/train"]
+    assert listed["cams/text/train"]["stale"] == ["features/train is not up to date"]
+    assert run("extract", "--workers", 0, work=work).code == 0
+    assert not stale(work)
+
+
 def test_below_the_tree_is_what_is_stale(run: Run, copied: Path) -> None:
     work = copied / "work"
     assert run("text-prototypes", "--prompts", "origami", "--overwrite", work=work).code == 0

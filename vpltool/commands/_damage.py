@@ -13,7 +13,6 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.clip import encoders, models, weights
-from vpltool.commands._prepare_again import prepare_line
 from vpltool.console import age, size
 from vpltool.engine import checkpoints
 from vpltool.engine.features import HEAD, head_path
@@ -28,6 +27,7 @@ from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.replacing import first_header, orphaned_folders
 from vpltool.formats.storage import check_file, salvaged_header
 from vpltool.formats.whereabouts import short_path
+from vpltool.next_step import prepare_line
 from vpltool.shell import program, to_shell
 from vpltool.stages import find_stages
 from vpltool.state import Artifact, State, read_artifact, read_state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
 from typing import TypeAlias
 
@@ -55,14 +55,6 @@ class Layer:
                                        or bool(source.header.call.get("tags")))
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A photo of the report: what the page is told of it, and its pictures by name."""
-
-    record: JsonObject
-    files: dict[str, bytes] = field(default_factory=dict)
-
-
 def open_layer(workspace: Workspace, column: panels.Column, thresholds: Mapping[str, float],
                split: str) -> Layer:
     """Find what is known about a result besides its files.
@@ -81,7 +73,7 @@ def open_layer(workspace: Workspace, column: panels.Column, thresholds: Mapping[
 
 
 def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence[Layer],
-               side: int, *, truth: bool) -> Drawn:
+               side: int, *, truth: bool) -> tuple[JsonObject, dict[str, bytes]]:
     """Draw a photo and its layers, and measure them.
 
     Args:
@@ -91,7 +83,7 @@ def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence
         truth: whether the true mask is another layer, and what the others are compared with.
 
     Returns:
-        the photo; a layer that cannot be drawn says why.
+        what the page is told of the photo, and its pictures by name. What cannot be drawn says why.
     """
     tags = workspace.indices_of(photo)
     record: JsonObject = {"id": photo.id, "tags": tags, "layers": []}
@@ -99,14 +91,13 @@ def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence
     try:
         pixels = read_photo(path)
     except OSError as error:
-        return Drawn(record | {"why": describe_failure(path, error)})
-    shape = (pixels.shape[0], pixels.shape[1])
+        return record | {"why": describe_failure(path, error)}, {}
     small = Image.fromarray(pixels)
     small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     base = f"pictures/{number:06d}"
     files = {f"{base}/photo.jpg": _encoded(small, "JPEG", quality=_QUALITY)}
     record["picture"] = f"{base}/photo.jpg"
-    true, why = _truth_of(workspace, photo, shape) if truth else (None, "")
+    true, why = _truth_of(workspace, photo, pixels.shape[:2]) if truth else (None, "")
     for index, layer in enumerate(layers):
         try:
             picture, said = _draw_layer(workspace, layer, photo, small.size, true)
@@ -121,7 +112,7 @@ def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence
         if true is not None:
             files[f"{base}/truth.png"] = _encoded(_label_picture(true, small.size), "PNG")
         record["layers"].append(said)
-    return Drawn(record, files)
+    return record, files
 
 
 def _truth_of(workspace: Workspace, photo: Photo, shape: tuple[int, ...]

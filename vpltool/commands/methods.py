@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from vpltool.command_help import (
     Entry,
@@ -74,8 +73,11 @@ def run(_path: Path, settings: MethodsSettings) -> list[Entry]:
 
 
 def _kind(kind: MethodKind) -> Entry:
-    return {"kind": kind.name, "about": kind.about, "stage": kind.stage, "use": _use(kind),
-            "defines": list(kind.needs), "may read": list(kind.reads), "default": kind.default}
+    found = find_stages().get(kind.stage)
+    name = "NAME" if found and found.stage.subcommands else "--method NAME"
+    return {"kind": kind.name, "about": kind.about, "stage": kind.stage,
+            "use": f"vpltool {kind.stage} {name}", "defines": list(kind.needs),
+            "may read": list(kind.reads), "default": kind.default}
 
 
 def _given(name: str) -> Entry:
@@ -90,13 +92,6 @@ def _given(name: str) -> Entry:
         for key, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.M)]}
 
 
-def _use(kind: MethodKind) -> str:
-    """How a method is chosen on the command line."""
-    found = find_stages().get(kind.stage)
-    return (f"vpltool {kind.stage} " + ("NAME" if found and found.stage.subcommands
-                                        else "--method NAME"))
-
-
 def _summary(method: Method) -> Entry:
     bundled = method.module.startswith("vpltool.")
     return {"name": method.name, "summary": method.summary,
@@ -107,13 +102,10 @@ def _details(method: Method) -> Entry:
     module = method.load()
     function = getattr(module, KINDS[method.kind].function)
     return _summary(method) | {
-        "about": method.docstring, "call": f"{function.__name__}{_arguments(function)}",
+        "about": method.docstring, "call": f"{function.__name__}"
+        f"({', '.join(inspect.signature(function).parameters)})",
         "reads": list(getattr(module, "READS", ())),
         "settings": [setting_entry(entry) for entry in described(method.settings)]}
-
-
-def _arguments(function: Any) -> str:
-    return f"({', '.join(inspect.signature(function).parameters)})"
 
 
 def show(result: list[Entry], values: Mapping[str, object]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vpltool import __version__, console, options
-from vpltool.commands._report_photos import SPECK, Drawn, Layer, draw_photo, open_layer
+from vpltool.commands._report_photos import SPECK, Layer, draw_photo, open_layer
 from vpltool.core.agreement import agreement
 from vpltool.engine import panels
 from vpltool.errors import VplError
@@ -84,7 +84,8 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
     split = settings.split or _usual_split(workspace)
     photos = workspace.photos(split, settings.limit)
     scores = _read_scores(workspace.path)
-    cuts = _thresholds(scores, split)
+    cuts = {score["what"].removeprefix("cams-"): score["threshold"]
+            for score in scores if score["split"] == split and score["threshold"]}
     layers = [open_layer(workspace, column, cuts, split)
               for column in panels.open_columns(workspace, settings.what, split)]
     truth = settings.truth and any(photo.mask for photo in photos)
@@ -98,9 +99,9 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
             if gap["file"]:
                 gap["picture"] = f"pictures/gap-{number}.png"
                 yield gap["picture"], gap["file"].read_bytes()
-        for drawn in _draw(workspace, photos, layers, settings, truth=truth):
-            records.append(drawn.record)
-            yield from drawn.files.items()
+        for record, files in _draw(workspace, photos, layers, settings, truth=truth):
+            records.append(record)
+            yield from files.items()
 
     def content() -> JsonObject:
         return _content(workspace, split, scores, state, gaps, layers, records, truth=truth)
@@ -113,7 +114,7 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
 
 
 def _usual_split(workspace: Workspace) -> str:
-    splits = list(dict.fromkeys(split for photo in workspace.photos() for split in photo.splits))
+    splits = [split for photo in workspace.photos() for split in photo.splits]
     if not splits:
         raise VplError(f"no photo of {workspace.path} is in a split", "prepare again")
     return "val" if "val" in splits else splits[0]
@@ -128,21 +129,18 @@ def _state(workspace: Workspace) -> State:
 
 
 def _draw(workspace: Workspace, photos: Sequence[Photo], layers: Sequence[Layer],
-          settings: ReportSettings, *, truth: bool) -> Iterator[Drawn]:
-    draw = functools.partial(_draw_one, workspace, layers, settings.side, truth)
+          settings: ReportSettings, *, truth: bool
+          ) -> Iterator[tuple[JsonObject, dict[str, bytes]]]:
+    def draw(numbered: tuple[int, Photo]) -> tuple[JsonObject, dict[str, bytes]]:
+        return draw_photo(workspace, numbered[1], numbered[0], layers, settings.side, truth=truth)
+
     with console.progress("report", len(photos)) as advance:
         workers = device.worker_count(settings.workers)
-        for drawn in threads.in_threads(draw, enumerate(photos), workers):
-            if why := drawn.record.get("why"):
-                console.warn(f"no picture of {drawn.record['id']}: {why}")
+        for record, files in threads.in_threads(draw, enumerate(photos), workers):
+            if why := record.get("why"):
+                console.warn(f"no picture of {record['id']}: {why}")
             advance()
-            yield drawn
-
-
-def _draw_one(workspace: Workspace, layers: Sequence[Layer], side: int, truth: bool,
-              numbered: tuple[int, Photo]) -> Drawn:
-    number, photo = numbered
-    return draw_photo(workspace, photo, number, layers, side, truth=truth)
+            yield record, files
 
 
 def _content(workspace: Workspace, split: str, scores: Sequence[Mapping[str, Any]], state: State,
@@ -207,10 +205,7 @@ def _write_file(path: Path, pictures: Iterator[tuple[str, bytes]],
 def _about(workspace: Workspace) -> list[tuple[str, str]]:
     """What the workspace is, a name and a value each."""
     photos = workspace.photos()
-    splits: dict[str, int] = {}
-    for photo in photos:
-        for split in photo.splits:
-            splits[split] = splits.get(split, 0) + 1
+    splits = Counter(split for photo in photos for split in photo.splits)
     return [
         ("Photos", f"{len(photos)}: " + ", ".join(f"{count} in {name}"
                                                   for name, count in splits.items())),
@@ -257,12 +252,6 @@ def _score(content: Mapping[str, Any], path: Path) -> JsonObject:
         "confusion": content.get("confusion", []), "left_out": content.get("photos_left_out", 0),
         "cut": f"{cut:g} ({content.get('threshold_chosen_by', '')})" if cut else "",
         "threshold": cut or 0.0, "sweep": content.get("sweep", {}), "preset": preset}
-
-
-def _thresholds(scores: Sequence[Mapping[str, Any]], split: str) -> dict[str, float]:
-    """Name of CAMs to where their scores on a split cut them."""
-    return {score["what"].removeprefix("cams-"): score["threshold"]
-            for score in scores if score["split"] == split and score["threshold"]}
 
 
 def _artifacts(state: State) -> list[JsonObject]:

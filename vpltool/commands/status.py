@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict
 
 from vpltool.console import age, size
 from vpltool.datasets.tags import some
@@ -28,29 +27,11 @@ class StatusSettings(Settings):
     stale: bool = setting(False, "Show only stale results.", off="-", record="never")
 
 
-class Listed(TypedDict):
-    """A result as `status` lists it; see `run`."""
-
-    name: str
-    made_by: str
-    settings: str
-    sources: list[str]
-    stale: list[str]
-    incomplete: bool
-    failed: list[str]
-    failed_here: list[str]
-    line: str
-    bytes: int
-    written: float
-    shards: list[JsonObject]
-    damaged: str
-
-
 STAGE = Stage(order=93, panel="4. Scores and pictures", reads=("workspace",), writes=(),
               settings=StatusSettings)
 
 
-def run(workspace: Workspace, settings: StatusSettings) -> list[Listed]:
+def run(workspace: Workspace, settings: StatusSettings) -> list[JsonObject]:
     """Show the results in the workspace, with inputs, age and size; what is stale, and why.
 
     Each result is listed below its last input. A result is stale if photos, tags, classes or files
@@ -70,7 +51,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[Listed]:
         comes last: `damaged` says what is wrong, and `line` is that of `doctor`, which repairs it.
     """
     state = read_state(workspace, passes_over=True)
-    listed: list[Listed] = []
+    listed: list[JsonObject] = []
     for artifact in state.in_order:
         stale = state.stale(artifact)
         if stale or not settings.stale:
@@ -114,13 +95,13 @@ def _entries(path: Path) -> Iterator[os.stat_result]:
                     yield entry.stat()
 
 
-def show(result: list[Listed], values: Mapping[str, object]) -> str:
+def show(result: list[JsonObject], values: Mapping[str, object]) -> str:
     """Format a tree, and below it what is stale: why, and the command that recomputes it."""
     if not result:
         return "everything is up to date" if values.get("stale") else "no results yet"
     # Each failed photo in the first that lacks it: the others pass it on.
     seen: set[str] = set()
-    once: list[Listed] = []
+    once: list[JsonObject] = []
     for entry in result:
         once.append({**entry, "failed": [key for key in entry["failed_here"] if key not in seen]})
         seen.update(entry["failed_here"])
@@ -130,9 +111,9 @@ def show(result: list[Listed], values: Mapping[str, object]) -> str:
     return _format_tree(result) + (f"\n\n{_format_list(listed)}" if listed else "")
 
 
-def _format_tree(listed: Sequence[Listed]) -> str:
+def _format_tree(listed: Sequence[JsonObject]) -> str:
     """Results as a tree: each below its last input, with its size and age."""
-    below: dict[str, list[Listed]] = {}
+    below: dict[str, list[JsonObject]] = {}
     positions = {entry["name"]: position for position, entry in enumerate(listed)}
     for entry in listed:
         known = [source for source in entry["sources"] if source in positions]
@@ -154,8 +135,8 @@ def _format_tree(listed: Sequence[Listed]) -> str:
     return "\n".join(lines)
 
 
-def _rows(below: Mapping[str, Sequence[Listed]], parent: str, indent: str
-          ) -> Iterator[tuple[str, str, Listed]]:
+def _rows(below: Mapping[str, Sequence[JsonObject]], parent: str, indent: str
+          ) -> Iterator[tuple[str, str, JsonObject]]:
     """Name with its branches, parent and entry of each line below a parent."""
     entries = below.get(parent, ())
     for entry in entries:
@@ -166,7 +147,7 @@ def _rows(below: Mapping[str, Sequence[Listed]], parent: str, indent: str
         yield from _rows(below, entry["name"], indent + deeper)
 
 
-def _mark(entry: Listed) -> str:
+def _mark(entry: JsonObject) -> str:
     if entry["damaged"]:
         return "damaged"
     if entry["incomplete"]:
@@ -174,7 +155,7 @@ def _mark(entry: Listed) -> str:
     return "stale" if entry["stale"] else "ok"
 
 
-def _format_list(result: list[Listed]) -> str:
+def _format_list(result: list[JsonObject]) -> str:
     """A line an artifact; below it which photos failed, and why it is stale."""
     width = max(len(entry["name"]) for entry in result)
     lines = []

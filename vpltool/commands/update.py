@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from vpltool import console
 from vpltool.command import Call
-from vpltool.commands._prepare_again import warn_of_changes
 from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.replacing import replacing_only
 from vpltool.formats.shards import check_alone
+from vpltool.next_step import warn_of_changes
 from vpltool.provenance import reason_by_hand
 from vpltool.recipes.runner import run_through
 from vpltool.settings import Settings, setting

@@ -164,7 +164,12 @@ def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = F
         raise VplError(f"{path} is {found[0]}×{found[1]} (height×width), its photo "
                        f"{size[0]}×{size[1]}", "a mask has a pixel for each of its photo's")
     labels = formats.read_drawn_labels(path, other_palettes=other_palettes)
-    _check_values(path, labels, classes)
+    shown = np.flatnonzero(np.bincount(labels.ravel()))
+    odd = shown[(shown > classes) & (shown != IGNORE)]
+    if len(odd):
+        raise VplError(f"{path}: the value {odd[0]} is not a class; the workspace has 1 to "
+                       f"{classes}, 0 for the background and {IGNORE}, ignored in training",
+                       "a mask's value is the index of its class in workspace.json")
     return labels
 
 
@@ -180,15 +185,6 @@ def warn_of_untagged(untagged: Sequence[str]) -> None:
 def is_untagged(labels: npt.NDArray[np.uint8], tags: Collection[int]) -> bool:
     """Tell whether labels show a class that is not among the class indices of a photo's tags."""
     return not {*np.unique(labels).tolist()} <= {0, IGNORE, *tags}
-
-
-def _check_values(path: Path, labels: npt.NDArray[np.uint8], classes: int) -> None:
-    found = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
-    odd = found[(found > classes) & (found != IGNORE)]
-    if len(odd):
-        raise VplError(f"{path}: the value {odd[0]} is not a class; the workspace has 1 to "
-                       f"{classes}, 0 for the background and {IGNORE}, ignored in training",
-                       "a mask's value is the index of its class in workspace.json")
 
 
 def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path | None, root: Path

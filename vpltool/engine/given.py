@@ -17,18 +17,7 @@ from typing import Any
 
 from vpltool import console
 from vpltool.core import aligned_space, vit
-from vpltool.engine import segmenters
-from vpltool.engine.features import (
-    SECOND,
-    check_kept,
-    find_cams,
-    find_scores,
-    open_features,
-    open_second,
-    read_batch,
-    read_head,
-    smaller_photos_hint,
-)
+from vpltool.engine import features, segmenters
 from vpltool.engine.headers import check_same_model, make_header
 from vpltool.engine.photo_work import Made, make_photos, open_outputs, run_batches
 from vpltool.engine.photos import TAGGED, chosen_shard, paths_of, photos_with, read_known_photo
@@ -198,7 +187,8 @@ class Given:
         device, found = find_device(self.settings.device), self.prototypes
         dtype = find_precision(precision if self.reads("head") else "fp32", device, console.warn)
         space = space_of(found) if found else None
-        head = head_in_space(read_head(self.features), space) if self.reads("head") else None
+        head = (head_in_space(features.read_head(self.features), space)
+                if self.reads("head") else None)
         photos = {photo.id: photo for photo in self.workspace.photos(self.settings.split)}
         loaded = Loaded(self, device, dtype, photos, head.to(device, dtype) if head else None,
                         space.to(device, dtype) if space else None)
@@ -261,14 +251,15 @@ class Loaded:
         def run(batch: FeatureBatch) -> Iterable[Made]:
             tensors = to_device(
                 {name: batch.tensors[name] for name in names}
-                | read_batch(given.second, batch, given.read), self.device, self.dtype)
+                | features.read_batch(given.second, batch, given.read), self.device, self.dtype)
             if self.space is not None and "patches" in tensors:
                 tensors["patches"] = self.space(tensors["patches"])
             return make(batch, tensors)
 
         batches = feature_batches(given.features, todo, list(dict.fromkeys([*names, *copied])),
                                   given.settings.batch_size, device=self.device)
-        return run_batches(batches, run, lambda _: smaller_photos_hint(given.features.header))
+        hint = features.smaller_photos_hint(given.features.header)
+        return run_batches(batches, run, lambda _: hint)
 
 
 def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
@@ -293,14 +284,14 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
     named = {entry.reads: getattr(settings, entry.name)
              for entry in described(type(settings)) if entry.reads}
     if "features" in named:
-        features = opened["features"] = open_features(workspace, named["features"], split)
-        check_kept(features, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
+        stored = opened["features"] = features.open_features(workspace, named["features"], split)
+        features.check_kept(stored, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
     if "cams" in named:
-        opened["cams"] = find_cams(workspace, named["cams"], split, preferred)
+        opened["cams"] = features.find_cams(workspace, named["cams"], split, preferred)
     if "what" in named:
-        opened["what"] = find_scores(workspace, named["what"], split)
-    if not set(reads).isdisjoint(SECOND):
-        second = open_second(workspace, named["second"], split, reads)
+        opened["what"] = features.find_scores(workspace, named["what"], split)
+    if not set(reads).isdisjoint(features.SECOND):
+        second = features.open_second(workspace, named["second"], split, reads)
         assert second is not None
         opened["second"] = second
     if "words" in named:
@@ -308,10 +299,10 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
     if "prototypes" in named and "prototypes" in names:
         prototypes = read_prototypes(workspace, class_rows(workspace, settings), aligned=True)
         check_rows(prototypes, reads)
-        check_fits(features, prototypes, head="head" in reads)
+        check_fits(stored, prototypes, head="head" in reads)
         opened["prototypes"] = prototypes
     if "decoder" in named and "decoder" in reads:
-        opened["decoder"] = _find_decoder(workspace, named["decoder"], features)
+        opened["decoder"] = _find_decoder(workspace, named["decoder"], stored)
     if "proposals" in named and "proposals" in reads:
         opened["proposals"] = find_folder(workspace.path, ("proposals",), named["proposals"], split,
                                           ("proposals",), f"`propose(split={split!r})`")
@@ -322,7 +313,7 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
     return Given(workspace, settings, reads, required, opened, unused)
 
 
-def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> Path:
+def _find_decoder(workspace: Workspace, choice: str, stored: InputFolder) -> Path:
     """Path of a decoder whose layers the features hold."""
     segmenter = segmenters.find_segmenter(workspace.path, choice)
     path, header = segmenter.path, segmenter.header
@@ -330,14 +321,14 @@ def _find_decoder(workspace: Workspace, choice: str, features: InputFolder) -> P
         raise VplError(f"{path} has an encoder of its own, and reads no stored features",
                        "`predict()` runs it; here, name a decoder of `train_decoder()` that was "
                        "trained on the frozen encoder")
-    check_same_model(features.header.model, header.model, f"{features.path} and {path}")
+    check_same_model(stored.header.model, header.model, f"{stored.path} and {path}")
     reads, layers = segmenter.reads
-    check_kept(features, [name for name in FEATURE_TENSORS if name in reads])
-    held = features.header.options["layers"]
+    features.check_kept(stored, [name for name in FEATURE_TENSORS if name in reads])
+    held = stored.header.options["layers"]
     if not layers <= set(held):
         wanted = ",".join(map(str, sorted(layers)))
-        raise VplError(f"{features.path} holds the layers {held}; {path} reads {wanted}",
-                       f"`extract(split={features.header.options['split']!r}, keep="
-                       f"{','.join(features.header.options['keep'])!r}, layers={wanted!r}, "
+        raise VplError(f"{stored.path} holds the layers {held}; {path} reads {wanted}",
+                       f"`extract(split={stored.header.options['split']!r}, keep="
+                       f"{','.join(stored.header.options['keep'])!r}, layers={wanted!r}, "
                        "overwrite=True)`")
     return path

@@ -38,27 +38,22 @@ def load_main(workspace: Workspace, device: torch.device) -> encoders.Encoder:
     """
     if not workspace.encoder:
         return load_clip_vision(workspace, device)
-    found = encoders.find_encoder(workspace.encoder, (workspace.path,))
-    return _as_main(encoders.load_encoder(found, device), workspace)
+    encoder = encoders.load_encoder(
+        encoders.find_encoder(workspace.encoder, (workspace.path,)), device)
+    mean, std, identity = load.normalised((encoder.mean, encoder.std), encoder.identity,
+                                          workspace.normalise)
+    return replace(encoder, mean=mean, std=std,
+                   identity={**identity, "encoder": workspace.main_encoder})
 
 
 def encoder_weights(workspace: Workspace) -> str:
     """Return a hash of the encoder's file; empty if the workspace has none, or it is a download."""
     if not workspace.encoder:
         return ""
-
     try:
         return encoders.weights_of(encoders.find_encoder(workspace.encoder, (workspace.path,)))
     except VplError:
         return ""
-
-
-def _as_main(encoder: encoders.Encoder, workspace: Workspace) -> encoders.Encoder:
-    """Normalise photos as the workspace does; let headers say how the encoder is named."""
-    mean, std, identity = load.normalised((encoder.mean, encoder.std), encoder.identity,
-                                          workspace.normalise)
-    return replace(encoder, mean=mean, std=std,
-                   identity={**identity, "encoder": workspace.main_encoder})
 
 
 def with_weights(encoder: str, weights: str) -> str:
@@ -132,17 +127,11 @@ class ChosenModels:
 
     def licences(self) -> list[str]:
         """Say what is known of the licences of the weights, a line each."""
-        named = {name: models.licence_of({"name": name, "pretrained": weights})
-                 for name, weights in (_names_of(self.encoder),
-                                       (self.model, Path(self.pretrained).name))}
+        encoder, _, file = self.encoder.partition(",")
+        named = {name: models.licence_of({"name": name, "pretrained": Path(weights).name})
+                 for name, weights in ((encoder, file), (self.model, self.pretrained))}
         return [f"the licence of the weights of {name}: {licence}"
                 for name, licence in named.items() if licence]
-
-
-def _names_of(encoder: str) -> tuple[str, str]:
-    """Name and weights of the setting `encoder`, as an identity has them."""
-    name, _, file = encoder.partition(",")
-    return name, Path(file).name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +163,11 @@ def choose_models(path: Path, settings: ModelSettings, clip_given: Sequence[str]
             name the same thing.
     """
     encoder, words = settings.encoder, settings.words
-    if encoder == AUTO:
-        encoder = "" if clip_given or earlier else _default_encoder()
+    if encoder == AUTO and (clip_given or earlier):
+        encoder = ""
+    elif encoder == AUTO:
+        encoder = DEFAULT_ENCODERS.get(find_device("auto").type, DEFAULT_ENCODERS["cpu"])
+        console.note(f"encoder: {encoder}; `encoder` names another, `pretrained` a CLIP")
     if clip_given and (encoder or words):
         clip, other = clip_given[0], "encoder" if encoder else "words"
         raise VplError(f"`{clip}={getattr(settings, clip)!r}` names the CLIP that encodes the "
@@ -199,13 +191,6 @@ def choose_models(path: Path, settings: ModelSettings, clip_given: Sequence[str]
         return had
     return ChosenModels(*_named_clip(
         path, settings.model, settings.pretrained, had, warned="model" in settings.given))
-
-
-def _default_encoder() -> str:
-    """The encoder that a new workspace gets where nothing is named, for this machine's device."""
-    chosen = DEFAULT_ENCODERS.get(find_device("auto").type, DEFAULT_ENCODERS["cpu"])
-    console.note(f"encoder: {chosen}; `encoder` names another, `pretrained` a CLIP")
-    return chosen
 
 
 def _named_encoder(path: Path, given: str) -> str:

@@ -94,20 +94,14 @@ def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFold
     photos = [photo for photo in workspace.photos() if photo.id in wanted]
     hashes, tags = workspace.hashes_of(photos), tags_of(workspace, photos)
     for folder in inputs:
-        _check_current(folder, wanted, hashes, tags)
-
-
-def _check_current(folder: InputFolder, ids: Collection[str], hashes: Mapping[str, str],
-                   tags: Mapping[str, str]) -> None:
-    tagged = folder.per_photo_inputs if folder.kind in TAGGED else {}
-    for what, before, now in (("photo replaced", folder.photos, hashes),
-                              ("tags changed", tagged, tags)):
-        old = sorted(replaced_photos(before, now).intersection(ids))
-        if old:
-            raise VplError(
-                f"{folder.path}: {part_of(len(old), len(ids), 'files', 'is', 'are')} out of date "
-                f"({what}): {', '.join(old[:5])}{' …' if old[5:] else ''}",
-                f"{UPDATE_HINT}{again(folder.header)} makes only these again")
+        tagged = folder.per_photo_inputs if folder.kind in TAGGED else {}
+        for what, before, now in (("photo replaced", folder.photos, hashes),
+                                  ("tags changed", tagged, tags)):
+            if old := sorted(replaced_photos(before, now) & wanted):
+                raise VplError(
+                    f"{folder.path}: {part_of(len(old), len(wanted), 'files', 'is', 'are')} out of "
+                    f"date ({what}): {', '.join(old[:5])}{' …' if old[5:] else ''}",
+                    f"{UPDATE_HINT}{again(folder.header)} makes only these again")
 
 
 def tags_of(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, str]:

@@ -7,14 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from vpltool.core import segment
-from vpltool.core.crf import (
-    bounded_size,
-    scores_of_labels,
-    shrink_labels,
-    shrink_photo,
-    with_background,
-)
+from vpltool.core import crf, segment
 from vpltool.core.grids import blend
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.proposals import Proposals, from_tensors
@@ -58,7 +51,7 @@ class Scores:
         """(height, width) of what is worked on at once: a tile, or the photo scaled down."""
         if self.divides(size):
             return min(size[0], self.tile), min(size[1], self.tile)
-        return bounded_size(size, self.max_side)
+        return crf.bounded_size(size, self.max_side)
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ class Stored:
     def whole(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Scores of the labels at a size (L, H, W), and their classes (L,)."""
         if self.kind == "predictions":
-            return scores_of_labels(shrink_labels(self.values.numpy(), size))
+            return crf.scores_of_labels(crf.shrink_labels(self.values.numpy(), size))
         if len(self.values):
             values = F.interpolate(self.values[None], size=size, mode="bilinear",
                                    align_corners=False)[0]
@@ -117,14 +110,14 @@ class Stored:
         """
         if self.kind == "predictions":
             (top, left), (height, width) = corner, sides
-            return scores_of_labels(
+            return crf.scores_of_labels(
                 self.values[top : top + height, left : left + width].numpy(),
                 among=len(self.classes))
         return self._with_background(segment.part_of(self.values, size, corner,
                                                      sides)), self.labels()
 
     def _with_background(self, values: Tensor) -> Tensor:
-        return with_background(values, self.alpha) if self.kind == "cams" else values
+        return crf.with_background(values, self.alpha) if self.kind == "cams" else values
 
 
 @dataclass(frozen=True)
@@ -187,7 +180,7 @@ def read_scored(scores: Scores, job: Job) -> Read:
             return Read(key, path, scored, classes.numpy(), own, stored=stored)
         size = scores.size_at_once(own)
         values, classes = stored.whole(size)
-        photo = shrink_photo(photo, size)
+        photo = crf.shrink_photo(photo, size)
         found = _proposals_of(scores.proposals, key, size)
     except (OSError, ValueError, RuntimeError, MemoryError, VplError) as error:
         nothing = ScoredPhoto(np.empty((0, 0, 3), np.uint8), np.empty(0, np.float32))

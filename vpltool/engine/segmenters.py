@@ -14,14 +14,9 @@ from typing import Any, ClassVar
 from vpltool import console
 from vpltool.clip import encoders, stored_towers
 from vpltool.core import blocks, segmenter
+from vpltool.engine import groups
 from vpltool.engine.checkpoints import trained_header
 from vpltool.engine.features import BEST_FIRST, open_features
-from vpltool.engine.groups import (
-    GROUP_SETTINGS,
-    NETWORK_SETTINGS,
-    GroupSegmenter,
-    GroupSettings,
-)
 from vpltool.engine.headers import check_same_model
 from vpltool.engine.models import load_main, with_weights
 from vpltool.engine.running import RunningNetwork, RunningSegmenter, RunsSegmenter
@@ -65,7 +60,8 @@ class SegmenterFile:
     maps: ClassVar[tuple[str, ...]] = ()
     """Kinds of file, besides labels and probabilities, that hold what it says of a photo."""
 
-    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(GROUP_SETTINGS, "only groups have it")
+    unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        groups.GROUP_SETTINGS, "only groups have it")
     """Settings that have no effect with it, and why."""
 
     @property
@@ -198,7 +194,7 @@ class SegmenterFile:
                          f"{workspace.encoder or workspace.pretrained} and {self.path}")
         return encoder
 
-    def load(self, workspace: Workspace, settings: GroupSettings) -> RunningSegmenter:
+    def load(self, workspace: Workspace, settings: groups.GroupSettings) -> RunningSegmenter:
         """Load it onto the device of the settings, ready for photos.
 
         Args:
@@ -318,7 +314,7 @@ class GroupsFile(SegmenterFile):
     """Trained groups, which any words can name."""
 
     maps = ("cams", "group-maps")
-    unused = dict.fromkeys(NETWORK_SETTINGS, "groups see photos by windows, in float32")
+    unused = dict.fromkeys(groups.NETWORK_SETTINGS, "groups see photos by windows, in float32")
 
     @property
     def own_encoder(self) -> bool:
@@ -339,9 +335,10 @@ class GroupsFile(SegmenterFile):
         raise VplError(f"{self.path} holds groups, not a network over the layers of an encoder",
                        "name a decoder of `train_decoder()`")
 
-    def load(self, workspace: Workspace, settings: GroupSettings) -> RunningSegmenter:
+    def load(self, workspace: Workspace, settings: groups.GroupSettings) -> RunningSegmenter:
         """See `SegmenterFile`."""
-        return GroupSegmenter.of(workspace, self.path, settings, find_device(settings.device))
+        device = find_device(settings.device)
+        return groups.GroupSegmenter.of(workspace, self.path, settings, device)
 
     def serving_features(self, workspace: Workspace, settings: RunsSegmenter, ids: Sequence[str]
                          ) -> InputFolder | None:
@@ -372,17 +369,17 @@ def find_segmenter(work: Path, choice: str) -> SegmenterFile:
     Raises:
         VplError: there is none, or there are several.
     """
-    decoders, groups = (results_of(work, kind) for kind in ("decoder", "groups"))
+    decoders, others = (results_of(work, kind) for kind in ("decoder", "groups"))
     if not choice:
         listed = ([path for name in BEST_FIRST for path in decoders if path.stem == name][:1]
-                  or decoders or groups)
+                  or decoders or others)
         if len(listed) != 1:
             raise VplError(f"{listed[0].parent} holds several segmenters" if listed else
                            f"no segmenter in {folder_of(work, 'decoder')}",
                            " or ".join(f"`decoder={path.stem!r}`" for path in listed)
                            or "`train_decoder()`, or `train_groups()`")
         return open_segmenter(listed[0])
-    here = [path for path in (*decoders, *groups) if path.stem == choice]
+    here = [path for path in (*decoders, *others) if path.stem == choice]
     if len(here) > 1:
         raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`",
                        f"name one by its path, such as {here[0]}")
@@ -390,7 +387,7 @@ def find_segmenter(work: Path, choice: str) -> SegmenterFile:
     for path in (*here, place(work, "decoder", choice), Path(choice), work / choice):
         if path.is_file():
             return open_segmenter(path)
-    names = [path.stem for path in (*decoders, *groups)]
+    names = [path.stem for path in (*decoders, *others)]
     raise VplError(f"no segmenter called `{choice}`", near_name(choice, names) if names else
                    "`train_decoder()`, or `train_groups()`")
 

@@ -10,12 +10,9 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from vpltool.parallel.signals import begin_worker, block_interrupts, in_main_thread
-
-if TYPE_CHECKING:
-    from multiprocessing.process import BaseProcess
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -107,13 +104,13 @@ def end_with_parent(from_main_thread: bool) -> None:
         return
     if from_main_thread and parent.pid == os.getppid():
         _end_by_kernel()
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
+    def watch() -> None:
+        # A parent that has gone before this began is seen as well.
+        parent.join()
+        os._exit(1)
 
-def _watch(parent: BaseProcess) -> None:
-    # A parent that has gone before this began is seen as well.
-    parent.join()
-    os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _end_by_kernel() -> None:

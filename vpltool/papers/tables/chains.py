@@ -231,17 +231,11 @@ def seconds_a_step(work: api.Workspace, values: Mapping[str, Any]) -> float:
     return statistics.median(after - before for before, after in itertools.pairwise(watch.times))
 
 
-class _Watch:
+class _Watch(console.Silence):
     """Notes when each step of the last piece of work ended, and passes nothing on."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
-
-    def note(self, message: str) -> None:
-        """Nothing: the training itself will say it."""
-
-    def warn(self, message: str) -> None:
-        """Nothing: the training itself will say it."""
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int) -> Iterator[console.Advance]:
