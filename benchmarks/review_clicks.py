@@ -47,8 +47,8 @@ from vpltool.formats import (
 )
 from vpltool.methods.segmenters.discriminant import Settings
 from vpltool.parallel.threads import in_threads
+from vpltool.review.orders import SHARE
 from vpltool.review.pictures import photo_regions
-from vpltool.review.work import SHARE
 
 Labels = npt.NDArray[np.uint8]
 Field = npt.NDArray[np.float64]

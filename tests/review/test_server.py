@@ -19,7 +19,7 @@ from PIL import Image
 from review_server import TOKEN, Client, start_process
 
 from vpltool.formats import describe, open_workspace, read_labels, write_labels
-from vpltool.review import work as review_work
+from vpltool.review import orders
 from vpltool.review.desk import GRID, Conflict, Desk
 from vpltool.review.journal import Journal
 from vpltool.review.pictures import SCALES, photo_regions
@@ -211,7 +211,7 @@ def test_a_large_photo_keeps_what_nobody_touched(base: Path) -> None:
 
 def test_orders(base: Path) -> None:
     desk = Desk(base / "work", "masks/text-refined-full", "train", "worst-tags")
-    ids = {name: desk.ordered(name) for name in review_work.ORDERS}
+    ids = {name: desk.ordered(name) for name in orders.ORDERS}
     assert all(sorted(found) == sorted(desk.photos) for found in ids.values())
     assert ids["file"] == list(desk.photos) and ids["random"] != ids["file"]
     unsure = {key: float((read_labels(base / f"work/masks/text-refined/train/{key}.png") == 255
@@ -231,12 +231,12 @@ def test_worst_tags_first_then_what_two_masks_disagree_about(base: Path) -> None
         for row, index in enumerate(tagged[key]):
             labels[2 * row:2 * row + 2] = index
         write_labels(path, labels, header)
-    first = review_work.rank(desk.workspace, desk.shown, list(photos.values()), "worst-tags",
+    first = orders.rank(desk.workspace, desk.shown, list(photos.values()), "worst-tags",
                              "train")
     # Both show what their tags say; the other one is made to lack a class.
     write_labels(shown if first[0] == "scene1" else other,
                  np.zeros_like(read_labels(shown)), header)
-    assert review_work.rank(desk.workspace, desk.shown, list(photos.values()), "worst-tags",
+    assert orders.rank(desk.workspace, desk.shown, list(photos.values()), "worst-tags",
                             "train") == first[::-1]
 
 

@@ -12,7 +12,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Workspace
 from vpltool.formats.kinds import IGNORE
 from vpltool.parallel.once import once
-from vpltool.review.work import ORDERS
+from vpltool.review.orders import ORDERS
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 

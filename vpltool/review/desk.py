@@ -6,22 +6,36 @@ mask change whose place on the grid does; the others stay as they were.
 
 from __future__ import annotations
 
+import csv
 import functools
 import io
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.core import photos
+from vpltool.core.photos import photo_size
 from vpltool.core.proposals import from_tensors
 from vpltool.engine.corrected_masks import take_corrections
-from vpltool.formats import IGNORE, JsonObject, open_workspace, read_labels
+from vpltool.engine.panels import columns_there
+from vpltool.errors import VplError
+from vpltool.formats import IGNORE, JsonObject, open_input, open_workspace, read_labels
+from vpltool.formats.atomic import atomic_path
+from vpltool.formats.changes import last_call
 from vpltool.formats.corrections import FOLDER
+from vpltool.formats.input_folders import names_in
+from vpltool.formats.kinds import folder_of, place
 from vpltool.formats.labels import png_bytes
+from vpltool.formats.workspace_writing import write_workspace
 from vpltool.lazy import Image, np, npt
-from vpltool.review import pictures, work
+from vpltool.review import orders, pictures
 from vpltool.review.journal import UNWRITTEN, Box, Edit, Journal, Status
+
+OWN = "review"
+"""Folder of the workspace that holds the journal, the tags and the earlier states."""
+
+_BEFORE = "before training "
 
 GRID = 1600
 """Longest side in pixels of a mask that is edited."""
@@ -44,7 +58,7 @@ class Desk:
             VplError: there are no masks, or nothing to order the photos by.
         """
         self.path, self.split, self.lock = path, split, threading.RLock()
-        self.journal = Journal(path / work.OWN / "journal.sqlite")
+        self.journal = Journal(path / OWN / "journal.sqlite")
         self._open(what)
         for key, (_, stamp) in self.journal.known().items():
             if key in self.photos and stamp == UNWRITTEN:
@@ -58,9 +72,10 @@ class Desk:
     def _open(self, what: str) -> None:
         self.workspace = open_workspace(self.path)
         self.photos = {photo.id: photo for photo in self.workspace.photos(self.split)}
-        self.shown = work.find_shown(self.workspace, what, self.split)
-        self.proposals = work.find_proposals(self.workspace, self.split)
-        self.scored = work.find_scored(self.workspace, self.split)
+        self.shown = orders.find_shown(self.workspace, what, self.split)
+        self.proposals = {
+            name: open_input(place(self.path, "proposals", name, self.split), ("proposals",))
+            for name in names_in(folder_of(self.path, "proposals"), self.split)}
 
     def reopen(self, what: str) -> None:
         """Show other masks, such as those after training; photos with edits keep theirs."""
@@ -70,13 +85,33 @@ class Desk:
             self.ids = [key for key in self.ids if key in self.photos]
 
     def ordered(self, order: str) -> list[str]:
-        """Ids of all photos in an order, see `work.rank`."""
-        return work.rank(self.workspace, self.shown, list(self.photos.values()), order, self.split)
+        """Ids of all photos in an order, see `rank`."""
+        return orders.rank(self.workspace, self.shown, list(self.photos.values()), order,
+                           self.split)
 
     @property
     def what(self) -> str:
         """Name of the masks that are shown, such as `predictions/segmenter`."""
         return f"{self.shown.kind}/{self.shown.name}"
+
+    @property
+    def scored(self) -> JsonObject:
+        """What the curve is of, `split` and `against`, as `eval` has them.
+
+        The split is `val` if there is one; `tags` serve without true masks.
+        """
+        photos = self.workspace.photos()
+        name = "val" if any("val" in photo.splits for photo in photos) else self.split
+        masks = any(photo.mask for photo in photos if name in photo.splits)
+        return {"split": name, "against": "masks" if masks else "tags"}
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of masks and predictions of the split, and of earlier states of those shown."""
+        rounds = sorted((self.path / OWN / "rounds").glob("*"), key=lambda path: int(path.name))
+        return [name for name in columns_there(self.path, self.split)
+                if name.partition("/")[0] in ("masks", "predictions")] + [
+            f"{_BEFORE}{path.name}" for path in rounds]
 
     @property
     def scales(self) -> list[str]:
@@ -114,10 +149,16 @@ class Desk:
                     "history": [edit.what for edit in self.journal.edits(key)]}, self._grid(key)
 
     def layer(self, key: str, name: str) -> npt.NDArray[np.uint8]:
-        """A photo's labels on the grid (h, w) in other masks; `computed`: those shown."""
+        """A photo's labels on the grid (h, w) in one of `layers`; `computed`: those shown."""
         with self.lock:
-            found = (work.labels_of(self.shown, key) if name == "computed" else
-                     work.read_layer(self.workspace, name, self.split, key))
+            if name not in ("computed", *self.layers):
+                raise VplError(f"no masks are called {name!r}", "reload the page")
+            if name.startswith(_BEFORE):
+                path = self.path / OWN / "rounds" / name.split()[-1] / f"{key}.png"
+                found = read_labels(path) if path.is_file() else None
+            else:
+                found = orders.labels_of(self.shown if name == "computed" else orders.find_shown(
+                    self.workspace, name, self.split), key)
             size = _grid_of(self._base(key))
             return np.full(size, IGNORE, np.uint8) if found is None else _scaled(found, size)
 
@@ -194,9 +235,9 @@ class Desk:
             return _decoded(held)
         if self._stamp(key):
             return read_labels(self._corrected(key))
-        found = work.labels_of(self.shown, key)
+        found = orders.labels_of(self.shown, key)
         return found if found is not None else np.full(
-            photos.photo_size(self.file(key)[0]), IGNORE, np.uint8)
+            photo_size(self.file(key)[0]), IGNORE, np.uint8)
 
     def _grid(self, key: str) -> npt.NDArray[np.uint8]:
         """A photo's labels on the grid (h, w), with all edits that are not undone."""
@@ -211,7 +252,8 @@ class Desk:
         """Make mask and tags on disk what the journal says; again after a kill in between."""
         status = self.status(key)
         if status.tags != self.photos[key].tags:
-            self.workspace = work.set_tags(self.path, key, status.tags)
+            self._set_tags(key, status.tags)
+            self.workspace = open_workspace(self.path)
             self.photos = {photo.id: photo for photo in self.workspace.photos(self.split)}
         if status.state in _WRITTEN:
             base, grid = self._base(key), self._grid(key)
@@ -222,6 +264,28 @@ class Desk:
         else:
             self._corrected(key).unlink(missing_ok=True)
         self.journal.stamp(key, self._stamp(key))
+
+    def _set_tags(self, key: str, tags: tuple[str, ...]) -> None:
+        """Give a photo other tags, in `images.jsonl`; the CSV of the user is left as it is.
+
+        A folder's tags come from its CSV, so a copy with the changes, `review/tags.csv`, takes its
+        place in later calls of `prepare`.
+        """
+        workspace = open_workspace(self.path)
+        photos = [replace(photo, tags=tags) if photo.id == key else photo
+                  for photo in workspace.photos()]
+        call = last_call(self.path)
+        if call.get("method") == "folder":
+            call |= {"labels": f"{OWN}/tags.csv"}
+            halves = {f"{call['halve']}-{half}" for half in "ab"} if call.get("halve") else set()
+            with atomic_path(self.path / OWN / "tags.csv") as path, path.open(
+                    "w", encoding="utf-8", newline="") as file:
+                rows = csv.writer(file)
+                rows.writerow(("id", "labels", "split"))
+                rows.writerows((photo.image, "".join(f"{label};" for label in photo.tags),
+                                "".join(f"{name};" for name in photo.splits if name not in halves))
+                               for photo in photos)
+        write_workspace(workspace, photos, call)
 
 
 @functools.lru_cache(maxsize=8)

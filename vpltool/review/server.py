@@ -26,9 +26,9 @@ from vpltool.errors import VplError
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
 from vpltool.pictures import colours
-from vpltool.review import pictures, work
+from vpltool.review import orders, pictures
 from vpltool.review.desk import Conflict, Desk
-from vpltool.review.training import Training
+from vpltool.review.training import Training, words_of
 
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _FILES = {"/" if file.suffix == ".html" else f"/{file.name}": file
@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise
         except tuple(_FAILED) as error:
             status, why = next(_FAILED[kind] for kind in _FAILED if isinstance(error, kind))
-            self._fail(status, why + work.words_of(error))
+            self._fail(status, why + words_of(error))
 
     def _refusal(self, path: str, query: Mapping[str, str]) -> str:
         """Why a request is refused; empty if it is not."""
@@ -208,8 +208,8 @@ def _start(server: ReviewServer, _query: JsonObject) -> Answer:
         "colours": [flat[3 * number:3 * number + 3] for number in range(len(names))],
         "photos": [[key, desk.workspace.indices_of(desk.photos[key]), states.get(key, "new")]
                    for key in desk.ids],
-        "order": desk.order, "orders": list(work.ORDERS), "scales": desk.scales,
-        "layers": ["computed", *work.other_layers(desk.workspace, desk.split)],
+        "order": desk.order, "orders": list(orders.ORDERS), "scales": desk.scales,
+        "layers": ["computed", *desk.layers],
         "newest": desk.journal.newest, "training": server.training.state()})
 
 

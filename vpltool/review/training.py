@@ -23,9 +23,8 @@ from vpltool.errors import VplError
 from vpltool.formats import JsonObject, read_json, write_json
 from vpltool.formats.kinds import called, place, results_of
 from vpltool.recipes.runner import run_line
-from vpltool.review.desk import Desk
-from vpltool.review.work import OWN, words_of
-from vpltool.shell import command_line, program
+from vpltool.review.desk import OWN, Desk
+from vpltool.shell import command_line, program, to_shell
 
 _UPDATE = "vpltool update"
 
@@ -156,6 +155,11 @@ class _Said(console.Silence):
 
         advance(0)
         yield advance
+
+
+def words_of(error: Exception) -> str:
+    """Say in a line for the page what went wrong, as a shell would have it typed."""
+    return to_shell(str(error).replace("\nhint: ", "; "))
 
 
 def _say(**what: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from vpltool import options
 from vpltool.core import agreement, segment
 from vpltool.datasets.classes import read_classes
 from vpltool.engine import groups, running, segmenters
+from vpltool.engine.headers import make_header
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, open_workspace
 from vpltool.lazy import np, npt
@@ -64,15 +66,17 @@ class Chosen:
     named: Workspace
     temperature: float
 
-    @property
-    def inputs(self) -> dict[str, InputFolder | Path | str]:
-        """What headers call inputs: the segmenter, and the names of its classes."""
-        return {self.segmenter.role: self.segmenter.path, "classes": self.named.classes_identity}
-
-    @property
-    def options(self) -> JsonObject:
-        """What headers record beside the settings: the temperature, where it matters."""
-        return {"temperature": self.temperature} if self.settings.abstain else {}
+    def header(self, kind: str, inputs: Mapping[str, InputFolder | Path], options: JsonObject,
+               *skip: str) -> Header:
+        """Make the header of what is written, with what its photos add; see `make_header`."""
+        segmenter = self.segmenter
+        return make_header(
+            self.workspace, kind, "predict", self.settings,
+            inputs={segmenter.role: segmenter.path, "classes": self.named.classes_identity,
+                    **inputs},
+            model=segmenter.header.model,
+            options=options | ({"temperature": self.temperature} if self.settings.abstain else {}),
+            skip=(*segmenter.unused, *skip))
 
     def labels(self, seen: running.Segmented) -> npt.NDArray[np.uint8]:
         """Labels (H, W) of a photo, of its own size."""

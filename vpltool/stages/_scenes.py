@@ -83,11 +83,8 @@ def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
 
 
 def _header(work: Chosen, scene: rasters.Scene) -> Header:
-    header = headers.make_header(
-        work.workspace, "scenes", "predict", work.settings,
-        inputs=work.inputs | {"scene": scene.path}, model=work.segmenter.header.model,
-        options={"scales": work.settings.factors} | work.options,
-        skip=(*work.segmenter.unused, "split", "source"))
+    header = work.header("scenes", {"scene": scene.path}, {"scales": work.settings.factors},
+                         "split", "source")
     sources = dict(header.sources)
     sources["images"] = sources.pop("scene")
     return replace(header, sources=sources)

@@ -194,14 +194,11 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
 
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
     workspace, settings, segmenter = work.workspace, work.settings, work.segmenter
-    inputs = work.inputs | ({"features": task.features} if task.features else {})
-    options: JsonObject = {"split": task.name} | work.options
+    options: JsonObject = {"split": task.name}
     if "scales" not in segmenter.unused:
         options |= {"scales": settings.factors, "source": "features" if task.features else "photos"}
-    header = headers.make_header(
-        workspace, kind, "predict", settings, inputs=inputs, model=segmenter.header.model,
-        options=options,
-        skip=(*segmenter.unused, *(("precision",) if task.features else ())))
+    header = (work.header(kind, {"features": task.features}, options, "precision")
+              if task.features else work.header(kind, {}, options))
     images = [headers.relative_path(path, workspace.path) for path in task.images]
     # The same call finds the side of the training again.
     implied = ({"max_side"} - settings.given

@@ -1,36 +1,26 @@
-"""What the page needs of the rest of vpltool, in one place: masks, tags, orders, proposals."""
+"""Which photo a reviewer looks at first: orders of photos by their masks."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TypeAlias
 
 from vpltool import console, formats
 from vpltool.core import agreement
 from vpltool.engine.features import BEST_FIRST
-from vpltool.engine.panels import columns_there
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
-from vpltool.formats.atomic import atomic_path
-from vpltool.formats.changes import last_call
-from vpltool.formats.input_folders import names_in, open_probabilities
-from vpltool.formats.kinds import called, folder_of, place
-from vpltool.formats.workspace import write_workspace
+from vpltool.formats import IGNORE, InputFolder, Photo, Workspace
+from vpltool.formats.input_folders import open_probabilities
+from vpltool.formats.kinds import called
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
-from vpltool.shell import to_shell
 
 Labels: TypeAlias = "npt.NDArray[np.uint8]"
 
-OWN = "review"
-"""Folder of the workspace that holds the journal, the tags and the earlier states."""
-
-_BEFORE = "before training "
+Measure = Callable[[Photo], float]
+"""From a photo to how much a look at it is worth."""
 
 SHARE, _THREADS = 0.01, 4
 """Share of a photo that a class must cover to count as shown, as in `eval --against tags`."""
@@ -49,80 +39,9 @@ def find_shown(workspace: Workspace, what: str, split: str) -> InputFolder:
     return source
 
 
-def find_proposals(workspace: Workspace, split: str) -> dict[str, InputFolder]:
-    """The proposals of a split, by name."""
-    return {name: formats.open_input(place(workspace.path, "proposals", name, split),
-                                     ("proposals",))
-            for name in names_in(folder_of(workspace.path, "proposals"), split)}
-
-
-def other_layers(workspace: Workspace, split: str) -> list[str]:
-    """Name all masks and predictions of a split, and the earlier states of those shown."""
-    rounds = sorted((workspace.path / OWN / "rounds").glob("*"), key=lambda path: int(path.name))
-    return [name for name in columns_there(workspace.path, split)
-            if name.partition("/")[0] in ("masks", "predictions")] + [
-        f"{_BEFORE}{path.name}" for path in rounds]
-
-
-def read_layer(workspace: Workspace, name: str, split: str, photo_id: str) -> Labels | None:
-    """Read a photo's labels (H, W) in one of `other_layers`; None if it has none there."""
-    if name not in other_layers(workspace, split):
-        raise VplError(f"no masks are called {name!r}", "reload the page")
-    if name.startswith(_BEFORE):
-        path = workspace.path / OWN / "rounds" / name.split()[-1] / f"{photo_id}.png"
-        return formats.read_labels(path) if path.is_file() else None
-    return labels_of(find_shown(workspace, name, split), photo_id)
-
-
 def labels_of(folder: InputFolder, photo_id: str) -> Labels | None:
     """Read a photo's labels (H, W); None if it has none."""
     return folder.read_labels(photo_id) if folder.holds(photo_id) else None
-
-
-def find_scored(workspace: Workspace, split: str) -> JsonObject:
-    """The split that the curve is of, `val` if there is one; `masks`, or `tags` without true masks.
-
-    Returns:
-        `split` and `against`, as `eval` has them.
-    """
-    photos = workspace.photos()
-    name = "val" if any("val" in photo.splits for photo in photos) else split
-    masks = any(photo.mask for photo in photos if name in photo.splits)
-    return {"split": name, "against": "masks" if masks else "tags"}
-
-
-def set_tags(work: Path, photo_id: str, tags: Sequence[str]) -> Workspace:
-    """Give a photo other tags, in `images.jsonl`; the CSV of the user is left as it is.
-
-    A folder's tags come from its CSV, so a copy with the changes, `review/tags.csv`, takes its
-    place in later calls of `prepare`.
-    """
-    workspace = formats.open_workspace(work)
-    photos = [replace(photo, tags=tuple(tags)) if photo.id == photo_id else photo
-              for photo in workspace.photos()]
-    call = last_call(work)
-    if call.get("method") == "folder":
-        call |= {"labels": f"{OWN}/tags.csv"}
-        with atomic_path(work / OWN / "tags.csv") as path, path.open(
-                "w", encoding="utf-8", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(("id", "labels", "split"))
-            halves = {f"{call['halve']}-{half}" for half in "ab"} if call.get("halve") else set()
-            rows.writerows((photo.image, "".join(f"{label};" for label in photo.tags),
-                            "".join(f"{name};" for name in photo.splits if name not in halves))
-                           for photo in photos)
-    write_workspace(workspace, photos, call)
-    return formats.open_workspace(work)
-
-
-def words_of(error: Exception) -> str:
-    """Say in a line for the page what went wrong, as a shell would have it typed."""
-    return to_shell(str(error).replace("\nhint: ", "; "))
-
-
-# ---- orders: from a photo to how much a look at it is worth
-
-Measure = Callable[[Photo], float]
 
 
 def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], order: str,
