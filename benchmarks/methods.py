@@ -149,7 +149,7 @@ def _aligning(made: Inputs) -> Call:
 
     def run() -> None:
         aligner = alignment.Aligner(
-            dim=made.dim, width=chosen.width, depth=chosen.depth, last_relu=chosen.last_relu,
+            width=chosen.width, depth=chosen.depth, last_relu=chosen.last_relu,
             shared_start=chosen.init == "shared", tau=chosen.tau, learn_tau=chosen.learn_tau,
             text=text, class_index=index, regions=shown).to(made.device)
         optimizer = alignment.make_optimizer(aligner, settings)

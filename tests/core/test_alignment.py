@@ -63,7 +63,7 @@ def settings_of(**changed: Any) -> AlignmentSettings:
 def an_aligner(regions: Regions, **changed: Any) -> Aligner:
     torch.manual_seed(2)
     made = Aligner(**({
-        "dim": 6, "width": 5, "depth": 2, "last_relu": False, "shared_start": False, "tau": 0.1,
+        "width": 5, "depth": 2, "last_relu": False, "shared_start": False, "tau": 0.1,
         "learn_tau": True, "text": units(7, 6, 9), "class_index": torch.tensor(TEXT_CLASS),
         "regions": regions} | changed)).double()
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_a_learned_temperature_does_not_fall_below_a_hundredth() -> None:
 def test_both_stacks_may_begin_alike() -> None:
     regions, _ = some_regions()
     torch.manual_seed(2)
-    made = Aligner(dim=6, width=5, depth=2, last_relu=False, shared_start=True, tau=0.1,
+    made = Aligner(width=5, depth=2, last_relu=False, shared_start=True, tau=0.1,
                    learn_tau=True, text=units(7, 6, 9), class_index=torch.tensor(TEXT_CLASS),
                    regions=regions)
     assert all(ours.equal(theirs) for ours, theirs in zip(

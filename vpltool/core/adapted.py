@@ -139,49 +139,39 @@ class AdaptedTower(Tower):
     def _encode(self, pixels: Tensor, patches: bool, layers: Sequence[int], blocks: int,
                 attention: bool, attentions: bool) -> DenseFeatures:
         grid = (pixels.shape[2] // self.patch, pixels.shape[3] // self.patch)
-        pixels = self._continued(pixels)
+        unit = max(level.stride for level in self.levels)
+        if unit != self.patch:
+            down, across = (-side % unit for side in pixels.shape[2:])
+            pixels = F.pad(pixels, (0, across, 0, down), mode="replicate")
         size = (pixels.shape[2], pixels.shape[3])
         joins = self.joins[:-1] if patches else ()
         seen = self.run(pixels, sorted({*layers, *joins}), blocks)
         weights = [part[:, self.prefix:, self.prefix:] for part in seen.attentions]
+        embedded = stacked = None
+        if patches:
+            parts = zip(self.joins, [*(seen.outputs[index] for index in joins), seen.last],
+                        strict=True)
+            found = [self._on_grid(F.normalize(tokens, dim=-1), index, size, grid)
+                     for index, tokens in parts]
+            embedded = F.normalize(torch.cat(found, dim=-1) if len(found) > 1 else found[0], dim=-1)
+        if layers:
+            found = [self._on_grid(seen.outputs[index], index, size, grid) for index in layers]
+            stacked = torch.stack([F.pad(tokens, (0, self.width - tokens.shape[-1]))
+                                   for tokens in found], dim=1)
         return DenseFeatures(
-            None,
-            self._joined_patches(seen, size, grid) if patches else None,
-            sum(weights[1:], weights[0]) / len(weights) if attention else None,
-            torch.stack(weights, dim=1) if attentions else None,
-            self._stacked(seen, layers, size, grid) if layers else None)
+            None, embedded, sum(weights[1:], weights[0]) / len(weights) if attention else None,
+            torch.stack(weights, dim=1) if attentions else None, stacked)
 
-    def _continued(self, pixels: Tensor) -> Tensor:
-        """Continue photos to a multiple of the coarsest patch."""
-        unit = max(level.stride for level in self.levels)
-        if unit == self.patch:
-            return pixels
-        down, across = (-side % unit for side in pixels.shape[2:])
-        return F.pad(pixels, (0, across, 0, down), mode="replicate")
-
-    def _joined_patches(self, seen: Passed, size: tuple[int, int], grid: tuple[int, int]
-                        ) -> Tensor:
-        parts = [*(seen.outputs[index] for index in self.joins[:-1]), seen.last]
-        found = [self._on_grid(F.normalize(tokens, dim=-1), self.levels[index], size, grid)
-                 for index, tokens in zip(self.joins, parts, strict=True)]
-        return F.normalize(torch.cat(found, dim=-1) if len(found) > 1 else found[0], dim=-1)
-
-    def _stacked(self, seen: Passed, layers: Sequence[int], size: tuple[int, int],
-                 grid: tuple[int, int]) -> Tensor:
-        found = [self._on_grid(seen.outputs[index], self.levels[index], size, grid)
-                 for index in layers]
-        return torch.stack([F.pad(tokens, (0, self.width - tokens.shape[-1]))
-                            for tokens in found], dim=1)
-
-    def _on_grid(self, tokens: Tensor, level: Level, size: tuple[int, int],
-                 grid: tuple[int, int]) -> Tensor:
+    def _on_grid(self, tokens: Tensor, index: int, size: tuple[int, int], grid: tuple[int, int]
+                 ) -> Tensor:
         """Bring tokens (B, n, width) of a level to the grid of the patches."""
-        own, whole = ((size[0] // side, size[1] // side) for side in (level.stride, self.patch))
+        stride = self.levels[index].stride
+        own, whole = ((size[0] // side, size[1] // side) for side in (stride, self.patch))
         if own == grid:
             return tokens
         maps = tokens.transpose(1, 2).unflatten(2, own)
         if own != whole:
-            finer = level.stride < self.patch
+            finer = stride < self.patch
             maps = F.interpolate(maps, whole, mode="area" if finer else "bilinear",
                                  align_corners=None if finer else False)
         return maps[:, :, :grid[0], :grid[1]].flatten(2).transpose(1, 2)

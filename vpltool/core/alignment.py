@@ -130,9 +130,9 @@ class AlignmentSettings:
 class Aligner(nn.Module):
     """Both stacks, the temperature, and the prototypes of the last K-means.
 
-    The stacks lead from CLIP's joint space of `dim` dimensions through `depth` layers of a width
-    d2; if `shared_start`, both begin with the same weights. The text that is aligned with the
-    regions is L2-normed (rows, dim), with the class of each row (rows,), 0 is the background.
+    The stacks lead from CLIP's joint space through `depth` layers of a width d2; if `shared_start`,
+    both begin with the same weights. The text that is aligned with the regions is L2-normed
+    (rows, dim), with the class of each row (rows,), 0 is the background.
     """
 
     words: Tensor
@@ -141,12 +141,11 @@ class Aligner(nn.Module):
     vision_prototypes: Tensor
     text_prototypes: Tensor
 
-    def __init__(self, *, dim: int, width: int, depth: int, last_relu: bool, shared_start: bool,
-                 tau: float, learn_tau: bool, text: Tensor, class_index: Tensor, regions: Regions
-                 ) -> None:
+    def __init__(self, *, width: int, depth: int, last_relu: bool, shared_start: bool, tau: float,
+                 learn_tau: bool, text: Tensor, class_index: Tensor, regions: Regions) -> None:
         super().__init__()
-        self.vision = make_stack(dim, width, depth, last_relu=last_relu)
-        self.text = make_stack(dim, width, depth, last_relu=last_relu)
+        self.vision, self.text = (
+            make_stack(text.shape[1], width, depth, last_relu=last_relu) for _ in range(2))
         if shared_start:
             self.text.load_state_dict(self.vision.state_dict())
         self.log_tau = nn.Parameter(torch.tensor(tau).log(), requires_grad=learn_tau)
@@ -155,10 +154,6 @@ class Aligner(nn.Module):
                 "vision_prototypes": torch.zeros(len(regions.classes), width),
                 "text_prototypes": torch.zeros(len(text), width)}.items():
             self.register_buffer(name, tensor)
-
-    def align_vision(self, pixels: Tensor) -> Tensor:
-        """v' of pixels (N, dim), L2-normed (N, width)."""
-        return F.normalize(self.vision(pixels), dim=-1)
 
     def align_text(self, rows: Tensor) -> Tensor:
         """t' of rows of text (rows, dim), L2-normed (rows, width)."""
@@ -249,7 +244,7 @@ def _step(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
     # Not the seeds of `calibrate`, which is the draw before the first.
     pixels, region = regions.draw(settings.batch_size, settings.patches,
                                   settings.seed * 1_000_003 + iteration + 1)
-    seen = aligner.align_vision(regions.embeddings[pixels.to(device)])
+    seen = F.normalize(aligner.vision(regions.embeddings[pixels.to(device)]), dim=-1)
     words = aligner.align_text(aligner.words)
     tau = aligner.log_tau.exp()
     vision = contrast(seen, aligner.labels[region.to(device)], aligner.text_prototypes,

@@ -134,12 +134,11 @@ def write_trained(target: Path, header: Header, tensors: Mapping[str, Tensor],
     checkpoints.checkpoint_of(target).unlink(missing_ok=True)
 
 
-def note_losses(names: Sequence[str], curve: Sequence[Sequence[float]], before: str = "") -> None:
-    """Say how the losses fell that were not left out; the curve may have the first ones only."""
+def note_losses(names: Sequence[str], curve: Sequence[Sequence[float]]) -> None:
+    """Say how the losses fell; the curve may have the first of the names only, or no step."""
     if curve:
-        console.note(before + ", ".join(
-            f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
-                names, curve[0][1:], curve[-1][1:], strict=False) if first or last))
+        console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
+            names, curve[0][1:], curve[-1][1:], strict=False)))
 
 
 def too_many_crops(steps: training.StepSettings) -> AbstractContextManager[None]:

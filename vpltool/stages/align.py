@@ -187,10 +187,9 @@ def _align(
     # The networks begin as always for a seed.
     torch.manual_seed(chosen.seed)
     aligner = alignment.Aligner(
-        dim=text.rows.shape[1], width=chosen.width, depth=chosen.depth,
-        last_relu=chosen.last_relu, shared_start=chosen.init == "shared", tau=chosen.tau,
-        learn_tau=chosen.learn_tau, text=text.rows[kept], class_index=text.class_index[kept],
-        regions=regions).to(where)
+        width=chosen.width, depth=chosen.depth, last_relu=chosen.last_relu,
+        shared_start=chosen.init == "shared", tau=chosen.tau, learn_tau=chosen.learn_tau,
+        text=text.rows[kept], class_index=text.class_index[kept], regions=regions).to(where)
     optimizer = alignment.make_optimizer(aligner, training)
 
     def finish() -> tuple[Header, Mapping[str, Tensor]]:

@@ -80,32 +80,37 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
                           frozen.features.header.options.get("max_side", 1024)
                           if frozen.features else settings.max_side),
         "config": network.config, "reads": list(network.reads)})
-    if _is_done(lesson, header):
-        return target
-    data = TrainingData(workspace, lesson.masks, lesson.epoch, frozen, network.reads_patches,
-                        settings.max_side, *rank_of_process())
-    if stepless:
-        _masks.check_masks(lesson.masks, workspace, lesson.photos)
-        with joined(settings.device, double=True) as ranks:
-            _fit(method, network, data, settings, ranks)
-            if ranks.rank == 0:
-                _steps.write_trained(target, header, network.state_dict(), [])
-        return target
-    begun = checkpoints.read_checkpoint(target, header, settings)
-    _masks.check_masks(lesson.masks, workspace, lesson.photos)
+    if not _is_done(lesson, header):
+        data = TrainingData(workspace, lesson.masks, lesson.epoch, frozen, network.reads_patches,
+                            settings.max_side, *rank_of_process())
+        if stepless:
+            _masks.check_masks(lesson.masks, workspace, lesson.photos)
+            with joined(settings.device, double=True) as ranks:
+                _fit(method, network, data, settings, ranks)
+                if ranks.rank == 0:
+                    _steps.write_trained(target, header, network.state_dict(), [])
+        else:
+            _train(lesson, network, data, steps, header)
+    return target
+
+
+def _train(lesson: Lesson, network: segmenter.SegmenterNetwork, data: TrainingData,
+           steps: training.TrainingSettings, header: Header) -> None:
+    settings, target = lesson.settings, lesson.target
+    start = checkpoints.read_checkpoint(target, header, settings)
+    _masks.check_masks(lesson.masks, lesson.workspace, lesson.photos)
     with (joined(settings.device) as ranks,
-          contextlib.closing(crop_batches(data, steps, begun.step, device=ranks.device,
+          contextlib.closing(crop_batches(data, steps, start.step, device=ranks.device,
                                           workers=worker_count(settings.workers))) as batches,
           _steps.too_many_crops(steps)):
         optimizer = training.make_optimizer(network.to(ranks.device), steps)
         curve = _steps.take_steps(
             _steps.Steps(header, target, steps.iterations, network, optimizer, _LOSSES,
                          settings.checkpoint_every),
-            training.train(network, optimizer, steps, batches, start=begun.step, group=ranks),
-            begun, ranks, lambda: (header, network.state_dict()))
+            training.train(network, optimizer, steps, batches, start=start.step, group=ranks),
+            start, ranks, lambda: (header, network.state_dict()))
         if ranks.rank == 0:
             _steps.note_losses(_LOSSES, curve)
-    return target
 
 
 def _unread(lesson: Lesson) -> dict[str, str]:

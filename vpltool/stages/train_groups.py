@@ -281,4 +281,6 @@ def _train(
                                  rank=process.rank),
             start, process, lambda: (header, network.state_dict()))
     if process.rank == 0:
-        _steps.note_losses(_LOSSES, curve, "losses: ")
+        losses = [f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
+            _LOSSES, curve[0][1:], curve[-1][1:], strict=True) if first]
+        console.note(f"losses: {', '.join(losses)}")
