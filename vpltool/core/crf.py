@@ -292,8 +292,8 @@ def _positions(height: int, width: int) -> Field:
 def bounded_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
     """Return the (height, width) at which the CRF runs: no side longer than `max_side`; 0: any.
 
-    The scores are brought to this size, the photo by `shrink_photo`, labels by `shrink_labels`;
-    `labels_at` takes the marginals back to the photo's own.
+    The scores are brought to this size, and photo or labels by `shrink`; `labels_at` takes the
+    marginals back to the photo's own.
     """
     if not max_side or max(size) <= max_side:
         return size
@@ -301,22 +301,14 @@ def bounded_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
     return height, width
 
 
-def shrink_photo(photo: Pixels, size: tuple[int, int]) -> Pixels:
-    """Scale RGB (H, W, 3) down to `size`, each pixel a mean; as it is if it has that size.
+def shrink(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """Scale RGB (H, W, 3) down to `size`, each pixel a mean; labels (H, W) by nearest neighbour.
 
-    Before `wrap_image`: wrapped colours have no mean.
+    Photos before `wrap_image`: wrapped colours have no mean.
     """
-    return _resize(photo, size, Image.Resampling.BILINEAR)
-
-
-def shrink_labels(labels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Resize labels (H, W) to `size` by nearest neighbour."""
-    return _resize(labels, size, Image.Resampling.NEAREST)
-
-
-def _resize(image: Pixels, size: tuple[int, int], method: Image.Resampling) -> Pixels:
     if image.shape[:2] == size:
         return image
+    method = Image.Resampling.BILINEAR if image.ndim == 3 else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), method)).copy()
 
 

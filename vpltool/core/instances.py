@@ -132,8 +132,7 @@ def region(outline: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     lengths = _to_rle(outline, size)
     if lengths is None:
         return np.zeros(size, bool)
-    inside: npt.NDArray[np.bool_] = pycocotools.mask.decode(lengths).astype(bool)
-    return inside
+    return pycocotools.mask.decode(lengths).astype(bool)
 
 
 def run_lengths(inside: npt.NDArray[np.bool_]) -> dict[str, object]:

@@ -62,8 +62,7 @@ def _ring(line: npt.NDArray[np.generic], corners: bool) -> Ring:
     if not corners:
         return ring
     ring = (ring + 1) // 2
-    kept: Ring = ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
-    return kept
+    return ring[(ring != np.roll(ring, 1, axis=0)).any(axis=1)]
 
 
 def _bridged(outer: Ring, holes: Iterable[Ring]) -> Ring:
@@ -83,8 +82,7 @@ def _straightened(ring: Ring) -> Ring:
     before, behind = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     cross = before[:, 0] * behind[:, 1] - before[:, 1] * behind[:, 0]
     straight = (cross == 0) & ((before * behind).sum(axis=1) > 0)
-    kept: Ring = ring[~straight]
-    return kept
+    return ring[~straight]
 
 
 def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]

@@ -292,8 +292,7 @@ def _paint_part(part: Part, shape: Points, window: tuple[int, int, int, int], po
 
 
 def _flat(shape: Points, left: int, top: int) -> list[float]:
-    flat: list[float] = ((shape - (left, top)) * FINER).ravel().tolist()
-    return flat
+    return ((shape - (left, top)) * FINER).ravel().tolist()
 
 
 def whole(colour: Colour) -> tuple[int, int, int]:

@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from vpltool.core import segment
-from vpltool.core.crf import (
-    bounded_size,
-    scores_of_labels,
-    shrink_labels,
-    shrink_photo,
-    with_background,
-)
+from vpltool.core.crf import bounded_size, scores_of_labels, shrink, with_background
 from vpltool.core.grids import blend
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.proposals import Proposals, from_tensors
@@ -100,7 +94,7 @@ class Stored:
     def whole(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Scores of the labels at a size (L, H, W), and their classes (L,)."""
         if self.kind == "predictions":
-            return scores_of_labels(shrink_labels(self.values.numpy(), size))
+            return scores_of_labels(shrink(self.values.numpy(), size))
         if len(self.values):
             values = F.interpolate(self.values[None], size=size, mode="bilinear",
                                    align_corners=False)[0]
@@ -191,7 +185,7 @@ def read_scored(scores: Scores, job: Job) -> Read:
             return Read(key, path, scored, classes.numpy(), own, stored=stored)
         size = scores.size_at_once(own)
         values, classes = stored.whole(size)
-        photo = shrink_photo(photo, size)
+        photo = shrink(photo, size)
         found = _proposals_of(scores.proposals, key, size)
     except (OSError, ValueError, RuntimeError, MemoryError, VplError) as error:
         nothing = ScoredPhoto(np.empty((0, 0, 3), np.uint8), np.empty(0, np.float32))
