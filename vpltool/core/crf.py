@@ -108,13 +108,9 @@ def with_background(cams: Tensor, alpha: float = 1.0) -> Tensor:
 def scores_of_labels(labels: Pixels, among: int = 0) -> tuple[Tensor, Tensor]:
     """Return scores for a CRF on hard labels: 0.7 for the label, the rest shared by the others.
 
-    Args:
-        labels: (H, W); 255 counts as background.
-        among: number of labels that share the rest; 0: those that are here. Of a part of a photo,
-            those of the whole.
-
-    Returns:
-        scores (L, H, W) of the L labels present, and their classes (L,).
+    Of labels (H, W), where 255 counts as background: scores (L, H, W) of the L labels present, and
+    their classes (L,). So many labels share the rest as `among` says, of a part of a photo those of
+    the whole; 0: those that are here.
     """
     classes, index = np.unique(np.where(labels == 255, 0, labels), return_inverse=True)
     one_hot = torch.from_numpy(np.eye(len(classes), dtype=np.float32)[index.reshape(labels.shape)])
@@ -164,12 +160,8 @@ def decided(scores: Field, confidence: float = 0.0) -> Field | None:
     """Return the labels' distribution where the CRF cannot change any: one leads everywhere.
 
     Kernels and their weights are not negative, so neighbours give most to the label that leads at
-    all pixels: it leads at all of them after each iteration, and more than before.
-
-    Args:
-        scores: see `mean_field` (L, H, W).
-        confidence: what the leading label must reach everywhere, too: then as many pixels are
-            below it after the CRF, none.
+    all pixels: it leads at all of them after each iteration, and more than before. It must also
+    reach the confidence everywhere: then as many pixels are below it after the CRF, none.
 
     Returns:
         (L, H, W), with the likeliest labels of `mean_field`; None: the CRF must run.
