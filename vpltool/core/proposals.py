@@ -87,9 +87,11 @@ class Proposals:
         """Scale the masks to a size by nearest neighbour; those that vanish are left out."""
         if tuple(size) == self.size:
             return self
+        scaled = (np.asarray(Image.fromarray(inside).resize(
+            (size[1], size[0]), Image.Resampling.NEAREST)).astype(bool) for inside in self.masks())
         return Proposals.of(size, (
-            Proposal(resize_mask(inside, size), float(score), word)
-            for inside, score, word in zip(self.masks(), self.scores, self.words, strict=True)))
+            Proposal(inside, float(score), word)
+            for inside, score, word in zip(scaled, self.scores, self.words, strict=True)))
 
     def intervals(self) -> tuple[Runs, Runs, Runs]:
         """Return first and last-plus-one pixel of each run inside a mask, and the mask's number."""
@@ -109,14 +111,6 @@ def run_lengths(inside: Mask) -> Runs:
     ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     lengths = np.diff(ends, prepend=0, append=flat.size)
     return np.concatenate([[0], lengths]) if flat[0] else lengths
-
-
-def resize_mask(inside: Mask, size: tuple[int, int]) -> Mask:
-    """Scale a mask to a size (H, W) by nearest neighbour."""
-    if inside.shape == tuple(size):
-        return inside
-    scaled = Image.fromarray(inside).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return np.asarray(scaled).astype(bool)
 
 
 def areas(proposals: Proposals) -> Runs:
