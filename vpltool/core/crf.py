@@ -119,8 +119,8 @@ def scores_of_labels(labels: Pixels, among: int = 0) -> tuple[Tensor, Tensor]:
     return scores.permute(2, 0, 1).contiguous(), torch.from_numpy(classes.astype(np.int64))
 
 
-def mean_field(photo: Pixels, scores: Field, settings: CrfKernels, *, backend: str = "torch",
-               device: torch.device | None = None) -> Field:
+def mean_field(photo: Pixels, scores: Field, settings: CrfKernels, *, backend: str = "torch"
+               ) -> Field:
     """Return the marginals Q (L, H, W) of the dense CRF, summing to 1 over the labels.
 
     Its unary is −log of the scores, clipped to [1e-5, 1].
@@ -129,10 +129,9 @@ def mean_field(photo: Pixels, scores: Field, settings: CrfKernels, *, backend: s
         photo: RGB (H, W, 3).
         scores: score of each label at each pixel (L, H, W); they need not sum to 1.
         settings: kernels and iterations.
-        backend: `torch`, `numba` or `pydensecrf`.
-        device: for `torch`; default: CPU.
+        backend: `torch` (on the CPU), `numba` or `pydensecrf`.
     """
-    return mean_fields([photo], [scores], settings, backend=backend, device=device)[0]
+    return mean_fields([photo], [scores], settings, backend=backend)[0]
 
 
 def mean_fields(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfKernels, *,
@@ -200,9 +199,10 @@ def _by_torch(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfKe
         unary = -torch.from_numpy(field).to(device).clamp(1e-5, 1).log()
         energy[photo, : len(field)] = unary.flatten(1)
     smooth = _smooth_lattice(height, width, settings.smooth_sxy, settings.smooth_weight, device)
-    appearance = _lattice(
-        torch.from_numpy(np.concatenate([_colours(photo, settings) for photo in photos])
-                         ).to(device), settings.bilateral_weight, len(photos))
+    place = torch.from_numpy(_positions(height, width)).to(device) / settings.bilateral_sxy
+    colour = torch.from_numpy(np.stack(photos)).to(device).view(-1, 3) / settings.bilateral_srgb
+    appearance = _lattice(torch.cat([place.repeat(len(photos), 1), colour], dim=1),
+                          settings.bilateral_weight, len(photos))
     # The smoothness kernel is the same for all photos: they are more columns to it.
     more = lead = energy[:, :1] - energy[:, 1:]
     for _ in range(settings.iterations):
@@ -227,8 +227,7 @@ def _distribution(more: Tensor) -> Tensor:
 def _smooth_lattice(height: int, width: int, sxy: float, weight: float, device: torch.device
                     ) -> Lattice:
     """The smoothness kernel: the same for all photos of a size."""
-    return _lattice(torch.from_numpy(_positions(height, width) / np.float32(sxy)).to(device),
-                    weight)
+    return _lattice(torch.from_numpy(_positions(height, width)).to(device) / sxy, weight)
 
 
 def _lattice(features: Tensor, weight: float, sets: int = 1) -> Lattice:
@@ -245,7 +244,9 @@ def _by_numba(photo: Pixels, unary: Field, used: CrfKernels) -> Field:
     if labels == 1:
         return np.ones_like(unary)
     smooth = _smooth_kernel(height, width, used.smooth_sxy, used.smooth_weight)
-    alike = crf_numba.build_kernel(_colours(photo, used), used.bilateral_weight)
+    alike = crf_numba.build_kernel(np.concatenate(
+        [_positions(height, width) / np.float32(used.bilateral_sxy),
+         photo.reshape(-1, 3) / np.float32(used.bilateral_srgb)], axis=1), used.bilateral_weight)
     energy = unary.reshape(labels, -1)
     lead = np.ascontiguousarray((energy[:1] - energy[1:]).T, dtype=np.float32)
     more, over = lead.copy(), np.empty_like(lead)
@@ -267,12 +268,6 @@ def _by_numba(photo: Pixels, unary: Field, used: CrfKernels) -> Field:
 def _smooth_kernel(height: int, width: int, sxy: float, weight: float) -> crf_numba.Kernel:
     """The smoothness kernel: the same for all photos of a size."""
     return crf_numba.build_kernel(_positions(height, width) / np.float32(sxy), weight)
-
-
-def _colours(photo: Pixels, used: CrfKernels) -> Field:
-    """Coordinates of the appearance kernel of RGB (H, W, 3): (H·W, 5)."""
-    return np.concatenate([_positions(*photo.shape[:2]) / np.float32(used.bilateral_sxy),
-                           photo.reshape(-1, 3) / np.float32(used.bilateral_srgb)], axis=1)
 
 
 def _positions(height: int, width: int) -> Field:

@@ -106,12 +106,11 @@ def _spline(before: Points, start: Points, end: Points, after: Points, steps: in
     return np.asarray(at.reshape(-1, 2))
 
 
-def stroke(path: Sequence[tuple[float, float]] | Points, widths: Sequence[float],
-           smooth: bool = True) -> Points:
+def stroke(path: Sequence[tuple[float, float]] | Points, widths: Sequence[float]) -> Points:
     """Return the outline of a band along a path, with a width at each point and round ends."""
     line = np.array(path, dtype=np.float64)
     wide = np.array(widths, dtype=np.float64)
-    if smooth and len(line) > 2:
+    if len(line) > 2:
         full = np.concatenate([line, wide[:, None]], axis=1)
         ends = np.concatenate([full[:1], full, full[-1:]])
         pieces = [_spline(ends[:-3, part], ends[1:-2, part], ends[2:-1, part], ends[3:, part], 6)
