@@ -37,7 +37,7 @@ from vpltool.core.crf import (
     decided,
     labels_at,
     mean_field,
-    shrink_photo,
+    shrink,
 )
 from vpltool.core.grids import spans
 from vpltool.core.metrics import confusion, scores
@@ -162,7 +162,7 @@ def crf(folder: Path, tile: int = 1024, width: int = 4000, height: int = 3000) -
     told(f"tiles of {tile}", np.concatenate([labels_at(rows, read.classes) for rows in
                                              refined_in_tiles(read, tile, refine)]), start)
     start, size = time.perf_counter(), bounded_size((height, width), 2048)
-    small = ScoredPhoto(shrink_photo(photo, size), stored.whole(size)[0].numpy())
+    small = ScoredPhoto(shrink(photo, size), stored.whole(size)[0].numpy())
     told("scaled down to 2048", labels_at(refine(small), read.classes, (height, width)), start)
 
 

@@ -18,8 +18,7 @@ from vpltool.core.crf import (
     labels_at,
     mean_field,
     scores_of_labels,
-    shrink_labels,
-    shrink_photo,
+    shrink,
     with_background,
 )
 
@@ -47,7 +46,7 @@ def labels_within(max_side: int, confidence: float = 0.0) -> np.ndarray[Any, Any
     photo = large_photo()
     own = (photo.shape[0], photo.shape[1])
     size = bounded_size(own, max_side)
-    marginals = mean_field(shrink_photo(photo, size), cams_at(size), KERNELS["clip-es"])
+    marginals = mean_field(shrink(photo, size), cams_at(size), KERNELS["clip-es"])
     assert marginals.shape[1:] == size
     return labels_at(marginals, CLASSES, own, confidence)
 
@@ -82,15 +81,15 @@ def test_a_large_photo_gets_labels_at_its_own_size() -> None:
 
 def test_the_mean_field_sees_the_small_photo_only() -> None:
     photo = large_photo()
-    small = shrink_photo(photo, (48, 64))
+    small = shrink(photo, (48, 64))
     assert (small.shape, small.dtype.name) == ((48, 64, 3), "uint8")
     assert np.abs(small.mean(axis=(0, 1)) - photo.mean(axis=(0, 1))).max() < 1
-    assert shrink_photo(photo, (96, 128)) is photo
+    assert shrink(photo, (96, 128)) is photo
 
 
 def test_labels_are_scaled_by_neighbour() -> None:
     labels = np.array([[0, 9], [255, 3]], np.uint8).repeat(8, axis=0).repeat(8, axis=1)
-    small = shrink_labels(labels, (4, 4))
+    small = shrink(labels, (4, 4))
     assert small.tolist() == [[0, 0, 9, 9]] * 2 + [[255, 255, 3, 3]] * 2
     scores, classes = scores_of_labels(small)
     assert classes.tolist() == [0, 3, 9]

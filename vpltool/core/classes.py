@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,17 +71,14 @@ def class_rows(class_index: Tensor, classes: Tensor) -> ClassRows:
     for row, owner in enumerate(owners.tolist()):
         if owner in rows:
             rows[owner].append(row)
-    alike: dict[int, list[int]] = defaultdict(list)
-    for index, own in rows.items():
-        alike[len(own)].append(index)
-    grouped = [index for members in alike.values() for index in members]
+    grouped = sorted(rows, key=lambda index: len(rows[index]))
     position = {index: column for column, index in enumerate(grouped)}
     order, columns = (
         torch.tensor(numbers, dtype=torch.long).to(class_index.device, non_blocking=True)
         for numbers in ([row for index in grouped for row in rows[index]],
                         [position[index] for index in wanted]))
-    groups = tuple((len(members), count) for count, members in alike.items())
-    return ClassRows(owners, order, groups, columns)
+    sizes = Counter(len(rows[index]) for index in grouped)
+    return ClassRows(owners, order, tuple((sizes[count], count) for count in sizes), columns)
 
 
 def join_rows(logits: Tensor, rows: ClassRows) -> Tensor:

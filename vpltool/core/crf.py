@@ -108,13 +108,9 @@ def with_background(cams: Tensor, alpha: float = 1.0) -> Tensor:
 def scores_of_labels(labels: Pixels, among: int = 0) -> tuple[Tensor, Tensor]:
     """Return scores for a CRF on hard labels: 0.7 for the label, the rest shared by the others.
 
-    Args:
-        labels: (H, W); 255 counts as background.
-        among: number of labels that share the rest; 0: those that are here. Of a part of a photo,
-            those of the whole.
-
-    Returns:
-        scores (L, H, W) of the L labels present, and their classes (L,).
+    Of labels (H, W), where 255 counts as background: scores (L, H, W) of the L labels present, and
+    their classes (L,). So many labels share the rest as `among` says, of a part of a photo those of
+    the whole; 0: those that are here.
     """
     classes, index = np.unique(np.where(labels == 255, 0, labels), return_inverse=True)
     one_hot = torch.from_numpy(np.eye(len(classes), dtype=np.float32)[index.reshape(labels.shape)])
@@ -123,8 +119,8 @@ def scores_of_labels(labels: Pixels, among: int = 0) -> tuple[Tensor, Tensor]:
     return scores.permute(2, 0, 1).contiguous(), torch.from_numpy(classes.astype(np.int64))
 
 
-def mean_field(photo: Pixels, scores: Field, settings: CrfKernels, *, backend: str = "torch",
-               device: torch.device | None = None) -> Field:
+def mean_field(photo: Pixels, scores: Field, settings: CrfKernels, *, backend: str = "torch"
+               ) -> Field:
     """Return the marginals Q (L, H, W) of the dense CRF, summing to 1 over the labels.
 
     Its unary is −log of the scores, clipped to [1e-5, 1].
@@ -133,10 +129,9 @@ def mean_field(photo: Pixels, scores: Field, settings: CrfKernels, *, backend: s
         photo: RGB (H, W, 3).
         scores: score of each label at each pixel (L, H, W); they need not sum to 1.
         settings: kernels and iterations.
-        backend: `torch`, `numba` or `pydensecrf`.
-        device: for `torch`; default: CPU.
+        backend: `torch` (on the CPU), `numba` or `pydensecrf`.
     """
-    return mean_fields([photo], [scores], settings, backend=backend, device=device)[0]
+    return mean_fields([photo], [scores], settings, backend=backend)[0]
 
 
 def mean_fields(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfKernels, *,
@@ -164,12 +159,8 @@ def decided(scores: Field, confidence: float = 0.0) -> Field | None:
     """Return the labels' distribution where the CRF cannot change any: one leads everywhere.
 
     Kernels and their weights are not negative, so neighbours give most to the label that leads at
-    all pixels: it leads at all of them after each iteration, and more than before.
-
-    Args:
-        scores: see `mean_field` (L, H, W).
-        confidence: what the leading label must reach everywhere, too: then as many pixels are
-            below it after the CRF, none.
+    all pixels: it leads at all of them after each iteration, and more than before. It must also
+    reach the confidence everywhere: then as many pixels are below it after the CRF, none.
 
     Returns:
         (L, H, W), with the likeliest labels of `mean_field`; None: the CRF must run.
@@ -208,9 +199,10 @@ def _by_torch(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfKe
         unary = -torch.from_numpy(field).to(device).clamp(1e-5, 1).log()
         energy[photo, : len(field)] = unary.flatten(1)
     smooth = _smooth_lattice(height, width, settings.smooth_sxy, settings.smooth_weight, device)
-    appearance = _lattice(
-        torch.from_numpy(np.concatenate([_colours(photo, settings) for photo in photos])
-                         ).to(device), settings.bilateral_weight, len(photos))
+    place = torch.from_numpy(_positions(height, width)).to(device) / settings.bilateral_sxy
+    colour = torch.from_numpy(np.stack(photos)).to(device).view(-1, 3) / settings.bilateral_srgb
+    appearance = _lattice(torch.cat([place.repeat(len(photos), 1), colour], dim=1),
+                          settings.bilateral_weight, len(photos))
     # The smoothness kernel is the same for all photos: they are more columns to it.
     more = lead = energy[:, :1] - energy[:, 1:]
     for _ in range(settings.iterations):
@@ -235,8 +227,7 @@ def _distribution(more: Tensor) -> Tensor:
 def _smooth_lattice(height: int, width: int, sxy: float, weight: float, device: torch.device
                     ) -> Lattice:
     """The smoothness kernel: the same for all photos of a size."""
-    return _lattice(torch.from_numpy(_positions(height, width) / np.float32(sxy)).to(device),
-                    weight)
+    return _lattice(torch.from_numpy(_positions(height, width)).to(device) / sxy, weight)
 
 
 def _lattice(features: Tensor, weight: float, sets: int = 1) -> Lattice:
@@ -253,7 +244,9 @@ def _by_numba(photo: Pixels, unary: Field, used: CrfKernels) -> Field:
     if labels == 1:
         return np.ones_like(unary)
     smooth = _smooth_kernel(height, width, used.smooth_sxy, used.smooth_weight)
-    alike = crf_numba.build_kernel(_colours(photo, used), used.bilateral_weight)
+    alike = crf_numba.build_kernel(np.concatenate(
+        [_positions(height, width) / np.float32(used.bilateral_sxy),
+         photo.reshape(-1, 3) / np.float32(used.bilateral_srgb)], axis=1), used.bilateral_weight)
     energy = unary.reshape(labels, -1)
     lead = np.ascontiguousarray((energy[:1] - energy[1:]).T, dtype=np.float32)
     more, over = lead.copy(), np.empty_like(lead)
@@ -277,12 +270,6 @@ def _smooth_kernel(height: int, width: int, sxy: float, weight: float) -> crf_nu
     return crf_numba.build_kernel(_positions(height, width) / np.float32(sxy), weight)
 
 
-def _colours(photo: Pixels, used: CrfKernels) -> Field:
-    """Coordinates of the appearance kernel of RGB (H, W, 3): (H·W, 5)."""
-    return np.concatenate([_positions(*photo.shape[:2]) / np.float32(used.bilateral_sxy),
-                           photo.reshape(-1, 3) / np.float32(used.bilateral_srgb)], axis=1)
-
-
 def _positions(height: int, width: int) -> Field:
     """(x, y) of each pixel (H·W, 2)."""
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
@@ -292,8 +279,8 @@ def _positions(height: int, width: int) -> Field:
 def bounded_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
     """Return the (height, width) at which the CRF runs: no side longer than `max_side`; 0: any.
 
-    The scores are brought to this size, the photo by `shrink_photo`, labels by `shrink_labels`;
-    `labels_at` takes the marginals back to the photo's own.
+    The scores are brought to this size, and photo or labels by `shrink`; `labels_at` takes the
+    marginals back to the photo's own.
     """
     if not max_side or max(size) <= max_side:
         return size
@@ -301,22 +288,14 @@ def bounded_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
     return height, width
 
 
-def shrink_photo(photo: Pixels, size: tuple[int, int]) -> Pixels:
-    """Scale RGB (H, W, 3) down to `size`, each pixel a mean; as it is if it has that size.
+def shrink(image: Pixels, size: tuple[int, int]) -> Pixels:
+    """Scale RGB (H, W, 3) down to `size`, each pixel a mean; labels (H, W) by nearest neighbour.
 
-    Before `wrap_image`: wrapped colours have no mean.
+    Photos before `wrap_image`: wrapped colours have no mean.
     """
-    return _resize(photo, size, Image.Resampling.BILINEAR)
-
-
-def shrink_labels(labels: Pixels, size: tuple[int, int]) -> Pixels:
-    """Resize labels (H, W) to `size` by nearest neighbour."""
-    return _resize(labels, size, Image.Resampling.NEAREST)
-
-
-def _resize(image: Pixels, size: tuple[int, int], method: Image.Resampling) -> Pixels:
     if image.shape[:2] == size:
         return image
+    method = Image.Resampling.BILINEAR if image.ndim == 3 else Image.Resampling.NEAREST
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), method)).copy()
 
 

@@ -8,7 +8,6 @@ Davis 2010), with a hash table of its vertices where the tensors there are sorte
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
@@ -28,14 +27,8 @@ _FREE = -1
 """Entry of the hash table that no vertex has taken."""
 
 
-def compiled(loop: Callable[_Values, _Result], variant: int = 0) -> Callable[_Values, _Result]:
-    """Compile a function when it is first called, and keep the result on disk.
-
-    `variant` tells apart the loops that one function makes. Numba names code by the function's name
-    and a number that each process counts anew: code of two processes could bear one name, and a
-    third process that loads both crashes.
-    """
-    loop.__qualname__ += f"_{variant}"
+def compiled(loop: Callable[_Values, _Result]) -> Callable[_Values, _Result]:
+    """Compile a function when it is first called, and keep the result on disk."""
     made: Callable[_Values, _Result] = numba.njit(cache=True, nogil=True)(loop)
     return made
 
@@ -235,11 +228,14 @@ def _neighbours(keys: Keys, table: Integers, steps: Keys) -> Integers:
 _UNROLLED = 4
 """Columns up to which their loops are unrolled: photos have few tags."""
 
+_Columns = tuple[int, ...]
+"""As long as there are columns, since the compiler knows a tuple's length; empty: any number."""
+
 
 def are_compiled() -> bool:
     """Whether an earlier process has left the compiled loops on disk."""
     loop: Any = compare
-    return any(Path(loop.stats.cache_path).glob("crf_numba.compare_0-*.nbi"))
+    return any(Path(loop.stats.cache_path).glob("crf_numba.compare-*.nbi"))
 
 
 class Kernel(NamedTuple):
@@ -267,67 +263,52 @@ def build_kernel(features: Floats, weight: float) -> Kernel:
 def add_filtered(kernel: Kernel, values: Floats, sums: Floats) -> None:
     """Add the products of a kernel with values (N, C), including the point itself, to sums."""
     columns = values.shape[1]
-    width = columns if columns <= _UNROLLED else 0
+    unrolled = (0,) * (columns if columns <= _UNROLLED else 0)
     vertices = np.zeros((kernel.lattice.neighbours.shape[1], columns), np.float32)
-    _splat(width)(kernel, values, vertices)
-    _slice(width)(kernel, _blur(width)(kernel.lattice.neighbours, vertices), sums)
+    _splat(kernel, values, vertices, unrolled)
+    _slice(kernel, _blur(kernel.lattice.neighbours, vertices, unrolled), sums, unrolled)
 
 
-@cache
-def _splat(width: int) -> Callable[[Kernel, Floats, Floats], None]:
-    """Make the loop that adds each point's values to the corners of its simplex (M + 1, C).
-
-    `width` is the number of columns C, whose loops are unrolled; 0: any.
-    """
-
-    def splat(kernel: Kernel, values: Floats, vertices: Floats) -> None:
-        lattice, columns = kernel.lattice, width or values.shape[1]
-        for point in range(len(values)):
-            for corner in range(lattice.slot.shape[1]):
-                vertex = lattice.slot[point, corner]
-                weight = kernel.norm[point] * lattice.weight[point, corner]
-                for column in range(columns):
-                    vertices[vertex, column] += weight * values[point, column]
-
-    return compiled(splat, width)
+@compiled
+def _splat(kernel: Kernel, values: Floats, vertices: Floats, unrolled: _Columns) -> None:
+    """Add each point's values to the corners of its simplex (M + 1, C)."""
+    lattice, columns = kernel.lattice, len(unrolled) or values.shape[1]
+    for point in range(len(values)):
+        for corner in range(lattice.slot.shape[1]):
+            vertex = lattice.slot[point, corner]
+            weight = kernel.norm[point] * lattice.weight[point, corner]
+            for column in range(columns):
+                vertices[vertex, column] += weight * values[point, column]
 
 
-@cache
-def _blur(width: int) -> Callable[[Integers, Floats], Floats]:
-    """Make the loop that adds to each vertex half of both its neighbours, along each direction."""
-
-    def blur(neighbours: Integers, vertices: Floats) -> Floats:
-        columns = width or vertices.shape[1]
-        blurred = np.zeros_like(vertices)
-        for axis in range(len(neighbours)):
-            # The last vertex stands for those that are missing, and stays 0.
-            for vertex in range(len(vertices) - 1):
-                before, behind = neighbours[axis, vertex]
-                for column in range(columns):
-                    blurred[vertex, column] = vertices[vertex, column] + np.float32(0.5) * (
-                        vertices[before, column] + vertices[behind, column])
-            vertices, blurred = blurred, vertices
-        return vertices
-
-    return compiled(blur, width)
+@compiled
+def _blur(neighbours: Integers, vertices: Floats, unrolled: _Columns) -> Floats:
+    """Add to each vertex half of both its neighbours, along each direction (M + 1, C)."""
+    columns = len(unrolled) or vertices.shape[1]
+    blurred = np.zeros_like(vertices)
+    for axis in range(len(neighbours)):
+        # The last vertex stands for those that are missing, and stays 0.
+        for vertex in range(len(vertices) - 1):
+            before, behind = neighbours[axis, vertex]
+            for column in range(columns):
+                blurred[vertex, column] = vertices[vertex, column] + np.float32(0.5) * (
+                    vertices[before, column] + vertices[behind, column])
+        vertices, blurred = blurred, vertices
+    return vertices
 
 
-@cache
-def _slice(width: int) -> Callable[[Kernel, Floats, Floats], None]:
-    """Make the loop that adds the values of its simplex's corners to each point's sum."""
-
-    def slice_(kernel: Kernel, vertices: Floats, sums: Floats) -> None:
-        lattice, columns = kernel.lattice, width or sums.shape[1]
-        corners = lattice.slot.shape[1]
-        gain = kernel.weight / np.float32(1 + 2.0 ** -(corners - 1))
-        for point in range(len(sums)):
-            for corner in range(corners):
-                vertex = lattice.slot[point, corner]
-                weight = gain * kernel.norm[point] * lattice.weight[point, corner]
-                for column in range(columns):
-                    sums[point, column] += weight * vertices[vertex, column]
-
-    return compiled(slice_, width)
+@compiled
+def _slice(kernel: Kernel, vertices: Floats, sums: Floats, unrolled: _Columns) -> None:
+    """Add the values of its simplex's corners to each point's sum (N, C)."""
+    lattice, columns = kernel.lattice, len(unrolled) or sums.shape[1]
+    corners = lattice.slot.shape[1]
+    gain = kernel.weight / np.float32(1 + 2.0 ** -(corners - 1))
+    for point in range(len(sums)):
+        for corner in range(corners):
+            vertex = lattice.slot[point, corner]
+            weight = gain * kernel.norm[point] * lattice.weight[point, corner]
+            for column in range(columns):
+                sums[point, column] += weight * vertices[vertex, column]
 
 
 @compiled

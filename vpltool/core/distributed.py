@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 from vpltool.lazy import Tensor, torch
 
@@ -11,53 +12,34 @@ T = TypeVar("T")
 Losses = tuple[Tensor, ...]
 
 
-class Group(Protocol):
-    """The processes of a run, as one of them sees them; `parallel.ranks` has real ones."""
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run, as one of them sees them: its number, and how many there are.
 
-    @property
-    def rank(self) -> int:
-        """Number of this process."""
+    This is one process alone, whose exchanges are identities; `parallel.ranks` has real ones.
+    """
 
-    @property
-    def count(self) -> int:
-        """Number of processes."""
+    rank: int
+    count: int
 
     def total(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over all processes."""
-
-    def collect(self, item: T) -> list[T]:
-        """List what each process has, by their numbers."""
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """Join the rows of all processes; each row's gradient is the sum of what all have."""
-
-    def share(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Have the gradients of a module averaged over all processes."""
-
-
-class Alone:
-    """One process: every exchange is the identity."""
-
-    rank, count = 0, 1
-
-    def total(self, tensor: Tensor) -> Tensor:
-        """The tensor."""
         return tensor
 
     def collect(self, item: T) -> list[T]:
-        """A list of the one item."""
+        """List what each process has, by their numbers."""
         return [item]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows."""
+        """Join the rows of all processes; each row's gradient is the sum of what all have."""
         return rows
 
     def share(self, module: torch.nn.Module) -> torch.nn.Module:
-        """The module."""
+        """Have the gradients of a module averaged over all processes."""
         return module
 
 
-ALONE = Alone()
+ALONE = Group(0, 1)
 
 
 def share_losses(trained: torch.nn.Module, losses: Callable[[T], Losses], group: Group

@@ -71,8 +71,7 @@ class Mixer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens (B, before, width) to (B, after, width)."""
-        mixed: Tensor = self.proj(F.gelu(self.fc(self.norm(tokens).transpose(1, 2))))
-        return mixed.transpose(1, 2)
+        return self.proj(F.gelu(self.fc(self.norm(tokens).transpose(1, 2)))).transpose(1, 2)
 
 
 class Mlp(nn.Sequential):
@@ -103,8 +102,7 @@ class CrossAttention(nn.Module):
             for part, tokens in ((self.query, groups), (self.key, patches), (self.value, patches)))
         mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         groups = groups + self.out(mixed)
-        normed: Tensor = self.norm(groups + self.mlp(groups))
-        return normed
+        return self.norm(groups + self.mlp(groups))
 
 
 @dataclass(frozen=True)
@@ -194,8 +192,7 @@ class CaptionTower(nn.Module):
         for block in self.blocks:
             x = block(x)
         ends = tokens.argmax(dim=1)
-        last: Tensor = self.norm(x[torch.arange(len(x), device=x.device), ends])
-        return last
+        return self.norm(x[torch.arange(len(x), device=x.device), ends])
 
 
 @dataclass(frozen=True)

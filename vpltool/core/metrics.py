@@ -182,12 +182,7 @@ def seed_histogram(truth: npt.NDArray[np.uint8], best: npt.NDArray[np.float32],
                    ignore: int = 255) -> SeedHistogram:
     """Count the pixels of a photo by truth, strongest class and strength.
 
-    Args:
-        truth: true labels (H, W); values from `classes` on, and `ignore`, are not counted.
-        best: value of the strongest CAM at each pixel (H, W), in [0, 1].
-        best_class: its class (H, W).
-        classes: number of classes, the background included.
-        ignore: label of pixels that are not scored.
+    Of true labels (H, W), see `confusion`, and `strongest`'s value in [0, 1] and class (H, W).
 
     Raises:
         ValueError: a strongest class is none of the classes.
@@ -254,12 +249,7 @@ def boundary_counts(truth: Labels, predicted: Labels, classes: int, tolerance: f
     Its partner is a boundary pixel of the other labels within the tolerance (Csurka et al., BMVC
     2013). Predicted boundaries without partner where the truth says nothing are not counted.
 
-    Args:
-        truth: true labels (H, W).
-        predicted: predicted labels (H, W); 255 counts as background.
-        classes: number of classes, the background included.
-        tolerance: as a share of the photo's diagonal.
-        ignore: true label of pixels that are not scored.
+    Labels are as in `confusion`; the tolerance is a share of the photo's diagonal.
 
     Returns:
         (classes, 4): predicted pixels with partner and all, true pixels with partner and all. The

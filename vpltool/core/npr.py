@@ -104,8 +104,7 @@ class Reconstruction(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             share = (tokens.float() @ prototypes.mT / self.tau).softmax(dim=-1)
             rebuilt = share / share.sum(dim=1, keepdim=True).clamp_min(1e-12) @ prototypes
-        made: Tensor = self.mlp(rebuilt.flatten(0, 1))
-        return made.view_as(rebuilt)
+        return self.mlp(rebuilt.flatten(0, 1)).view_as(rebuilt)
 
 
 def batch_normed(before: int, hidden: int, after: int) -> nn.Sequential:

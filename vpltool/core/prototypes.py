@@ -250,18 +250,8 @@ def solve_lbfgs(
 ) -> Tensor:
     """Minimise the same objective by L-BFGS on w = v / ‖v‖, with far fewer passes over the data.
 
-    Args:
-        pixels: X (N, dim).
-        targets: P' (N, rows).
-        start: W at the start (rows, dim).
-        tau: τ_I.
-        iters: largest number of iterations; it stops when the objective no longer decreases.
-        allowed, weights: see `objective_and_gradient`.
-        callback: called with the state after each evaluation.
-        group: processes that hold the pixels; each of them takes the same steps.
-
-    Returns:
-        W (rows, dim), L2-normed.
+    Arguments and result are those of `solve_pgd`. It stops after `iters` iterations, or when the
+    objective no longer decreases; the callback is called after each evaluation.
     """
     free = start.clone().float().requires_grad_(True)
     optimizer = torch.optim.LBFGS([free], max_iter=iters, max_eval=2 * iters, history_size=10,
@@ -292,11 +282,8 @@ def solve_lbfgs(
 def spherical_kmeans(points: Tensor, count: int, *, seed: int = 0, rounds: int = 25) -> Tensor:
     """Return centres (count, dim), L2-normed, by cosine k-means with a k-means++ start.
 
-    Args:
-        points: L2-normed (N, dim).
-        count: number of centres; fewer are returned if there are fewer points.
-        seed: random seed.
-        rounds: number of Lloyd's iterations.
+    Points are L2-normed (N, dim); if there are fewer than centres, they are returned. `rounds` is
+    the number of Lloyd's iterations.
     """
     generator = torch.Generator().manual_seed(seed)
     if len(points) <= count:
@@ -318,10 +305,8 @@ def spherical_kmeans(points: Tensor, count: int, *, seed: int = 0, rounds: int =
 def lloyd(points: Tensor, centres: Tensor, *, rounds: int = 25) -> Tensor:
     """Return the centres (count, dim) that Lloyd's iterations of cosine k-means lead to.
 
-    Args:
-        points: L2-normed (N, dim), float32.
-        centres: L2-normed, where it starts (count, dim); the result is in their order.
-        rounds: number of iterations at most.
+    Points are L2-normed (N, dim), float32; so are the centres where it starts, whose order the
+    result keeps. `rounds` is the most iterations.
     """
     for _ in range(rounds):
         owner = torch.cat([(part @ centres.T).argmax(dim=-1) for part in points.split(_CHUNK)])

@@ -59,10 +59,7 @@ def region_features(patches: Tensor, cam: Tensor, classes: Tensor) -> tuple[Tens
     Of L2-normed patches (h·w, dim), CAMs (K, h, w) and classes (K,): L2-normed features (K + 1,
     dim) and their labels (K + 1,), the background last.
     """
-    weights = cam.flatten(1).float()
-    rest = 1 - weights.amax(dim=0, keepdim=True) if len(cam) else patches.new_ones(1, len(patches))
-    weights = torch.cat([weights, rest])
-    labels = torch.cat([classes, classes.new_zeros(1)])
+    weights, labels = region_weights(cam, classes, -torch.inf, torch.inf)
     return F.normalize(weights @ patches.float(), dim=-1), labels
 
 

@@ -211,8 +211,7 @@ def labels_of(probabilities: Tensor, size: tuple[int, ...], least: float = 0.0,
         best = torch.maximum(best, full)
     if least:
         labels[best < least] = 255
-    result: npt.NDArray[np.uint8] = labels.cpu().numpy().astype(kept, copy=False)
-    return result
+    return labels.cpu().numpy().astype(kept, copy=False)
 
 
 def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int], width: int,

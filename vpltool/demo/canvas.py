@@ -106,12 +106,11 @@ def _spline(before: Points, start: Points, end: Points, after: Points, steps: in
     return np.asarray(at.reshape(-1, 2))
 
 
-def stroke(path: Sequence[tuple[float, float]] | Points, widths: Sequence[float],
-           smooth: bool = True) -> Points:
+def stroke(path: Sequence[tuple[float, float]] | Points, widths: Sequence[float]) -> Points:
     """Return the outline of a band along a path, with a width at each point and round ends."""
     line = np.array(path, dtype=np.float64)
     wide = np.array(widths, dtype=np.float64)
-    if smooth and len(line) > 2:
+    if len(line) > 2:
         full = np.concatenate([line, wide[:, None]], axis=1)
         ends = np.concatenate([full[:1], full, full[-1:]])
         pieces = [_spline(ends[:-3, part], ends[1:-2, part], ends[2:-1, part], ends[3:, part], 6)
@@ -248,12 +247,13 @@ def paint(drawing: Drawing, pose: Pose, size: tuple[int, int], light: tuple[floa
         if window is None:
             continue
         alpha, colour = _paint_part(part, shape, window, pose, light, rng)
-        rows = slice(window[1] - top, window[3] - top)
-        columns = slice(window[0] - left, window[2] - left)
-        colours[rows, columns] += (colour - colours[rows, columns]) * alpha[..., None]
-        cover[rows, columns] += (1 - cover[rows, columns]) * alpha
-    colours *= _overall_light(cover.shape, light)[..., None]
-    return Layer(colours, cover, top, left)
+        place = np.s_[window[1] - top:window[3] - top, window[0] - left:window[2] - left]
+        colours[place] += (colour - colours[place]) * alpha[..., None]
+        cover[place] += (1 - cover[place]) * alpha
+    rows = np.linspace(-1, 1, low - top, dtype=np.float32)[:, None]
+    columns = np.linspace(-1, 1, right - left, dtype=np.float32)[None]
+    overall = np.asarray(1 + 0.09 * (columns * light[0] + rows * light[1]), np.float32)
+    return Layer(colours * overall[..., None], cover, top, left)
 
 
 def _frame(shape: Points, within: tuple[int, int, int, int],
@@ -264,15 +264,8 @@ def _frame(shape: Points, within: tuple[int, int, int, int],
     return (left, top, right, bottom) if right > left and bottom > top else None
 
 
-def _overall_light(shape: tuple[int, ...], light: tuple[float, float]) -> Plane:
-    rows = np.linspace(-1, 1, shape[0], dtype=np.float32)[:, None]
-    columns = np.linspace(-1, 1, shape[1], dtype=np.float32)[None]
-    return np.asarray(1 + 0.09 * (columns * light[0] + rows * light[1]), np.float32)
-
-
 def _paint_part(part: Part, shape: Points, window: tuple[int, int, int, int], pose: Pose,
-                light: tuple[float, float],
-                rng: Rng) -> tuple[Plane, Plane]:
+                light: tuple[float, float], rng: Rng) -> tuple[Plane, Plane]:
     left, top, right, low = window
     width, height = right - left, low - top
     fine = (width * FINER, height * FINER)
@@ -298,8 +291,7 @@ def _paint_part(part: Part, shape: Points, window: tuple[int, int, int, int], po
 
 
 def _flat(shape: Points, left: int, top: int) -> list[float]:
-    flat: list[float] = ((shape - (left, top)) * FINER).ravel().tolist()
-    return flat
+    return ((shape - (left, top)) * FINER).ravel().tolist()
 
 
 def whole(colour: Colour) -> tuple[int, int, int]:

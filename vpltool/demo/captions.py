@@ -44,6 +44,7 @@ _SHORE = ("by the water", "on the shore", "at a lake", "by the sea")
 
 _OPENINGS = ("a photo of", "a photo of", "a picture of", "an image of", "there is", "",
              "a scene with", "we see")
+_SIDES = ("on the left", "in the middle", "on the right")
 _NUMBERS = {1: "a", 2: "two", 3: "three"}
 
 
@@ -62,12 +63,12 @@ def _bare(rng: Rng, things: Sequence[Thing]) -> str:
 def _full(rng: Rng, things: Sequence[Thing], background: str, moments: Sequence[str]) -> str:
     opening = str(rng.choice(_OPENINGS))
     groups = _groups(things)
-    first = groups[0]
-    if opening == "there is" and len(first) > 1:
+    if opening == "there is" and len(groups[0]) > 1:
         opening = "there are"
     words = [opening, _listed(rng, [_noun(rng, group) for group in groups])]
     if len(things) == 1 and rng.random() < 0.2:
-        words.append(_side(things[0].middle))
+        middle = things[0].middle
+        words.append(_SIDES[int(middle >= 0.4) + int(middle > 0.6)])
     if rng.random() < 0.6:
         words.append(str(rng.choice(_locations(things, background))))
     if moments and rng.random() < 0.25:
@@ -115,10 +116,6 @@ def _adjectives(rng: Rng, group: Sequence[Thing]) -> list[str]:
 def plural(name: str) -> str:
     """Return the plural of a class name."""
     return {"sheep": "sheep", "bus": "buses"}.get(name, f"{name}s")
-
-
-def _side(middle: float) -> str:
-    return "on the left" if middle < 0.4 else "on the right" if middle > 0.6 else "in the middle"
 
 
 def _listed(rng: Rng, nouns: Sequence[str]) -> str:

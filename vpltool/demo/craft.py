@@ -275,5 +275,5 @@ def _zigzag(rng: Rng, bag: Part, envelope: Points, colours: list[Colour]) -> Non
     bag.mark(box(-1.2, 3.2, 1.2, 3.6), colours[1])
 
 
-_BALLOON_PATTERNS: tuple[Callable[[Rng, Part, Points, list[Colour]], None],
-                         ...] = (_gores, _gores, _bands, _zigzag)
+_BALLOON_PATTERNS: tuple[Callable[[Rng, Part, Points, list[Colour]], None], ...] = (
+    _gores, _gores, _bands, _zigzag)

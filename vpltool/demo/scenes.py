@@ -31,8 +31,7 @@ All face right and stand on y = 0, in their own units; they are scaled when a sc
 """
 
 CLASSES: tuple[str, ...] = tuple(OBJECTS)
-BACKGROUNDS: tuple[str, ...] = ("field", "grass", "railway", "road", "room", "sand", "sky", "snow",
-                                "water")
+BACKGROUNDS: tuple[str, ...] = tuple(backgrounds.BACKGROUNDS)
 HOME: dict[str, tuple[str, ...]] = {
     "aeroplane": ("sky",), "balloon": ("sky",), "boat": ("water",), "bus": ("road",),
     "car": ("road",), "cat": ("room",), "cow": ("grass",), "duck": ("water",), "plant": ("room",),
@@ -92,9 +91,12 @@ def draw_scene(seed: int, number: int, size: tuple[int, int] = (240, 320)) -> Sc
     light = (float(rng.choice((-1, 1))) * rng.uniform(0.35, 0.75), -rng.uniform(0.55, 0.85))
     items, photo, labels = _compose(rng, names, background, backdrop, light, size)
     image = _develop(rng, photo)
-    things = [Thing(item.name, item.drawing.colour, _extent(item, size),
-                    (item.frame[0] + item.frame[2]) / 2 / size[1], item.flies, item.afloat)
-              for item in items]
+    things = []
+    for item in items:
+        left, top, right, low = item.frame
+        extent = max((right - left) / size[1], (low - top) / size[0])
+        things.append(Thing(item.name, item.drawing.colour, extent, (left + right) / 2 / size[1],
+                            item.flies, item.afloat))
     moments = MOODS[backdrop.mood].words if backdrop.mood else ()
     return Scene(image, labels, tuple(sorted({item.name for item in items})), background,
                  captions(rng, things, background, moments))
@@ -160,17 +162,12 @@ def _arrange(rng: Rng, drawings: Sequence[tuple[str, Drawing]], background: str,
 
 def _collide(first: _Item, second: _Item) -> bool:
     """Tell whether one object would hide too much of the other, or both would collide."""
-    common = _overlap(first.frame, second.frame)
+    frames = first.frame, second.frame
+    wide = min(frame[2] for frame in frames) - max(frame[0] for frame in frames)
+    tall = min(frame[3] for frame in frames) - max(frame[1] for frame in frames)
+    smaller = min((right - left) * (low - top) for left, top, right, low in frames)
+    common = max(0.0, wide) * max(0.0, tall) / smaller
     return common > (0.5 if first.pose.row != second.pose.row else 0)
-
-
-def _overlap(first: tuple[float, float, float, float],
-             second: tuple[float, float, float, float]) -> float:
-    """Return the common area of two frames (left, top, right, low), as a share of the smaller."""
-    wide = min(first[2], second[2]) - max(first[0], second[0])
-    tall = min(first[3], second[3]) - max(first[1], second[1])
-    smaller = min((frame[2] - frame[0]) * (frame[3] - frame[1]) for frame in (first, second))
-    return max(0.0, wide) * max(0.0, tall) / smaller
 
 
 def _placed(rng: Rng, name: str, drawing: Drawing, background: str, backdrop: Backdrop,
@@ -220,11 +217,6 @@ def _frame(drawing: Drawing, pose: Pose) -> tuple[float, float, float, float]:
     left, top = shape.min(0).tolist()
     right, low = shape.max(0).tolist()
     return left, top, right, low
-
-
-def _extent(item: _Item, size: tuple[int, int]) -> float:
-    left, top, right, low = item.frame
-    return max((right - left) / size[1], (low - top) / size[0])
 
 
 # Painting

@@ -39,29 +39,26 @@ TEXT = {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 4, "lay
 MODEL: dict[str, object] = {"embed_dim": 128, "vision_cfg": VISION, "text_cfg": TEXT}
 
 
-def _photo_and_captions(number: int, seed: int) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
+def _draw_one(number: int, seed: int
+              ) -> tuple[npt.NDArray[np.uint8], tuple[str, ...], tuple[str, ...]]:
     scene = draw_scene(seed, number)
-    return scene.image, scene.captions
+    return scene.image, scene.captions, scene.tags
 
 
-def _photo_and_tags(number: int, seed: int) -> tuple[npt.NDArray[np.uint8], tuple[str, ...]]:
-    scene = draw_scene(seed, number)
-    return scene.image, scene.tags
-
-
-def draw(count: int, seed: int, *, captions: bool) -> tuple[Tensor, list[tuple[str, ...]]]:
-    """Draw scenes on all cores; return photos (count, 3, H, W) uint8, and captions or tags."""
-    one = _photo_and_captions if captions else _photo_and_tags
-    photos, words = None, []
+def draw(count: int, seed: int) -> tuple[Tensor, list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """Draw scenes on all cores: photos (count, 3, H, W) uint8, their captions, and their tags."""
+    photos = None
+    captions, tags = list[tuple[str, ...]](), list[tuple[str, ...]]()
     with ProcessPoolExecutor() as pool:
-        drawn = pool.map(one, range(count), [seed] * count, chunksize=64)
-        for number, (image, texts) in enumerate(drawn):
+        drawn = pool.map(_draw_one, range(count), [seed] * count, chunksize=64)
+        for number, (image, texts, names) in enumerate(drawn):
             if photos is None:
                 photos = torch.empty((count, 3, *image.shape[:2]), dtype=torch.uint8)
             photos[number] = torch.from_numpy(image).permute(2, 0, 1)
-            words.append(texts)
+            captions.append(texts)
+            tags.append(names)
     assert photos is not None
-    return photos, words
+    return photos, captions, tags
 
 
 def to_input(photos: Tensor, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -170,9 +167,9 @@ def main() -> None:
     open_clip = import_open_clip()
     tokenizer = open_clip.SimpleTokenizer(context_length=TEXT["context_length"])
     started = time.monotonic()
-    photos, words = draw(options.scenes, TRAIN_SEED, captions=True)
+    photos, words, _ = draw(options.scenes, TRAIN_SEED)
     captions = [tokenizer(list(texts)) for texts in words]
-    unseen, tags = draw(600, UNSEEN_SEED, captions=False)
+    unseen, _, tags = draw(600, UNSEEN_SEED)
     print(f"{options.scenes} scenes drawn in {time.monotonic() - started:.0f} s", flush=True)
     torch.manual_seed(options.seed)
     model = open_clip.CLIP(

@@ -91,7 +91,7 @@ class Stored:
     def whole(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Scores of the labels at a size (L, H, W), and their classes (L,)."""
         if self.kind == "predictions":
-            return crf.scores_of_labels(crf.shrink_labels(self.values.numpy(), size))
+            return crf.scores_of_labels(crf.shrink(self.values.numpy(), size))
         if len(self.values):
             values = F.interpolate(self.values[None], size=size, mode="bilinear",
                                    align_corners=False)[0]
@@ -180,7 +180,7 @@ def read_scored(scores: Scores, job: Job) -> Read:
             return Read(key, path, scored, classes.numpy(), own, stored=stored)
         size = scores.size_at_once(own)
         values, classes = stored.whole(size)
-        photo = crf.shrink_photo(photo, size)
+        photo = crf.shrink(photo, size)
         found = _proposals_of(scores.proposals, key, size)
     except (OSError, ValueError, RuntimeError, MemoryError, VplError) as error:
         nothing = ScoredPhoto(np.empty((0, 0, 3), np.uint8), np.empty(0, np.float32))

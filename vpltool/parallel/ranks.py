@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
+from vpltool.core.distributed import Group
 from vpltool.errors import VplError
 from vpltool.formats.shards import WHOLE, Shard, rank_of_process
 from vpltool.lazy import Tensor, torch
@@ -37,15 +38,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Ranks(Group):
     """The processes of a run, as one of them sees them.
 
     Args:
         rank: its number; process 0 writes the files.
     """
 
-    rank: int
-    count: int
     device: torch.device
 
     @property

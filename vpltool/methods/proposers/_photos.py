@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from vpltool.core.crf import bounded_size, shrink_photo
+from vpltool.core.crf import bounded_size, shrink
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.errors import VplError
@@ -33,7 +33,7 @@ def of_photos(request: ProposalRequest, max_side: int,
         try:
             photo = read_photo(path)
             size = bounded_size((photo.shape[0], photo.shape[1]), max_side)
-            yield key, Proposals.of(size, make(shrink_photo(photo, size)))
+            yield key, Proposals.of(size, make(shrink(photo, size)))
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             yield key, describe_failure(path, error)
 
