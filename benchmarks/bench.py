@@ -21,8 +21,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from budget import budget
-from goals import goals
+from goals import budget, goals
 from groups import groups
 from jobs import JOBS, attention, starts
 from measure import Row, failed, table

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from measure import Pair, Row, side_by_side
+from measure import Pair, Row, compared, side_by_side
 from stages import TOY, Bench
 from torch import Tensor
 
@@ -60,14 +60,15 @@ def groups(bench: Bench) -> Iterator[Row]:
 
     rounds = 1 if toy else 3
     same = _same_losses(objective, pixels, words)
-    yield _row(bench, "train-groups, a step (pair)", _compared(step, rounds), same,
-               f"ViT-S/16 at 224, {count} pairs: both ways run the same network")
-    yield _row(bench, "train-groups, prototypes of 256 photos (photo)",
-               _compared(_prototypes_alone(bench, shape, 8 if toy else 256), rounds), same,
-               "matrices of 196 tokens and 64 prototypes are large enough to fill a core alone")
+    yield compared("train-groups, a step (pair)", _pair(step, rounds), {}, same=same,
+                   reason=f"ViT-S/16 at 224, {count} pairs: both ways run the same network")
+    yield compared("train-groups, prototypes of 256 photos (photo)",
+                   _pair(_prototypes_alone(bench, shape, 8 if toy else 256), rounds), {}, same=same,
+                   reason="matrices of 196 tokens and 64 prototypes are large enough to fill a "
+                          "core alone")
 
 
-def _compared(work: Callable[[], int], rounds: int) -> Pair:
+def _pair(work: Callable[[], int], rounds: int) -> Pair:
     def plain() -> int:
         with mock.patch.object(npr, "em_prototypes", plain_em):
             return work()
@@ -102,9 +103,3 @@ def _prototypes_alone(bench: Bench, shape: GroupShape, count: int) -> Callable[[
         return count
 
     return run
-
-
-def _row(bench: Bench, stage: str, pair: Pair, same: float, reason: str) -> Row:
-    return Row(stage, pair.ratio, (min(pair.ratios), max(pair.ratios)), {},
-               (pair.plain.rate, pair.ours.rate), (pair.plain.memory, pair.ours.memory),
-               reason=reason, same=same)

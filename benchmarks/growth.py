@@ -25,15 +25,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measure import fastest
 from PIL import Image
 from torch import Tensor
-from world import GRAIN, World, save_model
+from world import World, draw_photo, save_model
 
 from vpltool.core import prototypes as phase_one
 from vpltool.core.blocks import Block, BlockShape
 from vpltool.core.losses import mask_loss, regional_contrast
 from vpltool.core.vit import Head
-from vpltool.demo.scenes import draw_scene
 from vpltool.formats import Header, write_labels
 from vpltool.methods.cams import dense, gradcam
 from vpltool.methods.inputs import CamBatch, PhotoMaps, ScoredPhoto, SegmenterParts
@@ -111,20 +111,11 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def fastest(work: Callable[[], object], seconds: float = 0.3) -> float:
-    """Seconds of a core of the least disturbed run, of as many as fit into some seconds."""
-    times: list[float] = []
-    while len(times) < 2 or sum(times) < seconds:
-        begun = time.process_time()
-        work()
-        times.append(time.process_time() - begun)
-    return min(times)
-
-
 def curve_of(stage: str, grows: str, sizes: Sequence[int],
              made: Callable[[int], Callable[[], object]]) -> Curve:
     """Measure a function at each size; `made` prepares it, outside of the time."""
-    return Curve(stage, grows, sizes, [fastest(made(size)) for size in sizes])
+    return Curve(stage, grows, sizes, [
+        fastest(made(size), 0.3, clock=time.process_time) for size in sizes])
 
 
 def draw(folder: Path, count: int, side: int, tags: int, classes: int) -> World:
@@ -150,16 +141,20 @@ def draw(folder: Path, count: int, side: int, tags: int, classes: int) -> World:
     return World(folder, folder / "work", {}, {}, {}, torch.device("cpu"), "toy")
 
 
+def prepare(world: World) -> tuple[object, ...]:
+    """The command that makes a workspace of what was drawn."""
+    base = world.base
+    return ("prepare", "folder", base / "photos", "--labels", base / "tags.csv", "--masks",
+            base / "masks", "--classes", base / "classes.txt", "--pretrained", base / "clip")
+
+
 def of_photos(folder: Path, sizes: Sequence[int]) -> Iterator[Curve]:
     """Every stage, over more and more photos."""
     found: dict[str, list[tuple[float, float]]] = {}
     # Once for what is imported and kept: no part of what grows.
     for size in (sizes[0], *sizes):
         world = draw(folder / f"{size}-{len(found.get('prepare', ()))}", size, 32, 2, 20)
-        prepare = ("prepare", "folder", world.base / "photos", "--labels", world.base / "tags.csv",
-                   "--masks", world.base / "masks", "--classes", world.base / "classes.txt",
-                   "--pretrained", world.base / "clip")
-        for command in (prepare, ("text-prototypes",), *CHAIN):
+        for command in (prepare(world), ("text-prototypes",), *CHAIN):
             cost = timed(partial(world.run, *command))
             found.setdefault(str(command[0]), []).append(cost)
     for name, costs in found.items():
@@ -173,8 +168,7 @@ def of_patches(folder: Path, sides: Sequence[int]) -> Iterator[Curve]:
     found: dict[str, list[float]] = {}
     for side in sides:
         world = draw(folder / f"side-{side}", 6, side, 2, 20)
-        world.run("prepare", "folder", world.base / "photos", "--labels", world.base / "tags.csv",
-                  "--classes", world.base / "classes.txt", "--pretrained", world.base / "clip")
+        world.run(*prepare(world))
         world.run("text-prototypes")
         for name, *more in (("extract", "--keep", "tokens,patches,attention", "--workers", 0),
                             ("cam",), ("refine", "--cams", "text")):
@@ -204,9 +198,7 @@ def of_classes(folder: Path, counts: Sequence[int]) -> Iterator[Curve]:
     few = [min(count, len(NAMES)) for count in counts][: len(counts) - 1]
     for count in few:
         world = draw(folder / f"classes-{count}", 12, 32, 2, count)
-        world.run("prepare", "folder", world.base / "photos", "--labels", world.base / "tags.csv",
-                  "--masks", world.base / "masks", "--classes", world.base / "classes.txt",
-                  "--pretrained", world.base / "clip")
+        world.run(*prepare(world))
         for command in (("text-prototypes",), *CHAIN):
             cost = timed(partial(world.run, *command))[0]
             found.setdefault(str(command[0]), []).append(cost)
@@ -297,9 +289,7 @@ def _losses(classes: int) -> Callable[[], object]:
 
 
 def _crf(side: int, tags: int) -> Callable[[], object]:
-    rng = np.random.default_rng(0)
-    photo = draw_scene(0, 0, (side, side)).image
-    photo = (photo + rng.normal(0, GRAIN, photo.shape)).clip(0, 255).astype(np.uint8)
+    photo = draw_photo(0, (side, side), np.random.default_rng(0))[1]
     maps = F.interpolate(torch.rand(1, tags + 1, 6, 6), (side, side), mode="bilinear")[0]
     scores = (4 * maps).softmax(dim=0).numpy()
     scored = [ScoredPhoto(photo, scores)]

@@ -31,11 +31,10 @@ import torch.nn.functional as F
 from bench import default_precision
 from measure import Pair, Side
 from PIL import Image
-from world import DATA, GRAIN, World, size_of
+from world import DATA, World, draw_photo, size_of
 
 from vpltool.clip.catalogue import import_open_clip
 from vpltool.datasets.words import VOC
-from vpltool.demo.scenes import draw_scene
 from vpltool.formats import open_input
 
 HERE = Path(__file__).parent
@@ -228,8 +227,7 @@ def draw_voc(folder: Path, count: int) -> Path:
     keys = [f"p{number:05}" for number in range(count)]
     for number, key in enumerate(keys):
         width, height = size_of(number, DATA["voc"][0])
-        scene = draw_scene(0, number, (height, width)).image
-        grainy = (scene + rng.normal(0, GRAIN, scene.shape)).clip(0, 255).astype(np.uint8)
+        _, grainy = draw_photo(number, (height, width), rng)
         Image.fromarray(grainy).save(folder / f"JPEGImages/{key}.jpg", quality=90)
         tags = rng.choice(VOC.classes, (2, 1, 2, 2, 2)[number % 5], replace=False)
         objects = "".join(f"<object><name>{name}</name></object>" for name in tags)

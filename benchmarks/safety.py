@@ -1,24 +1,21 @@
 """What trust costs: hashed photos, checked numbers and synced files, as shares of each stage.
 
-    OMP_NUM_THREADS=1 python benchmarks/safety.py --photos 12
+    make bench OPTIONS='--only trust'
 
-Drawn photos of VOC's sizes and a ViT-B/16, as in `bench.py`, which prints the same table. Each
-stage runs once, in one process and whole, and its parts are timed within that run: so what else the
-machine does slows part and whole alike. Checks: seconds of a core, of the thread that checks,
-beside those of the process. Synced files and hashes: seconds by the clock in which a thread waits
-for them, beside those of the stage; where another thread writes, the stage goes on meanwhile, so
-this share is the most that it costs. Each stage hashes its photos as if they were new to it.
+Drawn photos of VOC's sizes and a ViT-B/16, on the disk of TMPDIR. Each stage runs once, in one
+process and whole, and its parts are timed within that run: so what else the machine does slows part
+and whole alike. Checks: seconds of a core, of the thread that checks, beside those of the process.
+Synced files and hashes: seconds by the clock in which a thread waits for them, beside those of the
+stage; where another thread writes, the stage goes on meanwhile, so this share is the most that it
+costs. Each stage hashes its photos as if they were new to it.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -97,21 +94,3 @@ HEAD = ("| stage | seconds of a core | of these, checks, ms | tensors | share | 
 def trust_table(rows: Sequence[Trust]) -> str:
     """Markdown: what hashes, checks and the disk cost each stage."""
     return "\n".join([HEAD, *(row.line for row in rows)])
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--photos", type=int, default=12)
-    parser.add_argument("--base", type=Path, help="folder on the disk that is to be measured")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print(HEAD)
-    with tempfile.TemporaryDirectory(dir=options.base) as folder:
-        world = make_world(Path(folder) / "world", options.photos, torch.device("cpu"))
-        for words in STAGES:
-            print(measure(world, words).line, flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -21,7 +21,7 @@ from vpltool import console
 from vpltool.clip.catalogue import import_open_clip
 from vpltool.command import parse_line
 from vpltool.core.photos import photo_size
-from vpltool.demo.scenes import CLASSES, draw_scene
+from vpltool.demo.scenes import CLASSES, Scene, draw_scene
 from vpltool.formats import Header, read_tensors, write_labels
 from vpltool.run import run_stage, setting_names
 
@@ -123,9 +123,7 @@ def make_world(base: Path, count: int, device: torch.device, *, data: str = "voc
             tags[key] = tags[like]
             continue
         width, height = size_of(number, shares)
-        scene = draw_scene(0, number, (height, width))
-        grain = rng.normal(0, GRAIN, scene.image.shape)
-        grainy = (scene.image + grain).clip(0, 255).astype(np.uint8)
+        scene, grainy = draw_photo(number, (height, width), rng)
         Image.fromarray(grainy).save(photos[key], quality=90)
         write_labels(masks[key], scene.labels, Header(kind="masks", command="demo"))
         names = list(scene.tags)
@@ -147,6 +145,14 @@ def make_world(base: Path, count: int, device: torch.device, *, data: str = "voc
               base / "masks", "--classes", base / "classes.txt", "--pretrained", weights)
     world.run("text-prototypes")
     return world
+
+
+def draw_photo(number: int, size: tuple[int, int], rng: np.random.Generator
+               ) -> tuple[Scene, np.ndarray[Any, Any]]:
+    """Draw a scene of size (height, width), and its photo with grain (H, W, 3)."""
+    scene = draw_scene(0, number, size)
+    grainy = scene.image + rng.normal(0, GRAIN, scene.image.shape)
+    return scene, grainy.clip(0, 255).astype(np.uint8)
 
 
 def size_of(number: int, shares: dict[tuple[int, int], float]) -> tuple[int, int]:

@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench  # noqa: E402
-import budget  # noqa: E402
 import corrections  # noqa: E402
 import disk  # noqa: E402
 import goals  # noqa: E402
@@ -234,15 +233,15 @@ def test_budget_of_a_whole_run() -> None:
             rates("learn-prototypes, step of the faithful PGD (step)", 1000), rates("crf, x", 50),
             rates("train-decoder (step of 6 crops)", 60), rates("predict, x", 10),
             rates("eval, 1449 photos (photo)", 1449)]
-    text = budget.budget(rows, "cuda", 250_000)
+    text = goals.budget(rows, "cuda", 250_000)
     parts = 10582 / 100 + 10582 / 200 + 200 / 1000 + 10582 / 50 + 30000 / 60 + 1449 / 10 + 1
     assert f"| all | | | {parts:.3g} s |" in text
     assert "**short**" in text
     left = 900 - parts + 500
     assert f"leaves {1000 * left / 30000:.0f} ms for a step" in text
-    assert f"| all | | | {parts / 3600:.3g} h |" in budget.budget(rows, "cpu", 250_000)
+    assert f"| all | | | {parts / 3600:.3g} h |" in goals.budget(rows, "cpu", 250_000)
     rows[5] = rates("train-decoder (step of 6 crops)", 60, "an error")
-    text = budget.budget(rows, "cuda", 250_000)
+    text = goals.budget(rows, "cuda", 250_000)
     assert "| train-decoder | 30,000 |  | not measured |" in text
     assert f"| what is measured | | | {parts - 500:.3g} s |" in text
     assert f"leaves {1000 * left / 30000:.0f} ms for a step" in text

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 316, "lines": 52_748, "code": 34_070, "imports": 11.8, "indented": 87,
-    "type_checking": 7, "eager": 21, "any": 235, "cycles": 0, "kind_folders": 5}
+    "files": 313, "lines": 52_267, "code": 33_807, "imports": 11.7, "indented": 86,
+    "type_checking": 6, "eager": 21, "any": 233, "cycles": 0, "kind_folders": 5}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 

@@ -142,24 +142,10 @@ def _copy_siglip(visual: Any) -> VisionTower:
     """Copy timm's ViT with no class token and a pooler of one query (SigLIP, ICCV 2023)."""
     trunk = visual.trunk
     pooler: Any = getattr(trunk, "attn_pool", None)
-    what = f"timm's {type(trunk).__name__}"
-    if type(trunk).__name__ != "VisionTransformer" or type(pooler).__name__ != (
-            "AttentionPoolLatent"):
-        raise VplError(f"{what} is not supported: of timm's towers, only SigLIP's is", INSTEAD)
-    for part in ("cls_token", "reg_token"):
-        if getattr(trunk, part, None) is not None:
-            raise VplError(f"{what} with {part} is not supported", INSTEAD)
-    if pooler.latent_len != 1 or pooler.pool != "token" or pooler.mlp is None or (
-            pooler.pos_embed is not None):
-        raise VplError(f"{what} with a pooler that is not SigLIP's is not supported", INSTEAD)
-    for name, module in {
-            "norm_pre": trunk.norm_pre, "fc_norm": trunk.fc_norm, "head": trunk.head,
-            "projection": visual.head, "patch_embed.norm": trunk.patch_embed.norm,
-            "q_norm": pooler.q_norm, "k_norm": pooler.k_norm, "mlp.norm": pooler.mlp.norm}.items():
-        empty = isinstance(module, nn.Sequential) and not len(module)
-        if not empty and not isinstance(module, nn.Identity):
-            raise VplError(f"{what} with {name} ({type(module).__name__}) is not supported",
-                           INSTEAD)
+    if (type(trunk).__name__ != "VisionTransformer" or trunk.cls_token is not None
+            or type(pooler).__name__ != "AttentionPoolLatent" or pooler.mlp is None):
+        raise VplError(f"timm's {type(trunk).__name__} is not supported: of timm's towers, only "
+                       "SigLIP's is", INSTEAD)
     blocks = [_copy_block(block) for block in trunk.blocks]
     conv = trunk.patch_embed.proj
     positions = trunk.pos_embed[0]
@@ -316,8 +302,8 @@ def _block(parts: _Parts, at: str, kind: str, width: int, heads: int, eps: float
            activation: str) -> Block:
     """Make a block of the tensors whose names begin with `at`."""
     names = BLOCK_PARTS[kind]
-    state = {f"{ours}.{kind}": tensor for ours in ("ln_1", "qkv", "out", "ln_2", "fc", "proj")
-             for kind, tensor in parts.take_pair(at + names[ours]).items()}
+    state = {f"{ours}.{part}": tensor for ours in ("ln_1", "qkv", "out", "ln_2", "fc", "proj")
+             for part, tensor in parts.take_pair(at + names[ours]).items()}
     for ours in ("gamma_1", "gamma_2"):
         gamma = parts.take_any(at + names[ours])
         state[ours] = torch.ones(width) if gamma is None else gamma

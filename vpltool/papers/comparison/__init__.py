@@ -1,4 +1,1 @@
-"""All methods over one workspace in one table, with the published numbers beside.
-
-Run it by `python -m vpltool.papers.comparison WORK`, or `make compare WORKSPACE=WORK`.
-"""
+"""All methods over a workspace in one table: `python -m vpltool.papers.comparison WORK`."""
