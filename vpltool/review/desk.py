@@ -27,7 +27,7 @@ from vpltool.formats.corrections import FOLDER
 from vpltool.formats.input_folders import names_in
 from vpltool.formats.kinds import folder_of, place
 from vpltool.formats.labels import png_bytes
-from vpltool.formats.workspace_writing import write_workspace
+from vpltool.formats.workspace import write_workspace
 from vpltool.lazy import Image, np, npt
 from vpltool.review import orders, pictures
 from vpltool.review.journal import UNWRITTEN, Box, Edit, Journal, Status
