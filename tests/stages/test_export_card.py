@@ -43,7 +43,7 @@ def test_the_card_of_a_bundle(run: Run, work: Path) -> None:
     """Counts, scores, calibration and what was measured on held-out photos; no name of a photo."""
     result = run("export", "bundle", "--what", "plain", "--measure", 3, work=work)
     assert result.code == 0, result.err
-    assert "on 2 photos: 100.00 % of the pixels as predict says" in result.err
+    assert "on 2 photos: 100.00 % of the pixels agree with predict" in result.err
     bundle = Path(result.out.strip())
     text = bundle.with_name("plain.safetensors.md").read_text()
     for words in ("6 photos; supervision: tags", "bar 2, box 3, disc 2", "without tags",
@@ -125,8 +125,8 @@ def test_static_int8_is_calibrated_and_measured(name: str, allowed: float, run: 
     assert result.code == 0, result.err
     assert f"{photo.name}: " in result.err
     check_8_bits(onnx.load(small).graph)
-    assert "mIoU against it" in result.err
-    assert re.search(r"8 bits cost -?[\d.]+ points of mIoU at most: .* float32 has ", result.err)
+    assert "agree with predict (mIoU" in result.err
+    assert re.search(r"8 bits cost up to -?[\d.]+ points of mIoU \(.* float32 scores ", result.err)
     assert [("`--calibrate 0`" in line or "--calibrate 0" in line)
             for line in result.lines("warning:") if photo.name not in line
             ] == [True] * (allowed < 0)

@@ -55,12 +55,12 @@ def test_classes_against_tags(work: Path, run: Run) -> None:
     assert report["classes"]["box"] == {
         "tagged": 1, "predicted": 0, "precision": None, "recall": 0.0, "f1": 0.0}
     assert report["mean"]["f1"] == pytest.approx(2 / 9, abs=1e-6)
-    assert report["worst"] == [{"id": "scene7", "score": 0.0, "why": "says bar, tagged box, disc"}]
+    assert report["worst"] == [{"id": "scene7", "score": 0.0, "why": "predicted bar, tagged box, disc"}]
     assert report["photos_agreeing"] == 0.5
     assert report["foreground"] == 0.5
     assert sum(entry["pairs"] for entry in report["calibration"]["bins"]) == 6
-    assert "scene7: says bar, tagged box, disc" in result.out
-    assert "2 photos are few: one more changes these scores by many points" in result.out
+    assert "scene7: predicted bar, tagged box, disc" in result.out
+    assert "only 2 photos: a single photo can change these scores by many points" in result.out
     assert "probability" not in result.out, "ten bins for two photos"
 
 
@@ -103,7 +103,7 @@ def test_photos_that_taught_it_are_told(work: Path, run: Run) -> None:
 
 @pytest.mark.parametrize(("options", "said"), [
     (("--what", "cams/text"), "holds CAMs, which are made from the tags"),
-    (("--what", "predictions/tinny"), "no predictions, masks or cams called")])
+    (("--what", "predictions/tinny"), "no predictions or masks or cams called")])
 def test_what_cannot_be_compared_is_refused(options: tuple[str, ...], said: str, work: Path,
                                             run: Run) -> None:
     result = run("eval", "--against", "tags", *options, work=work)

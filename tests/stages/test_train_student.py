@@ -150,7 +150,7 @@ def test_little_to_learn_from_and_a_coarse_grid_are_said(run: Run, work: Path) -
     result = run(*CONVOLUTIONAL, "--iters", 1, "--limit", 2, "--max-side", 32, work=work)
     assert result.code == 0, result.err
     said = "\n".join(result.lines("warning:"))
-    assert "2 photos are few" in said
+    assert "only 2 photos for a network" in said
     assert "no photo is tagged disc" in said
     assert "small objects will be lost" in said
 

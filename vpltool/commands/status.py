@@ -179,8 +179,8 @@ def _format_list(result: list[JsonObject]) -> str:
                 lines.append(f"       {entry['line']}")
     if any(entry["failed"] for entry in result):
         lines.append("the command doctor says why photos failed")
-    for mark, verb, end in (("incomplete", "completes", ""), ("stale", "makes", " again")):
+    for mark, verb in (("incomplete", "completes"), ("stale", "recomputes")):
         if count := sum(_mark(entry) == mark for entry in result):
-            lines.append(f"{count} {'is' if count == 1 else 'are'} {mark}; the command update "
-                         f"{verb} {'it' if count == 1 else 'them'}{end}")
+            lines.append(f"{counted(count, 'result is', 'results are')} {mark}; the command update "
+                         f"{verb} {'it' if count == 1 else 'them'}")
     return "\n".join(lines)

@@ -197,6 +197,8 @@ class OutputFolder(PhotoFolder):
             raise PhotosFailed(
                 f"{len(self.failed)} of {self.total} photos failed, the others are done: "
                 f"{shown}{more}",
+                "fix it and run the same command again: only it is processed"
+                if len(self.failed) == 1 else
                 "fix them and run the same command again: only these are processed", result,
                 sorted(self.failed))
 

@@ -150,7 +150,7 @@ def _worst(workspace: Workspace, photos: Sequence[Photo], shares: Values,
     order = sorted((index for index in range(len(photos)) if agreeing[index] < 1),
                    key=lambda index: (agreeing[index], -wrong[index], photos[index].id))
     return [{"id": photos[index].id, "score": round(float(agreeing[index]), 6),
-             "why": f"says {_names(workspace, predicted[index])}, "
+             "why": f"predicted {_names(workspace, predicted[index])}, "
                     f"tagged {_names(workspace, tagged[index])}"} for index in order[:WORST]]
 
 
@@ -175,12 +175,12 @@ def show_of_tags(report: Mapping[str, Any]) -> list[str]:
                  f"{percent(mean['recall']):>6}  {percent(mean['f1']):>4}")
     few = report["photos"] < _ENOUGH
     if few:
-        lines.append(f"{counted(report['photos'], 'photo is', 'photos are')} few: one more changes "
-                     "these scores by many points")
+        lines.append(f"only {counted(report['photos'], 'photo', 'photos')}: a single photo can "
+                     "change these scores by many points")
     if report["calibration"] and few:
-        lines.append(f"the calibration table is shown from {_ENOUGH} photos on")
+        lines.append(f"the calibration table needs at least {_ENOUGH} photos")
     elif report["calibration"]:
-        lines.append("probability      pairs   said  tagged")
+        lines.append("probability      pairs   mean  tagged")
         lines += [f"{row['low']:.1f} to {row['high']:.1f}     {row['pairs']:7}  "
                   f"{percent(row['said']):>5}  {percent(row['tagged']):>6}"
                   for row in report["calibration"]["bins"]]

@@ -13,7 +13,7 @@ from typing import Any
 from vpltool import console
 from vpltool.core import metrics, segment
 from vpltool.engine import segmenters
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats import Header, Workspace, open_input, read_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place, results_of
@@ -28,6 +28,9 @@ _MOST = 64
 
 _MOST_LOST = 0.005
 """mIoU that 8 bits may cost without a warning."""
+
+_ENOUGH = 20
+"""Photos from which on the measured cost of 8 bits is more than a hint."""
 
 _MEASURED = "## Measured when it was exported"
 
@@ -126,21 +129,23 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
             ways += filter(None, [method.runs(Path(folder) / path.name, whole)])
     (same, miou, own), *others, (_, _, torchs) = _against_predict(segmenter, ways, paths, side_of(
         segmenter.header, of_method.max_side), f"measure {path.name}")
-    console.note(f"{path.name} on {len(paths)} photos: {100 * same:.2f} % of the pixels as predict "
-                 f"says, mIoU against it {100 * miou:.2f}; {own:.3f} s a photo, predict "
-                 f"{torchs:.3f} s")
+    console.note(f"{path.name} on {counted(len(paths), 'photo', 'photos')}: {100 * same:.2f} % of "
+                 f"the pixels agree with predict (mIoU {100 * miou:.2f}); a photo takes {own:.3f} "
+                 f"s, with predict {torchs:.3f} s")
     found = {"photos": len(paths), "held": bool(segmenter.held), "same": same, "miou": miou,
              "seconds": [own, torchs], "threads": torch.get_num_threads()}
     for _, whole_miou, _ in others:
         found["whole"] = whole_miou
-        said = (f"8 bits cost {100 * (whole_miou - miou):.2f} points of mIoU at most: against "
-                f"predict's labels float32 has {100 * whole_miou:.2f}")
+        cost = (f"8 bits cost up to {100 * (whole_miou - miou):.2f} points of mIoU (compared with "
+                f"predict's labels, where float32 scores {100 * whole_miou:.2f}")
+        cost += ")" if len(paths) >= _ENOUGH else (
+            f"; measured on only {counted(len(paths), 'photo', 'photos')})")
         if whole_miou - miou <= _MOST_LOST:
-            console.note(said)
+            console.note(cost)
         elif of_method.calibrate == 0 or not segmenter.photos:
-            console.warn(f"{said}; `int8=False` costs nothing")
+            console.warn(f"{cost}; `int8=False` keeps full precision")
         else:
-            console.warn(f"{said}; `calibrate=0` may cost less")
+            console.warn(f"{cost}; `calibrate=0` may cost less")
     return found
 
 

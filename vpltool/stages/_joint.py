@@ -13,6 +13,7 @@ from vpltool.clip import stored_towers
 from vpltool.core import joint, segmenter, training
 from vpltool.engine import checkpoints, segmenters
 from vpltool.engine.photos import read_known_photo
+from vpltool.errors import counted
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.storage import without_loss
@@ -115,8 +116,8 @@ def train_both(
 def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
     """Warn where there are few photos, or classes without any; of each photo its class indices."""
     if len(photos) < FEW:
-        console.warn(f"{len(photos)} photos are few for a network that is trained with its "
-                     "encoder: compare it by `eval` with what taught it")
+        console.warn(f"only {counted(len(photos), 'photo', 'photos')} for a network that is "
+                     "trained with its encoder: compare its scores (`eval`) with its teacher's")
     tagged = {index for tags in photos for index in tags}
     missing = [name for index, name in enumerate(classes, 1) if index not in tagged]
     if missing and len(missing) < len(classes):

@@ -9,7 +9,7 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.core.agreement import Sample, fit_temperature, kept_at, spread
 from vpltool.engine import segmenters
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
 from vpltool.formats.kinds import place
 from vpltool.formats.storage import read_json, write_json
@@ -26,8 +26,11 @@ class CalibrateSettings(Settings):
                                "vision, text-refined and text.", metavar="NAME-OR-PATH")
     split: str = options.split("val")
     limit: int = options.limit()
-    pixels: int = setting(500, "Pixels that are looked at in each photo.", low=1)
+    pixels: int = setting(500, "Pixels sampled per photo.", low=1)
 
+
+_ENOUGH = 20
+"""Photos below which a warning says that they are too few."""
 
 STAGE = Stage(order=84, panel="3. Masks and segmenter", reads=("decoder", "probabilities"),
               writes=("calibration",), settings=CalibrateSettings)
@@ -39,7 +42,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
     `predict --abstain 0.7` uses it: pixels that are less sure get 255. The
     file also says how many pixels keep a label at each level, and how often
     the tags allow it. Only tags are read, so where a class is tagged, its
-    outlines are not judged. A bundle that is exported later holds it.
+    outlines are not judged. Bundles exported afterwards include it.
 
     Example: vpltool calibrate --decoder segmenter --split val
 
@@ -61,6 +64,9 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
     if not photos:
         raise VplError(f"no photo of `{settings.split}` has a tag to compare with",
                        "name a split of tagged photos: `split='NAME'`")
+    if len(photos) < _ENOUGH:
+        console.warn(f"only {counted(len(photos), 'photo', 'photos')}: a temperature from so few "
+                     "is hardly better than none")
     sample = _sample(workspace, folder, photos, settings.pixels)
     temperature = fit_temperature(sample)
     path = place(workspace.path, "calibration", segmenter.path.stem)
