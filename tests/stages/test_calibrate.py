@@ -11,7 +11,7 @@ import torch
 from conftest import Run, copy_workspace
 from PIL import Image
 
-from vpltool.core.agreement import Sample, fit_temperature, kept_at, spread, tempered
+from vpltool.core.agreement import fit_temperature, kept_at, spread, tempered
 from vpltool.formats import read_tensors
 
 
@@ -28,17 +28,16 @@ def test_the_temperature_of_partial_labels_is_found(true: float) -> None:
     drawn = torch.multinomial(logits.softmax(dim=1), 1, generator=chance)[:, 0]
     allowed = torch.zeros(40_000, 4, dtype=torch.bool)
     allowed[torch.arange(40_000), drawn] = True
-    assert fit_temperature(Sample((logits * true).softmax(dim=1), allowed)) == pytest.approx(
-        true, rel=0.08)
+    assert fit_temperature((logits * true).softmax(dim=1), allowed) == pytest.approx(true, rel=0.08)
 
 
 def test_what_is_left_at_each_level() -> None:
     probabilities = torch.tensor([[0.1, 0.9], [0.4, 0.6], [0.8, 0.2], [0.05, 0.95]])
     allowed = torch.tensor([[True, True], [True, False], [True, False], [True, False]])
-    low, high = kept_at(Sample(probabilities, allowed), 1.0, (0.5, 0.85))
-    assert (low.share, low.right) == (1.0, pytest.approx(1 / 3))
-    assert (high.share, high.right) == (0.5, 0.5)
-    assert fit_temperature(Sample(probabilities[2:3], allowed[2:3])) == 1.0
+    low, high = kept_at(probabilities, allowed, 1.0, (0.5, 0.85))
+    assert (low["share"], low["right"]) == (1.0, pytest.approx(1 / 3))
+    assert (high["share"], high["right"]) == (0.5, 0.5)
+    assert fit_temperature(probabilities[2:3], allowed[2:3]) == 1.0
     assert torch.equal(tempered(probabilities, 1.0), probabilities)
     assert torch.allclose(tempered(probabilities.T, 0.5)[:, 1], torch.tensor([0.16, 0.36]) / 0.52)
 

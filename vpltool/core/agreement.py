@@ -142,17 +142,6 @@ _LOW, _HIGH, _STEPS = 0.25, 8.0, 121
 _TINY = 1e-6
 
 
-@dataclass
-class Sample:
-    """Pixels of held-out photos (n, classes), the background first.
-
-    The probability of each class, and whether the tags of the pixel's photo allow it.
-    """
-
-    probabilities: Tensor
-    allowed: Tensor
-
-
 def tempered(probabilities: Tensor, temperature: float, dim: int = 0) -> Tensor:
     """Return probabilities whose logits were divided by a temperature, along `dim`."""
     if temperature == 1:
@@ -161,16 +150,17 @@ def tempered(probabilities: Tensor, temperature: float, dim: int = 0) -> Tensor:
     return logits.softmax(dim=dim)
 
 
-def fit_temperature(sample: Sample) -> float:
+def fit_temperature(probabilities: Tensor, allowed: Tensor) -> float:
     """Return the temperature that makes what the tags allow most likely; 1 without any pixel.
 
-    It is searched on a grid of 121 values from 1/4 to 8.
+    Of held-out pixels (n, classes), the background first: each class's probability, and whether the
+    tags of the photo allow it. It is searched on a grid of 121 values from 1/4 to 8.
     """
-    said = sample.probabilities.argmax(dim=1) > 0
+    said = probabilities.argmax(dim=1) > 0
     if not said.any():
         return 1.0
-    logits = sample.probabilities[said].float().clamp_min(_TINY).log()
-    forbidden = ~sample.allowed[said]
+    logits = probabilities[said].float().clamp_min(_TINY).log()
+    forbidden = ~allowed[said]
     steps = torch.linspace(0, 1, _STEPS, dtype=torch.float64)
     grid = (_LOW * (_HIGH / _LOW) ** steps).tolist()
     losses = [float(-(logits / each).log_softmax(dim=1).masked_fill(forbidden, -torch.inf)
@@ -178,29 +168,21 @@ def fit_temperature(sample: Sample) -> float:
     return round(grid[losses.index(min(losses))], 4)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What is left where pixels below a least probability are not labelled.
+def kept_at(probabilities: Tensor, allowed: Tensor, temperature: float,
+            levels: tuple[float, ...] = LEVELS) -> list[dict[str, float]]:
+    """Tell what is left where pixels (n, classes) below a least probability are not labelled.
 
-    The share of the pixels that keep a label; and, of those that keep the label of a class, the
-    share whose photo is tagged with it: NaN, if there are none.
+    For each `level`, the `share` of the pixels that keep a label; and, as `right`, of those that
+    keep the label of a class, the share whose photo is tagged with it: NaN, if there are none.
     """
-
-    level: float
-    share: float
-    right: float
-
-
-def kept_at(sample: Sample, temperature: float, levels: tuple[float, ...] = LEVELS) -> list[Kept]:
-    """Tell how many pixels keep their label at each level, and how often the tags agree."""
-    sure, label = tempered(sample.probabilities, temperature, dim=1).max(dim=1)
-    tagged = sample.allowed.gather(1, label[:, None])[:, 0]
+    sure, label = tempered(probabilities, temperature, dim=1).max(dim=1)
+    tagged = allowed.gather(1, label[:, None])[:, 0]
     found = []
     for level in levels:
         kept = sure >= level
         of_class = kept & (label > 0)
         right = float(tagged[of_class].double().mean()) if of_class.any() else float("nan")
-        found.append(Kept(level, float(kept.double().mean()), right))
+        found.append({"level": level, "share": float(kept.double().mean()), "right": right})
     return found
 
 

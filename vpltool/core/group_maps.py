@@ -82,29 +82,21 @@ def with_background(scores: Tensor, threshold: float) -> Tensor:
     return torch.cat([highest.clamp_max(threshold).expand_as(scores[:1]), scores])
 
 
-@dataclass(frozen=True)
-class GroupUse:
-    """How a photo uses the groups of a stage; the paper's richness and compactness, in numbers.
+def group_use(maps: Tensor) -> tuple[int, float]:
+    """Measure the paper's richness and compactness of a photo, from its groups' shares (G, h, w).
 
     How many groups are the strongest somewhere; and their overlap, the mean over pairs of them of
     Σ min(a, b) / Σ max(a, b), of their shares. 0: they are apart.
     """
-
-    used: int
-    overlap: float
-
-
-def group_use(maps: Tensor) -> GroupUse:
-    """Measure how a photo uses groups, from their shares (G, h, w)."""
     shares = maps.flatten(1)
     strongest = shares.argmax(dim=0).unique()
     kept = shares[strongest]
     if len(kept) < 2:
-        return GroupUse(len(kept), 0.0)
+        return len(kept), 0.0
     common = torch.minimum(kept[:, None], kept).sum(dim=-1)
     both = torch.maximum(kept[:, None], kept).sum(dim=-1)
     pairs = torch.triu(torch.ones_like(common, dtype=torch.bool), diagonal=1)
-    return GroupUse(len(kept), float((common / both)[pairs].mean()))
+    return len(kept), float((common / both)[pairs].mean())
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.core.agreement import Sample, fit_temperature, kept_at, spread
+from vpltool.core.agreement import fit_temperature, kept_at, spread
 from vpltool.engine import segmenters
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
 from vpltool.formats.kinds import place
 from vpltool.formats.storage import read_json, write_json
-from vpltool.lazy import np, torch
+from vpltool.lazy import Tensor, np, torch
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
@@ -67,15 +67,15 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
     if len(photos) < _ENOUGH:
         console.warn(f"only {counted(len(photos), 'photo', 'photos')}: a temperature from so few "
                      "is hardly better than none")
-    sample = _sample(workspace, folder, photos, settings.pixels)
-    temperature = fit_temperature(sample)
+    probabilities, allowed = _sample(workspace, folder, photos, settings.pixels)
+    temperature = fit_temperature(probabilities, allowed)
     path = place(workspace.path, "calibration", segmenter.path.stem)
     write_json(path, {
         "kind": "calibration", "decoder": identity_of_file(segmenter.path), "split": settings.split,
-        "photos": len(photos), "pixels": len(sample.probabilities), "temperature": temperature,
+        "photos": len(photos), "pixels": len(probabilities), "temperature": temperature,
         "kept": [{name: round(value, 4) if value == value else None
-                  for name, value in asdict(kept).items()}
-                 for kept in kept_at(sample, temperature)]})
+                  for name, value in kept.items()}
+                 for kept in kept_at(probabilities, allowed, temperature)]})
     return path
 
 
@@ -91,7 +91,7 @@ def show(path: Path, values: Mapping[str, object]) -> str:
 
 
 def _sample(workspace: Workspace, folder: InputFolder, photos: Sequence[Photo], pixels: int
-            ) -> Sample:
+            ) -> tuple[Tensor, Tensor]:
     """Pixels of each photo, evenly spread, with what its tags allow."""
     count = 1 + len(workspace.classes)
     probabilities, allowed = [], []
@@ -105,4 +105,4 @@ def _sample(workspace: Workspace, folder: InputFolder, photos: Sequence[Photo], 
             own[[0, *workspace.indices_of(photo)]] = True
             allowed.append(own.expand(len(places), -1))
             advance()
-    return Sample(torch.cat(probabilities), torch.cat(allowed))
+    return torch.cat(probabilities), torch.cat(allowed)

@@ -87,8 +87,8 @@ def _measure(folder: InputFolder, ids: list[str]) -> JsonObject:
             advance()
     found: JsonObject = {"photos": len(held)}
     for stage, each in zip(STAGES, zip(*uses, strict=True), strict=True):
-        found[f"{stage}_used"] = statistics.fmean(use.used for use in each)
-        found[f"{stage}_overlap"] = statistics.fmean(use.overlap for use in each)
+        found[f"{stage}_used"] = statistics.fmean(used for used, _ in each)
+        found[f"{stage}_overlap"] = statistics.fmean(overlap for _, overlap in each)
     return found
 
 
