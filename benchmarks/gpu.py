@@ -24,8 +24,8 @@ from stages import STAGES, TOY, Bench, Sizes
 
 from vpltool.clip.load import load_clip
 from vpltool.core.photos import PhotoSettings
+from vpltool.parallel.batches import load_batches
 from vpltool.parallel.device import dtype_of, worker_count
-from vpltool.parallel.photos import load_batches
 
 FULL = Sizes(rounds=2, photos=(48, 1536), learn_photos=512, product_pixels=2**21,
              crf_photos=(12, 384), decoder_photos=192, decoder_steps=(12, 240),

@@ -101,7 +101,8 @@ class CommandGroup(TyperGroup):
         for word in words:
             if not word.startswith("-"):
                 return word
-            if word.partition("=")[0] not in flags or word in ("--help", "-h"):
+            if word in ("--help", "-h") or (word.startswith("--")
+                                            and word.partition("=")[0] not in flags):
                 return ""
             if word in flags and not flags[word]:
                 next(words, "")
@@ -110,8 +111,7 @@ class CommandGroup(TyperGroup):
     def _check_name(self, ctx: typer.Context, name: str) -> None:
         if name and not name.startswith("-") and name not in self.commands:
             hint = _suggestion(name, list(self.commands))
-            ctx.fail(f"no command `{name}`: "
-                     + (hint or f"`{ctx.command_path} --help` lists the commands"))
+            ctx.fail(f"no command `{name}`" + (f": {hint}" if hint else ""))
 
 
 def _suggestion(name: str, names: Sequence[str]) -> str:

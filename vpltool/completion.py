@@ -23,38 +23,25 @@ def _bare(kind: str) -> Names:
                          if ".checkpoint" not in path.name and not path.name.startswith("."))
 
 
+def _shipped(pattern: str) -> Names:
+    """Names of files that come with vpltool: recipes, presets."""
+    return lambda _work: (path.stem for path in sorted(Path(__file__).parent.glob(pattern)))
+
+
 def _lines(work: Path) -> Iterator[Any]:
     with (work / "images.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            yield parse_json(line)
+        yield from map(parse_json, file)
 
-
-def _splits(work: Path) -> Iterator[str]:
-    return (str(split) for line in _lines(work) for split in line["splits"])
-
-
-def _ids(work: Path) -> Iterator[str]:
-    return (str(line["id"]) for line in _lines(work))
-
-
-def _shipped(folder: str, suffix: str) -> Names:
-    """Names of files that come with vpltool: recipes, presets."""
-    return lambda _work: (path.stem for path in sorted((Path(__file__).parent / folder).glob(
-        f"*{suffix}")))
-
-
-def _classes(work: Path) -> Iterator[str]:
-    content = parse_json((work / "workspace.json").read_text("utf-8"))
-    return map(str, content["classes"])
-
-
-_RESULTS = _folders("cams", "masks", "predictions")
 
 _SETTINGS: Mapping[str, Names] = {
-    "split": _splits, "ids": _ids, "tagged": _classes, "what": _RESULTS, "cams": _bare("cams"),
+    "split": lambda work: (str(split) for line in _lines(work) for split in line["splits"]),
+    "ids": lambda work: (str(line["id"]) for line in _lines(work)),
+    "tagged": lambda work: map(str, parse_json((work / "workspace.json").read_text("utf-8"))[
+        "classes"]),
+    "what": _folders("cams", "masks", "predictions"), "cams": _bare("cams"),
     "masks": _bare("masks"), "prototypes": _bare("prototypes"), "text": _bare("prototypes"),
-    "decoder": _bare("decoder"), "recipe": _shipped("recipes", ".recipe"),
-    "preset": _shipped("presets", ".toml"),
+    "decoder": _bare("decoder"), "recipe": _shipped("recipes/*.recipe"),
+    "preset": _shipped("presets/*.toml"),
 }
 """Setting, whatever the stage, to the names that fit."""
 

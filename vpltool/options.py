@@ -11,9 +11,6 @@ from pathlib import Path
 
 from vpltool.settings import RUNNING, NoEffect, Settings, setting
 
-PRECISIONS = ("fp32", "bf16", "fp16", "auto")
-STORES = ("fp16", "fp32")
-
 
 def shard() -> str:
     """The photos that this process does, where several share them."""
@@ -36,14 +33,14 @@ def device(*, brief: bool = True) -> str:
 def precision(*no_effect: NoEffect) -> str:
     """Number format of the network."""
     return setting("fp32", "fp32, bf16 or fp16, for the network; auto: bf16 if this machine "
-                           "supports it, else fp32.", choices=PRECISIONS,
+                           "supports it, else fp32.", choices=("fp32", "bf16", "fp16", "auto"),
                    panel=RUNNING, record="changed", no_effect=no_effect)
 
 
 def store() -> str:
     """Number format of what is written."""
     return setting("fp16", "Number format of stored files: fp16, half the size, or fp32.",
-                   choices=STORES, panel=RUNNING, record="changed")
+                   choices=("fp16", "fp32"), panel=RUNNING, record="changed")
 
 
 def batch_size(default: int) -> int:

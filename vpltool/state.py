@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vpltool import formats
 from vpltool.clip import models
 from vpltool.datasets.classes import read_classes
 from vpltool.engine.corrected_masks import identity_of_corrections
@@ -16,15 +17,7 @@ from vpltool.engine.headers import relative_path
 from vpltool.engine.models import WORDS, encoder_weights
 from vpltool.engine.photos import given_again, other_photos, tags_of
 from vpltool.errors import VplError, part_of
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    Photo,
-    Workspace,
-    expect_header,
-    identity_of_file,
-    open_input,
-)
+from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.kinds import KINDS, SECOND_FOLDER, called, folders_of, results_of
@@ -273,7 +266,7 @@ class State:
                 now = content_identity(path, [photo.id for photo in self._photos_of(artifact.header)
                                               if known.folder.path_of(photo.id).exists()])
         elif path.is_file():
-            now = identity_of_file(path)
+            now = formats.identity_of_file(path)
         elif path.is_dir():
             return []
         else:
@@ -418,10 +411,10 @@ def read_artifact(workspace: Workspace, path: Path) -> Artifact | None:
     """
     name = relative_path(path, workspace.path)
     if path.is_dir():
-        folder = open_input(path, tuple(KINDS))
+        folder = formats.open_input(path, tuple(KINDS))
         header = folder.header
     else:
-        folder, header = None, expect_header(path, path.parent.name)
+        folder, header = None, formats.expect_header(path, path.parent.name)
     command = next(iter(header.command.split()), "")
     if command not in find_stages():
         return None

@@ -25,7 +25,7 @@ from vpltool.core.photos import (
     to_pixels,
 )
 from vpltool.errors import VplError
-from vpltool.parallel.photos import load_batches
+from vpltool.parallel.batches import load_batches
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 
@@ -294,7 +294,7 @@ def test_sizes_are_read_in_threads_and_each_is_told(
         barrier.wait(10)
         return photo_size(path)
 
-    monkeypatch.setattr("vpltool.parallel.photos.photo_size", waiting)
+    monkeypatch.setattr("vpltool.parallel.batches.photo_size", waiting)
     told = []
     batches = load_batches(photos, PhotoSettings(16, MEAN, STD), batch_size=2, workers=0,
                            sized=lambda: told.append(1))

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from vpltool.formats import open_input
-from vpltool.parallel.batches import bucketed, feature_batches
-from vpltool.parallel.photos import Batch
+from vpltool.parallel.batches import Batch, bucketed, feature_batches
 from vpltool.parallel.threads import in_threads, read_ahead, write_behind
 
 

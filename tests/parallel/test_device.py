@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from vpltool.clip.weights import without_random_init
 from vpltool.errors import VplError, is_out_of_memory
 from vpltool.parallel import device
-from vpltool.parallel.batches import FeatureBatch
+from vpltool.parallel.batches import Batch, FeatureBatch
 from vpltool.parallel.device import find_precision, settle_precision, slowdown_of
 from vpltool.parallel.memory import explain_out_of_memory, run_within_memory
-from vpltool.parallel.photos import Batch
 
 CPU_WORDS = ("[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate "
              "memory: you tried to allocate 4398046511104 bytes. Error code 12")

@@ -58,7 +58,7 @@ PHOTOS = """
 import os, sys, time
 from pathlib import Path
 from vpltool.core.photos import PhotoSettings
-from vpltool.parallel import photos
+from vpltool.parallel import batches
 
 folder = Path(sys.argv[1])
 
@@ -68,7 +68,7 @@ def slow(path):
 
 photos.read_photo = slow
 settings = PhotoSettings(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-list(photos.load_batches([(str(n), folder / f"{n}.png") for n in range(2)], settings,
+list(batches.load_batches([(str(n), folder / f"{n}.png") for n in range(2)], settings,
                          batch_size=1, workers=2))
 """
 

@@ -55,7 +55,8 @@ def test_classes_against_tags(work: Path, run: Run) -> None:
     assert report["classes"]["box"] == {
         "tagged": 1, "predicted": 0, "precision": None, "recall": 0.0, "f1": 0.0}
     assert report["mean"]["f1"] == pytest.approx(2 / 9, abs=1e-6)
-    assert report["worst"] == [{"id": "scene7", "score": 0.0, "why": "predicted bar, tagged box, disc"}]
+    assert report["worst"] == [
+        {"id": "scene7", "score": 0.0, "why": "predicted bar, tagged box, disc"}]
     assert report["photos_agreeing"] == 0.5
     assert report["foreground"] == 0.5
     assert sum(entry["pairs"] for entry in report["calibration"]["bins"]) == 6

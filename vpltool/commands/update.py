@@ -16,7 +16,7 @@ from vpltool.provenance import reason_by_hand
 from vpltool.recipes.runner import run_through
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
-from vpltool.state import Artifact, read_state
+from vpltool.state import read_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +54,15 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
     if settings.dry_run:
         return lines
     check_alone("an update")
-    failed, left_to_hand = list[PhotosFailed](), list[tuple[Artifact, str]]()
+    failed: PhotosFailed | None = None
+    left_to_hand: VplError | None = None
     made, run_already = [], set()
     for artifact in stale:
         line = artifact.line()
         if reason := reason_by_hand(artifact.header, artifact.stage, workspace.path):
-            left_to_hand.append((artifact, reason))
+            left_to_hand = left_to_hand or VplError(
+                f"{artifact.name} is not up to date, and is not made again by `update()`: {reason}",
+                line)
             continue
         made.append(artifact.name)
         # crf writes two folders, predict too: one line makes both.
@@ -76,13 +79,11 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
         except VplError as error:
             error.hint = then(error.hint, "`update()` continues")
             raise
-        failed += [failure] if failure else []
+        failed = failed or failure
     if failed:
-        raise PhotosFailed(failed[0].message, failed[0].hint, made, failed[0].photos)
+        raise PhotosFailed(failed.message, failed.hint, made, failed.photos)
     if left_to_hand:
-        artifact, reason = left_to_hand[0]
-        raise VplError(f"{artifact.name} is not up to date, and is not made again by `update()`: "
-                       f"{reason}", artifact.line())
+        raise left_to_hand
     left = read_state(open_workspace(workspace.path))
     console.note("`status(stale=True)` lists what could not be recomputed"
                  if any(map(left.stale, left.in_order)) else

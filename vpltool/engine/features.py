@@ -14,8 +14,7 @@ from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
 from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, folder_of, place
 from vpltool.lazy import torch
-from vpltool.parallel import photos
-from vpltool.parallel.batches import FeatureBatch
+from vpltool.parallel.batches import Batch, FeatureBatch
 
 BEST_FIRST = ("vision-refined", "vision", "text-refined", "text",
               "tags-salient-refined", "tags-refined", "tags-salient", "tags")
@@ -116,7 +115,7 @@ def smaller_photos_hint(header: Header) -> str:
             f"max_side={(held['max_side'] or 2048) // 2}, overwrite=True)`, or `device='cpu'`")
 
 
-def smaller_side_hint(batch: photos.Batch) -> str:
+def smaller_side_hint(batch: Batch) -> str:
     """What to do where one photo does not fit into memory: a hint."""
     return f"`max_side={max(batch.pixels.shape[2:]) // 2}, overwrite=True`, or `device='cpu'`"
 

@@ -15,31 +15,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool import console
+from vpltool import console, formats
 from vpltool.core import aligned_space, vit
-from vpltool.engine import features, segmenters
+from vpltool.engine import features, prototypes, segmenters
 from vpltool.engine.headers import check_same_model, make_header
 from vpltool.engine.photo_work import Made, make_photos, open_outputs, run_batches
 from vpltool.engine.photos import TAGGED, chosen_shard, paths_of, photos_with, read_known_photo
-from vpltool.engine.prototypes import (
-    Prototypes,
-    check_fits,
-    check_rows,
-    class_rows,
-    head_in_space,
-    read_prototypes,
-    space_of,
-)
+from vpltool.engine.prototypes import Prototypes
 from vpltool.errors import VplError
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    OutputFolder,
-    Photo,
-    Workspace,
-    find_folder,
-    write_tensors,
-)
+from vpltool.formats import Header, InputFolder, OutputFolder, Photo, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.options import PerPhoto
@@ -174,7 +158,7 @@ class Given:
         def write_beside() -> None:
             for path, (header, tensors) in (beside or {}).items():
                 if outputs[0].todo or not path.exists():
-                    write_tensors(path, header, tensors)
+                    formats.write_tensors(path, header, tensors)
 
         return make_photos(
             title, outputs, start,
@@ -186,8 +170,8 @@ class Given:
         """Load what the method reads of each photo alike, onto the device."""
         device, found = find_device(self.settings.device), self.prototypes
         dtype = find_precision(precision if self.reads("head") else "fp32", device, console.warn)
-        space = space_of(found) if found else None
-        head = (head_in_space(features.read_head(self.features), space)
+        space = prototypes.space_of(found) if found else None
+        head = (prototypes.head_in_space(features.read_head(self.features), space)
                 if self.reads("head") else None)
         photos = {photo.id: photo for photo in self.workspace.photos(self.settings.split)}
         loaded = Loaded(self, device, dtype, photos, head.to(device, dtype) if head else None,
@@ -295,17 +279,18 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
         assert second is not None
         opened["second"] = second
     if "words" in named:
-        opened["prototypes"] = read_prototypes(workspace, named["words"])
+        opened["prototypes"] = prototypes.read_prototypes(workspace, named["words"])
     if "prototypes" in named and "prototypes" in names:
-        prototypes = read_prototypes(workspace, class_rows(workspace, settings), aligned=True)
-        check_rows(prototypes, reads)
-        check_fits(stored, prototypes, head="head" in reads)
-        opened["prototypes"] = prototypes
+        rows = prototypes.class_rows(workspace, settings)
+        found = opened["prototypes"] = prototypes.read_prototypes(workspace, rows, aligned=True)
+        prototypes.check_rows(found, reads)
+        prototypes.check_fits(stored, found, head="head" in reads)
     if "decoder" in named and "decoder" in reads:
         opened["decoder"] = _find_decoder(workspace, named["decoder"], stored)
     if "proposals" in named and "proposals" in reads:
-        opened["proposals"] = find_folder(workspace.path, ("proposals",), named["proposals"], split,
-                                          ("proposals",), f"`propose(split={split!r})`")
+        kinds = ("proposals",)
+        opened["proposals"] = formats.find_folder(workspace.path, kinds, named["proposals"], split,
+                                                  kinds, f"`propose(split={split!r})`")
     unused = {name: f"`{vars(settings)['method']}` reads no {what}"
               for name, what in _ABOUT.items() if name in named and name not in opened}
     if "features" in opened and "head" not in reads and hasattr(settings, "precision"):

@@ -22,7 +22,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, read_tensors
 from vpltool.formats.header import is_same_model
 from vpltool.lazy import Tensor, np, npt, torch
-from vpltool.parallel import photos
+from vpltool.parallel import batches
 from vpltool.settings import setting
 
 _PANEL = "Groups"
@@ -305,7 +305,7 @@ class GroupSegmenter:
 
     def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
         """See `RunningSegmenter`; yields a `SegmentedByGroups` for each photo."""
-        def segment_batch(batch: photos.Batch) -> Iterator[Made]:
+        def segment_batch(batch: batches.Batch) -> Iterator[Made]:
             found = self.segment(batch.pixels, groups=self.maps)
             for key, size, photo in zip(batch.ids, batch.sizes, found, strict=True):
                 yield key, SegmentedByGroups(photo.probabilities, size, photo.maps, photo.groups)

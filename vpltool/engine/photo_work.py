@@ -22,8 +22,8 @@ from vpltool.formats.labels import read_labels
 from vpltool.formats.values import BadValues
 from vpltool.lazy import np, npt, torch
 from vpltool.options import PerPhoto
+from vpltool.parallel import batches as batching
 from vpltool.parallel import memory, once
-from vpltool.parallel import photos as photo_batches
 from vpltool.parallel.device import find_device, worker_count
 from vpltool.parallel.threads import write_behind
 
@@ -36,8 +36,9 @@ class Failed:
 
 
 Made = tuple[str, Any]
-Batch = TypeVar("Batch", bound="memory.Divisible")
 """A photo's id, and what is to be written for it, or `Failed`."""
+
+Batch = TypeVar("Batch", bound="memory.Divisible")
 
 
 def open_outputs(
@@ -182,9 +183,9 @@ def run_batches(
 
 def run_photos(
     paths: Mapping[str, Path], seen: PhotoSettings,
-    run: Callable[[photo_batches.Batch], Iterable[Made]], *,
+    run: Callable[[batching.Batch], Iterable[Made]], *,
     device: torch.device, batch_size: int, workers: int,
-    too_large: Callable[[photo_batches.Batch], str] = smaller_side_hint,
+    too_large: Callable[[batching.Batch], str] = smaller_side_hint,
 ) -> Iterator[Made]:
     """Run a network over photos, which worker processes read; see `load_batches`, `run_batches`.
 
@@ -194,7 +195,7 @@ def run_photos(
     Raises:
         VplError: the memory does not suffice for one photo.
     """
-    return run_batches(photo_batches.load_batches(
+    return run_batches(batching.load_batches(
         list(paths.items()), seen, device=device, batch_size=batch_size,
         workers=worker_count(workers), sized=count_sizes(len(paths))), run, too_large)
 

@@ -26,8 +26,7 @@ from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import TrainedSegmenter, side_of
-from vpltool.parallel import photos
-from vpltool.parallel.batches import FeatureBatch, feature_batches
+from vpltool.parallel.batches import Batch, FeatureBatch, feature_batches
 from vpltool.parallel.device import find_device
 from vpltool.settings import NoEffect, setting
 
@@ -199,7 +198,7 @@ class RunningNetwork:
         device, seen, tiled = self.device, self._seen(settings), self.tiled(settings)
         large = {key: paths[key] for key in divided(paths, tiled)}
 
-        def segment_batch(batch: photos.Batch) -> Iterator[Made]:
+        def segment_batch(batch: Batch) -> Iterator[Made]:
             if reason := too_many_patches(batch.pixels, seen.patch, device, "tile='auto'",
                                           seen.scale):
                 yield from ((key, Failed(reason)) for key in batch.ids)

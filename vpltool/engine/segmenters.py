@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vpltool import console
+from vpltool import console, formats
 from vpltool.clip import encoders, stored_towers
 from vpltool.core import blocks, segmenter
 from vpltool.engine import groups
@@ -21,16 +21,7 @@ from vpltool.engine.headers import check_same_model
 from vpltool.engine.models import load_main, with_weights
 from vpltool.engine.running import RunningNetwork, RunningSegmenter, RunsSegmenter
 from vpltool.errors import VplError, near_name
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    Workspace,
-    describe,
-    identity_of_file,
-    open_input,
-    open_workspace,
-    read_tensors,
-)
+from vpltool.formats import Header, InputFolder, Workspace
 from vpltool.formats.kinds import folder_of, place, results_of
 from vpltool.formats.manifest import again
 from vpltool.formats.storage import read_json, read_part
@@ -105,11 +96,11 @@ class SegmenterFile:
 
     def has_made(self, header: Header) -> bool:
         """Tell whether this file, as it is now, made something."""
-        return header.inputs.get(self.role) == identity_of_file(self.path)
+        return header.inputs.get(self.role) == formats.identity_of_file(self.path)
 
     def workspace(self, path: Path) -> Workspace:
         """Open the workspace that it is used in."""
-        return open_workspace(path)
+        return formats.open_workspace(path)
 
     def named(self, workspace: Workspace, words: Sequence[str] = ()) -> Workspace:
         """Return the workspace with the classes that are predicted.
@@ -131,7 +122,7 @@ class SegmenterFile:
         if not path.is_file():
             return None
         found = read_json(path, "`calibrate()`")
-        return found if found.get("decoder") == identity_of_file(self.path) else None
+        return found if found.get("decoder") == formats.identity_of_file(self.path) else None
 
     def part(self, name: str) -> dict[str, Tensor]:
         """Read the state dict of its `decoder`, the network, or of its `tower`; half as float32.
@@ -139,10 +130,10 @@ class SegmenterFile:
         Raises:
             VplError: the file is damaged.
         """
-        names = tuple(key for key in describe(self.path).shapes
+        names = tuple(key for key in formats.describe(self.path).shapes
                       if key.startswith(TOWER) == (name == "tower"))
         return {key.removeprefix(TOWER): tensor.float() if tensor.dtype.itemsize == 2 else tensor
-                for key, tensor in read_tensors(self.path, "decoder", names)[1].items()}
+                for key, tensor in formats.read_tensors(self.path, "decoder", names)[1].items()}
 
     def network(self) -> segmenter.SegmenterNetwork:
         """Make its network again, as it was kept, on the CPU.
@@ -272,7 +263,7 @@ class SegmenterFile:
         again = again or f"predict(split={split!r}, decoder={name!r}"
         if not (path / "artifact.json").exists():
             raise VplError(f"there are no probabilities in {path}", f"`{again})`")
-        found = open_input(path, ("probabilities",))
+        found = formats.open_input(path, ("probabilities",))
         workspace.check_classes(found.header, found.path)
         if not self.has_made(found.header):
             raise VplError(f"{path} is of an earlier {name}", f"`{again}, update=True)`")
@@ -356,7 +347,7 @@ def open_segmenter(path: Path) -> SegmenterFile:
     Raises:
         VplError: the file is none, or only the checkpoint of one.
     """
-    found = describe(path).header
+    found = formats.describe(path).header
     kind = found.kind if found and found.kind in _KINDS else "decoder"
     return _KINDS[kind](path, trained_header(path, kind))
 

@@ -1,17 +1,26 @@
-"""Stored features in batches of equal grid."""
+"""Stored features in batches of equal grid; photos in batches of equal size, read by processes."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
+from vpltool.core.photos import PhotoSettings, describe_failure, photo_size, read_photo, to_pixels
 from vpltool.formats.input_folders import InputFolder
 from vpltool.formats.values import BadValues
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel.threads import read_ahead
+from vpltool.parallel.processes import end_with_parent, no_script
+from vpltool.parallel.signals import in_main_thread
+from vpltool.parallel.threads import in_threads, read_ahead
 
 Item = TypeVar("Item")
+
+_SIZES_AT_ONCE = 8
+"""Threads that read the sizes of photos: over a network, each waits for its answer."""
 
 
 @dataclass(frozen=True)
@@ -105,3 +114,121 @@ def _stack(bucket: list[tuple[str, dict[str, Tensor]]], pinned: bool) -> Feature
                for name in bucket[0][1] if name != "grid"}
     return FeatureBatch([key for key, _ in bucket], (height, width), {
         name: tensor.pin_memory() if pinned else tensor for name, tensor in stacked.items()})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Photos of equal network size.
+
+    Args:
+        ids: their ids, without those that failed.
+        pixels: normalised photos (B, 3, H, W).
+        sizes: (height, width) of each photo as it is on disk, upright.
+        failed: id to reason, of photos that could not be decoded.
+    """
+
+    ids: list[str]
+    pixels: Tensor
+    sizes: list[tuple[int, int]]
+    failed: dict[str, str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def each(self) -> str:
+        """Size of each photo for the network, for people."""
+        return f"{self.pixels.shape[3]}×{self.pixels.shape[2]} pixels"
+
+    def split(self, size: int) -> list[Batch]:
+        """Take it apart into batches of `size` photos at most; what failed goes with the first."""
+        return [Batch(self.ids[start : start + size], self.pixels[start : start + size],
+                      self.sizes[start : start + size], {} if start else self.failed)
+                for start in range(0, max(len(self), 1), size)]
+
+    def pin_memory(self) -> Batch:
+        """The same in pinned memory, from which a GPU copies without waiting; for DataLoader."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+
+class _Batches:
+    """A `Dataset`, which need not derive from torch's: torch is imported when it is needed."""
+
+    def __init__(self, batches: list[list[tuple[str, Path]]], settings: PhotoSettings) -> None:
+        self.batches = batches
+        self.settings = settings
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        ids, pixels, sizes, failed = [], [], [], {}
+        used = self.settings
+        for key, path in self.batches[index]:
+            try:
+                photo = read_photo(path)
+            except OSError as error:
+                failed[key] = describe_failure(path, error)
+                continue
+            size = (photo.shape[0], photo.shape[1])
+            target = used.fit(size)
+            pixels.append(to_pixels(photo, target, used.mean, used.std))
+            ids.append(key)
+            sizes.append(size)
+        stacked = torch.stack(pixels) if pixels else torch.empty(0)
+        return Batch(ids, stacked, sizes, failed)
+
+
+def load_batches(
+    photos: Sequence[tuple[str, Path]], settings: PhotoSettings, *, batch_size: int, workers: int,
+    device: torch.device | None = None, sized: Callable[[], object] = lambda: None,
+) -> Iterator[Batch]:
+    """Read, resize and batch photos in worker processes; photos of equal size share a batch.
+
+    The order is that of sizes, largest first, so that a lack of memory shows at once. Memory does
+    not grow with the number of photos: each worker holds two batches at most. The workers end with
+    this process, however it ends.
+
+    Args:
+        workers: number of processes; 0 reads in this one.
+        device: where the batches will go; for a GPU they come in pinned memory.
+        sized: called after each photo whose size is read, all of them before the first batch.
+    """
+    buckets: dict[tuple[int, int], list[tuple[str, Path]]] = defaultdict(list)
+    failed: dict[str, str] = {}
+    sizes = in_threads(_size_of, [path for _, path in photos], min(_SIZES_AT_ONCE, len(photos)))
+    for (key, path), size in zip(photos, sizes, strict=True):
+        sized()
+        if isinstance(size, str):
+            failed[key] = size
+            continue
+        target = settings.fit(size)
+        buckets[target].append((key, path))
+    if failed:
+        yield Batch([], torch.empty(0), [], failed)
+    batches = [
+        members[start : start + batch_size]
+        for _, members in sorted(buckets.items(), key=lambda entry: -entry[0][0] * entry[0][1])
+        for start in range(0, len(members), batch_size)
+    ]
+    processes = min(workers, len(batches))
+    options: dict[str, Any] = {"prefetch_factor": 2} if processes else {}
+    loader = torch.utils.data.DataLoader(
+        cast("torch.utils.data.Dataset[Batch]", _Batches(batches, settings)), batch_size=None,
+        num_workers=processes, pin_memory=device is not None and device.type == "cuda",
+        worker_init_fn=partial(_begin, in_main_thread()), **options)
+    with no_script():
+        read = iter(loader)
+    yield from read
+
+
+def _size_of(path: Path) -> tuple[int, int] | str:
+    """(height, width) of a photo, or why it has none."""
+    try:
+        return photo_size(path)
+    except OSError as error:
+        return describe_failure(path, error)
+
+
+def _begin(from_main_thread: bool, _worker: int) -> None:
+    end_with_parent(from_main_thread)

@@ -16,7 +16,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER
 from vpltool.lazy import torch
-from vpltool.parallel import photos
+from vpltool.parallel import batches
 from vpltool.parallel.device import dtype_of, find_device, find_precision
 from vpltool.settings import NoEffect, setting
 from vpltool.stage import Stage
@@ -151,7 +151,7 @@ def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str
         raise VplError(f"`window={settings.window}` is less than a patch, {vision.patch} pixels",
                        f"for example `window={32 * vision.patch}`")
 
-    def encode(batch: photos.Batch) -> Iterator[photo_work.Made]:
+    def encode(batch: batches.Batch) -> Iterator[photo_work.Made]:
         pixels = batch.pixels.to(device, non_blocking=True).to(dtype)
         grid = torch.tensor([side // vision.patch for side in pixels.shape[2:]])
         if window and max(grid.tolist()) > window:

@@ -18,8 +18,8 @@ from vpltool.formats import Workspace, open_input
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import folder_of
 from vpltool.names import csv_id
+from vpltool.parallel.batches import Batch
 from vpltool.parallel.device import find_device, find_precision
-from vpltool.parallel.photos import Batch
 from vpltool.settings import NoEffect, setting
 from vpltool.stage import Stage
 
