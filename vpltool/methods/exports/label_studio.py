@@ -196,8 +196,7 @@ def brush_lengths(inside: npt.NDArray[np.bool_]) -> list[int]:
     head = [(flat.size * _CHANNELS, 32), (7, 5), *((size - 1, 4) for size in _SIZES)]
     text = "".join(f"{code:0{width}b}" for code, width in (
         *head, *zip(codes.tolist(), (bits + 11).tolist(), strict=True)))
-    packed: list[int] = np.packbits(np.frombuffer(text.encode(), np.uint8) == ord("1")).tolist()
-    return packed
+    return np.packbits(np.frombuffer(text.encode(), np.uint8) == ord("1")).tolist()
 
 
 def from_brush_lengths(content: list[int], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -227,5 +226,4 @@ def from_brush_lengths(content: list[int], size: tuple[int, int]) -> npt.NDArray
                              "the run lengths hold more pixels than they say")
         values[done : done + count] = bits[first:at].reshape(-1, word).any(axis=1)
         done += count
-    inside: npt.NDArray[np.bool_] = values.reshape(*size, _CHANNELS)[..., 3]
-    return inside
+    return values.reshape(*size, _CHANNELS)[..., 3]
