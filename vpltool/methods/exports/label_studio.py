@@ -24,7 +24,6 @@ from xml.sax.saxutils import quoteattr
 from vpltool.core.instances import region
 from vpltool.core.outlines import connected_parts
 from vpltool.errors import VplError
-from vpltool.formats.archives import Member
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading
@@ -55,7 +54,7 @@ class Settings(_folders.LabellingSettings):
                                                            "its name.", metavar="URL")
 
 
-def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:
     yield "config.xml", _configuration(files.classes).encode()
     tasks = []
     for photo, labels in files.labels(keeps_ignored=False):
