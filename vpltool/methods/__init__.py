@@ -132,8 +132,7 @@ class Method:
     @property
     def settings(self) -> type[Settings]:
         """Its settings; imports the file."""
-        settings: type[Settings] = self.load().Settings
-        return settings
+        return self.load().Settings
 
 
 def _import_file(path: Path, name: str) -> ModuleType:

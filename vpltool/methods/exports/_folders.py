@@ -23,6 +23,9 @@ from vpltool.methods.inputs import Predictions
 from vpltool.pictures.colours import class_palette
 from vpltool.settings import NoEffect, setting, warn_without_effect
 
+Members = Iterator[Member]
+"""Files of a folder."""
+
 JPEG = (".jpg", ".jpeg")
 
 POLYGON_AREA = 16
@@ -138,12 +141,12 @@ class PhotoFiles:
                          + f" pixels of no known class ({IGNORE}); this format cannot express "
                          "that: they become background")
 
-    def label_images(self, folder: str) -> Iterator[Member]:
+    def label_images(self, folder: str) -> Members:
         """Yield the labels below a folder, as greyscale PNGs."""
         for photo, labels in self.labels(keeps_ignored=True):
             yield f"{folder}/{self.names[photo.id]}.png", grey_png(labels)
 
-    def photos(self, folder: str) -> Iterator[Member]:
+    def photos(self, folder: str) -> Members:
         """Yield the photos below a folder, those that can be read; none if they are not wanted."""
         for photo in self.predictions.photos if self.settings.photos == "copy" else ():
             path = self.predictions.workspace.image_path(photo)
@@ -159,7 +162,7 @@ Chosen = TypeVar("Chosen", bound=LabellingSettings)
 
 
 def exporter(form: str, suffixes: Collection[str] | None,
-             members: Callable[[PhotoFiles, Chosen], Iterator[Member]], *modules: str,
+             members: Callable[[PhotoFiles, Chosen], Members], *modules: str,
              splits: str = "") -> Callable[[Predictions, Path, Chosen], list[Path]]:
     """Return the `export` of a format: a folder of what `members` yields.
 

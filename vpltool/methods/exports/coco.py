@@ -23,7 +23,6 @@ from typing import Any
 from vpltool.core.instances import region, run_lengths
 from vpltool.core.outlines import connected_parts, has_holes, outlines_of
 from vpltool.errors import VplError
-from vpltool.formats.archives import Member
 from vpltool.formats.json_stream import read_span, stream_objects
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
@@ -52,7 +51,7 @@ class Settings(_folders.LabellingSettings):
     tolerance: float = _folders.tolerance_setting()
 
 
-def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:
     images, instances = list[JsonObject](), list[JsonObject]()
     for number, (photo, labels) in enumerate(files.labels(keeps_ignored=False), 1):
         height, width = labels.shape

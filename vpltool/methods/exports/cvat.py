@@ -25,7 +25,6 @@ from vpltool.core.instances import region
 from vpltool.core.outlines import connected_parts, outlines_of
 from vpltool.core.proposals import run_lengths
 from vpltool.errors import VplError
-from vpltool.formats.archives import Member
 from vpltool.formats.xml_stream import DamagedXml, parse_xml
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading
@@ -60,7 +59,7 @@ class Settings(_folders.LabellingSettings):
         NoEffect({"shape": ("mask",)}, "masks have no points"))
 
 
-def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:
     text = [_head(files.predictions.name, files.classes)]
     for number, (photo, labels) in enumerate(files.labels(keeps_ignored=False)):
         height, width = labels.shape

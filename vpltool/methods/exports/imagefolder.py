@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vpltool.errors import VplError
-from vpltool.formats.archives import Member
 from vpltool.formats.fields import TEXT, check_fields
 from vpltool.methods import labels as reading
 from vpltool.methods.exports import _folders
@@ -29,7 +28,7 @@ _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".p
 Settings = _folders.LabellingSettings
 
 
-def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:
     split, names = settings.split, ("background", *files.classes)
     rows = []
     for photo, labels in files.labels(keeps_ignored=True):

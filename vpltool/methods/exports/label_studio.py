@@ -24,7 +24,6 @@ from xml.sax.saxutils import quoteattr
 from vpltool.core.instances import region
 from vpltool.core.outlines import connected_parts
 from vpltool.errors import VplError
-from vpltool.formats.archives import Member
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading
@@ -55,7 +54,7 @@ class Settings(_folders.LabellingSettings):
                                                            "its name.", metavar="URL")
 
 
-def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:
     yield "config.xml", _configuration(files.classes).encode()
     tasks = []
     for photo, labels in files.labels(keeps_ignored=False):
@@ -196,8 +195,7 @@ def brush_lengths(inside: npt.NDArray[np.bool_]) -> list[int]:
     head = [(flat.size * _CHANNELS, 32), (7, 5), *((size - 1, 4) for size in _SIZES)]
     text = "".join(f"{code:0{width}b}" for code, width in (
         *head, *zip(codes.tolist(), (bits + 11).tolist(), strict=True)))
-    packed: list[int] = np.packbits(np.frombuffer(text.encode(), np.uint8) == ord("1")).tolist()
-    return packed
+    return np.packbits(np.frombuffer(text.encode(), np.uint8) == ord("1")).tolist()
 
 
 def from_brush_lengths(content: list[int], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -227,5 +225,4 @@ def from_brush_lengths(content: list[int], size: tuple[int, int]) -> npt.NDArray
                              "the run lengths hold more pixels than they say")
         values[done : done + count] = bits[first:at].reshape(-1, word).any(axis=1)
         done += count
-    inside: npt.NDArray[np.bool_] = values.reshape(*size, _CHANNELS)[..., 3]
-    return inside
+    return values.reshape(*size, _CHANNELS)[..., 3]

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.formats import voc_palette
-from vpltool.formats.archives import Member
 from vpltool.methods import labels as reading
 from vpltool.methods.exports import _folders
 
@@ -29,7 +28,7 @@ _CONFIGURATION = "dataset.py"
 Settings = _folders.LabellingSettings
 
 
-def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:
     suffixes = dict.fromkeys(sorted(files.splits), next(iter(files.suffixes.values())))
     for split in files.splits - {settings.split}:
         # Another split's photos may have another suffix.

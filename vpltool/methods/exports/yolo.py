@@ -18,7 +18,6 @@ from pathlib import Path
 
 from vpltool.core.outlines import fill, outlines_of
 from vpltool.errors import VplError
-from vpltool.formats.archives import Member
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading
 from vpltool.methods.exports import _folders
@@ -42,7 +41,7 @@ class Settings(_folders.LabellingSettings):
     tolerance: float = _folders.tolerance_setting()
 
 
-def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:
     yield describe(files.classes, files.splits)
     for photo, labels in files.labels(keeps_ignored=False):
         yield (f"labels/{settings.split}/{files.names[photo.id]}.txt",
@@ -72,7 +71,7 @@ def _three_points(polygon: npt.NDArray[np.float64]) -> Sequence[npt.NDArray[np.f
     return [first + (-0.25, -0.25), first + (0.25, -0.25), last + (0.0, 0.25)]
 
 
-def describe(names: Sequence[str], splits: Collection[str], **more: str) -> Member:
+def describe(names: Sequence[str], splits: Collection[str], **more: str) -> tuple[str, bytes]:
     """Return Ultralytics' description of a data set; without `path`, it is the file's folder."""
     import yaml
 

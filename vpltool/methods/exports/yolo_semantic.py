@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vpltool.formats.archives import Member
 from vpltool.methods import labels as reading
 from vpltool.methods.exports import _folders
 from vpltool.methods.exports.yolo import DESCRIPTION, TAKEN, describe, described
@@ -25,7 +24,7 @@ NEEDS = ("yaml",)
 Settings = _folders.LabellingSettings
 
 
-def _members(files: _folders.PhotoFiles, settings: Settings) -> Iterator[Member]:
+def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:
     yield describe(("background", *files.classes), files.splits, masks_dir="masks")
     yield from files.label_images(f"masks/{settings.split}")
     yield from files.photos(f"images/{settings.split}")

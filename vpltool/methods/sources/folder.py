@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from vpltool import console, options, settings
+from vpltool import console, formats, options, settings
 from vpltool.core import grids
 from vpltool.core.photos import photo_size, read_photo, rgb_of
 from vpltool.datasets import layouts, tile_tags
@@ -32,11 +32,9 @@ from vpltool.datasets.tags import some
 from vpltool.datasets.tile_tags import Box, Tagged
 from vpltool.datasets.words import VOC, VOCABULARIES
 from vpltool.errors import VplError, counted, near_path, part_of
-from vpltool.file_hashes import identity_of_file
-from vpltool.formats import Header, OutputFolder, Photo, Workspace, read_labels, write_labels
+from vpltool.formats import Header, OutputFolder, Photo, Workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.rasters import SUFFIXES, Scaling, Scene, check_alike, is_scene
-from vpltool.formats.storage import read_json, write_json
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Source, SourceRequest, parse_tile
@@ -283,12 +281,12 @@ def _write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut:
             own = list(group)
             path = images / source.image
             masks = images / source.mask if source.mask else None
-            stamp = {"file": identity_of_file(path), "bands": list(cut.scaling.bands),
+            stamp = {"file": formats.identity_of_file(path), "bands": list(cut.scaling.bands),
                      "percentiles": list(cut.scaling.percentiles),
-                     "masks": identity_of_file(masks) if masks else "",
+                     "masks": formats.identity_of_file(masks) if masks else "",
                      "parts": [[part.page, *asdict(part.box).values()] for part in own]}
             file = root / source.id / _STAMP
-            if file.is_file() and read_json(file, "") == stamp and all(
+            if file.is_file() and formats.read_json(file, "") == stamp and all(
                     (root / part.photo.image).is_file() for part in own):
                 for _ in own:
                     advance()
@@ -300,7 +298,7 @@ def _write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut:
                 advance()
             if masks:
                 _write_masks(root, masks, own, large)
-            write_json(file, stamp)
+            formats.write_json(file, stamp)
     console.note(f"{root}: {counted(len(parts), 'photo', 'photos')} cut out")
 
 
@@ -324,11 +322,11 @@ def _cropped(whole: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
 
 def _write_masks(root: Path, masks: Path, parts: Sequence[Part], large: Large) -> None:
     """Cut the true mask of a file as the file is cut."""
-    labels, size = read_labels(masks), large.size
+    labels, size = formats.read_labels(masks), large.size
     if labels.shape != size:
         raise VplError(f"{masks} is {labels.shape[1]}×{labels.shape[0]} pixels, its photo "
                        f"{size[1]}×{size[0]}", "a mask has a pixel for each of its photo's")
     header = Header(kind="masks", command="prepare", options={"method": "folder"})
     for part in parts:
         if part.photo.mask:
-            write_labels(root / part.photo.mask, _cropped(labels, part.box), header)
+            formats.write_labels(root / part.photo.mask, _cropped(labels, part.box), header)
