@@ -102,8 +102,10 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
         PhotosFailed: true masks of some photos could not be made.
     """
     earlier = _read_earlier(path, overwrite=settings.overwrite)
-    kept, old = _Earlier() if settings.overwrite else earlier, earlier.workspace
-    settings = _completed(path, settings, kept.call) if kept.workspace else settings
+    kept = _Earlier() if settings.overwrite else earlier
+    old = earlier.workspace
+    if kept.workspace:
+        settings = _completed(path, settings, kept.call)
     models = choose_models(
         path, settings, [name for name in ("model", "pretrained") if _is_given(settings, name)],
         old)
