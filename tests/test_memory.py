@@ -27,7 +27,7 @@ from vpltool.engine.scored import Scores
 from vpltool.methods.cams import dense, gradcam
 from vpltool.methods.refiners import attention
 from vpltool.parallel.processes import run_jobs
-from vpltool.pictures.overlays import sheet
+from vpltool.pictures.overlays import SheetPanel, sheet
 from vpltool.stages import crf
 
 PREDICT = ("predict", "--decoder", "tiny", "--split", "train", "--workers", 0)
@@ -219,12 +219,12 @@ def test_show_holds_one_row_at_a_time() -> None:
     """Photos are large, the panels of a sheet are not."""
     rows: list[weakref.ref[Any]] = []
 
-    def photos() -> Iterator[list[tuple[str, Any]]]:
+    def photos() -> Iterator[list[SheetPanel]]:
         for _ in range(5):
             assert sum(row() is not None for row in rows) <= 1
             photo = np.zeros((300, 400, 3), np.uint8)
             rows.append(weakref.ref(photo))
-            yield [("photo", photo)]
+            yield [SheetPanel("photo", photo)]
             del photo
 
     assert sheet(photos()).height > 3 * 165, "five rows, in two columns"

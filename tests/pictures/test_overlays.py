@@ -224,7 +224,7 @@ def test_an_overlay_of_background_says_so() -> None:
 
 def test_a_failed_panel_is_grey_with_its_reason_and_ends_nothing() -> None:
     photo = noise(300, 400)
-    whole = sheet([[("a", photo), ("b", photo)], [("c", photo), ("d", photo)]])
+    whole = sheet([[SheetPanel(title, photo) for title in pair] for pair in ("ab", "cd")])
     failed = sheet([[SheetPanel("a", photo), SheetPanel("b", "b.jpg: the file is empty")],
                     [SheetPanel("c", photo), SheetPanel("d", photo)]])
     assert failed.size == whole.size
@@ -255,12 +255,13 @@ def test_a_row_of_failures_keeps_its_text_inside(reason: str) -> None:
 @pytest.mark.parametrize("title", ["IMG_" + "0" * 500, "horse person dog cat " * 20])
 def test_long_titles_do_not_reach_the_next_panel(title: str) -> None:
     photo = np.full((30, 40, 3), 255, np.uint8)
-    one = pixels(sheet([[(title, photo), ("b", photo)]]))
+    one = pixels(sheet([[SheetPanel(title, photo), SheetPanel("b", photo)]]))
     assert (one[:, PANEL_WIDTH + 8:PANEL_WIDTH + 16] == 255).all()
     assert (one[:, :8] == 255).all()
     ink = np.flatnonzero((one[:, :PANEL_WIDTH + 8] < 128).any(axis=(1, 2)))
     assert 20 < ink.max() - ink.min() < 40, "two lines"
-    assert one.shape == pixels(sheet([[("a\n" + title * 2, photo), ("b", photo)]])).shape
+    assert one.shape == pixels(sheet([[SheetPanel("a\n" + title * 2, photo),
+                                       SheetPanel("b", photo)]])).shape
 
 
 SHAPES = [(300, 400), (400, 300), (64, 64), (120, 1200), (1200, 120), (3000, 4000)]
@@ -278,9 +279,9 @@ def test_panels_fit_whatever_the_photo_s_shape(shape: tuple[int, int]) -> None:
 
 
 def test_a_sheet_of_six_shapes() -> None:
-    rows = [[("photo", np.zeros((*shape, 3), np.uint8))] * 9 for shape in SHAPES]
+    rows = [[SheetPanel("photo", np.zeros((*shape, 3), np.uint8))] * 9 for shape in SHAPES]
     page = sheet(rows)
-    heights = [fit_panel(row[0][1]).shape[0] for row in rows]
+    heights = [fit_panel(row[0].picture).shape[0] for row in rows]
     assert page.width == 9 * PANEL_WIDTH + 10 * 8
     assert page.height == sum(height + 18 + 16 for height in heights) + 8 <= page.width
     assert sheet([]).height == 8
@@ -288,7 +289,7 @@ def test_a_sheet_of_six_shapes() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
 def test_a_sheet_that_would_be_taller_than_wide_has_two_columns(count: int) -> None:
-    rows = [[("photo", np.full((60, 80, 3), 10 * number, np.uint8))] * 3
+    rows = [[SheetPanel("photo", np.full((60, 80, 3), 10 * number, np.uint8))] * 3
             for number in range(count)]
     page = sheet(rows)
     width, height = 3 * PANEL_WIDTH + 4 * 8, 195 + 18 + 16

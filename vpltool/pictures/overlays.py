@@ -250,8 +250,8 @@ def overlay(photo: Rgb, labels: Labels, names: Mapping[int, str]) -> Image.Image
     return page
 
 
-def sheet(rows: Iterable[Sequence[SheetPanel | tuple[str, Rgb]]],
-          names: Mapping[int, str] | None = None, width: int = PANEL_WIDTH) -> Image.Image:
+def sheet(rows: Iterable[Sequence[SheetPanel]], names: Mapping[int, str] | None = None,
+          width: int = PANEL_WIDTH) -> Image.Image:
     """Draw rows of titled panels, and below them a legend of the classes that occur.
 
     All panels have the same width; each row has its own height. A panel without a picture is grey
@@ -259,16 +259,15 @@ def sheet(rows: Iterable[Sequence[SheetPanel | tuple[str, Rgb]]],
     the sheet would be taller than wide, the second half of the rows is beside the first.
 
     Args:
-        rows: the panels of each row; a pair of title and picture has no classes.
+        rows: the panels of each row.
         names: class index to name; without names there is no legend.
         width: width of a panel, in pixels.
     """
     strips: list[Image.Image] = []
     shown: set[int] = set()
     for row in rows:
-        panels = [SheetPanel(*panel) for panel in row]
-        strips.append(_row(panels, width))
-        shown.update(*(panel.classes for panel in panels))
+        strips.append(_row(row, width))
+        shown.update(*(panel.classes for panel in row))
     parts = [_in_columns(strips)]
     shown.discard(0)
     if names is not None and shown:

@@ -88,14 +88,13 @@ def _check_source(work: Path, source: InputFolder, split: str) -> None:
 
 def _decoder_behind(work: Path, header: Header) -> Header | None:
     """Header of the decoder that predictions come from, before a CRF too; None if it is gone."""
-    for role in ("decoder", "what"):
-        path = work / header.sources.get(role, ".missing")
-        if role == "decoder" and path.is_file():
-            return formats.describe(path).header
-        if role == "what" and (path / "artifact.json").exists():
-            return _decoder_behind(work, formats.open_input(path, ("predictions", "probabilities",
-                                                                   "cams")).header)
-    return None
+    decoder, what = (work / header.sources.get(role, ".missing") for role in ("decoder", "what"))
+    if decoder.is_file():
+        return formats.describe(decoder).header
+    if not (what / "artifact.json").exists():
+        return None
+    kinds = ("predictions", "probabilities", "cams")
+    return _decoder_behind(work, formats.open_input(what, kinds).header)
 
 
 def _probabilities_beside(source: InputFolder) -> InputFolder | None:

@@ -277,8 +277,8 @@ def _write_overlays(work: Chosen, predictions: Path, photos: Mapping[str, Path])
         _write_overlay(work.named, photos[key], predictions / f"{key}.png",
                        pictures / f"{key}.jpg")
 
-    todo = [key for key in photos if 0 < _written(predictions / f"{key}.png")
-            >= _written(pictures / f"{key}.jpg")]
+    todo = [key for key in photos if (predictions / f"{key}.png").exists()
+            and _written(pictures / f"{key}.jpg") <= _written(predictions / f"{key}.png")]
     with console.progress(f"pictures {pictures.name}", len(todo)) as advance:
         for _ in threads.in_threads(draw, todo, device.worker_count(work.settings.workers)):
             advance()

@@ -110,8 +110,10 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
         raise VplError("`hold_out=1` would hold out every photo", "`hold_out=10` holds out one "
                        "in ten, `hold_out=0` none")
     earlier = _read_earlier(path, overwrite=settings.overwrite)
-    kept, old = _Earlier() if settings.overwrite else earlier, earlier.workspace
-    settings = _completed(path, settings, kept.call) if kept.workspace else settings
+    kept = _Earlier() if settings.overwrite else earlier
+    old = earlier.workspace
+    if kept.workspace:
+        settings = _completed(path, settings, kept.call)
     models = choose_models(
         path, settings, [name for name in ("model", "pretrained") if _is_given(settings, name)],
         old)
