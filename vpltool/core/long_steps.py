@@ -104,8 +104,7 @@ def solve_rkc(
     return path.rows.float()
 
 
-def _long(path: _Path, after: Tensor, norm: float, iters: int, stepped: Step, each: float
-          ) -> float:
+def _long(path: _Path, after: Tensor, norm: float, iters: int, stepped: Step, each: float) -> float:
     """Take a long step, and the plain ones that check it; the last gradient's norm, 0: not taken.
 
     A plain step, before which the gradient had a norm, led to the rows `after`. For `each` plain
