@@ -38,8 +38,8 @@ _COLOURS = 0.3
 class Taught:
     """A photo that is learned from, of the workspace or a named one.
 
-    A folder holds its teacher's probabilities, if there is one. It may have a mask. Its tags, if
-    they are known, veto what it may show.
+    `soft` holds a teacher's probabilities of it, if there is one; `masked` says whether it has a
+    mask, `tagged` whether its tags are known, and veto what it may show.
     """
 
     photo: Photo
