@@ -238,7 +238,7 @@ def steps(start: int = 0, count: int = 20, objective: Objective | None = None,
     batch = drawn(6, 3, 16, 16), captions(6)
     records = list(train(objective, network, optimizer or make_optimizer(network, TRAINING),
                          TRAINING, [batch] * count, start=start))
-    return objective, [torch.stack(record.losses) for record in records]
+    return objective, [torch.stack(record) for record in records]
 
 
 def test_training_learns_pairs_by_heart() -> None:

@@ -68,14 +68,14 @@ def stale(work: Path) -> dict[str, Any]:
 
 def slow_scores(work: Path, photo: Path, view: GroupView, short: int, words: list[str]) -> Tensor:
     """Probabilities of a photo, written out window by window; (1 + C, 4h, 4w)."""
-    groups = read_groups(work / "groups/groups.safetensors")
-    network, patch = groups.network, groups.network.shape.patch
-    encode = text_encoder(open_workspace(work), groups, torch.device("cpu"))
+    header, network = read_groups(work / "groups/groups.safetensors")
+    patch = network.shape.patch
+    encode = text_encoder(open_workspace(work), network, header.model, torch.device("cpu"))
     texts = torch.cat([encode([f"a photo of a {word}."]) for word in words])
     rgb = read_photo(photo)
     height, width = (-(-round(side * short / min(rgb.shape[:2]), 6) // patch) * patch
                      for side in rgb.shape[:2])
-    facts = groups.header.facts
+    facts = header.facts
     pixels = to_pixels(rgb, (int(height), int(width)), facts["mean"], facts["std"])[None]
     total = torch.zeros(1 + len(words), int(height) // patch * 4, int(width) // patch * 4)
     count = torch.zeros(total.shape[1:])
@@ -112,19 +112,19 @@ def slow_scores(work: Path, photo: Path, view: GroupView, short: int, words: lis
     (32, 16, 2, 0.0), (16, 8, 0, 0.3), (24, 12, 1, 0.95), (400, 400, 2, 0.2)])
 def test_windows_groups_and_background_as_written_out(
         work: Path, window: int, stride: int, top: int, threshold: float) -> None:
-    groups = read_groups(work / "groups/groups.safetensors")
+    header, network = read_groups(work / "groups/groups.safetensors")
     workspace = open_workspace(work)
-    texts = text_encoder(workspace, groups, torch.device("cpu"))(
+    texts = text_encoder(workspace, network, header.model, torch.device("cpu"))(
         [f"a photo of a {word}." for word in workspace.classes])
     view = GroupView(window, stride, threshold, top)
     photos = workspace.photos("train")[:4:2]
-    facts = groups.header.facts
+    facts = header.facts
     settings = PhotoSettings(4, tuple(facts["mean"]), tuple(facts["std"]), short_side=32)
     pixels = []
     for photo in photos:
         rgb = read_photo(workspace.image_path(photo))
         pixels.append(to_pixels(rgb, settings.fit(rgb.shape[:2]), settings.mean, settings.std))
-    found = segment_by_groups(groups.network, torch.stack(pixels), texts, view, groups=True)
+    found = segment_by_groups(network, torch.stack(pixels), texts, view, groups=True)
     for photo, scores in zip(photos, found, strict=True):
         wanted = slow_scores(work, workspace.image_path(photo), view, 32, list(workspace.classes))
         assert scores.probabilities.shape == wanted.shape

@@ -72,10 +72,11 @@ def test_the_file_and_what_takes_it(text: str, run: Run, work: Path) -> None:
     assert bool(header.model) == (text == "clip")
     assert [entry[0] for entry in header.facts["curve"]] == [1, 2, 3, 4, 5]
     assert all(loss > 0 for entry in header.facts["curve"] for loss in entry[1:])
-    groups = read_groups(find_segmenter(work, "").path)
-    maps = group_maps(groups.network, torch.zeros(1, 3, 16, 24))[0]
-    texts = text_encoder(open_workspace(work), groups, torch.device("cpu"))(["bar", "box", "disc"])
-    scores = class_maps(maps.second, name_groups(maps, texts, groups.network.log_scale, 5))
+    header, network = read_groups(find_segmenter(work, "").path)
+    maps = group_maps(network, torch.zeros(1, 3, 16, 24))[0]
+    texts = text_encoder(open_workspace(work), network, header.model, torch.device("cpu"))(
+        ["bar", "box", "disc"])
+    scores = class_maps(maps.second, name_groups(maps, texts, network.log_scale, 5))
     assert scores.shape == (3, 4, 6)
     before = path.read_bytes()
     again = run(*TRAIN, *(OWN if text == "own" else ()), work=work)

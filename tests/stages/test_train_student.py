@@ -18,7 +18,6 @@ from stopping import stop_after
 from vpltool import Segmenter
 from vpltool import Workspace as Notebook
 from vpltool.core import joint
-from vpltool.core.training import StepRecord
 from vpltool.formats import describe, read_tensors
 
 STUDENT = ("train-student", "--teacher", "tiny", "--begin", "random", "--max-side", 64,
@@ -160,10 +159,9 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(run: Run, work: Pat
                                                              ) -> None:
     train = joint.train_jointly
 
-    def broken(*args: Any, **options: Any) -> Iterator[StepRecord]:
-        for record in train(*args, **options):
-            yield (record if record.iteration < 2 else
-                   StepRecord(record.iteration, (torch.tensor(torch.nan),) * 2))
+    def broken(*args: Any, **options: Any) -> Iterator[tuple[torch.Tensor, ...]]:
+        for step, losses in enumerate(train(*args, **options)):
+            yield losses if step < 2 else (torch.tensor(torch.nan),) * 2
 
     monkeypatch.setattr(joint, "train_jointly", broken)
     result = run(*CONVOLUTIONAL, "--iters", 4, "--checkpoint-every", 2, work=work)

@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpltool.core.classes import BACKGROUND
+from vpltool.core.distributed import Losses
 from vpltool.core.prototypes import lloyd
-from vpltool.core.training import StepRecord
 
 MIN_TAU = 0.01
 """A learned temperature does not fall below; CLIP's own is there, too."""
@@ -223,7 +223,7 @@ def make_optimizer(aligner: Aligner, settings: AlignmentSettings) -> torch.optim
 
 
 def train(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
-          settings: AlignmentSettings, *, start: int = 0) -> Iterator[StepRecord]:
+          settings: AlignmentSettings, *, start: int = 0) -> Iterator[Losses]:
     """Run steps `start`, `start + 1`, …; each depends on the seed and its number only.
 
     The aligner is on the regions' device. After the last step, `refresh` is still to be called.
@@ -239,7 +239,7 @@ def train(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
 
 
 def _step(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
-          settings: AlignmentSettings, iteration: int) -> StepRecord:
+          settings: AlignmentSettings, iteration: int) -> Losses:
     device = regions.embeddings.device
     # Not the seeds of `calibrate`, which is the draw before the first.
     pixels, region = regions.draw(settings.batch_size, settings.patches,
@@ -256,7 +256,7 @@ def _step(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
     optimizer.step()
     with torch.no_grad():
         aligner.log_tau.clamp_(min=torch.tensor(MIN_TAU).log().item())
-    return StepRecord(iteration, (vision.detach(), text.detach(), tau.detach()))
+    return vision.detach(), text.detach(), tau.detach()
 
 
 def class_accuracy(features: Tensor, class_of: Tensor, rows: Tensor, class_index: Tensor) -> float:

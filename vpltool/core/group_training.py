@@ -18,10 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.core.distributed import ALONE, Group
+from vpltool.core.distributed import ALONE, Group, Losses
 from vpltool.core.groups import GroupNetwork
 from vpltool.core.npr import MAX_SCALE, prototype_contrast
-from vpltool.core.training import StepRecord
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,7 @@ class Objective(nn.Module):
             stages = (self.network.vision.first, self.network.vision.second)
             for stage, found in zip(stages, prototypes, strict=False):
                 assert stage.prototypes is not None
-                stage.prototypes.update(
-                    found, lambda own: self.group.total(own) / self.group.count)
+                stage.prototypes.update(found, lambda own: self.group.total(own) / self.group.count)
 
 
 def contrast(photos: Tensor, captions: Tensor, all_photos: Tensor, all_captions: Tensor,
@@ -136,7 +134,7 @@ def learning_rate(settings: GroupTraining, iteration: int) -> float:
 
 def train(objective: nn.Module, network: GroupNetwork, optimizer: torch.optim.Optimizer,
           settings: GroupTraining, batches: Iterable[PairBatch], *, start: int = 0, rank: int = 0
-          ) -> Iterator[StepRecord]:
+          ) -> Iterator[Losses]:
     """Run steps `start`, `start + 1`, …, with the pairs of these, in the process of this rank.
 
     The objective is an `Objective` of the network, or what holds one. Network and optimizer are
@@ -160,4 +158,4 @@ def train(objective: nn.Module, network: GroupNetwork, optimizer: torch.optim.Op
         if settings.clip:
             nn.utils.clip_grad_norm_(network.parameters(), settings.clip)
         optimizer.step()
-        yield StepRecord(iteration, losses.unbind())
+        yield losses.unbind()

@@ -23,7 +23,7 @@ from vpltool.core.distributed import ALONE, Group, Losses, share_losses
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.tower import Tower
-from vpltool.core.training import StepRecord, StepSettings, learning_rate
+from vpltool.core.training import StepSettings, learning_rate
 from vpltool.core.vit import VisionTower
 
 _TOP = 0.05
@@ -259,7 +259,7 @@ def joint_optimizer(pair: Pair, settings: StepSettings) -> torch.optim.Optimizer
 def train_jointly(
     pair: Pair, optimizer: torch.optim.Optimizer, settings: StepSettings,
     batches: Iterable[PixelBatch], *, start: int = 0, group: Group = ALONE,
-) -> Iterator[StepRecord]:
+) -> Iterator[Losses]:
     """Run steps `start`, `start + 1`, …; see `training.train`.
 
     Yields:
@@ -280,7 +280,7 @@ def train_jointly(
                                  1.0)
         optimizer.step()
         pair.follow(iteration)
-        yield StepRecord(iteration, tuple(loss.detach() for loss in losses))
+        yield tuple(loss.detach() for loss in losses)
 
 
 def _losses(pair: Pair, batch: PixelBatch, settings: StepSettings, group: Group) -> Losses:

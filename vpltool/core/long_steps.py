@@ -104,12 +104,11 @@ def solve_rkc(
     return path.rows.float()
 
 
-def _long(path: _Path, after: Tensor, norm: float, iters: int, stepped: Step, each: float
-          ) -> float:
+def _long(path: _Path, after: Tensor, norm: float, iters: int, stepped: Step, each: float) -> float:
     """Take a long step, and the plain ones that check it; the last gradient's norm, 0: not taken.
 
-    A plain step, before which the gradient had a norm, led to the rows `after`. For `each` plain
-    step that the long one stands for, rows may be off by as much.
+    `after` are the rows after a plain step, `norm` is that of the gradient before it. Rows may be
+    off by `each` for every plain step that the long one stands for.
     """
     length = min(path.length, iters - path.step - _CHECKED - 2)
     if path.step < path.calm or length < _LEAST:

@@ -95,8 +95,7 @@ def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor,
                 pixels.embeddings, text, tau=config.tau_t, harden=config.harden,
                 allowed=in_photo if config.classes == "present" else None)
         solver = SOLVERS[config.solver]
-        own = {} if config.solver == "lbfgs" else {"lr": config.lr,
-                                                  "tolerance": config.tolerance}
+        own = {} if config.solver == "lbfgs" else {"lr": config.lr, "tolerance": config.tolerance}
         rows = solver(
             pixels.embeddings, targets, rows, tau=config.tau_i, iters=config.iters,
             callback=callback, allowed=in_photo if config.student == "present" else None,

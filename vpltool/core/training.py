@@ -241,23 +241,15 @@ def learning_rate(settings: StepSettings, iteration: int) -> float:
     return settings.lr * min(1.0, (iteration + 1) / max(settings.warmup, 1)) * decay
 
 
-@dataclass(frozen=True)
-class StepRecord:
-    """Losses of one step, on the network's device: who reads one waits for the step's end."""
-
-    iteration: int
-    losses: Losses
-
-
 def train(
     network: segmenter.SegmenterNetwork, optimizer: torch.optim.Optimizer,
     settings: TrainingSettings, batches: Iterable[CropBatch], *, start: int = 0,
     group: Group = ALONE,
-) -> Iterator[StepRecord]:
+) -> Iterator[Losses]:
     """Run steps `start`, `start + 1`, …, with the batches of these; see `step_losses`.
 
     The network and the optimizer are changed in place. The processes of the group share the crops
-    of each step.
+    of each step. Whoever reads a loss on a GPU waits for the step's end.
     """
     device = network.prototypes.device
     network.train()
@@ -276,7 +268,7 @@ def train(
         optimizer.step()
         with torch.no_grad():
             network.log_scale.clamp_(max=float(np.log(100)))
-        yield StepRecord(iteration, tuple(loss.detach() for loss in losses))
+        yield tuple(loss.detach() for loss in losses)
 
 
 def step_losses(

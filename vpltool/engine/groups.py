@@ -38,23 +38,15 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of RGB in [0, 1], ImageNet's, as GroupViT's photos are normalised."""
 
 
-@dataclass(frozen=True)
-class Groups:
-    """A `train-groups` file that was read: the network is on the CPU, in evaluation mode.
+def read_groups(path: Path) -> tuple[Header, networks.GroupNetwork]:
+    """Read trained groups, see `trained_header`: the network is on the CPU, in evaluation mode.
 
     The header's `model` is the CLIP whose text tower it was trained with; empty: its own.
     """
-
-    header: Header
-    network: networks.GroupNetwork
-
-
-def read_groups(path: Path) -> Groups:
-    """Read trained groups, and make their network again; see `trained_header`."""
     header = trained_header(path, "groups")
     network = networks.GroupNetwork(networks.GroupShape.from_config(header.facts["config"]))
     network.load_state_dict(read_tensors(path, "groups")[1])
-    return Groups(header, network.eval().requires_grad_(False))
+    return header, network.eval().requires_grad_(False)
 
 
 def take_weights(network: networks.GroupNetwork, path: Path) -> None:
@@ -90,17 +82,18 @@ def take_weights(network: networks.GroupNetwork, path: Path) -> None:
                  + (f"; randomly initialised: {', '.join(missing)}" if missing else ""))
 
 
-def text_encoder(workspace: Workspace, groups: Groups, device: torch.device
-                 ) -> Callable[[Sequence[str]], Tensor]:
+def text_encoder(workspace: Workspace, network: networks.GroupNetwork, model: Mapping[str, str],
+                 device: torch.device) -> Callable[[Sequence[str]], Tensor]:
     """What encodes prompts as L2-normed vectors (n, dim), which groups can be compared with.
+
+    The network is on the device; the model is that of its header.
 
     Raises:
         VplError: the CLIP of the workspace cannot be had, or is not that of the groups.
     """
-    if groups.network.shape.caption is None:
-        return clip_encoder(workspace, device, groups.header.model)[0]
-    tokenize = caption_tokenizer(groups.network.shape.caption.context)
-    network = groups.network.to(device)
+    if network.shape.caption is None:
+        return clip_encoder(workspace, device, model)[0]
+    tokenize = caption_tokenizer(network.shape.caption.context)
 
     def encode(prompts: Sequence[str]) -> Tensor:
         with torch.no_grad():
@@ -273,12 +266,12 @@ class GroupSegmenter:
             VplError: the groups or their text tower cannot be had, or a size does not fit.
         """
         templates = find_prompts(settings.prompts)
-        groups = read_groups(path)
-        network = groups.network.to(device)
+        header, network = read_groups(path)
+        network = network.to(device)
         short, view = view_of(network, settings)
         texts = text_prototypes(workspace.classes, templates,
-                                text_encoder(workspace, groups, device))
-        mean, std = groups.header.facts["mean"], groups.header.facts["std"]
+                                text_encoder(workspace, network, header.model, device))
+        mean, std = header.facts["mean"], header.facts["std"]
         return cls(network, texts.to(device), view,
                    PhotoSettings(network.shape.patch, tuple(mean), tuple(std), short_side=short),
                    device, settings.maps)

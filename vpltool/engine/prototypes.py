@@ -128,8 +128,7 @@ def prototypes_hint(work: Path, choice: str) -> str:
     there = [path.stem for path in results_of(work, "prototypes")]
     near = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
     if choice in _MAKERS or not near:
-        return _MAKERS.get(choice, f"there are {', '.join(there)}" if there
-                           else _MAKERS["text"])
+        return _MAKERS.get(choice, f"there are {', '.join(there)}" if there else _MAKERS["text"])
     made = "" if near[0] in there else f" {_MAKERS[near[0]]} makes it"
     return f"did you mean `{near[0]}`?{made}"
 

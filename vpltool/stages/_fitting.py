@@ -117,22 +117,14 @@ class Lesson:
                                                       self.settings.corrected_times)]
 
     def build(self) -> segmenter.SegmenterNetwork:
-        """Build the network that is trained, always the same one for a seed.
-
-        Raises:
-            VplError: the method refuses its settings.
-        """
+        """Build the network that is trained, always the same one for a seed."""
         torch.manual_seed(self.settings.seed)
         return self.method.build(
             SegmenterParts(self.frozen.layers, self.frozen.input_width, self.prototypes.rows,
                            self.prototypes.class_index), self.settings.of_method)
 
     def start(self) -> segmenters.SegmenterFile | None:
-        """The decoder that the training begins with, of the same CLIP; None: none is named.
-
-        Raises:
-            VplError: it is not there, of another CLIP, or the one that would be written.
-        """
+        """The decoder that the training begins with, of the same CLIP; None: none is named."""
         if not self.settings.start:
             return None
         start = segmenters.find_segmenter(self.workspace.path, self.settings.start)
@@ -169,11 +161,7 @@ class Lesson:
 
 def find_lesson(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod
                 ) -> Lesson:
-    """Find what the settings of `train-decoder` name.
-
-    Raises:
-        VplError: an input is missing, or does not fit the others.
-    """
+    """Find what the settings of `train-decoder` name."""
     listed = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = _masks.find_masks(workspace, settings.masks, settings.split, list(listed.values()))
     prototypes = read_prototypes(workspace, class_rows(workspace, settings))

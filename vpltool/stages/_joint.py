@@ -39,8 +39,8 @@ _COLOURS = 0.3
 class Taught:
     """A photo that is learned from, of the workspace or a named one.
 
-    A folder holds its teacher's probabilities, if there is one. It may have a mask. Its tags, if
-    they are known, veto what it may show.
+    `soft` holds a teacher's probabilities of it, if there is one; `masked` says whether it has a
+    mask, `tagged` whether its tags are known, and veto what it may show.
     """
 
     photo: Photo
@@ -74,9 +74,6 @@ def train_both(
     """Train a network with the encoder of `data`, both changed in place, and write their averages.
 
     The settings are those of `train-decoder` or `train-student`; names are those of the losses.
-
-    Raises:
-        VplError: a loss is not finite, or a photo cannot be read any more.
     """
     encoder = data.encoder
     # The learning rate rises in a tenth of the steps, and in `WARMUP` at most.
@@ -156,8 +153,7 @@ def _batch(data: PixelData, settings: training.StepSettings, step: int) -> joint
         None if soft[0] is None else torch.stack(soft))
 
 
-def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator
-          ) -> tuple[Any, ...]:
+def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator) -> tuple[Any, ...]:
     """Pixels, labels, valid patches, classes that are shown and possible, soft labels of a crop."""
     photo, patch = taught.photo, data.encoder.vision.patch
     window = choose_crop(data.workspace, photo, patch, side, rng,

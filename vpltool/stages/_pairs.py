@@ -86,11 +86,7 @@ class Cursor:
 
 
 class WorkspacePairs:
-    """The photos of a split that have captions; the first `limit` of the split, 0: all.
-
-    Raises:
-        VplError: none of them has a caption.
-    """
+    """The photos of a split that have captions; the first `limit` of the split, 0: all."""
 
     cursor: Cursor | None = None
     """A step's number says which pairs it takes."""
@@ -206,11 +202,7 @@ class TarPairs:
             console.warn(remark)
 
     def steps(self, plan: Plan, start: int) -> Iterator[ReadPairs]:
-        """Read the pairs of each step from `start` on, from the cursor, which moves with each.
-
-        Raises:
-            VplError: there is no pair, or a thousand photos in a row cannot be read.
-        """
+        """Read the pairs of each step from `start` on, from the cursor, which moves with each."""
         epoch, step, broken = self.cursor.epoch, start, 0
         pairs = stream_pairs(self.tars, seed=plan.seed, part=plan.rank, parts=plan.ranks,
                              window=self.window, start=self.cursor)
@@ -266,9 +258,6 @@ def stream_pairs(
 
     Yields:
         a pair or a flaw, and the cursor after it.
-
-    Raises:
-        VplError: there is no pair.
     """
     in_vain = 0
     while True:

@@ -52,8 +52,7 @@ def cams(*no_effect: NoEffect, brief: bool = True) -> str:
 
 def text(*, brief: bool = True) -> str:
     "Text prototypes."
-    return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never",
-                   brief=brief)
+    return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never", brief=brief)
 
 
 _REGIONS = NoEffect({"pixels": ("regions",)}, "regions need no threshold")
@@ -74,11 +73,7 @@ class PixelSettings(options.WholeSplit, shared=True):
 
 
 def read_start(workspace: Workspace, choice: str, features: InputFolder) -> prototypes.Prototypes:
-    """Read the rows that others are made from: those of the text, or of tags.
-
-    Raises:
-        VplError: as `read_text`.
-    """
+    """Read the rows that others are made from: those of the text, or of tags."""
     if Path(choice).stem != prototypes.OF_TAGS:
         return read_text(workspace, choice, features)
     found = prototypes.read_prototypes(workspace, choice)
@@ -91,9 +86,6 @@ def read_text(workspace: Workspace, choice: str, features: InputFolder, *, align
     """Read text prototypes by NAME or path; features of the same CLIP will be compared with them.
 
     Where `aligned` is set, they may lie in the space of an alignment.
-
-    Raises:
-        VplError: they are not there, of other classes or another CLIP, or come from photos.
     """
     found = prototypes.read_prototypes(workspace, choice, aligned=aligned)
     space = found.header.facts.get("space", "text")
@@ -105,11 +97,7 @@ def read_text(workspace: Workspace, choice: str, features: InputFolder, *, align
 
 
 def find_seeding_cams(workspace: Workspace, choice: str, split: str) -> InputFolder:
-    """Find the CAMs that give seeds or regions, by NAME or path.
-
-    Raises:
-        VplError: there are none, or they are of other classes.
-    """
+    """Find the CAMs that give seeds or regions, by NAME or path."""
     hint = (f"`cam(prototypes='tags', method='salient', split={split!r})`" if workspace.encoder
             else f"`cam(prototypes='text', split={split!r})`, then "
                  f"`refine(cams='text', split={split!r})`")
@@ -117,26 +105,15 @@ def find_seeding_cams(workspace: Workspace, choice: str, split: str) -> InputFol
 
 
 def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
-           settings: PixelSettings, ranks: Ranks,
-           space: aligned_space.AlignedSpace | None = None, *, unlabelled: bool = False) -> Pixels:
-    """Read the pixels that prototypes come from, with their labels.
+           settings: PixelSettings, ranks: Ranks, text: prototypes.Prototypes, *,
+           unlabelled: bool = False) -> Pixels:
+    """Read the pixels that prototypes come from, in the space of the text, as the maps label them.
 
-    Of several processes each reads the features of its own shard of the photos. Which pixels are
-    drawn depends on all photos, so that together they have those that one process would have.
-
-    Args:
-        workspace: gives the photos and their tags.
-        features: where the pixels are.
-        maps: CAMs that label them; None: all pixels, without labels.
-        settings: which pixels.
-        ranks: processes that share the photos; on this one's device its pixels go.
-        space: what maps them into the space of the prototypes; None: they are in it.
-        unlabelled: whether pixels that are no seeds are read, too.
-
-    Raises:
-        VplError: there is no seed or no tag, a photo is missing, or the memory does not suffice.
+    Without maps all pixels are read, without labels; else seeds, or `unlabelled` ones, too. Of
+    several processes each reads the features of its own shard of the photos. Which pixels are drawn
+    depends on all photos, so that together they have those that one process would have.
     """
-    device = ranks.device
+    device, space = ranks.device, prototypes.space_of(text)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     inputs = (features,) if maps is None else (features, maps)
     found = set().union(*ranks.collect(list(photos_with(
@@ -222,8 +199,7 @@ def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolde
     return patches[labels != UNSURE], labels[labels != UNSURE]
 
 
-def read_maps(maps: InputFolder, features: InputFolder, key: str, count: int
-              ) -> dict[str, Tensor]:
+def read_maps(maps: InputFolder, features: InputFolder, key: str, count: int) -> dict[str, Tensor]:
     """Read a photo's maps (K, h, w) and their classes, on the grid of its features.
 
     The features have `count` patches of it; maps of groups are on another grid.
@@ -241,9 +217,6 @@ def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], p
 
     A class's region in a photo is where its CAM is the strongest and reaches Φ; classes without
     such a patch have none. With a space, patches are mapped into it first.
-
-    Raises:
-        VplError: there is no region.
     """
     parts = []
     with console.progress("read regions", len(ids)) as advance:
@@ -275,16 +248,17 @@ def memory_for(count: int) -> AbstractContextManager[None]:
     return memory.explain_out_of_memory(f"{count} pixels", f"`max_pixels={max(count // 2, 1)}`")
 
 
-def facts_of(workspace: Workspace, pool: Pixels, text: tuple[Tensor, Tensor], rows: Tensor,
-             index: Tensor, ranks: Ranks, start: str = "text") -> JsonObject:
+def facts_of(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes, rows: Tensor,
+             index: Tensor, ranks: Ranks) -> JsonObject:
     """Facts for the header of vision prototypes: whose rows they are, and the modality gap.
 
-    The gap is measured to the pool, which the processes hold: of the rows (rows, dim) and their
-    classes (rows,), and of `text`, the rows' that they are made from, (rows', dim) and (rows',);
-    `start` is what those are called.
+    The gap to the pool, which the processes hold, is that of the rows (rows, dim) with their
+    classes (rows,), and of the text or tags that they are made from.
     """
-    found: Mapping[str, Gap] = dict(zip((start, "vision"), gaps(pool, *text, rows, index, ranks),
-                                        strict=True))
+    start = prototypes.OF_TAGS if text.header.command == "tag-prototypes" else "text"
+    device = pool.embeddings.device
+    found: Mapping[str, Gap] = dict(zip((start, "vision"), gaps(
+        pool, text.rows.to(device), text.class_index.to(device), rows, index, ranks), strict=True))
     console.note("modality gap (1 - cosine to the regions): "
                  + ", ".join(f"{name} {gap.cosine:.3f}" for name, gap in found.items()))
     return {"space": "vision", "rows": [workspace.class_name(item) for item in index.tolist()],

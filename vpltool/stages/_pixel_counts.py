@@ -47,10 +47,6 @@ def count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo],
     Photos that the source lacks are left out. Boundaries are scored with a tolerance, a share of
     the diagonal; 0: they are not. Under torchrun each process counts its shard of the photos, and
     has the sums of all: whole numbers, so they do not depend on how many there are.
-
-    Raises:
-        VplError: a file or a true mask is missing, damaged or of another size, or holds a label
-            that is no class.
     """
     if rank_of_process()[1] == 1:
         tally = _tally(workspace, source, photos, tolerance)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.core import training
+from vpltool.core.distributed import Losses
 from vpltool.engine import checkpoints
 from vpltool.errors import VplError
 from vpltool.formats import Header, write_tensors
@@ -46,7 +47,7 @@ class Steps:
     facts: Callable[[], Mapping[str, object]] = dict
 
 
-def take_steps(work: Steps, records: Iterable[training.StepRecord], start: checkpoints.Start,
+def take_steps(work: Steps, records: Iterable[Losses], start: checkpoints.Start,
                ranks: Ranks, finish: Callable[[], tuple[Header, Mapping[str, Tensor]]]
                ) -> list[list[float]]:
     """Take the steps that are left, one for each record, and write checkpoints and the result.
@@ -72,20 +73,20 @@ def take_steps(work: Steps, records: Iterable[training.StepRecord], start: check
     return curve
 
 
-def _follow(work: Steps, records: Iterable[training.StepRecord], start: checkpoints.Start,
+def _follow(work: Steps, records: Iterable[Losses], start: checkpoints.Start,
             ranks: Ranks, interrupted: Callable[[], bool]) -> list[list[float]]:
     checkpoint, steps, averaged = (checkpoints.checkpoint_of(work.target), work.count,
                                    len(work.names))
     curve, recent, first = start.curve, start.recent, ranks.rank == 0
-    unread: list[training.StepRecord] = []
+    unread: list[Losses] = []
     if first and not start.step:
         checkpoint.unlink(missing_ok=True)
     rule, good = checkpoints.CheckpointRule(work.every), start.step
     title = f"{work.header.command} {work.target.stem}"
     with console.progress(title, steps - start.step) as advance:
-        for record in records:
-            unread.append(record)
-            done, here = record.iteration + 1, interrupted()
+        for done, losses in enumerate(records, start.step + 1):
+            unread.append(losses)
+            here = interrupted()
             # A step needs all processes, so all stop after the same one; the clock of process 0
             # counts.
             stop, kept = ranks.any(here, here or first and rule.due(done))
@@ -93,8 +94,9 @@ def _follow(work: Steps, records: Iterable[training.StepRecord], start: checkpoi
             kept = kept and done < steps
             text = ""
             if logged or kept or len(unread) == _STEPS_UNREAD:
-                read = _read_losses(unread, checkpoint, good)
-                recent += [losses[:averaged] for losses in read]
+                read = torch.stack([torch.stack(part) for part in unread]).tolist()
+                _check_finite(read, done - len(read), checkpoint, good)
+                recent += [row[:averaged] for row in read]
                 unread.clear()
                 text = " ".join(f"{name} {loss:.3f}" for name, loss in zip(
                     work.names, recent[-1], strict=False) if loss)
@@ -114,17 +116,13 @@ def _follow(work: Steps, records: Iterable[training.StepRecord], start: checkpoi
     return curve
 
 
-def _read_losses(records: Sequence[training.StepRecord], checkpoint: Path, good: int
-                 ) -> list[list[float]]:
-    """Read the losses of all steps at once; an error where one is not finite."""
-    losses: list[list[float]] = torch.stack([
-        torch.stack(record.losses) for record in records]).tolist()
-    for record, own in zip(records, losses, strict=True):
+def _check_finite(losses: Sequence[Sequence[float]], first: int, checkpoint: Path, good: int
+                  ) -> None:
+    for step, own in enumerate(losses, first):
         if not math.isfinite(sum(own)):
             kept = f"; {checkpoint} holds the network of step {good}" if good else ""
-            raise VplError(f"the loss is not finite at step {record.iteration}{kept}",
+            raise VplError(f"the loss is not finite at step {step}{kept}",
                            "lower `lr`, with `overwrite=True`")
-    return losses
 
 
 def write_trained(target: Path, header: Header, tensors: Mapping[str, Tensor],

@@ -135,8 +135,7 @@ def crop_batches(data: TrainingData, settings: training.StepSettings, start: int
     yield from batches if data.frozen.features else _encoded(data, batches)
 
 
-def _cut(data: TrainingData, settings: training.StepSettings, iteration: int
-         ) -> training.CropBatch:
+def _cut(data: TrainingData, settings: training.StepSettings, iteration: int) -> training.CropBatch:
     """Read and cut the photos of a step; in place of layers there may be pixels, for `_encoded`.
 
     Those are (B, 3, crop·patch, crop·patch) uint8, a quarter of what a GPU would else be sent.

@@ -272,8 +272,8 @@ def _step_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device:
         [torch.tensor([1, 2])] * used.batch_size)
     times, last = [], time.perf_counter()
     optimizer = training.make_optimizer(network, used)
-    for record in training.train(network, optimizer, used, iter([batch] * steps)):
-        record.losses[0].item()
+    for losses in training.train(network, optimizer, used, iter([batch] * steps)):
+        losses[0].item()
         now = time.perf_counter()
         times.append(now - last)
         last = now

@@ -93,7 +93,7 @@ def run(workspace: Workspace, settings: GapSettings) -> reports.Report:
 class _Measured:
     """Regions of so many photos, and the gap of each set of prototypes to them, by name.
 
-    Regions come from the source's features and the CAMs: (R, dim), with the class of each (R,).
+    `features` are those of the regions (R, dim), `owner` is the class of each (R,).
     """
 
     source: InputFolder

@@ -139,8 +139,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     target = settings.out or place(workspace.path, "prototypes", "vision")
     if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
-            pool = _phase_one.gather(workspace, features, maps, settings, ranks,
-                                     prototypes.space_of(text))
+            pool = _phase_one.gather(workspace, features, maps, settings, ranks, text)
             with _phase_one.memory_for(len(pool.embeddings)):
                 rows, facts = _learn(workspace, pool, text, start, settings, ranks)
             if ranks.rank == 0:
@@ -189,7 +188,6 @@ def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
            ) -> tuple[Tensor, JsonObject]:
     """Learn with a bar and a course; give the rows, and facts for the header."""
     device = pool.embeddings.device
-    zs, zs_index = text.rows.to(device), text.class_index.to(device)
     index = start.class_index.to(device)
     course: list[list[float]] = []
     with console.progress(f"learn-prototypes ({settings.solver})",
@@ -205,9 +203,10 @@ def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
 
         config = PhaseOneConfig(**{entry.name: getattr(settings, entry.name)
                                    for entry in fields(PhaseOneConfig)})
-        rows = phase_one.learn(pool, zs, start.rows.to(device), index, config, callback, ranks)
+        rows = phase_one.learn(pool, text.rows.to(device), start.rows.to(device), index, config,
+                               callback, ranks)
     if course:
         console.note(f"objective {course[0][1]:.5f} → {course[-1][1]:.5f}, "
                      f"gradient {course[0][2]:.2e} → {course[-1][2]:.2e}")
-    facts = _phase_one.facts_of(workspace, pool, (zs, zs_index), rows, index, ranks)
+    facts = _phase_one.facts_of(workspace, pool, text, rows, index, ranks)
     return rows.cpu(), {**facts, "course": course}

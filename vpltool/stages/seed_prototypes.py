@@ -65,8 +65,8 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     target = settings.out or place(workspace.path, "prototypes", "seeds")
     if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
-            pool = _phase_one.gather(workspace, features, maps, settings, ranks,
-                                     prototypes.space_of(text), unlabelled=method.UNLABELLED)
+            pool = _phase_one.gather(workspace, features, maps, settings, ranks, text,
+                                     unlabelled=method.UNLABELLED)
             tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)
             if ranks.rank == 0:
                 prototypes.write_prototypes(target, header, tensors, facts, text)
@@ -95,9 +95,7 @@ def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Es
         rows, index, *more = method.estimate(pool, zs, zs_index, settings.of_method,
                                              settings.seed, **together)
         of_rows: dict[str, Tensor] = more[0] if more else {}
-        facts = _phase_one.facts_of(
-            workspace, pool, (zs, zs_index), rows, index, ranks,
-            prototypes.OF_TAGS if text.header.command == "tag-prototypes" else "text")
+        facts = _phase_one.facts_of(workspace, pool, text, rows, index, ranks)
     if "photo_of" in of_rows:
         facts["photos"] = list(pool.ids)
     tensors = {"prototypes": rows, "class_index": index, **of_rows}

@@ -83,14 +83,12 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         options={"prompts": list(templates),
                  "words": settings.words.name if settings.words else None},
         skip=() if described else _OF_ATTRIBUTES)
-    if headers.check_file(path, header, settings,
-                          by_model_name=True):
+    if headers.check_file(path, header, settings, by_model_name=True):
         return path
 
     clip = load.load_clip(workspace.model, workspace.pretrained, find_device(settings.device),
                           base=workspace.path, normalise=workspace.normalise)
-    vectors = text_prototypes([*words.values(), *workspace.background], templates,
-                              clip.encode_text)
+    vectors = text_prototypes([*words.values(), *workspace.background], templates, clip.encode_text)
     if described:
         centres = attribute_centres(clip.encode_text(described).float().cpu(),
                                     settings.attribute_clusters)
