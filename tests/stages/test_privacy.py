@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TRAIN, Run, copy_workspace, run_chain
+from conftest import Run, copy_workspace, run_chain
 from drawn_masks import draw_made, hide_secrets
 from PIL import Image
 from test_export import build
@@ -105,7 +105,8 @@ def as_owner(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     """A workspace whose decoder was trained in the owner's folder."""
     base = copy_workspace(layered, tmp_path_factory.mktemp("trained") / OWNER / "base", tiny_clip)
-    run_chain(base, ((*TRAIN, "--name", "mine"),))
+    run_chain(base, (("train-decoder", "--method", "discriminant", "--masks", "text-refined",
+                      "--prototypes", "text", "--name", "mine"),))
     return base / "work"
 
 
