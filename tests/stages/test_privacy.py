@@ -33,7 +33,7 @@ pytest.importorskip("yaml")
 
 OWNER = "alice-secret"
 SECRETS = (OWNER.encode(), b"48.8584", b"GPS-84", b"Owner", b"pytest-of", b"site-packages",
-           str(Path.home()).encode() + b"/")
+           str(Path.home()).encode() + b"/", str(Path(__file__).parents[2]).encode() + b"/")
 _ABSOLUTE = re.compile(r"(?<![\w.:/-])/"
                        r"(?:tmp|dev|home|root|Users|usr|var|opt|mnt|srv|private)/[\w.-]+")
 _ORIENTATION = 274
