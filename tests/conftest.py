@@ -6,12 +6,14 @@ import contextlib
 import gc
 import io
 import json
+import logging
 import os
 import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # Of several processes, the first collects nothing, and so would never enable it again.
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         gc.disable()
+    # pytest listens to each logger that passes nothing on; if anyone listens to this one, torch
+    # notes the stack at every step of an export, which then takes twice as long.
+    logging.getLogger("torch.__trace").propagate = True
     # A shell that starts the tests with `&` has them, and all they start, ignore interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -261,6 +266,28 @@ def _no_workers_unless_asked() -> Iterator[None]:
     from vpltool.parallel import device
 
     with mock.patch.object(device, "default_workers", lambda: 0):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exporter_in_a_thread() -> Iterator[None]:
+    """torch's exporter looks at its stack at each step: with pytest's, it takes half as long again.
+
+    A thread begins with none of it.
+    """
+    export = torch.onnx.export
+
+    def alone(*words: Any, **options: Any) -> Any:
+        grad = torch.is_grad_enabled()
+
+        def run() -> Any:
+            with torch.set_grad_enabled(grad):
+                return export(*words, **options)
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(run).result()
+
+    with mock.patch.object(torch.onnx, "export", alone):
         yield
 
 

@@ -411,27 +411,34 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
                 assert (ours == wanted).mean() >= 0.999
 
 
-@pytest.mark.parametrize("method", ["discriminant", "linear"])
-def test_corrections_are_measured(method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-                                  ) -> None:
-    """A row for each way to choose; corrected masks are taken, and taken back at the end."""
+@pytest.fixture(scope="module")
+def corrected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's scenes with masks to correct."""
     from vpltool import Workspace
 
-    work = Workspace(tmp_path)
-    work.demo(images=12)
-    work.text_prototypes()
-    work.extract(keep="patches,layers", layers="3,5")
-    work.extract(split="val", keep="patches,layers", layers="3,5")
-    work.cam(method="dense")
-    work.crf(what="text-dense", confidence=0.0)
-    capsys.readouterr()
-    corrections.main([str(tmp_path), "--masks", "text-dense", "--prototypes", "text", "--method",
+    work = Workspace(tmp_path_factory.mktemp("corrected"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vpltool.parallel.device.default_workers", lambda: 0)
+        work.demo(images=12)
+        work.text_prototypes()
+        work.extract(keep="patches,layers", layers="3,5")
+        work.extract(split="val", keep="patches,layers", layers="3,5")
+        work.cam(method="dense")
+        work.crf(what="text-dense", confidence=0.0)
+    return work.path
+
+
+@pytest.mark.parametrize("method", ["discriminant", "linear"])
+def test_corrections_are_measured(method: str, corrected: Path, capsys: pytest.CaptureFixture[str]
+                                  ) -> None:
+    """A row for each way to choose; corrected masks are taken, and taken back at the end."""
+    corrections.main([str(corrected), "--masks", "text-dense", "--prototypes", "text", "--method",
                       method, "--iters", "2", "--batch-size", "2", "--counts", "1,3",
                       "--limit", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| entropy", "| random"]
     assert all(line.count("|") == 7 for line in lines)
-    assert not (tmp_path / "corrections").exists()
+    assert not (corrected / "corrections").exists()
 
 
 PEER = """

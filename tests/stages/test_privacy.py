@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TRAIN, Run, copy_workspace, run_chain
+from conftest import Run, copy_workspace, run_chain
 from drawn_masks import draw_made, hide_secrets
 from PIL import Image
 from test_export import build
@@ -33,7 +33,7 @@ pytest.importorskip("yaml")
 
 OWNER = "alice-secret"
 SECRETS = (OWNER.encode(), b"48.8584", b"GPS-84", b"Owner", b"pytest-of", b"site-packages",
-           str(Path.home()).encode() + b"/")
+           str(Path.home()).encode() + b"/", str(Path(__file__).parents[2]).encode() + b"/")
 _ABSOLUTE = re.compile(r"(?<![\w.:/-])/"
                        r"(?:tmp|dev|home|root|Users|usr|var|opt|mnt|srv|private)/[\w.-]+")
 _ORIENTATION = 274
@@ -105,7 +105,8 @@ def as_owner(monkeypatch: pytest.MonkeyPatch) -> None:
 def trained(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path) -> Path:
     """A workspace whose decoder was trained in the owner's folder."""
     base = copy_workspace(layered, tmp_path_factory.mktemp("trained") / OWNER / "base", tiny_clip)
-    run_chain(base, ((*TRAIN, "--name", "mine"),))
+    run_chain(base, (("train-decoder", "--method", "discriminant", "--masks", "text-refined",
+                      "--prototypes", "text", "--name", "mine"),))
     return base / "work"
 
 
