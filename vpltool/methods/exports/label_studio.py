@@ -157,7 +157,7 @@ def _inside(stroke: Mapping[str, Any], size: tuple[int, int], where: str
     if stroke["type"] == "brushlabels":
         try:
             return from_brush_lengths(stroke["value"]["rle"], size)
-        except (ValueError, OverflowError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise VplError(f"{where}: {error}", _AGAIN) from error
     if stroke["type"] == "polygonlabels":
         points = np.array(stroke["value"]["points"], float) / 100 * (size[1], size[0])
