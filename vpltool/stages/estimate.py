@@ -322,7 +322,7 @@ def _joint_seconds(vision: tower.Tower, network: segmenter.SegmenterNetwork,
         torch.ones(1, classes, dtype=torch.bool), torch.ones(1, classes, dtype=torch.bool),
         torch.full((1, classes, labels, labels), 1 / classes) if soft else None)
     records = joint.train_jointly(pair, joint.joint_optimizer(pair, steps), steps, [batch] * 3)
-    return _seconds(lambda: next(records).losses[0].item())
+    return _seconds(lambda: next(records)[0].item())
 
 
 def _network(encoder: encoders.Encoder, settings: EstimateSettings
