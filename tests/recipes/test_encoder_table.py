@@ -24,21 +24,21 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("encoders")
     write_scenes(base, draw_scenes())
     torch.manual_seed(0)
-    model = import_timm().create_model("vit_tiny_patch16_224", num_classes=0)
+    model = import_timm().create_model("test_vit", num_classes=0)
     save_file(model.state_dict(), base / "vit.safetensors")
     return base
 
 
 def test_each_encoder_is_a_row(drawn: Path, tiny_clip: Path,
                                capsys: pytest.CaptureFixture[str]) -> None:
-    line = [str(drawn / "work"), f"timm:vit_tiny_patch16_224,{drawn / 'vit.safetensors'}",
+    line = [str(drawn / "work"), f"timm:test_vit,{drawn / 'vit.safetensors'}",
             str(tiny_clip), "--photos", str(drawn / "photos"), "--tags", str(drawn / "tags.csv"),
             "--masks", str(drawn / "masks")]
     assert main(line) == 0
     printed = capsys.readouterr().out.splitlines()
     rows = json.loads((drawn / "work/encoders.json").read_text())["rows"]
     assert [row["encoder"] for row in rows] == [
-        "timm:vit_tiny_patch16_224,vit.safetensors", tiny_clip.name]
+        "timm:test_vit,vit.safetensors", tiny_clip.name]
     for number, row in enumerate(rows, 1):
         assert 0 < row["cams_ceiling"] <= 1 and 0 < row["ceiling"] <= 1
         scores = drawn / f"work/{number}/scores"

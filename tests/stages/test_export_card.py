@@ -32,7 +32,7 @@ def work(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Pat
             ("calibrate", "--decoder", "plain"),
             ("predict", "--decoder", "plain", "--split", "train"),
             ("train-student", "--teacher", "plain", "--begin", "random", "--max-side", 64,
-             "--encoder", "timm:test_resnet", "--iters", 2, "--batch-size", 2,
+             "--encoder", "timm:test_resnet", "--layers", "0,1", "--iters", 2, "--batch-size", 2,
              "--crop", 3)):
         result = run(*command, work=work)
         assert result.code == 0, f"{command}: {result.err}"

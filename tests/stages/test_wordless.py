@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Result, Run, copy_workspace, draw_scenes, save_clip, write_scenes
+from launching import Forked, environment
 from PIL import Image
 from reference import dino
 
@@ -287,9 +286,9 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path)
             "    try: cli.main()\n"
             "    except SystemExit as stop: assert not stop.code, line\n"
             "assert 'open_clip' not in sys.modules\n")
-    done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parents[1]), str(work)],
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = Forked(["-c", code, Path(__file__).parents[1], work], environment())
+    said = done.communicate()[1]
+    assert done.returncode == 0, said[-3000:]
     return copied
 
 
