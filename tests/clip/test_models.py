@@ -684,7 +684,7 @@ def test_the_colours_of_a_file(model_name: str, file: str, mean: Any, tmp_path: 
     save_file({"visual.proj": torch.ones(2, 2)}, tmp_path / file)
     open_clip = import_open_clip()
     source = find_source(model_name, file, tmp_path)
-    _, _, colours = catalogue.locate(open_clip, source)
+    _, _, colours = catalogue.locate(source)
     assert colours.get("mean", open_clip.OPENAI_DATASET_MEAN) == (
         mean or open_clip.OPENAI_DATASET_MEAN)
 

@@ -147,23 +147,23 @@ def check_source(source: ModelSource) -> list[str]:
         config = open_clip.get_model_config(source.model)
         openai = source.path is not None and recognise(source.path).openai
     if source.form == "tag" and not open_clip.is_pretrained_cfg(source.model, source.pretrained):
-        twin = _twin(open_clip, source.model)
+        twin = _twin(source.model)
         if twin and open_clip.is_pretrained_cfg(twin, source.pretrained):
             raise _other_activation(f"the weights {source.pretrained}", source.model, twin,
                                     trained=twin.endswith(QUICK))
         raise VplError(f"`{source.pretrained}` is neither a tag of {source.model} nor a file or "
                        "folder", near_name(source.pretrained,
                                            open_clip.list_pretrained_tags_by_model(source.model)))
-    published = _published(open_clip, source)
+    published = _published(source)
     _check_activation(source, config, published, openai)
     known = published or openai or source.form == "folder"
-    return [] if known else _guesses(open_clip, source, config)
+    return [] if known else _guesses(source, config)
 
 
-def _twin(open_clip: ModuleType, model: str) -> str:
+def _twin(model: str) -> str:
     """Name of the same model with the other activation; empty if open_clip has none."""
     other = model.removesuffix(QUICK) if model.endswith(QUICK) else model + QUICK
-    return other if other in open_clip.list_models() else ""
+    return other if other in import_open_clip().list_models() else ""
 
 
 def _check_activation(source: ModelSource, config: Mapping[str, object], published: list[Published],
@@ -176,7 +176,7 @@ def _check_activation(source: ModelSource, config: Mapping[str, object], publish
         return
     what = f"the weights {source.path or source.pretrained}"
     if source.form in ("tag", "file"):
-        twin = _twin(import_open_clip(), source.model)
+        twin = _twin(source.model)
         raise _other_activation(what, source.model, twin, trained=trained)
     raise VplError(
         f"{what} were trained with {_activation(trained)}, but {CONFIG} says otherwise",
@@ -199,19 +199,20 @@ def _activation(quick: bool) -> str:
     return "QuickGELU" if quick else "GELU"
 
 
-def _published(open_clip: ModuleType, source: ModelSource) -> list[Published]:
+def _published(source: ModelSource) -> list[Published]:
     """Look up published weights by name; return open_clip's entries, the best match first.
 
     A file is recognised by its published name (except OpenAI's, whose names are not specific;
     those have a mark inside), by a tag in its name, or by the name of a repository in its name or
     its folder's (as in the hub's cache). A folder is recognised by the name of its repository.
     """
+    open_clip = import_open_clip()
     if source.form == "tag":
         return [open_clip.get_pretrained_cfg(source.model, source.pretrained)]
     path = source.path.absolute() if source.path else Path(source.model)
     folders = {part.lower().rpartition("--")[2] for part in path.parts}
     stem = _plain(path.stem) if source.form == "file" else ""
-    models = (source.model, _twin(open_clip, source.model))
+    models = (source.model, _twin(source.model))
     found: list[tuple[int, Published]] = []
     for model, tag in open_clip.list_pretrained():
         if stem and model not in models:
@@ -230,24 +231,25 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
 
-def _colours(open_clip: ModuleType, model: str, published: list[Published]) -> JsonObject:
+def _colours(model: str, published: list[Published]) -> JsonObject:
     """Mean and standard deviation of RGB, of the published weights, or common to the model's."""
-    entries = published[:1] or _siblings(open_clip, model)
+    entries = published[:1] or _siblings(model)
     chosen = {(tuple(entry["mean"]), tuple(entry["std"])) for entry in entries}
     return dict(zip(("mean", "std"), chosen.pop(), strict=True)) if len(chosen) == 1 else {}
 
 
-def _siblings(open_clip: ModuleType, model: str) -> list[Published]:
+def _siblings(model: str) -> list[Published]:
+    open_clip = import_open_clip()
     return [open_clip.get_pretrained_cfg(model, tag)
             for tag in open_clip.list_pretrained_tags_by_model(model)]
 
 
-def _guesses(open_clip: ModuleType, source: ModelSource, config: Mapping[str, object]) -> list[str]:
+def _guesses(source: ModelSource, config: Mapping[str, object]) -> list[str]:
     """Say what has to be guessed about a file that is not recognised."""
     guessed = []
-    if _twin(open_clip, source.model):
+    if _twin(source.model):
         guessed.append(f"{_activation(bool(config.get('quick_gelu')))}, as {source.model} says")
-    if _siblings(open_clip, source.model) and not _colours(open_clip, source.model, []):
+    if _siblings(source.model) and not _colours(source.model, []):
         guessed.append("colours normalised as for OpenAI's models")
     if not guessed:
         return []
@@ -255,7 +257,7 @@ def _guesses(open_clip: ModuleType, source: ModelSource, config: Mapping[str, ob
             "To be sure, name the file after its open_clip tag"]
 
 
-def locate(open_clip: ModuleType, source: ModelSource) -> tuple[str, WeightFile, JsonObject]:
+def locate(source: ModelSource) -> tuple[str, WeightFile, JsonObject]:
     """Find the weights on this machine, or download them.
 
     Returns:
@@ -273,7 +275,7 @@ def locate(open_clip: ModuleType, source: ModelSource) -> tuple[str, WeightFile,
         hint = _download_hint(repository)
         config = read_config(fetch_file(repository, (CONFIG,), hint).parent)
         check_tower(source.model, config)
-        published = _published(open_clip, source)
+        published = _published(source)
         _check_activation(source, config, published, openai=False)
         weights = recognise(fetch_file(repository, WEIGHT_NAMES, hint))
         if weights.openai:
@@ -281,8 +283,8 @@ def locate(open_clip: ModuleType, source: ModelSource) -> tuple[str, WeightFile,
         # Again: downloading the weights may have fetched a newer revision of the repository.
         folder = fetch_file(repository, (CONFIG,), hint).parent
         return f"local-dir:{folder}", weights, {}
-    published = _published(open_clip, source)
-    colours = _colours(open_clip, source.model, published)
+    published = _published(source)
+    colours = _colours(source.model, published)
     if source.path is not None:
         return source.model, recognise(source.path), colours
     repository, _, name = published[0].get("hf_hub", "").rpartition("/")
@@ -292,7 +294,7 @@ def locate(open_clip: ModuleType, source: ModelSource) -> tuple[str, WeightFile,
         path = fetch_file(repository, names, _download_hint(repository, url))
         return source.model, recognise(path), colours
     try:
-        path = Path(open_clip.download_pretrained(published[0]))
+        path = Path(import_open_clip().download_pretrained(published[0]))
     except (OSError, RuntimeError) as error:
         raise VplError(f"cannot download {url}: {first_line(error)}",
                        _download_hint("", url)) from None

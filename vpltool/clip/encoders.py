@@ -69,13 +69,10 @@ class EncoderSource:
     def setting(self, path: str) -> str:
         """The setting `encoder` that means this source, with another spelling of its path."""
         what = path if self.path else self.pretrained
-        if self.form == "timm":
-            return TIMM + ",".join(filter(None, (self.model, what)))
-        if self.form == "dino":
-            return DINO + what
         if self.form == "transformers":
             return what or HF + self.model
-        return ":".join(filter(None, (self.model, what)))
+        prefix, colon = {"timm": (TIMM, ","), "dino": (DINO, "")}.get(self.form, ("", ":"))
+        return prefix + colon.join(filter(None, (self.model, what)))
 
 
 @dataclass(frozen=True)

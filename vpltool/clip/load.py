@@ -92,7 +92,7 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
     source = find_source(model, pretrained, base)
     check_source(source)
     open_clip = import_open_clip()
-    name, weights, colours = locate(open_clip, source)
+    name, weights, colours = locate(source)
     made_from = stored_towers.stamps(source, weights)
     hashed = weights_identity(source, weights.path)
     state = read_weights(weights)

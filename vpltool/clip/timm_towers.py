@@ -121,7 +121,7 @@ def _renamed(model: nn.Module, state: Mapping[str, Tensor], name: str, where: st
 class TimmTower(AdaptedTower):
     """A model of timm, by its `forward_intermediates`."""
 
-    def __init__(self, model: object, name: str, options: Mapping[str, object]) -> None:
+    def __init__(self, model: Any, name: str, options: Mapping[str, object]) -> None:
         """Wrap a model of timm in evaluation mode, built with these options.
 
         Raises:
@@ -133,8 +133,11 @@ class TimmTower(AdaptedTower):
         self.model = model
         self.tokens = tokens
         self.config = {"library": "timm", "model": name, "options": dict(options)}
-        grid = _native_grid(model, grid_of(levels)[0])
-        self.describe(TIMM + name, levels, prefix, grid, False)
+        # The size that it was trained at.
+        height, width = getattr(getattr(model, "patch_embed", None), "img_size", None) or (
+            model.pretrained_cfg.get("input_size", (3, 224, 224))[1:])
+        patch = grid_of(levels)[0]
+        self.describe(TIMM + name, levels, prefix, (height // patch, width // patch), False)
         if tokens and self._shows_attention():
             self.able |= {"attention", "attentions"}
 
@@ -248,10 +251,3 @@ def _last_norm(model: object, width: int) -> nn.LayerNorm | None:
         parts.insert(0, getattr(model, "norm_pre", None))
     return next((part for part in parts if isinstance(part, nn.LayerNorm)
                  and tuple(part.normalized_shape) == (width,)), None)
-
-
-def _native_grid(model: Any, patch: int) -> tuple[int, int]:
-    """The grid (h, w) of the size that a model was trained at."""
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    height, width = size or model.pretrained_cfg.get("input_size", (3, 224, 224))[1:]
-    return height // patch, width // patch
