@@ -66,10 +66,10 @@ def slow(path):
     (folder / f"{path.stem}-{os.getpid()}").touch()
     time.sleep(60)
 
-photos.read_photo = slow
+batches.read_photo = slow
 settings = PhotoSettings(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 list(batches.load_batches([(str(n), folder / f"{n}.png") for n in range(2)], settings,
-                         batch_size=1, workers=2))
+                          batch_size=1, workers=2))
 """
 
 UNGUARDED = """
