@@ -50,10 +50,11 @@ class Steps:
 def take_steps(work: Steps, records: Iterable[Losses], start: checkpoints.Start,
                ranks: Ranks, finish: Callable[[], tuple[Header, Mapping[str, Tensor]]]
                ) -> list[list[float]]:
-    """Take the steps that are left, one for each record, and write checkpoints and the result.
+    """Take the steps that are left, and write checkpoints and the result.
 
-    The state of network and optimizer is loaded from the checkpoint. The first of the processes
-    writes. `finish` gives header, without the curve, and tensors of the result.
+    The state of network and optimizer is loaded from the checkpoint. `records` takes a step each
+    time that its losses are asked for. `finish` gives the header, without the curve, and the
+    tensors of the result, which the first of the processes writes.
 
     Returns:
         the loss curve: step, and the means of the losses since the last one.
