@@ -269,7 +269,6 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
              for entry in described(type(settings)) if entry.reads}
     if "features" in named:
         stored = opened["features"] = features.open_features(workspace, named["features"], split)
-        features.check_kept(stored, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
     if "cams" in named:
         opened["cams"] = features.find_cams(workspace, named["cams"], split, preferred)
     if "what" in named:
@@ -285,6 +284,9 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
         found = opened["prototypes"] = prototypes.read_prototypes(workspace, rows, aligned=True)
         prototypes.check_rows(found, reads)
         prototypes.check_fits(stored, found, head="head" in reads)
+    if "features" in named:
+        # After all that a typo can name: its cure takes seconds, that of missing tensors hours.
+        features.check_kept(stored, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
     if "decoder" in named and "decoder" in reads:
         opened["decoder"] = _find_decoder(workspace, named["decoder"], stored)
     if "proposals" in named and "proposals" in reads:
