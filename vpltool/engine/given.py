@@ -284,9 +284,6 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
         found = opened["prototypes"] = prototypes.read_prototypes(workspace, rows, aligned=True)
         prototypes.check_rows(found, reads)
         prototypes.check_fits(stored, found, head="head" in reads)
-    if "features" in named:
-        # After all that a typo can name: its cure takes seconds, that of missing tensors hours.
-        features.check_kept(stored, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
     if "decoder" in named and "decoder" in reads:
         opened["decoder"] = _find_decoder(workspace, named["decoder"], stored)
     if "proposals" in named and "proposals" in reads:
@@ -295,8 +292,11 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
                                                   kinds, f"`propose(split={split!r})`")
     unused = {name: f"`{vars(settings)['method']}` reads no {what}"
               for name, what in _ABOUT.items() if name in named and name not in opened}
-    if "features" in opened and "head" not in reads and hasattr(settings, "precision"):
-        unused["precision"] = "no network is run"
+    if "features" in named:
+        # After all that a typo can name: its cure takes seconds, that of missing tensors hours.
+        features.check_kept(stored, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
+        if "head" not in reads and hasattr(settings, "precision"):
+            unused["precision"] = "no network is run"
     return Given(workspace, settings, reads, required, opened, unused)
 
 
