@@ -308,6 +308,14 @@ def test_a_wrong_value_is_named(arguments: tuple[str, ...], said: str, ready: Pa
     assert result.lines("hint:")
 
 
+def test_a_typo_is_told_before_tensors_that_are_missing(copied: Path, run: Run) -> None:
+    """Its cure takes seconds, that of the others the time of the encoder."""
+    work = copied / "work"
+    assert run("extract", "--keep", "patches", "--overwrite", "--workers", 0, work=work).code == 0
+    assert "vison" in run("cam", "--prototypes", "vison", work=work).lines("error:")[0]
+    assert "tokens" in run("cam", "--prototypes", "text", work=work).lines("error:")[0]
+
+
 @pytest.mark.parametrize(("arguments", "said"), [
     (("cam", "--method", "gradcamm"), "did you mean `gradcam`?"),
     (("cam", "--target", "max"), "'max' is not one of 'margin', 'softmax'"),

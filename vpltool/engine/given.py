@@ -290,14 +290,21 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
         kinds = ("proposals",)
         opened["proposals"] = formats.find_folder(workspace.path, kinds, named["proposals"], split,
                                                   kinds, f"`propose(split={split!r})`")
-    unused = {name: f"`{vars(settings)['method']}` reads no {what}"
-              for name, what in _ABOUT.items() if name in named and name not in opened}
     if "features" in named:
         # After all that a typo can name: its cure takes seconds, that of missing tensors hours.
         features.check_kept(stored, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
-        if "head" not in reads and hasattr(settings, "precision"):
-            unused["precision"] = "no network is run"
-    return Given(workspace, settings, reads, required, opened, unused)
+    return Given(workspace, settings, reads, required, opened,
+                 _without_effect(settings, named.keys() - opened.keys(), reads))
+
+
+def _without_effect(settings: PerPhoto, unread: Collection[str], reads: Collection[str]
+                    ) -> dict[str, str]:
+    """Return the settings that have no effect with a method, to the reason."""
+    unused = {name: f"`{vars(settings)['method']}` reads no {what}"
+              for name, what in _ABOUT.items() if name in unread}
+    if "head" not in reads and hasattr(settings, "precision") and hasattr(settings, "features"):
+        unused["precision"] = "no network is run"
+    return unused
 
 
 def _find_decoder(workspace: Workspace, choice: str, stored: InputFolder) -> Path:
