@@ -30,7 +30,7 @@ from vpltool.recipes.runs import (
     tell_values,
     with_run,
 )
-from vpltool.recipes.terms import check_paths, path_names
+from vpltool.recipes.terms import check_encoders, check_paths, path_names
 from vpltool.settings import RUNNING, Settings, setting
 from vpltool.shell import program
 from vpltool.stage import Stage
@@ -95,6 +95,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
         return list(shell_lines(steps, ["vpltool", "-C", str(path), *protocol]))
     check_alone("a recipe")
     check_paths(recipe, given, last.keys() - typed.keys())
+    check_encoders(terms, steps, path)
 
     on_cpu = device.find_device("auto").type == "cpu"
     job = Job(path, preset, terms=terms, processes=settings.jobs or (

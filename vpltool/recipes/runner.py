@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vpltool import console
-from vpltool.clip import encoders
 from vpltool.command import Call, parse_line
 from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.lazy import torch
@@ -82,29 +81,10 @@ def checked_steps(recipe: Recipe, given: Mapping[str, str], work: Path,
     steps, terms = steps_of(recipe, given, work), terms_of(recipe, given)
     for step in commands_of(steps):
         try:
-            call = parse_line(step.words, preset)
+            parse_line(step.words, preset)
         except VplError as error:
             raise _wrong_line(step, terms, error) from error
-        _check_encoder(call, terms, work)
     return steps, terms
-
-
-def _check_encoder(call: Call, terms: Terms, work: Path) -> None:
-    """Check that the encoder of a line can be told from its name: it may be reached in hours.
-
-    Raises:
-        VplError: it cannot; the value of the recipe that names it is named.
-    """
-    name = terms.names.get(call.found.name, {}).get("encoder", "")
-    given = str(call.values.get("encoder", ""))
-    if not name or "encoder" not in call.given or given == terms.values.get(name) == "auto":
-        return
-    try:
-        encoders.find_encoder(given, (Path(), work))
-    except VplError as error:
-        hint = terms.spell(error.hint, call.found.name)
-        about = f"{name} is: {terms.about[name]}" if terms.about.get(name) else hint
-        raise VplError(terms.spell(error.message, call.found.name), about) from error
 
 
 def _wrong_line(step: Step, terms: Terms, error: VplError) -> VplError:

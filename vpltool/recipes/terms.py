@@ -6,12 +6,13 @@ Which value fills which option is read from the recipe's lines: `vpltool prepare
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vpltool.clip import encoders
 from vpltool.errors import VplError, near_path
-from vpltool.recipes.parse import Block, Line, Recipe
+from vpltool.recipes.parse import Block, Line, Recipe, Rounds, Step, commands_of
 from vpltool.settings import Described
 from vpltool.shell import all_settings, settings_with, to_shell
 from vpltool.stages import find_stages
@@ -118,6 +119,25 @@ def check_paths(recipe: Recipe, given: Mapping[str, str], kept: Collection[str] 
             raise VplError(f"{name}={given[name]}: {given[name]} does not exist"
                            + (", as the last run was given" if name in kept else ""),
                            f"`{name}=` leaves it out; {hint}" if name in kept else hint)
+
+
+def check_encoders(terms: Terms, steps: Iterable[Step | Rounds], work: Path) -> None:
+    """Check the encoders that values name: a line that reads one may be reached in hours.
+
+    Raises:
+        VplError: a value names none; only names and files are looked at.
+    """
+    for step in commands_of(steps):
+        name = terms.names.get(step.words[0], {}).get("encoder", "")
+        given = terms.values.get(name, "")
+        if given in ("", "auto") or given not in step.words:
+            continue
+        try:
+            encoders.find_encoder(given, (Path(), work))
+        except VplError as error:
+            raise VplError(terms.spell(error.message, step.words[0]),
+                           f"{name} is: {terms.about[name]}" if terms.about.get(name) else
+                           terms.spell(error.hint, step.words[0])) from error
 
 
 def _filled(recipe: Recipe) -> Iterator[tuple[str, Described, str]]:
