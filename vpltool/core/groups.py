@@ -1,19 +1,19 @@
-"""PGSeg: a photo encoder whose group tokens cut it into parts, and a text encoder beside it.
+"""PGSeg: an image encoder whose group tokens segment a photo into parts, and a text encoder.
 
     patches → blocks → 64 groups → blocks → 8 groups → blocks → mean → joint space
 
-The eight parts, mapped as the mean is, can be named by any words. With NPR each of the first two
-stages has prototypes, see `npr`; without, this is GroupViT (CVPR 2022). The text tower is like
-CLIP's, and is trained along with the photos.
+The eight parts are projected like the mean, so any words can classify them. With NPR, each of the
+first two stages has prototypes (see `npr`); without it, this is GroupViT (CVPR 2022). The text
+tower resembles CLIP's and is trained together with the image encoder.
 
-A grouping block looks at patches with its group tokens, then gives each patch to one group
+In a grouping block, group tokens attend to the patches, then each patch is assigned to one group
 (GroupViT, section 3.1):
 
     a_gn = exp(q_g·k_n + γ_g) / Σ_g' exp(q_g'·k_n + γ_g'),      γ Gumbel noise, in training only
     s_g  = ĝ_g + W_o Σ_n â_gn W_v x_n / (Σ_n â_gn + 1),         â one-hot, with the gradient of a
 
-The softmax is over the groups: they compete for a patch. The ones of all patches of a group are
-summed with 1 below the line, so that an empty group gives no infinity.
+The softmax runs over the groups, so they compete for a patch. The 1 in the denominator keeps an
+empty group finite.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from vpltool.core.blocks import Block, BlockShape
 from vpltool.core.npr import Prototypes, Reconstruction, batch_normed
 
 EPS = 1e-5
-"""Of every LayerNorm."""
+"""Epsilon of every LayerNorm."""
 
 
 class TokenBlock(Block):
-    """A transformer block that is trained: with gradients, drop-path, and a causal form.
+    """A trainable transformer block with drop-path and optional causal attention.
 
-    If causal, a token sees only itself and those before it. `drop_path` is the share of the photos
-    that skip the block in training (stochastic depth).
+    If `causal`, a token attends only to itself and earlier tokens. `drop_path` is the share of
+    photos that skip the block in training (stochastic depth).
     """
 
     def __init__(self, shape: BlockShape, *, causal: bool = False, drop_path: float = 0.0) -> None:
@@ -61,7 +61,7 @@ class TokenBlock(Block):
 
 
 class Mixer(nn.Module):
-    """An MLP over tokens: each of the new ones is made of all old ones (MLP-Mixer)."""
+    """An MLP over the token axis: each output token mixes all input tokens (MLP-Mixer)."""
 
     def __init__(self, width: int, before: int, after: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Mlp(nn.Sequential):
 
 
 class CrossAttention(nn.Module):
-    """Groups look at patches: attention, residual, MLP, LayerNorm."""
+    """Cross-attention from groups to patches: attention, residual, MLP, LayerNorm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class CrossAttention(nn.Module):
         self.norm = nn.LayerNorm(width, eps=EPS)
 
     def forward(self, groups: Tensor, patches: Tensor) -> Tensor:
-        """Map groups (B, G, width), which look at patches (B, N, width), to (B, G, width)."""
+        """Map groups (B, G, width), attending to patches (B, N, width), to (B, G, width)."""
         query, key, value = (
             part(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part, tokens in ((self.query, groups), (self.key, patches), (self.value, patches)))
@@ -107,12 +107,12 @@ class CrossAttention(nn.Module):
 
 @dataclass(frozen=True)
 class Grouped:
-    """What a grouping block makes of a stage's tokens.
+    """The output of a grouping block.
 
     Args:
-        segments: a vector of each group (B, G, width).
-        soft: share of each group in each token (B, G, N), summing to 1 over the groups.
-        groups: the group tokens before the assignment (B, G, width): what NPR regularises.
+        segments: one vector per group (B, G, width).
+        soft: soft assignment of tokens to groups (B, G, N), summing to 1 over the groups.
+        groups: the group tokens before the assignment (B, G, width), which NPR regularises.
     """
 
     segments: Tensor
@@ -121,7 +121,7 @@ class Grouped:
 
 
 class GroupingBlock(nn.Module):
-    """Group tokens mix, look at the patches, and each patch goes to one of them."""
+    """Mixing of group tokens, cross-attention to the patches, and hard assignment of patches."""
 
     def __init__(self, width: int, heads: int, groups: int) -> None:
         super().__init__()
@@ -148,9 +148,9 @@ class GroupingBlock(nn.Module):
 
 
 def assign(logits: Tensor, *, noisy: bool) -> Tensor:
-    """Give each patch to its strongest group: one-hot over the groups, with the softmax's gradient.
+    """Assign each patch to its strongest group: one-hot over the groups, with the softmax gradient.
 
-    Both logits and result are (B, G, N). In training, Gumbel noise is added first (`noisy`).
+    Logits and result are (B, G, N). `noisy`, as in training, adds Gumbel noise first.
     """
     if noisy:
         return F.gumbel_softmax(logits, tau=1.0, hard=True, dim=1)
@@ -163,7 +163,7 @@ def assign(logits: Tensor, *, noisy: bool) -> Tensor:
 class CaptionShape:
     """Sizes of a text tower.
 
-    Width of a token, blocks, heads, tokens of a caption at most, and all tokens there are (CLIP's).
+    Token width, number of blocks and heads, maximum tokens of a caption, vocabulary size (CLIP's).
     """
 
     width: int
@@ -174,7 +174,7 @@ class CaptionShape:
 
 
 class CaptionTower(nn.Module):
-    """A causal transformer; the end token, which has the highest number, speaks for the caption."""
+    """A causal transformer; the output at the end token (the highest id) represents the caption."""
 
     def __init__(self, shape: CaptionShape) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class CaptionTower(nn.Module):
         nn.init.normal_(self.positions, std=0.01)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map token numbers (B, length) to vectors (B, width), not normed."""
+        """Map token ids (B, length) to vectors (B, width), not L2-normed."""
         x = self.words(tokens) + self.positions[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x)
@@ -197,15 +197,15 @@ class CaptionTower(nn.Module):
 
 @dataclass(frozen=True)
 class NprShape:
-    """How prototypes are estimated.
+    """Settings of the estimation of NPR's prototypes.
 
     Args:
-        rounds: rounds of EM, T.
+        rounds: EM iterations, T.
         momentum: γ of the moving average.
         tau: temperature of EM over a photo's tokens.
         text_tau: temperature of EM over captions, whose vectors are L2-normed.
-        reconstruct: whether what the prototypes say is added to the tokens.
-        hidden: width of the MLP that adds it.
+        reconstruct: whether the tokens' reconstruction from the prototypes is added to them.
+        hidden: hidden width of the reconstruction's MLP.
     """
 
     rounds: int
@@ -218,22 +218,22 @@ class NprShape:
 
 @dataclass(frozen=True)
 class GroupShape:
-    """Sizes of a `GroupNetwork`, and which parts it has.
+    """Sizes of a `GroupNetwork` and its optional parts.
 
     Args:
-        side: pixels of a side of the photos in training, a multiple of the patch.
-        patch: pixels of a side of a patch.
-        width: of a token.
-        heads: of the attention; the width is a multiple.
+        side: side of the training photos in pixels, a multiple of the patch.
+        patch: side of a patch in pixels.
+        width: token width.
+        heads: attention heads; they divide the width.
         depths: blocks before the first grouping, before the second, and after it.
         groups: number of groups of both stages.
-        dim: of the joint space.
-        hidden: width of the projectors' MLP.
+        dim: dimension of the joint space.
+        hidden: hidden width of the projectors' MLP.
         drop_path: share of the photos that skip a block in training.
-        caption: the text tower; None: vectors of a frozen one are given.
-        npr: how prototypes are estimated.
+        caption: the text tower; None: a frozen one supplies the text vectors.
+        npr: settings of the prototypes' estimation.
         of_photos: whether both stages have prototypes.
-        of_text: whether there are prototypes of text.
+        of_text: whether there are text prototypes.
     """
 
     side: int
@@ -251,12 +251,12 @@ class GroupShape:
     of_text: bool
 
     def to_config(self) -> dict[str, object]:
-        """Return it as JSON can hold it."""
+        """Return the shape as JSON values."""
         return asdict(self) | {"depths": list(self.depths), "groups": list(self.groups)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> GroupShape:
-        """Read what `to_config` gave."""
+        """Rebuild a shape from the values of `to_config`."""
         caption = config["caption"]
         return cls(**{
             **config, "depths": tuple(config["depths"]), "groups": tuple(config["groups"]),
@@ -266,12 +266,12 @@ class GroupShape:
 
 @dataclass(frozen=True)
 class EncodedPhotos:
-    """What the photo encoder makes of a batch.
+    """The image encoder's output for a batch.
 
     Args:
         segments: the parts of the last stage, before the projector (B, G, width).
-        stages: what both groupings have made.
-        prototypes: of both stages' input, L2-normed (B, G, width); empty without NPR.
+        stages: the outputs of both groupings.
+        prototypes: prototypes of each stage's input, L2-normed (B, G, width); empty without NPR.
     """
 
     segments: Tensor
@@ -280,9 +280,9 @@ class EncodedPhotos:
 
 
 class GroupStage(nn.Module):
-    """Stage 0 or 1: blocks over tokens and group tokens, then a grouping.
+    """Stage 0 or 1: transformer blocks over tokens and group tokens, then a grouping block.
 
-    `drops` is the drop-path of each block.
+    `drops` is the drop-path rate of each block.
     """
 
     def __init__(self, shape: GroupShape, number: int, drops: list[float]) -> None:
@@ -301,10 +301,10 @@ class GroupStage(nn.Module):
 
     def forward(self, x: Tensor, before: Tensor | None
                 ) -> tuple[Grouped, Tensor, Tensor | None]:
-        """Group tokens x (B, N, width), by the group tokens of the stage before (B, G', width).
+        """Group tokens x (B, N, width), given the previous stage's group tokens (B, G', width).
 
         Returns:
-            what was grouped, the group tokens for the next stage, the prototypes.
+            the grouping, the group tokens for the next stage, the prototypes.
         """
         groups = self.tokens.expand(len(x), -1, -1)
         if self.carry is not None and before is not None:
@@ -320,13 +320,13 @@ class GroupStage(nn.Module):
 
 
 def make_blocks(shape: GroupShape, drops: list[float]) -> nn.ModuleList:
-    """Make a transformer block of each drop-path."""
+    """Make one transformer block per drop-path rate."""
     block = BlockShape(shape.width, 4 * shape.width, shape.heads, EPS, "gelu")
     return nn.ModuleList(TokenBlock(block, drop_path=drop) for drop in drops)
 
 
 class GroupEncoder(nn.Module):
-    """Photos to the parts that two stages of grouping cut them into."""
+    """An image encoder whose two grouping stages segment a photo into parts."""
 
     def __init__(self, shape: GroupShape) -> None:
         super().__init__()
@@ -357,7 +357,7 @@ class GroupEncoder(nn.Module):
         return EncodedPhotos(self.norm(y), (one, two), kept)
 
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
-        """Return the position embedding of a grid, resampled: (h·w, width)."""
+        """Return the position embeddings (h·w, width), resampled to a grid (h, w)."""
         if grid == self.grid:
             return self.positions
         table = self.positions.view(1, *self.grid, -1).permute(0, 3, 1, 2)
@@ -366,10 +366,10 @@ class GroupEncoder(nn.Module):
 
 
 class GroupNetwork(nn.Module):
-    """Both encoders, and what maps them into one space.
+    """Both encoders and the projectors into their joint space.
 
-    Without a text tower of its own (`shape.caption` None) it is given the vectors of a frozen one,
-    whose space is the joint space.
+    Without a text tower (`shape.caption` is None), the network receives the vectors of a frozen
+    one, whose space is the joint space.
     """
 
     def __init__(self, shape: GroupShape) -> None:
@@ -393,22 +393,22 @@ class GroupNetwork(nn.Module):
         nn.init.trunc_normal_(self.vision.positions, std=0.02)
 
     def embed_parts(self, seen: EncodedPhotos) -> Tensor:
-        """Return parts of photos in the joint space (B, G, dim), by the projector as at test."""
+        """Project parts into the joint space (B, G, dim), with the projector in evaluation mode."""
         trained = self.project_vision.training
-        # The statistics of BatchNorm are those of whole photos.
+        # BatchNorm's statistics are those of whole photos, not of parts.
         self.project_vision.eval()
         parts: Tensor = self.project_vision(seen.segments.flatten(0, 1))
         self.project_vision.train(trained)
         return parts.unflatten(0, seen.segments.shape[:2])
 
     def embed_photos(self, seen: EncodedPhotos) -> Tensor:
-        """Return photos in the joint space, L2-normed (B, dim)."""
+        """Return the photos' embeddings in the joint space, L2-normed (B, dim)."""
         return F.normalize(self.project_vision(seen.segments.mean(dim=1)).float(), dim=-1)
 
     def embed_captions(self, texts: Tensor) -> Tensor:
-        """Return captions in the joint space, L2-normed (B, dim).
+        """Return the captions' embeddings in the joint space, L2-normed (B, dim).
 
-        They are token numbers (B, length); with a frozen tower, its vectors (B, dim).
+        `texts` are token ids (B, length); with a frozen tower, its vectors (B, dim).
         """
         if self.shape.caption is None:
             return F.normalize(texts.float(), dim=-1)

@@ -1,9 +1,9 @@
-"""Training a network together with its encoder: all of the encoder, or its last blocks.
+"""Joint training of a segmenter with its encoder, or with the encoder's last blocks.
 
-What is trained is kept twice: as the steps have left it, and as the average of all steps so far
-(Tarvainen and Valpola, NeurIPS 2017), which is the result. The average also says which pseudo
-labels to doubt: networks learn what most labels agree on before they learn the labels' errors (Liu
-et al., NeurIPS 2020), so a label that the average finds unlikely is left out of the loss.
+The result is an exponential moving average of the weights, a mean teacher (Tarvainen and Valpola,
+NeurIPS 2017). It also filters the pseudo labels: networks fit clean labels before they memorise
+noisy ones (Liu et al., NeurIPS 2020), so labels unlikely under the average are left out of the
+loss.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from vpltool.core.training import StepSettings, learning_rate
 from vpltool.core.vit import VisionTower
 
 _TOP = 0.05
-"""Share of the patches whose mean says how sure the network is that a crop shows a class."""
+"""Share of a crop's pixels, the most likely ones, whose mean is the probability of a class."""
 
 
 @dataclass(frozen=True)
 class JointSettings:
-    """What joint training adds to `StepSettings`.
+    """Settings of joint training, in addition to `StepSettings`.
 
     Args:
-        average: decay of the average of the weights.
-        blocks: last blocks of the encoder that are trained; 0: all of it, with the embedding.
-        rank: of low-rank updates of the blocks' matrices (LoRA, Hu et al., ICLR 2022); 0: the
-            matrices themselves are trained.
-        doubt: a pseudo label to which the average gives less probability is ignored; 0: none is.
-        lambda_tags: weight of the tags' loss.
-        lambda_masks: weight of the masks' loss, beside that of soft labels.
+        average: decay of the moving average of the weights.
+        blocks: number of last blocks to train; 0: the whole encoder, with its embedding.
+        rank: rank of low-rank updates of the blocks' matrices (LoRA, Hu et al., ICLR 2022); 0:
+            the matrices themselves are trained.
+        doubt: pseudo labels with a lower probability under the average are ignored; 0: none.
+        lambda_tags: weight of the tag loss.
+        lambda_masks: weight of the mask loss beside that of soft labels.
         head_lr: factor on the learning rate of the head.
-        layer_decay: each block of the encoder learns at this share of the next one's rate (BEiT,
-            Bao et al., ICLR 2022).
+        layer_decay: ratio of each block's learning rate to the next one's (BEiT, Bao et al., ICLR
+            2022).
     """
 
     average: float
@@ -59,15 +59,15 @@ class JointSettings:
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Crops of one step, `crop` patches a side; of several processes each has its own only.
+    """Crops of one step, with `crop` patches per side; each process has only its own crops.
 
     Args:
         pixels: normalised (B, 3, crop·patch, crop·patch); padding is 0.
         labels: pseudo labels (B, 4·crop, 4·crop) uint8, 255 = ignore.
         valid: False where a patch is padding (B, crop, crop).
-        shown: whether the crop's labels show a class (B, classes), the background first.
-        possible: whether the photo's tags allow a class (B, classes).
-        soft: class probabilities of a teacher (B, classes, 4·crop, 4·crop); None: there is none.
+        shown: True for the classes in the crop's labels (B, classes), the background first.
+        possible: True for the classes that the photo's tags allow (B, classes).
+        soft: class probabilities of a teacher (B, classes, 4·crop, 4·crop), if there is one.
     """
 
     pixels: Tensor
@@ -78,13 +78,13 @@ class PixelBatch:
     soft: Tensor | None = None
 
     def to(self, device: torch.device) -> PixelBatch:
-        """The same on a device."""
+        """Return a copy on a device."""
         return replace(self, **{name: part.to(device, non_blocking=True)
                                 for name, part in vars(self).items() if part is not None})
 
 
 class LowRank(nn.Module):
-    """A matrix plus the product of two thin ones, which begins at 0."""
+    """A low-rank update of a matrix, the product of two thin ones, initially 0."""
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class LowRank(nn.Module):
 
 
 class Trained(nn.Module):
-    """The parts of a segmenter that are trained: the encoder or its last blocks, and the head."""
+    """The trained parts of a segmenter: the encoder or its last blocks, and the head."""
 
     def __init__(self, tower: Tower, network: SegmenterNetwork, settings: JointSettings) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class Trained(nn.Module):
             self.blocks.requires_grad_(not settings.rank)
         self.network = network.requires_grad_(True)
         for scalar in network.scalars:
-            # Those of a loss that is not taken here.
+            # Joint training has no regional contrast.
             scalar.requires_grad_(False)
         if settings.rank:
             for linear in self.matrices():
@@ -122,35 +122,35 @@ class Trained(nn.Module):
                     linear, "weight", LowRank(linear.weight, settings.rank))
 
     def matrices(self) -> Iterator[nn.Linear]:
-        """The matrices of the blocks, which low-rank updates belong to."""
+        """Yield the linear layers of the trained blocks, to which low-rank updates apply."""
         for block in self.blocks:
             yield from (part for part in block.modules() if isinstance(part, nn.Linear))
 
     def blocks_above(self) -> dict[int, int]:
-        """Identity of each parameter of the encoder to the number of blocks after its own.
+        """Map the id of each encoder parameter to the number of blocks after its own.
 
-        An encoder that runs by its own code is cut evenly into its levels.
+        The parameters of an encoder with its own forward are divided evenly among its levels.
         """
         tower = self.tower
         if tower is not None and not isinstance(tower, VisionTower):
             parts = list(tower.parameters())
             return {id(part): tower.depth - 1 - number * tower.depth // len(parts)
                     for number, part in enumerate(parts)}
-        # The whole tower first: what is in none of the blocks, the embedding, is before them.
+        # The whole tower first: the embedding, which is in no block, comes before all blocks.
         rooms = [*self.blocks] if tower is None else [tower, *tower.blocks, tower.head]
         return {id(part): len(rooms) - 1 - number
                 for number, room in enumerate(rooms) for part in room.parameters()}
 
     def merge(self) -> None:
-        """Add low-rank updates to their matrices."""
+        """Merge low-rank updates into their matrices."""
         for linear in self.matrices():
             if parametrize.is_parametrized(linear):
                 parametrize.remove_parametrizations(linear, "weight")
 
     def forward(self, seen: Seen, grid: tuple[int, int]) -> Tensor:
-        """Return class logits (B, classes, h', w'), on a grid that the network chooses."""
+        """Return class logits (B, classes, h', w') at the network's own resolution."""
         if self.tower is not None and not isinstance(self.tower, VisionTower):
-            # Towers are frozen for everybody else, and so run without gradients.
+            # `Tower.forward` runs under no_grad, since towers are frozen elsewhere.
             run = inspect.unwrap(type(self.tower).forward)
             layers = run(self.tower, seen.tokens, patches="none", attention=False,
                          layers=self.layers).layers
@@ -166,12 +166,12 @@ class Trained(nn.Module):
 
 @dataclass(frozen=True)
 class Seen:
-    """What the blocks of an encoder that have run so far say of crops.
+    """The state of crops after the encoder's first blocks.
 
     Args:
         tokens: input of the next block (B, prefix+n, width); pixels, if the whole encoder is
             trained.
-        kept: outputs of blocks that the network reads, without the prefix (B, n, width).
+        kept: block outputs that the network reads, without the prefix (B, n, width).
         prefix: number of tokens before the patches.
     """
 
@@ -180,8 +180,7 @@ class Seen:
     prefix: int = 0
 
     def after(self, blocks: Iterable[nn.Module], first: int, layers: Sequence[int]) -> Seen:
-        """Run blocks, of which `first` is the number of the first; only as far as layers are read.
-        """
+        """Run blocks, numbered from `first`, up to the last layer that is read."""
         tokens, kept = self.tokens, dict(self.kept)
         for index, block in enumerate(blocks, first):
             if index > max(layers):
@@ -193,9 +192,9 @@ class Seen:
 
 
 class Pair(nn.Module):
-    """What is trained, and its average over the steps; a checkpoint holds both.
+    """The trained parts and their moving average; a checkpoint holds both.
 
-    The encoder and the network that are given are changed in place.
+    The given encoder and network are changed in place.
     """
 
     def __init__(self, tower: Tower, network: SegmenterNetwork, settings: JointSettings) -> None:
@@ -203,19 +202,19 @@ class Pair(nn.Module):
         self.settings = settings
         self.now = Trained(tower, network, settings)
         self.mean = copy.deepcopy(self.now).requires_grad_(False).eval()
-        # As in training, crops are too small for a walk between patches.
+        # Training mode skips the walk between patches, for which crops are too small.
         self.mean.network.train()
-        # Not a part: what is frozen is in no checkpoint.
+        # In a tuple, so that it is no submodule: checkpoints hold nothing frozen.
         self.frozen = (tower,)
 
     def train(self, mode: bool = True) -> Pair:
-        """Set the mode of what is trained; the average stays in that of use."""
+        """Set the mode of the trained parts only."""
         self.now.train(mode)
         return self
 
     @torch.no_grad()
     def seen(self, pixels: Tensor) -> Seen:
-        """Run the blocks before the first that is trained on pixels (B, 3, H, W)."""
+        """Run the frozen blocks on pixels (B, 3, H, W)."""
         (tower,), first = self.frozen, self.now.first
         prefix = tower.head.prefix if isinstance(tower, VisionTower) else 0
         if not first:
@@ -225,7 +224,7 @@ class Pair(nn.Module):
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
-        """Move the average towards what a step has left; the first steps count for more."""
+        """Update the average after a step, with a lower decay in the first steps."""
         decay = min(self.settings.average, (1 + step) / (10 + step))
         for mean, now in zip(self.mean.state_dict().values(), self.now.state_dict().values(),
                              strict=True):
@@ -235,14 +234,14 @@ class Pair(nn.Module):
                 mean.copy_(now)
 
     def finish(self) -> None:
-        """Put the average in the place of what was trained, in the encoder and network given."""
+        """Load the average into the given encoder and network."""
         self.now.load_state_dict(self.mean.state_dict())
         self.now.merge()
         self.now.requires_grad_(False).eval()
 
 
 def joint_optimizer(pair: Pair, settings: StepSettings) -> torch.optim.Optimizer:
-    """AdamW over the encoder and the head; vectors are free of weight decay."""
+    """Return AdamW over the encoder and the head, without weight decay for vectors."""
     joint, above = pair.settings, pair.now.blocks_above()
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for part in pair.now.parameters():
@@ -263,7 +262,7 @@ def train_jointly(
     """Run steps `start`, `start + 1`, …; see `training.train`.
 
     Yields:
-        losses of the masks or soft labels, and of the tags or of masks beside soft labels.
+        the loss of masks or soft labels; and that of tags, or of masks beside soft labels.
     """
     device = next(pair.parameters()).device
     pair.train()
@@ -284,7 +283,7 @@ def train_jointly(
 
 
 def _losses(pair: Pair, batch: PixelBatch, settings: StepSettings, group: Group) -> Losses:
-    """Return the weighted losses of the crops of this process."""
+    """Return the weighted losses of this process's crops."""
     joint, crop = pair.settings, settings.crop
     grid = (crop, crop)
     with torch.autocast(batch.pixels.device.type, settings.precision,
@@ -323,7 +322,7 @@ def _distilled(logits: Tensor, labels: Tensor, soft: Tensor, valid: Tensor, lamb
 
 
 def _mean(terms: Tensor, counted: Tensor, group: Group) -> Tensor:
-    """The mean over the pixels of all processes, times their number: they average it."""
+    """Return the mean over all processes' pixels, times their number: gradients are averaged."""
     total = group.total(counted.sum()).clamp_min(1) / group.count
     return terms.where(counted, terms.new_zeros(())).sum() / total
 
@@ -334,7 +333,7 @@ def _at_labels(logits: Tensor, crop: int) -> Tensor:
 
 
 def undoubted(labels: Tensor, mean: Tensor, least: float) -> Tensor:
-    """Ignore labels (B, h, w) to which probabilities (B, classes, h, w) give less than `least`."""
+    """Ignore labels (B, h, w) whose probability in `mean` (B, classes, h, w) is below `least`."""
     known = labels != IGNORE
     index = labels.long().where(known, torch.zeros_like(labels, dtype=torch.long))
     doubted = mean.gather(1, index[:, None])[:, 0] < least
@@ -342,25 +341,25 @@ def undoubted(labels: Tensor, mean: Tensor, least: float) -> Tensor:
 
 
 def agreeing(labels: Tensor, soft: Tensor) -> Tensor:
-    """Keep labels (B, h, w) that are the likeliest of soft ones (B, classes, h, w); others: 255."""
+    """Keep labels (B, h, w) that equal the argmax of `soft` (B, classes, h, w); others: 255."""
     return labels.masked_fill(labels != soft.argmax(dim=1).to(labels.dtype), IGNORE)
 
 
 def tag_terms(logits: Tensor, valid: Tensor, shown: Tensor, possible: Tensor
               ) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy of tags with the likeliest pixels of each class.
+    """Return the binary cross-entropy of tags with the mean over each class's likeliest pixels.
 
-    A class that the crop's labels show is present, one that is not tagged is absent, and of the
-    others nothing is known: the crop may have lost them. Logits are (B, classes, h, w), `valid` is
-    False where there is padding (B, h, w); for the others see `PixelBatch`.
+    A class in the crop's labels is present, an untagged one is absent. The others are unknown,
+    since the crop may not contain them. Logits are (B, classes, h, w), `valid` is False at padding
+    (B, h, w); for `shown` and `possible` see `PixelBatch`.
 
     Returns:
-        the terms (B, classes − 1); and which of them are known.
+        the terms (B, classes − 1), and a mask of the known ones.
     """
     chance = logits.softmax(dim=1)[:, 1:].masked_fill(~valid[:, None], 0).flatten(2)
     top = chance.topk(max(1, round(_TOP * chance.shape[2])), dim=2).values.mean(dim=2)
     known = (shown | ~possible)[:, 1:]
-    # A probability that has left (0, 1) by rounding has no logarithm.
+    # Rounding can push a probability out of (0, 1), where the logarithm is undefined.
     terms = F.binary_cross_entropy(top.clamp(1e-6, 1 - 1e-6), shown[:, 1:].float(),
                                    reduction="none")
     return terms, known

@@ -1,10 +1,10 @@
-"""Prototypes: those of the text, and phase 1 of VPL (AAAI 2025), which learns vision prototypes.
+"""Text prototypes, and the vision prototypes that phase 1 of VPL (AAAI 2025) learns.
 
     min_W  Σ_i KL(P'_i ‖ softmax(x_i W / τ_I)),   P'_i = softmax(x_i Z / τ_T)          (eq. 7)
 
 x_i are L2-normed patch embeddings; Z are the text prototypes and W the vision prototypes, both with
 L2-normed rows. The paper's solver is projected gradient descent as in InMaP (NeurIPS 2023). Text
-prototypes are a vector for each class and background word.
+prototypes have one vector per class word and background word.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from vpltool.core.distributed import ALONE, Group
 from vpltool.lazy import F, Tensor, torch
 
 _CHUNK = 65536
-"""Number of pixels for which a softmax over the rows is formed at a time: bounds the memory."""
+"""Pixels per softmax over the rows; bounds the memory."""
 
 _CACHED = 2**19
-"""Number of values of X at a time in a solver's step on a CPU: X is used twice, the second time
-from the cache."""
+"""Values of X per chunk of a solver's step on a CPU: X is used twice, the second time from the
+cache."""
 
 PACE = 50
-"""Steps over which projected gradient descent measures how fast rows turn."""
+"""Steps over which projected gradient descent measures how fast the rows rotate."""
 
 _MOMENT_CHUNK = 4096
-"""Number of pixels in double precision at a time."""
+"""Pixels per chunk in double precision."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ Callback = Callable[[SolverRecord], None]
 
 @dataclass(frozen=True)
 class Joint:
-    """Pixels that several processes hold: how many there are, and who adds up what they have."""
+    """The total number of pixels of several processes, and the group that sums over them."""
 
     count: int
     group: Group
@@ -65,8 +65,8 @@ def text_targets(pixels: Tensor, prototypes: Tensor, *, tau: float,
         pixels: X.
         prototypes: L2-normed rows Z (rows, dim).
         tau: τ_T.
-        allowed: True for rows that may take part (N, rows): the classes that the photo shows, and
-            the background; None: all rows, as the paper literally says.
+        allowed: True for rows that may take part (N, rows): those of the photo's classes and of the
+            background; None: all rows, as the paper's formula has it.
         harden: targets whose largest entry exceeds this become one-hot (InMaP's α); 0: never.
     """
     targets = pixels.new_empty((len(pixels), len(prototypes)), dtype=torch.float32)
@@ -85,14 +85,14 @@ def text_targets(pixels: Tensor, prototypes: Tensor, *, tau: float,
 def target_moments(
     pixels: Tensor, targets: Tensor, weights: Tensor | None = None
 ) -> tuple[Tensor, float]:
-    """Return the two sums over the targets that the objective needs, the same for all steps.
+    """Return the two sums over the targets that the objective needs at every step.
 
-    Of several processes each keeps the sums over its own pixels X (N, dim), with targets P' (N,
-    rows) and weights (N,), mean 1; None: all equal.
+    Each process sums over its own pixels X (N, dim), with targets P' (N, rows) and weights (N,) of
+    mean 1; None: equal weights.
 
     Returns:
-        P'ᵀ X (rows, dim) in float64, since each gradient is a small difference to it; and
-        Σ P' log P' (the part of eq. 7 that does not depend on W).
+        P'ᵀ X (rows, dim), in float64 since the gradient is a small difference from it; and
+        Σ P' log P', the term of eq. 7 that does not depend on W.
     """
     moments = pixels.new_zeros(targets.shape[1], pixels.shape[1], dtype=torch.float64)
     negative_entropy = 0.0
@@ -111,7 +111,7 @@ def _parts(pixels: Tensor, size: int) -> list[slice]:
 
 
 def part_size(pixels: Tensor) -> int:
-    """Return the number of pixels at a time in a solver's step."""
+    """Return the number of pixels per chunk of a solver's step."""
     return _CHUNK if pixels.is_cuda else min(_CHUNK, max(1, _CACHED // pixels.shape[1]))
 
 
@@ -122,7 +122,7 @@ def objective_and_gradient(
     """Return the KL objective (eq. 7, mean over pixels) and its exact gradient.
 
     The targets enter only through their moments: Σ P' log P_W is ⟨P'ᵀX, W⟩ / τ_I minus the
-    log-partition, since the targets of a pixel sum to 1.
+    log-partitions, since each pixel's targets sum to 1.
 
     Args:
         pixels: X (N, dim), float32 or half precision; the arithmetic is in float32.
@@ -133,7 +133,7 @@ def objective_and_gradient(
         allowed: rows that P_W may use at each pixel (N, rows); None: all. Targets must be 0
             elsewhere.
         weights: weights of the pixels (N,), mean 1; None: all equal.
-        joint: the pixels of all processes; None: these are all. The sums are over these.
+        joint: the pixels of all processes, over which sums run; None: a single process.
 
     Returns:
         objective in nats, gradient (rows, dim) in float64.
@@ -154,11 +154,11 @@ def gradient(
 ) -> Tensor:
     """Return only the gradient of the objective: ∂L/∂W = (P_W − P')ᵀ X / (N τ_I).
 
-    Most of its time goes into two products, X Wᵀ and P_Wᵀ X.
+    The products X Wᵀ and P_Wᵀ X take most of the time.
 
-    Args: those of `objective_and_gradient`, and
-        partitions: a list to which sums of the log-partitions are added, float64, if the objective
-            is wanted too.
+    Args: as in `objective_and_gradient`, and
+        partitions: a list to which the sums of the log-partitions, float64, are appended if the
+            objective is wanted too.
     """
     total, scaled = -moments, (prototypes / tau).float()
     for part in _parts(pixels, part_size(pixels)):
@@ -166,7 +166,7 @@ def gradient(
         logits = x @ scaled.T
         if allowed is not None:
             logits.masked_fill_(~allowed[part], float("-inf"))
-        # Not exp(logits − log-partition): every entry would have the rounding of the partition.
+        # Not exp(logits − log-partition), which puts the partition's rounding into every entry.
         q = logits.softmax(dim=-1)
         if weights is not None:
             q *= weights[part, None]
@@ -186,8 +186,8 @@ def solve_pgd(
 ) -> Tensor:
     """Run projected gradient descent (eq. 11, Algorithm 1), with InMaP's halving of the rate.
 
-    W ← W − lr·∂L/∂W, then every row is normalised. Whenever the norm of the gradient has grown, the
-    rate is halved permanently: without that, lr 10 diverges.
+    W ← W − lr·∂L/∂W, then every row is normalised. Whenever the gradient norm has grown, the rate
+    is halved permanently; without this, lr 10 diverges.
 
     Args:
         pixels: X (N, dim).
@@ -197,20 +197,20 @@ def solve_pgd(
         iters: T_w.
         lr: α.
         allowed, weights: see `objective_and_gradient`.
-        callback: called with the state 50 times, and at the first and last step.
-        halve_lr: halve the rate where the gradient grows, as InMaP does.
-        group: processes that hold the pixels; each of them takes the same steps.
-        tolerance: it stops once no row would turn by more than this angle in all steps that are
-            left, at the pace of the last 50; 0: it takes all steps.
+        callback: called with the state about 50 times, and at the first and last step.
+        halve_lr: halve the rate when the gradient norm grows, as InMaP does.
+        group: processes that hold the pixels; all take the same steps.
+        tolerance: stop once no row would rotate by more than this angle in the remaining steps, at
+            the pace of the last 50; 0: take all steps.
 
     Returns:
         W (rows, dim), L2-normed.
     """
-    # Rounding W at each step adds up: to 5e-4 after 200 steps on the demo's scenes.
+    # In float32, rounding errors add up to 5e-4 after 200 steps on the demo's scenes.
     prototypes = start.double()
     moments, entropy = target_moments(pixels, targets, weights)
     joint = Joint.of(pixels, group)
-    # On the device of X: comparing two norms on the CPU would wait for a GPU.
+    # On the device of X: comparing norms on the CPU would synchronize with a GPU.
     rate = torch.tensor(lr, dtype=torch.float64, device=pixels.device)
     previous = prototypes.new_tensor(float("inf"))
     before = prototypes
@@ -238,7 +238,7 @@ def solve_pgd(
 
 
 def largest_turn(rows: Tensor, before: Tensor) -> float:
-    """Return the largest angle, in radians, between a row and the same row before."""
+    """Return the largest angle, in radians, between a row and its earlier value."""
     chord = torch.linalg.vector_norm(rows - before, dim=-1).amax()
     return 2 * math.asin(min(float(chord) / 2, 1.0))
 
@@ -250,8 +250,8 @@ def solve_lbfgs(
 ) -> Tensor:
     """Minimise the same objective by L-BFGS on w = v / ‖v‖, with far fewer passes over the data.
 
-    Arguments and result are those of `solve_pgd`. It stops after `iters` iterations, or when the
-    objective no longer decreases; the callback is called after each evaluation.
+    Arguments and result are those of `solve_pgd`. The solver stops after `iters` iterations, or
+    when the objective no longer decreases, and calls the callback after each evaluation.
     """
     free = start.clone().float().requires_grad_(True)
     optimizer = torch.optim.LBFGS([free], max_iter=iters, max_eval=2 * iters, history_size=10,
@@ -267,7 +267,7 @@ def solve_lbfgs(
         unit = free.detach() / length
         value, slope = objective_and_gradient(pixels, moments, entropy, unit, tau, allowed,
                                               weights, joint)
-        # Chain rule of v / ‖v‖: only the tangential part of the gradient counts.
+        # Chain rule of v / ‖v‖: only the tangential component of the gradient remains.
         tangent = slope - (slope * unit).sum(-1, keepdim=True) * unit
         free.grad = (tangent / length).to(free)
         if callback:
@@ -280,10 +280,10 @@ def solve_lbfgs(
 
 
 def spherical_kmeans(points: Tensor, count: int, *, seed: int = 0, rounds: int = 25) -> Tensor:
-    """Return centres (count, dim), L2-normed, by cosine k-means with a k-means++ start.
+    """Return L2-normed centres (count, dim) by cosine k-means with k-means++ initialisation.
 
-    Points are L2-normed (N, dim); if there are fewer than centres, they are returned. `rounds` is
-    the number of Lloyd's iterations.
+    Points are L2-normed (N, dim); `count` or fewer are returned as they are. `rounds` is the
+    maximum of Lloyd's iterations.
     """
     generator = torch.Generator().manual_seed(seed)
     if len(points) <= count:
@@ -303,10 +303,10 @@ def spherical_kmeans(points: Tensor, count: int, *, seed: int = 0, rounds: int =
 
 
 def lloyd(points: Tensor, centres: Tensor, *, rounds: int = 25) -> Tensor:
-    """Return the centres (count, dim) that Lloyd's iterations of cosine k-means lead to.
+    """Return the centres (count, dim) after Lloyd's iterations of cosine k-means.
 
-    Points are L2-normed (N, dim), float32; so are the centres where it starts, whose order the
-    result keeps. `rounds` is the most iterations.
+    Points (N, dim) and initial centres are L2-normed, float32; the result keeps the centres' order.
+    `rounds` is the maximum of iterations.
     """
     for _ in range(rounds):
         owner = torch.cat([(part @ centres.T).argmax(dim=-1) for part in points.split(_CHUNK)])
@@ -325,8 +325,8 @@ def text_prototypes(
 ) -> Tensor:
     """Return the normalised mean of each word's prompts (CLIP-ES; CLIP's zero-shot classifier).
 
-    Templates are prompts with one `{}` each; `encode` maps prompts to L2-normed vectors (prompts,
-    dim). The result is L2-normed (words, dim), float32.
+    Each template contains one `{}`; `encode` maps prompts to L2-normed vectors (prompts, dim). The
+    result is L2-normed (words, dim), float32.
     """
     rows = [encode([template.format(word) for template in templates]).mean(dim=0)
             for word in words]
@@ -336,8 +336,7 @@ def text_prototypes(
 def attribute_centres(descriptions: Tensor, count: int) -> Tensor:
     """Cluster the descriptions of all classes, L2-normed (N, dim), into attributes (ExCEL).
 
-    The means of the clusters (count, dim), not normalised, as k-means has them; as many as there
-    are descriptions, if these are fewer.
+    Returns the cluster means (min(count, N), dim), not normalised.
     """
     centres = spherical_kmeans(descriptions, count, seed=0)
     owner = (descriptions @ centres.T).argmax(dim=-1)
@@ -347,13 +346,13 @@ def attribute_centres(descriptions: Tensor, count: int) -> Tensor:
 
 
 def with_attributes(rows: Tensor, attributes: Tensor, share: float) -> Tensor:
-    """Add to each class's vector the attributes that are near it (ExCEL, text semantic enrichment).
+    """Add to each class's vector its nearest attributes (ExCEL, text semantic enrichment).
 
-    T = norm(t + softmax(t Aᵀ) A), L2-normed as t is (K, dim), over that share of the attributes A
-    (N, dim) that is nearest to t, at least one.
+    T = norm(t + softmax(t Aᵀ) A), of L2-normed t (K, dim), over the nearest `share` of the
+    attributes A (N, dim), at least one.
     """
     likeness = rows @ attributes.T
-    # Not rounded up where share · N misses a whole number by the last digit.
+    # The epsilon absorbs the rounding error of share · N before it is rounded up.
     kept = min(max(math.ceil(share * len(attributes) - 1e-9), 1), len(attributes))
     nearest = likeness.topk(kept, dim=-1)
     weights = torch.zeros_like(likeness).scatter_(-1, nearest.indices,

@@ -1,4 +1,4 @@
-"""From a trained segmenter to labels: several scales, mirrored copies, the photo's own size."""
+"""Inference of segmenters: multi-scale and mirrored averaging, labels at a photo's own size."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.tower import Tower, cache_parts
 
 FINENESS = 4
-"""Probabilities are kept at 4×4 values a patch of the largest scale."""
+"""Probabilities have 4×4 values per patch of the largest scale."""
 
 REGIONS = 32
-"""Regions that a `RegionSegmenter` gives at most, the largest ones."""
+"""Most regions that a `RegionSegmenter` returns; it keeps the largest."""
 
 _STEEP = 8.0
-"""Logit of its masks inside a region; outside it is the same with a minus."""
+"""Mask logit of a `RegionSegmenter` inside a region; outside it is the negative."""
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def logits_of(network: SegmenterNetwork, layers: Tensor | None, patches: Tensor 
               grid: tuple[int, int]) -> Tensor:
     """Return class logits (B, classes, 4h, 4w) of frozen layers and patches (`SegmenterNetwork`).
 
-    Up to the embeddings it computes in their number format; the logits are float32.
+    Embeddings are computed in the features' precision, the logits in float32.
     """
     frozen = patches if layers is None else layers
     assert frozen is not None, "a segmenter reads layers, patches, or both"
@@ -47,7 +47,7 @@ def probabilities_of(network: SegmenterNetwork, layers: Tensor | None, patches: 
 
 
 def photo_logits(vision: Tower, network: SegmenterNetwork, pixels: Tensor) -> Tensor:
-    """Return class logits (B, classes, 4h, 4w) of normalised photos (B, 3, H, W), seen once."""
+    """Return class logits (B, classes, 4h, 4w) of normalised photos (B, 3, H, W) at one scale."""
     encoded = vision(pixels, attention=False,
                      patches="block" if network.reads_patches else "none", layers=network.layers)
     grid = (pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch)
@@ -55,17 +55,17 @@ def photo_logits(vision: Tower, network: SegmenterNetwork, pixels: Tensor) -> Te
 
 
 class WholeSegmenter(nn.Module):
-    """A frozen tower and a trained network as one module, for runtimes that take one graph.
+    """A frozen tower and a trained network as one module, for export as a single graph.
 
-    It sees one photo, of any size that is a multiple of the patch.
+    Its input is one photo of any size that is a multiple of the patch.
     """
 
     def __init__(self, vision: Tower, network: SegmenterNetwork,
                  affine: tuple[Tensor, Tensor] | None = None) -> None:
         """Join a frozen tower and a trained network, in evaluation mode.
 
-        `affine` are factor and term (3, 1, 1) that turn the caller's pixels into normalised ones;
-        None: they are normalised.
+        `affine` is the scale and shift (3, 1, 1) that normalise the caller's pixels; None: they are
+        normalised already.
         """
         super().__init__()
         self.vision = vision
@@ -87,11 +87,10 @@ class WholeSegmenter(nn.Module):
 
 
 def number_regions(labels: Tensor, classes: int, steps: int) -> Tensor:
-    """Number the connected regions (h, w) of labels (h, w) of classes 1 to `classes`; 0 elsewhere.
+    """Number the 8-connected regions of labels (h, w) of classes 1 to `classes`; 0 elsewhere.
 
-    A region's number is the largest place, counted from 1, of its pixels, neighbours over corners
-    included. It walks a pixel a step; of a region that winds further than `steps`, parts may be
-    taken for regions of their own.
+    A region's number is the largest flat index, counted from 1, of its pixels. It spreads by one
+    pixel per step, so a region whose paths are longer than `steps` may be split.
     """
     height, width = labels.shape
     inside = torch.stack([labels == label for label in range(1, classes + 1)]).float()[None]
@@ -102,19 +101,18 @@ def number_regions(labels: Tensor, classes: int, steps: int) -> Tensor:
 
 
 class RegionSegmenter(nn.Module):
-    """A segmenter that says its regions as YOLO26's instance head does, for a square photo.
+    """A segmenter whose output has the format of YOLO26's instance head, for square photos.
 
-    For programs that know instances only: regions are the connected parts of its labels, computed
-    within the graph, whose size is fixed; so numbers of steps and regions are fixed.
+    For programs that support only instances. Regions are the connected components of the labels,
+    computed within the graph; its size is fixed, and so are the numbers of steps and regions.
 
     Source: Ultralytics, "YOLO26", end-to-end head: rows of box, score, class and mask coefficients,
-    and the masks that these are coefficients of. Here each region has a mask of its own, and its
-    box is the whole photo, since the mask says where it is.
+    and the prototype masks. Here each region has its own mask, and its box is the whole photo.
 
     Args:
-        segmenter: says logits.
-        classes: number of classes, the background left out.
-        side: of the photo, in pixels.
+        segmenter: computes the logits.
+        classes: number of classes without the background.
+        side: side of the photo in pixels.
     """
 
     def __init__(self, segmenter: WholeSegmenter, classes: int, side: int) -> None:
@@ -126,9 +124,9 @@ class RegionSegmenter(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Map pixels (1, 3, side, side) to rows (1, n, 6 + n) and masks (1, n, 4h, 4w).
 
-        A row is x, y, x, y of the box, the region's mean probability, its class, counted from 0
-        without the background, and n mask coefficients. Where there is no region, or one smaller
-        than a patch, the probability is 0.
+        A row is the box (x, y, x, y), the region's mean probability, its class (from 0, without the
+        background) and n mask coefficients. Rows of no region, or of one smaller than a patch, have
+        probability 0.
         """
         likely = self.segmenter(pixels)[0].softmax(dim=1)[0]
         best, labels = likely.max(dim=0)
@@ -137,7 +135,7 @@ class RegionSegmenter(nn.Module):
         zeros = torch.zeros(numbers.numel() + 1)
         sizes = zeros.scatter_add(0, numbers, torch.ones(numbers.numel()))
         sums = zeros.scatter_add(0, numbers, best.flatten())
-        # Number 0 is what belongs to no region.
+        # Number 0 belongs to no region.
         largest, largest_pixels = sizes[1:].topk(count)
         scores = sums[1:][largest_pixels] / largest.clamp(min=1) * (largest >= FINENESS**2)
         kinds = (labels.flatten()[largest_pixels] - 1).float()
@@ -151,22 +149,22 @@ class RegionSegmenter(nn.Module):
 def segment(vision: Tower, network: SegmenterNetwork, pixels: Tensor,
             scales: Sequence[float] = (1.0,), *, flip: bool = False,
             average: str = "probabilities") -> Tensor:
-    """Return photos' class probabilities, averaged over scales and mirrored copies.
-
-    Of normalised photos (B, 3, H, W), at the largest scale: (B, classes, 4H/patch, 4W/patch).
+    """Return class probabilities of photos, averaged over scales and mirrored copies.
 
     Args:
         vision: the frozen tower.
         network: the trained network.
-        pixels: the photos.
-        scales: factors on H and W; each side becomes the nearest multiple of the patch, and one
-            patch at least.
-        flip: whether to see them mirrored, too.
-        average: what is averaged over them, `probabilities` or `logits` (WeCLIP).
+        pixels: normalised photos (B, 3, H, W).
+        scales: factors on H and W; each side is rounded to a multiple of the patch, at least one.
+        flip: whether to add mirrored copies.
+        average: quantity that is averaged, `probabilities` or `logits` (WeCLIP).
+
+    Returns:
+        probabilities (B, classes, 4H/patch, 4W/patch).
     """
     parts = cache_parts(pixels, vision.patch)
     if len(parts) > 1:
-        # The layers of many photos need not exist together.
+        # Bounds the memory: the layers of all photos need not exist at once.
         return torch.cat([segment(vision, network, part, scales, flip=flip, average=average)
                           for part in parts])
     height, width = pixels.shape[2] // vision.patch, pixels.shape[3] // vision.patch
@@ -194,14 +192,14 @@ def labels_of(probabilities: Tensor, size: tuple[int, ...], least: float = 0.0,
               classes: Sequence[int] = ()) -> npt.NDArray[np.uint8]:
     """Return the most likely class of each pixel at a photo's size (H, W), from (classes, h, w).
 
-    Where it has a smaller probability than `least`, the label is 255. `classes` are the labels of
-    the probabilities, if they are not 0, 1, ….
+    Where its probability is below `least`, the label is 255. `classes` are the labels of the maps,
+    if not 0, 1, ….
     """
-    # Class by class: all of them at the size of a large photo would not fit into memory.
+    # Class by class: all maps at the size of a large photo would not fit into memory.
     best = torch.full(size, -1.0, device=probabilities.device)
     classes = classes or range(len(probabilities))
     kept = label_type(max(classes, default=0))
-    # torch computes with few types of unsigned numbers.
+    # torch supports few operations on unsigned types other than uint8.
     labels = torch.zeros(size, dtype=torch.uint8 if kept == np.uint8 else torch.int32,
                          device=probabilities.device)
     for label, field in zip(classes, probabilities.float(), strict=True):
@@ -216,14 +214,14 @@ def labels_of(probabilities: Tensor, size: tuple[int, ...], least: float = 0.0,
 
 def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int], width: int,
                    least: float = 0.0) -> npt.NDArray[np.uint8]:
-    """Return labels (rows, width) of some rows of a picture, as `labels_of` of a whole one.
+    """Return labels (rows, width) of some rows of a picture, as `labels_of` gives of the whole.
 
     Args:
         field: probabilities (classes, n, w), rows of a larger field.
-        first: number of their first row in that field.
-        ratio: rows of the field for a row of the picture.
-        rows: the first row of the picture, and the one after the last.
-        width: of the picture.
+        first: index of the first of these rows in that field.
+        ratio: rows of the field per row of the picture.
+        rows: first row of the picture, and the one after the last.
+        width: width of the picture.
         least: see `labels_of`.
     """
     between = rows_between(field, first, ratio, rows)
@@ -233,7 +231,7 @@ def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int
 def rows_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int]) -> Tensor:
     """Interpolate a field (C, n, w) to some rows of a picture (C, rows, w); see `labels_between`.
 
-    They are those that bilinear enlargement of the whole field has.
+    The result equals those rows of the whole field after bilinear upsampling.
     """
     places = (torch.arange(*rows, device=field.device) + 0.5) * ratio - 0.5 - first
     places = places.clamp(0, field.shape[1] - 1)
@@ -245,31 +243,31 @@ def rows_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int])
 
 def part_of(field: Tensor, size: tuple[int, int], corner: tuple[int, int], sides: tuple[int, int]
             ) -> Tensor:
-    """Enlarge a field (C, h, w) to a picture's size (H, W), and return only a part (C, *sides).
+    """Upsample a field (C, h, w) to a picture's size (H, W), but only a part of it (C, *sides).
 
     `corner` is the first row and column of the part.
     """
     for start, side, length in zip(corner, sides, size, strict=True):
-        # Rows first; transposed, columns are rows.
+        # Rows first, then columns, by transposing.
         field = rows_between(field, 0, field.shape[1] / length, (start, start + side)
                              ).transpose(1, 2)
     return field.contiguous()
 
 
 def only_classes(probabilities: Tensor, classes: Sequence[int]) -> Tensor:
-    """Let only some classes and the background share the probability (classes, h, w)."""
+    """Renormalise probabilities (classes, h, w) over the background and the given classes."""
     kept = torch.zeros_like(probabilities)
     kept[[0, *classes]] = probabilities[[0, *classes]]
     return kept / kept.sum(dim=0).clamp_min(1e-12)
 
 
 def keep_likely(probabilities: Tensor, least: float = 0.05) -> tuple[Tensor, Tensor]:
-    """Drop classes that are nowhere likely, but no background: scores (K, h, w), classes (K,)."""
+    """Drop foreground classes below `least` everywhere; return scores (K, h, w), classes (K,)."""
     likely = likely_classes(probabilities[1:], least)
     classes = torch.cat([likely.new_zeros(1), 1 + likely])
     return probabilities[classes], classes.cpu()
 
 
 def likely_classes(scores: Tensor, least: float = 0.05) -> Tensor:
-    """Return the numbers (K,) of the maps (classes, h, w) that reach `least` somewhere."""
+    """Return the indices (K,) of the maps (classes, h, w) that reach `least` at any pixel."""
     return (scores.flatten(1).amax(dim=1) >= least).nonzero()[:, 0]

@@ -1,4 +1,5 @@
-"""Networks over a frozen encoder that segment, and what training and prediction need of them."""
+"""Segmentation networks on frozen CLIP features: the base class, decoder, linear and light heads.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +17,40 @@ from vpltool.core.classes import ClassRows, class_rows, join_rows
 from vpltool.core.distributed import ALONE, Group
 
 FINER = 2
-"""Values a side of a patch that a light head gives."""
+"""Output values per patch side of a `LightHead`."""
 
 _MOST_ROWS = 10_000_000
 
 
 class SegmenterNetwork(nn.Module):
-    """A network over a frozen CLIP whose pixel classifier is the prototypes (VPL, eq. 12).
+    """A network on a frozen CLIP that classifies pixels by the prototypes (VPL, eq. 12).
 
     A subclass defines `embeddings` and `config`, and may override `logits`. Only its state dict and
-    `config` are stored.
+    `config` are saved.
     """
 
     prototypes: Tensor
     class_index: Tensor
 
     serves_untrained = False
-    """Whether it segments without any training, since it starts as something that does."""
+    """Whether the untrained network already segments."""
 
     fuses = False
-    """Whether it has fused features, for WeCLIP's affinity loss and refining module."""
+    """Whether it provides fused features, for WeCLIP's affinity loss and refining module."""
 
     in_joint_space = True
-    """Whether its embeddings lie where the prototypes do, for the regional contrast."""
+    """Whether its embeddings share the prototypes' space, as the regional contrast requires."""
 
     def __init__(self, prototypes: Tensor, class_index: Tensor, tau: float = 0.07, *,
                  layers: tuple[int, ...] = (), reads_patches: bool = False) -> None:
-        """Set up what all segmenters have in common.
+        """Set up the parts that all segmenters share.
 
         Args:
             prototypes: L2-normed rows (rows, dim); frozen.
-            class_index: class of each row (rows,), 0 is the background.
+            class_index: class of each row (rows,); 0 is the background.
             tau: temperature of the pixel classifier, V·W / τ.
-            layers: indices of the CLIP blocks whose output it reads; empty: none.
-            reads_patches: whether it reads CLIP's own patch embeddings.
+            layers: indices of the CLIP blocks whose output the network reads.
+            reads_patches: whether the network reads CLIP's own patch embeddings.
         """
         super().__init__()
         self.tau = tau
@@ -65,7 +66,7 @@ class SegmenterNetwork(nn.Module):
 
     @property
     def config(self) -> dict[str, object]:
-        """What `from_config` needs in addition to the state dict to rebuild it, for JSON."""
+        """JSON values from which `from_config` rebuilds the network, without its weights."""
         raise NotImplementedError
 
     def embeddings(self, layers: Tensor | None, patches: Tensor | None, grid: tuple[int, int]
@@ -73,7 +74,7 @@ class SegmenterNetwork(nn.Module):
         """Return pixel embeddings V, L2-normed (B, h·w, dim).
 
         Args:
-            layers: frozen layers (B, L, h·w, input width); None if it reads none.
+            layers: frozen layers (B, L, h·w, input width); None if the network reads none.
             patches: L2-normed patch embeddings (B, h·w, dim); None unless `reads_patches`.
             grid: (h, w).
         """
@@ -81,10 +82,10 @@ class SegmenterNetwork(nn.Module):
 
     def embeddings_and_fused(self, layers: Tensor | None, patches: Tensor | None,
                              grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
-        """Return `embeddings`, and fused features whose products say which patches belong together.
+        """Return `embeddings` and fused features, whose dot products are patch affinities.
 
-        A subclass that overrides this sets `fuses`; its fused features (B, h·w, width) are not
-        normed.
+        A subclass that overrides this sets `fuses`; fused features (B, h·w, width) are not
+        L2-normed.
         """
         return self.embeddings(layers, patches, grid), None
 
@@ -96,13 +97,13 @@ class SegmenterNetwork(nn.Module):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Names of the features that it reads of the frozen CLIP: `layers`, `patches`."""
+        """Names of the frozen features that the network reads: `layers`, `patches`."""
         return (*(("layers",) if self.layers else ()),
                 *(("patches",) if self.reads_patches else ()))
 
     @property
     def scalars(self) -> list[nn.Parameter]:
-        """The regional contrast's own parameters: scale and shift of soft masks, and log scale."""
+        """Parameters of the regional contrast: scale and shift of soft masks, and log scale."""
         return [self.mask_scale, self.mask_shift, self.log_scale]
 
     @property
@@ -112,13 +113,14 @@ class SegmenterNetwork(nn.Module):
 
     @property
     def class_rows(self) -> ClassRows:
-        """Rows of each class; read from a GPU again only after `to` or `load_state_dict`.
+        """Prototype rows of each class, cached until `to` or `load_state_dict`.
 
-        `to` replaces the buffer, and `load_state_dict` increases its version.
+        `to` replaces the buffer, `load_state_dict` increases its version; other reads need no GPU
+        synchronization.
         """
         index = self.class_index
         if self._rows is not None and torch.compiler.is_compiling():
-            # Export puts stand-ins without values in the buffers' place.
+            # While exporting, buffers are fake tensors without values.
             return self._rows[2]
         if self._rows is None or self._rows[0] is not index or self._rows[1] != index._version:
             self._rows = (index, index._version, class_rows(index, self.classes))
@@ -127,18 +129,18 @@ class SegmenterNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """Sizes of a decoder, from which it can be rebuilt.
+    """Sizes of a decoder.
 
     Args:
-        layers: indices of the CLIP blocks whose outputs it reads.
+        layers: indices of the CLIP blocks whose outputs the decoder reads.
         input_width: width of these outputs.
         dim: dimension of the joint space.
-        width: the decoder's own width.
-        blocks: transformer blocks (WeCLIP: 3).
-        heads: their attention heads.
+        width: hidden width of the decoder.
+        blocks: number of transformer blocks (WeCLIP: 3).
+        heads: attention heads of each block.
         dropout: share of channels dropped in training (WeCLIP: 0.1).
-        residual: add the output to CLIP's own patch embeddings, starting from zero: the untrained
-            decoder is then the dense CAM, which helps if there are few photos.
+        residual: add the output, initially zero, to CLIP's own patch embeddings: the untrained
+            decoder then gives the dense CAM, which helps if there are few photos.
     """
 
     layers: tuple[int, ...]
@@ -153,12 +155,12 @@ class DecoderShape:
 
 
 class ChannelDropout(nn.Dropout2d):
-    """Dropout of whole channels, drawn for the crops of all processes of a group alike."""
+    """Channel dropout whose mask is drawn for the crops of all processes of a group."""
 
     group: Group = ALONE
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Drop channels of this process's crops (B, C, h, w), as one process would that has all."""
+        """Drop channels of this process's crops (B, C, h, w), as one process with all would."""
         if not self.training or self.group.count == 1:
             return super().forward(crops)
         every = crops.new_empty(len(crops) * self.group.count, crops.shape[1], 1, 1)
@@ -167,16 +169,16 @@ class ChannelDropout(nn.Dropout2d):
 
 
 def share_dropout(network: nn.Module, group: Group) -> None:
-    """Have the dropout of a network drawn for the crops of all processes of a group."""
+    """Make a network's dropout draw its masks for the crops of all processes of a group."""
     for module in network.modules():
         if isinstance(module, ChannelDropout):
             module.group = group
 
 
 class Decoder(SegmenterNetwork):
-    """WeCLIP's multi-layer head, from frozen layers to embeddings in CLIP's joint space.
+    """WeCLIP's multi-layer decoder, from frozen layers to embeddings in CLIP's joint space.
 
-    The classifier is the prototypes, with the background's rows (VPL, eq. 12: A = Wᵀ V).
+    The prototypes, with the background's rows, are the classifier (VPL, eq. 12: A = Wᵀ V).
     """
 
     fuses = True
@@ -206,7 +208,7 @@ class Decoder(SegmenterNetwork):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Decoder:
-        """Rebuild a decoder whose state dict is to be loaded next."""
+        """Rebuild a decoder; load its state dict next."""
         values = dict(config["shape"])
         shape = DecoderShape(**{**values, "layers": tuple(values["layers"])})
         rows = int(config["rows"])
@@ -220,7 +222,7 @@ class Decoder(SegmenterNetwork):
 
     def embeddings_and_fused(self, layers: Tensor | None, patches: Tensor | None,
                              grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Return pixel embeddings, and the fused layers (B, h·w, width), after the dropout."""
+        """Return pixel embeddings and the fused layers (B, h·w, width) after dropout."""
         assert layers is not None
         fused = self._reduce_folded(layers) if self.training else self._reduce(layers)
         channels = fused.transpose(1, 2).unflatten(2, grid)
@@ -234,15 +236,15 @@ class Decoder(SegmenterNetwork):
         return F.normalize(embedding, dim=-1), fused
 
     def _reduce(self, layers: Tensor) -> Tensor:
-        """Reduce each layer (B, L, n, input width), and fuse all of them: (B, n, width)."""
+        """Reduce each layer (B, L, n, input width) and fuse them into (B, n, width)."""
         parts = [reduce(layers[:, index]) for index, reduce in enumerate(self.reduce)]
         return self.fuse(torch.cat(parts, dim=-1))
 
     def _reduce_folded(self, layers: Tensor) -> Tensor:
-        """`_reduce`, with the second linear map of each layer folded into the fusing one.
+        """Compute `_reduce` with each layer's second linear map folded into the fusing one.
 
-        The tokens of a step are many more than the rows of a weight: one product over them is
-        saved forwards, and two backwards.
+        A step has many more tokens than a weight has rows, so this saves one large product in the
+        forward pass and two in the backward pass.
         """
         stacks: Any = self.reduce
         firsts, lasts = [stack[0] for stack in stacks], [stack[2] for stack in stacks]
@@ -256,10 +258,10 @@ class Decoder(SegmenterNetwork):
 
 
 class LayerSegmenter(SegmenterNetwork):
-    """A classifier of its own over normalised layers, which need not be in CLIP's joint space.
+    """Base of segmenters with a classifier of their own on normalised layers of any encoder.
 
-    Of the prototypes it only knows which classes there are. `layers` are the indices of the blocks,
-    or levels, whose outputs it reads, `input_width` is the width of these.
+    The prototypes only determine the classes. `layers` are the indices of the blocks, or levels,
+    whose outputs are read, `input_width` is their width.
     """
 
     in_joint_space = False
@@ -271,9 +273,9 @@ class LayerSegmenter(SegmenterNetwork):
 
     def embeddings(self, layers: Tensor | None, patches: Tensor | None, grid: tuple[int, int]
                    ) -> Tensor:
-        """Return frozen layers (B, L, h·w, width) side by side (B, h·w, L·width), not L2-normed.
+        """Concatenate frozen layers (B, L, h·w, width) to (B, h·w, L·width), not L2-normed.
 
-        Each token of each layer has mean 0 and variance 1, as after a LayerNorm without weights.
+        Each token of each layer is normalised to mean 0 and variance 1.
         """
         assert layers is not None
         normed = F.layer_norm(layers.float(), layers.shape[-1:])
@@ -283,17 +285,16 @@ class LayerSegmenter(SegmenterNetwork):
 class LinearSegmenter(LayerSegmenter):
     """Class scores as an affine map of normalised layers.
 
-    The usual probe of frozen features (DINOv2, Oquab et al., TMLR 2024): what a patch shows is read
-    off its tokens. Here pseudo masks teach it, not true ones. In use, a patch's scores are averaged
-    over the patches of the photo that look like it: the walk of `refine --method patches`, which
-    needs no tags.
+    The usual linear probe of frozen features (DINOv2, Oquab et al., TMLR 2024), trained on pseudo
+    masks instead of true ones. At inference, a patch's scores are averaged over similar patches of
+    the photo by the random walk of `refine --method patches`, which needs no tags.
     """
 
     def __init__(self, layers: tuple[int, ...], input_width: int, prototypes: Tensor,
                  class_index: Tensor, walk: float) -> None:
-        """Make an untrained classifier: all its scores are 0.
+        """Make an untrained classifier, whose scores are all 0.
 
-        `walk` is the temperature of the walk between patches; 0: none is made.
+        `walk` is the temperature of the random walk between patches; 0: no walk.
         """
         super().__init__(layers, input_width, prototypes, class_index)
         self.walk = walk
@@ -310,39 +311,38 @@ class LinearSegmenter(LayerSegmenter):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LinearSegmenter:
-        """Rebuild a classifier whose state dict is to be loaded next."""
+        """Rebuild a classifier; load its state dict next."""
         if not 0 < config["rows"][0] <= _MOST_ROWS:
             raise ValueError(f"{config['rows']} are no prototypes")
-        # It decides how large the network is, so it has values even where nothing else has any.
+        # The index determines the network's size, so it needs values even on the meta device.
         index = torch.zeros(config["rows"][0], dtype=torch.long, device="cpu")
         index[-1] = config["classes"] - 1
         return cls(tuple(config["layers"]), config["input_width"], torch.zeros(config["rows"]),
                    index, config["walk"])
 
     def logits(self, embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return class logits (B, classes, h, w), after the walk unless it is training.
+        """Return class logits (B, classes, h, w), after the walk except in training.
 
-        Crops are too small for a walk, and their padding would take part in it.
+        Training crops are too small for a walk, and their padding would take part in it.
         """
         scores: Tensor = self.classifier(embeddings)
         if self.walk and not self.training:
             last = embeddings[..., -self.input_width :]
-            # Photo by photo: a walk is h·w × h·w.
+            # Photo by photo, since a walk's matrix is h·w × h·w.
             scores = torch.cat([patch_walk(tokens, self.walk) @ own for tokens, own in zip(
                 last.split(1), scores.split(1), strict=True)])
         return scores.transpose(1, 2).unflatten(2, grid)
 
 
 class LightHead(LayerSegmenter):
-    """Class scores of normalised layers by a few small convolutions: what students end in.
+    """A small convolutional head on normalised layers, the last part of students.
 
-    It has no prototypes and no walk between patches, and its output has 2×2 values a patch
-    (sub-pixel convolution, Shi et al., CVPR 2016), so that a small encoder's coarse grid costs less
-    of the outlines.
+    It uses no prototypes and no walk. Its output has 2×2 values per patch (sub-pixel convolution,
+    Shi et al., CVPR 2016), which recovers outlines that a small encoder's coarse grid loses.
     """
 
     def __init__(self, layers: tuple[int, ...], input_width: int, classes: int, width: int) -> None:
-        """Make an untrained head for so many classes, with the background; `width` is hidden."""
+        """Make an untrained head of hidden width `width`; `classes` includes the background."""
         super().__init__(layers, input_width, torch.zeros(classes, 1), torch.arange(classes))
         self.width = width
         self.squeeze = nn.Linear(len(layers) * input_width, width)
@@ -358,7 +358,7 @@ class LightHead(LayerSegmenter):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LightHead:
-        """Rebuild a head whose state dict is to be loaded next."""
+        """Rebuild a head; load its state dict next."""
         return cls(tuple(config["layers"]), config["input_width"], config["classes"],
                    config["width"])
 

@@ -1,8 +1,8 @@
 """Training a segmenter: crops, augmentation and steps that depend only on (seed, iteration).
 
-So a run that goes on from a checkpoint takes the steps that one takes which was never stopped. On a
-CPU the network is the same to the bit; on a GPU some sums come in any order, and it is the same up
-to their rounding.
+So a run resumed from a checkpoint takes the same steps as an uninterrupted one. On a CPU the
+networks are equal bit for bit; on a GPU they differ by rounding, since some sums have no fixed
+order.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from vpltool.core.losses import affinity_loss, mask_loss, regional_contrast
 from vpltool.lazy import F, Image, Tensor, np, npt, torch
 
 WARMUP = 50
-"""Steps in which the learning rate rises: WeCLIP's, official code."""
+"""Steps of linear warm-up, as in WeCLIP's official code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """Which crops the steps of a training see, `crop` patches a side, and how fast they learn.
+    """Crops and learning rate of the training steps; a crop has `crop` patches per side.
 
-    The learning rate rises linearly in `warmup` steps, and falls as (1 − t)^power. `precision` is
-    the number format of the network's products, forwards and backwards; parameters and losses are
-    in float32.
+    The learning rate rises linearly over `warmup` steps and falls as (1 − t)^power. `precision` is
+    the number format of matrix products in both passes; parameters and losses are in float32.
     """
 
     iterations: int
@@ -43,10 +42,10 @@ class StepSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(StepSettings):
-    """How a segmenter on a frozen encoder is trained; the weights are those of `step_losses`.
+    """Training settings of a segmenter on a frozen encoder; λ weigh the losses of `step_losses`.
 
     The optimizer is `sgd` (momentum 0.9, weight decay 1e-4) or `adamw` (weight decay 0.01). If
-    `balanced`, background and foreground weigh the same in the cross-entropy.
+    `balanced`, background and foreground have equal weight in the cross-entropy.
     """
 
     optimizer: str
@@ -58,9 +57,9 @@ class TrainingSettings(StepSettings):
 
 @dataclass(frozen=True)
 class CropBatch:
-    """Crops of one step, `crop` patches a side.
+    """Crops of one step, with `crop` patches per side.
 
-    Of several processes each has labels, padding and tags of all crops, the rest of its own.
+    Each process has `labels`, `valid` and `tags` of all crops, and the features of its own.
 
     Args:
         layers: frozen layers (B, L, crop², width); None if the network reads none.
@@ -77,15 +76,15 @@ class CropBatch:
     tags: list[Tensor]
 
     def pin_memory(self) -> CropBatch:
-        """The same in pinned memory, from which a GPU copies without waiting."""
+        """Return a copy in pinned memory, for asynchronous transfer to a GPU."""
         return replace(self, **{name: part.pin_memory() for name, part in vars(self).items()
                                 if hasattr(part, "pin_memory")})
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> CropBatch:
-        """The same on a device, for `step_losses`: layers in `dtype`, or in float32 as patches are.
+        """Return a copy on a device, for `step_losses`: layers in `dtype`, patches in float32.
 
-        Tags become the classes that the crop's labels show. That is found out here, on the host:
-        the labels on a GPU would have to be waited for.
+        `tags` is reduced to the classes in the crop's labels; this is done on the host, to avoid a
+        synchronization with the GPU.
         """
         layers, patches = (
             None if frozen is None else frozen.to(device, non_blocking=True).to(kind)
@@ -99,7 +98,7 @@ class CropBatch:
 
 
 def chosen_photos(count: int, settings: StepSettings, iteration: int) -> list[int]:
-    """Indices of the photos of a step: each photo once an epoch, in an order of its own."""
+    """Return the indices of a step's photos; each epoch is a new permutation of all photos."""
     picked = []
     for position in range(iteration * settings.batch_size, (iteration + 1) * settings.batch_size):
         epoch, index = divmod(position, count)
@@ -109,13 +108,13 @@ def chosen_photos(count: int, settings: StepSettings, iteration: int) -> list[in
 
 
 def generator_of(settings: StepSettings, iteration: int) -> np.random.Generator:
-    """The random numbers of a step's augmentation."""
+    """Return the random generator of a step's augmentation."""
     return np.random.default_rng((settings.seed, 2, iteration))
 
 
 @dataclass(frozen=True)
 class Window:
-    """A square of `side` patches in a grid (h, w), after mirroring; what is smaller is padded."""
+    """A square of `side` patches in a grid (h, w), after mirroring; smaller grids are padded."""
 
     grid: tuple[int, int]
     side: int
@@ -124,25 +123,25 @@ class Window:
     left: int
 
     def cut(self, image: Tensor, unit: int, padding: float = 0) -> Tensor:
-        """Cut the window out of an image that has `unit` elements a patch.
+        """Crop the window from an image with `unit` elements per patch side.
 
         (C, h·unit, w·unit) becomes (C, side·unit, side·unit), and with unit 1 (L, h, w, width)
         becomes (L, side, side, width).
         """
         top, left, rows, columns = self.area
-        # Cut first, then mirrored: only the window is copied.
+        # Crop before mirroring, so that only the window is copied.
         return self.arrange(image[:, top * unit : (top + rows) * unit,
                                   left * unit : (left + columns) * unit], padding)
 
     @property
     def area(self) -> tuple[int, int, int, int]:
-        """Top, left, height and width of what is cut, in patches of the photo as it is."""
+        """Top, left, height and width of the crop, in patches of the unmirrored photo."""
         rows, columns = (min(self.side, length) for length in self.grid)
         left = self.grid[1] - self.left - columns if self.mirrored else self.left
         return self.top, left, rows, columns
 
     def arrange(self, image: Tensor, padding: float = 0) -> Tensor:
-        """Mirror what was cut, and pad it: the last step of `cut`."""
+        """Mirror and pad a cropped image, the last step of `cut`."""
         if self.mirrored:
             image = image.flip(2)
         rows, columns = self.area[2:]
@@ -154,11 +153,11 @@ class Window:
         return image
 
     def cut_labels(self, labels: Tensor) -> Tensor:
-        """Cut labels (4h, 4w) uint8; padded with 255: (4·side, 4·side)."""
+        """Crop labels (4h, 4w) uint8 to (4·side, 4·side), padded with 255."""
         return self.cut(labels[None], LABELS_PER_PATCH, padding=255)[0]
 
     def valid(self) -> Tensor:
-        """True where a patch is no padding (side²,)."""
+        """Return a mask (side²,) that is False at padding."""
         inside = torch.zeros((self.side, self.side), dtype=torch.bool)
         inside[: self.grid[0], : self.grid[1]] = True
         return inside.flatten()
@@ -172,9 +171,9 @@ def choose_window(grid: tuple[int, int], side: int, rng: np.random.Generator) ->
 
 
 def labels_at(labels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> Tensor:
-    """Take labels (H, W) to 4×4 a patch of the grid (h, w), by nearest neighbour: (4h, 4w).
+    """Resample labels (H, W) to 4×4 per patch of a grid (h, w) by nearest neighbour: (4h, 4w).
 
-    As torch's `nearest-exact`, without turning all of a large photo's labels into floats.
+    The same as torch's `nearest-exact`, without a conversion of a large photo's labels to floats.
     """
     rows, columns = (_nearest(length, patches * LABELS_PER_PATCH)
                      for length, patches in zip(labels.shape, grid, strict=True))
@@ -183,20 +182,20 @@ def labels_at(labels: npt.NDArray[np.uint8], grid: tuple[int, int]) -> Tensor:
 
 
 def _nearest(length: int, wanted: int) -> npt.NDArray[np.int64]:
-    """Index of the pixel of `length` nearest to each of `wanted` ones, in torch's rounding."""
+    """Return the nearest of `length` pixels for each of `wanted` ones, with torch's rounding."""
     centre = np.arange(wanted, dtype=np.float32) + np.float32(0.5)
     scale = np.float32(length) / np.float32(wanted)
     return np.minimum((centre * scale).astype(np.int64), length - 1)
 
 
 def cut_photo(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tensor:
-    """Scale a photo to the grid of a window and cut that, at the cost of the window's own pixels.
+    """Resize a photo to a window's grid and crop it, at the cost of the window's pixels only.
 
-    The same bits as scaling all of it as `to_pixels` does and cutting then, where the window holds
-    the whole grid. Elsewhere Pillow rounds at another offset, and may take its two passes in
-    another order: in photographs, 1 value in 10,000 differs, by one level, seldom two.
+    If the window holds the whole grid, the bits equal those of `to_pixels` followed by a crop.
+    Otherwise Pillow rounds at another offset, and may swap its two passes: in photographs, 1 value
+    in 10,000 differs, by one level, seldom two.
 
-    The photo is RGB (H, W, 3), of any size, the patch has a side in pixels. Returns
+    The photo is RGB (H, W, 3) of any size; `patch` is the side in pixels. Returns
     (3, side·patch, side·patch) uint8, padded with 0.
     """
     top, left, rows, columns = window.area
@@ -210,12 +209,12 @@ def cut_photo(photo: npt.NDArray[np.uint8], window: Window, patch: int) -> Tenso
 
 def _source(start: int, count: int, whole: int, length: int, patch: int
             ) -> tuple[int, int, float, float]:
-    """Where `count` of `whole` patches lie in a photo's side of `length` pixels.
+    """Locate `count` of `whole` patches along a photo's side of `length` pixels.
 
-    First and last pixel that scaling reads; the patches' ends, counted from that first pixel.
+    Returns the range of pixels that resizing reads, and the patches' ends relative to its start.
     """
     low, high = start * length / whole, (start + count) * length / whole
-    # Bicubic reads two pixels around each, of the coarser of both grids.
+    # The bicubic kernel has a radius of two pixels of the coarser grid.
     margin = math.ceil(2 * max(length / (whole * patch), 1)) + 1
     first, last = max(math.floor(low) - margin, 0), min(math.ceil(high) + margin, length)
     return first, last, low - first, high - first
@@ -223,10 +222,10 @@ def _source(start: int, count: int, whole: int, length: int, patch: int
 
 def make_optimizer(network: segmenter.SegmenterNetwork, settings: TrainingSettings
                    ) -> torch.optim.Optimizer:
-    """The optimizer that the settings name; temperatures and thresholds have no weight decay."""
+    """Make the optimizer of the settings; temperatures and thresholds have no weight decay."""
     scalars = network.scalars
     free = {id(scalar) for scalar in scalars}
-    # Checkpoints number the parameters through the groups: the order must stay the network's own.
+    # Checkpoints number the parameters across the groups, so their order must not change.
     groups: list[dict[str, object]] = [
         {"params": scalars, "weight_decay": 0.0},
         {"params": [item for item in network.parameters() if id(item) not in free]}]
@@ -236,7 +235,7 @@ def make_optimizer(network: segmenter.SegmenterNetwork, settings: TrainingSettin
 
 
 def learning_rate(settings: StepSettings, iteration: int) -> float:
-    """Rate of a step: linear warm-up, then polynomial decay."""
+    """Return the learning rate of a step: linear warm-up, then polynomial decay."""
     decay = (1 - iteration / settings.iterations) ** settings.power
     return settings.lr * min(1.0, (iteration + 1) / max(settings.warmup, 1)) * decay
 
@@ -246,10 +245,10 @@ def train(
     settings: TrainingSettings, batches: Iterable[CropBatch], *, start: int = 0,
     group: Group = ALONE,
 ) -> Iterator[Losses]:
-    """Run steps `start`, `start + 1`, …, with the batches of these; see `step_losses`.
+    """Run steps `start`, `start + 1`, … on their batches and yield the losses of `step_losses`.
 
     The network and the optimizer are changed in place. The processes of the group share the crops
-    of each step. Whoever reads a loss on a GPU waits for the step's end.
+    of each step. Reading a loss on a GPU waits for the end of the step.
     """
     device = network.prototypes.device
     network.train()
@@ -275,13 +274,13 @@ def step_losses(
     network: segmenter.SegmenterNetwork, batch: CropBatch, settings: TrainingSettings,
     group: Group = ALONE,
 ) -> Losses:
-    """Losses of crops that `CropBatch.to` took to the network's device.
+    """Return the losses of crops that `CropBatch.to` has moved to the network's device.
 
-    The contrast compares all crops, and means are over all pixels: each process of a group has the
-    embeddings of all crops, and so the same losses.
+    The contrast compares all crops, and means run over all pixels: every process of a group gathers
+    the embeddings of all crops and computes the same losses.
 
     Returns:
-        mask loss and regional contrast; and the affinity loss where it has a weight.
+        mask loss, regional contrast and, if it has a weight, affinity loss.
     """
     grid = (settings.crop, settings.crop)
     lower = settings.precision != torch.float32
@@ -292,8 +291,8 @@ def step_losses(
     if group.count > 1:
         embeddings = group.gather(embeddings)
         fused = None if fused is None or not settings.lambda_aff else group.gather(fused)
-    # A padded patch is the zero vector, and normalising that has a gradient of 1/ε. Labels beside
-    # the padding reach it through the upsampling; no gradient may.
+    # A padded patch is the zero vector, whose normalisation has a gradient of 1/ε. The upsampling
+    # would pass it gradients from labels beside the padding.
     embeddings = torch.where(batch.valid[..., None], embeddings, embeddings.detach())
     mask = mask_loss(network.logits(embeddings, grid), batch.labels, balanced=settings.balanced)
     contrast = mask.new_zeros(()) if not settings.lambda_rsc else regional_contrast(
@@ -301,6 +300,6 @@ def step_losses(
         network.mask_shift, network.log_scale.exp(), batch.valid)
     if not settings.lambda_aff or fused is None:
         return mask, contrast
-    # The label nearest to the middle of each patch.
+    # The label nearest to the centre of each patch.
     middle = slice(LABELS_PER_PATCH // 2, None, LABELS_PER_PATCH)
     return mask, contrast, affinity_loss(fused, batch.labels[:, middle, middle], grid)

@@ -1,6 +1,6 @@
 """A frozen CLIP vision transformer, run block by block with open_clip's weights.
 
-open_clip returns no attention maps and takes only one image size. Here one pass returns all that
+open_clip returns no attention maps and accepts only one image size. Here one pass returns all that
 CAMs need: tokens before the last block, patch embeddings in the joint space, and attention.
 """
 
@@ -33,13 +33,13 @@ class PoolerShape:
 
 
 class Head(nn.Module):
-    """The end of CLIP: last block, ln_post, projection. `cam` needs no other part of the encoder.
+    """CLIP's last block, ln_post and projection, the only part of the encoder that `cam` needs.
 
-    A tower with attention pooling maps each patch by the pooler's value path, which is the result
-    of its attention if it saw only this patch. SigLIP's pooler has an MLP instead of a projection,
-    and its tower has no class token: there photos are pooled as in the model itself. A tower that
-    was trained without text has no joint space, `dim=0`: its normed tokens take the place of joint
-    vectors. It may have any number of tokens before the patches.
+    With attention pooling, each patch is mapped by the pooler's value path, the pooler's output if
+    it attended to this patch alone. SigLIP's pooler has an MLP instead of a projection, and its
+    tower no class token: photos are pooled by the model's own pooler. A tower trained without text
+    has no joint space (`dim=0`): its normed tokens take the place of joint vectors. There may be
+    any number of tokens before the patches.
     """
 
     def __init__(self, shape: BlockShape, *, pool_width: int, dim: int, ln_after_pool: bool,
@@ -52,7 +52,7 @@ class Head(nn.Module):
         self.config: dict[str, Any] = {
             "shape": vars(shape), "pool_width": pool_width, "dim": dim,
             "ln_after_pool": ln_after_pool, "value_path": value_path, "post_eps": post_eps,
-            # Parts that were added later are in a header only if they are not at their defaults.
+            # Entries added later are written only if not at their defaults: old headers stay valid.
             **({"value_eps": value_eps} if value_eps not in (None, shape.eps) else {}),
             **({"pooler": pooler} if pooler else {}),
             **({"prefix": self.prefix} if self.prefix != usual else {})}
@@ -75,7 +75,7 @@ class Head(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Head:
-        """Rebuild a head from `Head.config`; its state dict is to be loaded next."""
+        """Rebuild a head from `Head.config`; load its state dict next."""
         return cls(BlockShape(**config["shape"]),
                    **{key: value for key, value in config.items() if key != "shape"})
 
@@ -84,18 +84,18 @@ class Head(nn.Module):
         return F.normalize(self._project(self.value_path(tokens)), dim=-1)
 
     def last_tokens(self, tokens: Tensor) -> Tensor:
-        """Norm the last block's output (B, N, width) as the tower itself does: L2-normed.
+        """Apply the tower's final norm to the last block's output (B, N, width), then L2-normalise.
 
-        Patches as the encoder sees them, before any pooling or projection.
+        No pooling or projection is applied.
         """
         norm = self.value_path[0] if isinstance(self.value_path, nn.Sequential) else self.ln_post
         return F.normalize(norm(tokens), dim=-1)
 
     def value_embeddings(self, tokens: Tensor) -> Tensor:
-        """Map the last block's *input* (B, N, width) to joint vectors (B, N, dim), values alone.
+        """Map the last block's *input* (B, N, width) to joint vectors by its values alone.
 
-        No patch sees another there (MaskCLIP, ECCV 2022): the result, L2-normed, is more precise in
-        location but less certain about the class.
+        No patch attends to another (MaskCLIP, ECCV 2022): the result, L2-normed (B, N, dim), is
+        localised more precisely but less certain about the class.
         """
         value = self.block.values(self.block.ln_1(tokens))
         return self.patch_embeddings(self.block.attention_output(value))
@@ -103,23 +103,23 @@ class Head(nn.Module):
     def class_embedding(self, tokens: Tensor) -> Tensor:
         """Map the last block's output (B, N, width) to the photo's own vector, L2-normed (B, dim).
 
-        It is that of the class token; without one, the model's own pooler gives it.
+        This is the class token's vector or, without one, the output of the model's own pooler.
         """
         return self.patch_embeddings(tokens[:, 0]) if self.prefix else self.pooled(tokens)
 
     def lone_embeddings(self, tokens: Tensor) -> Tensor:
         """Map the last block's *input* (B, N, width) to joint vectors, each token on its own.
 
-        The block's attention is the identity (TagCLIP, AAAI 2024); unlike in `value_embeddings`,
-        its residuals and its MLP stay. L2-normed (B, N, dim).
+        The block's attention is the identity (TagCLIP, AAAI 2024); unlike `value_embeddings`, this
+        keeps the residuals and the MLP. L2-normed (B, N, dim).
         """
         return self.patch_embeddings(self.block.forward_alone(tokens))
 
     def embed_mixed(self, tokens: Tensor, mixed: Tensor, *, residual: bool) -> Tensor:
-        """Embed patches, L2-normed (B, n, dim), from the last block's heads under any attention.
+        """Embed patches, L2-normed (B, n, dim), from the last block under any attention.
 
-        Of its input (B, prefix + n, width) and the outputs of its heads (B, heads, prefix + n, head
-        width). `residual` says whether the block's residual and MLP follow.
+        Its input is (B, prefix + n, width), its mixed values (B, heads, prefix + n, head width).
+        `residual`: whether to apply the block's residual and MLP.
         """
         output = (self.block.after_attention(tokens, mixed) if residual
                   else self.block.attention_output(mixed))
@@ -128,8 +128,8 @@ class Head(nn.Module):
     def pooled(self, tokens: Tensor) -> Tensor:
         """Pool the last block's output (B, N, width) to L2-normed (B, dim).
 
-        With a class token, the mean of the patches replaces it (VPL, Implementation Details; also
-        in CLIP-ES). Without one, the model's own pooler is used.
+        With a class token, the mean of the patches replaces it (VPL, Implementation Details;
+        CLIP-ES). Without one, the model's own pooler is used.
         """
         if self.pooler is not None:
             return F.normalize(self._project(self._attend(tokens, self.pooler.heads)), dim=-1)
@@ -151,7 +151,7 @@ class Head(nn.Module):
         return normed @ self.proj if self.config["dim"] else normed
 
     def _attend(self, tokens: Tensor, heads: int) -> Tensor:
-        """Return the attention of the single query to tokens (B, N, width): (B, pool width)."""
+        """Pool tokens (B, N, width) by attention of the single query: (B, pool width)."""
         norm, into, out = self.value_path.children()
         normed = norm(tokens)
         key, value = (part(normed).unflatten(-1, (heads, -1)).transpose(1, 2)
@@ -162,11 +162,10 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class Resampling:
-    """How a tower's position embeddings are brought to another grid.
+    """How position embeddings are resampled to another grid.
 
     The mode is `bilinear`, as in CLIP-ES, or `bicubic`, as in DINO, which adds an offset of 0.1 to
-    the sides of the new grid where the scale is computed. With `antialias`, it is smoothed where
-    the new grid is coarser.
+    the new grid's sides when it computes the scale. `antialias` smooths for coarser grids.
     """
 
     mode: str = "bilinear"
@@ -177,7 +176,7 @@ class Resampling:
 class VisionTower(Tower):
     """A vision transformer for images of any size that is a multiple of the patch size.
 
-    `by_token` says whether the model takes a photo's embedding from its class token.
+    `by_token`: whether the model takes a photo's embedding from the class token.
     """
 
     able = frozenset({"tokens", "patches", "attention", "attentions", "layers"})
@@ -211,7 +210,7 @@ class VisionTower(Tower):
     def embed_photos(self, pixels: Tensor) -> Tensor:
         """Embed whole photos (B, 3, H, W) as the model does, L2-normed (B, dim).
 
-        Where an attention pooler has a class token, the mean of its value path takes its place.
+        With an attention pooler and a class token, the mean of the value path replaces the pooler.
         """
         parts = []
         for part in cache_parts(pixels, self.patch):
@@ -223,7 +222,7 @@ class VisionTower(Tower):
         return torch.cat(parts)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Cut normalised pixels (B, 3, H, W) into tokens with positions (B, 1+n, width)."""
+        """Embed normalised pixels (B, 3, H, W) as tokens with positions (B, prefix+n, width)."""
         patches = self.conv(pixels)
         grid = (patches.shape[2], patches.shape[3])
         patches = patches.flatten(2).transpose(1, 2)
@@ -232,7 +231,7 @@ class VisionTower(Tower):
         return self.ln_pre(x + self.positions_for(grid).to(x.dtype))
 
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
-        """Return the position embedding of a grid, resampled: (prefix+h·w, width)."""
+        """Return the position embeddings (prefix+h·w, width), resampled to a grid (h, w)."""
         if grid == self.grid:
             return self.positions
         how = self.resampling
@@ -249,7 +248,7 @@ class VisionTower(Tower):
                 attentions: bool = False, attention_blocks: int = ATTENTION_BLOCKS,
                 layers: Sequence[int] = (), calibration: Calibration | None = None
                 ) -> DenseFeatures:
-        """Encode a batch; only what is asked for is computed; see `Tower.forward`."""
+        """Encode a batch and compute only the requested features; see `Tower.forward`."""
         blocks = min(attention_blocks, self.depth) if attention or attentions else 0
         parts = [self._encode(part, patches, blocks, attention, attentions, layers, calibration)
                  for part in cache_parts(pixels, self.patch)]
@@ -279,7 +278,7 @@ class VisionTower(Tower):
             if weights is not None and attentions:
                 seen.append(weights[:, prefix:, prefix:])
             if weights is not None and attention:
-                # The first is not added to where it is kept.
+                # Not in place if `seen` keeps the first.
                 total = (weights if total is None
                          else total + weights if attentions else total.add_(weights))
             if index in layers:
@@ -293,7 +292,7 @@ class VisionTower(Tower):
 
     def _embed_patches(self, patches: str, output: Tensor, inputs: Sequence[Tensor],
                        calibration: Calibration | None) -> Tensor | None:
-        """Embed patches from the last block's output, or from the last blocks' inputs."""
+        """Embed patches from the last block's output or from the last blocks' inputs."""
         prefix = self.head.prefix
         if patches == "block":
             return self.head.patch_embeddings(output[:, prefix:])
