@@ -1,4 +1,4 @@
-"""The state of a workspace: its artifacts, their inputs, what is stale, and what failed."""
+"""The state of a workspace: its artifacts, their inputs, staleness and failures."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from vpltool.stages.text_prototypes import class_words, vocabulary_identity
 
 @dataclass(frozen=True)
 class Artifact:
-    """Something that a stage made: a folder with a file a photo, or a single file.
+    """A result of a stage: a folder with one file per photo, or a single file.
 
     Args:
-        name: its path, relative to the workspace.
-        folder: the folder, opened; None for a single file.
+        name: path relative to the workspace.
+        folder: the opened folder; None for a single file.
     """
 
     name: str
@@ -49,24 +49,23 @@ class Artifact:
     header: Header
     folder: InputFolder | None = None
     names_rows: bool = False
-    """Whether a line names prototypes that are a setting's default: in a workspace with an encoder,
-    the default is another."""
+    """Whether `line` spells out prototypes at their setting's default, since a workspace with an
+    encoder has another default."""
 
     @property
     def stage(self) -> FoundStage:
-        """The stage that made it."""
+        """The stage that made this artifact."""
         return find_stages()[self.header.command.split()[0]]
 
     @property
     def failed(self) -> list[str]:
-        """Ids of the photos that it lacks, since a step failed on them."""
+        """Sorted ids of the photos it lacks because a stage failed on them."""
         if self.folder is None:
             return []
         return sorted(self.folder.left_out(self.folder.failed))
 
     def call(self) -> Values:
-        """Setting to value of the call that recomputes it; paths as seen from the current folder.
-        """
+        """Return the settings that recompute it, with paths relative to the current folder."""
         entries = {entry.name: entry for entry in settings_with(
             self.stage, str(self.header.call.get("method", "")))}
         call = {name: self._seen(value) if name in entries and entries[name].type is Path else value
@@ -79,18 +78,18 @@ class Artifact:
         return call
 
     def line(self, shard: str = "") -> str:
-        """The shell command that recomputes it where it is stale, or a shard of it."""
+        """Return the shell command that recomputes it, or one shard of it, if it is stale."""
         more = {"shard": shard} if shard else {}
         return command_line(self.stage.name, self.call() | {"update": True} | more,
                             program(self.work))
 
     def _seen(self, path: Any) -> Any:
-        """A path, or several, as seen from here; headers tell it from the workspace."""
+        """Return one or several workspace paths relative to the current folder."""
         return ([short_path(self.work / one) for one in path] if isinstance(path, list)
                 else short_path(self.work / path))
 
     def _name_of(self, source: str, role: str) -> str:
-        """An input as users name it: by NAME where it is in its place; empty for the default."""
+        """Return an input as users write it, by NAME if in its usual place; empty: default."""
         split = str(self.header.options.get("split", ""))
         folder, *rest = Path(source).parts
         if source == f"{SECOND_FOLDER if role == 'second' else 'features'}/{split}":
@@ -104,7 +103,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A shard of an artifact that is not complete: `I/N`, photos to be done, and the line."""
+    """An incomplete shard: `I/N`, the number of missing photos, and the command that makes them."""
 
     shard: str
     missing: int
@@ -113,12 +112,12 @@ class Unfinished:
 
 @dataclass(frozen=True)
 class Failure:
-    """Photos that a step failed on for one reason.
+    """Photos on which a stage failed for the same reason.
 
     Args:
-        reason: why, without the name of a file.
-        photos: file names of the photos; their ids, where the reason does not begin with one.
-        line: the line that tries them again.
+        reason: the reason, without a file name.
+        photos: file names of the photos, or ids if the reason does not begin with a file name.
+        line: the command that retries them.
     """
 
     reason: str
@@ -128,19 +127,19 @@ class Failure:
 
 @dataclass(frozen=True)
 class State:
-    """A workspace with its artifacts; `read_state` makes it."""
+    """A workspace and its artifacts, as returned by `read_state`."""
 
     workspace: Workspace
     artifacts: Mapping[str, Artifact]
     damaged: Mapping[str, VplError] = field(default_factory=dict)
-    """Name to what is wrong, of what cannot be read; see `read_state`."""
+    """Error by name, of artifacts that cannot be read; see `read_state`."""
     _reasons: dict[str, list[str]] = field(default_factory=dict)
 
     @cached_property
     def in_order(self) -> list[Artifact]:
-        """Artifacts, each after those that it was made from."""
+        """Artifacts in topological order, each after its inputs."""
         done: dict[str, Artifact] = {}
-        # Headers of a stranger may name each other as sources.
+        # Headers from elsewhere may contain cycles.
         seen = set[str]()
 
         def visit(name: str) -> None:
@@ -158,9 +157,9 @@ class State:
         return list(done.values())
 
     def stale(self, artifact: Artifact) -> list[str]:
-        """Why an artifact is not up to date, a phrase each; empty if it is."""
+        """Return the reasons why an artifact is stale; empty if it is up to date."""
         if artifact.name not in self._reasons:
-            # Before its sources are looked at, so that a circle ends.
+            # Set before its inputs are visited, so that a cycle ends.
             self._reasons[artifact.name] = []
             try:
                 self._reasons[artifact.name] = [
@@ -168,12 +167,12 @@ class State:
                     *self._corrections_changed(artifact.header),
                     *self._unfinished(artifact)]
             except VplError as error:
-                # A file that it was made from is damaged.
+                # One of its inputs is damaged.
                 self._reasons[artifact.name] = [error.message]
         return self._reasons[artifact.name]
 
     def incomplete(self, artifact: Artifact) -> bool:
-        """Tell whether an artifact is only not finished: nothing that it was made from changed."""
+        """Return whether an artifact is merely unfinished: none of its inputs has changed."""
         return (artifact.folder is not None and not artifact.folder.complete
                 and self.stale(artifact) == self._unfinished(artifact))
 
@@ -189,7 +188,7 @@ class State:
         return [*reasons, *self._model_changed(header)]
 
     def _identity_now(self, role: str, header: Header) -> str:
-        """The identity of an input that is no file; empty where there is none any more."""
+        """Return the present identity of an input that is not a file; empty if it is gone."""
         work = self.workspace
         if role == "vocabulary":
             file = header.sources.get("words")
@@ -199,7 +198,7 @@ class State:
         split = str(header.options.get("split", "train"))
         try:
             if role == "classes":
-                # Groups were named by the words of a file.
+                # Groups may take their class names from a file.
                 named = header.sources.get("classes")
                 return (replace(work, classes=read_classes(work.path / named).names)
                         if named else work).classes_identity
@@ -209,15 +208,15 @@ class State:
             return ""
 
     def _model_changed(self, header: Header) -> list[str]:
-        """Whether the workspace has another model than what was made from it."""
+        """Return a reason if the workspace's model or its weights differ from those in a header."""
         work, maker = self.workspace, header
         words = header.call.get("encoder") == WORDS
         for role in ("what", "decoder"):
             found = self.artifacts.get(maker.sources.get(role, ""))
             maker = found.header if found else maker
         if "segmenter" in maker.inputs or ("encoder" in maker.options and not words):
-            # Features of a second encoder are made without the workspace's own, and so is what a
-            # bundle or a student predicts, and what is made of that.
+            # These do not depend on the workspace's own encoder: features of a second encoder,
+            # predictions of a bundle or a student, and everything made from them.
             return []
         made_by = header.model.get("encoder") or header.model.get("name")
         what, now = (("CLIP", work.model) if words or not work.encoder
@@ -231,13 +230,13 @@ class State:
 
     @cached_property
     def _weights(self) -> Mapping[str, str]:
-        """Hashes of the files of the CLIP and of the encoder; empty where none is named."""
+        """Hashes of the weight files of CLIP and of the encoder; empty if no file is configured."""
         work = self.workspace
         return {"CLIP": models.local_weights(work.model, work.pretrained, work.path),
                 "encoder": encoder_weights(work)}
 
     def _corrections_changed(self, header: Header) -> list[str]:
-        """Whether the masks that a person corrected are others than a decoder learned from."""
+        """Return a reason if corrected masks differ from those that a decoder was trained on."""
         if header.kind != "decoder":
             return []
         try:
@@ -249,7 +248,7 @@ class State:
         return [] if same else ["corrected masks have changed"]
 
     def _photos_of(self, header: Header) -> list[Photo]:
-        """The photos that a file of a whole split would be made from now."""
+        """Return the photos from which a file of a whole split would be made now."""
         return self.workspace.photos(str(header.options.get("split", "")),
                                      int(header.options.get("limit", 0)))
 
@@ -284,9 +283,9 @@ class State:
                 else ["it is not marked complete: the command that makes it was stopped"])
 
     def unfinished_shards(self, artifact: Artifact) -> list[Unfinished]:
-        """What is to be done in each shard, where several processes are making an artifact.
+        """Return the remaining work per shard of an artifact that several processes are making.
 
-        Empty where one process makes it, where it is complete, or where all of it is outdated.
+        Empty for a single process, a complete artifact, or one that is entirely outdated.
         """
         if artifact.folder is None or artifact.folder.shards == 1 or self._changed(artifact):
             return []
@@ -296,7 +295,7 @@ class State:
                 for index in sorted(missing)]
 
     def to_do(self, artifact: Artifact) -> tuple[int, list[str]]:
-        """Number of photos of an artifact's split, and the ids that it lacks."""
+        """Return the number of photos in an artifact's split, and the ids still to be made."""
         if artifact.folder is None:
             return 0, []
         split = str(artifact.header.options.get("split", ""))
@@ -319,20 +318,20 @@ class State:
         return len(photos), todo
 
     def failed_here(self, artifact: Artifact) -> list[str]:
-        """Return the photos that the step of an artifact failed on, without those it never got."""
+        """Return the photos on which an artifact's own stage failed, not those never received."""
         if artifact.folder is None or not artifact.failed:
             return []
         sources = [self.artifacts.get(source) for source in artifact.header.sources.values()]
-        # What an input outside the workspace lacks is told here, or nowhere.
+        # Gaps of an input outside the workspace are reported here, since nothing else reports them.
         told = any(source and source.folder for source in sources)
         _, todo = self.to_do(artifact)
         return sorted({*artifact.failed} - {*todo} - (artifact.folder.waiting if told else set()))
 
     def failures(self) -> list[Failure]:
-        """Return what failed, by reason, with the first step that failed on it.
+        """Return the failures grouped by reason, each with the first stage that failed.
 
-        Later steps only pass a failure on, and need no line of their own: `update` makes them
-        again. A photo's reason is told once: `crf` writes two folders.
+        Later stages only pass a failure on; `update` reruns them. A reason is reported once per
+        photo, although `crf` writes two folders.
         """
         known: set[tuple[str, str]] = set()
         found: dict[tuple[str, str], list[str]] = {}
@@ -352,17 +351,17 @@ class State:
 _CHANGED = {"classes": "the classes have changed", "captions": "photos or captions have changed",
             "tags": "photos or tags have changed",
             "vocabulary": "the words of classes or background have changed"}
-"""Inputs that are no files, to what is said where nothing tells the change."""
+"""Inputs that are not files, with the reason given if the change log has no details."""
 
 
 def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
-    """Look through a workspace for artifacts.
+    """Collect the artifacts of a workspace.
 
     Args:
-        passes_over: whether to go on after what is damaged, and to list it in `damaged`.
+        passes_over: whether to continue past damaged artifacts and list them in `damaged`.
 
     Raises:
-        VplError: one is damaged.
+        VplError: an artifact is damaged.
     """
     found: dict[str, Artifact] = {}
     damaged: dict[str, VplError] = {}
@@ -378,7 +377,7 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
                 found[artifact.name] = artifact
     known = {*(artifact.path for artifact in found.values()),
              *(workspace.path / name for name in damaged)}
-    # Folders without a manifest whose files a stage made.
+    # Folders that a stage filled, but that lack a manifest.
     for path, header in orphaned_folders(workspace.path, known).items():
         if header.command.split()[0] in find_stages():
             artifact = Artifact(relative_path(path, workspace.path), path, workspace.path, header,
@@ -390,12 +389,12 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
 def _paths(work: Path) -> Iterable[Path]:
     for kind in (*PHOTO_FOLDERS, SECOND_FOLDER):
         yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
-    # Beside what `embed` makes there may be features of a second encoder, which is another CLIP.
+    # Beside the outputs of `embed` there may be features of a second encoder, another CLIP.
     for path in sorted(work.glob("features-*/**/artifact.json")):
         try:
             made_by = manifest_of(path.parent).header.command
         except VplError:
-            # Who reads it as an artifact is told what is wrong.
+            # `read_artifact` reports what is wrong.
             made_by = "embed"
         if made_by == "embed":
             yield path.parent
@@ -404,7 +403,7 @@ def _paths(work: Path) -> Iterable[Path]:
 
 
 def read_artifact(workspace: Workspace, path: Path) -> Artifact | None:
-    """Read what made a folder or a file; None if no stage did.
+    """Read the artifact in a folder or file; None if no stage made it.
 
     Raises:
         VplError: it is damaged.
@@ -424,21 +423,21 @@ def read_artifact(workspace: Workspace, path: Path) -> Artifact | None:
 
 
 def _of_photos_there(workspace: Workspace, folder: InputFolder) -> InputFolder:
-    """Leave out the failures of photos that a split no longer has; `prepare` took them away."""
+    """Drop failures of photos that are no longer in the split."""
     split = str(folder.header.options.get("split", ""))
     if not folder.failed or folder.path.name != split:
         return folder
     try:
         there = {photo.id for photo in workspace.photos(split)}
     except VplError:
-        # Of photos that were named, which are of no split.
+        # The artifact is of photos named by path, which belong to no split.
         return folder
     return replace(folder, failed={key: why for key, why in folder.failed.items()
                                    if key in there}, waiting=folder.waiting & there)
 
 
 def settings_shown(header: Header) -> str:
-    """The options of a header that are not at their stage's defaults, in a few words."""
+    """Return the options of a header that differ from their stage's defaults, as short text."""
     stage = find_stages().get(header.command.split()[0])
     defaults = {entry.recorded_name: entry.default
                 for entry in described(stage.stage.settings)} if stage else {}

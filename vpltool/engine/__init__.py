@@ -1,4 +1,4 @@
-"""What stages share: photos, inputs, headers, and the frame of the work; it knows no stage."""
+"""Services shared by stages: photos, inputs, headers, and the per-photo loop; knows no stage."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: the state of any network and its optimizer, and when to write one."""
+"""Training checkpoints: state of a network and its optimizer, and when to write it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Losses = list[list[float]]
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training begins.
+    """The state in which a training starts or resumes.
 
     Args:
-        step: its first step.
-        curve: the loss curve so far: step, and the means of its losses.
-        recent: losses of steps that are not yet in the curve.
-        tensors: state of the network and the optimizer; empty: as they are made.
-        facts: all that the checkpoint says.
+        step: first step.
+        curve: loss curve so far: step, and mean losses.
+        recent: losses of steps not yet in the curve.
+        tensors: state of network and optimizer; empty: keep their initial state.
+        facts: all facts of the checkpoint's header.
     """
 
     step: int
@@ -41,20 +41,20 @@ class Start:
 
 
 def checkpoint_of(target: Path) -> Path:
-    """Return the path of the checkpoint of a training, from that of its result."""
+    """Return the path of the checkpoint that belongs to a training result."""
     return target.with_name(f"{target.stem}{CHECKPOINT}")
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Tell by its name whether a file is a checkpoint."""
+    """Return whether a file name is that of a checkpoint."""
     return path.name.endswith(CHECKPOINT)
 
 
 def trained_header(path: Path, kind: str) -> Header:
-    """Read the header of what a training has made: of a decoder, a bundle or trained groups.
+    """Read the header of a training result: a decoder, a bundle or groups.
 
     Raises:
-        VplError: the file holds something else, or is the checkpoint of a training.
+        VplError: the file is of another kind, or is only a checkpoint.
     """
     header = expect_header(path, kind)
     if "checkpoint" in header.facts:
@@ -66,7 +66,7 @@ def trained_header(path: Path, kind: str) -> Header:
 def write_checkpoint(path: Path, header: Header, network: torch.nn.Module,
                      optimizer: torch.optim.Optimizer, done: int, curve: Losses, recent: Losses
                      ) -> None:
-    """Write all that the same command needs to go on after `done` steps."""
+    """Write everything needed to resume after `done` steps."""
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -79,17 +79,17 @@ def write_checkpoint(path: Path, header: Header, network: torch.nn.Module,
 
 def read_checkpoint(target: Path, header: Header, settings: Replaces, *,
                     keep: str = "`name='NAME'` keeps it") -> Start:
-    """Read the checkpoint, if there is one that is to be used; nothing is deleted.
+    """Read the checkpoint to resume from, if any; nothing is deleted.
 
     Args:
-        target: the result that is to come.
-        header: of its checkpoint.
-        settings: with `overwrite`, the training starts over; with `update`, it does if the same
-            command was applied to other inputs.
-        keep: what keeps one of another configuration: a hint.
+        target: path of the training result.
+        header: header of the checkpoint.
+        settings: `overwrite` starts over; `update` starts over if the same command had other
+            options or inputs.
+        keep: hint on how to keep a checkpoint of another configuration.
 
     Raises:
-        VplError: it is of another configuration, or damaged.
+        VplError: it has another configuration, or is damaged.
     """
     path, fresh = checkpoint_of(target), Start(0, [], [], {})
     if settings.overwrite or not path.exists():
@@ -115,7 +115,7 @@ def read_checkpoint(target: Path, header: Header, settings: Replaces, *,
 
 def load_state(network: torch.nn.Module, optimizer: torch.optim.Optimizer,
                tensors: Mapping[str, torch.Tensor]) -> None:
-    """Load what `write_checkpoint` kept; without tensors nothing changes."""
+    """Load the state saved by `write_checkpoint`; without tensors nothing changes."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     weights = {}
     for name, tensor in tensors.items():
@@ -131,12 +131,12 @@ def load_state(network: torch.nn.Module, optimizer: torch.optim.Optimizer,
 
 
 class CheckpointRule:
-    """Tells after each step whether to write a checkpoint: by steps or time, whichever is first.
+    """Decides after each step whether to write a checkpoint, by steps or time, whichever is first.
 
     Args:
-        steps: a checkpoint at each multiple of this; 0: steps do not count.
-        seconds: time since the last one, or since the first step; 0: time does not count.
-        clock: seconds from any moment on.
+        steps: write at each multiple of this; 0: ignore steps.
+        seconds: write this long after the last checkpoint or the first step; 0: ignore time.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(self, steps: int, seconds: float = 60.0,
@@ -145,10 +145,10 @@ class CheckpointRule:
         self._since: float | None = None
 
     def due(self, done: int, *, interrupted: bool = False) -> bool:
-        """Tell whether to write a checkpoint after `done` steps; ask once a step.
+        """Return whether to write a checkpoint after `done` steps; call once per step.
 
-        After one, time runs from the next step on: however long the writing takes, steps are done
-        between two of them.
+        After a checkpoint, time counts from the next step, so that training advances even if
+        writing takes long.
         """
         now = self._clock()
         self._since = now if self._since is None else self._since

@@ -1,7 +1,7 @@
-"""Masks that a person has corrected: read from a labelling tool or as PNGs, checked, and taken in.
+"""Masks corrected by hand: read from labelling tools or PNGs, checked, and imported.
 
-They are more than tags, so what learns from them says so (`Header.supervision`). True masks of the
-workspace are never corrections.
+They are stronger supervision than tags, which results record (`Header.supervision`). True masks of
+the workspace never count as corrections.
 """
 
 from __future__ import annotations
@@ -24,22 +24,21 @@ from vpltool.lazy import np, npt
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
 
 Found: TypeAlias = dict[str, Packed]
-"""Photo id to what gives its labels (H, W)."""
+"""Photo id to a function that returns its labels (H, W)."""
 
 
 def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path | None
                      ) -> dict[str, Path]:
-    """Find corrected masks of photos; those that nobody changed are left out.
+    """Find corrected masks of photos, without those that are unchanged.
 
     Args:
-        folder: holds ID.png; None: there are none.
+        folder: folder with ID.png; None: no corrections.
 
     Returns:
-        id to path.
+        path by id.
 
     Raises:
-        VplError: the folder holds no mask of these photos, none that was changed, or the true
-            masks.
+        VplError: the folder holds no mask of these photos, no changed mask, or the true masks.
     """
     if folder is None:
         return {}
@@ -74,10 +73,10 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
 
 
 def read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArray[np.uint8]:
-    """Read and check a corrected mask; a copy of an imported one says itself what classes it means.
+    """Read and check a corrected mask; copies of imported masks name the classes of their values.
 
     Raises:
-        VplError: see `read_mask`; or the workspace lacks a class of an earlier import.
+        VplError: see `read_mask`; or the workspace lacks a class of an imported mask.
     """
     header = formats.describe(path).header
     names = tuple(header.facts.get("classes", ())) if header and header.kind == FOLDER else ()
@@ -95,10 +94,10 @@ def read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArra
 
 
 def take_corrections(workspace: Workspace, found: Found) -> list[Path]:
-    """Write corrected masks into the workspace, beside earlier ones.
+    """Write corrected masks into the workspace, adding to earlier ones.
 
     Args:
-        found: photo id to what gives its labels (H, W).
+        found: photo id to a function that returns its labels (H, W).
 
     Returns:
         their folder, if there are any.
@@ -120,16 +119,16 @@ def take_corrections(workspace: Workspace, found: Found) -> list[Path]:
 
 
 def identity_of_corrections(corrected: Mapping[str, Path]) -> str:
-    """Hash the bytes of corrected masks; empty if there are none."""
+    """Return a hash of the files of corrected masks; empty if there are none."""
     hashes = {key: formats.identity_of_file(path) for key, path in corrected.items()}
     return formats.identity_of_many(hashes) if hashes else ""
 
 
 def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> None:
-    """Check that the values of corrected masks still mean the workspace's classes.
+    """Check that the values of corrected masks still refer to the workspace's classes.
 
     Raises:
-        VplError: a mask was taken under other classes.
+        VplError: a mask was imported with other classes.
     """
     for path in corrected.values():
         header = formats.describe(path).header
@@ -144,20 +143,20 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
 
 def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = False
               ) -> npt.NDArray[np.uint8]:
-    """Read a mask; check that it holds classes of the workspace and fits its photo, if that exists.
+    """Read a mask; check its classes, and its size if the photo exists.
 
-    The size is compared before a pixel is decoded.
+    The size is compared before any pixel is decoded.
 
     Args:
         other_palettes: see `read_drawn_labels`.
 
     Raises:
-        VplError: a value is no class, or the size is another than the photo's.
+        VplError: a value is not a class, or the size differs from the photo's.
     """
     try:
         size = photo_size(photo)
     except OSError:
-        # Stored features serve without the photo; where it is needed, reading it tells.
+        # With stored features the photo may be absent; stages that need it report that themselves.
         size = None
     found = size_of_labels(path)
     if size and found != size:
@@ -174,7 +173,7 @@ def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = F
 
 
 def warn_of_untagged(untagged: Sequence[str]) -> None:
-    """Warn of masks by people that show a class that is not among their photo's tags."""
+    """Warn of masks from people that show a class missing from the photo's tags."""
     if untagged:
         console.warn(counted(len(untagged), "mask shows", "masks show")
                      + f" a class that is not among the photo's tags: {some(untagged)}; add the "
@@ -183,23 +182,23 @@ def warn_of_untagged(untagged: Sequence[str]) -> None:
 
 
 def is_untagged(labels: npt.NDArray[np.uint8], tags: Collection[int]) -> bool:
-    """Tell whether labels show a class that is not among the class indices of a photo's tags."""
+    """Return whether labels show a class that is not among the indices of a photo's tags."""
     return not {*np.unique(labels).tolist()} <= {0, IGNORE, *tags}
 
 
 def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path | None, root: Path
                      ) -> Found:
-    """Read and check what a person corrected; nothing is written.
+    """Read and check corrections made by a person; nothing is written.
 
     Args:
-        path: a file or folder of a labelling tool, or a folder of ID.png; None: there is nothing.
+        path: file or folder of a labelling tool, or a folder with ID.png; None: no corrections.
 
     Returns:
-        photo id to what gives its labels (H, W).
+        photo id to a function that returns its labels (H, W).
 
     Raises:
-        VplError: the path is missing or in no format that is known, or what it says does not fit
-            the photos and classes.
+        VplError: the path is missing or of an unknown format, or its content does not fit the
+            photos and classes.
     """
     if path is None:
         return {}
@@ -221,12 +220,12 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
 
 
 def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool = False) -> Found:
-    """Gather labels, with warnings of those that do not fit their photo's tags.
+    """Collect labels, and warn of those that do not fit their photo's tags.
 
     Args:
-        every: whether labels without a region count although the photo has tags. Tools list photos
-            that nobody has looked at; where a class is really not there, its tag is wrong, and goes
-            first.
+        every: whether to accept labels without a region for a photo with tags. Tools also list
+            photos that nobody has looked at; if a class is really absent, its tag should be
+            removed first.
     """
     found: Found = {}
     blank, untagged = list[str](), list[str]()
@@ -249,6 +248,6 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
 
 
 def by_name(photos: Iterable[Photo]) -> dict[str, Photo]:
-    """Every name that a tool may give a photo to the photo."""
+    """Return photos by every name that a tool may give them."""
     return {name: photo for photo in photos for key in (photo.id, photo.image)
             for name in (key.replace("/", "__"), key)}

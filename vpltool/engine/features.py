@@ -1,4 +1,4 @@
-"""Stored features of a split, CLIP's head beside them, those of a second encoder, and CAMs."""
+"""Inputs of a split: stored features, CLIP's head, features of a second encoder, and CAMs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from vpltool.parallel.batches import Batch, FeatureBatch
 
 BEST_FIRST = ("vision-refined", "vision", "text-refined", "text",
               "tags-salient-refined", "tags-refined", "tags-salient", "tags")
-"""Names of maps, masks and predictions, the furthest first: what stages take if none is named."""
+"""Names of maps, masks and predictions, most refined first: the defaults of stages."""
 
 SEEDING = tuple(name for name in BEST_FIRST if not name.startswith("vision"))
-"""Maps that seeds are taken from: made without vision prototypes."""
+"""CAMs from which seeds are taken: those made without vision prototypes."""
 
 
 def open_features(workspace: Workspace, choice: Path | None, split: str) -> InputFolder:
-    """Open the features of a split, or of a folder that is named.
+    """Open the features of a split, or of a given folder.
 
     Raises:
-        VplError: they are not there, or there is no such split.
+        VplError: they do not exist, or there is no such split.
     """
     workspace.photos(split)
     if choice and not choice.exists() and (workspace.path / choice).exists():
@@ -38,10 +38,10 @@ def open_features(workspace: Workspace, choice: Path | None, split: str) -> Inpu
 
 
 def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
-    """Check that features hold tensors, before the first photo is opened.
+    """Check that features contain these tensors, before the first photo is opened.
 
     Raises:
-        VplError: they do not; the hint is the `extract`, or `embed`, that keeps them, too.
+        VplError: they do not; the hint is the `extract` or `embed` call that adds them.
     """
     kept = features.header.options["keep"]
     missing = [name for name in wanted if name not in kept]
@@ -51,10 +51,10 @@ def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
 
 
 def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
-    """Read a list of the tensors of features, `tokens,patches`, in the order of `FEATURE_TENSORS`.
+    """Parse a list of feature tensors, `tokens,patches`, into the order of `FEATURE_TENSORS`.
 
     Raises:
-        VplError: features have no such tensor.
+        VplError: there is no such tensor.
     """
     names = [name.strip() for name in choice.split(",") if name.strip()]
     for name in names:
@@ -65,10 +65,10 @@ def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
 
 
 def parse_layers(choice: str, depth: int) -> list[int]:
-    """Read a list of block numbers, `2,5,8`; empty: all but the last; `spread`: four, evenly.
+    """Parse block numbers, `2,5,8`; empty: all but the last; `spread`: four, evenly spaced.
 
     Raises:
-        VplError: it is not such a list, or the model has fewer blocks.
+        VplError: the list is malformed, or the model has fewer blocks.
     """
     if not choice:
         return list(range(depth - 1))
@@ -82,10 +82,10 @@ def parse_layers(choice: str, depth: int) -> list[int]:
 
 
 def parse_numbers(choice: str) -> list[int]:
-    """Read `2,5,8`: ascending, each once.
+    """Parse `2,5,8` into sorted unique numbers.
 
     Raises:
-        VplError: it is not a list of whole numbers.
+        VplError: it is not a list of integers.
     """
     try:
         return sorted({int(part) for part in choice.split(",")})
@@ -95,7 +95,7 @@ def parse_numbers(choice: str) -> list[int]:
 
 
 def _keeping(header: Header, names: Sequence[str]) -> str:
-    """The call that makes features again with these tensors: a hint."""
+    """Return a hint with the call that recomputes features with these tensors."""
     split, every = header.options["split"], ",".join(names)
     if header.command == "extract":
         encoder = header.call.get("encoder")
@@ -107,7 +107,7 @@ def _keeping(header: Header, names: Sequence[str]) -> str:
 
 
 def smaller_photos_hint(header: Header) -> str:
-    """What to do where the features of one photo do not fit into memory: a hint."""
+    """Return the hint for features of a single photo that do not fit into memory."""
     held = header.options
     if header.command != "extract":
         return f"`device='cpu'`, or smaller photos in `extract(split={held['split']!r})`"
@@ -116,16 +116,16 @@ def smaller_photos_hint(header: Header) -> str:
 
 
 def smaller_side_hint(batch: Batch) -> str:
-    """What to do where one photo does not fit into memory: a hint."""
+    """Return the hint for a single photo that does not fit into memory."""
     return f"`max_side={max(batch.pixels.shape[2:]) // 2}, overwrite=True`, or `device='cpu'`"
 
 
 def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence[str],
               hint: str = "") -> InputFolder:
-    """Find CAMs by NAME or path; if none is named, the first of those preferred.
+    """Find CAMs by NAME or path; without a choice, the first available of `preferred`.
 
     Raises:
-        VplError: there are none, they are of other classes, or there is no such split.
+        VplError: there are none, they have other classes, or there is no such split.
     """
     workspace.photos(split)
     found = find_folder(workspace.path, ("cams",), choice, split, ("cams",),
@@ -135,7 +135,7 @@ def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence
 
 
 def find_scores(workspace: Workspace, choice: str, split: str) -> InputFolder:
-    """Find CAMs, or predictions: their probabilities where these were stored, else their labels.
+    """Find CAMs or predictions; for the latter prefer stored probabilities to labels.
 
     Raises:
         VplError: see `find_cams`.
@@ -149,7 +149,7 @@ def find_scores(workspace: Workspace, choice: str, split: str) -> InputFolder:
         soft = folder_of(workspace.path, "probabilities") / source.path.resolve().relative_to(base)
         if (soft / "artifact.json").exists():
             found = open_input(soft, ("probabilities",))
-            # Those of an earlier run with other settings are not these predictions' own.
+            # Probabilities of an earlier run with other settings do not match these predictions.
             same = replace(found.header, kind=source.kind, format=source.header.format)
             if same.config_hash == source.identity:
                 return found
@@ -157,16 +157,16 @@ def find_scores(workspace: Workspace, choice: str, split: str) -> InputFolder:
 
 
 SECOND = {"second_patches": "patches", "second_attention": "attention"}
-"""What a method may read of the second encoder: name in `READS` to the tensor's."""
+"""Tensors of the second encoder that a method may read: name in `READS` to name in the file."""
 
 
 @dataclass(frozen=True)
 class FoundEncoder:
-    """Where a second encoder was found.
+    """The source of a second encoder.
 
     Args:
-        setting: the setting `encoder`, with its path as seen from the workspace.
-        inputs: role to its file of weights, if they are on this machine.
+        setting: value of the setting `encoder`, with a path relative to the workspace.
+        inputs: its weights file by role, if it is local.
     """
 
     setting: str
@@ -178,9 +178,9 @@ def load_second(workspace: Workspace, given: str, device: torch.device
     """Load the second encoder that the setting `encoder` names.
 
     Raises:
-        VplError: there is no such encoder, or its tower cannot be used.
+        VplError: there is no such encoder, or its tower is not supported.
     """
-    # A path as typed here, or as `update` has it from a header.
+    # Paths are relative to the current folder, or to the workspace if `update` read a header.
     source = encoders.find_encoder(given, (Path(), workspace.path))
     setting = source.setting(relative_path(source.path, workspace.path)
                              if source.path else "")
@@ -190,10 +190,10 @@ def load_second(workspace: Workspace, given: str, device: torch.device
 
 def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Collection[str]
                 ) -> InputFolder | None:
-    """Open what a method reads of a second encoder; None if it reads nothing of one.
+    """Open the features of a second encoder that a method reads; None if it reads none.
 
     Raises:
-        VplError: it is not there, or lacks a tensor.
+        VplError: they do not exist, or lack a tensor.
     """
     wanted = [tensor for name, tensor in SECOND.items() if name in reads]
     if not wanted:
@@ -206,10 +206,10 @@ def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Co
 
 def read_second(second: InputFolder | None, key: str, reads: Collection[str],
                 grid: tuple[int, int]) -> dict[str, torch.Tensor]:
-    """Read a photo's tensors of the second encoder, resampled to CLIP's grid (h, w), float32.
+    """Read a photo's tensors of the second encoder in float32, resampled to CLIP's grid (h, w).
 
     Raises:
-        VplError: they are of another part of the photo: the aspect ratios differ.
+        VplError: the aspect ratios differ, so the grids show different parts of the photo.
     """
     if second is None:
         return {}
@@ -227,25 +227,25 @@ def read_second(second: InputFolder | None, key: str, reads: Collection[str],
 
 def read_batch(second: InputFolder | None, batch: FeatureBatch, reads: Collection[str]
                ) -> dict[str, torch.Tensor]:
-    """Read the tensors of a second encoder for a batch of photos, stacked; see `read_second`."""
+    """Read and stack the second encoder's tensors of a batch of photos; see `read_second`."""
     photos = [read_second(second, key, reads, batch.grid) for key in batch.ids]
     return {name: torch.stack([photo[name] for photo in photos]) for name in photos[0]}
 
 
 HEAD = ".head.safetensors"
-"""End of its name, after that of the features' folder."""
+"""Suffix of the head's file name, after the name of the features' folder."""
 
 
 def head_path(features: Path) -> Path:
-    """Where the head lies: beside the features of the same split."""
+    """Return the path of the head, beside the features of the same split."""
     return features.parent / f"{features.name}{HEAD}"
 
 
 def read_head(features: InputFolder) -> vit.Head:
-    """Read the head beside features, on the CPU.
+    """Read the head that belongs to features, on the CPU.
 
     Raises:
-        VplError: it is not there, is damaged, or is another encoder's than the features.
+        VplError: it is missing, damaged, or of another encoder than the features.
     """
     path = head_path(features.path)
     header, tensors = read_tensors(path, "head",

@@ -1,10 +1,10 @@
-"""What a stage for single photos is given: the inputs that its settings declare, checked, opened.
+"""Inputs of stages that process photos one by one, opened and checked as their settings declare.
 
-A setting declares what it names (`reads="prototypes"`, see `settings.setting`). So this file opens
-it, checks it against the others, records it in the header, and says where it has no effect.
+A setting declares which input it names (`reads="prototypes"`, see `settings.setting`). This module
+opens it, checks it against the others, records it in the header, and knows where it has no effect.
 
-    given = open_given(workspace, settings, method.READS, ("prototypes",))     # what is read
-    header = given.header("cams", "cam")                                       # what is written
+    given = open_given(workspace, settings, method.READS, ("prototypes",))     # the inputs
+    header = given.header("cams", "cam")                                       # of the output
     return given.make("cam", {folder: header}, start)                          # the work
 """
 
@@ -33,23 +33,23 @@ from vpltool.settings import described, warn_without_effect
 
 _ABOUT = {"second": "second encoder", "prototypes": "prototypes", "decoder": "decoder",
           "proposals": "proposals"}
-"""Inputs that only some methods read, as messages call them."""
+"""Inputs that only some methods read, as named in messages."""
 
 _TAGLESS = ("features", "proposals")
-"""Kinds of file that are made without the names of the classes."""
+"""Kinds of file that do not depend on the class names."""
 
 Opened = InputFolder | Prototypes | Path
 
 
 @dataclass(frozen=True)
 class Given:
-    """The inputs of a stage for single photos; `open_given` makes it.
+    """The opened inputs of a per-photo stage, as returned by `open_given`.
 
     Args:
-        read: names of what is read of each photo, as `READS` of methods has them.
-        required: names of the inputs that the stage reads whatever the method.
-        opened: name of a setting to its input: a folder, prototypes, or the path of a decoder.
-        unused: settings that have no effect, to the reason.
+        read: names of the inputs read per photo, as in `READS` of methods.
+        required: names of the inputs that the stage reads with any method.
+        opened: input by setting name: a folder, prototypes, or the path of a decoder.
+        unused: reason by name, of settings without effect.
     """
 
     workspace: Workspace
@@ -61,61 +61,61 @@ class Given:
 
     @property
     def features(self) -> InputFolder:
-        """Stored features of the split."""
+        """Stored CLIP features of the split."""
         return self.folder("features")
 
     @property
     def second(self) -> InputFolder | None:
-        """Features of a second encoder, if the method reads them."""
+        """Features of the second encoder, if the method reads them."""
         return self.folder("second") if "second" in self.opened else None
 
     @property
     def prototypes(self) -> Prototypes | None:
-        """Prototypes, if they are read."""
+        """The prototypes, if the stage or method reads them."""
         found = self.opened.get("prototypes")
         return found if isinstance(found, Prototypes) else None
 
     @property
     def decoder(self) -> Path | None:
-        """File of a trained decoder, if the method reads one."""
+        """Path of a trained decoder, if the method reads one."""
         found = self.opened.get("decoder")
         return found if isinstance(found, Path) else None
 
     def folder(self, name: str) -> InputFolder:
-        """The folder that a setting names, such as `cams`."""
+        """Return the input folder that a setting such as `cams` names."""
         found = self.opened[name]
         assert isinstance(found, InputFolder)
         return found
 
     def paths(self, ids: Iterable[str]) -> dict[str, Path]:
-        """Id to path of photos."""
+        """Return the paths of photos by id."""
         paths = paths_of(self.workspace, self.settings.split)
         return {key: paths[key] for key in ids}
 
     def reads(self, name: str) -> bool:
-        """Tell whether the method reads something."""
+        """Return whether the method reads an input."""
         return name in self.read
 
     @property
     def tensors(self) -> list[str]:
-        """The tensors of the features that the method reads."""
+        """Names of the feature tensors that the method reads."""
         return [name for name in FEATURE_TENSORS if self.reads(name)]
 
     def without_effect(self, unused: Mapping[str, str]) -> Given:
-        """The same, where further settings have no effect: name to the reason."""
+        """Return a copy with further settings without effect, reason by name."""
         return replace(self, unused={**self.unused, **unused})
 
     def header(self, kind: str, command: str, *, options: Mapping[str, object] | None = None,
                model: Mapping[str, str] | None = None,
                inputs: Mapping[str, Path | str] | None = None, skip: Collection[str] = ()
                ) -> Header:
-        """Make the header of what is written; see `make_header`.
+        """Make the header of an output; see `make_header`.
 
         Args:
-            options: options that replace the settings' own, or are added.
-            model: identity of the encoder; default: that of the features, else of the first input.
-            inputs: what else is read.
-            skip: settings that do not change the result, beside those without effect.
+            options: options that replace or extend those of the settings.
+            model: identity of the encoder; default: from the features, else from the first input.
+            inputs: further inputs.
+            skip: settings that do not change the result, besides those without effect.
         """
         files: dict[str, InputFolder | Path | str] = {
             name: found.path if isinstance(found, Prototypes) else found
@@ -135,14 +135,14 @@ class Given:
              write: Callable[[OutputFolder, str, Any], None] | None = None,
              beside: Mapping[Path, tuple[Header, Mapping[str, Tensor]]] | None = None
              ) -> list[Path]:
-        """Make what is left to do of folders; see `make_photos`.
+        """Make the missing files of the output folders; see `make_photos`.
 
         Args:
-            write: writes what was made for a photo; default: its tensors.
-            beside: path to header and tensors of the files that belong beside the folders.
+            write: writes the result of one photo; default: its tensors.
+            beside: header and tensors by path, of single files that belong to the folders.
 
         Raises:
-            VplError: an input is not complete or out of date, or a folder was made otherwise.
+            VplError: an input is incomplete or stale, or a folder was made with other settings.
             PhotosFailed: some photos failed.
         """
         settings = self.settings
@@ -167,7 +167,7 @@ class Given:
             paths_of(self.workspace, settings.split) if self.reads("photo") else None)
 
     def load(self, precision: str = "fp32") -> Loaded:
-        """Load what the method reads of each photo alike, onto the device."""
+        """Load the inputs shared by all photos onto the device."""
         device, found = find_device(self.settings.device), self.prototypes
         dtype = find_precision(precision if self.reads("head") else "fp32", device, console.warn)
         space = prototypes.space_of(found) if found else None
@@ -184,15 +184,15 @@ class Given:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a method reads of each photo alike, on the device; `Given.load` makes it.
+    """Inputs of a method that all photos share, on the device; returned by `Given.load`.
 
     Args:
-        head: CLIP's head, into the space of the prototypes.
-        space: that space, where it is not CLIP's joint space.
+        head: CLIP's head, projecting into the space of the prototypes.
+        space: the prototypes' space, unless it is CLIP's joint space.
         rows: L2-normed prototypes (rows, dim).
-        class_index: class of each row (rows,), 0 is the background.
-        of_rows: what else is known of each row.
-        row_photos: ids of the photos that `photo_of` numbers.
+        class_index: class of each row (rows,); 0 is the background.
+        of_rows: further tensors with one entry per row.
+        row_photos: photo ids that `photo_of` indexes.
     """
 
     given: Given
@@ -207,16 +207,16 @@ class Loaded:
     row_photos: Sequence[str] = ()
 
     def rgb(self, ids: Iterable[str]) -> list[npt.NDArray[np.uint8]]:
-        """Read photos (H, W, 3) for a method that reads them; empty for others.
+        """Read photos (H, W, 3) if the method needs them; otherwise return an empty list.
 
         Raises:
-            VplError: one cannot be read any more.
+            VplError: a photo can no longer be read.
         """
         return ([read_known_photo(self.given.workspace, self.photos[key]) for key in ids]
                 if self.given.reads("photo") else [])
 
     def captions(self, ids: Iterable[str]) -> list[tuple[str, ...]]:
-        """Return captions for a method that reads them; empty for others."""
+        """Return captions if the method needs them; otherwise an empty list."""
         return ([self.photos[key].captions for key in ids] if self.given.reads("captions") else [])
 
     def run(self, todo: list[str],
@@ -225,9 +225,9 @@ class Loaded:
         """Run a method over batches of stored features; see `run_batches`.
 
         Args:
-            make: given a batch as it was read, and the tensors that the method reads of it: on the
-                device, those of a second encoder too, patches in the space of the prototypes.
-            copied: tensors that are read for other ends.
+            make: called with a batch as stored, and the tensors that the method reads from it: on
+                the device, with those of a second encoder, and patches in the prototypes' space.
+            copied: further tensors to read into the batch, not passed to the method.
         """
         given = self.given
         names = given.tensors
@@ -252,15 +252,15 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
     """Open the inputs that a stage's settings declare, and check that they fit together.
 
     Args:
-        reads: what is read of each photo, as `READS` of methods has it; what it does not name is
-            not opened, unless it is required.
-        required: inputs that the stage reads whatever the method, in the order of the header.
-        kept: tensors of the features that the stage reads itself.
-        preferred: CAMs that are taken where none are named, the furthest first.
+        reads: inputs read per photo, as in `READS` of methods; others are opened only if
+            required.
+        required: inputs that the stage reads with any method, in the order of the header.
+        kept: feature tensors that the stage itself reads.
+        preferred: CAMs to choose if none are named, most refined first.
 
     Raises:
-        VplError: there is no such split, or an input is missing, lacks what is read of it, or is
-            of another model or split.
+        VplError: the split does not exist, or an input is missing, incomplete, or from another
+            model or split.
     """
     split, names = settings.split, {*required, *reads}
     workspace.photos(split)
@@ -308,7 +308,7 @@ def _without_effect(settings: PerPhoto, unread: Collection[str], reads: Collecti
 
 
 def _find_decoder(workspace: Workspace, choice: str, stored: InputFolder) -> Path:
-    """Path of a decoder whose layers the features hold."""
+    """Return the path of a decoder, after checking that the features hold the layers it reads."""
     segmenter = segmenters.find_segmenter(workspace.path, choice)
     path, header = segmenter.path, segmenter.header
     if segmenter.own_encoder:

@@ -1,4 +1,4 @@
-"""Trained groups: making their network again, encoding words, and segmenting photos with both."""
+"""Trained groups (GroupViT, PGSeg): loading, text encoding, and segmenting photos."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from vpltool.settings import setting
 _PANEL = "Groups"
 GROUP_SETTINGS = ("classes", "prompts", "threshold", "top", "short_side", "window", "stride",
                   "maps")
-"""Settings of `predict` that only groups have."""
+"""Settings of `predict` that apply only to groups."""
 
 NETWORK_SETTINGS = ("scales", "flip", "average", "source", "features", "max_side", "tile",
                     "overlap", "precision")
-"""Settings of `predict` that groups do not have."""
+"""Settings of `predict` that do not apply to groups."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of RGB in [0, 1], ImageNet's, as GroupViT's photos are normalised."""
+"""ImageNet's mean and std of RGB in [0, 1], used to normalise GroupViT's inputs."""
 
 
 def read_groups(path: Path) -> tuple[Header, networks.GroupNetwork]:
-    """Read trained groups, see `trained_header`: the network is on the CPU, in evaluation mode.
+    """Read trained groups, see `trained_header`; the network is on the CPU, in evaluation mode.
 
-    The header's `model` is the CLIP whose text tower it was trained with; empty: its own.
+    `header.model` is the CLIP whose text tower was used in training; empty: the groups' own tower.
     """
     header = trained_header(path, "groups")
     network = networks.GroupNetwork(networks.GroupShape.from_config(header.facts["config"]))
@@ -50,13 +50,13 @@ def read_groups(path: Path) -> tuple[Header, networks.GroupNetwork]:
 
 
 def take_weights(network: networks.GroupNetwork, path: Path) -> None:
-    """Begin with the weights of a file; what it lacks stays as it is, and is told.
+    """Load initial weights from a file; missing tensors keep their values and are reported.
 
-    It is a file of `train-groups`, or GroupViT's in the names of the package transformers. A
-    projector or a text tower of another shape is left out: the joint space may be another.
+    The file comes from `train-groups` or is a GroupViT with transformers' names. Projections and
+    text towers of another shape are skipped, because the joint space may differ.
 
     Raises:
-        VplError: it cannot be read, holds none of the network's weights, or of another shape.
+        VplError: the file is unreadable, or holds none of the weights, or other shapes.
     """
     state = weights.read_weights(weights.recognise(path))
     if is_groupvit(state):
@@ -84,12 +84,12 @@ def take_weights(network: networks.GroupNetwork, path: Path) -> None:
 
 def text_encoder(workspace: Workspace, network: networks.GroupNetwork, model: Mapping[str, str],
                  device: torch.device) -> Callable[[Sequence[str]], Tensor]:
-    """What encodes prompts as L2-normed vectors (n, dim), which groups can be compared with.
+    """Return a function that encodes prompts as L2-normed vectors (n, dim) in the groups' space.
 
-    The network is on the device; the model is that of its header.
+    The network is on the device; `model` is that of its header.
 
     Raises:
-        VplError: the CLIP of the workspace cannot be had, or is not that of the groups.
+        VplError: the workspace's CLIP is unavailable, or is not that of the groups.
     """
     if network.shape.caption is None:
         return clip_encoder(workspace, device, model)[0]
@@ -105,10 +105,10 @@ def text_encoder(workspace: Workspace, network: networks.GroupNetwork, model: Ma
 def clip_encoder(workspace: Workspace, device: torch.device,
                  model: Mapping[str, str] | None = None
                  ) -> tuple[Callable[[Sequence[str]], Tensor], dict[str, str]]:
-    """The text tower of the workspace's CLIP, and the identity of that CLIP.
+    """Return the text encoder of the workspace's CLIP, and that CLIP's identity.
 
     Raises:
-        VplError: it cannot be had, or is another one than `model`, if one is given.
+        VplError: it is unavailable, or differs from `model`.
     """
     check_words(workspace, "`text='own'`")
     clip = load.load_clip(workspace.model, workspace.pretrained, device, base=workspace.path)
@@ -119,7 +119,7 @@ def clip_encoder(workspace: Workspace, device: torch.device,
 
 
 def caption_tokenizer(context: int) -> Callable[[Sequence[str]], Tensor]:
-    """CLIP's tokenizer, of captions of `context` tokens at most: token numbers (n, context)."""
+    """Return CLIP's tokenizer for up to `context` tokens; it yields token ids (n, context)."""
     tokenizer = catalogue.import_open_clip().SimpleTokenizer(context_length=context)
     return lambda texts: tokenizer(list(texts))
 
@@ -152,18 +152,18 @@ _NAMES = (
     (".mlp.fc1", ".fc"), (".mlp.fc2", ".proj"), (".self_attn.out_proj", ".out"),
     (".self_attn.q_proj", ".qkv.q"), (".self_attn.k_proj", ".qkv.k"),
     (".self_attn.v_proj", ".qkv.v"))
-"""Parts of GroupViT's names in the package transformers, and ours; replaced in this order."""
+"""Substrings of transformers' names for GroupViT, and ours; replaced in this order."""
 
 
 def is_groupvit(names: Mapping[str, Tensor]) -> bool:
-    """Tell by its names whether a file holds GroupViT as transformers writes it."""
+    """Return whether tensor names are those of a GroupViT saved by transformers."""
     return any(name.startswith("vision_model.encoder.stages.") for name in names)
 
 
 def from_groupvit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name GroupViT's weights as a `GroupNetwork` does; queries, keys and values become one.
+    """Rename GroupViT's weights to those of `GroupNetwork`; query, key and value are merged.
 
-    Names that it does not know are left out, such as indices of positions.
+    Unknown names, such as position indices, are dropped.
     """
     named: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -182,7 +182,7 @@ def from_groupvit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSettings(RunsSegmenter):
-    """Settings that say how any segmenter sees photos, with those that only groups have."""
+    """Settings of running any segmenter, and those that apply only to groups."""
 
     classes: Path | None = setting(
         None, "Class names for the groups, one per line; default: the workspace's classes.",
@@ -207,13 +207,13 @@ class GroupSettings(RunsSegmenter):
 
 @dataclass(frozen=True)
 class SegmentedByGroups(Segmented):
-    """A `Segmented` with maps of the classes (C, h, w), and the groups where they are wanted."""
+    """A `Segmented` with class maps (C, h, w), and group maps if requested."""
 
     maps: Tensor
     groups: group_maps.GroupMaps | None
 
     def tensors(self, kind: str) -> dict[str, Tensor]:
-        """Maps of the classes that are likely somewhere as `cams`, those of groups; or others."""
+        """Return the tensors of a kind: `cams` of likely classes, `group-maps`, or the base's."""
         if kind == "cams":
             kept = segment.likely_classes(self.maps)
             return {"cam": self.maps[kept].half().cpu(), "classes": 1 + kept.cpu()}
@@ -226,10 +226,10 @@ class SegmentedByGroups(Segmented):
 
 def view_of(network: networks.GroupNetwork, settings: GroupSettings
             ) -> tuple[int, group_maps.GroupView]:
-    """How photos are seen: pixels of their shorter side, and the windows.
+    """Return the photos' shorter side in pixels, and the sliding windows.
 
     Raises:
-        VplError: a size is no multiple of the patch.
+        VplError: a size is not a multiple of the patch size.
     """
     patch = network.shape.patch
     short = settings.short_side or 2 * network.shape.side
@@ -244,10 +244,10 @@ def view_of(network: networks.GroupNetwork, settings: GroupSettings
 
 @dataclass(frozen=True)
 class GroupSegmenter:
-    """Trained groups with the words that name them: a `RunningSegmenter`.
+    """A `RunningSegmenter` of trained groups and encoded class names.
 
-    The network is in evaluation mode, on the device; texts are the words' vectors (C, dim), the
-    view is the windows; `seen` says how photos become its input. Maps of groups may be wanted, too.
+    The network is in evaluation mode, on the device. `texts` are class vectors (C, dim), `view` the
+    sliding windows, `seen` the preprocessing of photos; `maps` requests group maps as well.
     """
 
     network: networks.GroupNetwork
@@ -260,10 +260,10 @@ class GroupSegmenter:
     @classmethod
     def of(cls, workspace: Workspace, path: Path, settings: GroupSettings, device: torch.device
            ) -> GroupSegmenter:
-        """Read groups, and encode the names of the workspace's classes.
+        """Read groups, and encode the workspace's class names.
 
         Raises:
-            VplError: the groups or their text tower cannot be had, or a size does not fit.
+            VplError: the groups or their text tower are unavailable, or a size does not fit.
         """
         templates = find_prompts(settings.prompts)
         header, network = read_groups(path)
@@ -277,7 +277,7 @@ class GroupSegmenter:
                    device, settings.maps)
 
     def segment(self, pixels: Tensor, *, groups: bool = False) -> list[group_maps.GroupScores]:
-        """Segment photos (B, 3, H, W) that were made as `seen` says; see `segment_by_groups`."""
+        """Segment photos (B, 3, H, W) preprocessed as in `seen`; see `segment_by_groups`."""
         return group_maps.segment_by_groups(
             self.network, pixels.to(self.device, non_blocking=True), self.texts, self.view,
             groups=groups)

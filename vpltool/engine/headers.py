@@ -1,4 +1,4 @@
-"""Headers of what stages write, and whether a file is there already."""
+"""Headers of a stage's outputs, and detection of existing results."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def make_header(
     inputs: Mapping[str, InputFolder | Path | str], model: Mapping[str, str],
     options: Mapping[str, object] | None = None, skip: Collection[str] = (),
 ) -> Header:
-    """Make the header of an artifact from the settings that it is made with.
+    """Make the header of an artifact from the settings of the stage.
 
     Args:
-        inputs: role to what is read: a folder, a file, or an identity. A role that is the name of
-            a setting lets `update` find the input again.
-        options: options that replace the settings' own, or are added.
-        skip: settings that have no effect here.
+        inputs: input by role: a folder, a file, or an identity. If the role is the name of a
+            setting, `update` can pass the input again.
+        options: options that replace or extend those of the settings.
+        skip: settings without effect.
     """
     identities, sources = {}, {}
     for role, item in inputs.items():
@@ -43,7 +43,7 @@ def make_header(
         sources[role] = relative_path(path, workspace.path)
     call = {name: value for name, value in changed(settings).items() if name not in sources}
     out = getattr(settings, "out", None)
-    # Of an artifact elsewhere nothing is known afterwards; and its bytes must not depend on where.
+    # `out` outside the workspace is not recorded: nothing tracks it, and bytes must not vary.
     if out is not None and not (inside := relative_path(out, workspace.path)).startswith(".."):
         call["out"] = inside
     return Header(kind=kind, command=command, model=dict(model), inputs=identities, call=call,
@@ -52,15 +52,15 @@ def make_header(
 
 
 def relative_path(path: Path, base: Path) -> str:
-    """Format a path as seen from a folder."""
+    """Return a path relative to a folder."""
     return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix()
 
 
 def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: str) -> None:
-    """Check that two artifacts come from the same CLIP.
+    """Check that two artifacts come from the same model.
 
     Raises:
-        VplError: they do not; `what` says which two, `features/train and prototypes/text`.
+        VplError: they do not; `what` names the two: `features/train and prototypes/text`.
     """
     if not is_same_model(first, second):
         beside = "encoder" in {*first} ^ {*second}
@@ -77,22 +77,22 @@ def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: 
 
 
 def _shown(model: Mapping[str, str], other: Mapping[str, str]) -> str:
-    """The part of a CLIP's identity that tells it from another one of its name, shortened."""
+    """Return the abbreviated hash that distinguishes a model from another of the same name."""
     key = "fingerprint" if model.get("fingerprint") != other.get("fingerprint") else "weights"
     return model.get(key, "?")[:6]
 
 
 def check_file(path: Path, header: Header, settings: Replaces, *, by_model_name: bool = False
                ) -> bool:
-    """Tell whether a single file is there already, made with the same configuration.
+    """Return whether a single file already exists with the same configuration.
 
     Args:
-        settings: with `overwrite`, it never is: the caller replaces it. With `update`, it is not
-            if the same command made it with other options or from other inputs.
-        by_model_name: compare models without their fingerprints, when it is not loaded yet.
+        settings: with `overwrite`, return False, and the caller replaces it. With `update`, do so
+            if the same command made it with other options or inputs.
+        by_model_name: compare models without fingerprints, before the model is loaded.
 
     Raises:
-        OtherSettings: it is there, made with other settings.
+        OtherSettings: it exists with other settings.
         VplError: another command is writing it.
     """
     once.write_alone(path)

@@ -1,4 +1,4 @@
-"""The models of a workspace: what encodes its photos, and a CLIP for words."""
+"""Models of a workspace: the encoder of its photos, and a CLIP for text."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from vpltool.parallel.device import find_device
 from vpltool.settings import Settings, setting
 
 WORDS = "words"
-"""The setting `encoder` of `extract` that means the CLIP beside the workspace's encoder."""
+"""Value of `extract`'s setting `encoder` for the CLIP beside the workspace's encoder."""
 
 AUTO = "auto"
-"""The setting `encoder` of `prepare` that leaves the choice to vpltool; see docs/models.md."""
+"""Value of `prepare`'s setting `encoder` for an automatic choice; see docs/models.md."""
 
 DEFAULT_ENCODERS = {"cpu": "timm:vit_small_patch14_reg4_dinov2.lvd142m",
                     "cuda": "timm:vit_base_patch14_reg4_dinov2.lvd142m"}
-"""Type of device to what `auto` chooses for a new workspace: DINOv2 with registers, Apache-2.0."""
+"""Encoder that `auto` selects by device type: DINOv2 with registers, Apache-2.0."""
 
 DEFAULT_CLIP = ("ViT-B-16-quickgelu", "openai")
-"""`model` and `pretrained`; known to fit, so open_clip need not be asked (it takes seconds)."""
+"""`model` and `pretrained`; known to be valid, since asking open_clip takes seconds."""
 
 
 def load_main(workspace: Workspace, device: torch.device) -> encoders.Encoder:
-    """Load what encodes the photos of a workspace: its encoder, or else its CLIP's vision tower.
+    """Load the image encoder of a workspace: its encoder, or else its CLIP's vision tower.
 
     Raises:
-        VplError: it is not to be had, or cannot be used.
+        VplError: it is unavailable or not supported.
     """
     if not workspace.encoder:
         return load_clip_vision(workspace, device)
@@ -47,7 +47,7 @@ def load_main(workspace: Workspace, device: torch.device) -> encoders.Encoder:
 
 
 def encoder_weights(workspace: Workspace) -> str:
-    """Return a hash of the encoder's file; empty if the workspace has none, or it is a download."""
+    """Return a hash of the encoder's weights file; empty if there is none, or it is on the Hub."""
     if not workspace.encoder:
         return ""
     try:
@@ -70,7 +70,7 @@ def load_clip_vision(workspace: Workspace, device: torch.device) -> encoders.Enc
     """Load the vision tower of a workspace's CLIP.
 
     Raises:
-        VplError: the workspace has none, or it is not to be had.
+        VplError: the workspace has no CLIP, or it is unavailable.
     """
     check_words(workspace)
     return encoders.load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
@@ -78,10 +78,10 @@ def load_clip_vision(workspace: Workspace, device: torch.device) -> encoders.Enc
 
 
 def check_words(workspace: Workspace, instead: str = "") -> None:
-    """Check that a workspace has a CLIP, before anything that needs words.
+    """Check that a workspace has a CLIP, before work that needs text.
 
     Args:
-        instead: another way to what is wanted, for the hint.
+        instead: an alternative for the hint.
 
     Raises:
         VplError: it has none.
@@ -95,12 +95,12 @@ def check_words(workspace: Workspace, instead: str = "") -> None:
 
 @dataclass(frozen=True)
 class ChosenModels:
-    """The models of a workspace, as workspace.json has them.
+    """The models of a workspace, as in workspace.json.
 
     Args:
-        model: the CLIP's name; empty if there is none.
+        model: name of the CLIP; empty if there is none.
         pretrained: its weights.
-        encoder: what encodes the photos in the CLIP's place.
+        encoder: image encoder used instead of the CLIP's.
     """
 
     model: str
@@ -109,11 +109,11 @@ class ChosenModels:
 
     @classmethod
     def of(cls, workspace: Workspace) -> ChosenModels:
-        """Those of a workspace that is there."""
+        """Return the models of an existing workspace."""
         return cls(workspace.model, workspace.pretrained, workspace.encoder)
 
     def changes_since(self, earlier: ChosenModels) -> list[str]:
-        """Say what has changed, a phrase each; a CLIP that was added beside an encoder has not."""
+        """Describe what has changed, one phrase each; adding a CLIP to an encoder is no change."""
         if self.encoder != earlier.encoder:
             return [f"the encoder was {earlier.encoder or earlier._clip}, now "
                     f"{self.encoder or self._clip}"]
@@ -126,7 +126,7 @@ class ChosenModels:
         return f"{self.model} ({self.pretrained})"
 
     def licences(self) -> list[str]:
-        """Say what is known of the licences of the weights, a line each."""
+        """Return a line about the licence of each model's weights, if known."""
         encoder, _, file = self.encoder.partition(",")
         named = {name: models.licence_of({"name": name, "pretrained": Path(weights).name})
                  for name, weights in ((encoder, file), (self.model, self.pretrained))}
@@ -153,14 +153,14 @@ class ModelSettings(Settings):
 
 def choose_models(path: Path, settings: ModelSettings, clip_given: Sequence[str],
                   earlier: Workspace | None) -> ChosenModels:
-    """Choose the models of a workspace: those given, else those that it has.
+    """Choose the models of a workspace: those given, else its present ones.
 
     Args:
-        clip_given: which of `model` and `pretrained` were given, by hand or by a preset.
+        clip_given: which of `model` and `pretrained` were given explicitly or by a preset.
 
     Raises:
-        VplError: there is no such model, tag, file or folder, it cannot be used, or two settings
-            name the same thing.
+        VplError: a model, tag, file or folder does not exist or is not supported, or two settings
+            contradict each other.
     """
     encoder, words = settings.encoder, settings.words
     if encoder == AUTO and (clip_given or earlier):
@@ -194,7 +194,7 @@ def choose_models(path: Path, settings: ModelSettings, clip_given: Sequence[str]
 
 
 def _named_encoder(path: Path, given: str) -> str:
-    """The setting `encoder` as workspace.json has it; its file is looked at."""
+    """Return the setting `encoder` as stored in workspace.json, after checking its file."""
     source = encoders.find_encoder(given, (Path(),))
     if source.weights:
         recognise(source.weights)
@@ -204,7 +204,7 @@ def _named_encoder(path: Path, given: str) -> str:
 
 
 def _named_words(path: Path, given: str) -> tuple[str, str]:
-    """Model and weights of the setting `words`, which is spelled as an encoder that is a CLIP."""
+    """Return model and weights of the setting `words`, which has the syntax of `encoder`."""
     source = encoders.find_encoder(given, (Path(),))
     if source.form != "clip":
         raise VplError(f"`words={given!r}` is not a CLIP",
@@ -215,11 +215,11 @@ def _named_words(path: Path, given: str) -> tuple[str, str]:
 
 def _named_clip(path: Path, model: str, pretrained: str, had: ChosenModels | None = None, *,
                 warned: bool = False) -> tuple[str, str]:
-    """Model and weights of a CLIP as workspace.json has them.
+    """Return model and weights of a CLIP as stored in workspace.json.
 
     Args:
-        had: the workspace's own; a file that is new to it is checked to be of the model.
-        warned: whether to say so where the weights already determine the model.
+        had: the workspace's present models; a new weights file is checked against the model.
+        warned: whether to warn if the weights already determine the model.
     """
     source = models.find_source(model, pretrained)
     if warned and model not in (source.model, source.pretrained):
@@ -230,7 +230,7 @@ def _named_clip(path: Path, model: str, pretrained: str, had: ChosenModels | Non
             console.warn(guess)
     if source.path is None:
         return source.model, source.pretrained
-    # A folder says itself which model it holds; its name is the model's.
+    # A folder defines its model; its name is used as the model's.
     name = source.path.resolve().name if source.form == "folder" else source.model
     chosen = name, relative_to(source.path, path)
     if source.form == "file" and (had is None or chosen != (had.model, had.pretrained)):

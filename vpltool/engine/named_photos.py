@@ -1,4 +1,4 @@
-"""Photos that are named on their own, not those of a split: files and folders."""
+"""Photos given as files and folders instead of a split."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vpltool.formats.whereabouts import short_path
 from vpltool.parallel.threads import in_threads
 
 _THREADS = 8
-"""Threads that read photos to hash them."""
+"""Number of threads that hash photos."""
 
 
 @dataclass(frozen=True)
 class NamedPhotos:
-    """Photos that belong together.
+    """A group of photos.
 
     Args:
-        name: of their folder; `files` for single files.
-        paths: id to path; an id is the file's name below the folder, without suffix.
-        images: what was named: the folder, or the files.
+        name: name of their folder; `files` for single files.
+        paths: path by id; an id is the file's path in the folder, without suffix.
+        images: the folder or files that were given.
     """
 
     name: str
@@ -34,16 +34,16 @@ class NamedPhotos:
 
 
 def find_photos(images: Sequence[Path], *, together: bool) -> list[NamedPhotos]:
-    """Find the photos that files and folders name, sub-folders included.
+    """Find the photos in files and folders, including sub-folders.
 
     Args:
-        together: whether all of them are one group; else each folder is one, and all single files.
+        together: whether to return one group; otherwise one per folder, and one of single files.
 
     Returns:
-        the groups. Folders of the same name are one group, named as the first of them.
+        the groups; folders of the same name share a group.
 
     Raises:
-        VplError: a file or folder is missing or is no photo by its suffix, or two have one id.
+        VplError: a path is missing or not a photo by its suffix, or two photos have the same id.
     """
     groups: dict[str, list[Path]] = {}
     for path in images:
@@ -53,16 +53,16 @@ def find_photos(images: Sequence[Path], *, together: bool) -> list[NamedPhotos]:
 
 
 def check_same_folder(masks: Path, images: Sequence[Path], ids: Iterable[str], base: Path) -> None:
-    """Check that photos of one folder do not replace the masks of another one's.
+    """Check that photos of one folder do not replace masks of another folder's photos.
 
-    Photos of a second folder of the same name are added, unless both have photos of one name.
+    Photos from a second folder of the same name are added unless their names collide.
 
     Args:
-        images: what is named; only a single folder is checked.
-        base: folder that paths in headers are relative to.
+        images: the given paths; only a single folder is checked.
+        base: folder to which paths in headers are relative.
 
     Raises:
-        VplError: `masks` holds the mask of a photo of another folder, which still exists.
+        VplError: `masks` holds the mask of an existing photo in another folder.
     """
     if len(images) != 1 or not images[0].is_dir() or not (masks / MANIFEST).exists():
         return
@@ -77,6 +77,6 @@ def check_same_folder(masks: Path, images: Sequence[Path], ids: Iterable[str], b
 
 
 def photo_identities(paths: Mapping[str, Path]) -> dict[str, str]:
-    """Id to hash of each photo's bytes: a name may be another folder's photo next time."""
+    """Return a hash of each photo's bytes by id, since a name may refer to another photo later."""
     hashes = in_threads(identity_of_file, paths.values(), _THREADS)
     return dict(zip(paths, hashes, strict=True))

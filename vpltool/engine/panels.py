@@ -1,4 +1,4 @@
-"""What a sheet of pictures shows: folders of maps or labels, a panel for each photo."""
+"""Columns of contact sheets: folders of maps or labels, drawn as one panel per photo."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _TENSORS = {"cams": "cam", "probabilities": "probabilities"}
 
 @dataclass(frozen=True)
 class Column:
-    """A folder that a sheet shows.
+    """A folder shown as a column of a sheet.
 
     Args:
-        name: its title: what the user calls it.
-        source: the artifact in it; None if it only holds label images.
+        name: title, as given by the user.
+        source: the opened artifact; None for a plain folder of label images.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Column:
     source: InputFolder | None
 
     def file_of(self, photo_id: str) -> Path:
-        """Path of a photo's file."""
+        """Return the path of a photo's file."""
         return (self.source.path_of(photo_id) if self.source
                 else self.path / f"{photo_id}.png")
 
     def panels(self, photo_id: str, picture: Rgb) -> list[SheetPanel]:
-        """Draw a photo's maps or labels over its picture (H, W, 3); of groups both stages.
+        """Draw a photo's maps or labels over its picture (H, W, 3); groups give two panels.
 
         Raises:
             VplError: the file is missing or damaged, or comes from another run than its folder.
@@ -63,7 +63,7 @@ class Column:
 
 
 def _group_panel(name: str, shares: Tensor, picture: Rgb) -> SheetPanel:
-    """Draw the strongest of the groups (G, h, w) at each pixel; their colours mean no class."""
+    """Draw the strongest of the groups (G, h, w) at each pixel; colours do not denote classes."""
 
     whole = F.interpolate(shares.float()[None], size=picture.shape[:2], mode="bilinear",
                           align_corners=False)[0]
@@ -76,7 +76,7 @@ def open_column(workspace: Workspace, name: str, split: str) -> Column:
     """Open a folder by `cams/NAME` or path.
 
     Raises:
-        VplError: there is none, or it is of other classes than the workspace.
+        VplError: there is none, or its classes differ from the workspace's.
     """
     for path in (Path(name), workspace.path / name):
         if path.is_dir() and holds_labels(path):
@@ -87,10 +87,10 @@ def open_column(workspace: Workspace, name: str, split: str) -> Column:
 
 
 def open_columns(workspace: Workspace, names: Sequence[str], split: str) -> list[Column]:
-    """Open folders by name or path; without names all of a split, but what cannot be opened.
+    """Open folders by name or path; without names, all of a split that can be opened.
 
     Raises:
-        VplError: one that is named is not there, or is of other classes.
+        VplError: a named folder does not exist, or has other classes.
     """
     if names:
         return [open_column(workspace, name, split) for name in names]
@@ -104,10 +104,10 @@ def open_columns(workspace: Workspace, names: Sequence[str], split: str) -> list
 
 
 def bare_workspace(work: Path, names: Sequence[str]) -> Workspace:
-    """Make up a workspace for photos and masks that belong to none.
+    """Make an in-memory workspace for photos and masks outside of any workspace.
 
-    Its classes are those in a `classes.txt` beside the first masks that have one, as `export`
-    writes it; else they are called by their numbers.
+    Class names come from the first `classes.txt` beside masks, as `export` writes it; otherwise
+    classes are numbered.
     """
     listed = next(filter(None, (read_legend(Path(name)) for name in names)),
                   ["background", *(f"class {index}" for index in range(1, IGNORE))])
@@ -115,19 +115,19 @@ def bare_workspace(work: Path, names: Sequence[str]) -> Workspace:
 
 
 def columns_there(work: Path, split: str) -> list[str]:
-    """Names of all maps and labels of a split; not of probabilities, which predictions show."""
+    """Return the names of all maps and labels of a split, except probabilities."""
     return sorted(called(kind, name) for kind in KINDS[:4]
                   for name in names_in(folder_of(work, kind), split))
 
 
 def holds_labels(path: Path) -> bool:
-    """Tell whether a folder that vpltool did not make holds label images: index PNGs."""
+    """Return whether a folder not made by vpltool holds label images, that is, index PNGs."""
     first = _first_photo(path)
     return first is not None and _is_labels(first)
 
 
 def holds_photos(path: Path) -> bool:
-    """Tell whether a folder that vpltool did not make holds photos."""
+    """Return whether a folder not made by vpltool holds photos."""
     first = _first_photo(path)
     return first is not None and not _is_labels(first)
 
@@ -147,10 +147,10 @@ def _is_labels(path: Path) -> bool:
 
 
 def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:
-    """Id to path of the photos that columns are of; empty if they are the workspace's.
+    """Return the paths of the photos shown in columns, by id; empty if they are the workspace's.
 
     Raises:
-        VplError: the columns are of different photos.
+        VplError: the columns show different photos.
     """
     found = [(column.name, named_photos_of(column.source, work))
              for column in columns if column.source]
@@ -166,7 +166,7 @@ def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:
 
 
 def named_photos_of(source: InputFolder, work: Path) -> dict[str, Path]:
-    """Id to path of the photos that predictions were named for; empty if of a split."""
+    """Return the paths of photos that `predict` was given, by id; empty for a split."""
     if not _images_of(source.header):
         return {}
     return {key: _photo_of(key, [work / image for image in _images_of(
@@ -175,13 +175,13 @@ def named_photos_of(source: InputFolder, work: Path) -> dict[str, Path]:
 
 
 def _images_of(header: Header) -> list[str]:
-    """Files and folders that `predict` was given, relative to the workspace."""
+    """Return the files and folders that `predict` was given, relative to the workspace."""
     return ([header.sources["images"]] if "images" in header.sources
             else list(header.call.get("images", ())))
 
 
 def _photo_of(key: str, images: Sequence[Path]) -> Path:
-    """Find the photo of an id among files and folders; it need not be there any more."""
+    """Find the photo of an id among files and folders; it may no longer exist."""
     for image in images:
         if image.suffix.lower() in PHOTO_SUFFIXES and image.stem == key:
             return image

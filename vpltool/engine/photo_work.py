@@ -1,4 +1,4 @@
-"""The frame of all work on single photos: find what is left to do, start, write, finish."""
+"""The common loop of per-photo stages: find remaining work, start, write results, finish."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from vpltool.parallel.threads import write_behind
 
 @dataclass(frozen=True)
 class Failed:
-    """Why a photo could not be done; the others are processed."""
+    """The reason why a photo failed; work on the others continues."""
 
     reason: str
 
 
 Made = tuple[str, Any]
-"""A photo's id, and what is to be written for it, or `Failed`."""
+"""A photo's id, and its result or `Failed`."""
 
 Batch = TypeVar("Batch", bound="memory.Divisible")
 
@@ -44,13 +44,13 @@ Batch = TypeVar("Batch", bound="memory.Divisible")
 def open_outputs(
     folders: Mapping[Path, Header], photos: Photos, settings: PerPhoto, labels: int = 0
 ) -> list[OutputFolder]:
-    """Open the folders that a stage writes, the most wanted first; nothing is changed yet.
+    """Open a stage's output folders, the main one first; nothing is changed yet.
 
     Args:
-        labels: number of labels that there are, with the background; 0: any.
+        labels: number of labels including the background; 0: no limit.
 
     Raises:
-        VplError: one was made with other settings, or another command is writing it.
+        VplError: a folder was made with other settings, or another command is writing to it.
     """
     for path in folders:
         once.write_alone(path)
@@ -68,22 +68,21 @@ def make_photos(
     write: Callable[[OutputFolder, str, Any], None], settings: PerPhoto,
     on_start: Callable[[], None] | None = None, reads: Mapping[str, Path] | None = None,
 ) -> list[Path]:
-    """Do the work of a stage for all photos that are left, and write it down.
+    """Process all remaining photos of a stage, and write the results.
 
     Args:
-        start: given the ids to do. It loads and checks everything that can be refused before it
-            returns; what it returns yields each photo. Nothing that an earlier run left is
-            deleted before.
-        write: writes what was made for a photo to one of the outputs.
-        settings: device and batch size. On a GPU a thread writes, and so many results may wait.
-        on_start: called when the outputs have been begun, to write what belongs beside them.
-        reads: id to path of the photos that the work opens.
+        start: called with the remaining ids. It must load models and make all checks before it
+            returns an iterator over results; earlier results are deleted only after that.
+        write: writes one photo's result to one of the outputs.
+        settings: device and batch size. On a GPU a thread writes, with up to a batch pending.
+        on_start: called once the outputs have begun, to write files that belong to them.
+        reads: path by id, of photos that the work opens.
 
     Returns:
         paths of the outputs.
 
     Raises:
-        VplError: photos are gone whose results would be deleted.
+        VplError: photos are missing whose earlier results would be deleted.
         PhotosFailed: some photos failed; the others are done.
     """
     _check_there(outputs, reads or {})
@@ -119,7 +118,7 @@ def make_photos(
 
 
 def _check_there(outputs: Sequence[OutputFolder], paths: Mapping[str, Path]) -> None:
-    """Check that the photos are there whose results are to be replaced."""
+    """Check that photos whose results would be replaced are readable."""
     for output in outputs:
         old = [key for key in output.todo if key in paths and output.holds(key)]
         gone = [key for key in old if not os.access(paths[key], os.R_OK)]
@@ -138,11 +137,11 @@ def _write_ahead(settings: PerPhoto) -> int:
 
 
 _MANY = 2000
-"""Photos from which reading their sizes takes long enough to be shown."""
+"""Number of photos from which reading image sizes is slow enough for a progress bar."""
 
 
 def count_sizes(total: int) -> Callable[[], None]:
-    """Show how many sizes of photos have been read; call the result after each of them."""
+    """Show progress of reading photo sizes; call the returned function after each photo."""
     if total < _MANY:
         return lambda: None
     stack = contextlib.ExitStack()
@@ -163,14 +162,14 @@ def run_batches(
     batches: Iterable[Batch], run: Callable[[Batch], Iterable[Made]],
     too_large: Callable[[Batch], str],
 ) -> Iterator[Made]:
-    """Run batches, and yield the photos of each; batches that do not fit into memory are split.
+    """Run batches, and yield results photo by photo; batches that exceed memory are split.
 
     Args:
-        batches: what to run, in order; `failed` of one are photos that could not be read.
-        too_large: what to do where not even one photo fits: the hint of the error.
+        batches: the batches in order; photos in `batch.failed` could not be read.
+        too_large: returns the hint of the error raised if a single photo does not fit.
 
     Raises:
-        VplError: the memory does not suffice for one photo.
+        VplError: memory does not suffice for one photo.
     """
     def run_one(batch: Batch) -> list[Made]:
         failed: Mapping[str, str] = getattr(batch, "failed", {})
@@ -187,13 +186,13 @@ def run_photos(
     device: torch.device, batch_size: int, workers: int,
     too_large: Callable[[batching.Batch], str] = smaller_side_hint,
 ) -> Iterator[Made]:
-    """Run a network over photos, which worker processes read; see `load_batches`, `run_batches`.
+    """Run a network over photos read by worker processes; see `load_batches` and `run_batches`.
 
     Args:
-        too_large: what to do where not even one photo fits into memory: a hint.
+        too_large: returns the hint of the error raised if a single photo does not fit.
 
     Raises:
-        VplError: the memory does not suffice for one photo.
+        VplError: memory does not suffice for one photo.
     """
     return run_batches(batching.load_batches(
         list(paths.items()), seen, device=device, batch_size=batch_size,
@@ -201,27 +200,27 @@ def run_photos(
 
 
 MOST = 200
-"""Photos that are compared; of more, every nth."""
+"""Maximum number of photos to compare; of more, every nth."""
 
 
 Packed: TypeAlias = "Callable[[], npt.NDArray[np.uint8]]"
-"""Compressed labels (H, W): call it for them."""
+"""A function that returns compressed labels (H, W)."""
 
 
 def packed(labels: npt.NDArray[np.uint8]) -> Packed:
-    """Compress labels (H, W), since those of hundreds of photos wait in memory."""
+    """Compress labels (H, W), because labels of hundreds of photos are held in memory."""
     size, kind, content = labels.shape, labels.dtype, zlib.compress(labels.tobytes(), 1)
     return lambda: np.frombuffer(zlib.decompress(content), kind).reshape(size)
 
 
 def _labels_before(output: OutputFolder) -> dict[str, Packed]:
-    """Id to the label image that is about to be replaced; none where the files are no labels."""
+    """Return label images about to be replaced, by id; empty if the files are not labels."""
     if KINDS[output.header.kind].layout != "labels-folder":
         return {}
     there = [key for key in output.todo if output.path_of(key).exists()]
     found = {}
     for key in there[:: -(-len(there) // MOST) or 1]:
-        # A damaged one is made again.
+        # Damaged files are replaced without a comparison.
         with contextlib.suppress(VplError):
             found[key] = packed(read_labels(output.path_of(key)))
     return found
@@ -229,16 +228,16 @@ def _labels_before(output: OutputFolder) -> dict[str, Packed]:
 
 def _tell_changes(outputs: Sequence[OutputFolder], before: Mapping[Path, Mapping[str, Packed]]
                   ) -> None:
-    """Say which share of the pixels has another label now, folder by folder."""
+    """Report the share of pixels whose label has changed, folder by folder."""
     for output in outputs:
         photos = changed = pixels = 0
         for key, unpack in before[output.path].items():
             try:
                 labels, old = read_labels(output.path_of(key)), unpack()
             except VplError:
-                # The photo failed this time.
+                # The photo failed in this run.
                 continue
-            # Else it is another photo under the same name.
+            # Another size means another photo of the same name.
             if labels.shape == old.shape:
                 photos += 1
                 changed += int((old != labels).sum())

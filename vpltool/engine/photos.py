@@ -1,4 +1,4 @@
-"""The photos of a split that a stage works on, and the identity of a whole split."""
+"""Selection of the photos that a stage processes, and identities of whole splits."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TAGGED = ("cams", "masks")
 
 @dataclass(frozen=True)
 class Photos:
-    """The photos that a stage is asked for.
+    """The photos requested from a stage.
 
     Args:
-        per_photo_inputs: id to what of a photo's own the result depends on, see `open_output`.
-        left_out: id to reason, of those that an earlier stage failed on.
+        per_photo_inputs: the photo's own inputs by id, see `open_output`.
+        left_out: reason by id, of photos that an earlier stage failed on.
         whole: whether these are all photos of the split, or all of the shard.
-        hashes: id to hash of the photo's file, where it can be read.
+        hashes: hash of the photo's file by id, if readable.
     """
 
     ids: Sequence[str]
@@ -42,10 +42,10 @@ class Photos:
 
 
 def chosen_shard(choice: str) -> Shard:
-    """The shard that this process does; said, unless it is all photos.
+    """Return the shard of this process, and print it unless it is all photos.
 
     Raises:
-        VplError: what the setting or the environment says is no shard.
+        VplError: the setting or the environment specifies no valid shard.
     """
     shard = find_shard(choice)
     if shard.count > 1:
@@ -58,19 +58,19 @@ Named = TypeVar("Named")
 
 def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] = str
              ) -> list[Named]:
-    """Choose the photos that this process does.
+    """Select the photos that this process handles.
 
-    Every stage that works on single photos asks this function, and no other.
+    All per-photo stages use this function, and no other.
     """
     return [photo for photo in photos if shard.holds(key(photo))]
 
 
 def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFolder,
                 shard: Shard = WHOLE) -> Photos:
-    """The photos of a split, or of a shard of it, that all inputs hold, with their tags.
+    """Return the photos of a split or shard that all inputs contain, with their tags.
 
     Raises:
-        VplError: an input is not complete, holds none of them, or was made from other photos or
+        VplError: an input is incomplete, holds none of them, or was made from other photos or
             tags.
     """
     photos = assigned(workspace.photos(split, limit), shard, lambda photo: photo.id)
@@ -85,10 +85,10 @@ def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFold
 
 
 def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFolder) -> None:
-    """Check that folders were made from the photos that are there, and from their tags.
+    """Check that folders were made from the present photos and tags.
 
     Raises:
-        VplError: one was not; what makes these photos' files again is the hint.
+        VplError: a folder was not; the hint is the call that recomputes the outdated files.
     """
     wanted = set(ids)
     photos = [photo for photo in workspace.photos() if photo.id in wanted]
@@ -105,26 +105,26 @@ def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFold
 
 
 def tags_of(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, str]:
-    """Id to class indices, as text: what of a photo's own its maps depend on."""
+    """Return class indices as text by id: the tags on which a photo's maps depend."""
     return {photo.id: " ".join(map(str, workspace.indices_of(photo))) for photo in photos}
 
 
 def paths_of(workspace: Workspace, split: str) -> dict[str, Path]:
-    """Id to path of each photo of a split."""
+    """Return the paths of a split's photos by id."""
     return {photo.id: workspace.image_path(photo) for photo in workspace.photos(split)}
 
 
 def tag_tensors(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, Tensor]:
-    """Id to class indices (K,) of each photo; on the host, where reading them does not wait."""
+    """Return class indices (K,) by photo id, on the host, so that reading them never waits."""
     return {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
             for photo in photos}
 
 
 def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:
-    """Read a photo that an earlier stage could read: RGB (H, W, 3).
+    """Read a photo, RGB (H, W, 3), that an earlier stage could read.
 
     Raises:
-        VplError: it cannot be read any more; the photo is named.
+        VplError: it can no longer be read; the message names the photo.
     """
     path = workspace.image_path(photo)
     with naming_photo(photo, path):
@@ -133,7 +133,7 @@ def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8
 
 @contextlib.contextmanager
 def naming_photo(photo: Photo, path: Path) -> Iterator[None]:
-    """Turn what reading a photo raises into an error that names it.
+    """Turn an OSError while reading a photo into an error that names it.
 
     Raises:
         VplError: the photo cannot be read.
@@ -146,9 +146,9 @@ def naming_photo(photo: Photo, path: Path) -> Iterator[None]:
 
 
 def photos_identity(workspace: Workspace, split: str, limit: int, *inputs: InputFolder) -> str:
-    """Return a hash of the ids of the photos that folders give: all but those that failed.
+    """Return a hash of the ids of all photos that have not failed in any folder.
 
-    It is the input `photos` of such a file: once a failed photo is there, the file is stale.
+    It is stored as the input `photos`, so that a file is stale once a failed photo is available.
     """
     ids = [photo.id for photo in workspace.photos(split, limit)]
     left_out = {key for folder in inputs for key in folder.left_out(ids)}
@@ -157,7 +157,7 @@ def photos_identity(workspace: Workspace, split: str, limit: int, *inputs: Input
 
 def known_hashes(workspace: Workspace, photos: Iterable[Photo], inputs: Iterable[InputFolder]
                  ) -> dict[str, str]:
-    """Return id to hash of each photo's file; where it cannot be read, as folders know it."""
+    """Return the hash of each photo's file by id; of unreadable ones, as recorded by folders."""
     photos = list(photos)
     known: Mapping[str, str] = {key: hashed for folder in inputs
                                 for key, hashed in folder.photos.items()}
@@ -166,17 +166,17 @@ def known_hashes(workspace: Workspace, photos: Iterable[Photo], inputs: Iterable
 
 
 def with_photo_files(workspace: Workspace, header: Header) -> Header:
-    """Add the input `photo-files` to the header of a file that is made from all photos of a split.
+    """Add the input `photo-files` to the header of a file made from all photos of a split.
 
     Args:
-        header: its sources are the folders that are read, its options the split and the limit.
+        header: has the input folders as sources, and the options `split` and `limit`.
     """
     return replace(header, inputs=header.inputs | {
         "photo-files": _files_identity(workspace, header)})
 
 
 def _files_identity(workspace: Workspace, header: Header) -> str:
-    """Hash of the files of the photos that the sources of a header give."""
+    """Return a hash of the files of all photos that the header's sources contain."""
     photos = workspace.photos(str(header.options.get("split", "train")),
                               int(header.options.get("limit", 0)))
     folders = list(_folders(workspace, header))
@@ -187,13 +187,13 @@ def _files_identity(workspace: Workspace, header: Header) -> str:
 
 
 def other_photos(workspace: Workspace, header: Header) -> list[str]:
-    """Say that a file would be made from other photos now, if it would."""
+    """Return a reason if a file would now be made from other photos."""
     if header.inputs.keys().isdisjoint(("photos", "photo-files")):
         return []
     split = str(header.options.get("split", "train"))
     try:
         if header.inputs.get("tags", "") not in ("", workspace.tags_identity(split)):
-            # That photos or tags have changed is said anyway.
+            # Changes of photos or tags are reported anyway.
             return []
         if "photos" in header.inputs and header.inputs["photos"] != photos_identity(
                 workspace, split, int(header.options.get("limit", 0)),
@@ -215,6 +215,6 @@ def _folders(workspace: Workspace, header: Header) -> Iterator[InputFolder]:
 
 
 def given_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:
-    """Return the photos that a folder lacks since an earlier step failed, which works by now."""
+    """Return photos missing because an earlier stage failed on them, if it succeeds now."""
     return {key for key in folder.waiting if sources and not folder.holds(key)
             and all(source.holds(key) for source in sources)}

@@ -1,4 +1,4 @@
-"""Prototypes that stages read and write: their rows, and the space in which these lie."""
+"""Prototypes read and written by stages: their rows, and the space of these."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vpltool.lazy import Tensor
 from vpltool.settings import Settings, described
 
 OF_TAGS = "tags"
-"""Name of the prototypes that are made from tags alone."""
+"""Name of the prototypes made from tags alone."""
 
 
 def class_rows(workspace: Workspace, settings: Settings, name: str = "prototypes") -> str:
-    """NAME or path of the prototypes that the setting `name` of a stage names.
+    """Return the NAME or path of prototypes in a stage's setting called `name`.
 
-    Where an encoder takes the CLIP's place, its patches have no text to be compared with: the
-    default are prototypes of tags then.
+    A vision encoder has no text to compare patches with; in its workspaces, the default is
+    prototypes from tags.
     """
     choice: str = getattr(settings, name)
     default = next(entry.default for entry in described(type(settings)) if entry.name == name)
@@ -37,13 +37,13 @@ def class_rows(workspace: Workspace, settings: Settings, name: str = "prototypes
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Prototypes that were read from a file.
+    """Prototypes read from a file.
 
     Args:
         rows: L2-normed vectors (rows, dim).
-        class_index: class of each row (rows,), 0 is the background.
-        of_rows: what else the file says of each row, see `formats.kinds`.
-        of_space: tensors of the map into the rows' own space; empty: CLIP's joint space.
+        class_index: class of each row (rows,); 0 is the background.
+        of_rows: further tensors with one entry per row, see `formats.kinds`.
+        of_space: parameters of the map into an aligned space; empty: CLIP's joint space.
     """
 
     path: Path
@@ -55,18 +55,18 @@ class Prototypes:
 
     @property
     def photos(self) -> Sequence[str]:
-        """Ids of the photos that `photo_of` numbers."""
+        """Photo ids that `photo_of` indexes."""
         return tuple(self.header.facts.get("photos", ()))
 
 
 def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False) -> Prototypes:
-    """Read prototypes by NAME (`text`, `vision`) or path; they must be of the workspace's classes.
+    """Read prototypes of the workspace's classes by NAME (`text`, `vision`) or path.
 
-    `aligned` says that the caller maps patches into the rows' own space, if they have one.
+    `aligned` declares that the caller maps patches into the aligned space, if there is one.
 
     Raises:
-        VplError: they are not there, are of other classes, or lie in another space than CLIP's; the
-            hint is what makes them.
+        VplError: they do not exist, have other classes, or lie in an aligned space; the hint is
+            the call that makes them.
     """
     path = find_prototypes(workspace.path, choice)
     if choice == "text" and not path.exists():
@@ -100,10 +100,10 @@ _ROW_MAKERS = {"context_of": ("whose context its rows are", "lpcam"),
 
 
 def check_rows(prototypes: Prototypes, reads: Collection[str]) -> None:
-    """Check that prototypes say of their rows what a method reads, before the first photo.
+    """Check that prototypes have the row attributes that a method reads.
 
     Raises:
-        VplError: they do not; the hint is the estimator that makes such prototypes.
+        VplError: one is missing; the hint is the estimator that stores it.
     """
     for name, (what, maker) in _ROW_MAKERS.items():
         if name in reads and name not in prototypes.of_rows:
@@ -113,7 +113,7 @@ def check_rows(prototypes: Prototypes, reads: Collection[str]) -> None:
 
 
 def find_prototypes(work: Path, choice: str) -> Path:
-    """Path of prototypes given by NAME or path."""
+    """Return the path of prototypes given by NAME or path."""
     named = place(work, "prototypes", choice)
     return Path(choice) if not named.exists() and choice.endswith(".safetensors") else named
 
@@ -124,7 +124,7 @@ _MAKERS = {"text": "`text_prototypes()`", "vision": "`learn_prototypes()`",
 
 
 def prototypes_hint(work: Path, choice: str) -> str:
-    """The call that makes prototypes of a name; for an unknown name, the nearest that is there."""
+    """Return the call that makes prototypes of a name, or the nearest name if it is unknown."""
     there = [path.stem for path in results_of(work, "prototypes")]
     near = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
     if choice in _MAKERS or not near:
@@ -134,7 +134,7 @@ def prototypes_hint(work: Path, choice: str) -> str:
 
 
 def space_of(prototypes: Prototypes) -> aligned_space.AlignedSpace | None:
-    """The map from CLIP's joint space to that of the rows; None if they lie in the joint space."""
+    """Return the map from CLIP's joint space to an aligned one; None for the joint space."""
     if not prototypes.of_space:
         return None
     return aligned_space.AlignedSpace.from_tensors(prototypes.of_space,
@@ -142,7 +142,7 @@ def space_of(prototypes: Prototypes) -> aligned_space.AlignedSpace | None:
 
 
 def head_in_space(head: vit.Head, space: aligned_space.AlignedSpace | None) -> vit.Head:
-    """Put the map into a space after CLIP's head; without a space, it is the head itself."""
+    """Append the map into an aligned space to CLIP's head; without one, return the head."""
     if space is None:
         return head
     return aligned_space.AlignedHead.of(head, space).eval().requires_grad_(False)
@@ -150,9 +150,9 @@ def head_in_space(head: vit.Head, space: aligned_space.AlignedSpace | None) -> v
 
 def split_header(workspace: Workspace, command: str, settings: Settings, features: InputFolder,
                  **inputs: InputFolder | Prototypes | str) -> Header:
-    """Make the header of prototypes that a stage makes from the features of a whole split.
+    """Make the header of prototypes computed from the features of a whole split.
 
-    `inputs` says what else is read, by role: CAMs and prototypes, whose names become options, or an
+    `inputs` are further inputs by role: CAMs and prototypes, whose names become options, or an
     identity.
     """
     folders = [features, *(found for found in inputs.values() if isinstance(found, InputFolder))]
@@ -170,7 +170,7 @@ def split_header(workspace: Workspace, command: str, settings: Settings, feature
 
 def write_prototypes(path: Path, header: Header, tensors: Mapping[str, Tensor], facts: JsonObject,
                      start: Prototypes) -> None:
-    """Write prototypes that are made from others, and lie in their space."""
+    """Write prototypes derived from `start`, which lie in the same space."""
     aligned = _facts(start)
     write_tensors(path, replace(header, facts=facts | ({"aligned": aligned} if aligned else {})),
                   {**tensors, **start.of_space})
@@ -182,17 +182,17 @@ def _facts(prototypes: Prototypes) -> Mapping[str, Any]:
 
 
 def patch_source(features: InputFolder) -> str:
-    """Where the patches of features come from, as `extract` calls it: `block` or `value`."""
+    """Return the kind of patches in features, as in `extract`: `block` or `value`."""
     return str(features.header.options.get("patches", "block"))
 
 
 def check_fits(features: InputFolder, prototypes: Prototypes, *, head: bool = False) -> None:
-    """Check that features and prototypes come from one CLIP, and can be taken to one space.
+    """Check that features and prototypes come from one CLIP and fit the same space.
 
-    `head` says that patches come from CLIP's head, which gives those of `block`.
+    `head` declares that patches come from CLIP's head, and so are of the kind `block`.
 
     Raises:
-        VplError: they do not, or cannot.
+        VplError: they do not.
     """
     check_same_model(features.header.model, prototypes.header.model,
                      f"{features.path} and {prototypes.path}")
@@ -207,7 +207,7 @@ def check_fits(features: InputFolder, prototypes: Prototypes, *, head: bool = Fa
 
 
 def check_one_space(first: Prototypes, second: Prototypes) -> None:
-    """Check that the rows of two files lie in one space.
+    """Check that the rows of two files lie in the same space.
 
     Raises:
         VplError: they do not.
@@ -221,6 +221,6 @@ def check_one_space(first: Prototypes, second: Prototypes) -> None:
 
 def read_patches(features: InputFolder, key: str, space: aligned_space.AlignedSpace | None
                  ) -> Tensor:
-    """Read a photo's patches (h·w, dim) as they are stored; with a space, mapped into it."""
+    """Read a photo's patches (h·w, dim) as stored, or mapped into an aligned space."""
     patches = features.read_tensors(key, "patches")["patches"]
     return patches if space is None else space(patches.float())

@@ -1,4 +1,4 @@
-"""Reports: what a stage found out, which it returns and has written down."""
+"""Reports: results that a stage both returns and writes as JSON."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vpltool.formats.fields import NUMBER, OBJECTS, SIZE, SIZE_OF, TEXT, check_f
 
 
 class Report(JsonObject):
-    """A report as its JSON file holds it, and what else its table says.
+    """The content of a report's JSON file, with further data for its table.
 
     Args:
-        paths: the file, and what lies beside it, such as a picture.
-        classes: names of all classes, those that the report leaves out too.
+        paths: the file and its companions, such as a picture.
+        classes: names of all classes, including those absent from the report.
     """
 
     def __init__(self, content: Mapping[str, object], *paths: Path, classes: Sequence[str] = ()
@@ -32,10 +32,10 @@ _OF_KIND = {"scores": {"iou": SIZE_OF}, "agreement": {"mean": SIZE_OF}}
 
 
 def read_scores(path: Path) -> JsonObject:
-    """Read a file of scores, by true masks or by tags.
+    """Read a file of scores, against true masks or tags.
 
     Raises:
-        VplError: it is not there, or holds none.
+        VplError: it does not exist, or is not a file of scores.
     """
     hint = "`eval(what='predictions/NAME')` writes scores"
     content = read_json(path, hint)
@@ -51,11 +51,11 @@ def read_scores(path: Path) -> JsonObject:
 
 
 def format_table(cells: Sequence[Sequence[str]], *, markdown: bool, left: int = 2) -> str:
-    """Format rows as a table: the first columns to the left, the others to the right.
+    """Format rows as a table, with the first columns left-aligned and the others right-aligned.
 
     Args:
-        cells: the heads of the columns, then a row each.
-        left: number of columns to the left.
+        cells: column headings, followed by the rows.
+        left: number of left-aligned columns.
     """
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = []

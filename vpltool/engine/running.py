@@ -1,4 +1,4 @@
-"""Running a trained segmenter on a device: what each can do, and how a network does it."""
+"""Running a trained segmenter on a device: the common interface, and its version for networks."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from vpltool.parallel.device import find_device
 from vpltool.settings import NoEffect, setting
 
 _MOST_PATCHES = 16_384
-"""A photo with more patches is refused on a CPU: attention grows with their square, and a ViT-B/16
-takes three minutes for these (16 s a block on one core)."""
+"""Limit of patches per photo on a CPU: attention is quadratic, and a ViT-B/16 takes three minutes
+for this many (16 s a block on one core)."""
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """A photo's class probabilities (classes, 4h, 4w), and its (height, width)."""
+    """Class probabilities of a photo (classes, 4h, 4w), and its (height, width)."""
 
     probabilities: Tensor
     size: tuple[int, int]
 
     def tensors(self, kind: str) -> dict[str, Tensor]:
-        """What a file of some kind holds of it, such as `probabilities`."""
+        """Return the tensors of a file of this kind, such as `probabilities`."""
         assert kind == "probabilities"
         scores, classes = segment.keep_likely(self.probabilities)
         return {kind: scores.half(), "classes": classes}
@@ -51,7 +51,7 @@ class Segmented:
 
 @dataclass(frozen=True, kw_only=True)
 class RunsSegmenter(options.PerPhoto, shared=True):
-    """Settings that say how a segmenter sees photos."""
+    """Settings of how a segmenter processes photos."""
 
     split: str = options.split("val")
     scales: str = setting("1", "Scales whose results are averaged; WeCLIP: 1,0.75.",
@@ -85,7 +85,7 @@ class RunsSegmenter(options.PerPhoto, shared=True):
         """The scales as numbers.
 
         Raises:
-            VplError: they are not a list of factors, `1,0.75`.
+            VplError: `scales` is not a list of factors such as `1,0.75`.
         """
         try:
             factors = [float(part) for part in self.scales.split(",")]
@@ -98,23 +98,23 @@ class RunsSegmenter(options.PerPhoto, shared=True):
 
 
 class RunningSegmenter(Protocol):
-    """A trained segmenter on its device; `SegmenterFile.load` makes it."""
+    """A trained segmenter on its device, as returned by `SegmenterFile.load`."""
 
     def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
-        """Return the class probabilities (classes, h, w) of RGB (H, W, 3).
+        """Return class probabilities (classes, h, w) of RGB (H, W, 3).
 
         Raises:
-            VplError: it cannot see photos as the settings say.
+            VplError: it does not support the settings.
         """
 
     def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
-        """Yield a `Segmented` for each photo, or why there is none; id to path is given."""
+        """Yield a `Segmented` or the failure of each photo, given paths by id."""
 
     def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
-        """Return what sees large photos in tiles; None: all are seen whole.
+        """Return a segmenter of large photos in tiles; None: all photos are processed whole.
 
         Raises:
-            VplError: it sees no tiles.
+            VplError: it does not support tiles.
         """
 
 
@@ -123,7 +123,7 @@ def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
     """Segment photos from their stored layers.
 
     Args:
-        paths: id to path of each photo, for its size.
+        paths: path of each photo by id, to read its size.
 
     Returns:
         yields a `Segmented` for each photo.
@@ -152,17 +152,17 @@ def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
 
 @dataclass(frozen=True)
 class RunningNetwork:
-    """A network and its encoder.
+    """A `RunningSegmenter` of a network and its encoder.
 
     Args:
-        trained: both, on the device; the tower in the number format of the work.
+        trained: both on the device; the tower has the dtype of the computation.
     """
 
     trained: TrainedSegmenter
     device: torch.device
 
     def _seen(self, settings: RunsSegmenter) -> PhotoSettings:
-        """How whole photos become its input."""
+        """Return the preprocessing of whole photos."""
         encoder = self.trained.encoder
         return PhotoSettings(encoder.vision.patch, encoder.mean, encoder.std,
                              max(settings.factors), side_of(self.trained.header, settings.max_side))
@@ -227,11 +227,11 @@ def _in_tiles(tiled: TiledSegmenter, paths: Mapping[str, Path]) -> Iterator[Made
 
 def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: str = "",
                      scale: float = 1) -> str:
-    """Say why photos (B, 3, H, W) are not encoded whole, and what would do; empty if they are.
+    """Explain why photos (B, 3, H, W) are too large to encode whole; empty if they are not.
 
     Args:
-        other: a setting that would do, too.
-        scale: how much larger these are than `max_side` makes them.
+        other: another setting that helps.
+        scale: how much larger they are than `max_side` allows, because of `scales`.
     """
     height, width = pixels.shape[2:]
     count = height * width // patch**2
@@ -245,7 +245,7 @@ def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: st
 
 
 def _warn_of_background(made: Iterator[Made], side: int) -> Iterator[Made]:
-    """Warn of photos that were scaled down to a side and in which nothing was found."""
+    """Warn of photos without any object after scaling down to `side`."""
     empty = []
     for key, seen in made:
         if isinstance(seen, Segmented) and 0 < side < max(seen.size) and not (

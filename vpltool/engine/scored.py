@@ -1,4 +1,4 @@
-"""Photos with the scores of their labels, as a method of `label_refiners` reads them."""
+"""Photos with scores of their labels, the inputs of `label_refiners`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Field: TypeAlias = "npt.NDArray[np.float32]"
 
 @dataclass(frozen=True)
 class Scores:
-    """Where scores come from, and at which size.
+    """The source of the scores, and the size to compute at.
 
     Args:
         alpha: exponent of the background score of CAMs.
-        max_side: larger photos are scaled down to this; 0: never.
-        proposals: of the photos, if the method reads them.
-        tile: photos with a longer side are worked on in tiles of this side, not scaled down; 0:
-            none are.
+        max_side: larger photos are scaled down to this side; 0: never.
+        proposals: proposals of the photos, if the method reads them.
+        tile: photos with a longer side are processed in tiles of this side instead of being scaled
+            down; 0: no tiles.
     """
 
     source: InputFolder
@@ -44,11 +44,11 @@ class Scores:
     tile: int = 0
 
     def divides(self, size: tuple[int, int]) -> bool:
-        """Tell whether a photo of (height, width) is worked on in tiles."""
+        """Return whether a photo of (height, width) is processed in tiles."""
         return 0 < self.tile < max(size)
 
     def size_at_once(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(height, width) of what is worked on at once: a tile, or the photo scaled down."""
+        """Return (height, width) of one unit of work: a tile, or the photo scaled down."""
         if self.divides(size):
             return min(size[0], self.tile), min(size[1], self.tile)
         return crf.bounded_size(size, self.max_side)
@@ -56,12 +56,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Stored:
-    """What is stored of a photo's labels: CAMs or probabilities (K, h, w), or labels (H, W).
+    """A photo's stored scores: CAMs or probabilities (K, h, w), or labels (H, W).
 
     Args:
         kind: `cams`, `probabilities` or `predictions`.
-        values: as they are stored.
-        classes: class of each map (K,); of each label that the photo shows.
+        values: the tensor as stored.
+        classes: class of each map (K,), or of each label in the photo.
         alpha: see `Scores`.
     """
 
@@ -72,7 +72,7 @@ class Stored:
 
     @classmethod
     def of(cls, scores: Scores, key: str) -> Stored:
-        """Read those of a photo."""
+        """Read the stored scores of a photo."""
         source = scores.source
         if source.kind == "predictions":
             labels = source.read_labels(key)
@@ -83,13 +83,13 @@ class Stored:
         return cls(source.kind, values, tensors["classes"], scores.alpha)
 
     def labels(self) -> Tensor:
-        """Class of each label (L,): those of the maps, and the background where it has none."""
+        """Return the class of each label (L,); to those of CAMs the background is added."""
         if self.kind != "cams":
             return self.classes
         return torch.cat([self.classes.new_zeros(1), self.classes])
 
     def whole(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Scores of the labels at a size (L, H, W), and their classes (L,)."""
+        """Return label scores at a size (L, H, W), and their classes (L,)."""
         if self.kind == "predictions":
             return crf.scores_of_labels(crf.shrink(self.values.numpy(), size))
         if len(self.values):
@@ -101,7 +101,7 @@ class Stored:
 
     def part(self, size: tuple[int, int], corner: tuple[int, int], sides: tuple[int, int]
              ) -> tuple[Tensor, Tensor]:
-        """Scores of the labels of a part of the photo (L, *sides), and their classes (L,).
+        """Return label scores of a part of the photo (L, *sides), and their classes (L,).
 
         Args:
             size: the photo's (height, width).
@@ -122,15 +122,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class Read:
-    """A photo with the scores of its labels; or why not.
+    """A photo with its label scores, or the reason why reading failed.
 
     Args:
-        scored: pixels and scores, at the size at which it is worked on; no scores of a photo that
-            is worked on in tiles.
+        scored: pixels and scores at the working size; without scores if the photo is processed
+            in tiles.
         classes: class index of each label (L,).
         size: the photo's own (height, width).
-        failure: why it cannot be used; empty if it can.
-        stored: where it is worked on in tiles, what their scores come from.
+        failure: reason why it cannot be used; empty if it can.
+        stored: source of the tiles' scores, if it is processed in tiles.
     """
 
     key: str
@@ -143,13 +143,13 @@ class Read:
 
     @property
     def each(self) -> str:
-        """The size at which it is worked on, for people."""
+        """The working size for messages."""
         return f"{self.scored.photo.shape[1]}×{self.scored.photo.shape[0]} pixels"
 
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """Photos of one size and number of labels; see `run_within_memory`."""
+    """Photos of the same size and number of labels; see `run_within_memory`."""
 
     photos: list[Read]
 
@@ -158,11 +158,11 @@ class ReadBatch:
 
     @property
     def each(self) -> str:
-        """Size of each photo, for people."""
+        """Size of each photo for messages."""
         return self.photos[0].each
 
     def split(self, size: int) -> list[ReadBatch]:
-        """Take it apart into batches of `size` photos at most."""
+        """Split into batches of at most `size` photos."""
         return [ReadBatch(self.photos[start : start + size])
                 for start in range(0, len(self), size)]
 
@@ -191,14 +191,14 @@ def read_scored(scores: Scores, job: Job) -> Read:
 
 
 def _names(scores: Scores, classes: Tensor) -> tuple[str, ...]:
-    # A class that is not there is told of by who labels.
+    # The code that writes labels reports unknown classes.
     return tuple(scores.classes[label - 1] if 0 < label <= len(scores.classes) else ""
                  for label in classes.tolist())
 
 
 def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
                   ) -> Proposals | None:
-    """The proposals of a photo, at a size; None if none are read."""
+    """Return a photo's proposals at a size; None if none are read."""
     if folder is None:
         return None
     try:
@@ -209,20 +209,20 @@ def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
 
 
 _OVERLAP = 0.25
-"""Of neighbouring tiles, as a share of a tile: with 1,024 pixels, almost four deviations of
-CLIP-ES's appearance kernel."""
+"""Overlap of neighbouring tiles, as a share of a tile: with 1,024 pixels, almost four standard
+deviations of CLIP-ES's appearance kernel."""
 
 
 def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Field]
                      ) -> Iterator[Field]:
-    """Refine each tile as a photo of its own, and blend its marginals with those that it overlaps.
+    """Refine tiles like single photos, and blend marginals where tiles overlap.
 
     Args:
-        tile: side of a tile, in pixels.
-        refine: gives the marginals (L, h, w) of a tile.
+        tile: side of a tile in pixels.
+        refine: computes the marginals (L, h, w) of a tile.
 
     Yields:
-        the marginals of the rows that a row of tiles completes (L, rows, W).
+        marginals (L, rows, W) of the image rows completed by each row of tiles.
     """
     stored, photo, size = read.stored, read.scored, read.size
     assert stored is not None
@@ -235,7 +235,7 @@ def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Fiel
             places = [place_of[label] for label in classes.tolist()]
             pixels = np.ascontiguousarray(
                 photo.photo[top : top + sides[0], left : left + sides[1]])
-            # A label that a tile does not show has no probability in it.
+            # A label absent from a tile has probability zero in it.
             field = torch.zeros(len(place_of), *sides)
             field[places] = torch.from_numpy(refine(ScoredPhoto(
                 pixels, values.numpy(), tuple(photo.names[place] for place in places))))

@@ -1,7 +1,7 @@
-"""Trained segmenters as files: finding one, what is known of it, and loading it.
+"""Trained segmenters as files: finding, inspecting and loading them.
 
-A decoder, a bundle and trained groups are one class each. Who uses a segmenter asks it, and not
-what kind it is.
+Decoders, bundles and trained groups are one class each. Callers use the common interface and
+never check which kind they have.
 """
 
 from __future__ import annotations
@@ -32,50 +32,50 @@ from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision
 
 TOWER = "tower."
-"""Beginning of the names of an encoder's tensors in the file of a segmenter trained with it."""
+"""Prefix of the encoder's tensors in the file of a segmenter trained together with its encoder."""
 
 
 @dataclass(frozen=True)
 class SegmenterFile:
-    """A trained segmenter on disk: here a decoder, a network over an encoder."""
+    """The file of a trained segmenter; this base class is a decoder, a network over an encoder."""
 
     path: Path
     header: Header
 
     role: ClassVar[str] = "decoder"
-    """What headers call it among their inputs."""
+    """Its name among the inputs in headers."""
 
     portable: ClassVar[bool] = False
-    """Whether it needs no workspace."""
+    """Whether it works without a workspace."""
 
     maps: ClassVar[tuple[str, ...]] = ()
-    """Kinds of file, besides labels and probabilities, that hold what it says of a photo."""
+    """Kinds of file that hold further outputs per photo, besides labels and probabilities."""
 
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
         groups.GROUP_SETTINGS, "only groups have it")
-    """Settings that have no effect with it, and why."""
+    """Settings without effect on it, and why."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, the first is label 1.
+        """Class names; the first is label 1.
 
         Raises:
-            VplError: the file does not name them.
+            VplError: the header lacks them.
         """
         return self._said("classes", tuple, "its classes")
 
     @property
     def method(self) -> str:
-        """Name of the method of its network.
+        """Name of its network's method.
 
         Raises:
-            VplError: the file does not name it.
+            VplError: the header lacks it.
         """
         return self._said("segmenter", str, "the method of its network")
 
     @property
     def again(self) -> str:
-        """What makes the file again, for a hint."""
+        """The call that makes the file again, for hints."""
         return again(self.header)
 
     def _said(self, name: str, kind: type, what: str) -> Any:
@@ -85,31 +85,31 @@ class SegmenterFile:
 
     @property
     def own_encoder(self) -> bool:
-        """Whether the file holds its encoder, so that it reads no features of another."""
+        """Whether the file contains its encoder, so that stored features cannot be used."""
         return bool(self.header.facts.get("tower"))
 
     @property
     def reads(self) -> tuple[set[str], set[int]]:
-        """What it reads of a frozen encoder: `layers` and `patches`, and which layers."""
+        """Inputs from a frozen encoder: any of `layers` and `patches`, and the layer indices."""
         return (set(self.header.facts.get("reads", ("layers", "patches"))),
                 set(self.header.options.get("layers", ())))
 
     def has_made(self, header: Header) -> bool:
-        """Tell whether this file, as it is now, made something."""
+        """Return whether this file, in its present state, made an artifact with this header."""
         return header.inputs.get(self.role) == formats.identity_of_file(self.path)
 
     def workspace(self, path: Path) -> Workspace:
-        """Open the workspace that it is used in."""
+        """Open the workspace to run in."""
         return formats.open_workspace(path)
 
     def named(self, workspace: Workspace, words: Sequence[str] = ()) -> Workspace:
-        """Return the workspace with the classes that are predicted.
+        """Return the workspace with the classes that will be predicted.
 
         Args:
-            words: names that are asked for; empty: its own, or the workspace's.
+            words: requested class names; empty: those of the segmenter or workspace.
 
         Raises:
-            VplError: it does not know these words, or there are none and it needs some.
+            VplError: the segmenter cannot predict these classes, or needs names and has none.
         """
         if words and tuple(words) != self.classes:
             raise VplError(f"{self.path} is a decoder for {', '.join(self.classes)} only, and "
@@ -117,7 +117,7 @@ class SegmenterFile:
         return replace(workspace, classes=self.classes)
 
     def calibration(self, work: Path) -> Mapping[str, Any] | None:
-        """What `calibrate` has found out of it, as it is now; None, if it has not."""
+        """Return the result of `calibrate` for this version of the file; None if there is none."""
         path = place(work, "calibration", self.path.stem)
         if not path.is_file():
             return None
@@ -125,7 +125,7 @@ class SegmenterFile:
         return found if found.get("decoder") == formats.identity_of_file(self.path) else None
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """Read the state dict of its `decoder`, the network, or of its `tower`; half as float32.
+        """Read the state dict of the `decoder` network or of the `tower`; half becomes float32.
 
         Raises:
             VplError: the file is damaged.
@@ -136,10 +136,10 @@ class SegmenterFile:
                 for key, tensor in formats.read_tensors(self.path, "decoder", names)[1].items()}
 
     def network(self) -> segmenter.SegmenterNetwork:
-        """Make its network again, as it was kept, on the CPU.
+        """Rebuild the trained network on the CPU, in evaluation mode.
 
         Raises:
-            VplError: there is none, the file is damaged, or its method is not there.
+            VplError: there is no network, the file is damaged, or its method is not installed.
         """
         method = load_method(SegmenterMethod, self.method)
         try:
@@ -151,13 +151,13 @@ class SegmenterFile:
         return network.eval().requires_grad_(False)
 
     def trained(self, workspace: Workspace, device: torch.device) -> TrainedSegmenter:
-        """Load its network together with its encoder.
+        """Load the network together with its encoder.
 
         Args:
-            workspace: names the encoder, unless the file holds it.
+            workspace: specifies the encoder, unless the file contains it.
 
         Raises:
-            VplError: see `network`; or the encoder is not to be had, or is another one.
+            VplError: see `network`; or the encoder is unavailable or does not match.
         """
         network = self.network()
         encoder = (self._stored_encoder(device) if self.own_encoder
@@ -165,7 +165,7 @@ class SegmenterFile:
         return TrainedSegmenter(self.path, self.header, network.to(device), encoder, self.classes)
 
     def _stored_encoder(self, device: torch.device) -> encoders.Encoder:
-        """The encoder that the file holds."""
+        """Return the encoder stored in the file."""
         facts = self.header.facts
         try:
             mean, std = (tuple(map(float, facts[name])) for name in ("mean", "std"))
@@ -179,20 +179,20 @@ class SegmenterFile:
                                 (std[0], std[1], std[2]), self.header.model)
 
     def _named_encoder(self, workspace: Workspace, device: torch.device) -> encoders.Encoder:
-        """The encoder of the workspace, which must be the one that the header names."""
+        """Return the workspace's encoder, which must be the one in the header."""
         encoder = load_main(workspace, device)
         check_same_model(encoder.identity, self.header.model,
                          f"{workspace.encoder or workspace.pretrained} and {self.path}")
         return encoder
 
     def load(self, workspace: Workspace, settings: groups.GroupSettings) -> RunningSegmenter:
-        """Load it onto the device of the settings, ready for photos.
+        """Load it onto the configured device, ready to segment photos.
 
         Args:
-            workspace: that of `named`; it also says where the encoder is, unless the file holds it.
+            workspace: as returned by `named`; specifies the encoder, unless the file contains it.
 
         Raises:
-            VplError: it is damaged, its encoder is not to be had, or a setting does not fit it.
+            VplError: it is damaged, its encoder is unavailable, or a setting does not fit it.
         """
         device = find_device(settings.device)
         dtype = find_precision(settings.precision, device, console.warn)
@@ -202,10 +202,10 @@ class SegmenterFile:
 
     def serving_features(self, workspace: Workspace, settings: RunsSegmenter, ids: Sequence[str]
                          ) -> InputFolder | None:
-        """Find stored features of a split that can take the place of the photos.
+        """Find stored features of a split that can replace reading the photos; None: read photos.
 
         Raises:
-            VplError: they were asked for and cannot; the message says why.
+            VplError: features were requested but cannot be used; the message gives the reason.
         """
         folder = settings.features or place(workspace.path, "features", settings.split)
         if settings.source == "photos":
@@ -226,7 +226,7 @@ class SegmenterFile:
 
     def _reason_against(self, features: InputFolder, settings: RunsSegmenter, ids: Sequence[str]
                         ) -> str:
-        """Say why features cannot take the place of the photos; empty if they can."""
+        """Return why features cannot replace the photos; empty if they can."""
         if self.own_encoder:
             return "the segmenter has an encoder of its own"
         held = features.header.options
@@ -248,15 +248,15 @@ class SegmenterFile:
         return ""
 
     def open_probabilities(self, workspace: Workspace, split: str, again: str = "") -> InputFolder:
-        """Open the class probabilities that `predict` has stored of a split or folder.
+        """Open the class probabilities that `predict` stored for a split or folder.
 
         Args:
             split: name of the split, or of the folder of photos.
-            again: the call that stores them, up to its last bracket; default: that for the split.
+            again: the call that stores them, without the closing bracket; default: for the split.
 
         Raises:
-            VplError: there are none, they are of other classes, or of another segmenter of this
-                name.
+            VplError: there are none, or they have other classes or are from another segmenter of
+                this name.
         """
         name = self.path.stem
         path = place(workspace.path, "probabilities", name, split)
@@ -272,7 +272,7 @@ class SegmenterFile:
 
 @dataclass(frozen=True)
 class BundleFile(SegmenterFile):
-    """A segmenter in one file, with all that it needs, as `export` wrote it."""
+    """A portable segmenter written by `export`: network, encoder and classes in one file."""
 
     role = "segmenter"
     portable = True
@@ -283,7 +283,7 @@ class BundleFile(SegmenterFile):
         return stand_in_workspace(path, self.header.model, self.classes)
 
     def calibration(self, work: Path) -> Mapping[str, Any] | None:
-        """What was known of it when it was exported."""
+        """Return the calibration at the time of export."""
         found: Mapping[str, Any] | None = self.header.facts.get("about", {}).get("calibration")
         return found
 
@@ -302,14 +302,14 @@ class BundleFile(SegmenterFile):
 
 @dataclass(frozen=True)
 class GroupsFile(SegmenterFile):
-    """Trained groups, which any words can name."""
+    """Trained groups, which can be labelled with any words."""
 
     maps = ("cams", "group-maps")
     unused = dict.fromkeys(groups.NETWORK_SETTINGS, "groups see photos by windows, in float32")
 
     @property
     def own_encoder(self) -> bool:
-        """They are their own encoder."""
+        """Always: groups are their own encoder."""
         return True
 
     def named(self, workspace: Workspace, words: Sequence[str] = ()) -> Workspace:
@@ -322,7 +322,7 @@ class GroupsFile(SegmenterFile):
         return named
 
     def network(self) -> segmenter.SegmenterNetwork:
-        """They have none that could be read here."""
+        """Raise an error: groups have no network over an encoder's layers."""
         raise VplError(f"{self.path} holds groups, not a network over the layers of an encoder",
                        "name a decoder of `train_decoder()`")
 
@@ -333,7 +333,7 @@ class GroupsFile(SegmenterFile):
 
     def serving_features(self, workspace: Workspace, settings: RunsSegmenter, ids: Sequence[str]
                          ) -> InputFolder | None:
-        """They read photos."""
+        """Return None: groups always read photos."""
         return None
 
 
@@ -345,7 +345,7 @@ def open_segmenter(path: Path) -> SegmenterFile:
     """Read the header of a segmenter.
 
     Raises:
-        VplError: the file is none, or only the checkpoint of one.
+        VplError: the file is not a segmenter, or is only a training checkpoint.
     """
     found = formats.describe(path).header
     kind = found.kind if found and found.kind in _KINDS else "decoder"
@@ -353,12 +353,12 @@ def open_segmenter(path: Path) -> SegmenterFile:
 
 
 def find_segmenter(work: Path, choice: str) -> SegmenterFile:
-    """Open a segmenter given by NAME or path; if none is named, the only one or the furthest.
+    """Open a segmenter by NAME or path; without a choice, the only one or the most refined.
 
-    Decoders come before groups where none is named.
+    Without a choice, decoders take precedence over groups.
 
     Raises:
-        VplError: there is none, or there are several.
+        VplError: there is none, or several fit.
     """
     decoders, others = (results_of(work, kind) for kind in ("decoder", "groups"))
     if not choice:
@@ -374,7 +374,7 @@ def find_segmenter(work: Path, choice: str) -> SegmenterFile:
     if len(here) > 1:
         raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`",
                        f"name one by its path, such as {here[0]}")
-    # A checkpoint is no result, but it can be named, and is refused as what it is.
+    # A checkpoint is not a result; it is tried so that it gets its own error message.
     for path in (*here, place(work, "decoder", choice), Path(choice), work / choice):
         if path.is_file():
             return open_segmenter(path)
@@ -385,11 +385,11 @@ def find_segmenter(work: Path, choice: str) -> SegmenterFile:
 
 def stand_in_workspace(path: Path, model: Mapping[str, str], classes: Sequence[str] = (), *,
                        pretrained: str = "") -> Workspace:
-    """Return a workspace that exists only in memory, around a segmenter that was given away.
+    """Return an in-memory workspace for a segmenter used outside of its own workspace.
 
     Args:
-        path: the folder that outputs go to, and that a relative path of weights is relative to.
-        pretrained: its weights; default: those that the identity names.
+        path: output folder, to which a relative path of weights also refers.
+        pretrained: weights of the encoder; default: those in `model`.
     """
     encoder = model.get("encoder", "")
     clip = ("", "") if encoder else (model.get("name", ""),

@@ -1,4 +1,4 @@
-"""Large photos seen by a segmenter in tiles: which photos, at which size, and the work."""
+"""Segmenting large photos in overlapping tiles."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vpltool.methods.inputs import parse_tile, side_of
 from vpltool.parallel.threads import in_threads
 
 _SIDE = 512
-"""Side of a tile with `tile='auto'`, if photos of any size were trained on."""
+"""Tile side with `tile='auto'` if training did not fix a size."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How large photos are divided.
+    """The division of large photos into tiles.
 
     Args:
-        side: of a tile, in pixels.
-        overlap: of neighbouring tiles, as a share of a tile.
-        least: a photo is divided if its longer side has more pixels than this.
-        max_side: longer photos are scaled down to this before they are divided; 0: never.
+        side: side of a tile in pixels.
+        overlap: overlap of neighbouring tiles, as a share of a tile.
+        least: photos are divided if their longer side exceeds this.
+        max_side: longer photos are first scaled down to this; 0: never.
     """
 
     side: int
@@ -39,11 +39,11 @@ class Tiles:
 
 
 def find_tiles(choice: str, overlap: float, header: Header, max_side: int | None) -> Tiles | None:
-    """Say how a segmenter sees large photos; None: like all others.
+    """Choose the tiles of large photos; None: photos are processed whole.
 
     Args:
-        header: of the segmenter; `auto` is the side that it was trained at.
-        max_side: what the user wants; None: photos in tiles are not scaled down.
+        header: header of the segmenter; `auto` is its training size.
+        max_side: the user's limit; None: divided photos are not scaled down.
 
     Raises:
         VplError: the choice is neither a number nor `auto`.
@@ -55,14 +55,14 @@ def find_tiles(choice: str, overlap: float, header: Header, max_side: int | None
 
 
 class Raster(Protocol):
-    """A picture that is read by parts."""
+    """A picture that can be read in parts."""
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
 
     def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """Read RGB (height, width, 3); what is beyond the right and the bottom is repeated."""
+        """Read RGB (height, width, 3); beyond the right and bottom edges the last pixels repeat."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,19 @@ class PhotoRaster:
 
 
 def padded(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Repeat the last row and column of RGB (h, w, 3) up to a size."""
+    """Pad RGB (h, w, 3) at the bottom and right to a size by repeating the edge."""
     beyond = ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0))
     return np.pad(pixels, beyond, mode="edge") if any(more for _, more in beyond) else pixels
 
 
 @dataclass(frozen=True)
 class TiledSegmenter:
-    """A segmenter that sees pictures in tiles.
+    """A segmenter that processes pictures in tiles.
 
     Args:
-        segment: gives class probabilities (B, classes, h, w) of normalised pixels (B, 3, H, W).
-        seen: how whole photos are resized before they are divided, and tiles normalised.
-        at_once: tiles that are seen together.
+        segment: returns class probabilities (B, classes, h, w) of normalised pixels (B, 3, H, W).
+        seen: resizing of whole photos before division, and normalisation of tiles.
+        at_once: number of tiles per batch.
     """
 
     segment: Callable[[Tensor], Tensor]
@@ -104,10 +104,10 @@ class TiledSegmenter:
     at_once: int = 4
 
     def __post_init__(self) -> None:
-        """Check the side.
+        """Check the tile side.
 
         Raises:
-            VplError: a tile is less than a patch.
+            VplError: a tile is smaller than a patch.
         """
         patch = self.seen.patch
         if self.tiles.side < patch:
@@ -115,16 +115,16 @@ class TiledSegmenter:
                            f"for example `tile='{32 * patch}'`")
 
     def divides(self, size: tuple[int, int]) -> bool:
-        """Tell whether a photo of (height, width) is seen in tiles."""
+        """Return whether a photo of (height, width) is processed in tiles."""
         scaled = max(self.seen.fit(size))
         return max(size) > self.tiles.least and scaled > self.tiles.side
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) in patches of a raster of (height, width) pixels."""
+        """Return the grid (h, w) in patches of a raster of (height, width) pixels."""
         return -(-size[0] // self.seen.patch), -(-size[1] // self.seen.patch)
 
     def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
-        """Yield class probabilities, row of tiles by row of tiles; see `core.tiles.blend`."""
+        """Yield class probabilities, one row of tiles at a time; see `core.grids.blend`."""
         patch, grid = self.seen.patch, self.grid(raster.size)
         side = self.tiles.side // patch
         height, width = (min(side, length) * patch for length in grid)
@@ -136,10 +136,10 @@ class TiledSegmenter:
         return blend(grid, side, self.tiles.overlap, see, fineness=segment.FINENESS, first=first)
 
     def _see(self, tiles: Iterator[npt.NDArray[np.uint8]]) -> Iterator[Tensor]:
-        """Class probabilities (classes, h, w) of each tile, RGB; some tiles are seen together.
+        """Yield class probabilities (classes, h, w) of each RGB tile.
 
-        On a CPU, each in a thread of its own: cores that share a tile wait for each other after
-        each product, and with what is between the products.
+        On a GPU, tiles are batched. On a CPU, each tile runs in one thread: cores that share a tile
+        would wait for each other after every product, and idle between products.
         """
         if self.device.type != "cpu":
             while batch := list(islice(tiles, self.at_once)):
@@ -163,7 +163,7 @@ class TiledSegmenter:
         return self.segment(pixels.to(self.device))
 
     def whole(self, rgb: npt.NDArray[np.uint8]) -> Tensor:
-        """Class probabilities (classes, 4h, 4w) of a photo (H, W, 3)."""
+        """Return class probabilities (classes, 4h, 4w) of a photo (H, W, 3)."""
         size = self.seen.fit((rgb.shape[0], rgb.shape[1]))
         if size != rgb.shape[:2]:
             rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]),
@@ -172,11 +172,11 @@ class TiledSegmenter:
 
 
 def divided(paths: Mapping[str, Path], tiled: TiledSegmenter | None) -> Iterable[str]:
-    """Yield the ids of the photos that are seen in tiles; those that cannot be read are not."""
+    """Yield the ids of photos to process in tiles, skipping unreadable ones."""
     for key, path in paths.items() if tiled else ():
         try:
             if tiled and tiled.divides(photo_size(path)):
                 yield key
         except OSError:
-            # Whoever reads it says so.
+            # The failure is reported when the photo is read.
             continue

@@ -1,6 +1,6 @@
-"""Archives and folders for other programs, written atomically; replaced only if untouched.
+"""Archives and folders for other programs, written atomically, replaced only if unmodified.
 
-The same members give the same bytes: no date and no user is stored.
+No dates or users are stored, so that the same members give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from vpltool.formats.fields import NUMBER_OF, TEXT, check_fields
 from vpltool.json_text import JsonObject, parse_json
 
 MARK = "vpltool-export.json"
-"""File in a folder that says what vpltool wrote there: name to checksum."""
+"""File in an exported folder that lists the files written there with their checksums."""
 
 _MOVE_AWAY = "move them away, or choose another folder with `out='DIR'`"
 
 Member = tuple[str, bytes]
-"""Name of a file in a folder, and its content."""
+"""Relative path of a file, and its content."""
 
 
 def write_tgz(path: Path, members: Iterable[Member]) -> None:
-    """Pack members into a .tgz, one after the other."""
+    """Pack members into a .tgz as they come."""
     with (atomic_path(path) as temporary, temporary.open("wb") as file,
           gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
           tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive):
@@ -41,7 +41,7 @@ def write_tgz(path: Path, members: Iterable[Member]) -> None:
 
 
 def write_zip(path: Path, members: Iterable[Member]) -> None:
-    """Pack members into a .zip, one after the other."""
+    """Pack members into a .zip as they come."""
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, content in members:
             member = zipfile.ZipInfo(name)  # its default date is 1980-01-01
@@ -54,9 +54,9 @@ def write_zip(path: Path, members: Iterable[Member]) -> None:
 
 def write_folder(path: Path, members: Iterable[Member], marks: Collection[str],
                  pictures: tuple[str, ...] = (".png",)) -> None:
-    """Write members into a folder, which replaces an earlier one.
+    """Write members into a folder, replacing an earlier export.
 
-    Besides pictures, by their suffixes, each such folder has members of the names in `marks`, and
+    An earlier export is recognised by its files: pictures, by suffix, and all names in `marks`, but
     no others.
 
     Raises:
@@ -82,12 +82,12 @@ def _put(path: Path, content: bytes) -> None:
 
 def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collection[str] = ()
                ) -> None:
-    """Write a folder of a format, which replaces an earlier one that nobody has changed since.
+    """Write an export folder of a format, replacing an earlier one if it is unmodified.
 
-    Files of `kept` splits stay from the earlier folder, where they are not rewritten.
+    Files of the splits `kept` are copied from the earlier folder unless rewritten.
 
     Raises:
-        VplError: the folder holds other files or changed ones, or cannot be written.
+        VplError: the folder holds other or modified files, or cannot be written.
     """
     before = _check_untouched(path)
     written: dict[str, int] = {}
@@ -104,7 +104,7 @@ def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collectio
 
 
 def splits_in(path: Path, form: str, folder: str) -> list[str]:
-    """Name the splits that a folder of a format holds already: the folders below `folder`."""
+    """Return the splits in an export folder of a format: the subfolders of `folder`."""
     if _mark_of(path).get("format") != form or not (path / folder).is_dir():
         return []
     return sorted(entry.name for entry in (path / folder).iterdir() if entry.is_dir())
@@ -124,7 +124,7 @@ def _mark_of(path: Path) -> JsonObject:
 
 
 def _check_untouched(path: Path) -> dict[str, int]:
-    """Check that a folder holds nothing but what vpltool wrote; return that, with checksums."""
+    """Check that a folder holds only unmodified files of vpltool; return their checksums."""
     there = _files_in(path)
     known: dict[str, int] = _mark_of(path).get("files", {})
     others = sorted(there - {MARK} - known.keys())

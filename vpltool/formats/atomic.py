@@ -1,7 +1,7 @@
-"""Files and folders that take their name when they are whole, and what killed commands leave.
+"""Atomic writing of files and folders, and removal of what killed commands leave behind.
 
-What is written takes its name by renaming. Before that its bytes are on the disk, so that after a
-power loss a name never stands for a file of zeros. `VPLTOOL_FSYNC=0` leaves that to the system.
+Content is written under a temporary name, synced to disk, then renamed: after a power loss, no name
+refers to a file of zeros. With `VPLTOOL_FSYNC=0` the operating system decides when to sync.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from pathlib import Path
 from vpltool.errors import VplError
 
 PART = ".part-"
-"""Beginning of the names of what is being written."""
+"""Prefix of temporary names."""
 
 _OURS = re.compile(r"\.part-[0-9a-f]{16}(\.[^.]*)?")
-"""Such a name exactly: exports and reports may lie among the files of other programs."""
+"""Our exact temporary names, since exports may lie among files of other programs."""
 
 AT_WORK = 3600
-"""Seconds for which such a file may be that of a command at work."""
+"""Age in seconds below which a temporary file may belong to a running command."""
 
 FSYNC = "VPLTOOL_FSYNC"
-"""Environment variable; 0: bytes reach the disk when the system likes."""
+"""Environment variable; 0: the operating system decides when bytes reach the disk."""
 
 _TOGETHER, _SECONDS = 64, 0.5
 _THREADS = 8
@@ -56,7 +56,7 @@ def _told(path: Path, option: str) -> Iterator[None]:
 def atomic_path(path: Path, batch: Batch | None = None) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` if the block succeeds.
 
-    The file gets the permissions of the umask. A batch renames it later, together with others.
+    The umask determines permissions. With a batch, the file is renamed later, together with others.
 
     Raises:
         VplError: the folder cannot be written, or the disk is full.
@@ -66,8 +66,8 @@ def atomic_path(path: Path, batch: Batch | None = None) -> Iterator[Path]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = _part_of(path)
-            # Not mkstemp, which makes files with mode 0600: reading the umask to correct that
-            # means changing it for all threads. Here the system applies it.
+            # Not mkstemp, which uses mode 0600: correcting that would mean changing the umask for
+            # all threads. Here the system applies it.
             part.touch(mode=0o666, exist_ok=False)
             temporary = part
             yield temporary
@@ -84,23 +84,23 @@ def atomic_path(path: Path, batch: Batch | None = None) -> Iterator[Path]:
 
 @dataclass
 class Batch:
-    """Files that are whole, but not on the disk yet; they are synced, then named, together.
+    """Finished temporary files that are synced and renamed together.
 
-    One file after the other would take the disk's delay for each; of many at once the system makes
-    one entry in its journal. A command that is killed loses those of half a second.
+    Syncing each file alone costs the disk's latency every time; the system commits many files in
+    one journal entry. A killed command loses the files of the last half second.
     """
 
     _parts: dict[Path, Path] = field(default_factory=dict)
     _since: float = field(default_factory=time.monotonic)
 
     def take(self, path: Path, part: Path) -> None:
-        """Take a file that is written; it gets its name soon, or by `name_all`."""
+        """Add a finished temporary file; it is renamed soon, at the latest by `name_all`."""
         self._parts[path] = part
         if len(self._parts) >= _TOGETHER or time.monotonic() - self._since >= _SECONDS:
             self.name_all()
 
     def name_all(self) -> None:
-        """Sync the files that wait, and give them their names.
+        """Sync the pending files, and rename them.
 
         Raises:
             VplError: the disk is full.
@@ -137,12 +137,12 @@ def sync(files: Iterable[Path]) -> None:
 
 
 def _sync(file: Path) -> None:
-    # Windows writes the bytes of a file to the disk only for who may write it.
+    # On Windows, fsync needs a descriptor opened for writing.
     descriptor = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems cannot.
+        # Some network file systems do not support fsync.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
     finally:
@@ -151,9 +151,9 @@ def _sync(file: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `path`; it takes the place of `path` if the block succeeds.
+    """Yield a temporary folder next to `path`; it replaces `path` if the block succeeds.
 
-    It is not there until something is written into it.
+    The block creates it by writing into it.
 
     Raises:
         VplError: it cannot be written, or the disk is full.
@@ -176,26 +176,26 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Let two folders change places in one call; tell whether the system can."""
-    # Not sys.audit's own event: ctypes calls the library without one.
+    """Swap two folders atomically; return whether the system supports that."""
+    # Report it to audit hooks, since ctypes calls the library without an event.
     sys.audit("os.rename", str(first), str(second), -1, -1)
     try:
         call = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):
         return False
-    # -100: paths as seen from the current folder; 2: RENAME_EXCHANGE.
+    # -100: relative to the current folder (AT_FDCWD); 2: RENAME_EXCHANGE.
     done: int = call(-100, os.fsencode(first), -100, os.fsencode(second), 2)
     return done == 0
 
 
 def remove_leftovers(folder: Path, below: int = 0) -> None:
-    """Delete what killed commands have left in a folder, but nothing that may be at work.
+    """Delete leftovers of killed commands in a folder, but no files of a running command.
 
-    So many levels of folders `below` it are searched, too.
+    Searches `below` levels of subfolders as well.
     """
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
-            # Another process may finish and rename its file at any moment.
+            # Another process may rename its file at any moment.
             with contextlib.suppress(OSError):
                 path, is_folder = Path(entry.path), entry.is_dir(follow_symlinks=False)
                 if not _OURS.fullmatch(entry.name):
@@ -209,9 +209,9 @@ def remove_leftovers(folder: Path, below: int = 0) -> None:
 
 
 def newest(part: Path) -> float:
-    """When a file, or the newest in a folder, was written; seconds since 1970.
+    """Return the modification time of a file, or of the newest file in a folder, in Unix seconds.
 
     Raises:
-        FileNotFoundError: it is gone.
+        FileNotFoundError: it no longer exists.
     """
     return max([part.stat().st_mtime, *(file.stat().st_mtime for file in part.rglob("*"))])

@@ -1,7 +1,7 @@
-"""What changed, in words: in a workspace since a file was made, and between two headers.
+"""Descriptions of changes: in a workspace since a file was made, and between two headers.
 
-Artifacts store identities (hashes) of their inputs. `changes.jsonl`, with a line for each time the
-workspace was written, tells what has changed since an input had an older identity.
+Artifacts store identities (hashes) of their inputs. `changes.jsonl` has a line for each time the
+workspace was written, so it can explain what has changed since an input had an older identity.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ FILE = "changes.jsonl"
 _WORDS = ("classes", "photos", "words", "masks")
 
 Words = dict[str, list[str]]
-"""Topic to phrases: `classes`, `photos` (with their tags and splits), `words`, `masks`."""
+"""Phrases by topic: `classes`, `photos` (with their tags and splits), `words`, `masks`."""
 
 _TOPICS = {"classes": "classes", "tags": "photos", "photos": "photos", "captions": "photos"}
-"""Role of an input in a header to the topic of `Words` that explains it."""
+"""Topic of `Words` that explains changes of an input, by its role in a header."""
 
 
 def workspace_around(path: Path) -> Path:
-    """Return the workspace folder that a path is in; the path itself if there is none."""
+    """Return the workspace folder that contains a path; the path itself if there is none."""
     return next((folder for folder in (path, *path.parents)
                  if (folder / "workspace.json").exists()), path)
 
 
 def explain_change(workspace_path: Path, role: str, old_identity: str) -> str:
-    """Say what has changed since an input had the identity that a header has.
+    """Describe what has changed since an input had an old identity.
 
-    Its role there is `classes`, `tags`, `photos` or `captions`. The answer is phrases such as
-    "2 photos added; class `goat` is new"; empty if it is not known.
+    Roles are `classes`, `tags`, `photos` and `captions`. The result joins phrases, such as
+    "2 photos added; class `goat` is new"; empty if unknown.
     """
     lines = read_changes(workspace_path)
     before, after = ([old_identity in _identities(line.get(key, {}), role) for line in lines]
                      for key in ("before", "after"))
     steps = [number for number, was in enumerate(before) if was and not after[number]]
-    # After there and back again it is today's.
+    # An identity that has come back is up to date.
     if role not in _TOPICS or not steps or after[-1]:
         return ""
     phrases = [phrase for line in lines[steps[-1]:]
@@ -60,7 +60,7 @@ def _identities(known: Mapping[str, Any], role: str) -> Collection[str]:
 
 
 def read_changes(workspace_path: Path) -> list[JsonObject]:
-    """Read `changes.jsonl`, oldest first; lines that cannot be read are left out."""
+    """Read `changes.jsonl`, oldest first; unreadable lines are skipped."""
     try:
         text = (workspace_path / FILE).read_text("utf-8")
     except (OSError, UnicodeDecodeError):
@@ -74,7 +74,7 @@ def read_changes(workspace_path: Path) -> list[JsonObject]:
             for known in (entry["before"], entry["after"]):
                 check_fields(known, {}, {"classes": TEXT, "tags": TEXT_OF, "captions": TEXT_OF})
             check_fields(entry.get("words", {}), {}, dict.fromkeys(_WORDS, TEXTS))
-            # What no file can hold, a lone surrogate, would end the next `prepare`.
+            # A lone surrogate cannot be written again, and would break the next `prepare`.
             json.dumps(entry, ensure_ascii=False).encode()
         except ValueError:
             continue
@@ -83,7 +83,7 @@ def read_changes(workspace_path: Path) -> list[JsonObject]:
 
 
 def last_call(workspace_path: Path) -> JsonObject:
-    """Return the settings that the workspace was last written with; empty if unknown."""
+    """Return the settings of the last call that wrote the workspace; empty if unknown."""
     lines = read_changes(workspace_path)
     return dict(lines[-1].get("call", {})) if lines else {}
 
@@ -92,10 +92,10 @@ def add_change(
     workspace_path: Path, before: Mapping[str, object], after: Mapping[str, Any], words: Words,
     call: Mapping[str, object],
 ) -> None:
-    """Add a line to `changes.jsonl`.
+    """Append a line to `changes.jsonl`.
 
-    It has the identities of the classes and of each split's tags before the change, none for a new
-    workspace, and after it; what changed; and the settings that the workspace is written with.
+    It holds the identities of classes and of each split's tags before the change (none for a new
+    workspace) and after it, the phrases that describe it, and the settings of the call.
     """
     lines = [*read_changes(workspace_path),
              {"before": before, "after": after, "words": words, "call": call}]
@@ -110,9 +110,9 @@ def count_photos(count: int) -> str:
 
 
 def difference(expected: Header, found: Header, path: Path) -> list[str]:
-    """Describe how the header that an artifact would get now differs from the one that it has.
+    """Describe how the header that an artifact would get now differs from the present one.
 
-    There is a phrase for each difference; the log of the workspace around its path tells more.
+    There is one phrase per difference; the change log of the workspace provides details.
     """
     work = workspace_around(path)
     phrases, roles = [], changed_inputs(expected, found)
@@ -126,7 +126,7 @@ def difference(expected: Header, found: Header, path: Path) -> list[str]:
     for role in roles:
         if (role == "photos" and "tags" in roles) or (
                 role == "photo-files" and not {"photos", "tags"}.isdisjoint(roles)):
-            # Other photos have other tags, and other files: one phrase is enough.
+            # Other photos have other tags and files: one phrase is enough.
             continue
         phrases.append(explain_change(work, role, found.inputs.get(role, ""))
                     or _INPUT_CHANGES.get(role)
@@ -149,13 +149,13 @@ def option_changes(expected: Header, found: Header) -> list[str]:
 
 
 def tell_options(expected: Header, found: Header, path: Path) -> None:
-    """Note which options differ of what is made again."""
+    """Print which options differ for an artifact about to be recomputed."""
     if changes := option_changes(expected, found):
         console.note(f"{path}: {'; '.join(changes)}")
 
 
 def changed_inputs(expected: Header, found: Header) -> list[str]:
-    """Return the roles of the inputs that have changed since a file was made."""
+    """Return the roles of inputs that differ between two headers."""
     return [role for role in sorted(set(expected.inputs) | set(found.inputs))
             if expected.inputs.get(role) != found.inputs.get(role)]
 

@@ -1,4 +1,4 @@
-"""Masks that a person corrected: `corrections/ID.png` in the workspace, and what shows a change."""
+"""Masks corrected by hand: `corrections/ID.png` in the workspace, and detection of edits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vpltool.formats.whereabouts import short_path
 from vpltool.formats.workspace import Workspace
 
 FOLDER = "corrections"
-"""Where they are in the workspace."""
+"""Their folder in the workspace, and the name of their kind."""
 
 PIXELS = "pixels"
-"""Fact of a header: hash of the labels as they were written, for what is to be corrected."""
+"""Fact of a header: hash of the labels as exported for correction."""
 
 
 def corrections_of(work: Path, ids: Iterable[str]) -> dict[str, Path]:
-    """Return id to path of the corrected masks that a workspace holds of photos."""
+    """Return the paths of a workspace's corrected masks by photo id."""
     folder = work / FOLDER
     paths = {key: folder / f"{key}.png" for key in ids} if folder.is_dir() else {}
     return {key: path for key, path in paths.items() if path.is_file()}
@@ -35,7 +35,7 @@ def import_call(workspace: Workspace, masks: Path | str) -> str:
 def import_lines(workspace: Workspace, masks: Path) -> list[str]:
     """Return the shell commands that import corrected masks and train on them.
 
-    Others see them, so a placeholder stands for a path that leads out of the current folder.
+    Since others see them, paths outside the current folder are replaced by placeholders.
     """
     given = {"WORKSPACE": str(workspace.path), "MASKS": str(masks), "PHOTOS": _images(workspace)}
     shown = {name: os.path.relpath(Path(path).resolve()) for name, path in given.items()}
@@ -47,23 +47,23 @@ def import_lines(workspace: Workspace, masks: Path) -> list[str]:
 
 
 def _images(workspace: Workspace) -> str:
-    """The folder of the photos; a placeholder if another source than `folder` listed them."""
+    """Return the photos' folder; a placeholder if another source than `folder` listed them."""
     alike = all(Path(photo.image).with_suffix("").as_posix() == photo.id
                 for photo in workspace.photos())
     return short_path(workspace.path / workspace.root) if alike else "IMAGES"
 
 
 def is_imported(workspace: Workspace, photo_id: str, path: Path) -> bool:
-    """Tell whether a workspace holds a corrected mask with the labels of a file."""
+    """Return whether the workspace holds a corrected mask with the same labels as a file."""
     held = corrections_of(workspace.path, [photo_id]).get(photo_id)
     return held is not None and (identity_of_labels(read_labels(held))
                                  == identity_of_labels(read_drawn_labels(path)))
 
 
 def is_edited(path: Path) -> bool:
-    """Tell whether a person has changed a mask: another program wrote it, or other pixels.
+    """Return whether a mask was edited: another program wrote it, or its pixels have changed.
 
-    A copy of `corrections/`, such as a backup, was changed before it was imported first.
+    A copy of `corrections/`, such as a backup, counts as edited.
     """
     header = describe(path).header
     if header is None or header.kind == FOLDER:

@@ -1,4 +1,4 @@
-"""Fields of JSON objects from anywhere: each is of the type that the code takes it for."""
+"""Type checks of fields in untrusted JSON objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZE_OF, OBJECTS = "an object of numbers", "a list of objects"
 
 
 def _is_text(value: object) -> bool:
-    # A lone surrogate can be written in JSON, and to no file.
+    # A lone surrogate is valid in JSON, but cannot be encoded as UTF-8.
     return isinstance(value, str) and "\0" not in value and not any(
         "\ud800" <= letter <= "\udfff" for letter in value)
 
@@ -24,7 +24,7 @@ def _is_number(value: object) -> TypeGuard[int]:
 
 
 def _is_size(value: object) -> bool:
-    # Numbers that floats cannot hold overflow where they are added.
+    # Integers beyond the range of floats would overflow in arithmetic.
     return value is None or (_is_number(value) and abs(value) < 1 << 63) or (
         isinstance(value, float) and isfinite(value))
 
@@ -53,12 +53,12 @@ _TYPES: Mapping[str, Callable[[object], bool]] = {
 
 def check_fields(content: object, required: Mapping[str, str],
                  optional: Mapping[str, str] | None = None) -> None:
-    """Check that a JSON value is an object with fields of these types; it may have others.
+    """Check that a JSON value is an object with fields of given types; others are allowed.
 
-    Name to type, one of the words of this module, says what must be there, and what may be.
+    `required` and `optional` map names to types, which are constants of this module.
 
     Raises:
-        ValueError: a field is missing, or of another type.
+        ValueError: a field is missing or of another type.
     """
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")

@@ -1,6 +1,6 @@
-"""GeoPackages: polygons with attributes in SQLite (OGC 12-128r15), read and written as they are.
+"""GeoPackages: polygons with attributes in SQLite (OGC 12-128r15).
 
-A geometry is a header of GeoPackage and then well-known binary (OGC 06-103r4).
+A geometry is a GeoPackage header followed by well-known binary (OGC 06-103r4).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vpltool.formats.whereabouts import short_path
 
 Ring = Sequence[tuple[float, float]]
 Polygon = Sequence[Ring]
-"""Closed rings of (x, y): the outer one, then holes."""
+"""Closed rings of (x, y): the exterior, then holes."""
 
 _APPLICATION, _VERSION = 0x47504B47, 10300
 _POLYGON, _MULTI = 3, 6
@@ -41,7 +41,7 @@ CREATE TABLE regions (fid INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, geom BLOB,
 
 @dataclass(frozen=True)
 class Feature:
-    """Polygons of one row of a table, and its other columns."""
+    """A table row: its polygons and other columns."""
 
     polygons: Sequence[Polygon]
     values: Mapping[str, object]
@@ -49,7 +49,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Layer:
-    """A table of polygons in a coordinate system: well-known text or EPSG:N; empty: none."""
+    """A table of polygons; `system` is its CRS as well-known text or EPSG:N, empty if unknown."""
 
     name: str
     system: str
@@ -57,24 +57,24 @@ class Layer:
 
 
 def ring_area(ring: Ring) -> float:
-    """Signed area of a ring, closed or not, by the shoelace formula."""
+    """Return the signed area of a ring, closed or not, by the shoelace formula."""
     return sum(one[0] * other[1] - other[0] * one[1]
                for one, other in zip(ring, [*ring[1:], ring[0]], strict=True)) / 2
 
 
 def polygon_area(polygon: Polygon) -> float:
-    """Area of a polygon without its holes."""
+    """Return the area of a polygon without its holes."""
     areas = [abs(ring_area(ring)) for ring in polygon]
     return areas[0] - sum(areas[1:])
 
 
 def write_geopackage(path: Path, regions: Iterable[tuple[Polygon, str, int]], wkt: str,
                      epsg: int | None) -> int:
-    """Write polygons with the name and the number of their class as `regions`, and count them.
+    """Write polygons with class name and label as the layer `regions`; return their number.
 
-    Their coordinate system is well-known text, which may be empty, and perhaps a number of EPSG.
+    The coordinate system is given as well-known text, maybe empty, and its EPSG number, if any.
     """
-    # -1 is a Cartesian system that is not known.
+    # -1 stands for an undefined Cartesian system.
     number = (epsg or 100_000) if wkt else -1
     with atomic_path(path) as temporary, contextlib.closing(sqlite3.connect(temporary)) as base:
         base.executescript(f"PRAGMA application_id = {_APPLICATION};"
@@ -113,10 +113,10 @@ def _blob(polygon: Polygon, system: int) -> bytes:
 
 
 def read_geopackage(path: Path) -> list[Layer]:
-    """Read all polygons of a GeoPackage; points and lines are left out.
+    """Read all polygons of a GeoPackage; points and lines are skipped.
 
     Raises:
-        VplError: it is missing or damaged, or holds no polygon.
+        VplError: the file is missing or damaged, or holds no polygon.
     """
     if not path.is_file():
         raise VplError(f"{short_path(path)} does not exist", "give a GeoPackage, FILE.gpkg")
@@ -161,13 +161,13 @@ def _polygons(blob: bytes) -> list[Polygon]:
 
 
 def _well_known(blob: bytes, at: int) -> tuple[list[Polygon], int]:
-    """Polygons of well-known binary at a place, and the place after it; others give none."""
+    """Parse well-known binary at an offset; return its polygons, if any, and the next offset."""
     order = "<" if blob[at] else ">"
     (code,) = struct.unpack_from(f"{order}I", blob, at + 1)
     kind, more = code % 1000, code // 1000
     if kind not in (_POLYGON, _MULTI):
         return [], at + 5
-    # Z, M and ZM: 1000, 2000 and 3000 more.
+    # Codes of Z, M and ZM geometries are 1000, 2000 and 3000 higher.
     size = (2, 3, 3, 4)[more]
     (count,) = struct.unpack_from(f"{order}I", blob, at + 5)
     at += 9

@@ -1,4 +1,4 @@
-"""Provenance: the header of every file, and the hash that decides about resuming."""
+"""Provenance: the header of every file, and the configuration hash used for resuming."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vpltool.formats.kinds import KINDS
 from vpltool.json_text import JsonObject, parse_json
 
 METADATA_KEY = "vpltool"
-"""Key of the header, as JSON, in the metadata of a .safetensors or the text of a PNG."""
+"""Metadata key of the header, stored as JSON in .safetensors files and PNGs."""
 
 _FIELDS = {"options": OBJECT, "inputs": TEXT_OF, "model": TEXT_OF, "facts": OBJECT, "version": TEXT,
            "format": NUMBER, "preset": OBJECT, "call": OBJECT, "sources": TEXT_OF,
@@ -24,10 +24,10 @@ _FIELDS = {"options": OBJECT, "inputs": TEXT_OF, "model": TEXT_OF, "facts": OBJE
 
 _OPTIONS = {"split": TEXT, "method": TEXT, "source": TEXT, "keep": TEXTS,
             "layers": NUMBERS, "scale": SIZE, "max_side": SIZE, "confidence": SIZE, "limit": NUMBER}
-"""Options that other stages read, if a header has them."""
+"""Options that other stages read, if present."""
 
 _FACTS = {"rows": TEXTS, "classes": TEXTS, "reads": TEXTS, "space": TEXT, "aligned": OBJECT}
-"""Facts that other stages read, if a header has them."""
+"""Facts that other stages read, if present."""
 
 _OF_FEATURES = {name: _OPTIONS[name] for name in ("split", "keep", "layers", "scale", "max_side")}
 
@@ -36,10 +36,10 @@ _presets: list[JsonObject] = [{}]
 
 @contextlib.contextmanager
 def under_preset(record: Mapping[str, object]) -> Iterator[None]:
-    """Record in every header made in the block which preset its options come from.
+    """Record the preset in every header made in the block.
 
-    The record has its `name`, the `hash` of its settings, and `given`: options that were given
-    other values; it is empty where there is no preset.
+    The record has the preset's `name`, the `hash` of its settings, and `given`: options that
+    override it. It is empty without a preset.
     """
     _presets.append(dict(record))
     try:
@@ -54,7 +54,7 @@ def current_preset() -> JsonObject:
 
 
 def format_preset(preset: JsonObject) -> str:
-    """Format a preset's record for people: `vpl-voc (0123…), but lambda 0.9`."""
+    """Format a preset's record: `vpl-voc (0123…), but lambda 0.9`."""
     if not preset:
         return "no preset"
     given = ", ".join(f"{option} {value}" for option, value in preset["given"].items())
@@ -63,26 +63,26 @@ def format_preset(preset: JsonObject) -> str:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file is, which command made it, and from which inputs.
+    """Kind and provenance of a file: the command that made it, its options and inputs.
 
-    It has no date, host or absolute path: the same run gives the same bytes.
+    It has no date, host or absolute path, so that the same run gives the same bytes.
 
     Args:
         kind: name of the kind of file.
         command: the command that made it, such as `learn-prototypes`.
-        options: those of its options that change the result.
-        inputs: role to identity of each input (a hash, see `identity_of_file` and `config_hash`).
-        model: identity of the CLIP: `name`, `pretrained`, `fingerprint`, `weights`; empty if none
-            was used.
-        facts: results worth keeping beside the data (objective, gap, row names …).
-        version: vpltool's version; a new one keeps earlier files.
+        options: options that affect the result.
+        inputs: identity of each input by role: a hash, see `identity_of_file` and `config_hash`.
+        model: identity of the encoder: `name`, `pretrained`, `fingerprint`, `weights`; empty if
+            none was used.
+        facts: results stored with the data, such as objective, gap or row names.
+        version: version of vpltool; files of earlier versions remain valid.
         format: the kind's format version; 0: the current one.
-        preset: the preset that the options come from, see `under_preset`.
-        call: the settings that were not at their defaults, under their names in Python, so that
-            `update` can make the file again.
-        sources: setting to path of each input, relative to the workspace.
-        supervision: what people said beyond tags, here or in an input: `tags and 5 corrected
-            masks`; empty: tags alone.
+        preset: record of the preset in use, see `under_preset`.
+        call: settings that differ from their defaults, by Python name, so that `update` can repeat
+            the call.
+        sources: path of each input by setting, relative to the workspace.
+        supervision: supervision beyond tags, here or in an input: `tags and 5 corrected masks`;
+            empty: tags alone.
     """
 
     kind: str
@@ -105,12 +105,12 @@ class Header:
 
     @property
     def config_hash(self) -> str:
-        """Hash of everything that determines the content; the identity of a per-photo folder."""
+        """Hash of everything that determines the content; identity of a per-photo folder."""
         hashed = ("kind", "command", "options", "inputs", "model", "format")
         return identity_of_many({name: getattr(self, name) for name in hashed})
 
     def to_dict(self) -> JsonObject:
-        """Return its fields, as `artifact.json` holds them."""
+        """Return all fields, as stored in `artifact.json`."""
         content = asdict(self)
         if not self.supervision:
             del content["supervision"]
@@ -134,7 +134,7 @@ class Header:
             check_fields(content, {"kind": TEXT, "command": TEXT}, _FIELDS)
             kind = content["kind"]
             check_fields(content.get("options", {}), _OF_FEATURES if kind == "features" else {},
-                         # `patches` is a number where it is an option of `align`.
+                         # `align` has a numeric option `patches`.
                          _OPTIONS | ({"patches": TEXT} if kind == "features" else {}))
             check_fields(content.get("facts", {}), {},
                          _FACTS | ({"photos": TEXTS} if kind == "prototypes" else {}))
@@ -161,22 +161,22 @@ class Header:
 
 
 def identity_of_many(parts: Mapping[str, object]) -> str:
-    """Return a hash of named identities; their order does not matter."""
+    """Return a hash of named identities, independent of their order."""
     return identity_of_bytes(json.dumps(dict(parts), sort_keys=True).encode())
 
 
 def join_supervision(parts: Iterable[str]) -> str:
-    """Join what several inputs say of their supervision, each thing once; see `Header`."""
+    """Join the supervision of several inputs without duplicates; see `Header`."""
     return "; ".join(dict.fromkeys(filter(None, parts)))
 
 
 def is_same_model(first: Mapping[str, str], second: Mapping[str, str]) -> bool:
-    """Tell whether two identities are of one CLIP."""
+    """Return whether two identities describe the same encoder."""
     return all(first.get(key) == second.get(key) for key in ("fingerprint", "normalise", "weights"))
 
 
 def is_stale(expected: Header, found: Header) -> bool:
-    """Tell whether a file was made by the same command and options, but from other inputs."""
+    """Return whether a file was made by the same command and options from other inputs."""
     same = ("kind", "command", "options", "format")
     return (all(getattr(expected, name) == getattr(found, name) for name in same)
             and expected.config_hash != found.config_hash)

@@ -1,4 +1,4 @@
-"""Reading folders with one file a photo; folder and files are checked against the header."""
+"""Reading folders with one file per photo; files are checked against the folder's header."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from vpltool.formats.values import BadValues, check_form, form_of
 from vpltool.lazy import np, npt, torch
 
 _VOTERS = 5
-"""Photos that tell the form of a folder's features."""
+"""Number of photos that determine the usual tensor shapes of a folder's features."""
 
 
 class InputFolder(Manifest):
-    """A folder being read. Make one with `open_input`."""
+    """A folder opened for reading by `open_input`."""
 
     @property
     def kind(self) -> str:
-        """Kind of the files in it."""
+        """Kind of its files."""
         return self.header.kind
 
     @property
@@ -43,11 +43,11 @@ class InputFolder(Manifest):
 
     @cached_property
     def identity(self) -> str:
-        """Identity of this folder as an input in another header."""
+        """Identity of this folder as an input in other headers."""
         return self.header.config_hash
 
     def describe(self, photo_id: str) -> Description:
-        """Read what a photo's file says of itself.
+        """Read the header and tensor shapes of a photo's file.
 
         Raises:
             VplError: it is damaged.
@@ -64,11 +64,11 @@ class InputFolder(Manifest):
         return read_packed(self.packed[photo_id], photo_id + self.suffix)
 
     def read_tensors(self, photo_id: str, *names: str) -> dict[str, torch.Tensor]:
-        """Read tensors of a photo; all if no name is given.
+        """Read the named tensors of a photo; all if no name is given.
 
         Raises:
-            VplError: the file is missing or damaged, lacks a tensor, or comes from another run
-                than the folder.
+            VplError: the file is missing or damaged, lacks a tensor, or comes from another run than
+                the folder.
         """
         tensors = self._read(photo_id, *names)
         if self.kind == "features":
@@ -90,7 +90,7 @@ class InputFolder(Manifest):
 
     @cached_property
     def _usual_form(self) -> Mapping[str, tuple[int, ...]]:
-        """The form of most of a few photos' features, by tensor; a damaged one is outvoted."""
+        """The majority form of a few photos' features, by tensor, robust to a damaged file."""
         votes: dict[str, Counter[tuple[int, ...]]] = {}
         for key in islice(filter(self.holds, self.photos or self.photo_ids()), _VOTERS):
             try:
@@ -103,7 +103,7 @@ class InputFolder(Manifest):
         return {name: forms.most_common(1)[0][0] for name, forms in votes.items()}
 
     def read_labels(self, photo_id: str) -> npt.NDArray[np.uint8]:
-        """Read a photo's labels (height, width). A PNG without a header was edited by a person.
+        """Read a photo's labels (height, width). A PNG without a header was edited by hand.
 
         Raises:
             VplError: the file is missing or damaged, or comes from another run than the folder.
@@ -122,16 +122,16 @@ class InputFolder(Manifest):
                            f"delete it; {again(self.header)} recomputes it")
 
     def left_out(self, ids: Iterable[str]) -> dict[str, str]:
-        """Return id to reason, of those photos that failed here or in an earlier command."""
+        """Return the failure reasons by id, of photos that failed here or at an earlier stage."""
         return {key: self.failed[key] for key in ids
                 if key in self.failed and not self.holds(key)}
 
     def available(self, ids: Iterable[str]) -> list[str]:
-        """Return the ids that have a file; warn about those that failed.
+        """Return the ids that have a file; warn about failed ones.
 
         Raises:
-            VplError: an id is missing although it did not fail, so the folder is not complete; or
-                none is left.
+            VplError: an id is missing without having failed, so the folder is incomplete; or none
+                is left.
         """
         if self.replaced:
             raise VplError(f"{self.path} is being replaced, or the command that replaced it was "
@@ -154,7 +154,7 @@ class InputFolder(Manifest):
         return have
 
     def _how_to_go_on(self, missing: Iterable[str]) -> str:
-        """The call that computes the missing photos."""
+        """Return a hint with the call that computes the missing photos."""
         if self.shards == 1:
             return f"{again(self.header)} continues where it stopped"
         lacking = sorted({shard_of(key, self.shards) for key in missing})
@@ -165,7 +165,7 @@ class InputFolder(Manifest):
 
 
 def supervision_of(inputs: Iterable[InputFolder | Path | str]) -> str:
-    """Return what people said beyond tags in any input, by its header; see `Header`."""
+    """Return the inputs' supervision beyond tags, from their headers; see `Header`."""
     headers = [item.header if isinstance(item, InputFolder) else describe(item).header
                for item in inputs if isinstance(item, InputFolder)
                or (isinstance(item, Path) and item.suffix == ".safetensors")]
@@ -173,7 +173,7 @@ def supervision_of(inputs: Iterable[InputFolder | Path | str]) -> str:
 
 
 def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
-    """Open a folder of per-photo files of one of some kinds; `hint` is what makes it.
+    """Open a folder of per-photo files of one of several kinds; `hint` is the call that makes it.
 
     Raises:
         VplError: the folder is missing or of another kind.
@@ -188,12 +188,12 @@ def open_input(path: Path, kinds: Sequence[str], hint: str = "") -> InputFolder:
 
 
 def faults_in(folder: InputFolder) -> tuple[dict[Path, str], list[Path]]:
-    """Check every file of a folder: that it is whole, of the folder's kind, and of its run.
+    """Check that every file of a folder is intact, of the folder's kind, and of the same run.
 
-    A PNG without a header is a mask that a person has corrected, and no fault.
+    A PNG without a header is a mask corrected by hand, not a fault.
 
     Returns:
-        damaged file to what is wrong with it; and files of other settings or other inputs.
+        fault by damaged file; and files with other settings or inputs.
     """
     damaged: dict[Path, str] = {}
     foreign: list[Path] = []
@@ -205,12 +205,12 @@ def faults_in(folder: InputFolder) -> tuple[dict[Path, str], list[Path]]:
             elif header is not None and header.config_hash != folder.identity:
                 foreign.append(file)
         except FileNotFoundError:
-            # A command that runs meanwhile has replaced it.
+            # A running command has replaced it.
             pass
         except VplError as error:
             damaged[file] = error.message.removeprefix(str(file)).lstrip(": ")
     for key, entry in folder.packed.items():
-        # Those of other machines are checked when they are read.
+        # Tars on other machines are checked when they are read.
         if entry.path is not None:
             try:
                 folder.read_tensors(key)
@@ -223,24 +223,24 @@ def find_folder(
     work: Path, kind_folders: Sequence[str], what: str, split: str, kinds: Sequence[str],
     hint: str, preferred: Iterable[str] = (), full: bool = False,
 ) -> InputFolder:
-    """Find the per-photo folder of a split that a command reads.
+    """Find the per-photo folder that a command reads for a split.
 
     Args:
         work: the workspace folder.
-        kind_folders: default folders for such inputs, the preferred first: `("cams",)`.
-        what: a path, `cams/NAME`, or NAME; empty: the first of `preferred` that exists, else the
-            only one there is.
-        split: its sub-folder.
+        kind_folders: default parent folders of such inputs, preferred first: `("cams",)`.
+        what: a path, `cams/NAME`, or NAME; empty: the first existing of `preferred`, else the only
+            one.
+        split: name of the sub-folder.
         kinds: the accepted kinds.
-        hint: command that makes one.
+        hint: call that makes one.
         preferred: NAMEs to try if `what` is empty.
-        full: whether, if `what` is empty, masks without unlabelled pixels are preferred.
+        full: whether to prefer masks without unlabelled pixels if `what` is empty.
 
     Raises:
-        VplError: there is none, or only one of another kind, or several to choose from.
+        VplError: there is none, or only one of another kind, or several.
     """
     if what:
-        # Of the halves `train-a` and `train-b`, what was made of the whole serves, too.
+        # The halves `train-a` and `train-b` can use results for the whole split.
         whole = split[:-2] if split.endswith(("-a", "-b")) else split
         for base in (Path(what), work / what, *(work / folder / what for folder in kind_folders)):
             for path in (base / split, base / whole, base):
@@ -251,7 +251,7 @@ def find_folder(
     for folder in kind_folders:
         names = names_in(work / folder, split)
         chosen = [name for name in preferred if name in names]
-        # Masks come in pairs; the full ones are for scoring, which names them in `preferred`.
+        # Masks come in pairs; full ones are for scoring, which lists them in `preferred`.
         chosen = chosen or [name for name in names if not name.endswith("-full")]
         if len(chosen) > 1 and chosen[0] not in preferred:
             raise VplError(f"{work / folder} holds several for the split `{split}`: "
@@ -263,9 +263,9 @@ def find_folder(
 
 
 def open_probabilities(work: Path, name: str, split: str, otherwise: str) -> InputFolder:
-    """Open the class probabilities that `predict` has stored beside the predictions `name`.
+    """Open the class probabilities that `predict` stored with the predictions `name`.
 
-    For the hint, `otherwise` is what needs none, in backticks.
+    `otherwise` is an alternative without probabilities for the hint, in backticks.
 
     Raises:
         VplError: there are none.
@@ -278,7 +278,7 @@ def open_probabilities(work: Path, name: str, split: str, otherwise: str) -> Inp
 
 
 def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str) -> str:
-    """Which folder may be meant, of this split or of another; empty if there is none."""
+    """Suggest a folder of a similar name, of this or another split; empty if there is none."""
     there = {f"{folder}/{entry.parent.parent.name}": entry.parent.name for folder in kind_folders
              for entry in sorted((work / folder).glob("*/*/artifact.json"))}
     names = [f"{folder}/{name}" for folder in kind_folders
@@ -290,5 +290,5 @@ def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str)
 
 
 def names_in(folder: Path, split: str) -> list[str]:
-    """Names of the results in a folder of a workspace that have a split."""
+    """Return the names of results for a split in a folder of the workspace."""
     return sorted(entry.parent.parent.name for entry in folder.glob(f"*/{split}/artifact.json"))

@@ -1,4 +1,4 @@
-"""Reading large JSON files: the elements of their arrays, one at a time."""
+"""Streaming of large JSON files: array elements are read one at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _CHUNK = 1 << 20
 
 
 def stream_objects(path: Path) -> Iterator[tuple[str, int, int, Any]]:
-    """Read the arrays of objects in a JSON object such as COCO's one element at a time.
+    """Yield the elements of all arrays in a JSON object such as COCO's, one at a time.
 
-    Memory holds one megabyte, or the largest element. Strings are decoded as Latin-1, so that
-    offsets in the text are offsets in the file; `read_span` reads an element as UTF-8.
+    Memory holds a megabyte, or the largest element. Strings are decoded as Latin-1, so that text
+    offsets equal byte offsets; `read_span` decodes an element as UTF-8.
 
     Yields:
         (name of the array, offset in bytes, length in bytes, element).
@@ -37,14 +37,14 @@ def stream_objects(path: Path) -> Iterator[tuple[str, int, int, Any]]:
 
 
 def read_span(path: Path, first: int, length: int) -> Any:
-    """Read the element at this offset and of this length, in bytes."""
+    """Read the element at this byte offset and of this length in bytes."""
     with path.open("rb") as file:
         file.seek(first)
         return parse_json(file.read(length))
 
 
 def write_array(path: Path, elements: Iterable[object]) -> None:
-    """Write a JSON array, one element a line."""
+    """Write a JSON array, one element per line."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         separator = "[\n"
         for element in elements:
@@ -54,7 +54,7 @@ def write_array(path: Path, elements: Iterable[object]) -> None:
 
 
 class _Text:
-    """A window on the file: `text[at:]` has been read and not used yet."""
+    """A sliding window over the file; `text[at:]` has not been consumed yet."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -104,9 +104,9 @@ class _Text:
                 return value
 
     def more(self) -> bool:
-        """Read the next chunk and drop what is used; return whether there was any.
+        """Read the next chunk, and drop consumed text; return whether the file had more.
 
-        Chunks grow with the text that is left, so that a large element takes linear time.
+        Chunks grow with the remaining text, so that a large element takes linear time.
         """
         chunk = self.file.read(max(_CHUNK, len(self.text) - self.at))
         self.before += self.at

@@ -1,4 +1,4 @@
-"""Every kind of file: what it holds, which axes its tensors have, which command makes it."""
+"""All kinds of file: their contents, tensor axes, folders, and the commands that make them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pathlib import Path
 from vpltool.errors import VplError, near_name
 
 IGNORE = 255
-"""The label of pixels that losses and scores leave out."""
+"""The label of pixels ignored by losses and scores."""
 
 RESERVED = "(ignored)"
-"""Name of the class 255 where there are more: so a label means the same in bytes and 16 bits."""
+"""Placeholder name of class 255, so that label 255 is ignored in 16-bit masks as well."""
 
 MOST_CLASSES = 65_534
-"""Labels have 16 bits at most: 0 is the background, 255 is ignored."""
+"""Maximum number of classes: labels have 16 bits, and 0 and 255 are reserved."""
 
 
 def numbered(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names in the order of their labels, from 1: with more than 254, 255 is left out."""
+    """Return class names in label order from 1; with more than 254, label 255 is reserved."""
     plain = tuple(name for name in names if name != RESERVED)
     return plain if len(plain) < IGNORE else (*plain[: IGNORE - 1], RESERVED, *plain[IGNORE - 1 :])
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a kind: element types, as safetensors names them, and named axes.
+    """The specification of one tensor: dtypes, as named by safetensors, and named axes.
 
-    Axes of the same name have the same length within a file. An optional tensor may be missing.
+    Axes of the same name must have the same length within a file. Optional tensors may be absent.
     """
 
     dtypes: tuple[str, ...]
@@ -41,16 +41,16 @@ class Kind:
     """A kind of file.
 
     Args:
-        name: its name, the same everywhere.
+        name: name, the same everywhere.
         layout: `json`, `jsonl`, `tensors` (one .safetensors), `tensors-folder` (one
             .safetensors a photo), `labels-folder` (one palette PNG a photo) or `raster` (one
             GeoTIFF).
-        about: what it is, in one phrase.
+        about: description in one phrase.
         made_by: the call that makes it, in backticks as in `VplError`.
-        tensors: the tensors of a .safetensors of this kind.
+        tensors: the tensors of a .safetensors file of this kind.
         version: increased when older files can no longer be read.
-        folder: of the workspace, in which its files lie; empty: that of its name.
-        apart: whether its files lie in no such folder, but beside others or where the user wants.
+        folder: folder in the workspace; empty: the kind's name.
+        apart: whether files have no folder of their own: they lie beside others or where users ask.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Kind:
 
     @property
     def per_photo(self) -> bool:
-        """Whether there is a folder of them, a file per photo."""
+        """Whether it is stored as a folder with one file per photo."""
         return self.layout.endswith("-folder")
 
     @property
@@ -78,7 +78,7 @@ _SUFFIXES = {"json": ".json", "jsonl": ".jsonl", "labels-folder": ".png", "raste
 _PREPARE = "`prepare('folder', images='IMAGES', labels='FILE.csv')`"
 
 _STORED = ("F16", "F32")
-"""Types of the setting `store`: half precision for small files, or single precision."""
+"""Dtypes of the setting `store`: half precision for small files, or single precision."""
 
 _ALL = (
     Kind("workspace", "json", "data set, class names and model of a workspace", _PREPARE, {}),
@@ -164,13 +164,13 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in _ALL}
 
 FEATURE_TENSORS = tuple(name for name, spec in KINDS["features"].tensors.items()
                         if spec.dtypes == _STORED)
-"""What `extract` can keep, and a method can read: `tokens`, `patches`, `attention`, …"""
+"""Tensors that `extract` can store and methods can read: `tokens`, `patches`, `attention`, …"""
 
 SECOND_FOLDER = "features-second"
-"""Folder of features of a second encoder, beside those of the first."""
+"""Folder of a second encoder's features, beside those of the first."""
 
 CHECKPOINT = ".checkpoint.safetensors"
-"""How the name of a training's checkpoint ends, which lies beside its result."""
+"""Suffix of a training checkpoint, which lies beside the result."""
 
 
 def folder_of(work: Path, kind: str) -> Path:
@@ -179,33 +179,33 @@ def folder_of(work: Path, kind: str) -> Path:
 
 
 def results_of(work: Path, kind: str) -> list[Path]:
-    """Return the single files of a kind in a workspace, without the checkpoints of trainings."""
+    """Return the single-file results of a kind, without training checkpoints."""
     return sorted(path for path in folder_of(work, kind).glob(f"*{KINDS[kind].suffix}")
                   if not path.name.endswith(CHECKPOINT))
 
 
 def called(kind: str, name: str) -> str:
-    """Return what users call a result that lies in its place: `cams/text`."""
+    """Return the users' name for a result in its standard place, such as `cams/text`."""
     return f"{kind}/{name}"
 
 
 def folders_of(*, per_photo: bool) -> tuple[str, ...]:
-    """Folders of a workspace that hold a file per photo, or that hold single .safetensors."""
+    """Return the folders that hold one file per photo, or those of single .safetensors files."""
     return tuple(kind.name for kind in _ALL if not kind.apart
                  and (kind.per_photo if per_photo else kind.layout == "tensors"))
 
 
 def place(work: Path, kind: str, name: str, split: str = "") -> Path:
-    """Return where a result lies in a workspace, unless `out` says otherwise.
+    """Return the standard path of a result in a workspace, used unless `out` is given.
 
-    The name of features is their split; a single file has no split.
+    For features, `name` is the split; single files have no split.
     """
     found, folder = KINDS[kind], folder_of(work, kind)
     return folder / name / split if found.per_photo else folder / f"{name}{found.suffix}"
 
 
 def kind_named(name: str) -> Kind:
-    """Look a kind up.
+    """Return the kind of a name.
 
     Raises:
         VplError: there is no kind of this name.
@@ -216,7 +216,7 @@ def kind_named(name: str) -> Kind:
 
 
 def check_shapes(kind: Kind, shapes: dict[str, tuple[str, tuple[int, ...]]], where: str) -> None:
-    """Check a file's tensors, name to (dtype, shape), against its kind; `where` is its path.
+    """Check a file's tensors, name to (dtype, shape), against its kind; `where` is the path.
 
     Raises:
         VplError: a tensor is missing or unknown, or its type or shape is wrong.
@@ -236,7 +236,7 @@ def check_shapes(kind: Kind, shapes: dict[str, tuple[str, tuple[int, ...]]], whe
                 f"{where}: `{name}` is {dtype}{list(shape)}, "
                 f"expected {' or '.join(spec.dtypes)}({', '.join(spec.axes)})", remake)
         for axis, length in zip(spec.axes, shape, strict=True):
-            # A number is a length; the first axis of a name sets the length of the others.
+            # A digit is a fixed length; otherwise the first axis of a name sets the length.
             wanted = int(axis) if axis.isdigit() else lengths.setdefault(axis, length)
             if length != wanted:
                 raise VplError(f"{where}: `{name}` has {length} {axis}, expected {wanted}", remake)

@@ -1,4 +1,4 @@
-"""Label images: palette PNGs, as in VOC. The value of a pixel is its class, 255 is ignored."""
+"""Label images: palette PNGs as in VOC, whose pixel values are classes; 255 is ignored."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from vpltool.formats.whereabouts import short_path
 from vpltool.lazy import Image, PngImagePlugin, np, npt
 
 _MOST_PIXELS = 200_000_000
-"""More than these are refused: a file of a few bytes can stand for any number of pixels."""
+"""Limit of pixels, since a file of a few bytes can declare any size."""
 
 _INDEX_MODES = ("P", "L", "1", "I;16", "I")
 """Pillow's modes of PNGs whose pixels are numbers."""
 
 _STEPS = {2: 85, 4: 17}
-"""Bits of a grey value to the factor by which Pillow multiplies it."""
+"""Factor by which Pillow scales grey values, by bit depth."""
 
 
 def voc_palette() -> list[int]:
     """Return the 256 colours of PASCAL VOC, flat (r, g, b, r, g, b, …).
 
-    The bits of the index are spread over the three channels, as in the devkit.
+    The bits of an index are spread over the three channels, as in VOC's devkit.
     """
     return [sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
             for index in range(256) for channel in range(3)]
@@ -41,7 +41,7 @@ def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header,
                  batch: Batch | None = None) -> None:
     """Write labels (height, width) as a palette PNG with the header in a text chunk.
 
-    Those of 16 bits become a PNG of 16 bits. With a batch, see `atomic_path`.
+    16-bit labels become a 16-bit PNG. For `batch`, see `atomic_path`.
     """
     content = png_bytes(labels, header)
     with atomic_path(path, batch) as temporary:
@@ -49,20 +49,20 @@ def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header,
 
 
 def identity_of_labels(labels: npt.NDArray[np.uint8]) -> str:
-    """Return a hash of labels (height, width), whatever file they are in: 16 hex digits."""
+    """Return a hash of labels (height, width), independent of the file: 16 hex digits."""
     labels = _narrowest(labels)
     size = f"{labels.shape[0]}x{labels.shape[1]}:".encode()
     return sha256(size + labels.tobytes()).hexdigest()[:16]
 
 
 LEGEND = ("classes.txt", "palette.gpl")
-"""Files beside exported label images: the name of each value, a line each; and the colours."""
+"""Files beside exported label images: class names, one line per value, and a palette."""
 
 
 def legend(name: str, classes: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield the files of `LEGEND`, for classes in index order, the background first.
+    """Yield the files of `LEGEND`; `classes` are in index order, with the background first.
 
-    The colours are VOC's, as a palette called `name` that GIMP and Krita read.
+    The colours are VOC's, in a palette named `name` for GIMP and Krita.
     """
     yield LEGEND[0], "".join(f"{entry}\n" for entry in classes).encode()
     flat = voc_palette()
@@ -73,7 +73,7 @@ def legend(name: str, classes: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def read_legend(folder: Path) -> list[str]:
-    """Read what the values of a folder's label images are called; empty: it does not say.
+    """Read the names of the label values in a folder; empty if it has no legend.
 
     Raises:
         VplError: the file cannot be read.
@@ -89,7 +89,7 @@ def read_legend(folder: Path) -> list[str]:
 def png_bytes(pixels: npt.NDArray[np.uint8], header: Header | None = None) -> bytes:
     """Encode labels (height, width) with VOC's palette, or RGB (height, width, 3), as PNG.
 
-    With a header, that is in a text chunk.
+    A header is stored in a text chunk.
     """
     image, text, content = Image.fromarray(pixels), PngImagePlugin.PngInfo(), BytesIO()
     if pixels.ndim == 2 and pixels.dtype == np.uint8:
@@ -103,8 +103,8 @@ def png_bytes(pixels: npt.NDArray[np.uint8], header: Header | None = None) -> by
 def read_labels(path: Path) -> npt.NDArray[np.uint8]:
     """Read labels (height, width) from a palette or greyscale PNG, vpltool's or not.
 
-    The values are those of the file, whatever its depth: 1, 2, 4, 8 or 16 bits. They are uint16
-    where one is above 255, else uint8.
+    Values are those in the file, at any depth (1, 2, 4, 8 or 16 bits); uint16 if one exceeds 255,
+    else uint8.
 
     Raises:
         VplError: the file is missing or damaged, holds colours instead of indices, or a value
@@ -114,11 +114,11 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def read_drawn_labels(path: Path, *, other_palettes: bool = False) -> npt.NDArray[np.uint8]:
-    """Read labels that a person may have drawn, as `read_labels` does, but by their colours.
+    """Read labels that may have been edited by hand, by colour if the palette was changed.
 
-    Paint programs reorder palettes. So where all colours that a file uses are VOC's, or all are
-    greys, they say the labels; the indices do where both agree. With `other_palettes` indices also
-    count where a palette has other colours.
+    Paint programs reorder palettes. So if all colours in use are VOC's, or all are greys, colours
+    determine the labels. With `other_palettes`, pixel values count if the palette has other
+    colours.
 
     Raises:
         VplError: see `read_labels`; or the palette has other colours.
@@ -134,7 +134,7 @@ def read_drawn_labels(path: Path, *, other_palettes: bool = False) -> npt.NDArra
     for known in (voc_palette(), [level for level in range(256) for _ in range(3)]):
         numbers = {tuple(known[3 * label : 3 * label + 3]): label for label in range(256)}
         labels = [numbers.get(tuple(colour), -1) for colour in colours.tolist()]
-        # Black and white alone may be anything.
+        # Black and white alone are ambiguous.
         if -1 not in labels and (labels == used.tolist() or {*labels} - {0, IGNORE}):
             table = np.zeros(256, np.uint8)
             for index, label in zip(used.tolist(), labels, strict=True):
@@ -152,12 +152,12 @@ def read_drawn_labels(path: Path, *, other_palettes: bool = False) -> npt.NDArra
 
 
 def _narrowest(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Labels as bytes, or as 16 bits where one is above 255."""
+    """Convert labels to uint8, or uint16 if one exceeds 255."""
     return values.astype(np.uint8 if values.max(initial=0) <= IGNORE else np.uint16, copy=False)
 
 
 def size_of_labels(path: Path) -> tuple[int, int]:
-    """Return (height, width) of a label image; no pixel is decoded.
+    """Return (height, width) of a label image without decoding pixels.
 
     Raises:
         VplError: see `read_labels`.
@@ -167,9 +167,9 @@ def size_of_labels(path: Path) -> tuple[int, int]:
 
 
 def read_numbers(path: Path) -> npt.NDArray[np.int64]:
-    """Read the numbers of an instance image (H, W): 8 or 16 bits, or COCO's panoptic colours.
+    """Read instance numbers (H, W) of 8 or 16 bits, or in COCO's panoptic colours.
 
-    There, a number is red + 256 green + 65,536 blue.
+    A colour encodes red + 256 green + 65,536 blue.
 
     Raises:
         VplError: the file is missing or damaged.
@@ -180,9 +180,9 @@ def read_numbers(path: Path) -> npt.NDArray[np.int64]:
 
 
 def read_soft(path: Path) -> npt.NDArray[np.uint8]:
-    """Read a soft map (H, W), 255 for what is surely in it: a picture's alpha, else its grey.
+    """Read a soft mask (H, W) from a picture's alpha channel or else its grey values; 255: inside.
 
-    So a map may be a grey picture, as of a saliency network, or a photo that was cut out.
+    So a map may be a saliency network's grey picture, or a photo with a transparent background.
 
     Raises:
         VplError: the file is missing or damaged.
@@ -195,7 +195,7 @@ def read_soft(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
-    """Return the values of a label image, and its palette, flat, if it has one."""
+    """Return the values of a label image and its flat palette, if any."""
     with _opened(path) as image:
         if image.mode not in _INDEX_MODES:
             raise VplError(f"{short_path(path)} is not an index image (mode {image.mode}): a "
@@ -206,7 +206,7 @@ def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
     with path.open("rb") as file:
         depth = file.read(25)[24]
     if image.mode == "L" and depth in _STEPS:
-        # Pillow stretches few bits to 0 to 255.
+        # Pillow scales low bit depths to 0 to 255.
         values //= _STEPS[depth]
     if (highest := int(values.max(initial=0))) > MOST_CLASSES + 1:
         raise VplError(f"{short_path(path)} has the value {highest}, above {MOST_CLASSES + 1}",
@@ -216,7 +216,7 @@ def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a PNG; whatever Pillow raises about its content becomes a VplError."""
+    """Open a PNG; turn any error of Pillow into a VplError."""
     try:
         if not path.is_file() and path.exists():
             raise OSError("it is a folder" if path.is_dir() else "it is not a file")

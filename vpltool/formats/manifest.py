@@ -1,10 +1,9 @@
-"""`artifact.json`, the manifest of a folder with one file a photo.
+"""`artifact.json`, the manifest of a folder with one file per photo.
 
-It holds the header, the ids that failed (and in `left_out` those of them that only an earlier
-command failed on), what of its own each photo depends on, the hash of its file in `photos`, and
-`complete`, set last. Where several processes do a shard of the photos each, each writes a manifest
-of its own below `.shards`, so that none overwrites what another has found out; readers join them,
-and so does the process that finishes last.
+It holds the header; the failed ids, those of earlier stages also in `left_out`; per-photo inputs
+and photo hashes; and `complete`, set last. When several processes share the photos, each writes a
+shard manifest below `.shards`, so that none overwrites another's records. Readers merge them, and
+the process that finishes last merges them for good.
 """
 
 from __future__ import annotations
@@ -28,44 +27,44 @@ from vpltool.json_text import JsonObject, parse_json
 MANIFEST = "artifact.json"
 
 _SHARDS = ".shards"
-"""Folder of the shards' manifests, in that of their artifact."""
+"""Subfolder of an artifact that holds shard manifests."""
 
 _OF_PHOTOS = {"own": TEXT_OF, "left_out": TEXTS, "photos": TEXT_OF}
 
 UPDATE_HINT = "`update()` recomputes everything that is stale; "
-"""Beginning of the hint if only inputs have changed."""
+"""Prefix of a hint if only inputs have changed."""
 
 
 class PhotoFolder:
-    """A folder with one file a photo, all of one kind, by themselves or in tars."""
+    """A folder with one file per photo, all of one kind, stored individually or in tars."""
 
     path: Path
     header: Header
 
     @property
     def suffix(self) -> str:
-        """Suffix of the photos' files."""
+        """Suffix of the per-photo files."""
         return KINDS[self.header.kind].suffix
 
     def path_of(self, photo_id: str) -> Path:
-        """Path of a photo's file."""
+        """Return the path of a photo's file."""
         return self.path / (photo_id + self.suffix)
 
     @cached_property
     def packed(self) -> Mapping[str, TarSlice]:
-        """Id to where the file is, of photos whose files lie in tars."""
+        """Tar slices by id, of photos packed into tars."""
         return packed_slices(self.path)
 
     def holds(self, photo_id: str) -> bool:
-        """Tell whether a photo's file is there, by itself or in a tar."""
+        """Return whether a photo's file exists, individually or in a tar."""
         return photo_id in self.packed or self.path_of(photo_id).exists()
 
     def files(self) -> Iterator[Path]:
-        """Yield its finished files, without those in tars and of artifacts nested in it."""
+        """Yield finished files, without packed ones and those of nested artifacts."""
         return files_of(self.path, self.suffix)
 
     def photo_ids(self) -> list[str]:
-        """Return the ids of the photos that it holds files of."""
+        """Return the ids of all photos that have a file."""
         return list(dict.fromkeys([*self.packed, *(
             file.relative_to(self.path).as_posix().removesuffix(self.suffix)
             for file in self.files())]))
@@ -73,19 +72,19 @@ class PhotoFolder:
 
 @dataclass(frozen=True)
 class Manifest(PhotoFolder):
-    """What a folder's `artifact.json` says, and those of its shards.
+    """The content of a folder's `artifact.json`, merged with its shard manifests.
 
     Args:
         path: the folder.
-        header: that of every file in it.
-        failed: id to reason, of photos that a step failed on.
-        per_photo_inputs: id to the photo's own inputs that its file depends on; `own` in the file.
-        shards: number of shards that processes are, or were, making it in; 1: none.
-        waiting: ids of those that failed, but only in an earlier step; `left_out` in the file.
-        complete: whether no photo that was asked for is to be done.
-        replaced: whether a command is deleting its files, or was killed while it did: not all need
-            be of the header.
-        photos: id to hash of the photo's file that was read, where it could be.
+        header: header of every file in the folder.
+        failed: reason by id, of photos that a stage failed on.
+        per_photo_inputs: id to the photo's own inputs, such as tags; `own` in the file.
+        shards: number of shards in which the folder is or was made; 1: not sharded.
+        waiting: failed ids that only an earlier stage failed on; `left_out` in the file.
+        complete: whether all requested photos have been processed.
+        replaced: whether a command is replacing files, or was killed while doing so; files may
+            then have other headers.
+        photos: hash by id of the photo's file that was read, if known.
     """
 
     path: Path
@@ -99,13 +98,13 @@ class Manifest(PhotoFolder):
     photos: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> JsonObject:
-        """Return it as `artifact.json` holds it."""
+        """Return the content of `artifact.json`."""
         return {"header": self.header.to_dict(), "config": self.header.config_hash,
                 "complete": self.complete, **self.of_photos(),
                 **({"replaced": True} if self.replaced else {})}
 
     def of_photos(self) -> JsonObject:
-        """Return what it says of photos, as the manifest of a folder or of a shard holds it."""
+        """Return the per-photo fields, as stored in the manifest of a folder or shard."""
         found = {"left_out": sorted(self.waiting & self.failed.keys()),
                  "own": dict(sorted(self.per_photo_inputs.items())),
                  "photos": dict(sorted(self.photos.items()))}
@@ -113,7 +112,7 @@ class Manifest(PhotoFolder):
                 **{name: value for name, value in found.items() if value}}
 
     def joined(self, parts: Iterable[JsonObject]) -> Manifest:
-        """Join it with what shards of its configuration say, the newest last, which holds."""
+        """Merge with shard manifests of the same configuration, oldest first; later ones win."""
         failed, own, photos = dict(self.failed), dict(self.per_photo_inputs), dict(self.photos)
         waiting, shards = {*self.waiting}, self.shards
         for part in parts:
@@ -128,18 +127,18 @@ class Manifest(PhotoFolder):
 
 
 def manifest_of(path: Path, hint: str = "`inspect(path='FILE')` reads one file of it") -> Manifest:
-    """Read a folder's `artifact.json`, joined with the manifests of its shards.
+    """Read a folder's `artifact.json`, merged with its shard manifests.
 
     Raises:
-        VplError: there is none, or it is damaged; the hint is `hint`.
+        VplError: it is missing or damaged; the hint is `hint`.
     """
-    # The shards' first: who joins them writes the whole before it deletes them.
+    # Read shards first: the process that merges them writes the whole before it deletes them.
     parts = shard_manifests(path)
     return read_manifest(path, hint).joined(part for _, part in parts)
 
 
 def read_manifest(path: Path, hint: str = "") -> Manifest:
-    """Read a folder's `artifact.json` alone, without those of its shards.
+    """Read a folder's `artifact.json` without its shard manifests.
 
     Raises:
         VplError: it is missing or damaged; the hint is `hint`.
@@ -159,19 +158,19 @@ def read_manifest(path: Path, hint: str = "") -> Manifest:
 
 
 def shard_manifest(path: Path, shard: Shard) -> Path:
-    """Path of the manifest of a shard."""
+    """Return the path of a shard's manifest."""
     return path / _SHARDS / f"{shard.index}-of-{shard.count}.json"
 
 
 def shard_manifests(path: Path) -> list[tuple[Path, JsonObject]]:
-    """Read the manifests of a folder's shards, the newest last.
+    """Read the shard manifests of a folder, oldest first.
 
     Raises:
-        VplError: one is damaged.
+        VplError: a shard manifest is damaged.
     """
     dated = []
     for file in sorted((path / _SHARDS).glob("*-of-*.json")):
-        # Another process may have joined them, and deleted this one, meanwhile.
+        # Another process may have merged and deleted this file meanwhile.
         with contextlib.suppress(FileNotFoundError):
             dated.append((file.stat().st_mtime_ns, file, _read_shard(file)))
     return [(file, content) for _, file, content in sorted(dated, key=lambda entry: entry[:2])]
@@ -191,11 +190,11 @@ def _read_shard(file: Path) -> JsonObject:
 
 
 def again(header: Header, shard: str = "") -> str:
-    """Return the call that makes an artifact again, or resumes it; or only a shard of it."""
+    """Return the call that makes or resumes an artifact, or one shard of it."""
     used = [f"{key}={header.options[key]!r}" for key in ("prototypes", "method", "split")
             if header.options.get(key)]
     split = f"/{header.options.get('split', '')}"
-    # Of several inputs a command would not know which.
+    # Spelled out, since the command could not choose among several inputs.
     used += [f"{key}={header.sources[key].removesuffix(split)!r}" for key in ("cams", "what")
              if key in header.sources]
     if "decoder" in header.sources:
@@ -205,7 +204,7 @@ def again(header: Header, shard: str = "") -> str:
 
 
 def files_of(path: Path, suffix: str) -> Iterator[Path]:
-    """Yield the finished files of a folder, except those of artifacts nested in it."""
+    """Yield the finished files of a folder, without those of nested artifacts."""
     for entry in sorted(path.iterdir()) if path.is_dir() else ():
         if entry.is_dir():
             if not (entry / MANIFEST).exists():

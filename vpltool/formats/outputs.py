@@ -1,4 +1,4 @@
-"""Writing folders with one file a photo: what is left to do, and resuming."""
+"""Writing folders with one file per photo: finding the remaining work, resuming, manifests."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ from vpltool.formats.values import check_labels, check_values
 from vpltool.lazy import np, npt, torch
 
 _DEEPEST = 50
-"""Levels of folders that ids may have."""
+"""Maximum depth of folders in photo ids."""
 
 
 @dataclass
 class OutputFolder(PhotoFolder):
-    """A folder to be written. Make one with `open_output`; nothing is changed before `begin`.
+    """A folder of per-photo files to write, opened by `open_output`; `begin` makes first changes.
 
     Args:
         path: the folder.
-        header: goes into every file; its config hash decides about resuming.
-        todo: ids that are still to be made, of so many in `total`.
-        per_photo_inputs: see `open_output`, as for `photos`, `whole`, `shard` and `left_out`.
-        before: what the folder said when it was opened; None: nothing of ours was there.
+        header: written to every file; its config hash decides whether earlier files are reused.
+        todo: ids of the remaining photos, out of `total` requested.
+        per_photo_inputs: see `open_output`, also for `photos`, `whole`, `shard` and `left_out`.
+        before: the manifest found when the folder was opened; None if there was none.
         clears: whether `begin` deletes the files of an earlier run.
-        outdated: ids whose files `begin` deletes, since their own inputs have changed.
-        keeps_corrected: whether labels that were corrected by hand, of `corrected`, are kept.
-        failed: id to reason, of photos that failed in this run.
-        labels: number of labels, with the background; others are not written. 0: any.
+        outdated: ids whose files `begin` deletes because their per-photo inputs have changed.
+        keeps_corrected: whether labels corrected by hand (`corrected`) are kept.
+        failed: reason by id, for photos that failed in this run.
+        labels: number of labels including the background; higher labels are refused. 0: no check.
     """
 
     path: Path
@@ -75,9 +75,9 @@ class OutputFolder(PhotoFolder):
     _batch: Batch | None = None
 
     def begin(self) -> None:
-        """Delete what is to be replaced, and mark the folder as not complete.
+        """Delete the files to replace, and mark the folder as incomplete.
 
-        Call this after all checks, since an error may no longer leave earlier files untouched.
+        Call this after all checks have passed: an error before it leaves earlier files untouched.
         """
         if self.shard.count > 1:
             self._begin_shard()
@@ -89,7 +89,7 @@ class OutputFolder(PhotoFolder):
                 if file not in corrected and (self.clears or self._is_of_another_run(file)):
                     file.unlink(missing_ok=True)
         for key in self.outdated:
-            # Only these, not all of `todo`: another process may have begun to write the others.
+            # Only these, not all of `todo`: another process may have started to write the others.
             self.path_of(key).unlink(missing_ok=True)
         remove_leftovers(self.path, below=_DEEPEST)
         if self.todo:
@@ -99,10 +99,10 @@ class OutputFolder(PhotoFolder):
                          "done already")
 
     def _begin_shard(self) -> None:
-        """Make the folder this configuration's, beside other processes that may do the same.
+        """Claim the folder for this configuration, safely beside other shards that do the same.
 
-        Nobody deletes what another one has just made: of other shards only files of another
-        configuration go, and these before the manifest says that the folder is of this one.
+        Files just written by another process must survive: of other shards, only files of another
+        configuration are deleted, before the manifest declares the new configuration.
         """
         known = read_manifest(self.path) if (self.path / MANIFEST).exists() else self.before
         other = known is not None and (
@@ -128,7 +128,7 @@ class OutputFolder(PhotoFolder):
             file.unlink(missing_ok=True)
 
     def keep_corrected(self) -> None:
-        """Keep the labels that were corrected by hand: what another program wrote has no header."""
+        """Keep labels corrected by hand, which have no header since another program wrote them."""
         self.keeps_corrected = True
         if KINDS[self.header.kind].layout != "labels-folder":
             return
@@ -146,7 +146,7 @@ class OutputFolder(PhotoFolder):
         """Write a photo's tensors.
 
         Raises:
-            BadValues: they hold NaN, or a class that there is not.
+            BadValues: the tensors contain NaN or an unknown class.
         """
         if self.labels and "classes" in tensors:
             check_values(self.header.kind, {"classes": tensors["classes"]}, "", labels=self.labels)
@@ -156,29 +156,29 @@ class OutputFolder(PhotoFolder):
         """Write a photo's labels (height, width).
 
         Raises:
-            BadValues: one is of a class that there is not.
+            BadValues: the labels contain an unknown class.
         """
         check_labels(labels, self.labels)
         write_labels(self.path_of(photo_id), labels, self.header, self._batch)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Let several files at once wait for the disk; all have their names in the end."""
+        """Write several files in one batch, so that they wait for the disk together."""
         self._batch = batch = Batch()
         try:
             yield
         finally:
-            # Whatever ended the work: what was made is kept.
+            # However the work ended, finished files are kept.
             self._batch = None
             batch.name_all()
 
     def fail(self, photo_id: str, reason: str) -> None:
-        """Record that a photo failed; the others are processed."""
-        # It may quote a header, and JSON holds what no file can.
+        """Record that a photo failed; work on the others continues."""
+        # A reason may quote a header, and JSON can hold strings that UTF-8 cannot encode.
         self.failed[photo_id] = reason.encode("utf-8", "backslashreplace").decode()
 
     def finish(self) -> None:
-        """Set the completion mark; of a shard's manifest, and of the folder's with the last one."""
+        """Mark the shard's manifest as complete, and the folder's once all shards are."""
         self._write_manifest(finished=True)
         if self.shard.count > 1:
             self._join_shards()
@@ -186,10 +186,10 @@ class OutputFolder(PhotoFolder):
             self._remove_shard_manifests()
 
     def check_failed(self, result: object) -> None:
-        """Raise an error if some photos failed; all others are done and kept.
+        """Raise an error if some photos failed; the results of the others are kept.
 
         Raises:
-            PhotosFailed: some photos failed; it carries `result`.
+            PhotosFailed: some photos failed; the error carries `result`.
         """
         if self.failed:
             shown = "; ".join(_named(key, why) for key, why in sorted(self.failed.items())[:20])
@@ -203,7 +203,7 @@ class OutputFolder(PhotoFolder):
                 sorted(self.failed))
 
     def _write_manifest(self, *, finished: bool) -> None:
-        """Write `artifact.json`, or the shard's own, unless it says as much already."""
+        """Write `artifact.json` or the shard's manifest, unless it is up to date already."""
         own = self._own(complete=finished and self.whole)
         there = read_manifest(self.path) if (self.path / MANIFEST).exists() else None
         if self.shard.count > 1:
@@ -221,7 +221,7 @@ class OutputFolder(PhotoFolder):
             self._write(own)
 
     def _own(self, *, complete: bool) -> Manifest:
-        """What is known of the photos of this process, in this run and from those before."""
+        """Return a manifest of this process's photos, from this run and earlier ones."""
         before = None if self.clears else self.before
         todo, waiting = {*self.todo, *self.failed}, {*self.left_out}
         known: dict[str, str] = {}
@@ -235,16 +235,16 @@ class OutputFolder(PhotoFolder):
                         waiting=frozenset(waiting - todo), complete=complete)
 
     def _join_shards(self) -> None:
-        """Make one manifest of those of all shards, once each of them is complete.
+        """Merge the manifests of all shards into one, once every shard is complete.
 
-        Who writes the last of them sees all others. Two that see all of them write the same.
+        The process that finishes last sees all of them. If two do, they write the same bytes.
         """
         parts = [(file, part) for file, part in shard_manifests(self.path)
                  if part["config"] == self.header.config_hash]
         known = read_manifest(self.path)
         alike = [part for _, part in parts if part["shards"] == self.shard.count]
         done = {part["shard"] for part in alike if part["complete"]}
-        # Some shards of a folder that was complete before, such as those with photos that failed.
+        # Only some shards of a complete folder were rerun, such as those with failed photos.
         again = known.complete and parts and all(part["complete"] for _, part in parts)
         if known.header.config_hash != self.header.config_hash or not (
                 len(done) == self.shard.count or again):
@@ -259,21 +259,21 @@ class OutputFolder(PhotoFolder):
 
 
 def _says(manifest: Manifest, own: Manifest) -> bool:
-    """Tell whether a folder's manifest says of photos all that a shard's would say."""
+    """Return whether a folder's manifest already contains a shard's per-photo entries."""
     return all(mine.items() <= known.items() for mine, known in (
         (own.failed, manifest.failed), (own.photos, manifest.photos),
         (own.per_photo_inputs, manifest.per_photo_inputs)))
 
 
 def _named(photo_id: str, reason: str) -> str:
-    """Say which photo failed and why; a reason that begins with its file's name has said which."""
+    """Return id and reason of a failure; a reason that starts with the file name adds its path."""
     own = f"{Path(photo_id).name}."
     return (f"{photo_id}.{reason.removeprefix(own)}" if reason.startswith(own)
             else f"{photo_id}: {reason}")
 
 
 def finish_all(outputs: Sequence[OutputFolder]) -> list[Path]:
-    """Finish several folders that were written together; return their paths, the first one last.
+    """Finish several folders written together; return their paths, with the first one last.
 
     Raises:
         PhotosFailed: some photos failed; all folders are finished before it is raised.
@@ -291,29 +291,29 @@ def open_output(
     per_photo_inputs: Mapping[str, str] | None = None, whole: bool = True, shard: Shard = WHOLE,
     photos: Mapping[str, str] | None = None,
 ) -> OutputFolder:
-    """Find what is left to do in a folder of per-photo files; nothing is written or deleted.
+    """Find the remaining work in a folder of per-photo files; nothing is written or deleted.
 
-    Files of the same configuration are kept, except those of photos whose own inputs have changed.
+    Files of the same configuration are kept unless their photo's own inputs have changed.
 
     Args:
         path: the folder.
         header: the header of every file.
-        ids: photos asked for.
-        overwrite: start over, whatever is there.
+        ids: ids of the requested photos.
+        overwrite: start over in any case.
         update: start over if the folder was made by the same command with other options or from
             other inputs; labels that were corrected by hand are kept.
-        left_out: id to reason, of photos that an earlier command failed on, for later commands.
-        per_photo_inputs: id to the photo's own inputs that its file depends on, such as its tags.
-        whole: whether these are all photos of the split, or of the shard.
-        shard: which photos this process does; what is said of photos is only of these.
-        photos: id to hash of the photo's file, where it can be read. A file made without one
-            counts as made from the photo that is there now.
+        left_out: reason by id, for photos that an earlier stage failed on; it is passed on.
+        per_photo_inputs: id to a photo's own inputs, such as its tags.
+        whole: whether `ids` are all photos of the split or shard.
+        shard: photos that this process handles; all per-photo arguments cover only these.
+        photos: hash of the photo's file by id, if readable. A file recorded without a hash
+            counts as made from the present photo.
 
     Raises:
         OtherSettings: the folder was made with other settings.
-        VplError: it was made by something else.
+        VplError: vpltool, or this stage, did not make it.
     """
-    # Before the manifest is read: what another process has begun meanwhile begins with one.
+    # Checked before the manifest is read: another process writes its manifest before its files.
     filled = path.is_dir() and any(not entry.name.startswith(PART) for entry in path.iterdir())
     before = known_manifest(path, header, kind_named(header.kind).made_by)
     if before is None:
@@ -337,13 +337,13 @@ def open_output(
 
 def _starts_over(output: OutputFolder, before: Manifest, ids: Sequence[str], *, overwrite: bool,
                  update: bool) -> bool:
-    """Tell whether all that is in a folder is to be replaced, and may be."""
+    """Return whether the folder's whole content must be replaced; raise if that is not allowed."""
     path, header, found = output.path, output.header, before.header
     same = found.config_hash == header.config_hash
     stale = is_stale(header, found)
     check_replacing(path, same=same or stale)
-    # An empty folder of other settings can go; one of the same settings may be another
-    # process's, about to write its first file.
+    # An empty folder of other settings can be replaced. One of the same settings may belong to a
+    # process that is about to write its first file.
     if overwrite or not (same or output.packed or any(before.files())):
         return True
     if update and not same and found.command == header.command:
@@ -360,7 +360,7 @@ def _starts_over(output: OutputFolder, before: Manifest, ids: Sequence[str], *, 
 
 
 def _resume(output: OutputFolder, before: Manifest) -> None:
-    """Find what is left to do in a folder of the same configuration."""
+    """Set `todo` and `outdated` of a folder of the same configuration."""
     replaced = replaced_photos(before.photos, output.photos)
     changed = replaced | {key for key, inputs in output.per_photo_inputs.items()
                           if before.per_photo_inputs.get(key) != inputs}
@@ -368,13 +368,12 @@ def _resume(output: OutputFolder, before: Manifest) -> None:
     if before.replaced:
         there = {key for key in there if key in output.packed or not is_of_another_run(
             output.path_of(key), output.header, keeps_corrected=True)}
-    # An earlier command could not do what is in the place of some photos now.
+    # Files of photos whose replacement an earlier stage could not process.
     lost = {key for key in replaced.intersection(output.left_out) if output.holds(key)}
     output.todo = [key for key in output.todo if key not in there or key in changed]
     output.outdated = (there & changed) | lost
 
 
 def replaced_photos(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
-    """Return the ids of photos whose file has another hash than before; unknown ones are the same.
-    """
+    """Return the ids of photos whose file hash has changed; a missing hash counts as unchanged."""
     return {key for key, hashed in now.items() if before.get(key, hashed) != hashed}

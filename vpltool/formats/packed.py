@@ -1,9 +1,8 @@
-"""Tar archives of per-photo files: `pack` writes them, readers look in by an index.
+"""Tar archives of per-photo files, written by `pack` and read by byte ranges from an index.
 
-Beside the files of a folder, `.packed` holds an index for each tar: the tar's address, and where in
-it the file of each photo lies, from the first byte of its member's header to the last of its
-content. The tar lies there too, or wherever fsspec finds it. A file in it is what it was, to the
-byte.
+The folder `.packed` holds an index per tar: the tar's address, and for each photo the byte range of
+its member, from the start of the tar header to the end of the content. The tar lies beside the
+index, or at an address that fsspec supports. Members have the same bytes as the original files.
 """
 
 from __future__ import annotations
@@ -25,22 +24,22 @@ from vpltool.lazy import fsspec
 from vpltool.names import leads_out
 
 PACKED = ".packed"
-"""Folder of the indices, in that of their artifact."""
+"""Subfolder of an artifact that holds the indices."""
 
 _NEEDS = "an address needs its package (s3fs comes with `vpltool[tars]`), and its variables"
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://(?!.*::).+")
-"""Not one of fsspec's chains, such as `filecache::s3://…`, some of which write files."""
+"""Excludes fsspec's chains, such as `filecache::s3://…`, some of which write files."""
 
 
 @dataclass(frozen=True)
 class TarSlice:
-    """Where the file of a photo is: a tar, and from which byte to which.
+    """The location of a photo's file: a tar and a byte range.
 
     Args:
-        index: the file that says so.
-        tar: address of the tar: the name of a file beside the index, or `SCHEME://…`.
-        start: first byte of the member's header.
-        end: after the last byte of its content.
+        index: the index file that defines it.
+        tar: the tar's address: name of a file beside the index, or `SCHEME://…`.
+        start: offset of the member's header.
+        end: offset after the last byte of its content.
     """
 
     index: Path
@@ -53,14 +52,14 @@ class TarSlice:
 
     @property
     def path(self) -> Path | None:
-        """The tar, if it is a file of this machine."""
+        """Path of the tar if it is a local file, else None."""
         if self.tar.startswith("file://"):
             return Path(self.tar.removeprefix("file://"))
         return None if "://" in self.tar else self.index.with_name(self.tar)
 
 
 def packed_slices(folder: Path) -> dict[str, TarSlice]:
-    """Return where each photo's file is that is packed, by id; empty for a folder of files.
+    """Return the locations of packed files by photo id; empty for a folder without tars.
 
     Raises:
         VplError: an index is damaged.
@@ -91,10 +90,10 @@ def _again(index: Path) -> str:
 
 
 def read_packed(entry: TarSlice, name: str) -> bytes:
-    """Read a file out of a tar, by one request for its bytes; the member must have this name.
+    """Read a file from a tar with a single range request; its member must be called `name`.
 
     Raises:
-        VplError: the tar cannot be read, or the member is another or damaged.
+        VplError: the tar cannot be read, or the member is damaged or has another name.
     """
     try:
         part = _bytes_of(entry)
@@ -102,7 +101,7 @@ def read_packed(entry: TarSlice, name: str) -> bytes:
             member = tar.next()
             if member is None or member.name != name or not member.isreg():
                 raise ValueError(f"no {name} where the index says")
-            # A sparse one would unfold.
+            # A sparse member would expand.
             if member.size > len(part) or member.sparse is not None:
                 raise ValueError(f"{name} is cut off")
             file = tar.extractfile(member)
@@ -120,13 +119,13 @@ def _bytes_of(entry: TarSlice) -> bytes:
             system, path = fsspec.core.url_to_fs(entry.tar)
             part = bytes(system.cat_file(path, start=entry.start, end=entry.end))
         except Exception as error:
-            # Each of fsspec's systems raises what its library does.
+            # fsspec's file systems raise the exceptions of their libraries.
             raise VplError(f"{entry.tar} cannot be read: {first_line(error)}", _NEEDS) from error
     elif not entry.path.is_file():
         raise OSError("there is no such file")
     else:
         with entry.path.open("rb") as file:
-            # Not more than there is: what is asked for would be allocated first.
+            # Clip the range first: `read` allocates what is requested.
             size = file.seek(0, io.SEEK_END)
             file.seek(min(entry.start, size))
             part = file.read(min(entry.end, size) - file.tell())
@@ -136,16 +135,16 @@ def _bytes_of(entry: TarSlice) -> bytes:
 
 
 def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> TarSlice:
-    """Pack photos' files, by id, into a tar; write its index when the tar is whole.
+    """Pack files into a tar, and write its index once the tar is complete.
 
-    No date and no user is stored: the same files give the same bytes. The slice that is
-    returned holds all of them.
+    No dates or users are stored, so the same files give the same bytes. Returns a slice that
+    covers the whole tar.
 
     Args:
-        folder: of the artifact.
-        name: of tar and index, without suffix.
-        at: where the tar goes, `SCHEME://…`; empty: beside its index.
-        files: id to file.
+        folder: folder of the artifact.
+        name: file name of tar and index, without suffix.
+        at: destination of the tar, `SCHEME://…`; empty: beside its index.
+        files: path by photo id.
 
     Raises:
         VplError: it cannot be written.
@@ -165,7 +164,7 @@ def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> Ta
 
 
 def _pack(stream: IO[bytes], files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
-    """Write a tar; first byte, and after the last, of each id's member."""
+    """Write a tar; return the byte range of each member by id."""
     members = {}
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for key, file in files.items():
@@ -183,7 +182,7 @@ def _end_of(members: Mapping[str, tuple[int, int]]) -> int:
 
 
 def _uploaded(address: str, files: Mapping[str, Path]) -> dict[str, tuple[int, int]]:
-    """Write a tar to an address, and check that it has arrived: files are deleted next."""
+    """Write a tar to an address, and verify its size, because the files are deleted next."""
     try:
         system, path = fsspec.core.url_to_fs(address)
         with system.open(path, "wb") as stream:

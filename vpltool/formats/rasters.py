@@ -29,19 +29,19 @@ from vpltool.lazy import Image, np, npt, rasterio
 SUFFIXES = (".tif", ".tiff")
 
 _GEOTIFF = {33550, 33922, 34264, 34735}
-"""Tags of a TIFF that say where it lies: pixel scale, tie points, transformation, keys."""
+"""TIFF tags with a georeference: pixel scale, tie points, transformation, keys."""
 
 _MANY = 100_000_000
-"""A TIFF with more pixels is read by windows, wherever it lies."""
+"""A TIFF with more pixels is read in windows, even without a georeference."""
 
 _SAMPLE = 1024
-"""Side of the reduced picture from which percentiles are taken."""
+"""Side of the reduced copy used for percentiles and validity."""
 
 _BLOCK = 512
-"""Side of the blocks of a GeoTIFF that is written."""
+"""Block size of GeoTIFFs that are written."""
 
 _PERCENTILES = (2.0, 98.0)
-"""What black and white are, unless a file has bytes; the stretch that GIS programs begin with."""
+"""Default stretch of values other than bytes, as in GIS programs."""
 
 
 def check_rasterio() -> None:
@@ -50,7 +50,7 @@ def check_rasterio() -> None:
     Raises:
         VplError: it is not installed.
     """
-    # Megabytes of blocks; else GDAL would keep a twentieth of the machine's memory.
+    # In megabytes; GDAL's default block cache is a twentieth of the machine's memory.
     os.environ.setdefault("GDAL_CACHEMAX", "256")
     if importlib.util.find_spec("rasterio") is None:
         raise VplError("a GeoTIFF is read by rasterio, which is not installed",
@@ -59,7 +59,7 @@ def check_rasterio() -> None:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what GDAL says of a damaged file into one message.
+    """Turn GDAL's errors on a damaged file into one message.
 
     Raises:
         VplError: the file cannot be read.
@@ -81,7 +81,7 @@ def open_raster(path: Path) -> rasterio.DatasetReader:
     """
     check_rasterio()
     with reading(path), warnings.catch_warnings():
-        # One without coordinates is laid on a photo of its size.
+        # Without coordinates, a mask is matched to a photo of the same size.
         warnings.simplefilter("ignore")
         return rasterio.open(path)
 
@@ -98,9 +98,9 @@ def scene_header(path: Path) -> Header | None:
 
 
 def is_scene(path: Path) -> bool:
-    """Tell whether a file is a TIFF that is read by windows: it says where it lies, or is large.
+    """Return whether a TIFF must be read in windows: it is georeferenced, or large.
 
-    So is a TIFF of numbers or bands that Pillow does not know.
+    TIFFs with numbers or bands that Pillow does not support count as well.
     """
     if path.suffix.lower() not in SUFFIXES or not path.is_file():
         return False
@@ -115,12 +115,12 @@ def is_scene(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Which bands of a file are seen as RGB, and what is black and white.
+    """Which bands are shown as RGB, and which values become black and white.
 
     Args:
-        bands: three numbers of bands, or one for grey, the first is 1; empty: 1,2,3, or 1.
-        percentiles: of the file's values, for black and white; empty: bytes are taken as they
-            are, other numbers from the 2nd to the 98th.
+        bands: three band numbers, or one for grey, from 1; empty: 1,2,3, or 1.
+        percentiles: percentiles of the values for black and white; empty: bytes are unchanged,
+            other types are stretched from the 2nd to the 98th.
     """
 
     bands: tuple[int, ...] = ()
@@ -131,7 +131,7 @@ class Scaling:
         """Read the settings `bands` and `percentiles`.
 
         Raises:
-            VplError: they are no such lists.
+            VplError: a list is malformed.
         """
         try:
             numbers = tuple(int(part) for part in bands.split(",")) if bands else ()
@@ -151,7 +151,7 @@ class Scaling:
 
 
 class Scene:
-    """A GeoTIFF, open for reading by windows; a `Raster` of the engine.
+    """A GeoTIFF opened for reading in windows; implements the engine's `Raster`.
 
     Raises:
         VplError: it cannot be read, lacks a band, or has no valid pixel.
@@ -175,22 +175,22 @@ class Scene:
 
     @property
     def layout(self) -> str:
-        """Number and type of the bands, which are the same in all files of a set."""
+        """Number and type of the bands, which must agree within a set of files."""
         return f"{self.file.count} of {self.file.dtypes[0]}"
 
     @cached_property
     def placed(self) -> bool:
-        """Whether the file says where on earth it lies."""
+        """Whether the file has a coordinate reference system."""
         return self.file.crs is not None
 
     def warn_unplaced(self) -> None:
-        """Say once that a file has no coordinate system; results have none either."""
+        """Warn if the file has no coordinate system, since results have none either."""
         if not self.placed:
             console.warn(f"{short_path(self.path)} has no coordinate reference system; what is "
                          "made of it has none either")
 
     def _reduced(self) -> npt.NDArray[np.bool_]:
-        """Which pixels of a reduced copy are not nodata."""
+        """Return the validity mask (not nodata) of a reduced copy."""
         shrunk = max(1.0, max(self.size) / _SAMPLE)
         shape = tuple(max(1, int(side / shrunk)) for side in self.size)
         with reading(self.path):
@@ -202,7 +202,7 @@ class Scene:
         return valid
 
     def may_be_valid(self, top: int, left: int, height: int, width: int) -> bool:
-        """Tell whether a window has more than nodata, as far as a reduced copy says."""
+        """Return whether a window may contain valid pixels, according to the reduced copy."""
         down, across = (length / side for length, side in zip(self.reduced.shape, self.size,
                                                               strict=True))
         return bool(self.reduced[int(top * down) : int((top + height) * down) + 1,
@@ -210,7 +210,7 @@ class Scene:
 
     @cached_property
     def limits(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Values of each band that become 0 and 255."""
+        """Values of each band that map to 0 and 255."""
         if not self.scaling.percentiles and self.file.dtypes[0] == "uint8":
             return np.zeros(len(self.bands)), np.full(len(self.bands), 255.0)
         valid = self.reduced
@@ -223,10 +223,10 @@ class Scene:
         return found[:, 0], np.maximum(found[:, 1], found[:, 0] + 1e-9)
 
     def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """Read RGB (height, width, 3) uint8; what is beyond the edge is repeated.
+        """Read RGB (height, width, 3) uint8; pixels beyond the edge repeat the last ones.
 
         Raises:
-            VplError: the file is damaged there.
+            VplError: this part of the file is damaged.
         """
         window = self._window(top, left, height, width)
         with reading(self.path):
@@ -241,7 +241,7 @@ class Scene:
         return np.pad(rgb, beyond, mode="edge")
 
     def valid(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.bool_]:
-        """Which pixels (h, w) of a window, cut at the edge, are not nodata."""
+        """Return the validity mask (h, w) of a window, cropped at the edge; False is nodata."""
         with reading(self.path):
             return self.file.dataset_mask(window=self._window(top, left, height, width)) > 0
 
@@ -251,10 +251,10 @@ class Scene:
 
 
 def check_alike(scenes: Sequence[Scene]) -> None:
-    """Check that files of one set have the same bands.
+    """Check that all files of a set have the same bands.
 
     Raises:
-        VplError: two differ.
+        VplError: two files differ.
     """
     for scene in scenes[1:]:
         if scene.layout != scenes[0].layout:
@@ -265,11 +265,11 @@ def check_alike(scenes: Sequence[Scene]) -> None:
 
 def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]], header: Header,
                 classes: Sequence[str]) -> None:
-    """Write labels as a cloud-optimised GeoTIFF: in blocks, compressed, with reduced copies.
+    """Write labels as a cloud-optimised GeoTIFF: tiled, compressed, with overviews.
 
-    Parts are rows of labels (h, W) from top to bottom. Coordinate system and transform are those of
-    the scene; nodata is the label of ignored pixels. The header goes into the metadata, as do the
-    names of the classes, of which the first is label 1.
+    `parts` are strips of labels (h, W) from top to bottom. Coordinate system and transform are
+    those of the scene; nodata is the ignored label. Header and class names, the first of which is
+    label 1, go into the metadata.
     """
     check_rasterio()
     first = next(parts)
@@ -302,5 +302,5 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
 
 
 def remove_rows(folder: Path) -> None:
-    """Remove the rows of a scene that is written."""
+    """Delete the temporary strips of a scene that has been written."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,11 +1,10 @@
-"""Replacing an artifact: what may be replaced, and deletion with a record that survives a kill.
+"""Replacing artifacts: permission checks, and deletion that can be resumed after a kill.
 
-A header is data: anybody may have written it. So `update` does not only check what a header says,
-but also, where an artifact is about to be written, that it is the one that the header belongs to.
+Headers are data that anybody may have written. So `update` also checks, where an artifact is about
+to be written, that the header belongs to that artifact.
 
-Before the first file of a folder goes, `artifact.json` says `replaced`. It says so until all have
-gone and the new header takes its place. So a command that was killed in between is seen, and goes
-on.
+Before the first file of a folder is deleted, `artifact.json` is marked `replaced`, until all files
+are gone and the new header is written. So the next command detects and finishes a killed one.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from vpltool.formats.manifest import MANIFEST, Manifest, files_of, manifest_of, 
 from vpltool.formats.storage import check_file, salvaged_header, write_json
 
 PHOTO_FOLDERS = (*folders_of(per_photo=True), "ground-truth")
-"""Folders of the workspace, or beginnings of their names, that hold files a photo."""
+"""Workspace folders, or prefixes of their names, that hold per-photo files."""
 
 _limits: ContextVar[tuple[Path, frozenset[Path]] | None] = ContextVar("limits", default=None)
 
 
 @contextlib.contextmanager
 def replacing_only(work: Path, artifacts: Iterable[Path]) -> Iterator[None]:
-    """Let the block write below a folder, and of other settings only these artifacts."""
+    """Restrict the block to write below `work`, and to replace only these artifacts."""
     token = _limits.set((work.resolve(), frozenset(path.resolve() for path in artifacts)))
     try:
         yield
@@ -41,12 +40,12 @@ def replacing_only(work: Path, artifacts: Iterable[Path]) -> Iterator[None]:
 
 
 def check_replacing(path: Path, *, same: bool) -> None:
-    """Check that an artifact may be written where `replacing_only` sets limits.
+    """Check that an artifact may be written under the limits of `replacing_only`.
 
-    `same`: nothing is there, or something that was made with the same settings.
+    `same`: nothing is there, or it was made with the same settings.
 
     Raises:
-        VplError: it may not.
+        VplError: it may not be written.
     """
     limits, target = _limits.get(), path.resolve()
     if limits is None or target in limits[1]:
@@ -60,10 +59,10 @@ def check_replacing(path: Path, *, same: bool) -> None:
 
 
 def known_manifest(path: Path, header: Header, hint: str) -> Manifest | None:
-    """Return a folder's manifest, told by its files where it is gone: then it is `replaced`.
+    """Return a folder's manifest, or one derived from its files, marked `replaced`, if it is lost.
 
-    Files of the configuration of `header`, which is to be written, come before others. It is None
-    if nothing that vpltool made is there.
+    Files with the configuration of `header`, about to be written, take precedence. Returns None if
+    the folder holds nothing made by vpltool.
 
     Raises:
         VplError: the manifest is damaged; the hint is `hint`.
@@ -87,9 +86,9 @@ def _header_in(file: Path) -> Header | None:
 
 
 def is_of_another_run(file: Path, header: Header, *, keeps_corrected: bool) -> bool:
-    """Tell whether a photo's file was made with other settings than a header's, or is damaged.
+    """Return whether a photo's file has other settings than a header, or is damaged.
 
-    With `keeps_corrected` a PNG without a header is a mask that a person has corrected.
+    With `keeps_corrected`, a PNG without a header counts as corrected by hand and is kept.
     """
     try:
         found = check_file(file)
@@ -102,22 +101,22 @@ def is_of_another_run(file: Path, header: Header, *, keeps_corrected: bool) -> b
 
 
 def mark_replaced(manifest: Manifest) -> None:
-    """Record that a folder's files are being replaced, unless it says so already."""
+    """Mark a folder's manifest as being replaced, unless it already is."""
     path = manifest.path
     if not (path / MANIFEST).exists() or not read_manifest(path).replaced:
         write_json(path / MANIFEST, replace(manifest, complete=False, replaced=True).to_json())
 
 
 def orphaned_folders(work: Path, folders: Collection[Path]) -> dict[Path, Header]:
-    """Return folder to header of its first file, of folders of a workspace without a manifest.
+    """Find folders of per-photo files without a manifest; return the first file's header by folder.
 
-    The photos' files in and below `folders` are those of manifests that are known.
+    Folders in `folders`, which have known manifests, are skipped with their subfolders.
     """
     found: dict[Path, Header] = {}
     for folder in _holding(work, {*folders}):
         header = first_header(folder)
         if header is not None and header.kind in KINDS and KINDS[header.kind].per_photo:
-            # Ids may have folders of their own.
+            # Photo ids may contain folders.
             split = header.options.get("split")
             root = next((above for above in (folder, *folder.parents) if above.name == split),
                         folder)
@@ -126,7 +125,7 @@ def orphaned_folders(work: Path, folders: Collection[Path]) -> dict[Path, Header
 
 
 def _holding(work: Path, folders: Collection[Path]) -> Iterator[Path]:
-    """Folders that hold images or tensors, and are not below one of `folders`."""
+    """Yield folders with images or tensors that are not in or below one of `folders`."""
     for top in sorted(work.iterdir()):
         if not top.name.startswith(PHOTO_FOLDERS) or not top.is_dir():
             continue
@@ -141,6 +140,6 @@ def _holding(work: Path, folders: Collection[Path]) -> Iterator[Path]:
 
 
 def first_header(folder: Path) -> Header | None:
-    """Return the header of the first file of a folder that has one."""
+    """Return the first header found among the files of a folder; None if there is none."""
     files = chain(files_of(folder, ".safetensors"), files_of(folder, ".png"))
     return next(filter(None, map(_header_in, files)), None)

@@ -1,6 +1,6 @@
-"""Shards: which photos one of several processes does, and which process this is.
+"""Shards: the division of photos among processes.
 
-A shard is a property of a photo's id alone, so that processes need not know of each other.
+A photo's id alone determines its shard, so that processes need not communicate.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from vpltool.errors import VplError
 
 @dataclass(frozen=True)
 class Shard:
-    """The photos whose ids hash to `index`, from 0, modulo `count`.
+    """The photos whose id hashes to `index` modulo `count`.
 
-    What chose it, `set_by`, a setting or environment variables, is for people.
+    `set_by` tells users which setting or environment variables chose it.
     """
 
     index: int = 0
@@ -28,7 +28,7 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def holds(self, photo_id: str) -> bool:
-        """Tell whether a photo is of this shard."""
+        """Return whether a photo belongs to this shard."""
         return self.count == 1 or shard_of(photo_id, self.count) == self.index
 
 
@@ -37,16 +37,16 @@ WHOLE = Shard()
 
 
 def shard_of(photo_id: str, count: int) -> int:
-    """Number of the shard that a photo belongs to: the same in any process, on any machine."""
+    """Return the index of a photo's shard, the same in any process on any machine."""
     digest = hashlib.sha256(photo_id.encode("utf-8", "surrogatepass")).hexdigest()
     return int(digest[:16], 16) % count
 
 
 def find_shard(choice: str) -> Shard:
-    """The shard that this process does: `I/N`, or if empty what the environment says, else all.
+    """Parse a shard `I/N`; if empty, take it from the environment, else return all photos.
 
     Raises:
-        VplError: it is not a shard, or the environment tells none that can be used.
+        VplError: the choice is malformed, or the environment is inconsistent.
     """
     if not choice:
         return shard_of_environment()
@@ -58,10 +58,10 @@ def find_shard(choice: str) -> Shard:
 
 
 def shard_of_environment() -> Shard:
-    """The shard that torchrun, or else a Slurm array, gives this process; `WHOLE` without them.
+    """Return the shard assigned by torchrun or a Slurm array; `WHOLE` without them.
 
     Raises:
-        VplError: a variable is no number, or the array's numbers are not 0, 1, … without a gap.
+        VplError: a variable is not a number, or the array's indices are not 0, 1, … without gaps.
     """
     rank, count = rank_of_process()
     if count > 1:
@@ -70,8 +70,8 @@ def shard_of_environment() -> Shard:
     if index is None or tasks is None:
         return WHOLE
     first, last = _number("SLURM_ARRAY_TASK_MIN"), _number("SLURM_ARRAY_TASK_MAX")
-    # A retry of some tasks, `--array=3,5`, counts only these: another number of shards would give
-    # each of them other photos than before.
+    # Retrying some tasks, `--array=3,5`, changes the task count, which would assign other photos to
+    # each shard than before.
     if first or index >= tasks or (last is not None and last != tasks - 1):
         raise VplError(
             f"a Slurm array of {tasks} tasks, {first or 0} to {index if last is None else last}, "
@@ -82,10 +82,10 @@ def shard_of_environment() -> Shard:
 
 
 def check_alone(what: str) -> None:
-    """Check that this process is none of several that would each do the same.
+    """Check that this is not one of several processes that would all do the same work.
 
     Raises:
-        VplError: it is one; `what` says what cannot be divided.
+        VplError: it is; `what` names the work that cannot be divided.
     """
     for variable, count in (("WORLD_SIZE", rank_of_process()[1]),
                             ("SLURM_ARRAY_TASK_COUNT", _number("SLURM_ARRAY_TASK_COUNT") or 1)):
@@ -97,10 +97,10 @@ def check_alone(what: str) -> None:
 
 
 def check_even(batch_size: int) -> None:
-    """Check that the processes that torchrun has started can share the items of a step.
+    """Check that the batch size is divisible by the number of torchrun processes.
 
     Raises:
-        VplError: they cannot.
+        VplError: it is not.
     """
     count = rank_of_process()[1]
     if batch_size % count:
@@ -110,10 +110,10 @@ def check_even(batch_size: int) -> None:
 
 
 def rank_of_process() -> tuple[int, int]:
-    """Number of this process, and how many there are, as torchrun says; 0 and 1 without it.
+    """Return this process's rank and the world size set by torchrun; 0 and 1 without it.
 
     Raises:
-        VplError: a variable is no number, or there are fewer processes than that.
+        VplError: a variable is not a number, or the rank is not below the world size.
     """
     rank, count = _number("RANK"), _number("WORLD_SIZE")
     if rank is None or count is None:
@@ -125,7 +125,7 @@ def rank_of_process() -> tuple[int, int]:
 
 
 def _number(variable: str) -> int | None:
-    """The whole number in an environment variable; None if it is not set."""
+    """Return the integer in an environment variable; None if it is not set."""
     text = os.environ.get(variable, "")
     if text and not re.fullmatch(r"\d+", text, re.ASCII):
         raise VplError(f"{variable}={text}: expected a whole number", f"unset {variable}")

@@ -1,7 +1,7 @@
-"""`recipe.json`: the recipe that was started last in a workspace, and the scores of all runs.
+"""`recipe.json`: the last recipe started in a workspace, and the scores of all runs.
 
-It belongs to the identity of nothing. Paths are stored relative to the workspace, and are returned
-as they are seen from the current folder.
+It affects no artifact's identity. Paths are stored relative to the workspace, and returned relative
+to the current folder.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from vpltool.names import leads_out
 
 FILE = "recipe.json"
 PICTURES = "pictures/"
-"""Folder of the workspace that the pictures of a run are in."""
+"""Folder of the workspace with the pictures of runs."""
 
 
 @dataclass(frozen=True)
 class LineWord:
-    """A word of a command line: text, then a path, if it has one: `photos=` and the photos."""
+    """A word of a command line: text, then an optional path, such as `photos=` and a folder."""
 
     text: str = ""
     path: Path | None = None
@@ -33,13 +33,13 @@ class LineWord:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run of a recipe that has come to its end.
+    """A finished run of a recipe.
 
     Args:
-        recipe: name of its file.
-        values: name to value; of a path only the name.
-        scores: title to score, in [0, 1].
-        pictures: its sheets, relative to the workspace.
+        recipe: name of the recipe file.
+        values: value by name; paths are reduced to their names.
+        scores: score in [0, 1] by title.
+        pictures: paths of its contact sheets, relative to the workspace.
     """
 
     recipe: str
@@ -50,9 +50,9 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class StartedRecipe:
-    """A recipe that was started: its name or file, and the words of its line after `-C WORK`.
+    """A recipe that was started: its name or file, and the words of its command after `-C WORK`.
 
-    It is done if it has come to its end, as all of its `runs` have, the last one last.
+    `done` tells whether it has finished; `runs` are its finished runs, latest last.
     """
 
     name: str
@@ -63,7 +63,7 @@ class StartedRecipe:
 
 def write_started(work: Path, name: str, words: Iterable[LineWord], *, done: bool,
                   runs: Sequence[FinishedRun] = ()) -> None:
-    """Write which recipe was started in a workspace, and how; nothing where there is none yet.
+    """Record which recipe was started and how; does nothing if there is no workspace yet.
 
     Raises:
         VplError: the file cannot be written.
@@ -76,7 +76,7 @@ def write_started(work: Path, name: str, words: Iterable[LineWord], *, done: boo
 
 
 def read_started(work: Path) -> StartedRecipe | None:
-    """Return the recipe that was started last in a workspace; None if there was none.
+    """Return the recipe started last in a workspace; None if there was none.
 
     Raises:
         VplError: the file is damaged.
@@ -104,7 +104,7 @@ def read_started(work: Path) -> StartedRecipe | None:
 
 
 def _run(content: Any) -> FinishedRun:
-    """A run that has come to its end; a ValueError where it is described by something else."""
+    """Parse a finished run; raise ValueError if it is malformed."""
     check_fields(content, {"recipe": TEXT, "values": TEXT_OF, "scores": OBJECT, "pictures": TEXTS})
     scores = content["scores"]
     if not all(isinstance(score, float) for score in scores.values()):

@@ -1,4 +1,4 @@
-"""Reading and writing single files, with the header inside; bundles of a segmenter are such."""
+"""Reading and writing single files with an embedded header, including segmenter bundles."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _RECOMPUTE = "delete it and run the command that recomputes it"
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write one JSON object, indented, so that people can read and edit it."""
+    """Write a JSON object, indented so that people can read and edit it."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_json(path: Path, made_by: str) -> JsonObject:
-    """Read one JSON object.
+    """Read a JSON object.
 
     Raises:
         VplError: the file is missing or is not a JSON object; the hint is `made_by`.
@@ -50,13 +50,13 @@ def read_json(path: Path, made_by: str) -> JsonObject:
 
 def write_tensors(path: Path, header: Header, tensors: Mapping[str, torch.Tensor],
                   batch: Batch | None = None) -> None:
-    """Write a .safetensors file with its header; with a batch, see `atomic_path`.
+    """Write a .safetensors file with its header; for `batch`, see `atomic_path`.
 
     Raises:
-        BadValues: a tensor holds what it cannot, such as NaN.
+        BadValues: a tensor has invalid values, such as NaN.
         VplError: a tensor does not match the header's kind, or the disk is full.
     """
-    # safetensors writes memory as it is; a view must be copied first.
+    # safetensors writes memory as it is, so views must be copied first.
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     check_values(header.kind, whole, f"{path} is not written")
     try:
@@ -74,11 +74,11 @@ def write_tensors(path: Path, header: Header, tensors: Mapping[str, torch.Tensor
 def read_tensors(
     path: Path, kind: str, names: tuple[str, ...] = (), made_by: str = ""
 ) -> tuple[Header, dict[str, torch.Tensor]]:
-    """Read a .safetensors file of a kind: its header, and the tensors named, or all.
+    """Read the header and the named tensors, or all, of a .safetensors file of a kind.
 
     Raises:
         VplError: the file is missing, truncated or of another kind, or lacks a tensor; the hint is
-            `made_by`, or the command of the kind.
+            `made_by`, by default the kind's command.
     """
     hint = made_by or kind_named(kind).made_by
     header = expect_header(path, kind, hint)
@@ -87,7 +87,7 @@ def read_tensors(
             tensors = {name: file.get_tensor(name)
                        for name in _wanted(names, file.keys(), str(path), hint)}
     except FileNotFoundError as error:
-        # It was there a moment ago; safetensors' own error has no errno.
+        # The file has just vanished; safetensors' own error has no errno.
         raise VplError(f"no {kind} at {path}", hint) from error
     except safetensors.SafetensorError as error:
         raise VplError(f"{path} is damaged ({error})", f"delete it and run: {hint}") from error
@@ -120,14 +120,14 @@ def _expected(described: Description, kind: str, where: Path | str, hint: str) -
 
 @dataclass(frozen=True)
 class Description:
-    """What the first bytes of a file contain: its header, and tensor name to (dtype, shape)."""
+    """The start of a file: its header, and (dtype, shape) by tensor name."""
 
     header: Header | None
     shapes: dict[str, tuple[str, tuple[int, ...]]]
 
 
 def describe(path: Path) -> Description:
-    """Read a file's header with only the standard library, so that `inspect` is instant.
+    """Read a file's header with the standard library alone, so that `inspect` is instant.
 
     Raises:
         VplError: the file is truncated, or is neither a .safetensors nor a PNG.
@@ -166,17 +166,17 @@ def _describe_tensors(file: IO[bytes], size: int, where: Path | str) -> Descript
 
 
 def describe_bytes(content: bytes, where: str) -> Description:
-    """Read the header of a .safetensors in memory; `where` is for messages.
+    """Read the header of a .safetensors file in memory; `where` names it in messages.
 
     Raises:
-        VplError: it is truncated, or none.
+        VplError: it is truncated, or not a .safetensors file.
     """
     return _describe_tensors(BytesIO(content), len(content), where)
 
 
 def tensors_of(content: bytes, kind: str, names: tuple[str, ...], where: str, hint: str
                ) -> tuple[Header, dict[str, torch.Tensor]]:
-    """Read tensors of a .safetensors in memory, as `read_tensors` does of a file.
+    """Read tensors from a .safetensors file in memory, as `read_tensors` does from disk.
 
     Raises:
         VplError: it is truncated or of another kind, or lacks a tensor.
@@ -192,7 +192,7 @@ def tensors_of(content: bytes, kind: str, names: tuple[str, ...], where: str, hi
 
 
 def _wanted(names: Collection[str], there: Iterable[str], where: str, hint: str) -> list[str]:
-    """The names of tensors that are wanted, sorted; all that are there if none is named."""
+    """Return the names of requested tensors, sorted; all tensors if none is requested."""
     if missing := [name for name in names if name not in there]:
         raise VplError(f"{where} holds no `{missing[0]}`", hint)
     return sorted(names or there)
@@ -207,7 +207,7 @@ def _png_header(path: Path) -> Header | None:
             length, chunk = struct.unpack(">I4s", start)
             if chunk in (b"IDAT", b"IEND"):
                 break
-            # A chunk may say that it has gigabytes.
+            # A damaged chunk may claim a length of gigabytes.
             content = file.read(min(length, size) + 4)[:length]
             key, _, text = content.partition(b"\0")
             if chunk == b"tEXt" and key == METADATA_KEY.encode():
@@ -216,13 +216,13 @@ def _png_header(path: Path) -> Header | None:
 
 
 def check_file(path: Path) -> Header | None:
-    """Check that a .safetensors or a PNG is whole, and return its header; None without one.
+    """Check that a .safetensors or PNG file is intact; return its header, or None without one.
 
-    Of a .safetensors size, shapes and numbers are checked, of a PNG the checksum of each chunk.
+    Checks sizes, shapes and values of .safetensors, and the checksum of each chunk of a PNG.
 
     Raises:
-        VplError: it is damaged, or its tensors are not those of its kind.
-        FileNotFoundError: it is not there.
+        VplError: it is damaged, or its tensors do not match its kind.
+        FileNotFoundError: it does not exist.
     """
     described = describe(path)
     kind = described.header.kind if described.header else ""
@@ -233,7 +233,7 @@ def check_file(path: Path) -> Header | None:
         elif kind in KINDS:
             check_shapes(KINDS[kind], described.shapes, str(path))
             with safetensors.safe_open(path, framework="pt") as file:
-                # One after the other: a network is as large as the memory allows.
+                # One tensor at a time, since a network may fill the memory.
                 for name in file.keys():  # noqa: SIM118
                     check_values(kind, {name: file.get_tensor(name)}, str(path))
     except (FileNotFoundError, VplError):
@@ -257,10 +257,10 @@ def salvaged_header(path: Path) -> Header | None:
 
 def write_bundle(path: Path, header: Header, decoder: Mapping[str, Tensor],
                  tower: Mapping[str, Tensor]) -> None:
-    """Write a bundle: state dicts of a network and, unless the header names the CLIP, of a tower.
+    """Write a bundle: state dicts of a network and of a tower (empty if the header names a CLIP).
 
-    The `facts` of the header say how both are rebuilt. What half precision holds of the tower
-    without loss is stored in it: CLIP's weights were published so.
+    The header's `facts` hold the configurations to rebuild both. Tower tensors are stored in half
+    precision where that is lossless, as for published CLIP weights.
 
     Raises:
         VplError: the file cannot be written.
@@ -274,7 +274,7 @@ def read_part(path: Path, part: str) -> tuple[Header, dict[str, Tensor]]:
     """Read the header of a bundle and its `decoder` or `tower`, half precision as float32.
 
     Raises:
-        VplError: the file is missing, damaged, or no bundle.
+        VplError: the file is missing, damaged, or not a bundle.
     """
     names = tuple(name for name in describe(path).shapes if name.startswith(f"{part}."))
     header, tensors = read_tensors(path, "bundle", names)
@@ -283,6 +283,6 @@ def read_part(path: Path, part: str) -> tuple[Header, dict[str, Tensor]]:
 
 
 def without_loss(tensor: Tensor) -> Tensor:
-    """Return a tensor in half precision, if that holds all of its values."""
+    """Convert a tensor to half precision if that is lossless; otherwise return it unchanged."""
     half = tensor.half()
     return half if bool((half.to(tensor.dtype) == tensor).all()) else tensor

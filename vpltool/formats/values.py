@@ -1,4 +1,4 @@
-"""Validation of tensors' values: finite, of a photo's own grid, and of known classes."""
+"""Validation of tensor values: finite, consistent with the photo's grid, and of known classes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from vpltool.formats.kinds import FEATURE_TENSORS, IGNORE, KINDS, MOST_CLASSES
 from vpltool.lazy import np, npt, torch
 
 _NEVER_ZERO = {"features": FEATURE_TENSORS, "prototypes": ("prototypes",)}
-"""Tensors of a kind that hold something else than zeros, unless a disk has lost them."""
+"""Tensors by kind that are never all zero, unless the disk lost their content."""
 
 _CLASSES = ("classes", "class_index")
 
 _PATCHES = {"tokens": (0, 16), "patches": (0, 0), "attention": (0, 0), "attentions": (1, 0),
             "layers": (1, 0)}
-"""Tensors of features: which of their axes is that of patches, and how many others may be there."""
+"""Patch axis of each feature tensor, and the maximum number of further tokens along it."""
 
 
 class BadValues(VplError):
-    """Numbers that a file of its kind cannot hold: where they are, and what is wrong with them."""
+    """Invalid values in a file: where they are, and what is wrong."""
 
-    # With the message alone, as from another process, it is an error, too.
+    # The single argument form is needed to unpickle it from another process.
     def __init__(self, where: str, reason: str = "", hint: str = "") -> None:
         super().__init__(": ".join(filter(None, (where, reason))), hint)
         self.reason = reason or where
@@ -30,18 +30,18 @@ class BadValues(VplError):
 
 def check_values(kind: str, tensors: Mapping[str, torch.Tensor], where: str, hint: str = "",
                  labels: int = MOST_CLASSES + 1) -> None:
-    """Check tensors, some or all of a file of a kind, that are written or were read.
+    """Check the values of some or all tensors of a file, before writing or after reading.
 
-    Classes are below `labels`, the number of labels with the background. `where` is the file.
+    Classes must be below `labels`, the number of labels with background. `where` names the file.
 
     Raises:
-        BadValues: they are not finite, or no such classes, or all zero where that cannot be.
+        BadValues: values are not finite, not valid classes, or all zero where that cannot be.
     """
     for name, tensor in tensors.items():
         try:
             reason = _fault(kind, name, tensor, labels)
         except RuntimeError:
-            # Some of torch's types can only be stored.
+            # Some dtypes can only be stored.
             reason = f"has the type {tensor.dtype}, which vpltool does not write"
         if reason:
             raise BadValues(where, f"`{name}` {reason}", hint)
@@ -56,10 +56,10 @@ def check_values(kind: str, tensors: Mapping[str, torch.Tensor], where: str, hin
 
 
 def form_of(shapes: Mapping[str, Sequence[int]], patches: int) -> dict[str, tuple[int, ...]]:
-    """Return what the features of all photos of a folder have in common, by tensor.
+    """Return the shapes that features of all photos of a folder have in common, by tensor.
 
-    These are the lengths of all axes but that of patches; of tokens, how many are not patches.
-    Where the number of the photo's patches is not known, 0, tokens are left out.
+    They omit the patch axis; for tokens, the number of tokens that are not patches is given. If
+    `patches` is 0, unknown, tokens are left out.
     """
     specs = KINDS["features"].tensors
     return {name: tuple(length - patches if axis == "tokens" else length
@@ -71,10 +71,10 @@ def form_of(shapes: Mapping[str, Sequence[int]], patches: int) -> dict[str, tupl
 
 def check_form(tensors: Mapping[str, torch.Tensor], usual: Mapping[str, tuple[int, ...]],
                where: str, hint: str) -> None:
-    """Check that a photo's features are of the form of the others; see `form_of`.
+    """Check that a photo's features have the same form as the others; see `form_of`.
 
     Raises:
-        BadValues: they are not.
+        BadValues: they differ.
     """
     patches = int(tensors["grid"].prod()) if "grid" in tensors else 0
     found = form_of({name: tensor.shape for name, tensor in tensors.items()}, patches)
@@ -87,14 +87,14 @@ def check_form(tensors: Mapping[str, torch.Tensor], usual: Mapping[str, tuple[in
 
 
 def _fault(kind: str, name: str, tensor: torch.Tensor, labels: int) -> str:
-    """What is wrong with a tensor; empty if nothing is."""
+    """Return what is wrong with a tensor; empty if it is valid."""
     if not tensor.numel() or tensor.dtype == torch.bool or tensor.is_complex():
         return ""
     if not tensor.is_floating_point():
         if name in _CLASSES and not 0 <= int(tensor.min()) <= int(tensor.max()) < labels:
             return f"names a class that is not among the {labels - 1}"
         return ""
-    # One pass, and NaN comes out of it; `isfinite` takes ten times as long.
+    # One pass, which propagates NaN; `isfinite` takes ten times as long.
     low, high = (float(end) for end in torch.aminmax(tensor.detach()))
     if not (math.isfinite(low) and math.isfinite(high)):
         return "holds NaN or infinity"
@@ -103,10 +103,10 @@ def _fault(kind: str, name: str, tensor: torch.Tensor, labels: int) -> str:
 
 
 def check_labels(labels: npt.NDArray[np.uint8], count: int) -> None:
-    """Check that labels are below `count`, the background included, or 255; 0: any will do.
+    """Check that labels are below `count`, background included, or 255; with 0, accept any.
 
     Raises:
-        BadValues: one is not.
+        BadValues: a label is not.
     """
     if count and bool(((labels >= count) & (labels != IGNORE)).any()):
         raise BadValues("", f"a pixel is of a class that is not among the {count - 1}")

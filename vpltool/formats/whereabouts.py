@@ -1,4 +1,4 @@
-"""Suggestions for the path of a workspace where there is none."""
+"""Hints for finding a workspace, and short forms of paths."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from vpltool.errors import VplError
 
 
 def check_folder(path: Path) -> None:
-    """Check that a workspace can be in a path: that it is no file.
+    """Check that a path can be a workspace, that is, not a file.
 
     Raises:
-        VplError: it is.
+        VplError: it is a file.
     """
     if path.is_file():
         inside = path.name == "workspace.json"
@@ -23,7 +23,7 @@ def check_folder(path: Path) -> None:
 
 
 def near_workspace(path: Path) -> str:
-    """Say which workspace is meant where a folder does not exist; empty if no name is near."""
+    """Suggest a workspace of a similar name if a folder does not exist; empty if there is none."""
     if path.exists():
         return ""
     beside = [file.parent.name for file in path.parent.glob("*/workspace.json")]
@@ -32,7 +32,7 @@ def near_workspace(path: Path) -> str:
 
 
 def where_else(path: Path) -> str:
-    """Say how to name a workspace: one of a near name, or below a folder, if there are any."""
+    """Suggest how to name a workspace: one of a similar name, or one in a subfolder, if any."""
     if near := near_workspace(path):
         return near
     found = sorted(str(file.parent) for depth in ("*", "*/*")
@@ -46,9 +46,6 @@ def where_else(path: Path) -> str:
 
 
 def short_path(path: Path) -> str:
-    """Format a path for people: as seen from the current folder, or absolute where that is shorter.
-
-    What is typed into a shell in that folder finds the same file.
-    """
+    """Return a path relative to the current folder, or absolute if that is shorter."""
     whole = path.resolve()
     return min(os.path.relpath(whole), str(whole), key=len)

@@ -1,4 +1,4 @@
-"""The workspace: its photos, classes and encoder; reading it, and writing it with what changed."""
+"""The workspace: its photos, classes and encoder; reading it, writing it, logging changes."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Photo:
     """One photo of the data set, a line of `images.jsonl`.
 
     Args:
-        id: unique; the file name without suffix, with its folders if there are any.
-        image: path below the data set's root.
+        id: unique; the file name without suffix, with its folder if it is in one.
+        image: path relative to the data set's root.
         tags: classes that the photo shows, without the background; `labels` in the line.
         splits: names of its splits.
-        mask: path of its true mask below the root, or None. Only `eval`, `show` and `report`
-            open it.
-        captions: each on one line; empty if unknown.
-        more: fields of the line that vpltool does not know; they are kept.
+        mask: path of its true mask relative to the root, or None. Only `eval`, `show` and
+            `report` open it.
+        captions: one line each; empty if unknown.
+        more: fields of the line unknown to vpltool, which are preserved.
     """
 
     id: str
@@ -88,13 +88,13 @@ class Workspace:
         root: the data set's folder, relative to the workspace.
         classes: class names in index order, without the background: the first is class 1.
         background: words for things that are not classes, such as `sky`.
-        model: open_clip's name of the CLIP; empty if the workspace has no words.
+        model: open_clip's name of the CLIP model; empty if the workspace has no text encoder.
         pretrained: its weights: a tag, or a path relative to the workspace.
         ignore: label that is not scored.
-        mask_values: pixel value in the true masks to label; empty if the values are the labels.
-        normalise: how photos are normalised: `model`, as in its training, or `imagenet`.
-        encoder: what encodes the photos in place of the CLIP, as the setting `encoder` names it,
-            with its path relative to the workspace; empty: the CLIP does.
+        mask_values: maps pixel values of the true masks to labels; empty: the values are labels.
+        normalise: normalisation of photos: `model`, as in training, or `imagenet`.
+        encoder: image encoder used instead of CLIP, as in the setting `encoder`, a path being
+            relative to the workspace; empty: CLIP.
     """
 
     path: Path
@@ -111,19 +111,19 @@ class Workspace:
 
     @property
     def has_words(self) -> bool:
-        """Whether there is a CLIP, for text prototypes and tags."""
+        """Whether there is a CLIP model, for text prototypes and tags."""
         return bool(self.model)
 
     @property
     def main_encoder(self) -> str:
-        """Name of what encodes the photos, as headers have it."""
+        """Name of the image encoder, as in headers."""
         return without_folders(self.encoder) or self.model
 
     def index_of(self, label: str) -> int:
-        """Return the index of a class, 1 for the first.
+        """Return the index of a class, counting from 1.
 
         Raises:
-            VplError: no class has this name.
+            VplError: there is no class of this name.
         """
         if label not in self.classes:
             raise VplError(f"`{label}` is not a class of this workspace",
@@ -148,10 +148,10 @@ class Workspace:
         return _captions_identity(self.photos(split))
 
     def check_classes(self, header: Header, where: Path) -> None:
-        """Check that an artifact was made with this workspace's class names.
+        """Check that an artifact was made with this workspace's classes.
 
         Raises:
-            VplError: its class indices mean other names.
+            VplError: its class indices refer to other classes.
         """
         found = header.inputs.get("classes", self.classes_identity)
         if found != self.classes_identity:
@@ -161,7 +161,7 @@ class Workspace:
                            "`overwrite=True`, replaces it")
 
     def class_name(self, index: int) -> str:
-        """Return the name of a class index; 0 is the background."""
+        """Return the name of the class with this index; 0 is the background."""
         return "background" if index == 0 else self.classes[index - 1]
 
     def image_path(self, photo: Photo) -> Path:
@@ -169,9 +169,9 @@ class Workspace:
         return self.path / self.root / photo.image
 
     def hashes_of(self, photos: Iterable[Photo]) -> dict[str, str]:
-        """Return id to hash of each photo's file; those that cannot be read are left out.
+        """Return a hash of each photo's file by id; unreadable files are left out.
 
-        A file is hashed once: open the workspace again if photos have changed.
+        Each file is hashed once per instance: reopen the workspace if photos have changed.
         """
         photos = list(photos)
         new = [photo for photo in photos if photo.id not in self._hashes]
@@ -184,9 +184,9 @@ class Workspace:
         return {}
 
     def has_true_masks_in(self, folder: Path, photos: Iterable[Photo] | None = None) -> bool:
-        """Tell from their paths whether true masks are in a folder; none is opened.
+        """Return whether a folder holds true masks of `photos`, by default of all photos.
 
-        They are those of `photos`, by default all of `images.jsonl`.
+        Only paths are compared; no mask is opened.
         """
         held = {(self.path / self.root / photo.mask).parent
                 for photo in (self._listed if photos is None else photos) if photo.mask}
@@ -199,10 +199,10 @@ class Workspace:
     def photos(self, split: str = "", limit: int = 0) -> list[Photo]:
         """Return the photos of a split (all if empty), only the first `limit` if not 0.
 
-        `images.jsonl` is read once: open the workspace again if it has changed.
+        `images.jsonl` is read once per instance: reopen the workspace if it has changed.
 
         Raises:
-            VplError: the file is missing or damaged, or there is no such split.
+            VplError: the file is missing or damaged, or the split does not exist.
         """
         photos = list(self._listed)
         if split:
@@ -226,7 +226,7 @@ def open_workspace(path: Path) -> Workspace:
     """Return the workspace in a folder.
 
     Raises:
-        VplError: it is missing or damaged; workspaces below the folder are named.
+        VplError: it is missing or damaged; the hint lists workspaces in subfolders.
     """
     whereabouts.check_folder(path)
     if not (path / "workspace.json").exists():
@@ -289,22 +289,22 @@ def read_images(path: Path) -> list[Photo]:
 
 
 def without_folders(encoder: str) -> str:
-    """Return the setting `encoder` without the folders of its path; names on the hub are kept."""
+    """Strip the folders from a path given as `encoder`; names on the Hub are returned unchanged."""
     return encoder if encoder.startswith(("hf:", "hf-hub:")) else _FOLDERS.sub("", encoder)
 
 
 def relative_to(path: Path, folder: Path) -> str:
-    """Return a path relative to a folder, with `..` if it is outside: both can move together."""
+    """Return a path relative to a folder, with `..` if outside, so that both can move together."""
     return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
 
 
 def write_workspace(
     workspace: Workspace, photos: Sequence[Photo], call: Mapping[str, object] | None = None
 ) -> changes.Words:
-    """Write `images.jsonl`, `changes.jsonl` and, last, `workspace.json`, if anything has changed.
+    """Write `images.jsonl`, `changes.jsonl` and, last, `workspace.json`, if anything changed.
 
-    The settings of the call are stored, so that a later call can leave them out. What changed is
-    returned by topic; empty for a new workspace.
+    The call's settings are stored as defaults of a later call. Returns the changes by topic;
+    empty for a new workspace.
 
     Raises:
         VplError: the folder cannot be written.
@@ -312,7 +312,7 @@ def write_workspace(
     path, photos = workspace.path, list(photos)
     old: Workspace | None = None
     old_photos: list[Photo] = []
-    # A damaged workspace is replaced as a new one.
+    # A damaged workspace is treated as a new one.
     with contextlib.suppress(VplError):
         old, old_photos = open_workspace(path), read_images(path / "images.jsonl")
     words = describe_change(old, old_photos, workspace, photos) if old else {}
@@ -347,7 +347,7 @@ def _identities(workspace: Workspace, photos: Sequence[Photo]) -> JsonObject:
 def describe_change(
     old: Workspace, old_photos: Sequence[Photo], new: Workspace, new_photos: Sequence[Photo]
 ) -> changes.Words:
-    """Describe how two states of a workspace differ; topics without a change are left out."""
+    """Describe the differences between two states of a workspace, by topic."""
     words = {
         "classes": _class_words(old.classes, new.classes),
         "photos": _photo_words(old_photos, new_photos),

@@ -1,4 +1,4 @@
-"""A streaming XML parser on expat that refuses document types, so nothing is expanded."""
+"""Streaming XML parsing by expat, which refuses document types, so that no entity expands."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from xml.parsers import expat
 
 
 class DamagedXml(ValueError):
-    """It is no XML, or more than is taken.
+    """Invalid or refused XML.
 
     Args:
-        reason: why.
-        line: where.
+        reason: what is wrong.
+        line: line number.
     """
 
     def __init__(self, reason: str, line: int) -> None:
@@ -20,15 +20,15 @@ class DamagedXml(ValueError):
 
 
 Start = Callable[[str, dict[str, str], int], None]
-"""Given the name of an element, its attributes, and its line."""
+"""Callback with an element's name, attributes and line number."""
 
 
 def parse_xml(content: bytes, start: Start, end: Callable[[str], None] | None = None,
               text: Callable[[str], None] | None = None) -> None:
-    """Parse XML, and tell what is met: an element begins, ends, or holds text.
+    """Parse XML, and call back at the start, end and text of elements.
 
     Raises:
-        DamagedXml: it is no XML, or has a document type, which can hold anything.
+        DamagedXml: it is not XML, or has a document type, which could expand without limit.
     """
     parser = expat.ParserCreate()
 

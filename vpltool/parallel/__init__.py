@@ -1,4 +1,4 @@
-"""Threads, processes, batches and memory: how the work is spread."""
+"""Parallel execution: threads, processes, batches, memory limits and devices."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Stored features in batches of equal grid; photos in batches of equal size, read by processes."""
+"""Batches of stored features of equal grid, and of photos of equal size read by workers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vpltool.parallel.threads import in_threads, read_ahead
 Item = TypeVar("Item")
 
 _SIZES_AT_ONCE = 8
-"""Threads that read the sizes of photos: over a network, each waits for its answer."""
+"""Number of threads that read photo sizes: over a network, each request waits."""
 
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Photos of one grid: ids, (h, w), and the named tensors stacked (B, …).
+    """Features of photos with the same grid (h, w): ids, and stacked tensors (B, …) by name.
 
-    `failed` says why others cannot be used: their files are damaged.
+    `failed` has the reasons for photos with damaged files.
     """
 
     ids: list[str]
@@ -40,11 +40,11 @@ class FeatureBatch:
 
     @property
     def each(self) -> str:
-        """Size of each photo, for people."""
+        """Size of each photo for messages."""
         return f"{self.grid[1]}×{self.grid[0]} patches"
 
     def split(self, size: int) -> list[FeatureBatch]:
-        """Take it apart into batches of `size` photos at most."""
+        """Split into batches of at most `size` photos."""
         return [FeatureBatch(self.ids[start : start + size], self.grid, {
             name: tensor[start : start + size] for name, tensor in self.tensors.items()},
             {} if start else self.failed)
@@ -58,7 +58,7 @@ def feature_batches(
     """Read features in batches of equal grid.
 
     Args:
-        device: where the batches will go; for a GPU they come in pinned memory.
+        device: destination of the batches; for a GPU they are in pinned memory.
     """
     pinned = device is not None and device.type == "cuda"
     failed: dict[str, str] = {}
@@ -83,7 +83,7 @@ def feature_batches(
 
 def to_device(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype
               ) -> dict[str, Tensor]:
-    """Move named tensors to a device, in one number format."""
+    """Move named tensors to a device and dtype."""
     return {name: tensor.to(device, non_blocking=True).to(dtype)
             for name, tensor in tensors.items()}
 
@@ -91,10 +91,10 @@ def to_device(tensors: Mapping[str, Tensor], device: torch.device, dtype: torch.
 def bucketed(
     items: Iterable[Item], shape_of: Callable[[Item], Hashable], size: int
 ) -> Iterator[list[Item]]:
-    """Put items of one shape together.
+    """Group items of equal shape into batches.
 
-    At most four batches wait for company; then the fullest goes as it is. So memory does not grow
-    with the number of items or of shapes.
+    At most four batches are pending; then the fullest is yielded incomplete. So memory does not
+    grow with the number of items or shapes.
     """
     waiting: dict[Hashable, list[Item]] = {}
     for item in items:
@@ -118,13 +118,13 @@ def _stack(bucket: list[tuple[str, dict[str, Tensor]]], pinned: bool) -> Feature
 
 @dataclass(frozen=True)
 class Batch:
-    """Photos of equal network size.
+    """Preprocessed photos of equal size.
 
     Args:
-        ids: their ids, without those that failed.
+        ids: ids, without failed ones.
         pixels: normalised photos (B, 3, H, W).
-        sizes: (height, width) of each photo as it is on disk, upright.
-        failed: id to reason, of photos that could not be decoded.
+        sizes: original (height, width) of each photo, upright.
+        failed: reason by id, of photos that could not be decoded.
     """
 
     ids: list[str]
@@ -137,22 +137,22 @@ class Batch:
 
     @property
     def each(self) -> str:
-        """Size of each photo for the network, for people."""
+        """Preprocessed size of each photo for messages."""
         return f"{self.pixels.shape[3]}×{self.pixels.shape[2]} pixels"
 
     def split(self, size: int) -> list[Batch]:
-        """Take it apart into batches of `size` photos at most; what failed goes with the first."""
+        """Split into batches of at most `size` photos; the first keeps the failures."""
         return [Batch(self.ids[start : start + size], self.pixels[start : start + size],
                       self.sizes[start : start + size], {} if start else self.failed)
                 for start in range(0, max(len(self), 1), size)]
 
     def pin_memory(self) -> Batch:
-        """The same in pinned memory, from which a GPU copies without waiting; for DataLoader."""
+        """Return a copy in pinned memory, for asynchronous transfer; called by DataLoader."""
         return replace(self, pixels=self.pixels.pin_memory())
 
 
 class _Batches:
-    """A `Dataset`, which need not derive from torch's: torch is imported when it is needed."""
+    """A map-style `Dataset`; not derived from torch's class, so that torch is imported late."""
 
     def __init__(self, batches: list[list[tuple[str, Path]]], settings: PhotoSettings) -> None:
         self.batches = batches
@@ -185,14 +185,14 @@ def load_batches(
 ) -> Iterator[Batch]:
     """Read, resize and batch photos in worker processes; photos of equal size share a batch.
 
-    The order is that of sizes, largest first, so that a lack of memory shows at once. Memory does
-    not grow with the number of photos: each worker holds two batches at most. The workers end with
-    this process, however it ends.
+    Batches come largest first, so that a lack of memory shows at once. Memory does not grow with
+    the number of photos: each worker holds at most two batches. Workers end with this process,
+    however it ends.
 
     Args:
-        workers: number of processes; 0 reads in this one.
-        device: where the batches will go; for a GPU they come in pinned memory.
-        sized: called after each photo whose size is read, all of them before the first batch.
+        workers: number of processes; 0: read in this process.
+        device: destination of the batches; for a GPU they are in pinned memory.
+        sized: called after each photo size is read, all before the first batch.
     """
     buckets: dict[tuple[int, int], list[tuple[str, Path]]] = defaultdict(list)
     failed: dict[str, str] = {}
@@ -223,7 +223,7 @@ def load_batches(
 
 
 def _size_of(path: Path) -> tuple[int, int] | str:
-    """(height, width) of a photo, or why it has none."""
+    """Return (height, width) of a photo, or the reason why it cannot be read."""
     try:
         return photo_size(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Device and number format of a run."""
+"""Choice of device, precision, and number of workers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from vpltool.parallel import processes
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 _SLOW = 2.0
-"""Times slower than fp32 from which on it is worth a warning; with instructions it is faster."""
+"""Slowdown against fp32 that deserves a warning; CPUs with native support are faster."""
 
 
 def find_device(choice: str, *, double: bool = False) -> torch.device:
-    """Turn `auto`, `cpu`, `mps`, `cuda` or `cuda:N` into a device that is there.
+    """Turn `auto`, `cpu`, `mps`, `cuda` or `cuda:N` into an available device.
 
-    Of several processes that torchrun has started on this machine, each takes a GPU of its own,
-    and none of them Apple's, over which they cannot exchange anything.
+    Each of several torchrun processes on this machine takes its own GPU; none takes Apple's, over
+    which processes cannot communicate.
 
     Args:
-        double: whether double precision is needed, which Apple's GPUs lack: then the CPU instead.
+        double: whether double precision is needed; Apple's GPUs lack it, so the CPU is used.
 
     Raises:
-        VplError: no such device.
+        VplError: there is no such device.
     """
     apple = torch.backends.mps.is_available()
     if choice == "auto":
@@ -56,10 +56,10 @@ def find_device(choice: str, *, double: bool = False) -> torch.device:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed tensors for the next ones; elsewhere, nothing.
+    """Have glibc keep freed memory for the next tensors; does nothing on other systems.
 
-    A block of the encoder frees megabytes several times. Given back to the system, each page of
-    them is cleared and mapped again for the next tensor. What the environment says wins.
+    A block of the encoder frees megabytes several times; returned to the system, each page would be
+    cleared and mapped again for the next tensor. Settings in the environment take precedence.
     """
     trim_threshold, mmap_threshold, most = -1, -3, 32 * 2**20
     if any(name.startswith("MALLOC_") for name in os.environ):
@@ -71,13 +71,13 @@ def keep_freed_memory() -> None:
 
 
 def settle_precision(choice: str, device: torch.device, there: str = "") -> str:
-    """Return the precision that a choice stands for: `auto` is bf16 where the device has it.
+    """Resolve `auto` to bf16 where the device supports it, else fp32.
 
-    A CPU has it where it multiplies faster in it than in float32; a GPU, from Ampere on; none of
-    Apple's, where it has not been tried.
+    A CPU supports it if it multiplies faster in bf16 than in float32; a GPU from Ampere on; Apple's
+    GPUs are untested and excluded.
 
     Args:
-        there: what `auto` keeps to, unless that is much slower here: what is there already has it.
+        there: precision of existing results, which `auto` keeps unless it is much slower here.
     """
     if choice != "auto":
         return choice
@@ -92,14 +92,14 @@ def settle_precision(choice: str, device: torch.device, there: str = "") -> str:
 
 def find_precision(choice: str, device: torch.device,
                    warn: Callable[[str], None] | None = None) -> torch.dtype:
-    """Turn `fp32`, `bf16`, `fp16` or `auto` into a number format that the device computes in.
+    """Turn `fp32`, `bf16`, `fp16` or `auto` into a dtype that the device can compute in.
 
     Args:
-        warn: told where the format is slower than fp32: it is a choice all the same, since the
-            results are those of that format. None: nothing is measured.
+        warn: called if the format is slower than fp32, which is allowed, since results depend on
+            the format. None: speed is not measured.
 
     Raises:
-        VplError: no such format, or half precision on a CPU.
+        VplError: there is no such format, or fp16 was requested on a CPU.
     """
     choice = settle_precision(choice, device)
     if choice not in _DTYPES:
@@ -115,24 +115,24 @@ def find_precision(choice: str, device: torch.device,
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """Return the element type for long sums: double precision, single where there is none."""
+    """Return the dtype for long sums: double precision, or single on devices without it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Return the element type that `fp32`, `bf16` or `fp16` stands for."""
+    """Return the dtype of `fp32`, `bf16` or `fp16`."""
     found: torch.dtype = getattr(torch, _DTYPES[precision])
     return found
 
 
 @functools.cache
 def slowdown_of(precision: torch.dtype) -> float:
-    """Measure how many times slower a CPU multiplies matrices in a format than in float32.
+    """Measure how many times slower a CPU multiplies matrices in a dtype than in float32.
 
-    Measured on one core, in 15 ms, or up to 450 ms where it is slow: the least of three ratios,
-    since on a busy machine one of them may be twice what it should be. Names of instructions tell
-    less: a CPU with AVX-512 but without its bf16 part needs 4 times as long as in float32, one
-    with AVX2 only 10 to 70 times.
+    Runs on one core, in 15 ms, or up to 450 ms if the dtype is slow; returns the least of three
+    ratios, since one may double on a busy machine. Instruction sets are a poor guide: a CPU with
+    AVX-512 but without its bf16 part needs 4 times as long as in float32, one with AVX2 only 10 to
+    70 times.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -143,10 +143,10 @@ def slowdown_of(precision: torch.dtype) -> float:
 
 
 def _seconds_in(precision: torch.dtype) -> float:
-    """Seconds for a product of 64 tokens and 512×512 weights: the best of three."""
+    """Return the seconds for a product of 64 tokens and 512×512 weights: the best of three."""
     tokens, weights = torch.ones(64, 512, dtype=precision), torch.ones(512, 512, dtype=precision)
     taken = []
-    # The first one chooses and prepares the kernel.
+    # The first run selects and prepares the kernel.
     for _ in range(4):
         started = time.thread_time()
         torch.nn.functional.linear(tokens, weights)
@@ -155,14 +155,14 @@ def _seconds_in(precision: torch.dtype) -> float:
 
 
 def worker_count(choice: int) -> int:
-    """Number of worker processes: as asked, or `default_workers` for -1."""
+    """Return the number of worker processes: `choice`, or `default_workers` for -1."""
     return choice if choice >= 0 else default_workers()
 
 
 def default_workers() -> int:
-    """Number of worker processes where none is asked for: the cores less one, between 1 and 8.
+    """Return the default number of worker processes: the cores less one, between 1 and 8.
 
-    Processes that torchrun has started on this machine share its cores.
+    torchrun processes on this machine share its cores.
     """
     beside = os.environ.get("LOCAL_WORLD_SIZE", "")
     share = int(beside) if beside.isdecimal() else 1

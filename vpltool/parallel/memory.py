@@ -1,4 +1,4 @@
-"""Halving of batches on out-of-memory; a single photo that does not fit says what to lower."""
+"""Halving of batches that do not fit into memory, and hints if a single photo does not."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from vpltool.lazy import torch
 
 
 class Divisible(Protocol):
-    """A batch of photos of one size that can be taken apart."""
+    """A batch of photos of the same size that can be split."""
 
     def __len__(self) -> int:
         """Number of photos."""
 
     @property
     def each(self) -> str:
-        """How large each photo is, for people: `640×480 pixels`."""
+        """Size of each photo for messages: `640×480 pixels`."""
 
     def split(self: Part, size: int) -> list[Part]:
-        """Take it apart into batches of `size` photos at most, in order."""
+        """Split into batches of at most `size` photos, in order."""
 
 
 Part = TypeVar("Part", bound=Divisible)
@@ -34,19 +34,19 @@ def run_within_memory(
     batches: Iterable[Part], run: Callable[[Part], Result], *, warn: Callable[[str], None],
     lower: Callable[[Part], str],
 ) -> Iterator[tuple[Part, Result]]:
-    """Run batches; one that does not fit into memory is halved, and so are all later ones.
+    """Run batches; if one does not fit into memory, it and all later ones are halved.
 
-    The results are those of a smaller batch size.
+    Results are those of a smaller batch size.
 
     Args:
-        warn: told once what size the memory does suffice for, and which option says so at once.
-        lower: what to do where it does not suffice for a single photo: the hint of the error.
+        warn: called once with the size that fits, and the option that sets it.
+        lower: returns the error's hint if a single photo does not fit.
 
     Yields:
-        each batch, or the parts of it that were run, with its result.
+        each batch, or the parts in which it was run, with its result.
 
     Raises:
-        VplError: the memory does not suffice for one photo; its size is named.
+        VplError: memory does not suffice for one photo; the message has its size.
     """
     most, refused = 0, ""
     for batch in batches:
@@ -68,7 +68,7 @@ def run_within_memory(
                     refused = ""
                 yield waiting.pop(0), result
                 continue
-            # Behind the except clause: until its end the failed run's tensors are held.
+            # After the except clause, which keeps the failed run's tensors alive.
             torch.cuda.empty_cache()
             refused = refused or f"{len(part)} photos of {part.each}"
             most = (len(part) + 1) // 2
@@ -76,7 +76,7 @@ def run_within_memory(
 
 
 def physical_memory() -> float:
-    """Memory of this machine in bytes; infinite where the system does not tell."""
+    """Return this machine's memory in bytes; infinity if unknown."""
     try:
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, ValueError, OSError):
@@ -85,10 +85,10 @@ def physical_memory() -> float:
 
 @contextlib.contextmanager
 def explain_out_of_memory(what: str, lower: str) -> Iterator[None]:
-    """Turn a lack of memory into an error that says for what (`6 crops`), and what to lower.
+    """Turn a lack of memory into an error that names its cause (`6 crops`) and a remedy.
 
     Raises:
-        VplError: the memory did not suffice; the hint is `lower`.
+        VplError: memory did not suffice; the hint is `lower`.
     """
     try:
         yield

@@ -1,6 +1,6 @@
-"""Locks: one process of this machine does a piece of work, one piece of work writes a folder.
+"""Locks within one machine: against the same work twice, and against two writers of a folder.
 
-Others get an error. Windows has no such locks: there nobody is told.
+The second process gets an error. On Windows there are no such locks, and no error.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ except ImportError:
 
 @contextlib.contextmanager
 def once(folder: Path, work: str, call: str, *, shards: bool = False) -> Iterator[None]:
-    """Run a block unless another process on this machine is running the same work.
+    """Run a block unless another process on this machine is doing the same work.
 
-    The system gives the lock back when a process ends, however it ends. Processes of other
-    machines are not seen; nor do they harm, since files are written whole.
+    The system releases the lock when the process ends, however it ends. Processes on other
+    machines are not detected, but do no harm, since files are written atomically.
 
     Args:
-        work: what is done there: two processes with the same words do the same.
-        call: the work as a call, for who comes second.
+        work: description of the work; processes with the same description do the same.
+        call: the work as a call, for the error message.
 
     Raises:
-        VplError: another process is doing it.
+        VplError: another process is doing this work.
     """
     with contextlib.ExitStack() as stack:
-        # Without a lock the work is done all the same.
+        # If no lock file can be made, the work is done anyway.
         with contextlib.suppress(OSError):
             file = stack.enter_context(_lock_file(folder, work).open("a+"))
             if not _claim(file):
@@ -48,7 +48,7 @@ def once(folder: Path, work: str, call: str, *, shards: bool = False) -> Iterato
 
 
 def _claim(file: TextIO, work: str = "") -> bool:
-    """Take a lock and write into it who has it; or tell that another process has it."""
+    """Acquire a lock and record its holder; return False if another process holds it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -64,10 +64,11 @@ _writing: ContextVar[tuple[contextlib.ExitStack, str] | None] = ContextVar("writ
 
 @contextlib.contextmanager
 def writer(work: str) -> Iterator[None]:
-    """Run a block that claims what it writes by `write_alone`; it lets go of all in the end.
+    """Run a block whose outputs are locked by `write_alone`; all locks are released at the end.
 
     Args:
-        work: what is done. Those with the same words may write the same: shards, ranks.
+        work: description of the work. Processes with the same description (shards, ranks) may
+            write to the same output.
     """
     with contextlib.ExitStack() as stack:
         token = _writing.set((stack, hashlib.sha256(work.encode()).hexdigest()))
@@ -78,12 +79,12 @@ def writer(work: str) -> Iterator[None]:
 
 
 def write_alone(path: Path) -> None:
-    """Let no other work of this machine write a folder or file until the `writer` is done.
+    """Lock a folder or file against other work on this machine until the `writer` block ends.
 
-    Call this before looking at what is there: else two commands with different settings would mix.
+    Call this before looking at existing files: otherwise commands with other settings could mix.
 
     Raises:
-        VplError: another one does.
+        VplError: other work is writing it.
     """
     writing = _writing.get()
     if writing is None:
@@ -92,10 +93,10 @@ def write_alone(path: Path) -> None:
     try:
         file = stack.enter_context(_lock_file(path, "output").open("a+"))
         _claim(file, work)
-        # The lock is let go of for a moment: who writes its own words then goes first.
+        # The lock is released for a moment; a process that claims it meanwhile goes first.
         fcntl.flock(file, fcntl.LOCK_SH)
     except OSError:
-        # Without a folder for locks the work is done all the same.
+        # Without a folder for locks the work is done anyway.
         return
     known = _known(file)
     if known is not None and known["work"] != work and known["process"] != os.getpid():
@@ -105,7 +106,7 @@ def write_alone(path: Path) -> None:
 
 
 def _known(file: TextIO) -> dict[str, Any] | None:
-    """What a lock's holder says of itself; None if it has not said it yet."""
+    """Return the record of a lock's holder; None if it has not been written yet."""
     file.seek(0)
     try:
         known = json.loads(file.read())
@@ -121,7 +122,7 @@ def _who(known: Mapping[str, Any]) -> str:
 
 
 def _lock_file(folder: Path, work: str) -> Path:
-    """The lock of a piece of work; beside the workspace, since that may be read-only or shared."""
+    """Return the lock file of some work; not in the workspace, which may be read-only or shared."""
     if fcntl is None:
         raise OSError("this system has no locks")
     locks = Path(tempfile.gettempdir()) / f"vpltool-{os.getuid()}"
@@ -133,7 +134,7 @@ def _lock_file(folder: Path, work: str) -> Path:
 
 
 def _is_running(folder: Path, call: str, known: dict[str, Any] | None, shards: bool) -> VplError:
-    # Else it has the lock, and has not said so yet.
+    # Without a record, the holder has just acquired the lock.
     who = _who(known) if known else "another process, since just now"
     return VplError(f"{call} is already running in {folder.resolve()}: {who}",
                     "wait for it, and run this again to see that all is done"

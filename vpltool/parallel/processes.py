@@ -1,4 +1,4 @@
-"""Pools of worker processes that finish the jobs they have begun when interrupted."""
+"""Pools of worker processes, which finish running jobs when interrupted."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ def run_jobs(
     function: Callable[[Job], Result], jobs: Sequence[Job], processes: int,
     start: Callable[[Task], None], task: Task, *, fewest: int = 4, finish: bool = True,
 ) -> Iterator[Result]:
-    """Do jobs in worker processes; in this one if that is too few to pay for starting them.
+    """Run jobs in worker processes, or in this one if there are too few to pay for starting them.
 
     Args:
-        function: does a job; of a module, not of the script, so that a process can find it.
-        jobs: what is given to it, one by one. Results come in any order.
-        processes: number of workers; below 2 there are none.
-        start: called in each worker first.
-        fewest: number of jobs from which workers pay.
-        finish: at an interrupt, whether the jobs that are begun are finished. If not, they are
-            sent SIGTERM, which `start` may turn into an interrupt of their own.
+        function: runs a job; must be importable from a module, not the script.
+        jobs: arguments of `function`. Results come in any order.
+        processes: number of workers; below 2, jobs run in this process.
+        start: called first in each worker.
+        fewest: minimum number of jobs for which workers are started.
+        finish: whether running jobs are finished after an interrupt. Otherwise workers get
+            SIGTERM, which `start` may turn into an interrupt of their own.
     """
     if processes < 2 or len(jobs) < fewest:
         start(task)
@@ -41,7 +41,7 @@ def run_jobs(
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
-    # Forking a process that has run torch can hang in its thread pool; a fresh one cannot.
+    # A forked process can hang in torch's thread pool if torch was used before; a fresh one cannot.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin,
                              initargs=(start, task, in_main_thread())) as pool:
@@ -57,7 +57,7 @@ def run_jobs(
             for done in as_completed(waiting):
                 yield done.result()
         except BaseException:
-            # What is begun is finished, and a second Ctrl-C waits for it: files may be written.
+            # Running jobs finish despite a second Ctrl-C, because they may be writing files.
             with block_interrupts():
                 for worker in () if finish else multiprocessing.active_children():
                     worker.terminate()
@@ -69,8 +69,8 @@ def run_jobs(
 def no_script() -> Iterator[None]:
     """Start processes that do not import the program's script.
 
-    A process that is spawned imports it, and would run all of it once more where it has no
-    `if __name__ == "__main__":`. What our processes do is in modules.
+    A spawned process imports it, and would run all of it again if it lacks
+    `if __name__ == "__main__":`. Code of our workers is in modules.
     """
     script = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
@@ -87,15 +87,15 @@ def _begin(start: Callable[[Task], None], task: Task, from_main_thread: bool) ->
 
 
 def end_with_parent(from_main_thread: bool) -> None:
-    """Have this worker process end when its parent does, even if that is killed.
+    """Have this worker process end when its parent does, even if the parent is killed.
 
-    A worker that waits for its next job would wait for ever. A thread sees the parent go, on any
-    system, as soon as it gets the interpreter's lock. A job in C may hold that for minutes; Linux
-    itself ends the process then.
+    Otherwise a worker would wait for its next job forever. On any system, a thread notices the
+    parent's end, once it gets the interpreter's lock. A job in C may hold the lock for minutes; on
+    Linux the kernel ends the process then.
 
     Args:
-        from_main_thread: whether the parent started this process in its main thread. Linux ends
-            a process with the thread that started it, and another one may end early.
+        from_main_thread: whether the parent started this process in its main thread. Linux ends a
+            process with the thread that started it, which may end early if it is another one.
     """
     import multiprocessing
 
@@ -106,7 +106,7 @@ def end_with_parent(from_main_thread: bool) -> None:
         _end_by_kernel()
 
     def watch() -> None:
-        # A parent that has gone before this began is seen as well.
+        # Also detects a parent that ended before this thread began.
         parent.join()
         os._exit(1)
 
@@ -114,7 +114,7 @@ def end_with_parent(from_main_thread: bool) -> None:
 
 
 def _end_by_kernel() -> None:
-    """Have Linux kill this process when the thread that started it ends; elsewhere, nothing."""
+    """Have Linux kill this process when the thread that started it ends; else do nothing."""
     set_death_signal = 1
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
@@ -122,7 +122,7 @@ def _end_by_kernel() -> None:
 
 
 def core_count() -> int:
-    """Number of cores that this process may use; of all, where the system does not tell."""
+    """Return the number of cores available to this process; all cores if that is unknown."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

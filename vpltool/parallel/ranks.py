@@ -1,6 +1,6 @@
-"""Processes that torchrun starts and that work together: what they tell each other, and their end.
+"""Distributed processes started by torchrun: exchange of tensors, and clean termination.
 
-A process on its own is a group of one, in which every exchange is the identity.
+A single process is a group of one, in which every exchange is the identity.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from vpltool.parallel.signals import in_main_thread
 __all__ = ["Ranks", "joined", "rank_of_process"]
 
 _GRACE = 10.0
-"""Seconds that a process has for its end after a signal; it may wait in C for one that has gone."""
+"""Seconds until a signalled process is ended, since it may wait in C for one that has ended."""
 
 _PATIENCE = timedelta(hours=2)
-"""Time that a process waits for another one that lives: one may have more to read than the others.
-One that dies is noticed at once, by its closed connection or by torchrun."""
+"""Timeout for other living processes, since one may have more to read than the others. A process
+that dies is noticed at once, by its closed connection or by torchrun."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks(Group):
-    """The processes of a run, as one of them sees them.
+    """A process group, as seen by one of its processes.
 
     Args:
-        rank: its number; process 0 writes the files.
+        rank: rank of this process; rank 0 writes the files.
     """
 
     device: torch.device
 
     @property
     def shard(self) -> Shard:
-        """The photos that this process reads."""
+        """The shard of photos that this process reads."""
         return WHOLE if self.count == 1 else Shard(self.rank, self.count, "RANK and WORLD_SIZE")
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Join the rows (B, …) of all processes, by their numbers; gradients flow back.
+        """Concatenate rows (B, …) of all processes by rank; differentiable.
 
-        Each has as many. A row's gradient is the sum of those that all processes have for it.
+        All processes have the same number of rows. A row's gradient is summed over all processes.
         """
         return rows if self.count == 1 else _gather().apply(rows)
 
     def total(self, tensor: Tensor) -> Tensor:
-        """Add up a tensor over all processes, without gradient."""
+        """Sum a tensor over all processes, without gradient."""
         if self.count == 1:
             return tensor
         total = tensor.detach().clone()
@@ -72,12 +72,12 @@ class Ranks(Group):
         return tensor if self.count == 1 else self.total(tensor) / self.count
 
     def any(self, *values: bool) -> list[bool]:
-        """Tell of each value whether it holds in any process; a GPU is not waited for."""
+        """Return for each value whether it is true in any process, without waiting for a GPU."""
         return (list(values) if self.count == 1
                 else (self.total(torch.tensor(values, dtype=torch.int64)) > 0).tolist())
 
     def collect(self, item: T) -> list[T]:
-        """List what each process has, by their numbers; anything that can be pickled."""
+        """Gather a picklable object from every process, by rank."""
         if self.count == 1:
             return [item]
         items: list[T | None] = [None] * self.count
@@ -85,19 +85,19 @@ class Ranks(Group):
         return items  # type: ignore[return-value]
 
     def share(self, module: torch.nn.Module) -> torch.nn.Module:
-        """Have the gradients of a module averaged over all processes."""
+        """Wrap a module so that its gradients are averaged over all processes."""
         if self.count == 1:
             return module
         with warnings.catch_warnings():
-            # Later versions have another name for it, which earlier ones do not know. Our buffers
-            # are frozen; sending them would make a GPU read them again at each step.
+            # Later versions rename the argument, which earlier ones do not know. Our buffers are
+            # frozen: broadcasting them would make a GPU read them again at each step.
             warnings.simplefilter("ignore", FutureWarning)
             return torch.nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)
 
 
 @functools.cache
 def _gather() -> type[torch.autograd.Function]:
-    """The rows of all processes; each row's gradient is the sum of those of all processes."""
+    """Return the function that gathers rows; its backward pass sums gradients over processes."""
     class Gather(torch.autograd.Function):
         @staticmethod
         def forward(_context: object, rows: Tensor) -> Tensor:
@@ -117,13 +117,13 @@ def _gather() -> type[torch.autograd.Function]:
 
 @contextlib.contextmanager
 def joined(choice: str, *, double: bool = False) -> Iterator[Ranks]:
-    """Join the processes that torchrun has started: NCCL between GPUs, gloo between CPUs.
+    """Join the process group started by torchrun: NCCL between GPUs, gloo between CPUs.
 
     Args:
-        double: whether it must compute in double precision.
+        double: whether the device must support double precision.
 
     Raises:
-        VplError: no such device, or another process has ended.
+        VplError: there is no such device, or another process has ended.
     """
     rank, count = rank_of_process()
     device = find_device(choice, double=double)
@@ -138,7 +138,7 @@ def joined(choice: str, *, double: bool = False) -> Iterator[Ranks]:
         try:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
-            # On GPUs both: numbers that the host has are exchanged without waiting for the GPU.
+            # Both on GPUs, so that numbers on the host are exchanged without waiting for the GPU.
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             torch.distributed.init_process_group(backend, timeout=_PATIENCE)
             yield Ranks(rank, count, device)
@@ -153,14 +153,14 @@ def joined(choice: str, *, double: bool = False) -> Iterator[Ranks]:
 
 
 def _exit_at_once(code: int) -> None:
-    """End this process without taking the group down: that would wait for those that have gone."""
+    """Exit without destroying the group, which would wait for processes that have ended."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _is_of_group(error: RuntimeError) -> bool:
-    """Tell whether an exchange failed; gloo raises a bare RuntimeError."""
+    """Return whether a collective operation failed; gloo raises a bare RuntimeError."""
     text = str(error).lower()
     return isinstance(error, torch.distributed.DistError) or any(
         word in text for word in ("gloo", "nccl", "connection closed by peer"))
@@ -168,10 +168,10 @@ def _is_of_group(error: RuntimeError) -> bool:
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Have this process end soon after a signal, even while it waits in C for another one.
+    """Have this process end soon after a signal, even while it waits in C for another process.
 
-    Python runs a handler only between two of its own steps. The signal itself is written to a pipe
-    at once, and a thread reads that.
+    Python runs handlers only between bytecode instructions. The wakeup file descriptor gets the
+    signal at once, and a thread reads it.
     """
     if not in_main_thread():
         yield

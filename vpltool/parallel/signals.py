@@ -1,4 +1,4 @@
-"""Handling of SIGINT and SIGTERM: both end a run alike, never within a write."""
+"""Handling of SIGINT and SIGTERM, which both end a run, but never within a write."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ _STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 def in_main_thread() -> bool:
-    """Tell whether this is the main thread: no other may say what a signal does."""
+    """Return whether this is the main thread, the only one that can set signal handlers."""
     return threading.current_thread() is threading.main_thread()
 
 
 @contextlib.contextmanager
 def interrupt_at_sigterm() -> Iterator[None]:
-    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does: workers end, the user is told.
+    """Let SIGTERM raise KeyboardInterrupt like Ctrl-C, so that workers end and users are told.
 
-    A program that has its own way with SIGTERM keeps it. In other threads this does nothing.
+    Keeps a program's own SIGTERM handler. Does nothing outside of the main thread.
     """
     if not in_main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
@@ -32,15 +32,15 @@ def interrupt_at_sigterm() -> Iterator[None]:
 
 
 _come: list[int] = []
-"""Ctrl-C that has raised KeyboardInterrupt since `remember_interrupts` began."""
+"""Ctrl-C signals that raised KeyboardInterrupt since `remember_interrupts` began."""
 
 
 @contextlib.contextmanager
 def remember_interrupts() -> Iterator[None]:
-    """Remember Ctrl-C while the block runs: its KeyboardInterrupt may be dropped on its way.
+    """Record Ctrl-C while the block runs, because its KeyboardInterrupt may be swallowed.
 
-    Python drops what is raised in a destructor, some of which run at every import, and libraries
-    drop it by a bare `except`. So whoever runs for long calls `check_interrupts` now and then.
+    Python swallows exceptions in destructors, some of which run at every import, and libraries do
+    by a bare `except`. So long-running code calls `check_interrupts` now and then.
     """
     _come.clear()
     if not in_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -59,39 +59,39 @@ def remember_interrupts() -> Iterator[None]:
 
 
 def was_interrupted() -> bool:
-    """Tell whether Ctrl-C has come since `remember_interrupts` began."""
+    """Return whether Ctrl-C was pressed since `remember_interrupts` began."""
     return bool(_come)
 
 
 def check_interrupts() -> None:
-    """Raise KeyboardInterrupt in the main thread if Ctrl-C has come and was dropped.
+    """Raise KeyboardInterrupt in the main thread if an earlier one was swallowed.
 
     Raises:
-        KeyboardInterrupt: whoever is still at work has not heard of it.
+        KeyboardInterrupt: Ctrl-C was pressed, and the caller is still running.
     """
     if _come and in_main_thread():
         raise KeyboardInterrupt
 
 
 def interrupt(_signal: int, _frame: object) -> None:
-    """Raise KeyboardInterrupt: what a signal handler may do."""
+    """Raise KeyboardInterrupt; a signal handler."""
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def defer_interrupts(*, every: bool = False) -> Iterator[Callable[[], bool]]:
-    """Defer Ctrl-C and SIGTERM until the caller asks: a step of a training is done or not begun.
+    """Defer Ctrl-C and SIGTERM until the caller asks, so that a training step is never cut short.
 
-    What the program ignores stays ignored. In other threads than the main one nothing is deferred.
+    Ignored signals stay ignored. Nothing is deferred outside of the main thread.
 
     Args:
-        every: whether the second one is deferred, too; else it comes at once.
+        every: whether to defer a second signal, too; otherwise it interrupts at once.
 
     Yields:
-        tells whether one has come. The caller then keeps what is done and raises KeyboardInterrupt.
+        a function that returns whether a signal came; the caller then saves and raises.
 
     Raises:
-        KeyboardInterrupt: at the end, if one has come.
+        KeyboardInterrupt: at the end, if a signal came.
     """
     if not in_main_thread():
         yield lambda: False
@@ -109,7 +109,7 @@ def defer_interrupts(*, every: bool = False) -> Iterator[Callable[[], bool]]:
         yield lambda: bool(come)
     finally:
         for number, handler in before.items():
-            # None: set by a library in C, which cannot be set again from here.
+            # None: the handler was set in C, and cannot be restored from Python.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
     if come:
         raise KeyboardInterrupt
@@ -117,11 +117,11 @@ def defer_interrupts(*, every: bool = False) -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def block_interrupts() -> Iterator[None]:
-    """Block Ctrl-C and SIGTERM while workers start or end: half started, one is never told to end.
+    """Block Ctrl-C and SIGTERM while workers start or end: one half started would never be ended.
 
-    Workers inherit this: Ctrl-C reaches the whole group, and only the parent decides. For itself
-    the parent defers them: a signal that one thread blocks goes to another, such as torch's.
-    Windows cannot block them; there a worker ignores Ctrl-C from `begin_worker` on.
+    Workers inherit the mask: Ctrl-C reaches the whole process group, but only the parent decides.
+    The parent also defers them, because a signal blocked in one thread goes to another, such as
+    torch's. Windows cannot block signals; there workers ignore Ctrl-C from `begin_worker` on.
     """
     blocks = hasattr(signal, "pthread_sigmask")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS) if blocks else ()
@@ -134,7 +134,7 @@ def block_interrupts() -> Iterator[None]:
 
 
 def begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and let SIGTERM end this worker: another may break the pool."""
+    """Leave Ctrl-C to the parent, but let SIGTERM end this worker, as when the pool breaks."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     else:

@@ -1,4 +1,4 @@
-"""Pools of threads: reading ahead, writing behind, several calls at a time."""
+"""Thread pools: reading ahead, writing behind, and concurrent calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
-    """Run an iterator in a thread, one item ahead; its exception is raised here."""
+    """Run an iterator in a thread, one item ahead; its exceptions are raised here."""
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(lambda: next(batches, None))
         while (item := ahead.result()) is not None:
@@ -23,15 +23,15 @@ def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
 
 @contextlib.contextmanager
 def write_behind(write: Callable[..., None], waiting: int) -> Iterator[Callable[..., None]]:
-    """Let a thread do the writing, so that a GPU need not wait for the disk.
+    """Write in a thread, so that a GPU need not wait for the disk.
 
     Args:
-        write: called in the thread, with what the yielded function is called with, in order.
-        waiting: calls that may wait at most, then the caller does: bounds the memory. 0: no
-            thread, `write` itself. A CPU that computes has no time to give away.
+        write: called in the thread with the arguments of the yielded function, in order.
+        waiting: maximum number of pending calls, which bounds memory. 0: no thread; `write` itself
+            is yielded, since a busy CPU has no time to spare.
 
     Yields:
-        what to call in place of `write`; its exceptions come out of a later call, or at the end.
+        a function to call instead of `write`; exceptions surface in a later call, or at the end.
     """
     if not waiting:
         yield write
@@ -52,13 +52,13 @@ def write_behind(write: Callable[..., None], waiting: int) -> Iterator[Callable[
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int
 ) -> Iterator[Result]:
-    """Do work on items in threads: results in the items' order, a few ahead of their reader.
+    """Apply a function to items in threads; yield results in order, a few ahead of the consumer.
 
-    For files, whose coding and decoding lets other threads run. Exceptions are raised here.
+    For file work, where encoding and decoding release the lock. Exceptions are raised here.
 
     Args:
-        items: taken as results are, so that memory does not grow with their number.
-        threads: number of threads; 0: none, the reader does the work itself.
+        items: consumed as results are, so that memory does not grow with their number.
+        threads: number of threads; 0: work in the calling thread.
     """
     if not threads:
         yield from map(work, items)
