@@ -91,7 +91,7 @@ def tags_of(path: Path, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
     labels = {row.id: row.labels for row in read_tags(path, classes_known=True)[0]}
     missing = sorted(set(ids) - labels.keys())
     if missing:
-        raise VplError(f"{path} has no row for {missing[0]} (nor for {len(missing) - 1} more)",
+        raise VplError(f"{path} has no row for {some(missing)}",
                        other_case(missing[0], labels) or "add a row: ID,labels")
     return labels
 
