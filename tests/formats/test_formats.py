@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vpltool.errors import VplError, explain
@@ -349,3 +351,30 @@ def test_safetensors_own_error_is_explained(tmp_path: Path) -> None:
     told = explain(raised.value)
     assert told is not None
     assert str(tmp_path / "none") in told.message
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), MemoryError()])
+def test_what_the_machine_lacks_is_no_damage(error: Exception, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged file may be deleted and made again; one that cannot be opened now may not."""
+    path = tmp_path / "scene0.safetensors"
+    write_tensors(path, Header("tags", "tag"), {"scores": torch.ones(3)})
+
+    def refuse(*_given: object, **_more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(storage, "safetensors", SimpleNamespace(
+        safe_open=refuse, SafetensorError=SafetensorError))
+    with pytest.raises(type(error)):
+        storage.check_file(path)
+
+
+def test_a_geotiff_without_rasterio_names_what_to_install(tmp_path: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "map.tif"
+    Image.new("L", (4, 4)).save(path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    with pytest.raises(VplError) as refused:
+        describe(path)
+    assert refused.value.hint == "pip install 'vpltool[geo]'"

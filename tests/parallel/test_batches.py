@@ -238,3 +238,29 @@ def test_an_exception_is_the_readers(threaded: bool) -> None:
     while threading.active_count() > before and time.time() < deadline:
         time.sleep(0.01)
     assert threading.active_count() <= before
+
+
+def test_a_reader_that_stops_does_not_wait_for_the_disk() -> None:
+    """A network disk may hang for minutes; Ctrl-C leaves at once."""
+    asked, released = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[int]:
+        yield 1
+        asked.set()
+        released.wait(20)
+        yield 2
+
+    def stop() -> None:
+        for _ in read_ahead(slow()):
+            asked.wait(20)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert not released.is_set()
+    before = threading.active_count()
+    released.set()
+    deadline = time.time() + 5
+    while threading.active_count() >= before and time.time() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() < before

@@ -205,6 +205,8 @@ class OutputFolder(PhotoFolder):
     def _write_manifest(self, *, finished: bool) -> None:
         """Write `artifact.json` or the shard's manifest, unless it is up to date already."""
         own = self._own(complete=finished and self.whole)
+        # Read shards first, as `manifest_of` does.
+        parts = shard_manifests(self.path) if self.shard.count == 1 else []
         there = read_manifest(self.path) if (self.path / MANIFEST).exists() else None
         if self.shard.count > 1:
             if not (there and there.complete and not self.todo and _says(there, own)):
@@ -214,7 +216,7 @@ class OutputFolder(PhotoFolder):
                     **own.of_photos()})
             return
         if there and not self.clears and not there.replaced:
-            known = there.joined(part for _, part in shard_manifests(self.path))
+            known = there.joined(part for _, part in parts)
             own = replace(own, photos={**known.photos, **own.photos}, per_photo_inputs={
                 **known.per_photo_inputs, **own.per_photo_inputs})
         if there is None or there.to_json() != own.to_json():

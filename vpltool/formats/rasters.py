@@ -92,6 +92,7 @@ def scene_header(path: Path) -> Header | None:
     Raises:
         VplError: it is damaged, or rasterio is not installed.
     """
+    check_rasterio()
     with reading(path), open_raster(path) as file:
         text = file.tags().get(METADATA_KEY, "")
     return Header.from_json(text, path) if text else None

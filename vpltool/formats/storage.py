@@ -226,22 +226,34 @@ def check_file(path: Path) -> Header | None:
     """
     described = describe(path)
     kind = described.header.kind if described.header else ""
+    if path.suffix == ".png":
+        _check_png(path)
+    elif kind in KINDS:
+        check_shapes(KINDS[kind], described.shapes, str(path))
+        _check_tensors(path, kind)
+    return described.header
+
+
+def _check_png(path: Path) -> None:
     try:
-        if path.suffix == ".png":
-            with Image.open(path) as image:
-                image.verify()
-        elif kind in KINDS:
-            check_shapes(KINDS[kind], described.shapes, str(path))
-            with safetensors.safe_open(path, framework="pt") as file:
-                # One tensor at a time, since a network may fill the memory.
-                for name in file.keys():  # noqa: SIM118
-                    check_values(kind, {name: file.get_tensor(name)}, str(path))
-    except (FileNotFoundError, VplError):
+        with Image.open(path) as image:
+            image.verify()
+    except FileNotFoundError:
         raise
     except Exception as error:
         # Pillow raises whatever its decoders raise: SyntaxError, struct.error, OSError.
         raise VplError(f"{path} is damaged: {first_line(error)}") from error
-    return described.header
+
+
+def _check_tensors(path: Path, kind: str) -> None:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            # One tensor at a time, since a network may fill the memory.
+            for name in file.keys():  # noqa: SIM118
+                check_values(kind, {name: file.get_tensor(name)}, str(path))
+    except (safetensors.SafetensorError, ValueError, RuntimeError) as error:
+        # A lack of memory or of open files is no damage: a damaged file may be deleted.
+        raise VplError(f"{path} is damaged: {first_line(error)}") from error
 
 
 def salvaged_header(path: Path) -> Header | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,11 +16,36 @@ Result = TypeVar("Result")
 
 def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
     """Run an iterator in a thread, one item ahead; its exceptions are raised here."""
-    with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(lambda: next(batches, None))
-        while (item := ahead.result()) is not None:
-            ahead = thread.submit(lambda: next(batches, None))
+    ready: queue.Queue[Item | BaseException | None] = queue.Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def offer(item: Item | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def fill() -> None:
+        try:
+            for batch in batches:
+                offer(batch)
+                if stopped.is_set():
+                    return
+            offer(None)
+        except BaseException as error:  # noqa: BLE001 - it is raised again by the reader
+            offer(error)
+
+    # Not a pool, whose threads are joined at exit: Ctrl-C would wait for a disk that hangs.
+    threading.Thread(target=fill, daemon=True).start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
             yield item
+    finally:
+        stopped.set()
 
 
 @contextlib.contextmanager

@@ -125,7 +125,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
         **({"tag": untagged * _tag_seconds(workspace, side, device)}
            if untagged else {}),
         "extract": count * _encoder_seconds(encoder.vision.to(dtype), side, device),
-        "crf": (unmasked - len(failed)) * _crf_seconds(pixels, device) / processes,
+        "crf": max(0, unmasked - len(failed)) * _crf_seconds(pixels, device) / processes,
         "train-decoder": _training_seconds(encoder, settings, device, trained, mean)}
     classes = 1 + len(workspace.classes)
     if settings.student:
