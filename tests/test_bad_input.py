@@ -293,7 +293,7 @@ def test_a_model_that_is_none(bare: Path, run: Run, tiny_clip: Path, pretrained:
 @pytest.mark.parametrize(("arguments", "said"), [
     (("extract", "--keep", "token"), "token"),
     (("extract", "--keep", "layers", "--layers", "7"), "7"),
-    (("extract", "--device", "gpu"), "gpu"),
+    (("extract", "--device", "gpu"), "gpu"), (("extract", "--max-side", "10"), "--max-side 10"),
     (("extract", "--precision", "fp16", "--device", "cpu"), "fp16"),
     (("cam", "--prototypes", "vison"), "vison"), (("refine", "--cams", "txt"), "txt"),
     (("crf", "--kernels", "clipes"), "clipes"), (("crf", "--what", "txet-refined"), "txet"),
@@ -350,3 +350,23 @@ def test_a_torn_list_of_photos_is_named(copied: Path, run: Run) -> None:
     result = run("cam", work=copied / "work")
     assert result.code == 1
     assert "images.jsonl:8" in result.lines("error:")[0]
+
+
+def test_several_segmenters_are_named_by_the_option_of_the_command(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    for name in ("one", "two"):
+        assert run("train-decoder", "--prototypes", "text", "--iters", 0, "--width", 16, "--name", name,
+                   "--overwrite", work=work).code == 0
+    for path in (work / "decoder").glob("*.safetensors"):
+        if path.stem not in ("one", "two"):
+            path.unlink()
+    assert run("export", "bundle", work=work).lines("hint:") == ["--what one or --what two"]
+    assert run("predict", work=work).lines("hint:") == ["--decoder one or --decoder two"]
+
+
+def test_status_tells_of_a_csv_that_has_changed(copied: Path, run: Run) -> None:
+    tags = copied / "tags.csv"
+    tags.write_text(tags.read_text().replace("box", "crate"))
+    result = run("status", "--stale", work=copied / "work")
+    assert result.code == 0
+    assert "photos or tags have changed since" in result.lines("warning:")[0]

@@ -276,3 +276,11 @@ def test_half_precision_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found = tower.to(torch.bfloat16)(photo.bfloat16(), attention=False).patches
     assert found.dtype == torch.bfloat16
     assert F.cosine_similarity(found.float(), wanted, dim=-1).min() > 0.99
+
+
+def test_weights_of_a_vit_are_no_resnets(tmp_path: Path) -> None:
+    """Their names are looked at before shapes that a network without patches lacks."""
+    path = tmp_path / "vit.safetensors"
+    save_file({"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4)}, path)
+    with pytest.raises(VplError, match="does not hold timm's resnet10t: its `.*` is missing"):
+        load_encoder(find_encoder(f"timm:resnet10t,{path}", (tmp_path,)), CPU)

@@ -10,6 +10,7 @@ import pytest
 from conftest import Result, Run, draw_scenes, write_scenes
 
 from vpltool.formats import describe
+from vpltool.recipes import runs
 
 RECIPE = """# Masks.
 photos = ?         # folder of photos
@@ -146,3 +147,30 @@ def test_words_and_tags_of_own_photos(run: Run, tmp_path: Path,
     assert any(line.endswith("text-prototypes --words words.txt") for line in untagged)
     assert any(line.startswith("# Tags that CLIP found: w/tags/train.csv") for line in untagged)
     assert any("estimate --new --tag" in line for line in untagged)
+
+
+def test_each_model_has_a_column_of_its_own() -> None:
+    reports = [{"kind": "agreement", "what": f"predictions-{name}", "split": "val",
+                "mean": {"f1": score}} for name, score in (("segmenter", 0.3), ("student", 0.2))]
+    assert dict(runs._scores(reports)) == {"F1 val": 0.3, "F1 val student": 0.2}
+
+
+def test_a_value_that_changes_no_step_is_warned_of(base: Path, run: Run) -> None:
+    (base / "masks.recipe").write_text(RECIPE.replace(
+        "words =            # class words", "words =\nextra =\nside = 64").replace(
+        "[--words $words]", "[--words $words --name $extra]"))
+    result = masks(run, "photos=photos", "extra=x", "side=64", "--dry-run")
+    assert result.lines("warning:") == ["extra=x has no effect with these values"]
+
+
+def test_weights_beside_a_model_are_found_from_another_folder(
+        base: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (base / "weights.pt").touch()
+    (base / "masks.recipe").write_text(RECIPE + "say $encoder\n".replace("$encoder", "done"))
+    (base / "masks.recipe").write_text(RECIPE.replace("words =", "encoder =\nwords ="))
+    masks(run, "photos=photos", "encoder=timm:vit,weights.pt")
+    (base / "below").mkdir()
+    monkeypatch.chdir(base / "below")
+    result = run("run", "../masks.recipe", work=Path("../work"))
+    assert result.code == 0, result.err
+    assert "encoder=timm:vit,../weights.pt" in result.err

@@ -16,6 +16,7 @@ from vpltool.clip import encoders
 from vpltool.core import joint, training
 from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.training import CropBatch, TrainingSettings
+from vpltool.formats import Header, write_tensors
 from vpltool.stages import estimate
 
 
@@ -165,3 +166,14 @@ def test_tagging_counts_where_it_is_asked_for(run: Run, copied: Path,
     assert json.loads(run("estimate", *few, "--tag", work=work).out)["seconds"]["tag"] >= 0
     monkeypatch.setattr(estimate, "_tag_seconds", lambda *_: 3.0)
     assert json.loads(run("estimate", *few, "--tag", work=work).out)["seconds"]["tag"] == 6.0
+
+
+def test_a_training_that_has_no_result_counts_though_nothing_is_new(
+        run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = copied / "work"
+    monkeypatch.setattr(estimate, "_student_seconds", lambda *_: 2.0)
+    asked = ("estimate", "--new", "--student", "timm:x", "--student-iters", 30)
+    assert run(*asked, work=work).err == "about 60 s on this machine (train-student 60 s)\n"
+    made = work / "decoder/student.safetensors"
+    write_tensors(made, Header("decoder", "train-student"), {"weight": torch.ones(1)})
+    assert run(*asked, work=work).err == ""

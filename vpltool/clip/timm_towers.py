@@ -108,7 +108,8 @@ def _renamed(model: nn.Module, state: Mapping[str, Tensor], name: str, where: st
         raise VplError(f"{where} has biases (`qkv.bias`), timm's {name} has none",
                        f"`encoder='{TIMM}{name.partition('.')[0]}_qkvb,{where}'`")
     patch = "patch_embed.proj.weight"
-    if patch in state and state[patch].shape != model.state_dict()[patch].shape:
+    own = model.state_dict()
+    if patch in state and patch in own and state[patch].shape != own[patch].shape:
         # It would be resampled to another size of patch.
         return state
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)

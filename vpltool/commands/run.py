@@ -28,6 +28,7 @@ from vpltool.recipes.runs import (
     sheets_of,
     table_of,
     tell_values,
+    warn_of_unused,
     with_run,
 )
 from vpltool.recipes.terms import check_encoders, check_paths, path_names
@@ -90,6 +91,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     preset = read_preset(settings.preset) if settings.preset else None
     steps, terms = checked_steps(recipe, given | _kept_precision(recipe, given, path), path, preset)
     tell_values(recipe, last, typed)
+    warn_of_unused(recipe, given, typed, path)
     if settings.dry_run:
         protocol = ["--preset", settings.preset] if preset else []
         return list(shell_lines(steps, ["vpltool", "-C", str(path), *protocol]))
@@ -135,9 +137,14 @@ def _line(recipe: Recipe, settings: RunSettings, given: Mapping[str, str]) -> li
     file = None if recipe.name in recipe_files() else recipe.path
     words = [LineWord("run"), LineWord(path=file) if file else LineWord(recipe.name)]
     for name, value in given.items():
-        # Weights are a tag or a path: there is no telling but to look.
-        is_path = bool(value) and (name in paths or os.path.exists(value))  # noqa: PTH110
-        words.append(LineWord(f"{name}=", Path(value)) if is_path else LineWord(f"{name}={value}"))
+        # Weights are a tag, a path, or timm:MODEL,PATH: there is no telling but to look.
+        model, _, weights = value.partition(",")
+        if value and (name in paths or os.path.exists(value)):  # noqa: PTH110
+            words.append(LineWord(f"{name}=", Path(value)))
+        elif weights and os.path.exists(weights):  # noqa: PTH110
+            words.append(LineWord(f"{name}={model},", Path(weights)))
+        else:
+            words.append(LineWord(f"{name}={value}"))
     if settings.preset:
         path = Path(settings.preset)
         words += [LineWord("--preset"),

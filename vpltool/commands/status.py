@@ -14,6 +14,7 @@ from vpltool.datasets.tags import some
 from vpltool.errors import counted
 from vpltool.formats import Workspace
 from vpltool.json_text import JsonObject
+from vpltool.next_step import warn_of_changes
 from vpltool.settings import Settings, setting
 from vpltool.shell import command_line, program, to_shell
 from vpltool.stage import Stage
@@ -50,6 +51,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[JsonObject]:
         `shards` has `shard`, `missing` and `line` of each that is not complete. What is damaged
         comes last: `damaged` says what is wrong, and `line` is that of `doctor`, which repairs it.
     """
+    warn_of_changes(workspace)
     state = read_state(workspace, passes_over=True)
     listed: list[JsonObject] = []
     for artifact in state.in_order:

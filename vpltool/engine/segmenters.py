@@ -352,10 +352,10 @@ def open_segmenter(path: Path) -> SegmenterFile:
     return _KINDS[kind](path, trained_header(path, kind))
 
 
-def find_segmenter(work: Path, choice: str) -> SegmenterFile:
+def find_segmenter(work: Path, choice: str, setting: str = "decoder") -> SegmenterFile:
     """Open a segmenter by NAME or path; without a choice, the only one or the most refined.
 
-    Without a choice, decoders take precedence over groups.
+    Without a choice, decoders take precedence over groups. Hints name the setting.
 
     Raises:
         VplError: there is none, or several fit.
@@ -367,7 +367,7 @@ def find_segmenter(work: Path, choice: str) -> SegmenterFile:
         if len(listed) != 1:
             raise VplError(f"{listed[0].parent} holds several segmenters" if listed else
                            f"no segmenter in {folder_of(work, 'decoder')}",
-                           " or ".join(f"`decoder={path.stem!r}`" for path in listed)
+                           " or ".join(f"`{setting}={path.stem!r}`" for path in listed)
                            or "`train_decoder()`, or `train_groups()`")
         return open_segmenter(listed[0])
     here = [path for path in (*decoders, *others) if path.stem == choice]

@@ -12,7 +12,7 @@ from vpltool import console
 from vpltool.engine.reports import format_table
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.started import PICTURES, FinishedRun, StartedRecipe
-from vpltool.recipes.parse import Recipe, Rounds, Step
+from vpltool.recipes.parse import Recipe, Rounds, Step, steps_of
 from vpltool.recipes.terms import path_names
 
 _MOST = 50
@@ -53,6 +53,17 @@ def tell_values(recipe: Recipe, last: Mapping[str, str], given: Mapping[str, str
                if not _same(old := last.get(name, default.get(name, "")), new)]
     if changes:
         console.note(f"since the last run: {'; '.join(changes)}")
+
+
+def warn_of_unused(recipe: Recipe, given: Mapping[str, str], typed: Mapping[str, str], work: Path
+                   ) -> None:
+    """Warn of typed values that change no step beside the others, such as those of another case."""
+    steps = steps_of(recipe, given, work)
+    default = {value.name: value.default for value in recipe.values}
+    for name, value in typed.items():
+        if value and default[name] is not None and value != default[name] and steps == steps_of(
+                recipe, {**given, name: str(default[name])}, work):
+            console.warn(f"{name}={value} has no effect with these values")
 
 
 def _same(one: str, other: str) -> bool:
@@ -131,10 +142,15 @@ def with_run(work: Path, runs: Sequence[FinishedRun], now: FinishedRun,
 
 
 def _scores(reports: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, float]]:
+    """Title and value of each score; of several models on a split, the first has the bare title."""
+    seen: set[str] = set()
     for report in reports:
-        title, score = _SCORES.get(str(report.get("kind")), ("", None))
+        metric, score = _SCORES.get(str(report.get("kind")), ("", None))
         if score is not None and (value := score(report)) is not None:
-            yield f"{title} {report['split']}", value
+            title = f"{metric} {report['split']}"
+            model = f" {str(report['what']).partition('-')[2]}" if title in seen else ""
+            yield title + model, value
+            seen.add(title)
 
 
 def _same_result(work: Path, one: FinishedRun, other: FinishedRun) -> bool:

@@ -186,7 +186,7 @@ def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]
         size = sum(file.stat().st_size for file in (path, *beside)) / 1e6
         lines += [_MEASURED, "", f"On {found['photos']} photos of the workspace, "
                   f"{'held out' if found['held'] else 'which it was trained on'}, by one process "
-                  f"with {found['threads']} threads of torch:", "",
+                  f"with {counted(found['threads'], 'thread', 'threads')} of torch:", "",
                   f"- {100 * found['same']:.2f} % of the pixels have the label that `predict` "
                   f"gives; mIoU against its labels {100 * found['miou']:.2f}"
                   + (f", without 8 bits {100 * found['whole']:.2f}." if "whole" in found else "."),
@@ -237,7 +237,7 @@ def _sections(about: Mapping[str, Any]) -> list[str]:
         lines += ["## How sure it is", "",
                   f"Temperature {found['temperature']:g}, from the tags of {found['photos']} "
                   f"photos of `{found['split']}`. `predict --abstain LEVEL` labels fewer pixels:",
-                  "", "| level | pixels labelled | of those of a class, tagged |",
+                  "", "| level | pixels labelled | share with a tagged class |",
                   "| ---: | ---: | ---: |"]
         lines += [f"| {row['level']:g} | {100 * row['share']:.1f} % | "
                   + ("-" if row["right"] is None else f"{100 * row['right']:.1f} %") + " |"

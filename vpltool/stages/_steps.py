@@ -136,8 +136,9 @@ def write_trained(target: Path, header: Header, tensors: Mapping[str, Tensor],
 def note_losses(names: Sequence[str], curve: Sequence[Sequence[float]]) -> None:
     """Say how the losses fell; the curve may have the first of the names only, or no step."""
     if curve:
-        console.note(", ".join(f"{name} {first:.3f} → {last:.3f}" for name, first, last in zip(
-            names, curve[0][1:], curve[-1][1:], strict=False)))
+        console.note("loss: " + ", ".join(
+            f"{name.removesuffix(' loss')} {first:.3f} → {last:.3f}" for name, first, last in zip(
+                names, curve[0][1:], curve[-1][1:], strict=False)))
 
 
 def too_many_crops(steps: training.StepSettings) -> AbstractContextManager[None]:

@@ -83,7 +83,7 @@ def show(path: Path, values: Mapping[str, object]) -> str:
     """Format the temperature and what is kept at each level, and where it was written."""
     found = read_json(path, "`calibrate()`")
     lines = [f"temperature {found['temperature']:g}, from the tags of {found['photos']} photos of "
-             f"`{found['split']}`", "abstain  pixels kept  tagged, of those of a class"]
+             f"`{found['split']}`", "abstain  pixels kept  share with a tagged class"]
     lines += [f"{row['level']:7.2f}  {100 * row['share']:10.1f} %  "
               + ("-" if row["right"] is None else f"{100 * row['right']:.1f} %")
               for row in found["kept"]]

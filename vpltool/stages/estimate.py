@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.photos import describe_failure, fit_size, photo_size
 from vpltool.engine import features, models
 from vpltool.errors import VplError, counted
-from vpltool.formats import JsonObject, Photo, Workspace
-from vpltool.formats.kinds import folder_of, place
+from vpltool.formats import JsonObject, Photo, Workspace, describe
+from vpltool.formats.kinds import folder_of, place, results_of
 from vpltool.lazy import np, torch
 from vpltool.methods import KINDS, find_method, load_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
@@ -52,9 +52,9 @@ class EstimateSettings(Settings):
     student: str = setting("", "Also count `train-student`, of this network; small: its default.",
                            metavar="NAME-OR-FILE")
     student_iters: int = setting(StudentSettings.iters, "Steps of `train-student`.", low=1)
-    new: bool = setting(False, "Count only what photos without features, or without masks, still "
-                               "need; if all have features, print nothing. Unreadable ones are "
-                               "named, not counted.", off="-")
+    new: bool = setting(False, "Count only what photos without features or masks still need; if "
+                               "all have features, only trainings without a result. Unreadable "
+                               "photos are named, not counted.", off="-")
     tag: bool = setting(False, "Also count `tag`, of photos without a tag.", off="-")
     device: str = options.device()
     precision: str = options.precision()
@@ -92,7 +92,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
         folder = place(workspace.path, "features", settings.split)
         photos = [photo for photo in photos if not (folder / f"{photo.id}.safetensors").exists()]
         if not photos:
-            return dict(_NOTHING)
+            return _estimate_missing(workspace, settings)
         masked = {path.relative_to(split).with_suffix("").as_posix()
                   for split in folder_of(workspace.path, "masks").glob(f"*/{settings.split}")
                   for path in split.rglob("*.png")}
@@ -127,20 +127,35 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
         "extract": count * _encoder_seconds(encoder.vision.to(dtype), side, device),
         "crf": max(0, unmasked - len(failed)) * _crf_seconds(pixels, device) / processes,
         "train-decoder": _training_seconds(encoder, settings, device, trained, mean)}
-    classes = 1 + len(workspace.classes)
-    if settings.student:
-        seconds["train-student"] = settings.student_iters * _student_seconds(
-            workspace, settings.student, classes, device, dtype)
     # Last, since it trains the encoder that the others have used.
-    if settings.finetune:
-        seconds["finetune"] = settings.finetune * _finetune_seconds(
-            encoder.vision, settings, classes, device, dtype)
+    seconds |= _joint_training_seconds(workspace, settings, encoder.vision, device, dtype)
     stored = 2 * (mean * (settings.layers * encoder.vision.width + _dim(encoder)))
-    report = {"photos": count, "patches": mean, "pixels": pixels,
-              "seconds": {name: round(value, 1) for name, value in seconds.items()},
-              "total": round(sum(seconds.values()), 1), "bytes": count * stored}
+    report = {"photos": count, "patches": mean, "pixels": pixels, **_totals(seconds),
+              "bytes": count * stored}
+    console.note(f"{counted(count, 'photo', 'photos')}: {_formatted(report)}, "
+                 f"{report['bytes'] / 1e9:.1f} GB of features")
+    return report
+
+
+def _estimate_missing(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
+    """Estimate the trainings with an encoder that have no result yet; no photo is to be encoded."""
+    headers = [describe(path).header for path in results_of(workspace.path, "decoder")]
+    made = {header.options.get("method", header.command) for header in headers if header}
+    settings = replace(settings, student="" if "train-student" in made else settings.student,
+                       finetune=0 if "finetune" in made else settings.finetune)
+    if not (settings.student or settings.finetune):
+        return dict(_NOTHING)
+    device = find_device(settings.device)
+    report = _NOTHING | _totals(_joint_training_seconds(
+        workspace, settings, models.load_main(workspace, device).vision, device,
+        find_precision(settings.precision, device, console.warn)))
     console.note(_formatted(report))
     return report
+
+
+def _totals(seconds: Mapping[str, float]) -> JsonObject:
+    return {"seconds": {name: round(value, 1) for name, value in seconds.items()},
+            "total": round(sum(seconds.values()), 1)}
 
 
 def show(_result: JsonObject, _values: Mapping[str, object]) -> str:
@@ -151,9 +166,7 @@ def show(_result: JsonObject, _values: Mapping[str, object]) -> str:
 def _formatted(report: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{name} {console.duration(value)}"
                       for name, value in report["seconds"].items())
-    return (f"{counted(report['photos'], 'photo', 'photos')}: about "
-            f"{console.duration(report['total'])} on this machine ({parts}), "
-            f"{report['bytes'] / 1e9:.1f} GB of features")
+    return f"about {console.duration(report['total'])} on this machine ({parts})"
 
 
 def _sizes(workspace: Workspace, photos: Sequence[Photo]
@@ -278,6 +291,19 @@ def _step_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device:
         times.append(now - last)
         last = now
     return min(times[1:])
+
+
+def _joint_training_seconds(workspace: Workspace, settings: EstimateSettings, vision: tower.Tower,
+                            device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Seconds of each training that includes an encoder; finetuning changes the given one."""
+    classes, seconds = 1 + len(workspace.classes), dict[str, float]()
+    if settings.student:
+        seconds["train-student"] = settings.student_iters * _student_seconds(
+            workspace, settings.student, classes, device, dtype)
+    if settings.finetune:
+        seconds["finetune"] = settings.finetune * _finetune_seconds(
+            vision, settings, classes, device, dtype)
+    return seconds
 
 
 def _student_seconds(workspace: Workspace, name: str, classes: int, device: torch.device,

@@ -42,8 +42,8 @@ class EvalSettings(Settings):
     alpha: float = setting(0.0, "Background score (1 - max)^ALPHA of CAMs, instead of a "
                                 "threshold.", low=0, source="CLIP-ES, official code")
     boundary: float = setting(
-        0.0, "Score boundaries, too: F of those within this share of the photo's diagonal, such as "
-             "0.02; 0: do not. Not of CAMs.", low=0, high=1)
+        0.0, "Also score boundaries: F1 within this share of the photo's diagonal, such as 0.02; "
+             "0: no. Not for CAMs.", low=0, high=1)
     sweep: bool = setting(False, "Show the scores of CAMs at every threshold.", off="-")
     limit: int = options.limit()
     out: Path | None = options.out()

@@ -32,9 +32,9 @@ class ExportSettings(Settings):
     """Settings that all formats share; the split is the method's, since its default is."""
 
     method: str = setting(help="Format.", metavar="NAME")
-    what: str = setting("", "What to export: predictions/NAME, masks/NAME or a folder; for a "
-                            "segmenter, its decoder; default: the first found of vision-refined, "
-                            "vision, text-refined, text.", metavar="PATH-OR-NAME")
+    what: str = setting("", "What to export: predictions/NAME, masks/NAME or a folder; of a "
+                            "segmenter, the NAME of its decoder; default: the first found of "
+                            "vision-refined, vision, text-refined, text.", metavar="PATH-OR-NAME")
     out: Path | None = setting(None, "Output path, instead of the default.", metavar="PATH",
                                short="-o", record="never", by_hand=True)
 
@@ -65,7 +65,7 @@ def run(workspace: Workspace, settings: ExportSettings) -> list[Path]:
 
 def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
     """Export a trained segmenter together with its encoder."""
-    segmenter = segmenters.find_segmenter(workspace.path, settings.what)
+    segmenter = segmenters.find_segmenter(workspace.path, settings.what, "what")
     workspace.check_classes(segmenter.header, segmenter.path)
     path = settings.out or workspace.path / "exports" / f"{segmenter.path.stem}{method.SUFFIX}"
     photos, held = some_photos(workspace, segmenter.header)

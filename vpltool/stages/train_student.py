@@ -152,7 +152,7 @@ class _Lesson:
 
 
 def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
-    teacher = segmenters.find_segmenter(workspace.path, settings.teacher)
+    teacher = segmenters.find_segmenter(workspace.path, settings.teacher, "teacher")
     listed = workspace.photos(settings.split, settings.limit)
     soft = teacher.open_probabilities(workspace, settings.split)
     ids = soft.available([photo.id for photo in listed])
