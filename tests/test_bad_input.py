@@ -355,8 +355,8 @@ def test_a_torn_list_of_photos_is_named(copied: Path, run: Run) -> None:
 def test_several_segmenters_are_named_by_the_option_of_the_command(copied: Path, run: Run) -> None:
     work = copied / "work"
     for name in ("one", "two"):
-        assert run("train-decoder", "--prototypes", "text", "--iters", 0, "--width", 16, "--name", name,
-                   "--overwrite", work=work).code == 0
+        assert run("train-decoder", "--prototypes", "text", "--iters", 0, "--residual",
+                   "--width", 16, "--name", name, "--overwrite", work=work).code == 0
     for path in (work / "decoder").glob("*.safetensors"):
         if path.stem not in ("one", "two"):
             path.unlink()
