@@ -150,11 +150,16 @@ def part_of(part: int, whole: int, things: str, one: str, many: str) -> str:
     return f"{part} of {whole} {things} {one if part == 1 else many}"
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an exception's text, of a long one the first sentences.
+def fix_and_repeat(number: int, again: str) -> str:
+    """Return the hint for photos that failed; `again` is such as `run the recipe again`."""
+    them, these = ("it", "it is") if number == 1 else ("them", "these are")
+    return f"fix {them} and {again}: only {these} processed"
 
-    Returns:
-        the name of its class, if it has no text.
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's text, or the first sentences of a long one.
+
+    Without a text it is the name of its class.
     """
     lines = str(error).strip().splitlines()
     if not lines:

@@ -174,3 +174,6 @@ def test_weights_beside_a_model_are_found_from_another_folder(
     result = run("run", "../masks.recipe", work=Path("../work"))
     assert result.code == 0, result.err
     assert "encoder=timm:vit,../weights.pt" in result.err
+    recorded = json.loads((base / "work/recipe.json").read_text())["runs"]
+    # A workspace that is passed on tells no folder of this machine.
+    assert [run["values"]["encoder"] for run in recorded] == ["timm:vit,weights.pt"]

@@ -67,7 +67,7 @@ def test_classes_against_tags(work: Path, run: Run) -> None:
 
 def test_calibration_is_shown_of_enough_photos(work: Path, run: Run,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vpltool.stages._against_tags._ENOUGH", 2)
+    monkeypatch.setattr("vpltool.stages._against_tags.ENOUGH", 2)
     said = run(*EVAL, work=work).out
     assert "calibration error" in said and "0.9 to 1.0" in said
     assert "few" not in said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.datasets.tags import some
-from vpltool.errors import PhotosFailed, VplError, counted
+from vpltool.errors import PhotosFailed, VplError, counted, fix_and_repeat
 from vpltool.formats.kinds import folder_of
 from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.shards import check_alone
@@ -31,7 +30,7 @@ from vpltool.recipes.runs import (
     warn_of_unused,
     with_run,
 )
-from vpltool.recipes.terms import check_encoders, check_paths, path_names
+from vpltool.recipes.terms import check_encoders, check_paths, path_in, path_names
 from vpltool.settings import RUNNING, Settings, setting
 from vpltool.shell import program
 from vpltool.stage import Stage
@@ -89,9 +88,10 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     typed = _given(recipe, settings.values, path, last)
     given = last | typed
     preset = read_preset(settings.preset) if settings.preset else None
-    steps, terms = checked_steps(recipe, given | _kept_precision(recipe, given, path), path, preset)
+    taken = given | _kept_precision(recipe, given, path)
+    steps, terms = checked_steps(recipe, taken, path, preset)
     tell_values(recipe, last, typed)
-    warn_of_unused(recipe, given, typed, path)
+    warn_of_unused(recipe, steps, taken, typed, path)
     if settings.dry_run:
         protocol = ["--preset", settings.preset] if preset else []
         return list(shell_lines(steps, ["vpltool", "-C", str(path), *protocol]))
@@ -121,8 +121,8 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
         ids = list(job.failed)
         raise PhotosFailed(f"{counted(len(ids), 'photo', 'photos')} failed, the others are done: "
                            f"{some(ids)}",
-                           "a warning above says why; fix them and run the recipe again: only "
-                           "these are processed", made, ids)
+                           "a warning above says why; "
+                           + fix_and_repeat(len(ids), "run the recipe again"), made, ids)
     return made
 
 
@@ -137,14 +137,8 @@ def _line(recipe: Recipe, settings: RunSettings, given: Mapping[str, str]) -> li
     file = None if recipe.name in recipe_files() else recipe.path
     words = [LineWord("run"), LineWord(path=file) if file else LineWord(recipe.name)]
     for name, value in given.items():
-        # Weights are a tag, a path, or timm:MODEL,PATH: there is no telling but to look.
-        model, _, weights = value.partition(",")
-        if value and (name in paths or os.path.exists(value)):  # noqa: PTH110
-            words.append(LineWord(f"{name}=", Path(value)))
-        elif weights and os.path.exists(weights):  # noqa: PTH110
-            words.append(LineWord(f"{name}={model},", Path(weights)))
-        else:
-            words.append(LineWord(f"{name}={value}"))
+        text, found = path_in(value, is_path=name in paths)
+        words.append(LineWord(f"{name}={text}", Path(found) if found else None))
     if settings.preset:
         path = Path(settings.preset)
         words += [LineWord("--preset"),

@@ -9,6 +9,9 @@ from vpltool.errors import VplError
 from vpltool.formats import JsonObject, read_json
 from vpltool.formats.fields import NUMBER, OBJECTS, SIZE, SIZE_OF, TEXT, check_fields
 
+ENOUGH = 20
+"""Photos below which a report warns of chance: a single one changes its figures by points."""
+
 
 class Report(JsonObject):
     """The content of a report's JSON file, with further data for its table.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpltool import console
-from vpltool.errors import OtherSettings, PhotosFailed, VplError, counted
+from vpltool.errors import OtherSettings, PhotosFailed, VplError, counted, fix_and_repeat
 from vpltool.formats.atomic import PART, Batch, remove_leftovers
 from vpltool.formats.changes import difference, tell_options
 from vpltool.formats.header import Header, is_stale
@@ -197,9 +197,7 @@ class OutputFolder(PhotoFolder):
             raise PhotosFailed(
                 f"{len(self.failed)} of {self.total} photos failed, the others are done: "
                 f"{shown}{more}",
-                "fix it and run the same command again: only it is processed"
-                if len(self.failed) == 1 else
-                "fix them and run the same command again: only these are processed", result,
+                fix_and_repeat(len(self.failed), "run the same command again"), result,
                 sorted(self.failed))
 
     def _write_manifest(self, *, finished: bool) -> None:

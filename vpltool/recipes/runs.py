@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from vpltool.engine.reports import format_table
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.started import PICTURES, FinishedRun, StartedRecipe
 from vpltool.recipes.parse import Recipe, Rounds, Step, steps_of
-from vpltool.recipes.terms import path_names
+from vpltool.recipes.terms import path_in, path_names
 
 _MOST = 50
 """Runs that are remembered."""
@@ -55,10 +54,9 @@ def tell_values(recipe: Recipe, last: Mapping[str, str], given: Mapping[str, str
         console.note(f"since the last run: {'; '.join(changes)}")
 
 
-def warn_of_unused(recipe: Recipe, given: Mapping[str, str], typed: Mapping[str, str], work: Path
-                   ) -> None:
+def warn_of_unused(recipe: Recipe, steps: Sequence[Step | Rounds], given: Mapping[str, str],
+                   typed: Mapping[str, str], work: Path) -> None:
     """Warn of typed values that change no step beside the others, such as those of another case."""
-    steps = steps_of(recipe, given, work)
     default = {value.name: value.default for value in recipe.values}
     for name, value in typed.items():
         if value and default[name] is not None and value != default[name] and steps == steps_of(
@@ -75,9 +73,8 @@ def run_of(recipe: Recipe, values: Mapping[str, str], pictures: Sequence[str]) -
     paths = path_names(recipe)
     named = {}
     for value in recipe.values:
-        text = values.get(value.name, "")
-        is_path = bool(text) and (value.name in paths or os.path.exists(text))  # noqa: PTH110
-        named[value.name] = Path(text).name if is_path else text
+        text, found = path_in(values.get(value.name, ""), is_path=value.name in paths)
+        named[value.name] = text + Path(found).name
     return FinishedRun(recipe.path.name, named, {}, tuple(pictures))
 
 

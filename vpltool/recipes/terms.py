@@ -5,6 +5,7 @@ Which value fills which option is read from the recipe's lines: `vpltool prepare
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,6 +100,20 @@ def path_names(recipe: Recipe) -> list[str]:
     made = {name for _, entry, name in filled if entry.name == "out"}
     return list(dict.fromkeys(name for _, entry, name in filled
                               if entry.type is Path and name not in made))
+
+
+def path_in(value: str, *, is_path: bool) -> tuple[str, str]:
+    """Split a value into the text before a path, and the path; empty if it holds none.
+
+    Weights are a tag, a path, or timm:MODEL,PATH: only the disk tells which, except where the whole
+    value is known to be a path.
+    """
+    if value and (is_path or os.path.exists(value)):  # noqa: PTH110
+        return "", value
+    model, comma, weights = value.partition(",")
+    if weights and os.path.exists(weights):  # noqa: PTH110
+        return model + comma, weights
+    return value, ""
 
 
 def check_paths(recipe: Recipe, given: Mapping[str, str], kept: Collection[str] = ()) -> None:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from vpltool import console, formats
 from vpltool.core import agreement
+from vpltool.engine.reports import ENOUGH
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.header import Header, current_preset
@@ -22,9 +23,6 @@ Values: TypeAlias = "npt.NDArray[np.float64]"
 
 WORST = 100
 """Photos that a report lists at most, the worst first."""
-
-_ENOUGH = 20
-"""Photos from which on a calibration table is shown: with fewer, a bin holds a photo or two."""
 
 _THREADS = 4
 
@@ -172,12 +170,12 @@ def show_of_tags(report: Mapping[str, Any]) -> list[str]:
     mean = report["mean"]
     lines.append(f"{'mean':{width}}  {'':6}  {'':9}  {percent(mean['precision']):>9}  "
                  f"{percent(mean['recall']):>6}  {percent(mean['f1']):>4}")
-    few = report["photos"] < _ENOUGH
+    few = report["photos"] < ENOUGH
     if few:
         lines.append(f"only {counted(report['photos'], 'photo', 'photos')}: a single photo can "
                      "change these scores by many points")
     if report["calibration"] and few:
-        lines.append(f"the calibration table needs at least {_ENOUGH} photos")
+        lines.append(f"the calibration table needs at least {ENOUGH} photos")
     elif report["calibration"]:
         lines.append("probability      pairs   mean  tagged")
         lines += [f"{row['low']:.1f} to {row['high']:.1f}     {row['pairs']:7}  "

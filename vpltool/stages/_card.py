@@ -12,7 +12,7 @@ from typing import Any
 
 from vpltool import console
 from vpltool.core import metrics, segment
-from vpltool.engine import segmenters
+from vpltool.engine import reports, segmenters
 from vpltool.errors import VplError, counted
 from vpltool.formats import Header, Workspace, open_input, read_json
 from vpltool.formats.atomic import atomic_path
@@ -28,9 +28,6 @@ _MOST = 64
 
 _MOST_LOST = 0.005
 """mIoU that 8 bits may cost without a warning."""
-
-_ENOUGH = 20
-"""Photos from which on the measured cost of 8 bits is more than a hint."""
 
 _MEASURED = "## Measured when it was exported"
 
@@ -138,7 +135,7 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
         found["whole"] = whole_miou
         cost = (f"8 bits cost up to {100 * (whole_miou - miou):.2f} points of mIoU (compared with "
                 f"predict's labels, where float32 scores {100 * whole_miou:.2f}")
-        cost += ")" if len(paths) >= _ENOUGH else (
+        cost += ")" if len(paths) >= reports.ENOUGH else (
             f"; measured on only {counted(len(paths), 'photo', 'photos')})")
         if whole_miou - miou <= _MOST_LOST:
             console.note(cost)

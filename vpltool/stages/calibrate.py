@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.agreement import fit_temperature, kept_at, spread
-from vpltool.engine import segmenters
+from vpltool.engine import reports, segmenters
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
 from vpltool.formats.kinds import place
@@ -28,9 +28,6 @@ class CalibrateSettings(Settings):
     limit: int = options.limit()
     pixels: int = setting(500, "Pixels sampled per photo.", low=1)
 
-
-_ENOUGH = 20
-"""Photos below which a warning says that they are too few."""
 
 STAGE = Stage(order=84, panel="3. Masks and segmenter", reads=("decoder", "probabilities"),
               writes=("calibration",), settings=CalibrateSettings)
@@ -64,7 +61,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
     if not photos:
         raise VplError(f"no photo of `{settings.split}` has a tag to compare with",
                        "name a split of tagged photos: `split='NAME'`")
-    if len(photos) < _ENOUGH:
+    if len(photos) < reports.ENOUGH:
         console.warn(f"only {counted(len(photos), 'photo', 'photos')}: a temperature from so few "
                      "is hardly better than none")
     probabilities, allowed = _sample(workspace, folder, photos, settings.pixels)

@@ -25,7 +25,7 @@ from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
 from vpltool.stages import _fitting, tag
-from vpltool.stages.train_student import StudentSettings, named_student
+from vpltool.stages.train_student import DEFAULT_STUDENT, StudentSettings
 
 _LOOKED_AT = 40
 """Photos whose sizes are read: enough for a mean."""
@@ -309,7 +309,8 @@ def _joint_training_seconds(workspace: Workspace, settings: EstimateSettings, vi
 def _student_seconds(workspace: Workspace, name: str, classes: int, device: torch.device,
                      dtype: torch.dtype) -> float:
     """Seconds a step of `train-student` at its defaults."""
-    source = encoders.find_encoder(named_student(name), (Path(), workspace.path))
+    source = encoders.find_encoder(DEFAULT_STUDENT if name == "small" else name,
+                                   (Path(), workspace.path))
     vision = encoders.load_encoder(source, device).vision
     head = segmenter.LightHead(tuple(features.parse_layers("spread", vision.depth)), vision.width,
                                 classes, StudentSettings.width)

@@ -26,9 +26,6 @@ from vpltool.stages._joint import PixelData, Taught, facts_of, train_both, warn_
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 """A plain ViT of 5.7 million parameters, Apache-2.0."""
 
-SMALL = "small"
-"""What a recipe, and `estimate`, call it."""
-
 _SCALES = (0.7, 1.6)
 """Factors on a photo's size. With WeCLIP's, of 0.5 to 2, fewer crops look as the photos do that a
 student will see; chosen by agreement with the teacher on photos that were not trained on."""
@@ -130,11 +127,6 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
             lambda_masks=settings.lambda_masks if lesson.masks else 0.0),
         settings, header, target, start, ("teacher", "masks"))
     return target
-
-
-def named_student(name: str) -> str:
-    """The encoder that a recipe's `student` means: `small` is the default network."""
-    return DEFAULT_STUDENT if name == SMALL else name
 
 
 @dataclass(frozen=True)
