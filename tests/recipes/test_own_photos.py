@@ -284,7 +284,7 @@ def test_masks_of_another_tool_are_one_more_value(run: Run, own: Path, tiny_clip
 
 @pytest.mark.parametrize(("student", "wanted"), [
     ("small", "train-student --teacher segmenter --iters 3000 --precision auto"),
-    ("timm:tiny", "train-student --teacher segmenter --encoder timm:tiny --iters 3000 "
+    ("timm:resnet18", "train-student --teacher segmenter --encoder timm:resnet18 --iters 3000 "
                   "--precision auto"), ("", "")])
 def test_a_student_where_one_is_wanted(student: str, wanted: str, run: Run, own: Path,
                                        tiny_clip: Path) -> None:

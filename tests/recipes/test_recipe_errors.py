@@ -105,6 +105,8 @@ def test_the_corrected_line_is_whole(words: tuple[str, ...], line: str, run: Run
 @pytest.mark.parametrize(("value", "message", "hint"), [
     ("student=smal", "student=smal: no such file", "student is: small, or a network timm:MODEL"),
     ("student=timm:vit,no.pth", "student=timm:vit,no.pth: there is no no.pth", "student is: "),
+    ("student=timm:resnet81", "timm has no model `resnet81`", "student=timm:resnet"),
+    ("student=tags.csv", "tags.csv is text that begins `", "download it again"),
     ("encoder=dinov2", "encoder=dinov2: no such file", "encoder is: ")])
 def test_an_encoder_that_is_none_is_told_before_anything_is_run(
         value: str, message: str, hint: str, run: Run, own: Path) -> None:

@@ -144,7 +144,7 @@ def test_an_unknown_name_in_a_line(tmp_path: Path) -> None:
 def test_every_line_of_the_bundled_recipes_is_a_command(name: str, run: Run, tmp_path: Path
                                                         ) -> None:
     """With every value given: all blocks are there."""
-    others = {"finetune": 2, "student": "timm:x"}
+    others = {"finetune": 2, "student": "timm:resnet18"}
     values = [f"{value.name}={value.default or others.get(value.name, 'x')}"
               for value in read_recipe(recipe_files()[name]).values]
     result = run("run", name, *values, "--dry-run", work=tmp_path)

@@ -85,7 +85,7 @@ def test_what_was_made_by_hand_with_other_values_is_told(base: Path, run: Run) -
     assert run("crf", "--what", "text-refined", "--alpha", 8, "--workers", 0, "--max-side", 64,
                "--overwrite", work=Path("work")).code == 0
     said = masks(run).err
-    assert "text.safetensors: words was words.txt, now not set\n" in said
+    assert "text.safetensors: words was words.txt, now the default\n" in said
     assert "alpha was 8.0, now 2.5\n" in said
 
 

@@ -308,7 +308,8 @@ def test_another_protocol_wants_another_name(tabled: Path, capsys: pytest.Captur
     assert ("was made under another protocol: learn-prototypes max_pixels was 100, now 90"
             in err)
     assert run_tables(tabled, 1, "--set", "extract.scale=2") == 1
-    assert ("extract scale was not set, now 2.0; learn-prototypes max_pixels was 100, now not set"
+    assert ("extract scale was the default, now 2.0; "
+            "learn-prototypes max_pixels was 100, now the default"
             in capsys.readouterr().err)
     assert f"hint: --name tiny-train-2 starts over beside it; or take away {tabled / OWN}" in err
 

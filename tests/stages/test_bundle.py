@@ -145,7 +145,7 @@ def test_without_weights(run: Run, work: Path, tiny_clip: Path, tmp_path: Path,
 @pytest.mark.parametrize(("arguments", "said"), [
     (("--segmenter", "bundle"), "is for photos that are named"),
     (("photos", "--segmenter", "bundle", "--decoder", "tiny"), "are two segmenters"),
-    (("photos", "--segmenter", "decoder"), "no workspace"),
+    (("photos", "--segmenter", "decoder"), "only names its encoder: "),
     (("photos", "--segmenter", "none.safetensors"), "no segmenter at none.safetensors"),
     (("photos", "--segmenter", "torn"), "is truncated"),
     (("none", "--segmenter", "bundle"), "none"),

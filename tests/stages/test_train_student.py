@@ -81,8 +81,19 @@ def test_a_convolutional_student_is_used_as_any_segmenter(run: Run, work: Path, 
     assert result.code == 0, result.err
     photo = work.parent / "photos/scene7.png"
     labels = Segmenter.load(bundle)(photo).labels
-    assert np.array_equal(labels, np.asarray(Image.open(
-        work / "predictions/student/val/scene7.png")))
+    predicted = np.asarray(Image.open(work / "predictions/student/val/scene7.png"))
+    assert np.array_equal(labels, predicted)
+    # The trained file itself works in a folder that is no workspace.
+    alone = shutil.copy(work / "decoder/student.safetensors", tmp_path / "alone.safetensors")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    result = run("predict", photo, "--segmenter", alone, "--out", tmp_path / "alone.png",
+                 work=elsewhere)
+    assert result.code == 0, result.err
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "alone.png")), predicted)
+    result = run("predict", "--segmenter", alone, work=elsewhere)
+    assert result.code == 1
+    assert "is for photos that are named" in result.err
 
 
 def test_what_it_says_does_not_depend_on_the_encoder_of_the_workspace(run: Run, work: Path

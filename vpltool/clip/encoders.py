@@ -23,7 +23,7 @@ from vpltool.clip.models import (
     repository_of,
 )
 from vpltool.clip.stored_towers import read_entry
-from vpltool.clip.timm_towers import TIMM, TimmTower, create_timm, fill_timm
+from vpltool.clip.timm_towers import TIMM, TimmTower, check_timm, create_timm, fill_timm
 from vpltool.clip.towers import is_state_of_vit, tower_from_state, tower_from_timm
 from vpltool.clip.transformers_towers import CONFIG, HF, fetch_folder, load_folder
 from vpltool.clip.weights import read_weights, recognise, without_random_init
@@ -157,6 +157,18 @@ def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
         raise VplError(f"`encoder={given!r}`: no such file, and not of the form MODEL:PRETRAINED",
                        f"give {FORMS}")
     return EncoderSource("clip", model, pretrained, find(pretrained))
+
+
+def check_encoder(source: EncoderSource) -> None:
+    """Check an encoder's file and its name in timm, without loading it.
+
+    Raises:
+        VplError: the file holds no weights, or timm has no such model.
+    """
+    if source.weights:
+        recognise(source.weights)
+    if source.form == "timm":
+        check_timm(source.model)
 
 
 def load_encoder(source: EncoderSource, device: torch.device) -> Encoder:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import console
-from vpltool.clip import catalogue, encoders, load, models, timm_towers
-from vpltool.clip.weights import recognise
+from vpltool.clip import catalogue, encoders, load, models
 from vpltool.errors import VplError
 from vpltool.formats import Workspace
 from vpltool.formats.workspace import relative_to
@@ -196,10 +195,9 @@ def choose_models(path: Path, settings: ModelSettings, clip_given: Sequence[str]
 def _named_encoder(path: Path, given: str) -> str:
     """Return the setting `encoder` as stored in workspace.json, after checking its file."""
     source = encoders.find_encoder(given, (Path(),))
-    if source.weights:
-        recognise(source.weights)
-    if source.form == "timm" and given not in DEFAULT_ENCODERS.values():
-        timm_towers.check_timm(source.model)
+    # The defaults are known to be valid, and importing timm takes seconds.
+    if given not in DEFAULT_ENCODERS.values():
+        encoders.check_encoder(source)
     return source.setting(relative_to(source.path, path) if source.path else "")
 
 

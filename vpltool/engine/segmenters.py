@@ -46,7 +46,7 @@ class SegmenterFile:
     """Its name among the inputs in headers."""
 
     portable: ClassVar[bool] = False
-    """Whether it works without a workspace."""
+    """Whether it ignores the workspace that it runs in."""
 
     maps: ClassVar[tuple[str, ...]] = ()
     """Kinds of file that hold further outputs per photo, besides labels and probabilities."""
@@ -99,8 +99,10 @@ class SegmenterFile:
         return header.inputs.get(self.role) == formats.identity_of_file(self.path)
 
     def workspace(self, path: Path) -> Workspace:
-        """Open the workspace to run in."""
-        return formats.open_workspace(path)
+        """Return the workspace to run in; where there is none, one that exists only in memory."""
+        if (path / "workspace.json").exists():
+            return formats.open_workspace(path)
+        return stand_in_workspace(path, self.header.model, self.header.facts.get("classes", ()))
 
     def named(self, workspace: Workspace, words: Sequence[str] = ()) -> Workspace:
         """Return the workspace with the classes that will be predicted.
@@ -180,7 +182,14 @@ class SegmenterFile:
 
     def _named_encoder(self, workspace: Workspace, device: torch.device) -> encoders.Encoder:
         """Return the workspace's encoder, which must be the one in the header."""
-        encoder = load_main(workspace, device)
+        try:
+            encoder = load_main(workspace, device)
+        except VplError as error:
+            if not self.portable and (workspace.path / "workspace.json").exists():
+                raise
+            raise VplError(f"{self.path} only names its encoder: {error.message}",
+                           "`export('bundle')` without `clip='identity'` puts it into the file"
+                           ) from error
         check_same_model(encoder.identity, self.header.model,
                          f"{workspace.encoder or workspace.pretrained} and {self.path}")
         return encoder
@@ -290,14 +299,6 @@ class BundleFile(SegmenterFile):
     def part(self, name: str) -> dict[str, Tensor]:
         """See `SegmenterFile`."""
         return read_part(self.path, name)[1]
-
-    def _named_encoder(self, workspace: Workspace, device: torch.device) -> encoders.Encoder:
-        try:
-            return super()._named_encoder(workspace, device)
-        except VplError as error:
-            raise VplError(f"{self.path} only names its encoder: {error.message}",
-                           "`export('bundle')` without `clip='identity'` puts it into the file"
-                           ) from error
 
 
 @dataclass(frozen=True)

@@ -171,5 +171,5 @@ def _format_model(model: Mapping[str, str]) -> str:
 
 
 def _brief(value: object) -> str:
-    text = "not set" if value is None else str(value)
+    text = "the default" if value is None else str(value)
     return text if len(text) <= 40 else text[:37] + "…"

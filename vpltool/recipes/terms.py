@@ -140,19 +140,21 @@ def check_encoders(terms: Terms, steps: Iterable[Step | Rounds], work: Path) -> 
     """Check the encoders that values name: a line that reads one may be reached in hours.
 
     Raises:
-        VplError: a value names none; only names and files are looked at.
+        VplError: a value names none, or a file without weights.
     """
     for step in commands_of(steps):
         name = terms.names.get(step.words[0], {}).get("encoder", "")
         given = terms.values.get(name, "")
         if given in ("", "auto") or given not in step.words:
             continue
+        hint = f"{name} is: {terms.about[name]}" if terms.about.get(name) else ""
         try:
-            encoders.find_encoder(given, (Path(), work))
+            source = encoders.find_encoder(given, (Path(), work))
+            hint = ""
+            encoders.check_encoder(source)
         except VplError as error:
             raise VplError(terms.spell(error.message, step.words[0]),
-                           f"{name} is: {terms.about[name]}" if terms.about.get(name) else
-                           terms.spell(error.hint, step.words[0])) from error
+                           hint or terms.spell(error.hint, step.words[0])) from error
 
 
 def _filled(recipe: Recipe) -> Iterator[tuple[str, Described, str]]:

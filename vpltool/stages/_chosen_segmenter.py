@@ -1,4 +1,4 @@
-"""Which segmenter `predict` runs: a decoder or groups of the workspace, or a bundle by itself."""
+"""Which segmenter `predict` runs: one of the workspace, or a file by itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PredictSettings(groups.GroupSettings):
                                "groups.",
                            metavar="NAME-OR-PATH", record="never")
     segmenter: str = setting(
-        "", "Decoder, trained groups, or a bundle; with a bundle, photos need no workspace.",
+        "", "Decoder, trained groups, or a bundle; the path of a file works without a workspace.",
         metavar="NAME-OR-PATH", record="never")
     tags: bool = setting(False, "Allow only the photo's tagged classes, as CAMs do.",
                          record="changed")
@@ -85,7 +85,7 @@ class Chosen:
 
 
 def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
-    """Find the segmenter of a workspace, or take the bundle that was named.
+    """Find the segmenter of a workspace, or take the file that was named.
 
     Raises:
         VplError: there is none, it has other classes than the workspace, or words are missing.
@@ -103,7 +103,7 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
     segmenter = segmenter or segmenters.find_segmenter(workspace.path, choice)
     named = segmenter.named(workspace, read_classes(settings.classes).names
                             if settings.classes else ())
-    if not segmenter.portable:
+    if not segmenter.portable and (path / "workspace.json").exists():
         workspace.check_classes(segmenter.header, segmenter.path)
     elif not settings.images:
         raise VplError(f"`segmenter='{choice}'` is for photos that are named",
