@@ -29,8 +29,10 @@ def work(layered: Path, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Pat
              "--prototypes", "text", "--name", "plain"),
             ("predict", "--decoder", "plain", "--split", "val"),
             ("eval", "--what", "predictions/plain", "--split", "val"),
+            ("eval", "--what", "predictions/plain", "--split", "val", "--against", "tags"),
             ("calibrate", "--decoder", "plain"),
             ("predict", "--decoder", "plain", "--split", "train"),
+            ("eval", "--what", "predictions/plain", "--split", "train", "--against", "tags"),
             ("train-student", "--teacher", "plain", "--begin", "random", "--max-side", 64,
              "--encoder", "timm:test_resnet", "--layers", "0,1", "--iters", 2, "--batch-size", 2,
              "--crop", 3)):
@@ -48,9 +50,11 @@ def test_the_card_of_a_bundle(run: Run, work: Path) -> None:
     text = bundle.with_name("plain.safetensors.md").read_text()
     for words in ("6 photos; supervision: tags", "bar 2, box 3, disc 2", "without tags",
                   "mIoU against its labels 100.00", "| background |", "Temperature",
+                  "## Agreement with the tags of 2 photos of `val`", "F1 ",
                   "## Limits", "s a photo", "On 2 photos of the workspace, held out"):
         assert words in text
     assert "scene" not in text
+    assert "tags of 6 photos of `train`" not in text  # it has learned these
     header = describe(bundle).header
     assert header is not None
     assert header.facts["about"]["calibration"]["photos"] == 2

@@ -23,9 +23,6 @@ from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.methods.interfaces import Exporter
 from vpltool.pictures.page import percent
 
-_MOST = 64
-"""Photos that an export is given, to calibrate on, and others to be measured on."""
-
 _MOST_LOST = 0.005
 """mIoU that 8 bits may cost without a warning."""
 
@@ -36,10 +33,10 @@ _LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "
 """Licences as the hub spells them; any other is `other` there, with its name."""
 
 
-def some_photos(workspace: Workspace, header: Header) -> tuple[list[Path], list[Path]]:
-    """Some photos that a segmenter was trained on, and some that it was not; those that are there.
+def some_photos(workspace: Workspace, header: Header, most: int) -> tuple[list[Path], list[Path]]:
+    """Return photos that a segmenter was trained on, and photos that it was not, if they exist.
 
-    Each list is in the same random order on every call, so the first few are of all of them.
+    Each list has up to `most`, in the same random order on every call.
     """
     try:
         photos = workspace.photos()
@@ -50,7 +47,7 @@ def some_photos(workspace: Workspace, header: Header) -> tuple[list[Path], list[
     def some(*, trained: bool) -> list[Path]:
         paths = [workspace.image_path(photo) for photo in photos
                  if (split in photo.splits) is trained]
-        order = np.random.default_rng(0).permutation(len(paths))[:_MOST].tolist()
+        order = np.random.default_rng(0).permutation(len(paths))[:most].tolist()
         return [paths[number] for number in order if paths[number].is_file()]
 
     return some(trained=True), some(trained=False)
@@ -61,7 +58,7 @@ def about_segmenter(workspace: Workspace, segmenter: segmenters.SegmenterFile) -
 
     Returns:
         `photos` that it was trained on, `tagged` with each class, `supervision`, the `scores` of
-        its predictions, and its `calibration`.
+        its predictions, their `agreement` with tags, and its `calibration`.
     """
     header = segmenter.header
     about: dict[str, Any] = {"supervision": header.supervision or "tags"}
@@ -71,10 +68,11 @@ def about_segmenter(workspace: Workspace, segmenter: segmenters.SegmenterFile) -
     except VplError:
         return about
     tagged = Counter(name for photo in photos for name in set(photo.tags))
-    found = {
-        "scores": [found for path in results_of(workspace.path, "scores")
-                   if (found := _score(workspace, segmenter, path))],
-        "calibration": segmenter.calibration(workspace.path)}
+    scores = [found for path in results_of(workspace.path, "scores")
+              if (found := _score(workspace, segmenter, path))]
+    found = {"scores": [score for score in scores if "iou" in score],
+             "agreement": [score for score in scores if "f1" in score],
+             "calibration": segmenter.calibration(workspace.path)}
     return about | {"photos": len(photos),
                     "tagged": {name: tagged[name] for name in workspace.classes}} | {
         name: value for name, value in found.items() if value}
@@ -82,20 +80,29 @@ def about_segmenter(workspace: Workspace, segmenter: segmenters.SegmenterFile) -
 
 def _score(workspace: Workspace, segmenter: segmenters.SegmenterFile, path: Path
            ) -> dict[str, Any] | None:
-    """What a file of scores says of the present predictions of a segmenter; None: nothing."""
+    """Return the scores in a file, of predictions of this segmenter; None if of others.
+
+    They compare the predictions with true masks (`miou`, `iou`, `confusion`) or with tags (`f1`).
+    """
     try:
         found = read_json(path, "`eval()`")
         name = segmenter.path.stem
-        if found.get("kind") != "scores" or found.get("what") != f"predictions-{name}":
+        if found.get("what") != f"predictions-{name}":
             return None
         split = str(found["split"])
         folder = open_input(place(workspace.path, "predictions", name, split),
                             ("predictions",))
         if folder.identity != found["config"] or not segmenter.has_made(folder.header):
             return None
-        return {"split": split, "photos": found["photos"], "miou": found["miou"],
-                "tags": bool(folder.header.options.get("tags")), "iou": found["iou"],
-                "confusion": found.get("confusion", [])}
+        used = bool(folder.header.options.get("tags"))
+        score = {"split": split, "photos": found["photos"]}
+        if found["kind"] == "scores":
+            return score | {"miou": found["miou"], "tags": used, "iou": found["iou"],
+                            "confusion": found.get("confusion", [])}
+        # Agreement with tags that were used, or learned, says little.
+        return None if used or split == segmenter.header.options.get("split") else score | {
+            "mean": found["mean"]["f1"],
+            "f1": {name: row["f1"] for name, row in found["classes"].items()}}
     except (VplError, KeyError, OSError):
         return None
 
@@ -230,6 +237,11 @@ def _sections(about: Mapping[str, Any]) -> list[str]:
                 f"{100 * value / max(sum(row), 1):.1f}" for value in row) + " |"
                 for name, row in zip(names, matrix, strict=True)]
         lines.append("")
+    for score in about.get("agreement", ()):
+        lines += [f"## Agreement with the tags of {score['photos']} photos of `{score['split']}`",
+                  "", f"F1 {percent(score['mean'])}: " + ", ".join(
+                      f"{name} {percent(value)}" for name, value in score["f1"].items())
+                  + ". Tags tell which classes a photo shows, not where.", ""]
     if found := about.get("calibration"):
         lines += ["## How sure it is", "",
                   f"Temperature {found['temperature']:g}, from the tags of {found['photos']} "

@@ -68,7 +68,8 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter)
     segmenter = segmenters.find_segmenter(workspace.path, settings.what, "what")
     workspace.check_classes(segmenter.header, segmenter.path)
     path = settings.out or workspace.path / "exports" / f"{segmenter.path.stem}{method.SUFFIX}"
-    photos, held = some_photos(workspace, segmenter.header)
+    wanted = (getattr(settings.of_method, name, None) or 0 for name in ("measure", "calibrate"))
+    photos, held = some_photos(workspace, segmenter.header, max(64, *wanted))
     trained = replace(segmenter.trained(workspace, device.find_device("cpu")), photos=photos,
                       held=held, about=about_segmenter(workspace, segmenter))
     paths = method.export(trained, path, settings.of_method)

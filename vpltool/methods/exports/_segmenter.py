@@ -30,7 +30,7 @@ class SegmenterSettings(settings.Settings):
               "the card beside it; 0: none; default: 10, of a file in 8 bits 50.", low=0,
         metavar="N")
     licence: str = setting("", "Licence of the segmenter, such as CC-BY-4.0; it is stored beside "
-                               "CLIP's.", metavar="NAME")
+                               "the encoder's.", metavar="NAME")
 
 
 def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> JsonObject:

@@ -1,4 +1,4 @@
-"""Put a segmenter into one file: decoder, CLIP's vision tower, classes, licences.
+"""Put a segmenter into one file: decoder, encoder, classes, licences.
 
 `vpltool predict PHOTOS --segmenter FILE` and `Segmenter.load(FILE)` need nothing else: no
 workspace, no download, no open_clip. A .safetensors holds numbers and no code. Half precision is
@@ -34,8 +34,8 @@ SUFFIX = ".safetensors"
 class Settings(SegmenterSettings):
     """Settings of a bundle."""
 
-    clip: str = setting("weights", "weights: CLIP's vision tower goes into the file; identity: "
-                                   "only its name, for machines that have it or can download it.",
+    clip: str = setting("weights", "weights: the encoder goes into the file; identity: only its "
+                                   "name, for machines that have it or can download it.",
                         choices=("weights", "identity"))
 
 
