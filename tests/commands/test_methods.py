@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
+import types
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Run, copy_workspace
 from safetensors.torch import load_file
 
+from vpltool import Workspace
 from vpltool.core.phase_one import Pixels
+from vpltool.errors import OtherSettings
 from vpltool.methods import FOLDERS, KINDS
+from vpltool.run import run_stage
+from vpltool.stages import FoundStage
 
 ROOT = Path(__file__).parents[2]
 
@@ -415,6 +422,33 @@ def test_the_example_of_the_design_runs(tmp_path: Path, ready: Path, tiny_clip: 
     for maps in made.values():
         assert len(maps["cam"]) == len(maps["classes"]) > 0
         assert maps["cam"].amin() == 0 and maps["cam"].amax() == 1
+
+
+def test_the_stage_of_the_design_runs(tmp_path: Path, ready: Path, tiny_clip: Path) -> None:
+    """The file that stands on the page is a whole stage, which resumes."""
+    page = (ROOT / "docs/design.md").read_text()
+    code = next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+                if "SharpenSettings" in block)
+    module = types.ModuleType("sharpen")
+    # A dataclass looks its module up, to read annotations.
+    sys.modules["sharpen"] = module
+    try:
+        exec(compile(code, "sharpen.py", "exec"), vars(module))
+        work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+        cams = Workspace(work).cam(method="dense")
+        values = {"cams": "text-dense", "power": 3.0}
+        (folder,) = run_stage(FoundStage("sharpen", module), work, values)
+        before = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+        run_stage(FoundStage("sharpen", module), work, values)
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+    finally:
+        del sys.modules["sharpen"]
+    assert len(before) == 6
+    for path in before:
+        maps, made = load_file(cams[0] / path.name)["cam"], load_file(path)["cam"]
+        assert torch.equal(made, maps**3)
+    with pytest.raises(OtherSettings, match=r"power was 3.0, now 2.0"):
+        run_stage(FoundStage("sharpen", module), work, {"cams": "text-dense"})
 
 
 def test_the_page_names_every_field_that_a_method_is_given() -> None:
