@@ -314,6 +314,14 @@ def test_two_folders_of_one_name_keep_their_masks(run: Run, work: Path, holiday:
     refused = run(*PREDICT, holiday / "hill.png", "--flip", work=work)
     assert refused.lines("hint:") == [
         "--overwrite replaces it and deletes 1 file of other photos; --out DIR keeps both"]
+    # What would take the present result over is said, too, and does.
+    one = holiday / "hill.png"
+    assert run(*PREDICT, one, "--flip", "--scales", "1,2", "--overwrite", work=work).code == 0
+    refused = run(*PREDICT, one, work=work)
+    assert refused.lines("hint:") == [
+        "--overwrite replaces it; --out DIR keeps both; --flip --scales 1,2 accepts it as it is"]
+    assert "1 of 1 photos are done already" in run(
+        *PREDICT, one, "--flip", "--scales", "1,2", work=work).err
 
 
 def test_a_photo_of_the_same_name_is_another_photo(run: Run, work: Path, holiday: Path) -> None:

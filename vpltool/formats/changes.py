@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,19 @@ def option_changes(expected: Header, found: Header) -> list[str]:
              for name in sorted(set(expected.options) | set(found.options))}
     return [f"{name} was {_brief(old)}, now {_brief(new)}"
             for name, (old, new) in pairs.items() if new != old]
+
+
+def accepting(expected: Header, found: Header) -> str:
+    """Return the end of a hint: the settings that accept an artifact as it is.
+
+    It is empty unless settings that the artifact's call has given are all that differs.
+    """
+    names = [name for name in sorted(set(expected.options) | set(found.options))
+             if expected.options.get(name) != found.options.get(name)]
+    if (not all(name in found.call for name in names)
+            or replace(expected, options=found.options).config_hash != found.config_hash):
+        return ""
+    return f"; `{', '.join(f'{name}={found.call[name]!r}' for name in names)}` accepts it as it is"
 
 
 def tell_options(expected: Header, found: Header, path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.errors import OtherSettings, PhotosFailed, VplError, counted, fix_and_repeat
 from vpltool.formats.atomic import PART, Batch, remove_leftovers
-from vpltool.formats.changes import difference, tell_options
+from vpltool.formats.changes import accepting, difference, tell_options
 from vpltool.formats.header import Header, is_stale
 from vpltool.formats.kinds import KINDS, kind_named
 from vpltool.formats.labels import write_labels
@@ -355,7 +355,7 @@ def _starts_over(output: OutputFolder, before: Manifest, ids: Sequence[str], *, 
             f"{path} was made with other settings: {'; '.join(difference(header, found, path))}",
             (UPDATE_HINT if stale else "") + "`overwrite=True` replaces it"
             + (f" and deletes {counted(others, 'file', 'files')} of other photos" if others else "")
-            + "; `out='DIR'` keeps both", stale=stale)
+            + "; `out='DIR'` keeps both" + accepting(header, found), stale=stale)
     return False
 
 
