@@ -322,7 +322,7 @@ def test_the_page_of_the_bundled_methods_is_up_to_date(run: Run, monkeypatch: py
 
 
 @pytest.mark.parametrize(("words", "said", "hint"), [
-    (("cam",), "`cam` is not a kind of method", "did you mean `cams`?"),
+    (("camz",), "`camz` is not a kind of method", "did you mean `cams`?"),
     (("cams", "gradcm"), "cams has no method `gradcm`", "did you mean `gradcam`?")])
 def test_methods_of_what_is_not_there(words: tuple[str, ...], said: str, hint: str, run: Run
                                       ) -> None:
@@ -396,6 +396,11 @@ def test_several_folders_may_be_named(tmp_path: Path, toys: Path, run: Run,
     listed = run("methods", "cams").out
     assert "  toy " in listed
     assert "  second-toy " in listed
+
+
+def test_a_command_stands_for_the_kind_that_it_chooses_from(run: Run) -> None:
+    assert run("methods", "crf").out == run("methods", "label-refiners").out
+    assert run("methods", "cam", "gradcam").out == run("methods", "cams", "gradcam").out
 
 
 def test_the_example_of_the_design_runs(tmp_path: Path, ready: Path, tiny_clip: Path, run: Run,

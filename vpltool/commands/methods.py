@@ -29,7 +29,7 @@ from vpltool.stages import find_stages
 class MethodsSettings(Settings):
     """Settings of `methods`."""
 
-    kind: str = setting("", "Methods of this kind; default: all kinds.", positional=True,
+    kind: str = setting("", "Methods of this kind, or of this command; default: all.", positional=True,
                         metavar="[KIND]")
     name: str = setting("", "Describe this method: its settings, with their sources.",
                         positional=True, metavar="[NAME]")
@@ -56,7 +56,8 @@ def run(_path: Path, settings: MethodsSettings) -> list[Entry]:
     """
     kinds = list(KINDS.values())
     if settings.kind:
-        wanted = settings.kind.replace("-", "_")
+        of_stages = {kind.stage: kind.name for kind in KINDS.values()}
+        wanted = of_stages.get(settings.kind, settings.kind.replace("-", "_"))
         if wanted not in KINDS:
             raise VplError(f"`{settings.kind}` is not a kind of method", near_name(wanted, KINDS))
         kinds = [KINDS[wanted]]
