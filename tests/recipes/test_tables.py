@@ -269,24 +269,6 @@ def test_the_table_says_why_other_numbers_differ(tabled: Path) -> None:
     assert "CAMs are made by `gradcam`, refined, and cut where the text's score best" in text
 
 
-def test_a_long_training_is_timed_beforehand(
-    tabled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """From a few steps, of which nothing is left; the decoder is the one of an untimed run."""
-    monkeypatch.setattr("vpltool.papers.tables.chains._LONG", 3)
-    words = (2, "--name", "timed", "--set", "learn-prototypes.max-pixels=100")
-    assert run_tables(tabled, *words) == 0
-    told = capsys.readouterr().err
-    assert re.search(r"decoder-0: 3 steps of [\d.e-]+ s take about \d+ s here; --quick takes fewer",
-                     told)
-    folder = tabled / "work/tables/timed/decoder"
-    assert [path.name for path in folder.iterdir()] == ["decoder-0.safetensors"]
-    assert (folder / "decoder-0.safetensors").read_bytes() == (
-        tabled / OWN / "decoder/decoder-0.safetensors").read_bytes()
-    assert run_tables(tabled, *words) == 0
-    assert "steps of" not in capsys.readouterr().err, "what is there takes no time"
-
-
 def test_progress_without_a_terminal(copied: Path, capsys: pytest.CaptureFixture[str],
                                      monkeypatch: pytest.MonkeyPatch) -> None:
     """Each call, how far it is, and each row as it comes; the table alone goes to stdout."""

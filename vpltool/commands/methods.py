@@ -29,8 +29,8 @@ from vpltool.stages import find_stages
 class MethodsSettings(Settings):
     """Settings of `methods`."""
 
-    kind: str = setting("", "Methods of this kind, or of this command; default: all.", positional=True,
-                        metavar="[KIND]")
+    kind: str = setting("", "Methods of this kind, or of this command; default: all.",
+                        positional=True, metavar="[KIND]")
     name: str = setting("", "Describe this method: its settings, with their sources.",
                         positional=True, metavar="[NAME]")
     markdown: bool = setting(False, "Print a Markdown page.", off="-")

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import shlex
-import statistics
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +12,7 @@ from vpltool import api, console
 from vpltool.clip import models
 from vpltool.core.photos import photo_size
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, open_input
-from vpltool.formats.kinds import called, folder_of, place
+from vpltool.formats.kinds import called, place
 from vpltool.methods import KINDS
 from vpltool.preset import Preset
 from vpltool.recipes.runner import run_line
@@ -25,12 +20,6 @@ from vpltool.run import find_stage, setting_names, stage_settings
 from vpltool.settings import Settings, values_of
 from vpltool.shell import command_line
 from vpltool.stages import FoundStage
-
-_STEPS = 6
-"""Steps that are timed; the first, which waits for its crops, does not count."""
-
-_LONG = 1000
-"""Steps from which on a training is timed beforehand."""
 
 
 @dataclass
@@ -183,25 +172,11 @@ class Chains:
             values |= self.features(self.learn)
         values |= {"masks": masks, "prototypes": prototypes, "split": self.learn, "seed": seed,
                    "name": name}
-        self._announce(values)
         self.call("train-decoder", **values)
         seen = (self.features(self.split)
                 if self.setting("predict", "source") == "features" else {})
         self.call("predict", decoder=name, split=self.split, **seen)
         return name
-
-    def _announce(self, values: Mapping[str, object]) -> None:
-        """Say how long a training will take, from a few steps of it; nothing if it is short."""
-        steps = int(self.setting("train-decoder", "iters"))
-        started = folder_of(self.path, "decoder").glob(f"{values['name']}.*safetensors")
-        if steps < _LONG or any(started):
-            return
-        console.note("  timing a few steps of the training")
-        given = dict(self.given.get("train-decoder", {})) | dict(values)
-        each = seconds_a_step(self.work, given)
-        quick = "" if self.quick else "; --quick takes fewer"
-        console.note(f"  {values['name']}: {steps:,} steps of {each:.2g} s take about "
-                     f"{console.duration(each * steps)} here{quick}")
 
     def at_test(self, name: str) -> str:
         """Predictions after the CRF: WeCLIP's constants, as VPL gives none."""
@@ -216,32 +191,6 @@ def _names(found: FoundStage, values: Mapping[str, object]) -> tuple[str, ...]:
     """Names of the settings of a stage, and of the method that values choose."""
     kind = found.stage.methods
     return setting_names(found, str(values.get("method") or (KINDS[kind].default if kind else "")))
-
-
-def seconds_a_step(work: api.Workspace, values: Mapping[str, Any]) -> float:
-    """Seconds that a step of a training takes here; nothing of it is kept.
-
-    Raises:
-        VplError: the training is refused.
-    """
-    watch = _Watch()
-    with tempfile.TemporaryDirectory() as folder, console.heard_by(watch):
-        work.train_decoder(**{**values, "iters": _STEPS,
-                              "out": Path(folder) / "trial.safetensors"})
-    return statistics.median(after - before for before, after in itertools.pairwise(watch.times))
-
-
-class _Watch(console.Silence):
-    """Notes when each step of the last piece of work ended, and passes nothing on."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    @contextlib.contextmanager
-    def progress(self, title: str, total: int) -> Iterator[console.Advance]:
-        """Start over."""
-        self.times = []
-        yield lambda steps=1, text="": self.times.append(time.monotonic())
 
 
 def find_stored_features(source: Workspace, own: Path, split: str, wanted: Settings) -> Path | None:

@@ -75,7 +75,7 @@ def keep_protocol(chains: Chains) -> None:
     path, now = chains.path, chains.protocol()
     file = path / "protocol.json"
     before = read_json(file, "") if file.exists() else now
-    changes = [f"{name} was {before.get(name, 'not set')}, now {now.get(name, 'not set')}"
+    changes = [f"{name} was {before.get(name, 'the default')}, now {now.get(name, 'the default')}"
                for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
     if changes:
         raise OtherSettings(f"{path} was made under another protocol: {'; '.join(changes)}",
