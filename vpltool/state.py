@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import formats
-from vpltool.clip import models
 from vpltool.datasets.classes import read_classes
 from vpltool.engine.corrected_masks import identity_of_corrections
 from vpltool.engine.headers import relative_path
-from vpltool.engine.models import WORDS, encoder_weights
+from vpltool.engine.models import WORDS, model_weights
 from vpltool.engine.photos import given_again, other_photos, tags_of
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace
@@ -231,9 +230,7 @@ class State:
     @cached_property
     def _weights(self) -> Mapping[str, str]:
         """Hashes of the weight files of CLIP and of the encoder; empty if no file is configured."""
-        work = self.workspace
-        return {"CLIP": models.local_weights(work.model, work.pretrained, work.path),
-                "encoder": encoder_weights(work)}
+        return model_weights(self.workspace)
 
     def _corrections_changed(self, header: Header) -> list[str]:
         """Return a reason if corrected masks differ from those that a decoder was trained on."""

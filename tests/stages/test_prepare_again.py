@@ -330,6 +330,23 @@ def test_another_clip_is_refused(options: tuple[str, str], said: str, tmp_path: 
     taken(run(*line[1:], work=tmp_path / "work"))
 
 
+def test_a_clip_that_has_moved_is_the_same(tmp_path: Path, run: Run) -> None:
+    """Where its old folder is gone, or holds the same weights; another one of its name is not."""
+    save_clip(tmp_path / "clip", seed=0)
+    save_clip(tmp_path / "others/clip", seed=1)
+    write_scenes(tmp_path, draw_scenes())
+    taken(prepare(tmp_path))
+    (tmp_path / "work/features").mkdir()
+    refused(tmp_path, again(tmp_path, run, "--pretrained", tmp_path / "others/clip"),
+            "the CLIP was clip (../clip), now clip (../others/clip)")
+    shutil.copytree(tmp_path / "clip", tmp_path / "moved/clip")
+    taken(again(tmp_path, run, "--pretrained", tmp_path / "moved/clip"))
+    assert workspace_of(tmp_path).pretrained == "../moved/clip"
+    (tmp_path / "moved").rename(tmp_path / "again")
+    taken(again(tmp_path, run, "--pretrained", tmp_path / "again/clip"))
+    assert workspace_of(tmp_path).pretrained == "../again/clip"
+
+
 def test_another_clip_is_taken_where_nothing_was_computed(tmp_path: Path, run: Run) -> None:
     """As after a first try without a network."""
     for number, name in enumerate(("clip", "other")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from vpltool import console
 from vpltool.clip import catalogue, encoders, load, models
 from vpltool.errors import VplError
 from vpltool.formats import Workspace
-from vpltool.formats.workspace import relative_to
+from vpltool.formats.workspace import relative_to, without_folders
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
 from vpltool.settings import Settings, setting
@@ -45,14 +46,31 @@ def load_main(workspace: Workspace, device: torch.device) -> encoders.Encoder:
                    identity={**identity, "encoder": workspace.main_encoder})
 
 
-def encoder_weights(workspace: Workspace) -> str:
-    """Return a hash of the encoder's weights file; empty if there is none, or it is on the Hub."""
-    if not workspace.encoder:
-        return ""
-    try:
-        return encoders.weights_of(encoders.find_encoder(workspace.encoder, (workspace.path,)))
-    except VplError:
-        return ""
+def model_weights(workspace: Workspace) -> dict[str, str]:
+    """Return hashes of the weights files of the `CLIP` and of the `encoder`; empty if not local."""
+    encoder = ""
+    if workspace.encoder:
+        with contextlib.suppress(VplError):
+            encoder = encoders.weights_of(encoders.find_encoder(workspace.encoder,
+                                                                (workspace.path,)))
+    return {"CLIP": models.local_weights(workspace.model, workspace.pretrained, workspace.path),
+            "encoder": encoder}
+
+
+def only_moved(old: Workspace, new: Workspace) -> bool:
+    """Return whether the models are the same, and only the folders of their files may differ.
+
+    Headers hold the names of files, so names must be equal. A file that is gone cannot be compared,
+    and counts as the same.
+    """
+    def names(workspace: Workspace) -> tuple[str, ...]:
+        return tuple(map(without_folders, (workspace.encoder, workspace.model,
+                                           workspace.pretrained)))
+
+    if names(old) != names(new):
+        return False
+    now = model_weights(new)
+    return all(before in ("", now[model]) for model, before in model_weights(old).items())
 
 
 def with_weights(encoder: str, weights: str) -> str:

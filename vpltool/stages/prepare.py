@@ -16,7 +16,7 @@ from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.splits import halve, hold_out
 from vpltool.datasets.tags import class_counts, some
 from vpltool.engine import corrected_masks
-from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
+from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
 from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import JsonObject, Photo, Workspace
 from vpltool.formats.changes import Words, count_photos, last_call
@@ -318,7 +318,8 @@ def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
     if old.root != workspace.root:
         changes.append(f"the photos' folder was {old.root}, now {workspace.root}")
     if worked:
-        changes += ChosenModels.of(workspace).changes_since(ChosenModels.of(old))
+        if not only_moved(old, workspace):
+            changes += ChosenModels.of(workspace).changes_since(ChosenModels.of(old))
         if old.normalise != workspace.normalise:
             changes.append(f"normalise was {old.normalise}, now {workspace.normalise}")
     if not changes and {photo.id for photo in before}.isdisjoint(photo.id for photo in photos):
