@@ -16,7 +16,7 @@ from vpltool.clip.encoders import Encoder, find_encoder, load_encoder
 from vpltool.clip.models import licence_of
 from vpltool.clip.stored_towers import tower_config, tower_from_config
 from vpltool.clip.timm_towers import TimmTower
-from vpltool.core.adapted import AdaptedTower
+from vpltool.core.tower import AdaptedTower
 from vpltool.core.vit import VisionTower
 from vpltool.errors import VplError
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vpltool.clip.catalogue import import_timm
 from vpltool.clip.weights import without_random_init
-from vpltool.core.adapted import AdaptedTower, Level, Passed, grid_of
+from vpltool.core.tower import AdaptedTower, Level, Passed, grid_of
 from vpltool.errors import VplError, first_line, silent
 from vpltool.json_text import JsonObject
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vpltool.clip.catalogue import fetch_file, import_transformers
 from vpltool.clip.models import IMAGENET, Colours, colours_of, read_model_file
-from vpltool.core.adapted import AdaptedTower, Level, Passed, grid_of
+from vpltool.core.tower import AdaptedTower, Level, Passed, grid_of
 from vpltool.errors import VplError, first_line, near_name, silent
 from vpltool.json_text import JsonObject
 

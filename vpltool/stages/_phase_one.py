@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.core import aligned_space
+from vpltool.core import alignment
 from vpltool.core.gap import Gap, photo_regions
 from vpltool.core.grids import resample_maps
 from vpltool.core.phase_one import Pixels, gaps
@@ -212,7 +212,7 @@ def read_maps(maps: InputFolder, features: InputFolder, key: str, count: int) ->
 
 
 def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], phi: float,
-                 space: aligned_space.AlignedSpace | None) -> tuple[Tensor, Tensor]:
+                 space: alignment.AlignedSpace | None) -> tuple[Tensor, Tensor]:
     """Read the regions of photos: L2-normed mean features (R, dim), and their classes (R,).
 
     A class's region in a photo is where its CAM is the strongest and reaches Φ; classes without

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vpltool.core.losses import patch_affinity
+from vpltool.core.training import patch_affinity
 from vpltool.errors import VplError
 from vpltool.lazy import Tensor, no_grad, torch
 from vpltool.methods.inputs import PhotoMaps
