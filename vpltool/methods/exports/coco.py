@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vpltool.core.instances import region, run_lengths
-from vpltool.core.outlines import connected_parts, has_holes, outlines_of
+from vpltool.core.outlines import connected_parts, has_holes, outlines_of, region, run_lengths
 from vpltool.errors import VplError
 from vpltool.formats.json_stream import read_span, stream_objects
 from vpltool.json_text import JsonObject

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vpltool.core.instances import check_pycocotools, run_lengths
+from vpltool.core.outlines import check_pycocotools, run_lengths
 from vpltool.core.photos import photo_size
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.formats import write_json

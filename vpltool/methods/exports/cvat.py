@@ -21,8 +21,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from vpltool.core.classes import paint
-from vpltool.core.instances import region
-from vpltool.core.outlines import connected_parts, outlines_of
+from vpltool.core.outlines import connected_parts, outlines_of, region
 from vpltool.core.proposals import run_lengths
 from vpltool.errors import VplError
 from vpltool.formats.xml_stream import DamagedXml, parse_xml

@@ -21,8 +21,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import quoteattr
 
-from vpltool.core.instances import region
-from vpltool.core.outlines import connected_parts
+from vpltool.core.outlines import connected_parts, region
 from vpltool.errors import VplError
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, formats, options, settings
-from vpltool.core.instances import check_pycocotools, label_map
+from vpltool.core.outlines import check_pycocotools, label_map
 from vpltool.datasets.layouts import check_labels, found_in
 from vpltool.datasets.tags import read_tags, tags_of
 from vpltool.datasets.words import COCO
