@@ -86,10 +86,10 @@ class Estimator(MethodModule):
     """A method of `estimators`."""
 
     estimate: Estimate
-    UNLABELLED: bool = False  # pixels that are no seeds are read, too
+    UNLABELLED: bool = False  # whether pixels that are no seeds are read too
 
     def divides(self, of_method: OfMethod) -> bool:
-        """Tell whether several processes can share the pixels; then `estimate` takes a group."""
+        """Return whether several processes can share the pixels; `estimate` then takes a group."""
         return False
 
 
@@ -98,27 +98,27 @@ class LabelRefiner(MethodModule):
 
     refine_labels: Callable[[Sequence[inputs.ScoredPhoto], OfMethod, torch.device],
                             list[npt.NDArray[np.float32]]]
-    # Where the stage's `confidence` is not given; source: CLIP-ES, official code.
+    # The stage's `confidence` unless it is given; source: CLIP-ES, official code.
     CONFIDENCE: float = 0.95
 
     def recorded(self, of_method: OfMethod) -> dict[str, object]:
-        """What headers say of settings that name something else."""
+        """Return the header's record of settings that name something else."""
         return {}
 
     def runs_on(self, of_method: OfMethod, device: torch.device) -> torch.device:
-        """The device that the work is really done on; refuses what cannot be done."""
+        """Return the device that the work is done on; refuse what cannot be done."""
         return device
 
     def warm_up(self, of_method: OfMethod, device: torch.device, labels: int) -> None:
-        """Do, before other processes start, what would else be done in each of them."""
+        """Do work that each worker process would otherwise repeat, before they start."""
 
     def frees_lock(self, of_method: OfMethod, device: torch.device) -> bool:
-        """Whether it runs without the interpreter's lock: in threads, not in processes."""
+        """Return whether it runs without the interpreter's lock: in threads, not processes."""
         return False
 
     def decided(self, photo: inputs.ScoredPhoto, confidence: float
                 ) -> npt.NDArray[np.float32] | None:
-        """The result where refining cannot change a label; None: it must be refined."""
+        """Return the result if refining cannot change a label; None: it must be refined."""
         return None
 
     def memory_of(self, of_method: OfMethod, device: torch.device, size: tuple[int, int],
@@ -130,17 +130,17 @@ class LabelRefiner(MethodModule):
 class Proposer(MethodModule):
     """A method of `proposers`.
 
-    `propose` checks and loads what can be refused before it returns; what it returns yields each
-    photo's id, and its proposals or the reason why it has none.
+    `propose` makes all checks and loads models before it returns; its result yields each photo's
+    id, and its proposals or the reason why it has none.
     """
 
     propose: Callable[[inputs.ProposalRequest, OfMethod],
                       Iterator[tuple[str, proposals.Proposals | str]]]
-    PROCESSES: bool = False  # photos are done one at a time, each on one core
-    SUPERVISION: str = ""  # what people said beyond tags, to who made the proposals; see `Header`
+    PROCESSES: bool = False  # whether photos are done one at a time, each on one core
+    SUPERVISION: str = ""  # supervision beyond tags behind the proposals; see `Header`
 
     def identities(self, of_method: OfMethod) -> dict[str, str]:
-        """Role to identity of what else it reads, for the header."""
+        """Return role to identity of its further inputs, for the header."""
         return {}
 
 
@@ -149,10 +149,10 @@ class SegmenterMethod(MethodModule):
 
     build: Callable[[inputs.SegmenterParts, OfMethod], segmenter.SegmenterNetwork]
     rebuild: Callable[[Mapping[str, object]], segmenter.SegmenterNetwork]
-    # Only where no training steps are needed: `stepless` says so.
+    # Only if no training steps are needed; see `stepless`.
     fit: Callable[[segmenter.SegmenterNetwork, Iterable[inputs.LabelledPhoto], OfMethod,
                    Callable[[Tensor], Tensor]], None]
-    TRAINS_ENCODER: bool = False  # so are its last blocks; its `Settings` then say which
+    TRAINS_ENCODER: bool = False  # whether blocks that its `Settings` name are trained too
 
     @property
     def stepless(self) -> bool:
@@ -161,23 +161,23 @@ class SegmenterMethod(MethodModule):
 
 
 class Exporter(MethodModule):
-    """A method of `exports`; it is given `Predictions`, or what `EXPORTS` says."""
+    """A method of `exports`; it is given `Predictions`, or what `EXPORTS` names."""
 
-    SUFFIX: str  # of the path that is written if none is named
+    SUFFIX: str  # of the default path
     export: Callable[[inputs.Predictions | inputs.TrainedSegmenter | inputs.PredictedScene, Path,
                       OfMethod], list[Path]]
-    # `predictions` and not masks; `segmenter`, a trained one; `scene`, labels of a GeoTIFF; empty:
+    # `predictions` but not masks; `segmenter`, a trained one; `scene`, labels of a GeoTIFF; empty:
     # predictions or masks.
     EXPORTS: str = ""
-    FULL: bool = False  # masks without ignored pixels are preferred
-    CLASSES: tuple[str, ...]  # only where the receiver knows these classes and no other
+    FULL: bool = False  # whether masks without ignored pixels are preferred
+    CLASSES: tuple[str, ...]  # only if the receiver knows just these classes
     NEEDS: tuple[str, ...] = ()  # packages that the reader of a format imports; see `labels`
 
     def check(self, of_method: OfMethod) -> None:
         """Refuse, before the work, what cannot be done."""
 
     def runs(self, path: Path, of_method: OfMethod) -> Callable[[Tensor], Tensor] | None:
-        """What runs a segmenter's file: pixels (1, 3, H, W) to logits; None: nothing here does."""
+        """Return a function that runs an exported segmenter, pixels (1, 3, H, W) to logits."""
         return None
 
 
@@ -186,14 +186,14 @@ class MethodKind:
     """A kind of method, and what its function, in `about`, is given and returns."""
 
     name: str  # of its folder, and of the entry point group `vpltool.NAME`
-    interface: type[MethodModule]  # what the stage calls of a method
+    interface: type[MethodModule]
     stage: str
     function: str
     about: str
-    reads: tuple[str, ...]  # what `READS` may name
-    given: tuple[str, ...]  # classes that the function is given or returns, in `inputs`
+    reads: tuple[str, ...]  # names that `READS` may contain
+    given: tuple[str, ...]  # classes of the function's arguments and result, in `inputs`
     default: str = ""
-    also: tuple[str, ...] = ()  # what a file must define besides the function
+    also: tuple[str, ...] = ()  # names that a file must define besides the function
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -245,7 +245,7 @@ class Method:
 
     @functools.cached_property
     def docstring(self) -> str:
-        """Docstring of the file, read without importing it; a VplError if it is not Python."""
+        """Docstring of the file, read without importing it; VplError if it is not Python."""
         try:
             return ast.get_docstring(ast.parse(self.path.read_text("utf-8"))) or ""
         except (SyntaxError, UnicodeDecodeError, OSError) as error:
@@ -279,7 +279,7 @@ class Method:
 
     @property
     def settings(self) -> type[Settings]:
-        """Its settings; imports the file."""
+        """The class of its settings; imports the file."""
         return self.load().Settings
 
 
@@ -297,7 +297,7 @@ def _import_file(path: Path, name: str) -> ModuleType:
 
 
 def find_methods(kind: str) -> dict[str, Method]:
-    """Name to method of a kind, by name; folders of `VPLTOOL_METHODS` and other packages included.
+    """Return name to method of a kind, sorted; from here, `VPLTOOL_METHODS` and other packages.
 
     Raises a VplError if two methods have the same name.
     """
@@ -314,7 +314,7 @@ def find_methods(kind: str) -> dict[str, Method]:
 
 
 def find_method(kind: str, name: str) -> Method:
-    """Find a method by its name; a VplError if there is none."""
+    """Find a method by its name; raise a VplError if there is none."""
     methods = find_methods(kind)
     if name not in methods:
         raise VplError(f"`method={name!r}`: no such method", near_name(name, methods))
@@ -325,7 +325,7 @@ Loaded = TypeVar("Loaded", bound=MethodModule)
 
 
 def load_method(interface: type[Loaded], name: str) -> Loaded:
-    """Import a method by its name and its kind's interface; a VplError if it lacks something."""
+    """Import a method by its kind's interface and its name; see `Method.load`."""
     (kind,) = (kind for kind in KINDS.values() if kind.interface is interface)
     module = find_method(kind.name, name).load()
     assert isinstance(module, interface)
