@@ -19,7 +19,7 @@ from vpltool.core import prototypes as solve
 from vpltool.core import seeds
 from vpltool.core.classes import BACKGROUND, allowed_rows
 from vpltool.core.distributed import ALONE, Group
-from vpltool.core.gap import Gap, modality_gap, numbered_regions
+from vpltool.core.gap import Gap, modality_gap, photo_regions
 from vpltool.core.prototypes import Callback
 from vpltool.lazy import F, Tensor, torch
 
@@ -143,7 +143,7 @@ def gaps(pixels: Pixels, text: Tensor, text_index: Tensor, rows: Tensor, index: 
         scores = (pixels.embeddings @ text.to(pixels.embeddings).T).float()
         likeliest = scores.masked_fill_(~tagged, float("-inf")).argmax(dim=-1)
         labels = torch.where(tagged.any(dim=-1), text_index[likeliest], BACKGROUND)
-    found = numbered_regions(pixels.embeddings, pixels.photo_of, labels)
+    found = photo_regions(pixels.embeddings, pixels.photo_of, labels)
     if group.count == 1:
         regions, region_class, _ = found
     else:

@@ -59,21 +59,15 @@ class TrainingSettings(StepSettings):
 class CropBatch:
     """Crops of one step, with `crop` patches per side.
 
-    Each process has `labels`, `valid` and `tags` of all crops, and the features of its own.
-
-    Args:
-        layers: frozen layers (B, L, crop², width); None if the network reads none.
-        patches: L2-normed patch embeddings (B, crop², dim); None if the network reads none.
-        labels: pseudo labels (B, 4·crop, 4·crop) uint8, 255 = ignore.
-        valid: False where a patch is padding (B, crop²).
-        tags: class indices of each photo (K_i,), on the host.
+    Each process has `labels`, `valid` and `tags` of all crops, and the features of its own. Layers
+    or patches that the network does not read are None.
     """
 
-    layers: Tensor | None
-    patches: Tensor | None
-    labels: Tensor
-    valid: Tensor
-    tags: list[Tensor]
+    layers: Tensor | None  # frozen layers (B, L, crop², width)
+    patches: Tensor | None  # L2-normed patch embeddings (B, crop², dim)
+    labels: Tensor  # pseudo labels (B, 4·crop, 4·crop) uint8, 255 = ignore
+    valid: Tensor  # False where a patch is padding (B, crop²)
+    tags: list[Tensor]  # class indices of each photo (K_i,), on the host
 
     def pin_memory(self) -> CropBatch:
         """Return a copy in pinned memory, for asynchronous transfer to a GPU."""
@@ -274,13 +268,11 @@ def step_losses(
     network: segmenter.SegmenterNetwork, batch: CropBatch, settings: TrainingSettings,
     group: Group = ALONE,
 ) -> Losses:
-    """Return the losses of crops that `CropBatch.to` has moved to the network's device.
+    """Return mask loss, regional contrast and, if it has a weight, affinity loss of crops.
 
-    The contrast compares all crops, and means run over all pixels: every process of a group gathers
-    the embeddings of all crops and computes the same losses.
-
-    Returns:
-        mask loss, regional contrast and, if it has a weight, affinity loss.
+    `CropBatch.to` has moved them to the network's device. The contrast compares all crops, and
+    means run over all pixels: every process of a group gathers the embeddings of all crops and
+    computes the same losses.
     """
     grid = (settings.crop, settings.crop)
     lower = settings.precision != torch.float32
@@ -328,7 +320,7 @@ def mask_loss(logits: Tensor, labels: Tensor, *, balanced: bool) -> Tensor:
 
 
 def patch_affinity(fused: Tensor) -> Tensor:
-    """Return how much patches belong together (B, n, n): S = sigmoid(F·Fᵀ) (WeCLIP, CVPR 2024).
+    """Return WeCLIP's affinity of patches S = sigmoid(F·Fᵀ) (B, n, n) (CVPR 2024).
 
     F are a decoder's fused features (B, n, width), not normed.
     """
@@ -337,12 +329,12 @@ def patch_affinity(fused: Tensor) -> Tensor:
 
 def affinity_loss(fused: Tensor, labels: Tensor, grid: tuple[int, int], *, radius: int = 8
                   ) -> Tensor:
-    """Return WeCLIP's affinity loss: ½·mean(1 − S) over alike pairs + ½·mean(S) over the others.
+    """Return WeCLIP's affinity loss: ½·mean(1 − S) over pairs of one label + ½·mean(S) over others.
 
     A pair is two patches at most `radius` rows and columns apart, a patch with itself included, as
-    in WeCLIP's code; alike are those of one label. Both means are over all pairs of the batch, with
-    1 added to the number of pairs. The features are fused, see `patch_affinity` (B, h·w, width);
-    patches with the label (B, h, w) 255 are in no pair; the grid is (h, w).
+    in WeCLIP's code. Both means are over all pairs of the batch, with 1 added to the number of
+    pairs. Fused features are those of `patch_affinity` (B, h·w, width); patches with the label
+    (B, h, w) 255 are in no pair; the grid is (h, w).
     """
     affinity = patch_affinity(fused.float())
     flat = labels.flatten(1)

@@ -35,7 +35,7 @@ class Settings(means.Settings):
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor]:
     """Put the centres of its regions in place of each class's row; see `means.estimate`."""
-    regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
+    regions, region_class, _ = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
     return means.with_class_rows(pool, text, text_index, settings, seed, {
         owner: context_prototypes(regions[region_class == owner], settings, seed)
         for owner in means.seeded_classes(region_class)})

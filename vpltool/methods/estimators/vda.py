@@ -54,7 +54,7 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
              ) -> tuple[Tensor, Tensor]:
     """Mix each class's text with the mean of its regions, if it has any; see `means.estimate`."""
     rows, index = means.with_background(pool, text, text_index, settings, seed)
-    regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
+    regions, region_class, _ = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
     vision, sure = confident_means(regions, region_class, text, text_index, settings)
     console.note(f"{int(sure.sum())} of {len(regions)} regions exceed {settings.least}")
     # Classes come in the text's order, whatever the background's rows are.
