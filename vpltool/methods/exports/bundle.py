@@ -39,7 +39,7 @@ class Settings(SegmenterSettings):
 
 
 def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
-    """What runs the file, if it holds its tower."""
+    """Return a function that runs the file, if it holds its tower."""
     if settings.clip != "weights":
         return None
     header, tensors = read_part(path, "decoder")

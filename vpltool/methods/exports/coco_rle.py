@@ -24,7 +24,7 @@ SUFFIX = "-rle.json"
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
-    """Write the JSON, and for other classes than COCO's the one that says what numbers mean."""
+    """Write the JSON, and for other classes than COCO's a JSON with the meaning of its numbers."""
     check_pycocotools()
     workspace, photos = predictions.workspace, predictions.photos
     own = workspace.classes != COCO.classes
