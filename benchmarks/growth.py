@@ -32,7 +32,7 @@ from world import World, draw_photo, save_model
 
 from vpltool.core import prototypes as phase_one
 from vpltool.core.blocks import Block, BlockShape
-from vpltool.core.losses import mask_loss, regional_contrast
+from vpltool.core.training import mask_loss, regional_contrast
 from vpltool.core.vit import Head
 from vpltool.formats import Header, write_labels
 from vpltool.methods.cams import dense, gradcam
@@ -268,8 +268,8 @@ def _dense(rows: int) -> Callable[[], object]:
 def _step(rows: int) -> Callable[[], object]:
     pixels, prototypes = _units(8192, 512), _units(rows, 512)
     targets = phase_one.text_targets(pixels, prototypes, tau=0.01)
-    moments, _ = phase_one.target_moments(pixels, targets)
-    return lambda: phase_one.gradient(pixels, moments, prototypes.double(), 0.03)
+    objective = phase_one.Objective(pixels, targets, tau=0.03)
+    return lambda: objective.gradient(prototypes.double())
 
 
 def _losses(classes: int) -> Callable[[], object]:

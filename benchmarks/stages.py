@@ -267,9 +267,8 @@ def learn(bench: Bench) -> Iterator[Row]:
         pixels, allowed, _ = pool()
         found = plain.gradient_steps(pixels, text, allowed, sizes.steps)
         targets = core.text_targets(pixels, text, tau=0.01, allowed=allowed)
-        moments, entropy = core.target_moments(pixels, targets)
         rows[:] = [found]
-        reached[:] = [core.objective_and_gradient(pixels, moments, entropy, found, 0.03)[0]]
+        reached[:] = [core.Objective(pixels, targets, tau=0.03).value_and_gradient(found)[0]]
         return 1
 
     def new(iterations: int = 300) -> list[float]:
@@ -355,7 +354,7 @@ def _step_against_products(bench: Bench) -> Row:
         return steps
 
     def descent() -> int:
-        core.solve_pgd(pixels, targets, start, tau=0.03, iters=steps, lr=10.0)
+        core.solve_pgd(core.Objective(pixels, targets, tau=0.03), start, iters=steps, lr=10.0)
         return steps
 
     products(), descent()

@@ -116,7 +116,7 @@ def label(pair: Pair, pixels: Tensor, patch: int) -> np.ndarray[Any, Any]:
     """Labels (H, W) of normalised pixels (1, 3, H, W), by the average of the weights."""
     pair.mean.eval()
     height, width = pixels.shape[2:]
-    logits = pair.mean(pair.seen(pixels), (height // patch, width // patch))
+    logits = pair.mean(pair.encode(pixels), (height // patch, width // patch))
     return functional.interpolate(logits.float(), (height, width), mode="bilinear")[0] \
         .argmax(dim=0).to(torch.uint8).numpy()
 

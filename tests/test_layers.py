@@ -198,7 +198,7 @@ def test_only_eval_and_what_draws_import_what_reads_true_masks() -> None:
 def test_only_the_source_of_coco_imports_what_makes_true_masks() -> None:
     """COCO's outlines are read to paint true masks, and for nothing else."""
     users = {path.stem for path in PACKAGE.rglob("*.py")
-             if "vpltool.core.instances.label_map" in imports_of(path)}
+             if "vpltool.core.outlines.label_map" in imports_of(path)}
     assert users == {"coco"}
     assert not any("vpltool.methods.sources.coco" in imports_of(path)
                    for path in PACKAGE.rglob("*.py"))

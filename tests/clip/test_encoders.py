@@ -12,7 +12,7 @@ from reference import dino
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vpltool.clip.catalogue import import_timm
+from vpltool.clip.catalogue import import_library
 from vpltool.clip.encoders import Encoder, find_encoder, load_encoder
 from vpltool.errors import VplError
 
@@ -164,7 +164,7 @@ def test_names_that_are_none(given: str, words: str) -> None:
     {"patch_size": 8, "class_token": False, "global_pool": "avg", "fc_norm": False}], ids=str)
 def test_timms_vit(sizes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole forward, on a grid that is not the model's; through a file of weights."""
-    timm = import_timm()
+    timm = import_library("timm")
     create = timm.create_model
     small = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 4, "num_classes": 0,
              **sizes}
@@ -189,7 +189,7 @@ def test_timms_vit(sizes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_timm_model_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    timm = import_timm()
+    timm = import_library("timm")
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("no network")

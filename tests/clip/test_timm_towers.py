@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vpltool.clip.catalogue import import_timm
+from vpltool.clip.catalogue import import_library
 from vpltool.clip.encoders import Encoder, find_encoder, load_encoder
 from vpltool.clip.models import licence_of
 from vpltool.clip.stored_towers import tower_config, tower_from_config
 from vpltool.clip.timm_towers import TimmTower
-from vpltool.core.adapted import AdaptedTower
+from vpltool.core.tower import AdaptedTower
 from vpltool.core.vit import VisionTower
 from vpltool.errors import VplError
 
@@ -74,7 +74,7 @@ def original(name: str, options: dict[str, Any]) -> Any:
     model = None
     for size in ({"dynamic_img_size": True}, {}):
         try:
-            model = import_timm().create_model(name, num_classes=0, **options, **size)
+            model = import_library("timm").create_model(name, num_classes=0, **options, **size)
         except TypeError:
             continue
         break
@@ -89,7 +89,7 @@ def load(name: str, options: dict[str, Any], folder: Path, monkeypatch: pytest.M
          state: dict[str, Tensor] | None = None) -> tuple[Encoder, Any]:
     """Load a small model as users load one: by its name and a file; also the original."""
     model = original(name, options)
-    timm = import_timm()
+    timm = import_library("timm")
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda model, **kwargs: create(
         model, **{**options, **kwargs}))
@@ -200,7 +200,7 @@ def test_a_plain_vit_runs_by_our_own_blocks(tmp_path: Path,
 @pytest.mark.parametrize("name", REFUSED)
 def test_models_of_one_size_are_refused_by_name(name: str, monkeypatch: pytest.MonkeyPatch
                                                 ) -> None:
-    timm = import_timm()
+    timm = import_library("timm")
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda model, pretrained, **kwargs: create(
         model, **kwargs))

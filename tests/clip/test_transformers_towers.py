@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpltool.clip.catalogue import import_transformers
+from vpltool.clip.catalogue import import_library
 from vpltool.clip.encoders import Encoder, find_encoder, load_encoder
 from vpltool.clip.models import find_source
 from vpltool.clip.stored_towers import tower_config, tower_from_config
@@ -42,7 +42,7 @@ def pixels(height: int, width: int) -> Tensor:
 
 def original(name: str, values: dict[str, Any]) -> Any:
     """A random model of transformers, whose biases and scales are all away from 0 and 1."""
-    transformers = import_transformers()
+    transformers = import_library("transformers")
     torch.manual_seed(7)
     model = getattr(transformers, f"{name}Model")(
         getattr(transformers, f"{name}Config")(**values))

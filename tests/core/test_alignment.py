@@ -13,8 +13,9 @@ from reference import ssr_cmpa as plain
 from torch import Tensor
 
 from vpltool.clip.load import import_open_clip, tower_from_open_clip
-from vpltool.core.aligned_space import AlignedHead, AlignedSpace
 from vpltool.core.alignment import (
+    AlignedHead,
+    AlignedSpace,
     Aligner,
     AlignmentSettings,
     Regions,

@@ -47,7 +47,7 @@ def test_maps_are_spread_as_by_the_matrices(classes: int, count: int, combine: s
     attention = (2 * torch.randn(count, count, generator=generator)).softmax(dim=-1) * 0.9
     cams = torch.rand(classes, count, generator=generator)
     likely = text_distributions(patches, rows, Settings(tau_text=0.1))
-    found = spread(cams, attention, likely, Settings(tau=0.2, steps=steps, combine=combine))
+    found = spread(cams.T, attention, likely, Settings(tau=0.2, steps=steps, combine=combine)).T
     wanted = slow.spread(cams, attention, slow.distributions(patches, rows, 0.1, "row"), 0.2,
                          steps, combine)
     torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-4)

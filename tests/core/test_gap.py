@@ -112,15 +112,15 @@ def test_no_regions() -> None:
 def test_regions_are_means_by_photo_and_class() -> None:
     pixels = unit(7, 5)
     photo, labels = torch.tensor([1, 0, 0, 0, 1, 1, 0]), torch.tensor([2, 1, 2, 1, 0, 2, -1])
-    regions, owner = photo_regions(pixels, photo, labels)
+    regions, owner, _ = photo_regions(pixels, photo, labels)
     wanted = [pixels[[1, 3]].mean(0), pixels[2], pixels[[0, 5]].mean(0)]
     torch.testing.assert_close(regions, F.normalize(torch.stack(wanted), dim=-1))
     assert owner.tolist() == [1, 2, 2]
 
 
 def test_no_pixel_in_a_class_gives_no_region() -> None:
-    regions, owner = photo_regions(unit(3, 5), torch.zeros(3, dtype=torch.long),
-                                   torch.tensor([0, -1, 0]))
+    regions, owner, _ = photo_regions(unit(3, 5), torch.zeros(3, dtype=torch.long),
+                                      torch.tensor([0, -1, 0]))
     assert regions.shape == (0, 5)
     assert owner.shape == (0,)
 

@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpltool.core import long_steps, prototypes
-from vpltool.core.long_steps import solve_rkc
-from vpltool.core.prototypes import SolverRecord, solve_pgd, text_targets
-
-PAPER = {"tau": 0.03, "lr": 10.0}
+from vpltool.core import phase_one
+from vpltool.core.phase_one import solve_rkc
+from vpltool.core.prototypes import Objective, SolverRecord, solve_pgd, text_targets
 
 
 def problem(seed: int, spread: float, tau_t: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,14 +43,15 @@ def test_rows_are_those_of_the_plain_descent(seed: int, spread: float, tau_t: fl
     pixels, targets, text = problem(seed, spread, tau_t)
     wanted, halved = in_double(pixels, targets, text, 3000)
     count = [0]
-    own = prototypes.gradient
+    own = Objective.gradient
 
     def counted(*args: object, **more: object) -> Tensor:
         count[0] += 1
         return own(*args, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(prototypes, "gradient", counted)
-    found = solve_rkc(pixels, targets, text, **PAPER, iters=3000, tolerance=0.005)
+    monkeypatch.setattr(Objective, "gradient", counted)
+    objective = Objective(pixels, targets, tau=0.03)
+    found = solve_rkc(objective, text, lr=10.0, iters=3000, tolerance=0.005)
     assert (found * wanted.float()).sum(dim=-1).min() >= 0.9999
     assert (text * wanted.float()).sum(dim=-1).min() < 0.99, "the rows moved"
     assert count[0] <= (600 if halved < 100 else 1500)
@@ -65,15 +64,16 @@ def test_without_a_tolerance_every_step_is_plain() -> None:
     def callback(record: SolverRecord) -> None:
         steps.append(record.step)
 
-    found = solve_rkc(pixels, targets, text, **PAPER, iters=120, tolerance=0, callback=callback)
-    assert torch.equal(found, solve_pgd(pixels, targets, text, **PAPER, iters=120))
+    objective = Objective(pixels, targets, tau=0.03)
+    found = solve_rkc(objective, text, lr=10.0, iters=120, tolerance=0, callback=callback)
+    assert torch.equal(found, solve_pgd(objective, text, lr=10.0, iters=120))
     assert steps[-1] == 119
 
 
 def test_it_is_told_of_first_and_last_step() -> None:
     pixels, targets, text = problem(0, 0.3, 0.05)
     records: list[SolverRecord] = []
-    solve_rkc(pixels, targets, text, **PAPER, iters=1000, tolerance=0.005,
+    solve_rkc(Objective(pixels, targets, tau=0.03), text, lr=10.0, iters=1000, tolerance=0.005,
               callback=records.append)
     assert records[0].step == 0
     assert records[0].lr == 10.0
@@ -85,8 +85,8 @@ def test_it_is_told_of_first_and_last_step() -> None:
 def test_the_method_is_of_second_order_and_stable(stages: int) -> None:
     """y' = −y: exact to the third power of a short length; and it shrinks over a long one."""
     y = torch.ones(1, dtype=torch.float64)
-    errors = [float(abs(long_steps._chebyshev(lambda at: -at, y, -y, length, stages)
+    errors = [float(abs(phase_one._chebyshev(lambda at: -at, y, -y, length, stages)
                         - torch.tensor(-length).exp())) for length in (0.02, 0.01)]
     assert 6 < errors[0] / errors[1] < 10
     for length in torch.linspace(0.1, 0.65 * (stages**2 - 1), 20).tolist():
-        assert abs(long_steps._chebyshev(lambda at: -at, y, -y, length, stages)) <= 1
+        assert abs(phase_one._chebyshev(lambda at: -at, y, -y, length, stages)) <= 1

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from reference import weclip
 from torch import Tensor
 
-from vpltool.core.losses import affinity_loss, mask_loss, regional_contrast
+from vpltool.core.training import affinity_loss, mask_loss, regional_contrast
 
 CLASS_INDEX = torch.tensor([1, 2, 2, 3, 0, 0])
 SCALE, SHIFT, HEAT = torch.tensor(6.0), torch.tensor(-1.0), torch.tensor(9.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vpltool.core.distributed import ALONE
 from vpltool.core.phase_one import PhaseOneConfig, Pixels, learn
-from vpltool.core.prototypes import solve_pgd, text_targets
+from vpltool.core.prototypes import Objective, solve_pgd, text_targets
 from vpltool.core.seeds import seed_targets
 from vpltool.methods.estimators.means import class_means
 
@@ -42,9 +42,11 @@ def learn_from_text(**changes: Any) -> Tensor:
     return learn(PIXELS, TEXT, TEXT, TEXT_INDEX, reading(**changes))
 
 
-def descended(targets: Tensor, start: Tensor, **changes: Any) -> Tensor:
+def descended(targets: Tensor, start: Tensor, *, tau: float = 0.03, lr: float = 10.0, iters: int,
+              **changes: Any) -> Tensor:
     """The rows that the paper's solver ends at."""
-    return solve_pgd(PIXELS.embeddings, targets, start, **{"tau": 0.03, "lr": 10.0, **changes})
+    objective = Objective(PIXELS.embeddings, targets, tau=tau, **changes)
+    return solve_pgd(objective, start, iters=iters, lr=lr)
 
 
 def allowed() -> Tensor:

@@ -15,13 +15,11 @@ from torch import Tensor
 
 from vpltool.core import prototypes as module
 from vpltool.core.prototypes import (
+    Objective,
     SolverRecord,
-    gradient,
-    objective_and_gradient,
     solve_lbfgs,
     solve_pgd,
     spherical_kmeans,
-    target_moments,
     text_targets,
 )
 
@@ -68,8 +66,8 @@ def divergence(pixels: Tensor, targets: Tensor, rows: Tensor, tau: float,
 
 def evaluate(pixels: Tensor, targets: Tensor, rows: Tensor, tau: float,
              allowed: Tensor | None = None, weights: Tensor | None = None) -> tuple[float, Tensor]:
-    return objective_and_gradient(pixels, *target_moments(pixels, targets, weights), rows, tau,
-                                  allowed, weights)
+    return Objective(pixels, targets, tau=tau, allowed=allowed, weights=weights
+                     ).value_and_gradient(rows)
 
 
 @pytest.mark.parametrize("case", ["plain", "restricted", "weighted", "both"])
@@ -134,7 +132,7 @@ def test_one_pgd_step_is_autograds(pixels: Tensor, text: Tensor) -> None:
     assert free.grad is not None
     moved = free.detach() - 0.7 * free.grad
     wanted = moved / moved.square().sum(dim=1, keepdim=True).sqrt()
-    found = solve_pgd(pixels, targets, text, tau=0.3, iters=1, lr=0.7)
+    found = solve_pgd(Objective(pixels, targets, tau=0.3), text, iters=1, lr=0.7)
     torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=1e-5)
 
 
@@ -144,7 +142,7 @@ def test_pgd_is_inmaps_loop(pixels: Tensor, text: Tensor) -> None:
                                        targets.double().numpy(), 200, 10.0, 0.03)
     assert halvings > 2, "without a halving this would not test it"
     rates: list[float] = []
-    found = solve_pgd(pixels, targets, text, tau=0.03, iters=200, lr=10.0,
+    found = solve_pgd(Objective(pixels, targets, tau=0.03), text, iters=200, lr=10.0,
                       callback=lambda record: rates.append(record.lr))
     assert rates[0] == 10.0
     assert rates[-1] == 10.0 / 2**halvings
@@ -159,8 +157,8 @@ def test_pgd_stops_where_nothing_moves(tau_t: float, tau_i: float, pixels: Tenso
     steps: list[int] = []
 
     def solved(tolerance: float) -> Tensor:
-        return solve_pgd(pixels, targets, text, tau=tau_i, iters=3000, lr=10.0, tolerance=tolerance,
-                         callback=lambda record: steps.append(record.step))
+        return solve_pgd(Objective(pixels, targets, tau=tau_i), text, iters=3000, lr=10.0,
+                         tolerance=tolerance, callback=lambda record: steps.append(record.step))
 
     exact = solved(0.0)
     assert steps[-1] == 2999
@@ -171,19 +169,11 @@ def test_pgd_stops_where_nothing_moves(tau_t: float, tau_i: float, pixels: Tenso
         assert (solved(tolerance) * exact).sum(dim=-1).min() >= 0.9998
 
 
-def test_without_halving_the_rate_stays(pixels: Tensor, text: Tensor) -> None:
-    targets = text_targets(pixels, text, tau=0.05)
-    rates: list[float] = []
-    solve_pgd(pixels, targets, text, tau=0.1, iters=60, lr=10.0, halve_lr=False,
-              callback=lambda record: rates.append(record.lr))
-    assert set(rates) == {10.0}
-
-
 def test_pgd_lowers_the_objective_and_stays_on_the_sphere(pixels: Tensor, text: Tensor) -> None:
     targets = text_targets(pixels, text, tau=0.05)
     start = text.clone()
     records: list[SolverRecord] = []
-    found = solve_pgd(pixels, targets, text, tau=0.1, iters=100, lr=10.0,
+    found = solve_pgd(Objective(pixels, targets, tau=0.1), text, iters=100, lr=10.0,
                       callback=records.append)
     assert records[0].step == 0
     assert records[-1].step == 99
@@ -198,9 +188,9 @@ def test_lbfgs_gets_at_least_as_low(restricted: bool, pixels: Tensor, text: Tens
     marks = allowed if restricted else None
     targets = text_targets(pixels, text, tau=0.05, allowed=marks)
     records: list[SolverRecord] = []
-    slow = solve_pgd(pixels, targets, text, tau=0.1, iters=1000, lr=10.0, allowed=marks)
-    fast = solve_lbfgs(pixels, targets, text, tau=0.1, iters=100, allowed=marks,
-                       callback=records.append)
+    objective = Objective(pixels, targets, tau=0.1, allowed=marks)
+    slow = solve_pgd(objective, text, iters=1000, lr=10.0)
+    fast = solve_lbfgs(objective, text, iters=100, callback=records.append)
     first, second = (evaluate(pixels, targets, rows, 0.1, marks)[0]
                      for rows in (slow, fast))
     assert second <= first + 1e-6
@@ -213,7 +203,7 @@ def test_a_row_that_is_never_allowed_stays(pixels: Tensor, text: Tensor, allowed
     marks[:, 3] = False
     targets = text_targets(pixels, text, tau=0.01, allowed=marks)
     for solve in SOLVERS:
-        found = solve(pixels, targets, text, tau=0.03, iters=20, allowed=marks)
+        found = solve(Objective(pixels, targets, tau=0.03, allowed=marks), text, iters=20)
         torch.testing.assert_close(found[3], text[3])
         assert not torch.allclose(found[0], text[0])
 
@@ -252,10 +242,10 @@ def test_gradient_alone_is_that_of_the_objective(pixels: Tensor, text: Tensor, a
     """However many pixels a step takes at a time."""
     targets = text_targets(pixels, text, tau=0.1, allowed=allowed)
     weights = torch.rand(COUNT, generator=torch.Generator().manual_seed(7)) + 0.5
-    moments, entropy = target_moments(pixels, targets, weights)
-    _, whole = objective_and_gradient(pixels, moments, entropy, text, 0.1, allowed, weights)
+    objective = Objective(pixels, targets, tau=0.1, allowed=allowed, weights=weights)
+    _, whole = objective.value_and_gradient(text)
     monkeypatch.setattr(module, "_CACHED", 7 * DIM)
-    parts = gradient(pixels, moments, text, 0.1, allowed, weights)
+    parts = objective.gradient(text)
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
 
 
@@ -267,6 +257,6 @@ def test_half_precision_features(solver: Callable[..., Tensor], pixels: Tensor,
     for held in (pixels, pixels.half()):
         targets = text_targets(held, text, tau=0.05)
         assert targets.dtype == torch.float32
-        results.append(solver(held, targets, text, tau=0.03, iters=40))
+        results.append(solver(Objective(held, targets, tau=0.03), text, iters=40))
     assert results[1].dtype == torch.float32
     assert float((results[0] * results[1]).sum(dim=1).min()) > 0.999

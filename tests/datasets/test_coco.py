@@ -14,7 +14,7 @@ import pytest
 from conftest import Run
 from PIL import Image
 
-from vpltool.core.instances import label_map
+from vpltool.core.outlines import label_map
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.errors import VplError
 from vpltool.formats import read_labels

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from vpltool.clip.catalogue import import_timm
+from vpltool.clip.catalogue import import_library
 
 Record: TypeAlias = dict[str, Any]
 
@@ -38,7 +38,7 @@ def record(run: Run, work: Path) -> Record:
     """
     # By numpy: torch's own initial weights differ between kinds of CPU.
     rng = np.random.default_rng(0)
-    network = import_timm().create_model("vit_tiny_patch16_224", num_classes=0)
+    network = import_library("timm").create_model("vit_tiny_patch16_224", num_classes=0)
     save_file({name: torch.from_numpy(rng.normal(float(".norm" in f".{name}" and "weight" in name),
                                                  0.02, value.shape).astype(np.float32))
                for name, value in network.state_dict().items()}, work / "vit.safetensors")

@@ -19,12 +19,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn photos, tags and masks, and a random ViT of timm."""
     from safetensors.torch import save_file
 
-    from vpltool.clip.catalogue import import_timm
+    from vpltool.clip.catalogue import import_library
 
     base = tmp_path_factory.mktemp("encoders")
     write_scenes(base, draw_scenes())
     torch.manual_seed(0)
-    model = import_timm().create_model("test_vit", num_classes=0)
+    model = import_library("timm").create_model("test_vit", num_classes=0)
     save_file(model.state_dict(), base / "vit.safetensors")
     return base
 

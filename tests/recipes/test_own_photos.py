@@ -230,10 +230,10 @@ def test_an_encoder_without_words(run: Run, own: Path) -> None:
     """No CLIP is loaded where the photos have tags; the segmenter predicts new photos."""
     from safetensors.torch import save_file
 
-    from vpltool.clip.catalogue import import_timm
+    from vpltool.clip.catalogue import import_library
 
     torch.manual_seed(0)
-    state = import_timm().create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    state = import_library("timm").create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
     save_file(state, own / "vit.safetensors")
     result = run("run", "own-photos", f"photos={own / 'photos'}", f"tags={own / 'tags.csv'}",
                  f"encoder=timm:vit_tiny_patch16_224,{own / 'vit.safetensors'}",

@@ -12,7 +12,7 @@ import torch
 from conftest import draw_scenes, run_in_process, write_scenes
 from PIL import Image
 
-from vpltool.clip.catalogue import import_timm, import_transformers
+from vpltool.clip.catalogue import import_library
 
 pytest.importorskip("transformers")
 
@@ -45,7 +45,7 @@ CHAIN: tuple[tuple[object, ...], ...] = (
 
 
 def write_model(folder: Path, name: str, values: dict[str, Any]) -> None:
-    transformers = import_transformers()
+    transformers = import_library("transformers")
     torch.manual_seed(7)
     model = getattr(transformers, f"{name}Model")(
         getattr(transformers, f"{name}Config")(**values))
@@ -108,7 +108,7 @@ def test_dinov3_of_timm_is_not_written_with_the_positions_of_one_size(
     pytest.importorskip("onnxscript")
     from safetensors.torch import save_file
 
-    timm = import_timm()
+    timm = import_library("timm")
     options = {"depth": 3, "embed_dim": 48, "num_heads": 3, "img_size": 64}
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda model, **kwargs: create(

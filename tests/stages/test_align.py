@@ -17,7 +17,7 @@ from conftest import LAYERED, Run, draw_scenes, prepare, run_chain, save_clip, w
 from torch import Tensor
 
 from vpltool.core import alignment
-from vpltool.core.aligned_space import AlignedHead, AlignedSpace
+from vpltool.core.alignment import AlignedHead, AlignedSpace
 from vpltool.core.vit import Head
 from vpltool.formats import Header, describe, read_tensors
 

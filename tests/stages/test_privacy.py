@@ -24,8 +24,7 @@ from test_export_photos import predict_by_hand
 
 from vpltool.datasets.words import COCO, VOC
 from vpltool.formats import open_workspace
-from vpltool.methods import find_methods, load_method
-from vpltool.methods.interfaces import Exporter
+from vpltool.methods import Exporter, find_methods, load_method
 
 pytest.importorskip("cv2")
 pytest.importorskip("pycocotools")

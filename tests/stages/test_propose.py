@@ -16,7 +16,7 @@ from drawn_masks import EXACT, draw_made, masks_of
 from PIL import Image
 from safetensors.torch import load_file
 
-from vpltool.core.instances import run_lengths
+from vpltool.core.outlines import run_lengths
 from vpltool.core.proposals import Proposals, from_tensors
 from vpltool.formats import describe, open_input, read_labels
 from vpltool.methods.labels import ProposalNames

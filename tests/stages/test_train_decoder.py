@@ -30,8 +30,7 @@ from vpltool.core.training import (
     labels_at,
 )
 from vpltool.formats import describe, open_workspace, read_tensors
-from vpltool.methods import load_method
-from vpltool.methods.interfaces import SegmenterMethod
+from vpltool.methods import SegmenterMethod, load_method
 from vpltool.parallel import device
 from vpltool.stages._fitting import TrainDecoderSettings, find_lesson
 from vpltool.stages._training_data import TrainingData, crop_batches

@@ -173,10 +173,10 @@ def test_refusals(options: tuple[str, ...], error: str, hint: str, changeable: P
 def test_a_model_of_timm_from_a_file_offline(changeable: Path, run: Run) -> None:
     from safetensors.torch import save_file
 
-    from vpltool.clip.catalogue import import_timm
+    from vpltool.clip.catalogue import import_library
 
     torch.manual_seed(0)
-    model = import_timm().create_model(TIMM, pretrained=False, num_classes=0)
+    model = import_library("timm").create_model(TIMM, pretrained=False, num_classes=0)
     save_file(model.state_dict(), changeable / "vit.safetensors")
     encoder = f"timm:{TIMM},{changeable / 'vit.safetensors'}"
     assert prepare(changeable, run, "--encoder", encoder, "--overwrite").code == 0
@@ -192,9 +192,9 @@ def test_a_model_of_timm_from_a_file_offline(changeable: Path, run: Run) -> None
 
 
 def test_imagenets_normalisation(changeable: Path, run: Run) -> None:
-    from vpltool.clip.catalogue import import_timm
+    from vpltool.clip.catalogue import import_library
 
-    model = import_timm().create_model(TIMM, pretrained=False, num_classes=0)
+    model = import_library("timm").create_model(TIMM, pretrained=False, num_classes=0)
     torch.save(model.state_dict(), changeable / "vit.pth")
     assert prepare(changeable, run, "--encoder", f"timm:{TIMM},{changeable / 'vit.pth'}",
                    "--normalise", "imagenet", "--overwrite").code == 0

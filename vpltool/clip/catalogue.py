@@ -1,6 +1,6 @@
-"""What open_clip knows of models: names, tags, activations, and where their weights are.
+"""open_clip's catalogue of models: names, tags, activations, and where their weights are.
 
-The only module that imports open_clip, and timm.
+The only module that imports open_clip, timm and transformers.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ HUB_SECONDS = 10
 """Seconds to wait for the hub's first answer."""
 
 QUICK = "-quickgelu"
-"""How open_clip's names of models with QuickGELU end."""
+"""End of open_clip's names of models with QuickGELU."""
 
 Published = JsonObject
-"""What open_clip knows of published weights: `quick_gelu`, `mean`, `std`, `hf_hub`, `url`."""
+"""open_clip's entry for published weights: `quick_gelu`, `mean`, `std`, `hf_hub`, `url`."""
+
+_INSTALL = {"timm": "pip install timm", "transformers": "pip install 'vpltool[transformers]'"}
 
 
 def import_open_clip() -> ModuleType:
@@ -46,7 +48,7 @@ def import_open_clip() -> ModuleType:
 
     open_clip uses only the image transforms of torchvision. With a torchvision wheel for another
     build of torch, the import fails when it registers `nms`; declaring the operators first avoids
-    that. A torchvision that imports without errors is not touched.
+    that. A torchvision that imports without errors is left alone.
     """
     if "open_clip" in sys.modules:
         return sys.modules["open_clip"]
@@ -59,40 +61,27 @@ def import_open_clip() -> ModuleType:
     return open_clip
 
 
-def import_timm() -> ModuleType:
-    """Import timm, with the same care, and without open_clip.
+def import_library(name: str) -> ModuleType:
+    """Import `timm` or `transformers` with the same care; raise a VplError if it cannot be.
 
-    Raises:
-        VplError: it is not installed.
+    transformers then runs no Python of a model.
     """
-    return _imported("timm", "pip install timm")
-
-
-def import_transformers() -> ModuleType:
-    """Import transformers, which then runs no Python of a model.
-
-    Raises:
-        VplError: it is not installed.
-    """
-    return _imported("transformers", "pip install 'vpltool[transformers]'")
-
-
-def _imported(name: str, hint: str) -> ModuleType:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             mend_torchvision()
             module = importlib.import_module(name)
         except ImportError as error:
-            raise VplError(f"{name} cannot be imported: {first_line(error)}", hint) from error
+            raise VplError(f"{name} cannot be imported: {first_line(error)}", _INSTALL[name]
+                           ) from error
     refuse_model_code()
     return module
 
 
 def refuse_model_code() -> None:
-    """Have transformers run no Python of a model, whatever its files ask for, and not ask either.
+    """Prevent transformers from running, or asking to run, a model's own Python.
 
-    All of its ways to a model's own classes pass through this one function.
+    All of its ways to a model's own classes pass through one function, which is replaced.
     """
     if "transformers" not in sys.modules:
         return
@@ -106,7 +95,7 @@ def refuse_model_code() -> None:
 
 
 def mend_torchvision() -> None:
-    """Import torchvision; declare the operators of one that is for another build of torch."""
+    """Import torchvision; declare its operators if it is for another build of torch."""
     if "torchvision" in sys.modules:
         return
     try:
@@ -128,14 +117,10 @@ _declared: list[object] = []
 
 
 def check_source(source: ModelSource) -> list[str]:
-    """Check a model's tag and activation against what open_clip knows; no weights are loaded.
+    """Check a model's tag and activation by open_clip's catalogue, without loading weights.
 
-    Returns:
-        a sentence for each property of the weights that had to be guessed.
-
-    Raises:
-        VplError: the model has no such tag, or its activation is not the one that the weights
-            were trained with.
+    Returns a sentence for each property of the weights that had to be guessed. Raises a VplError if
+    the model has no such tag, or its activation is not that of the weights' training.
     """
     open_clip = import_open_clip()
     if source.form == "hub":
@@ -161,14 +146,14 @@ def check_source(source: ModelSource) -> list[str]:
 
 
 def _twin(model: str) -> str:
-    """Name of the same model with the other activation; empty if open_clip has none."""
+    """Return the name of the same model with the other activation; empty if there is none."""
     other = model.removesuffix(QUICK) if model.endswith(QUICK) else model + QUICK
     return other if other in import_open_clip().list_models() else ""
 
 
 def _check_activation(source: ModelSource, config: Mapping[str, object], published: list[Published],
                       openai: bool) -> None:
-    """Refuse weights of another activation: worse features, without any error."""
+    """Refuse weights of another activation, which would silently give worse features."""
     if not published and not openai:
         return
     trained = openai or bool(published[0].get("quick_gelu"))
@@ -202,9 +187,9 @@ def _activation(quick: bool) -> str:
 def _published(source: ModelSource) -> list[Published]:
     """Look up published weights by name; return open_clip's entries, the best match first.
 
-    A file is recognised by its published name (except OpenAI's, whose names are not specific;
-    those have a mark inside), by a tag in its name, or by the name of a repository in its name or
-    its folder's (as in the hub's cache). A folder is recognised by the name of its repository.
+    A file is recognised by its published name (OpenAI's files have a mark inside instead), by a tag
+    in its name, or by the name of a repository in its name or its folder's, as in the hub's cache;
+    a folder by the name of its repository.
     """
     open_clip = import_open_clip()
     if source.form == "tag":
@@ -232,7 +217,7 @@ def _plain(name: str) -> str:
 
 
 def _colours(model: str, published: list[Published]) -> JsonObject:
-    """Mean and standard deviation of RGB, of the published weights, or common to the model's."""
+    """Return `mean` and `std` of RGB of the published weights, or common to all of the model's."""
     entries = published[:1] or _siblings(model)
     chosen = {(tuple(entry["mean"]), tuple(entry["std"])) for entry in entries}
     return dict(zip(("mean", "std"), chosen.pop(), strict=True)) if len(chosen) == 1 else {}
@@ -245,7 +230,7 @@ def _siblings(model: str) -> list[Published]:
 
 
 def _guesses(source: ModelSource, config: Mapping[str, object]) -> list[str]:
-    """Say what has to be guessed about a file that is not recognised."""
+    """Return a sentence about what is guessed of an unrecognised file; empty if nothing is."""
     guessed = []
     if _twin(source.model):
         guessed.append(f"{_activation(bool(config.get('quick_gelu')))}, as {source.model} says")
@@ -260,12 +245,9 @@ def _guesses(source: ModelSource, config: Mapping[str, object]) -> list[str]:
 def locate(source: ModelSource) -> tuple[str, WeightFile, JsonObject]:
     """Find the weights on this machine, or download them.
 
-    Returns:
-        the name that open_clip builds the model from; the weights; `mean` and `std` of RGB, empty
-        if the model's own apply.
-
-    Raises:
-        VplError: the weights cannot be downloaded, or were trained with another activation.
+    Returns the name from which open_clip builds the model; the weights; `mean` and `std` of RGB,
+    empty if the model's own apply. Raises a VplError if the weights cannot be downloaded, or were
+    trained with another activation.
     """
     if source.form == "folder":
         assert source.path is not None
@@ -313,10 +295,8 @@ def fetch_file(repository: str, names: Sequence[str], hint: str) -> Path:
     """Return the path of the first of `names` that a repository on the hub has.
 
     A file in the hub's cache is used without a network. Without a network the hub's client retries
-    for minutes, so a short request is made first.
-
-    Raises:
-        VplError: no network, no such repository, or it has none of the files.
+    for minutes, so a short request is made first. Raises a VplError without a network, or if there
+    is no such repository, or it has none of the files.
     """
     import huggingface_hub as hub
 

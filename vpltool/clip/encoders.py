@@ -43,19 +43,14 @@ FORMS = ("a file of DINO's or DINOv2's weights, `encoder='timm:MODEL'`, `encoder
 class EncoderSource:
     """Where an encoder comes from.
 
-    Args:
-        form: `state` (a file with the names of DINO's code), `dino` (one that is said to be
-            DINO's), `timm`, `transformers`, or `clip`.
-        model: name in timm or open_clip, or a repository of transformers' form; empty for a
-            state, and a folder or another repository.
-        pretrained: tag or repository, where there is no path.
-        path: weights file, or open_clip's folder; None for a download.
+    `form` is `state` (a file with the names of DINO's code), `dino` (one that is said to be
+    DINO's), `timm`, `transformers`, or `clip`.
     """
 
     form: str
-    model: str = ""
-    pretrained: str = ""
-    path: Path | None = None
+    model: str = ""  # name in timm or open_clip, or a repository in transformers' form
+    pretrained: str = ""  # tag or repository, if there is no path
+    path: Path | None = None  # weights file, or folder; None for a download
 
     @property
     def weights(self) -> Path | None:
@@ -67,7 +62,7 @@ class EncoderSource:
         return find_weights(self.path).path
 
     def setting(self, path: str) -> str:
-        """The setting `encoder` that means this source, with another spelling of its path."""
+        """Return the setting `encoder` of this source, with another spelling of its path."""
         what = path if self.path else self.pretrained
         if self.form == "transformers":
             return what or HF + self.model
@@ -77,28 +72,17 @@ class EncoderSource:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen vision encoder.
+    """A frozen vision encoder."""
 
-    Args:
-        vision: its tower, in evaluation mode.
-        mean: mean of RGB in [0, 1], subtracted before encoding.
-        std: standard deviation of RGB; photos are divided by it.
-        identity: `name`, `pretrained`, `fingerprint`, and `weights` of a file; goes into headers.
-    """
-
-    vision: Tower
-    mean: Colour
-    std: Colour
-    identity: dict[str, str]
+    vision: Tower  # in evaluation mode
+    mean: Colour  # mean of RGB in [0, 1], subtracted before encoding
+    std: Colour  # standard deviation of RGB; photos are divided by it
+    identity: dict[str, str]  # for headers: `name`, `pretrained`, `fingerprint`, a file's `weights`
 
 
 def load_vision(model: str, pretrained: str, device: torch.device, *, base: Path = Path(),
                 normalise: str = "model") -> Encoder:
-    """Load the vision tower of a CLIP, as `load_clip`; if it was loaded before, without open_clip.
-
-    Raises:
-        VplError: as `load_clip`.
-    """
+    """Load the vision tower of a CLIP, as `load_clip`; without open_clip if it is remembered."""
     known = read_entry(find_source(model, pretrained, base))
     if known is None:
         clip = load_clip(model, pretrained, device, base=base, normalise=normalise)
@@ -108,10 +92,9 @@ def load_vision(model: str, pretrained: str, device: torch.device, *, base: Path
 
 
 def with_head(encoder: Encoder, needs: str) -> VisionTower:
-    """The tower of an encoder whose blocks vpltool runs itself, as GradCAM does.
+    """Return the tower of an encoder whose blocks vpltool runs itself, as GradCAM requires.
 
-    Raises:
-        VplError: it runs by its own code; `needs` names what asks for it.
+    Raises a VplError if it runs by its own code; `needs` names what requires it.
     """
     if not isinstance(encoder.vision, VisionTower):
         raise VplError(f"{needs} needs the last block of the encoder, and "
@@ -121,15 +104,12 @@ def with_head(encoder: Encoder, needs: str) -> VisionTower:
 
 
 def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
-    """Tell what the setting `encoder` means; only names and files are looked at.
+    """Parse the setting `encoder`; only names and files are looked at.
 
-    Args:
-        given: `FILE`, `FOLDER`, `dino:FILE`, `timm:MODEL[,FILE]`, `MODEL:PRETRAINED`,
-            `hf:org/name` (of transformers), or `hf-hub:org/name` (of open_clip).
-        folders: that a relative path may be relative to, the first where it exists.
-
-    Raises:
-        VplError: it is none of these, there is no such file, or it is not a name on the hub.
+    It is `FILE`, `FOLDER`, `dino:FILE`, `timm:MODEL[,FILE]`, `MODEL:PRETRAINED`, `hf:org/name` (of
+    transformers), or `hf-hub:org/name` (of open_clip). A relative path belongs to the first of the
+    folders in which it exists. Raises a VplError if it is none of these, there is no such file, or
+    it is not a name on the hub.
     """
     def find(path: str, *, named: bool = False) -> Path | None:
         found = next((folder / path for folder in folders if path and (folder / path).exists()),
@@ -174,8 +154,7 @@ def check_encoder(source: EncoderSource) -> None:
 def load_encoder(source: EncoderSource, device: torch.device) -> Encoder:
     """Load an encoder with all of its weights.
 
-    Raises:
-        VplError: there is no such model or weights, or its tower cannot be used.
+    Raises a VplError if there is no such model or weights, or its tower cannot be used.
     """
     if source.form == "clip":
         return load_vision(source.model, str(source.path or source.pretrained), device)
@@ -193,10 +172,9 @@ def load_encoder(source: EncoderSource, device: torch.device) -> Encoder:
 
 
 def random_encoder(source: EncoderSource, seed: int) -> Encoder:
-    """Make an encoder of timm with random weights, always the same ones for a seed.
+    """Make an encoder of timm with random weights, determined by the seed.
 
-    Raises:
-        VplError: it is not named as one of timm, or timm has no such model.
+    Raises a VplError if it is not named as one of timm, or timm has no such model.
     """
     if source.form != "timm" or source.path is not None:
         raise VplError("random weights are for a network that timm builds",
@@ -219,13 +197,14 @@ def weights_of(source: EncoderSource) -> str:
 
 
 _TIMMS = ("head.", "reg_token", "fc_norm.", "norm_pre.", "attn_pool.")
-"""Beginnings of names of tensors that timm's ViTs have, and DINO's and DINOv2's files do not."""
+"""Beginnings of names of tensors that timm's ViTs have, and DINO's and DINOv2's files lack."""
 
 _DINOS = ("mask_token", "register_tokens")
-"""Tensors that DINOv2's files have, and timm's do not."""
+"""Tensors that DINOv2's files have, and timm's lack."""
+
 
 def _load_state(source: EncoderSource) -> tuple[Tower, Colours]:
-    """Load a file with the names of DINO's code, which timm has, too, with other colours."""
+    """Load a file with the names of DINO's code, which timm shares, with other colours."""
     assert source.path is not None
     state = read_weights(recognise(source.path))
     if not is_state_of_vit(state):

@@ -39,30 +39,22 @@ LOSS_PARTS = ("logit_scale", "logit_bias")
 class Clip:
     """A frozen dual encoder.
 
-    Args:
-        vision: the vision tower, in evaluation mode.
-        text: open_clip's whole model, for `encode_text`.
-        load_tokenizer: returns open_clip's tokenizer of this model, loaded once. Only text needs
-            it, and some have to be downloaded.
-        mean: mean of RGB in [0, 1], subtracted before encoding.
-        std: standard deviation of RGB; photos are divided by it.
-        identity: `name`, `pretrained`, `fingerprint` and `weights`, and `normalise` if it is not
-            the model's own; goes into headers.
+    The identity, for headers, holds `name`, `pretrained`, `fingerprint` and `weights`, and
+    `normalise` if it is not the model's own.
     """
 
-    vision: VisionTower
-    text: Any
-    load_tokenizer: Callable[[], Any]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    vision: VisionTower  # in evaluation mode
+    text: Any  # open_clip's whole model, for `encode_text`
+    load_tokenizer: Callable[[], Any]  # loads its tokenizer once; only text needs it
+    mean: Colour  # mean of RGB in [0, 1], subtracted before encoding
+    std: Colour  # standard deviation of RGB; photos are divided by it
     identity: dict[str, str]
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Encode prompts as vectors (len(prompts), dim) of L2 norm 1, float32.
+        """Encode prompts as L2-normed vectors (len(prompts), dim), float32.
 
-        Raises:
-            VplError: the tokenizer cannot be loaded.
+        Raises a VplError if the tokenizer cannot be loaded.
         """
         device = next(self.text.parameters()).device
         tokenizer = self.load_tokenizer()
@@ -75,19 +67,11 @@ class Clip:
 
 def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path = Path(),
               normalise: str = "model") -> Clip:
-    """Load a CLIP with all of its weights; nothing is left at random values.
+    """Load a CLIP with all of its weights onto a device; nothing is left at random values.
 
-    Args:
-        model: open_clip's name, such as `ViT-B-16-quickgelu`.
-        pretrained: a tag (`openai`), `hf-hub:org/name`, a weights file, or a folder with
-            `open_clip_config.json`.
-        device: device to move it to.
-        base: folder that a relative path in `pretrained` is relative to.
-        normalise: how photos are normalised; see `normalised`.
-
-    Raises:
-        VplError: there is no such model or weights, the weights are of another model or
-            activation, or the tower lacks parts that CAMs need.
+    For `model`, `pretrained` and `base` see `find_source`, for `normalise` see `normalised`. Raises
+    a VplError if there is no such model or weights, the weights are of another model or activation,
+    or the tower lacks parts that CAMs need.
     """
     source = find_source(model, pretrained, base)
     check_source(source)
@@ -120,7 +104,7 @@ def normalised(own: Colours, identity: Mapping[str, str], normalise: str
                ) -> tuple[Colour, Colour, dict[str, str]]:
     """Return mean and standard deviation of RGB, and the identity, of a model normalised so.
 
-    `normalise` is `model`, with the model's `own`, or `imagenet`, as in WeCLIP.
+    `normalise` is `model`, with the model's `own` colours, or `imagenet`, as in WeCLIP.
     """
     if normalise == "imagenet":
         return *IMAGENET, {**identity, "normalise": normalise}
@@ -129,7 +113,7 @@ def normalised(own: Colours, identity: Mapping[str, str], normalise: str
 
 def _fill(open_clip: ModuleType, whole: Any, state: dict[str, Tensor], source: ModelSource,
           path: Path) -> None:
-    """Load weights into a model; names and shapes have to match."""
+    """Load weights into a model, whose names and shapes they must match."""
     wanted = whole.state_dict()
     if "text.positional_embedding" in wanted:
         # Models with a separate text tower name its weights differently than older files.
@@ -146,7 +130,7 @@ def _fill(open_clip: ModuleType, whole: Any, state: dict[str, Tensor], source: M
 
 
 def _difference(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """Say how the weights differ from the model's; empty if they match."""
+    """Return how the weights differ from the model's; empty if they match."""
     if not any(name.startswith("visual.") for name in state):
         if any(name.startswith("vision_model.") for name in state):
             return "it is in the format of the package transformers, not open_clip's"
@@ -184,10 +168,9 @@ def _shape_of_config(config: Mapping[str, Any]) -> _Shape:
 
 
 def check_weights(source: ModelSource) -> None:
-    """Check that a file holds the vision tower that its model has, by the shapes; none is built.
+    """Check by the shapes that a file holds the vision tower of its model; none is built.
 
-    Raises:
-        VplError: it does not; the hint names the model that it may hold.
+    Raises a VplError if it does not; the hint names the model that it may hold.
     """
     assert source.path is not None
     open_clip = import_open_clip()
@@ -204,7 +187,7 @@ def check_weights(source: ModelSource) -> None:
 
 
 def _mismatch(path: Path, model: str, state: Mapping[str, Tensor], difference: str) -> VplError:
-    """Say that weights are not the model's; the hint names models whose ViT has their shapes."""
+    """Return an error for weights of another model; its hint names models with their shapes."""
     open_clip, shape = import_open_clip(), _shape_of_state(state)
     alike = [name for name in open_clip.list_models() if shape is not None
              and _shape_of_config(open_clip.get_model_config(name)) == shape]
@@ -214,7 +197,7 @@ def _mismatch(path: Path, model: str, state: Mapping[str, Tensor], difference: s
 
 
 def _tokenizer_loader(name: str, source: ModelSource) -> Callable[[], object]:
-    """What loads a model's tokenizer: from its folder, or as open_clip has it for the name."""
+    """Return a function that loads a model's tokenizer, from its folder or by open_clip's name."""
     @functools.cache
     def load() -> object:
         open_clip, folder = import_open_clip(), name.removeprefix("local-dir:")
@@ -242,13 +225,13 @@ def _tokenizer_loader(name: str, source: ModelSource) -> Callable[[], object]:
 
 
 _tokenizers: dict[str, object] = {}
-"""Settings of the text tower to CLIP's own tokenizer: its 49,152 words take 0.1 s to read."""
+"""CLIP's own tokenizer by settings of the text tower: its 49,152 words take 0.1 s to read."""
 
 
 def fingerprint(model: nn.Module) -> str:
     """Return a hash of a sample of all weights, for models whose file is not known.
 
-    What tells two files apart in any number is `weights_identity`.
+    `weights_identity` distinguishes any two files.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,7 +1,7 @@
 """Which CLIP is meant, where its weights come from, and whether its tower can be used.
 
-Only names, configurations and the first bytes of files are looked at, and nothing heavy is
-imported: `prepare` gets its answer at once.
+Only names, configurations and the first bytes of files are read, and nothing heavy is imported, so
+that `prepare` is fast.
 """
 
 from __future__ import annotations
@@ -51,31 +51,19 @@ BLOCK_SWITCHES = ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_in
 
 
 def colours_of(mean: Iterable[float], std: Iterable[float]) -> Colours:
-    """Return mean and standard deviation of RGB.
-
-    Raises:
-        ValueError: they are not three numbers each.
-        TypeError: as `ValueError`.
-    """
+    """Return mean and standard deviation of RGB; a ValueError or TypeError if they are none."""
     first, second = ((float(red), float(green), float(blue)) for red, green, blue in (mean, std))
     return first, second
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a CLIP comes from.
+    """Where a CLIP comes from."""
 
-    Args:
-        model: open_clip's name; for a folder or a repository on the hub, the name of that.
-        pretrained: as given: a tag, `hf-hub:org/name`, or a path.
-        form: `tag`, `hub`, `file` or `folder`.
-        path: the file or folder; None for a tag or a repository.
-    """
-
-    model: str
-    pretrained: str
-    form: str
-    path: Path | None = None
+    model: str  # open_clip's name; of a folder or a repository on the hub, its name
+    pretrained: str  # as given: a tag, `hf-hub:org/name`, or a path
+    form: str  # `tag`, `hub`, `file` or `folder`
+    path: Path | None = None  # the file or folder; None for a tag or a repository
 
     @property
     def names(self) -> dict[str, str]:
@@ -85,12 +73,13 @@ class ModelSource:
 
 
 def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource:
-    """Tell what the settings `model` and `pretrained` mean; check files on this machine.
+    """Parse the settings `model` and `pretrained`; check files on this machine.
 
     Args:
-        model: open_clip's name, or `hf-hub:org/name`; not used if `pretrained` is a folder or
-            `hf-hub:org/name`.
-        pretrained: a tag, `hf-hub:org/name`, a weights file, or a folder.
+        model: open_clip's name such as `ViT-B-16-quickgelu`, or `hf-hub:org/name`; not used if
+            `pretrained` is a folder or `hf-hub:org/name`.
+        pretrained: a tag (`openai`), `hf-hub:org/name`, a weights file, or a folder with
+            `open_clip_config.json`.
         base: folder that a relative path is relative to.
 
     Raises:
@@ -121,10 +110,9 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
 
 
 def repository_of(given: str, prefix: str, named: str) -> str:
-    """Return ORGANISATION/NAME of a name on the Hugging Face hub.
+    """Return ORGANISATION/NAME of a name on the Hugging Face hub, after a prefix.
 
-    Raises:
-        VplError: it has another form; `named` is what the message says was given.
+    Raises a VplError, whose message quotes `named`, if it has another form.
     """
     name = given.removeprefix(prefix)
     if name.count("/") != 1 or not all(name.split("/")):
@@ -151,8 +139,7 @@ def config_files() -> dict[str, Path]:
 def read_config(folder: Path) -> JsonObject:
     """Read `model_cfg` from the open_clip_config.json of a model folder.
 
-    Raises:
-        VplError: the file is missing or damaged, or does not describe a model.
+    Raises a VplError if the file is missing or damaged, or does not describe a model.
     """
     content = read_model_file(folder / CONFIG, f"{WEIGHT_NAMES[0]}, or a weights file")
     config = content.get("model_cfg")
@@ -165,10 +152,9 @@ def read_config(folder: Path) -> JsonObject:
 
 
 def read_model_file(path: Path, beside: str) -> JsonObject:
-    """Read a JSON file of a model's folder; empty if it holds no object.
+    """Read a JSON file of a model's folder; return an empty dict if it holds no object.
 
-    Raises:
-        VplError: it is missing or damaged; the hint says what else belongs `beside` it.
+    Raises a VplError if it is missing or damaged; the hint names what else belongs `beside` it.
     """
     try:
         content = parse_json(path.read_text("utf-8"))
@@ -181,11 +167,7 @@ def read_model_file(path: Path, beside: str) -> JsonObject:
 
 
 def find_weights(folder: Path) -> WeightFile:
-    """Find the weights in a model folder.
-
-    Raises:
-        VplError: there are none, or the file of that name holds no weights.
-    """
+    """Find the weights in a model folder; raise a VplError if there are none."""
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
             return recognise(folder / name)
@@ -199,7 +181,7 @@ def weights_identity(source: ModelSource, weights: Path) -> str:
 
 
 def local_weights(model: str, pretrained: str, base: Path) -> str:
-    """Return `weights_identity` of a file or folder; empty for a download, or if it is not there.
+    """Return `weights_identity` of a file or folder; empty for a download, or if it is missing.
 
     The arguments are those of `find_source`.
     """
@@ -215,11 +197,7 @@ def local_weights(model: str, pretrained: str, base: Path) -> str:
 
 
 def check_tower(name: str, config: Mapping[str, Any]) -> None:
-    """Check from its configuration, `model_cfg` of open_clip, that a model can be used here.
-
-    Raises:
-        VplError: it cannot; the message gives its name and the reason.
-    """
+    """Raise a VplError, with the reason, if open_clip's `model_cfg` is of an unusable model."""
     reason = _reason_against(config["vision_cfg"])
     if _asks_for_code(config):
         reason = "its configuration asks to run Python of its own (trust_remote_code)"
@@ -233,7 +211,7 @@ def check_tower(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _asks_for_code(config: object) -> bool:
-    """Tell whether `trust_remote_code` is switched on in any place of a configuration."""
+    """Return whether `trust_remote_code` is switched on anywhere in a configuration."""
     if isinstance(config, Mapping):
         return bool(config.get("trust_remote_code")) or any(map(_asks_for_code, config.values()))
     return isinstance(config, list) and any(map(_asks_for_code, config))
@@ -265,8 +243,7 @@ _BY_TAG = {
     "commonpool": "MIT (DataComp)", "webli": "Apache-2.0 (Google)",
     "metaclip": "CC-BY-NC-4.0 (Meta)",
 }
-"""First letters of open_clip's tags to the licence under which their publishers gave them out."""
-
+"""Beginnings of open_clip's tags to their publishers' licences."""
 
 _BY_NAME = {
     "eupe": "FAIR Noncommercial Research License (Meta)",
@@ -277,16 +254,16 @@ _BY_NAME = {
     "aimv2": "Apple Sample Code License", "eva02": "MIT (BAAI)", "siglip": "Apache-2.0 (Google)",
     "sam2_hiera": "Apache-2.0 (Meta)", "samvit": "Apache-2.0 (Meta)",
 }
-"""Part of a name of timm or transformers to the licence, as timm states it for its weights."""
+"""Parts of names of timm or transformers to the licence, as timm states it."""
 
 LIBRARIES = {"timm:": "timm", "hf:": "transformers"}
-"""How names of encoders begin to what their identity has as `pretrained` for a download."""
+"""Prefixes of encoders' names to `pretrained` in the identity of a download."""
 
 
 def licence_of(model: Mapping[str, str]) -> str:
-    """Licence of an encoder's weights, as its publisher states it; empty if it is not known.
+    """Return the licence that an encoder's publisher states; empty if unknown.
 
-    `model` is the identity of the encoder, as headers have it.
+    `model` is the encoder's identity in headers.
     """
     name, tag = model.get("name", "").lower(), model.get("pretrained", "")
     library = next((name for start, name in LIBRARIES.items()

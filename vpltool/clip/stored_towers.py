@@ -1,10 +1,10 @@
-"""Towers without their model: what a bundle says of its tower, and a cache of towers of open_clip.
+"""Towers without their model: configurations in bundles, and a cache of towers of open_clip.
 
 Importing open_clip takes longer than encoding a photo. It is needed to build a model, and to check
-that our copy of its tower gives what the original gives (`towers`). An entry of the cache holds the
-outcome: the tower's configuration, and which tensor of the weight file is which of the tower's.
-Weights are not copied, only what is computed from them: an entry has some kilobytes, of SigLIP some
-megabytes. It is good only for the very files that it was made from.
+our copy of its tower against the original (`towers`). An entry of the cache holds the outcome: the
+tower's configuration, and which tensor of the weight file is which of the tower's. Weights are not
+copied, only tensors computed from them: an entry has some kilobytes, of SigLIP some megabytes. It
+is valid only for the very files that it was made from.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _SAMPLE = 64
 
 _UNUSABLE = (SafetensorError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
              RuntimeError, OSError, VplError)
-"""What a damaged entry raises, and a folder that cannot be read or written."""
+"""Errors of a damaged entry, and of a folder that cannot be read or written."""
 
 Stamps = list[list[Any]]
-"""Of each file: its path, and what changes with its content."""
+"""Path, size, times and inode of each file."""
 
 
 def tower_config(tower: Tower) -> JsonObject:
-    """What `tower_from_config` needs in addition to the state dict, as values for JSON."""
+    """Return the JSON values that `tower_from_config` needs besides the state dict."""
     if isinstance(tower, (TimmTower, TransformersTower)):
         return tower.config
     assert isinstance(tower, VisionTower)
@@ -66,9 +66,8 @@ def tower_config(tower: Tower) -> JsonObject:
 def tower_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Tower:
     """Rebuild a tower, frozen and in evaluation mode; see `tower_config`.
 
-    Raises:
-        ValueError: the state dict is of another tower, or these are no values of one.
-        VplError: the package that runs it is not installed.
+    Raises a ValueError if the state dict is of another tower, or the values are of none; a VplError
+    if the package that runs it is not installed.
     """
     if config.get("library") not in ("timm", "transformers"):
         return _vit_from_config(config, state)
@@ -79,7 +78,6 @@ def tower_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
     # Checks of a configuration raise many types of errors.
     try:
         with silent(), without_random_init():
-            # Numbers alone take no memory.
             with torch.device("meta"):
                 wanted = build().state_dict()
             if {key: tensor.shape for key, tensor in wanted.items()} != {
@@ -93,7 +91,7 @@ def tower_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) ->
 
 
 def _check_numbers(name: str, value: object, tensors: int) -> None:
-    """Refuse numbers, whatever they count, of a model that would take for ever to build."""
+    """Refuse numbers with which a model would take forever to build."""
     most = tensors if any(part in name for part in ("depth", "layers", "stages")) else _MOST
     if isinstance(value, (int, float)) and not abs(value) <= most:
         raise ValueError(f"{name} is {value}, which is more than the file holds")
@@ -124,18 +122,18 @@ def _vit_from_config(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> 
 
 
 def stamps(source: ModelSource, weights: WeightFile) -> Stamps:
-    """Path, size, times and inode of the files that a tower is made from, its weights first."""
+    """Return the stamps of the files that a tower is made from, its weights first."""
     files = [weights.path]
     if source.form in ("folder", "hub"):
         files.append(weights.path.with_name(CONFIG))
     if weights.path.parent.parent.name == "snapshots":
-        # The hub's client keeps old revisions beside the one that it would take now.
+        # The hub's client keeps old revisions; this file names the current one.
         files.append(weights.path.parents[2] / "refs" / "main")
     return [_stamp(file) for file in files]
 
 
 def _stamp(path: Path) -> list[Any]:
-    """What changes with a file's content; of one that is missing, its path alone."""
+    """Return a file's stamp; if it is missing, its path alone."""
     try:
         return [str(path.absolute()), *stamp_of(path)]
     except OSError:
@@ -144,16 +142,10 @@ def _stamp(path: Path) -> list[Any]:
 
 def write_entry(source: ModelSource, made_from: Stamps, state: Mapping[str, Tensor],
                 tower: VisionTower, colours: Colours, identity: Mapping[str, str]) -> None:
-    """Remember how a tower was made; nothing happens where the folder cannot be written.
+    """Remember how a tower was made from the tensors of its weights.
 
-    Args:
-        source: the model.
-        made_from: `stamps` from before its files were read; nothing is written if they are others
-            now.
-        state: the tensors of the weights.
-        tower: made from it, and found equal to open_clip's.
-        colours: how photos are normalised.
-        identity: of the model, for headers.
+    `made_from` are `stamps` from before the files were read; nothing is written if they have
+    changed, or if the folder cannot be written. The tower was found equal to open_clip's.
     """
     path = _entry(source)
     if path is None:
@@ -177,9 +169,8 @@ def write_entry(source: ModelSource, made_from: Stamps, state: Mapping[str, Tens
 def read_entry(source: ModelSource) -> tuple[VisionTower, Colours, dict[str, str]] | None:
     """Rebuild a tower from its cache entry; None if there is none, or if a file has changed.
 
-    Returns:
-        the tower, frozen and in evaluation mode; mean and standard deviation of RGB; the model's
-        identity.
+    Returns the tower, frozen and in evaluation mode; mean and standard deviation of RGB; and the
+    model's identity.
     """
     try:
         path = _entry(source)
@@ -187,9 +178,9 @@ def read_entry(source: ModelSource) -> tuple[VisionTower, Colours, dict[str, str
             return None
         with safe_open(path, "pt") as file:
             content = _content(file)
-            # Fresh memory: how a file's tensors are aligned may change a product's last bits.
+            # Fresh memory: the alignment of a file's tensors may change a product's last bits.
             state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        # Of a model's files, those that it is in today; of a download, the one remembered.
+        # For a folder or file, its weights of today; for a download, the remembered file.
         weights = (find_weights(source.path) if source.path and source.form == "folder"
                    else recognise(source.path or Path(content["files"][0][0])))
         names = {str(ours): str(theirs) for ours, theirs in content["names"].items()}
@@ -205,12 +196,12 @@ def read_entry(source: ModelSource) -> tuple[VisionTower, Colours, dict[str, str
 
 
 def _content(file: Any) -> JsonObject:
-    """What an open entry says in addition to its tensors."""
+    """Return the values of an open entry besides its tensors."""
     return dict(parse_json(file.metadata()["tower"]))
 
 
 def _drop_vanished(folder: Path) -> None:
-    """Delete the entries of weights that are no longer there."""
+    """Delete the entries of weights that no longer exist."""
     for path in folder.glob("*.safetensors"):
         with contextlib.suppress(*_UNUSABLE):
             with safe_open(path, "pt") as file:
@@ -220,11 +211,11 @@ def _drop_vanished(folder: Path) -> None:
 
 
 def _entry(source: ModelSource) -> Path | None:
-    """The file of a model's entry; another version of what made it, and it is another."""
+    """Return the file of a model's entry; it depends on the versions of all that makes a tower."""
     folder = cache_folder()
     if folder is None:
         return None
-    # The code that makes towers, which a checkout changes without a new version.
+    # A checkout changes the code that makes towers without a new version.
     code = b"".join(Path(__file__).with_name(name).read_bytes()
                     for name in ("towers.py", "stored_towers.py"))
     versions = [__version__, torch.__version__, hashlib.sha256(code).hexdigest()]
@@ -238,7 +229,7 @@ def _entry(source: ModelSource) -> Path | None:
 
 def _match(tower: Mapping[str, Tensor], state: Mapping[str, Tensor]
            ) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Names in the tower to names in its weights; and the tensors that were computed from these."""
+    """Return the tower's names to those in its weights, and tensors that were computed."""
     names, computed = {}, {}
     for ours, tensor in tower.items():
         found = next((theirs for theirs, other in state.items() if _is_same(tensor, other)), None)
@@ -250,7 +241,7 @@ def _match(tower: Mapping[str, Tensor], state: Mapping[str, Tensor]
 
 
 def _is_same(tensor: Tensor, other: Tensor) -> bool:
-    """Tell whether two tensors hold the same numbers; the first few tell most apart."""
+    """Return whether two tensors hold the same numbers; compare the first few first."""
     if tensor.shape != other.shape:
         return False
     ours, theirs = tensor.flatten(), other.flatten()

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.clip.catalogue import import_timm
+from vpltool.clip.catalogue import import_library
 from vpltool.clip.weights import without_random_init
-from vpltool.core.adapted import AdaptedTower, Level, Passed, grid_of
+from vpltool.core.tower import AdaptedTower, Level, Passed, grid_of
 from vpltool.errors import VplError, first_line, silent
 from vpltool.json_text import JsonObject
 
@@ -33,12 +33,8 @@ _FOREIGN = ("pretrained", "checkpoint", "cache", "file", "url")
 
 
 def check_timm(name: str) -> ModuleType:
-    """Return timm, which has a model of this name.
-
-    Raises:
-        VplError: it has none, or is not installed.
-    """
-    timm = import_timm()
+    """Return timm; raise a VplError if it has no model of this name, or is not installed."""
+    timm = import_library("timm")
     if not timm.is_model(name.partition(".")[0]):
         known = timm.list_models()
         # All of its thousand names are no help.
@@ -49,19 +45,11 @@ def check_timm(name: str) -> ModuleType:
 
 def create_timm(name: str, options: Mapping[str, object] | None = None, *,
                 pretrained: bool = False, seed: int | None = None) -> tuple[Any, JsonObject]:
-    """Build a model of timm without its classifier.
+    """Build a model of timm without its classifier, frozen and in evaluation mode.
 
-    Args:
-        name: in timm.
-        options: of timm's model; default: those by which it takes any size.
-        pretrained: whether to fetch its weights.
-        seed: of random weights, as timm begins a training; None: they are given later.
-
-    Returns:
-        the model, frozen and in evaluation mode; the options that it was built with.
-
-    Raises:
-        VplError: timm has no such model, or cannot build or load it.
+    The default `options` let it take any size; those it was built with are returned too.
+    `pretrained` fetches its weights; a `seed` gives random ones, as for training; otherwise they
+    are filled in later. Raises a VplError if timm has no such model, or cannot build or load it.
     """
     timm = check_timm(name)
     for given in (options,) if options is not None else _WAYS:
@@ -82,12 +70,10 @@ def create_timm(name: str, options: Mapping[str, object] | None = None, *,
 
 
 def fill_timm(model: nn.Module, state: Mapping[str, Tensor], name: str, where: str) -> None:
-    """Load weights into a model of timm; those of a classifier are left out.
+    """Load weights into a model of timm, without those of a classifier.
 
-    Weights as their authors published them are renamed by timm's own code.
-
-    Raises:
-        VplError: names or shapes differ.
+    Weights with their authors' names are renamed by timm's own code. Raises a VplError if names or
+    shapes differ.
     """
     wanted = model.state_dict()
     if not set(wanted) <= set(state):
@@ -102,7 +88,7 @@ def fill_timm(model: nn.Module, state: Mapping[str, Tensor], name: str, where: s
 
 def _renamed(model: nn.Module, state: Mapping[str, Tensor], name: str, where: str
              ) -> Mapping[str, Tensor]:
-    """Rename weights as timm does that of the authors' own files; unchanged if it cannot."""
+    """Rename the weights of an authors' own file as timm does; unchanged if it cannot."""
     if "qkvb" not in name and "storage_tokens" in state and any(
             key.endswith("qkv.bias") and bool(tensor.any()) for key, tensor in state.items()):
         raise VplError(f"{where} has biases (`qkv.bias`), timm's {name} has none",
@@ -113,7 +99,7 @@ def _renamed(model: nn.Module, state: Mapping[str, Tensor], name: str, where: st
         # It would be resampled to another size of patch.
         return state
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    # What it makes of a file of something else is not known.
+    # It may raise anything for a file of something else.
     with contextlib.suppress(Exception), silent():
         return rename(dict(state), model) if rename else state
     return state
@@ -125,8 +111,7 @@ class TimmTower(AdaptedTower):
     def __init__(self, model: Any, name: str, options: Mapping[str, object]) -> None:
         """Wrap a model of timm in evaluation mode, built with these options.
 
-        Raises:
-            VplError: it gives no patches, or only of photos of one size.
+        Raises a VplError if it gives no patches, or takes photos of one size only.
         """
         levels, tokens = _probe(model, name)
         prefix = int(getattr(model, "num_prefix_tokens", 0)) if tokens else 0
@@ -147,7 +132,7 @@ class TimmTower(AdaptedTower):
         model: Any = self.model
         last = self.depth - 1
         wanted = sorted({*levels, last})
-        with self._watched(attention_blocks) as seen:
+        with self._watched(attention_blocks) as attentions:
             final, found = model.forward_intermediates(
                 pixels, indices=wanted, output_fmt="NLC" if self.tokens else "NCHW")
         if not self.tokens:
@@ -157,22 +142,22 @@ class TimmTower(AdaptedTower):
         norm = None if self.tokens else _last_norm(model, self.levels[last].width)
         if norm is not None:
             normed = F.layer_norm(normed, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-        return Passed(normed, outputs, seen)
+        return Passed(normed, outputs, attentions)
 
     @contextlib.contextmanager
     def _watched(self, blocks: int) -> Iterator[list[Tensor]]:
-        """Note the attention of the last blocks while the model runs, heads averaged."""
-        seen: list[Tensor] = []
+        """Record the attention of the last blocks while the model runs, heads averaged."""
+        recorded: list[Tensor] = []
         modules = [block.attn for block in list(getattr(self.model, "blocks", ()))[-blocks:]
                    ] if blocks else []
         fused = [module.fused_attn for module in modules]
         hooks = [module.attn_drop.register_forward_hook(
-            lambda _module, _inputs, output: seen.append(output.mean(dim=1)))
+            lambda _module, _inputs, output: recorded.append(output.mean(dim=1)))
             for module in modules]
         try:
             for module in modules:
                 module.fused_attn = False
-            yield seen
+            yield recorded
         finally:
             for module, before, hook in zip(modules, fused, hooks, strict=True):
                 module.fused_attn = before
@@ -180,27 +165,24 @@ class TimmTower(AdaptedTower):
 
     @torch.no_grad()
     def _shows_attention(self) -> bool:
-        """Tell whether each block attends to all tokens, in a way that can be watched."""
+        """Return whether each block attends to all tokens, in a way that can be recorded."""
         blocks = list(getattr(self.model, "blocks", ()))
         if len(blocks) != self.depth or not all(
                 isinstance(getattr(getattr(block, "attn", None), "attn_drop", None), nn.Dropout)
                 and hasattr(block.attn, "fused_attn") for block in blocks):
             return False
-        seen = self.run(self.weight.new_zeros(1, 3, 2 * self.patch, 3 * self.patch), (),
-                        self.depth).attentions
+        found = self.run(self.weight.new_zeros(1, 3, 2 * self.patch, 3 * self.patch), (),
+                         self.depth).attentions
         length = 6 + self.prefix
-        return [part.shape for part in seen] == [(1, length, length)] * self.depth
+        return [part.shape for part in found] == [(1, length, length)] * self.depth
 
 
 def described_timm(config: Mapping[str, Any]) -> tuple[
         JsonObject, Callable[[], nn.Module], Callable[[Any], TimmTower]]:
-    """What a file says of a model of timm.
+    """Read a file's description of a model of timm.
 
-    Returns:
-        the options of the model; what builds it; what makes a tower of it.
-
-    Raises:
-        ValueError: it describes no such model.
+    Returns the model's options, a function that builds it, and one that makes a tower of it. Raises
+    a ValueError if it describes no such model.
     """
     name, options = config.get("model"), config.get("options")
     if not isinstance(name, str) or not isinstance(options, dict) or any(
@@ -212,7 +194,7 @@ def described_timm(config: Mapping[str, Any]) -> tuple[
 
 @torch.no_grad()
 def _probe(model: Any, name: str) -> tuple[list[Level], bool]:
-    """Levels of a model, seen on a small photo; whether they are tokens, or maps."""
+    """Return the levels of a model, run on a small photo, and whether they are tokens, not maps."""
     if not hasattr(model, "forward_intermediates"):
         raise VplError(f"timm's {name} does not give the outputs of its layers", INSTEAD)
     strides = [int(entry.get("reduction", 32)) for entry in model.feature_info]
@@ -234,7 +216,7 @@ def _probe(model: Any, name: str) -> tuple[list[Level], bool]:
 
 
 def _gives_tokens(model: Any, pixels: Tensor, maps: Tensor) -> bool:
-    """Tell whether a model ends in tokens (B, prefix+n, width), all normed."""
+    """Return whether a model ends in tokens (B, prefix+n, width), all normed."""
     try:
         final, found = model.forward_intermediates(pixels, indices=1, output_fmt="NLC")
     except (AssertionError, TypeError):
@@ -246,7 +228,7 @@ def _gives_tokens(model: Any, pixels: Tensor, maps: Tensor) -> bool:
 
 
 def _last_norm(model: object, width: int) -> nn.LayerNorm | None:
-    """The norm after the last level of a model of maps; None if there is none."""
+    """Return the norm after the last level of a model of maps; None if there is none."""
     parts = [getattr(model, "norm", None), getattr(getattr(model, "head", None), "norm", None)]
     if hasattr(model, "stages"):
         parts.insert(0, getattr(model, "norm_pre", None))

@@ -1,7 +1,7 @@
 """Our tower with the weights of others: open_clip's ViT, SigLIP's, DINO's and timm's ViT.
 
-A part that is not known is refused by name, and what was copied from a module is compared with it
-on random input: no copy can give other features than its original.
+Unknown parts are refused by name, and a copy of a module is compared with it on random input, so
+that no copy can give other features than its original.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ HEAD_WIDTH = 64
 """Channels of a head, in every published model of DINO and DINOv2."""
 
 DINO = Resampling("bicubic", offset=0.1)
-"""As DINO's and DINOv2's code resamples positions."""
+"""Resampling of positions in DINO's and DINOv2's code."""
 
 SMOOTHED = Resampling("bicubic", antialias=True)
-"""As timm does, and DINOv2's models with registers."""
+"""Resampling of positions in timm, and in DINOv2's models with registers."""
 
 _ENCODERS = "give a ViT-S, -B or -L of DINO or DINOv2, or a CLIP: `encoder='MODEL:PRETRAINED'`"
 
 _UNUSED = ("mask_token", "head.", "head_dist.", "fc_norm.")
-"""Beginnings of names of what training or classifying needs, and patch tokens do not."""
+"""Beginnings of names of tensors that only training or classification needs."""
 
 
 class _Parts:
-    """A state dict from which parts are taken, so that what is left over can be told."""
+    """A state dict from which parts are taken, so that unknown parts can be refused."""
 
     def __init__(self, state: Mapping[str, Tensor], where: str, instead: str) -> None:
         self.left = dict(state)
@@ -73,7 +73,7 @@ class _Parts:
         return {kind: self.take(name + kind) for kind in ("weight", "bias")}
 
     def check_empty(self) -> None:
-        """Refuse what nobody has taken."""
+        """Refuse parts that were not taken."""
         for name in sorted(self.left):
             if not name.startswith(_UNUSED):
                 raise VplError(f"{self.where} has `{name}`, which vpltool does not know",
@@ -83,9 +83,7 @@ class _Parts:
 def tower_from_open_clip(visual: nn.Module) -> VisionTower:
     """Copy the vision tower of an open_clip model in evaluation mode.
 
-    Raises:
-        VplError: the tower is another architecture, or has parts that are not supported; the
-            message names them.
+    Raises a VplError if its architecture, or a part that the message names, is not supported.
     """
     source: Any = visual
     name = type(visual).__name__
@@ -99,7 +97,7 @@ def tower_from_open_clip(visual: nn.Module) -> VisionTower:
         raise VplError(f"a {name} tower has no patch tokens to make CAMs from", INSTEAD)
     embedded, pooled = _compare(tower, owner, part, blocks, visual)
     if getattr(source, "attn_pool", None) is None:
-        # Of open_clip's own pooler our head has the value path alone: pooled, they differ.
+        # Our head has only the value path of open_clip's own pooler: pooled, they differ.
         found = (tower.head.patch_embeddings(embedded[:, 0]) if tower.by_token
                  else tower.head.pooled(embedded))
         _expect_equal("pooling", found, F.normalize(pooled, dim=-1))
@@ -176,8 +174,7 @@ def _siglip_head(norm: Any, pooler: Any, shape: BlockShape) -> Head:
 def tower_from_timm(model: nn.Module, name: str) -> VisionTower:
     """Copy a ViT of timm in evaluation mode, without its pooler, and compare the copy with it.
 
-    Raises:
-        VplError: it is another architecture, or has parts that are not supported.
+    Raises a VplError if its architecture or a part is not supported.
     """
     source: Any = model
     if type(model).__name__ != "VisionTransformer":
@@ -195,7 +192,7 @@ def tower_from_timm(model: nn.Module, name: str) -> VisionTower:
 
 
 def is_state_of_vit(state: Mapping[str, Tensor]) -> bool:
-    """Tell whether a state dict has the names of DINO's code."""
+    """Return whether a state dict has the names of DINO's code."""
     return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(state)
 
 
@@ -206,19 +203,19 @@ def tower_from_state(
 ) -> VisionTower:
     """Make a tower from a state dict with the names of DINO's code: DINO, DINOv2, iBOT, timm's ViT.
 
-    Sizes are told from shapes.
+    Sizes follow from shapes.
 
     Args:
         state: name to tensor.
-        where: what it is of, for messages.
+        where: its origin, for messages.
         heads: of each block; 0: as many as are 64 channels wide.
         eps: of every LN.
         activation: of every MLP, one of `core.blocks.ACTIVATIONS`.
-        grid: that the positions are for; default: the square that fits.
+        grid: of the positions; default: the square that fits.
         resampling: of the positions; default: as in DINO's code, or DINOv2's with registers.
 
     Raises:
-        VplError: a part is missing, not known, or of a shape that does not fit.
+        VplError: a part is missing, unknown, or of a shape that does not fit.
     """
     parts = _Parts(state, where, _ENCODERS)
     weight, bias = parts.take("patch_embed.proj.weight"), parts.take_any("patch_embed.proj.bias")
@@ -255,21 +252,21 @@ def tower_from_state(
 
 def _positions(table: Tensor, prefix: int, grid: tuple[int, int] | None, where: str
                ) -> tuple[Tensor, tuple[int, int]]:
-    """Give every token its position (prefix+h·w, width): registers may have none, or no token."""
+    """Return the positions of all tokens (prefix+h·w, width), 0 where there are none; the grid."""
     for own in (prefix, 1, 0):
         patches = len(table) - own
         side = math.isqrt(max(patches, 0))
         found = grid or (side, side)
         if own <= prefix and patches > 0 and found[0] * found[1] == patches:
-            none = table.new_zeros(prefix - own, table.shape[1])
-            return torch.cat([table[:own], none, table[own:]]), found
+            zeros = table.new_zeros(prefix - own, table.shape[1])
+            return torch.cat([table[:own], zeros, table[own:]]), found
     raise VplError(f"{where}: {len(table)} positions do not form a square grid", _ENCODERS)
 
 
 def _tower(conv: Any, grid: tuple[int, int], blocks: list[Block], head: Head, *, cls: Tensor,
            positions: Tensor, ln_pre: nn.Module | None = None, by_token: bool = False,
            resampling: Resampling | None = None) -> VisionTower:
-    """Put a tower together, frozen and in evaluation mode; the head takes the last block."""
+    """Assemble a tower, frozen and in evaluation mode; the head takes the last block."""
     height, width = conv.kernel_size
     if height != width or conv.stride != conv.kernel_size:
         raise VplError(f"patches of {conv.kernel_size} are not square, or overlap", INSTEAD)
@@ -285,7 +282,7 @@ def _tower(conv: Any, grid: tuple[int, int], blocks: list[Block], head: Head, *,
 
 
 def _copy_block(source: Any) -> Block:
-    """Copy a block of open_clip or timm; a part that is not known is refused."""
+    """Copy a block of open_clip or timm; refuse unknown parts."""
     kind = type(source).__name__
     if kind not in BLOCK_PARTS:
         raise VplError(f"blocks of type {kind} are not supported", INSTEAD)
@@ -322,7 +319,7 @@ def _fill(target: Any, weight: Tensor, bias: Tensor) -> None:
 
 
 def _activation_of(module: nn.Module) -> str:
-    """Name an activation as `core.blocks` does."""
+    """Return the name of an activation in `core.blocks`."""
     name = type(module).__name__
     if name not in ACTIVATIONS:
         raise VplError(f"the activation {name} is not supported", near_name(name, ACTIVATIONS))
@@ -335,11 +332,8 @@ def _compare(tower: VisionTower, owner: Any, part: str, blocks: Any,
              run: Callable[[Tensor], Any]) -> tuple[Tensor, Tensor]:
     """Compare each block on a few tokens, then the patch embedding on random pixels.
 
-    It costs little more than reading the weights; a whole forward pass as much as a photo.
-    `owner.part` runs the original's `blocks`, and `run` all of it.
-
-    Returns:
-        without the blocks, the tokens (1, N, width), and what the original gives.
+    That is much cheaper than a whole forward pass. `owner.part` runs the original's `blocks`, and
+    `run` all of it. Returns the tokens (1, N, width) and the original's output without the blocks.
     """
     chance = torch.Generator().manual_seed(0)
     like = next(owner.parameters())
@@ -347,9 +341,9 @@ def _compare(tower: VisionTower, owner: Any, part: str, blocks: Any,
     for number, (ours, theirs) in enumerate(
             zip([*tower.blocks, tower.head.block], blocks, strict=True)):
         _expect_equal(f"block {number}", ours(tokens), theirs(tokens.to(like)))
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
     passage = nn.Identity()
-    passage.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    passage.register_forward_hook(lambda _module, given, _output: inputs.append(given[0]))
     original = getattr(owner, part)
     setattr(owner, part, passage)
     try:
@@ -359,12 +353,12 @@ def _compare(tower: VisionTower, owner: Any, part: str, blocks: Any,
     finally:
         setattr(owner, part, original)
     embedded = tower.embed(pixels)
-    _expect_equal("the patch embedding", embedded, seen[0])
+    _expect_equal("the patch embedding", embedded, inputs[0])
     return embedded, result[0] if isinstance(result, tuple) else result
 
 
 def _expect_equal(part: str, found: Tensor, wanted: Tensor) -> None:
-    """Refuse a copy that does not give what its original gives; the part is named."""
+    """Refuse a copy whose output differs from its original's; the message names the part."""
     wanted = wanted.to(found)
     if (found.shape != wanted.shape
             or not float((found - wanted).abs().max()) <= TOLERANCE * float(wanted.abs().max())):

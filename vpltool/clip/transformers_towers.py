@@ -1,7 +1,7 @@
 """Encoders of the package transformers, run by its own code: DINOv2 and 3, CLIP, SigLIP, TIPSv2.
 
 Only classes that are named here are built: no Python code comes from a repository, and weights are
-read from safetensors alone. The package is imported when such an encoder is asked for.
+read from safetensors alone.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpltool.clip.catalogue import fetch_file, import_transformers
+from vpltool.clip.catalogue import fetch_file, import_library
 from vpltool.clip.models import IMAGENET, Colours, colours_of, read_model_file
-from vpltool.core.adapted import AdaptedTower, Level, Passed, grid_of
+from vpltool.core.tower import AdaptedTower, Level, Passed, grid_of
 from vpltool.errors import VplError, first_line, near_name, silent
 from vpltool.json_text import JsonObject
 
@@ -39,21 +39,13 @@ _PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 @dataclass(frozen=True)
 class Family:
-    """A vision model of transformers.
+    """A vision model of transformers."""
 
-    Args:
-        name: of its classes, `NAMEConfig` and `NAMEModel`.
-        colours: mean and standard deviation of RGB, where no file gives them.
-        resampled: whether it must be asked to resample its positions.
-        norm: its norm that its own last state lacks; empty: it has it.
-        packed: whether it takes patches in place of pixels.
-    """
-
-    name: str
-    colours: Colours = IMAGENET
-    resampled: bool = False
-    norm: str = ""
-    packed: bool = False
+    name: str  # of its classes, `NAMEConfig` and `NAMEModel`
+    colours: Colours = IMAGENET  # mean and standard deviation of RGB, if no file gives them
+    resampled: bool = False  # whether it must be asked to resample its positions
+    norm: str = ""  # name of the norm that its last hidden state lacks; empty: none
+    packed: bool = False  # whether it takes patches instead of pixels
 
 
 FAMILIES = {
@@ -69,7 +61,7 @@ FAMILIES = {
     "siglip2_vision_model": Family("Siglip2Vision", _HALF, packed=True),
     "tipsv2_vision_model": Family("Tipsv2Vision", _PLAIN),
 }
-"""`model_type` of config.json to what it is."""
+"""`model_type` of config.json to its family."""
 
 WHOLE = {"clip": "clip_vision_model", "metaclip_2": "metaclip_2_vision_model",
          "siglip": "siglip_vision_model", "siglip2": "siglip2_vision_model",
@@ -82,10 +74,9 @@ _LEFT_OUT = ("_", "auto_map", "quantization_config", "attn_implementation", "tra
 
 
 def fetch_folder(repository: str) -> Path:
-    """Return the folder of a repository on this machine, downloaded where it is not there.
+    """Return the folder of a repository on this machine, after downloading what is missing.
 
-    Raises:
-        VplError: no network, no such repository, or none of its form.
+    Raises a VplError without a network, or if there is no such repository, or it has another form.
     """
     hint = (f"without a network: download {CONFIG} and {WEIGHTS[0]} from "
             f"https://huggingface.co/{repository} into a folder, and give that")
@@ -104,11 +95,8 @@ def fetch_folder(repository: str) -> Path:
 def load_folder(folder: Path, name: str) -> tuple[TransformersTower, Colours]:
     """Load the vision tower of a folder with `config.json` and `model.safetensors`.
 
-    Returns:
-        the tower, which messages call `name`; mean and standard deviation of RGB.
-
-    Raises:
-        VplError: it is no model of a known family, or its weights are of another one.
+    Returns the tower, which messages call `name`, with mean and standard deviation of RGB. Raises a
+    VplError if the model is of no known family, or the weights are of another one.
     """
     kind, values = _vision_values(folder / CONFIG)
     weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
@@ -137,16 +125,9 @@ class TransformersTower(AdaptedTower):
     """A vision model of transformers."""
 
     def __init__(self, model: object, kind: str, values: Mapping[str, object], name: str) -> None:
-        """Wrap a model in evaluation mode.
+        """Wrap a model in evaluation mode; raise a VplError if it takes photos of one size only.
 
-        Args:
-            model: the model.
-            kind: its `model_type`.
-            values: of its configuration.
-            name: of the encoder, for messages.
-
-        Raises:
-            VplError: it takes only photos of one size.
+        `kind` is its `model_type`, `values` are those of its configuration; `name` is for messages.
         """
         nn.Module.__init__(self)
         self.model = model
@@ -172,7 +153,7 @@ class TransformersTower(AdaptedTower):
 
     def _pass(self, pixels: Tensor, outputs: dict[int, Tensor], levels: set[int] | None,
               attention: bool) -> tuple[Tensor, Sequence[Tensor]]:
-        """Run the model, and note the outputs of levels; None: of all."""
+        """Run the model, and collect the outputs of levels; None: of all."""
         def note(index: int) -> Any:
             def hook(_module: nn.Module, _inputs: object, output: Any) -> None:
                 outputs[index] = output[0] if isinstance(output, tuple) else output
@@ -198,7 +179,7 @@ class TransformersTower(AdaptedTower):
         return last, found.attentions if attention else ()
 
     def _given(self, pixels: Tensor) -> JsonObject:
-        """What the model takes for photos (B, 3, H, W)."""
+        """Return the model's arguments for photos (B, 3, H, W)."""
         if not self.family.packed:
             return {"pixel_values": pixels,
                     **({"interpolate_pos_encoding": True} if self.family.resampled else {})}
@@ -213,7 +194,7 @@ class TransformersTower(AdaptedTower):
 
     @torch.no_grad()
     def _probe(self, name: str) -> tuple[list[Level], int]:
-        """Find out what the model gives, on a small photo: its levels, tokens before patches."""
+        """Return the model's levels, and the number of tokens before patches, on a small photo."""
         values: Any = self.config["values"]
         side = values.get("patch_size") or 32
         side = side[0] if isinstance(side, (list, tuple)) else int(side)
@@ -232,14 +213,11 @@ class TransformersTower(AdaptedTower):
 
 def described_transformers(config: Mapping[str, Any]) -> tuple[
         JsonObject, Callable[[], nn.Module], Callable[[Any], TransformersTower]]:
-    """What a file says of a model of transformers.
+    """Read a file's description of a model of transformers.
 
-    Returns:
-        the values of its configuration; what builds it; what makes a tower of it.
-
-    Raises:
-        ValueError: it describes no such model.
-        VplError: transformers is not installed, or does not have it.
+    Returns the values of its configuration, a function that builds it, and one that makes a tower
+    of it. Raises a ValueError if it describes no such model, a VplError if transformers is not
+    installed or lacks the model.
     """
     kind, name, values = (config.get(key) for key in ("model", "name", "values"))
     if kind not in FAMILIES or not isinstance(values, dict) or not isinstance(name, str):
@@ -251,7 +229,7 @@ def described_transformers(config: Mapping[str, Any]) -> tuple[
 
 
 def _classes(kind: str) -> tuple[Any, Any]:
-    transformers = import_transformers()
+    transformers = import_library("transformers")
     name = FAMILIES[kind].name
     try:
         return getattr(transformers, f"{name}Config"), getattr(transformers, f"{name}Model")
@@ -261,7 +239,7 @@ def _classes(kind: str) -> tuple[Any, Any]:
 
 
 def _vision_values(path: Path) -> tuple[str, JsonObject]:
-    """The `model_type` and the values of the vision tower that a config.json describes."""
+    """Return `model_type` and values of the vision tower that a config.json describes."""
     content = read_model_file(path, WEIGHTS[0])
     kind = str(content.get("model_type"))
     if kind in WHOLE:
@@ -279,14 +257,14 @@ def _clean(content: Mapping[str, object]) -> JsonObject:
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:
-    """The blocks or stages of a model: the first list of modules from outside."""
+    """Return the blocks or stages of a model: its outermost list of modules."""
     lists = [(name.count("."), module) for name, module in model.named_modules()
              if isinstance(module, nn.ModuleList)]
     return min(lists, key=lambda entry: entry[0])[1]
 
 
 def _colours(folder: Path, family: Family) -> Colours:
-    """Mean and standard deviation of RGB, as the folder says, or of the family."""
+    """Return mean and standard deviation of RGB, of the folder or otherwise the family."""
     path = next((folder / name for name in _COLOURS if (folder / name).is_file()), None)
     if path is None:
         return family.colours

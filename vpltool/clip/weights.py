@@ -2,8 +2,7 @@
 
 A torch checkpoint is a pickle, and unpickling can run any code; a TorchScript archive, OpenAI's
 own format, contains a program. Here only tensors are read: safetensors directly, checkpoints with
-torch's `weights_only`, archives with an unpickler that accepts tensors and containers and refuses
-everything else. Heavy modules are imported inside the functions that use them.
+torch's `weights_only`, archives with an unpickler that refuses all but tensors and containers.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from vpltool.json_text import JsonObject, parse_json
 from vpltool.lazy import Tensor, safetensors, torch
 
 OPENAI_MARK = "input_resolution"
-"""An entry that only OpenAI's files have beside the weights, in every format."""
+"""An entry beside the weights that only OpenAI's files have, in every format."""
 
 OPENAI_EXTRAS = (OPENAI_MARK, "context_length", "vocab_size")
 """Numbers among the tensors of OpenAI's files."""
@@ -34,38 +33,31 @@ OPENAI_EXTRAS = (OPENAI_MARK, "context_length", "vocab_size")
 _AGAIN = "download it again, or give a CLIP's weights as .pt, .bin or .safetensors"
 
 _ROOM = 1 << 26
-"""Bytes that a zip may hold, however small it is packed."""
+"""Unpacked bytes that a zip of any size may hold."""
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OSError,
                KeyError, struct.error)
-"""What `zipfile` raises at damaged files, encrypted ones, and unknown ways of packing."""
+"""Errors of `zipfile` for damaged or encrypted files, and unknown compression."""
 
 _BROKEN = (*_ZIP_ERRORS, TypeError, IndexError, AttributeError, MemoryError,
            OverflowError, UnicodeError, AssertionError)
-"""What a damaged pickle raises: lengths in it may be anything."""
+"""Errors of a damaged pickle, whose lengths may be anything."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file that holds weights, judged by its first bytes and its table of contents.
-
-    Args:
-        path: the file.
-        form: `safetensors`, `torchscript` (the archives that OpenAI publishes), or `torch`.
-        openai: whether it has the mark of OpenAI's own files.
-    """
+    """A file that holds weights, by its first bytes and its table of contents."""
 
     path: Path
-    form: str
-    openai: bool
+    form: str  # `safetensors`, `torchscript` (the archives that OpenAI publishes), or `torch`
+    openai: bool  # whether it has the mark of OpenAI's own files
 
 
 def recognise(path: Path) -> WeightFile:
-    """Tell the format of a weight file without reading the weights.
+    """Recognise the format of a weight file without reading the weights.
 
-    Raises:
-        VplError: it holds no weights: it is empty, a web page, a Git LFS pointer, truncated, or
-            something else.
+    Raises a VplError, with the reason, if it holds no weights: it may be empty, a web page, a Git
+    LFS pointer, or truncated.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -76,8 +68,8 @@ def recognise(path: Path) -> WeightFile:
         return _recognise_zip(path)
     if start.startswith(b"\x80") and not (
             start[8:9] == b"{" and int.from_bytes(start[:8], "little") < size):
-        # A plain pickle, from torch before 1.6. Only reading it shows what it holds. The length
-        # that a safetensors begins with may have the same first byte.
+        # A plain pickle, from torch before 1.6; only reading it shows its content. The length at
+        # the beginning of a safetensors may have the same first byte.
         return WeightFile(path, "torch", False)
     if len(start) > 8 and start[8:9] == b"{":
         return WeightFile(path, "safetensors", OPENAI_MARK in _safetensors_entries(path, size))
@@ -97,7 +89,7 @@ def _recognise_zip(path: Path) -> WeightFile:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             held = sum(entry.file_size for entry in archive.infolist())
-            # Weights hardly become smaller by packing.
+            # Weights can hardly be compressed.
             if held > _ROOM + 8 * size:
                 raise VplError(f"{path} would expand from {size} bytes to {held}: these are not "
                                "weights", _AGAIN)
@@ -133,14 +125,8 @@ def read_weights(file: WeightFile, names: Collection[str] | None = None) -> dict
     """Read a state dict: name, as in open_clip, to tensor, without OpenAI's extra entries.
 
     Checkpoints of a training run (a dict with `state_dict`, names prefixed with `module.`) are
-    unwrapped.
-
-    Args:
-        file: the file.
-        names: the tensors that are wanted, where the format allows reading only some.
-
-    Raises:
-        VplError: the file is damaged, or holds more than tensors.
+    unwrapped. `names` are the wanted tensors, if the format allows reading only some. Raises a
+    VplError if the file is damaged, or holds more than tensors.
     """
     path = file.path
     try:
@@ -177,9 +163,9 @@ def read_weights(file: WeightFile, names: Collection[str] | None = None) -> dict
 
 @contextlib.contextmanager
 def without_random_init() -> Iterator[None]:
-    """Leave out the random initialisation of new parameters, which are about to be overwritten.
+    """Skip the random initialisation of new parameters, which are about to be overwritten.
 
-    For ViT-B/16 it takes longer than all the rest of loading.
+    For ViT-B/16 it takes longer than all other parts of loading.
     """
     from torch.overrides import TorchFunctionMode
 
@@ -215,7 +201,7 @@ class _Module:
 
 
 def _within_itself(content: bytes) -> bytes:
-    """Check a pickle's lengths: C's unpickler makes room for what they say before it reads on."""
+    """Check a pickle's lengths: C's unpickler allocates them before it reads on."""
     for code, argument, _ in pickletools.genops(content):
         if code.name.endswith("PUT") and (argument or 0) >= len(content):
             raise ValueError(f"{code.name} {argument} is beyond its {len(content)} bytes")
@@ -277,7 +263,7 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
 
 
 def _named_tensors(module: object, prefix: str, seen: set[int]) -> list[tuple[str, Tensor]]:
-    """List the tensors of a module, each module once: a file can make a circle of them."""
+    """List the tensors of a module; refuse one that occurs twice: a file can make circles."""
     if id(module) in seen:
         raise ValueError(f"the module `{prefix}` is in it twice")
     seen.add(id(module))

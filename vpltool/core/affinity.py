@@ -4,11 +4,10 @@ CLIP-ES's class-aware attention affinity (CAA) spreads CAMs along attention, wit
 matrix T = D² is never formed: (T ∘ mask) c = D(D(mask ∘ c)), and D is the attention scaled by two
 vectors: a few matrix products for all classes at once.
 
-Border saliency finds objects of any class, as patches that do not look like the photo's border. A
-text prototype tells which class a photo shows, but often not where: with a small encoder, its
-scores ranked the patches of an object no better than chance. The border prior is older than CLIP
-(Zhu et al., CVPR 2014: background touches the border). Here the patches from which a random walk
-reaches the border are background.
+Border saliency finds objects of any class, as patches that do not look like the photo's border
+(Zhu et al., CVPR 2014: background touches the border). Here patches from which a random walk
+reaches the border are background. With a small encoder, scores of a text prototype ranked the
+patches of an object no better than chance.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from vpltool.lazy import F, Tensor, torch
 SINKHORN_ROUNDS = 3
 
 _UNSEEN_ROUNDS = 8
-"""On a GPU, rounds of growing components between two checks of whether they still grow."""
+"""On a GPU, rounds in which components grow between two checks whether they still do."""
 
 
 def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[Tensor, Tensor]:
@@ -37,14 +36,11 @@ def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[
 
 
 def box_mask(cams: Tensor, threshold: float | Tensor, *, exclusive: bool = False) -> Tensor:
-    """Return the union of the bounding boxes around the bright regions of each CAM (maps, h, w).
+    """Return the union of the boxes around the bright regions of each CAM in [0, 1] (maps, h, w).
 
     As in CLIP-ES: the boxes of the 8-connected components of floor(255·cam) > floor(threshold·max).
-
-    Args:
-        cams: maps in [0, 1] (maps, h, w).
-        threshold: λ, 0.4 for VOC and 0.7 for COCO; or one for each map (maps, 1, 1).
-        exclusive: leave the map's last row and column out of every box, as in CLIP-ES.
+    The threshold is λ, 0.4 for VOC and 0.7 for COCO, or one for each map (maps, 1, 1). `exclusive`
+    leaves the map's last row and column out of every box, as in CLIP-ES.
     """
     count, height, width = cams.shape
     # CLIP-ES normalises a map twice, so its maximum is 1 − 1e-7, which is level 254, and the
@@ -93,16 +89,11 @@ def _components(bright: Tensor, rounds: int) -> Tensor:
 
 
 def attention_walk(attentions: Sequence[Tensor], shares: Sequence[float], maps: Tensor) -> Tensor:
-    """Take two steps along the weighted mean of doubly stochastic attentions: (n, K), float32.
+    """Take two steps along the weighted mean of doubly stochastic attentions (n, n), from maps.
 
-    Each is made doubly stochastic by itself: without the class token and the registers, rows of
-    different encoders sum to different numbers, and the shares would not be those asked for. A mean
-    of doubly stochastic matrices is one; none is formed.
-
-    Args:
-        attentions: of each encoder (n, n).
-        shares: of each; an encoder without one is not looked at.
-        maps: (n, K), float32.
+    Maps and result are (n, K), float32; attentions without a share are not read. Each is made
+    doubly stochastic by itself: without class token and registers, rows of different encoders sum
+    to different numbers, which would change the shares. The mean matrix is never formed.
     """
     used = [(share, attention.float()) for share, attention in zip(shares, attentions, strict=True)
             if share]
@@ -133,16 +124,10 @@ def patch_walk(patches: Tensor, tau: float) -> Tensor:
 
 def border_saliency(patches: Tensor, grid: tuple[int, int], *, tau: float = 0.1,
                     steps: int = 2) -> Tensor:
-    """Rank each patch by how seldom a random walk from it ends on the border.
+    """Rank patches (B, h·w), from 0 to 1, by how seldom a random walk from them ends on the border.
 
-    Args:
-        patches: L2-normed patch embeddings (B, h·w, dim).
-        grid: (h, w).
-        tau: temperature of the walk, see `patch_walk`.
-        steps: number of its steps.
-
-    Returns:
-        rank in the photo (B, h·w), 0 for the least and 1 for the most salient patch.
+    Patches are L2-normed (B, h·w, dim), on a grid (h, w); for `tau` see `patch_walk`. The most
+    salient patch of a photo has rank 1.
     """
     height, width = grid
     walk = patch_walk(patches, tau)

@@ -1,16 +1,14 @@
-"""How a segmenter agrees with the tags of photos, and how unsure it is of them, without a mask.
+"""Agreement of a segmenter with the tags of photos, and its uncertainty, without masks.
 
-Precision, recall and F1 of the classes that photos are predicted to show, class by class (the
-usual multi-label scores), and the calibration of a photo's class probabilities (Guo et al., ICML
-2017: expected calibration error over bins of equal width). Entropy and margin are the usual
-measures of active learning (Settles, Active Learning Literature Survey, 2009, section 3.1), here
-averaged over a photo's pixels: they say which mask is worth a person's time.
+Precision, recall and F1 of predicted tags are the usual multi-label scores; the calibration of a
+photo's class probabilities is the expected calibration error over bins of equal width (Guo et al.,
+ICML 2017). Entropy and margin are the usual measures of active learning (Settles, Active Learning
+Literature Survey, 2009, section 3.1), averaged over a photo's pixels: they rank masks for review.
 
-Temperature scaling (Guo et al., ICML 2017) divides logits by a number that makes held-out labels
-most likely. Here nothing but tags is held out: they say which classes a photo may show, and the
-background it always may. So the temperature maximises the probability of these together, the
-likelihood of partial labels (Jin and Ghahramani, NIPS 2002). It is taken over the pixels that were
-said to be of a class: of the others tags say nothing.
+Temperature scaling (Guo et al., ICML 2017) divides logits by the number that makes held-out labels
+most likely. Here only tags are held out: a photo may show its tags and the background. So the
+temperature maximises the probability of these together, the likelihood of partial labels (Jin and
+Ghahramani, NIPS 2002), over the pixels predicted to be of a class: for others tags mean nothing.
 """
 
 from __future__ import annotations
@@ -29,9 +27,9 @@ _LEAST = 1e-12
 
 
 def class_shares(labels: npt.NDArray[np.uint8], classes: int) -> Floats:
-    """Return the share of a photo's pixels that each class takes (classes,), from labels (H, W).
+    """Return each class's share of a photo's pixels (classes,), from labels (H, W).
 
-    Unlabelled pixels, 255, count among the pixels and for no class.
+    Unlabelled pixels, 255, count among the pixels, but for no class.
     """
     return np.bincount(labels.ravel(), minlength=max(256, classes))[:classes] / max(labels.size, 1)
 
@@ -39,8 +37,8 @@ def class_shares(labels: npt.NDArray[np.uint8], classes: int) -> Floats:
 def photo_probabilities(pixels: Floats, share: float) -> Floats:
     """Return the probability that a photo shows each class (K,), from those of its pixels (K, n).
 
-    The mean over the class's likeliest `share` of the pixels, one pixel at least: the maximum would
-    be that of the luckiest pixel, the mean over all that of the largest object.
+    It is the mean over the class's likeliest `share` of the pixels, at least one: a maximum would
+    depend on one outlier, a mean over all on the object's size.
     """
     count = max(1, round(share * pixels.shape[1]))
     return np.asarray(np.sort(pixels, axis=1)[:, -count:].mean(axis=1), np.float64)
@@ -48,15 +46,11 @@ def photo_probabilities(pixels: Floats, share: float) -> Floats:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Scores of predicted tags, in [0, 1] (classes,); NaN where nothing is counted.
-
-    Precision: the share of the photos predicted to show a class that are tagged with it. Recall:
-    the share of the photos tagged with it that are predicted to show it. F1: their harmonic mean.
-    """
+    """Scores of predicted tags, in [0, 1] (classes,); NaN where nothing is counted."""
 
     precision: Floats
     recall: Floats
-    f1: Floats
+    f1: Floats  # harmonic mean of both
 
     def means(self) -> dict[str, float]:
         """Return the mean of each score over the classes that have one; NaN where none has."""
@@ -68,9 +62,9 @@ class Agreement:
 def agreement(predicted: Flags, tagged: Flags) -> Agreement:
     """Score predicted against given tags, both (photos, classes), class by class."""
     hits = (predicted & tagged).sum(axis=0).astype(np.float64)
-    said, given = predicted.sum(axis=0), tagged.sum(axis=0)
+    ours, given = predicted.sum(axis=0), tagged.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return Agreement(hits / said, hits / given, 2 * hits / (said + given))
+        return Agreement(hits / ours, hits / given, 2 * hits / (ours + given))
 
 
 def overlap(predicted: Flags, tagged: Flags) -> Floats:
@@ -82,16 +76,13 @@ def overlap(predicted: Flags, tagged: Flags) -> Floats:
 
 @dataclass(frozen=True)
 class Bin:
-    """Pairs of photo and class whose probability is in [low, high); 1 belongs to the last bin.
-
-    Their number, mean probability, and the share of them that is tagged: both NaN without a pair.
-    """
+    """Pairs of photo and class whose probability is in [low, high); 1 belongs to the last bin."""
 
     low: float
     high: float
-    pairs: int
-    said: float
-    tagged: float
+    pairs: int  # number of pairs
+    said: float  # mean probability; NaN without pairs
+    tagged: float  # share of pairs that are tagged; NaN without pairs
 
 
 def reliability(probabilities: Floats, tagged: Flags, bins: int = 10) -> list[Bin]:
@@ -130,20 +121,20 @@ def mean_margin(probabilities: Tensor) -> float:
 
 
 def _shares(probabilities: Tensor) -> Tensor:
-    """Probabilities that sum to 1: classes that were nowhere likely are not stored."""
+    """Return probabilities that sum to 1: unlikely classes are not stored."""
     values = probabilities.to(torch.float64)
     return values / values.sum(dim=0).clamp_min(_LEAST)
 
 
 LEVELS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Least probabilities that a table of reliability has a row for."""
+"""Least probabilities in the rows of a table of reliability."""
 
 _LOW, _HIGH, _STEPS = 0.25, 8.0, 121
 _TINY = 1e-6
 
 
 def tempered(probabilities: Tensor, temperature: float, dim: int = 0) -> Tensor:
-    """Return probabilities whose logits were divided by a temperature, along `dim`."""
+    """Return probabilities after their logits are divided by a temperature, along `dim`."""
     if temperature == 1:
         return probabilities
     logits = probabilities.float().clamp_min(_TINY).log() / temperature
@@ -151,16 +142,16 @@ def tempered(probabilities: Tensor, temperature: float, dim: int = 0) -> Tensor:
 
 
 def fit_temperature(probabilities: Tensor, allowed: Tensor) -> float:
-    """Return the temperature that makes what the tags allow most likely; 1 without any pixel.
+    """Return the temperature that makes allowed classes most likely; 1 without any pixel.
 
-    Of held-out pixels (n, classes), the background first: each class's probability, and whether the
-    tags of the photo allow it. It is searched on a grid of 121 values from 1/4 to 8.
+    For held-out pixels (n, classes), the background first, `probabilities` are given, and `allowed`
+    marks classes that the photo's tags allow. The grid has 121 values from 1/4 to 8.
     """
-    said = probabilities.argmax(dim=1) > 0
-    if not said.any():
+    labelled = probabilities.argmax(dim=1) > 0
+    if not labelled.any():
         return 1.0
-    logits = probabilities[said].float().clamp_min(_TINY).log()
-    forbidden = ~allowed[said]
+    logits = probabilities[labelled].float().clamp_min(_TINY).log()
+    forbidden = ~allowed[labelled]
     steps = torch.linspace(0, 1, _STEPS, dtype=torch.float64)
     grid = (_LOW * (_HIGH / _LOW) ** steps).tolist()
     losses = [float(-(logits / each).log_softmax(dim=1).masked_fill(forbidden, -torch.inf)
@@ -170,10 +161,10 @@ def fit_temperature(probabilities: Tensor, allowed: Tensor) -> float:
 
 def kept_at(probabilities: Tensor, allowed: Tensor, temperature: float,
             levels: tuple[float, ...] = LEVELS) -> list[dict[str, float]]:
-    """Tell what is left where pixels (n, classes) below a least probability are not labelled.
+    """Return the effect of leaving pixels (n, classes) below a least probability unlabelled.
 
-    For each `level`, the `share` of the pixels that keep a label; and, as `right`, of those that
-    keep the label of a class, the share whose photo is tagged with it: NaN, if there are none.
+    For each `level`: the `share` of the pixels that keep a label; and `right`, of those that keep
+    the label of a class, the share whose photo is tagged with it, NaN if there are none.
     """
     sure, label = tempered(probabilities, temperature, dim=1).max(dim=1)
     tagged = allowed.gather(1, label[:, None])[:, 0]
@@ -187,13 +178,13 @@ def kept_at(probabilities: Tensor, allowed: Tensor, temperature: float,
 
 
 def spread(probabilities: Tensor, classes: Tensor, count: int) -> Tensor:
-    """Give each of `count` classes a probability (count, h, w), from those that were stored.
+    """Return probabilities of all `count` classes (count, h, w), from those that are stored.
 
-    Classes that are not among the stored ones (K,), with probabilities (K, h, w), get what is left
-    to 1, in equal parts.
+    Classes other than the stored ones (K,), with probabilities (K, h, w), share the remainder to 1
+    equally.
     """
-    rest = (1 - probabilities.float().sum(dim=0)).clamp_min(0)
+    remainder = (1 - probabilities.float().sum(dim=0)).clamp_min(0)
     others = max(count - len(classes), 1)
-    whole = (rest / others).expand(count, -1, -1).clone()
+    whole = (remainder / others).expand(count, -1, -1).clone()
     whole[classes] = probabilities.float()
     return F.normalize(whole.clamp_min(_TINY), p=1, dim=0)

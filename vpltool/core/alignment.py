@@ -12,14 +12,15 @@ L2-normed, so S is a cosine over τ.
 There are only as many t' as rows of text, so K-means leaves them as they are: P_T = t'. K-means of
 the regions starts at the means of the tagged classes, so that cluster c is class c's.
 
-After training, BatchNorm is an affine map; `aligned_space` has it folded into the linear layers.
+After training, BatchNorm is an affine map, which `AlignedSpace` folds into the linear layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,10 @@ from torch import Tensor, nn
 from vpltool.core.classes import BACKGROUND
 from vpltool.core.distributed import Losses
 from vpltool.core.prototypes import lloyd
+from vpltool.core.vit import Head
 
 MIN_TAU = 0.01
-"""A learned temperature does not fall below; CLIP's own is there, too."""
+"""Least learned temperature, as in CLIP."""
 
 _ENTRIES = 65536
 """Number of patches that are mapped at a time."""
@@ -41,27 +43,20 @@ _CALIBRATION = 2048
 
 @dataclass(frozen=True)
 class Regions:
-    """Pixels of many photos, and in which regions they are; on the host, but for the embeddings.
+    """Pixels of many photos and their regions; all but the embeddings are on the host.
 
     A region is a class of a photo, or its background. Its entries are pixels with weights.
-
-    Args:
-        embeddings: L2-normed pixels (N, dim), in the number format of the networks.
-        pixel: pixel of each entry (E,); entries are sorted by region.
-        weight: its weight, above 0 (E,).
-        counts: number of entries of each region, at least 1 (R,).
-        class_of: class of each region, 0 is the background (R,).
     """
 
-    embeddings: Tensor
-    pixel: Tensor
-    weight: Tensor
-    counts: Tensor
-    class_of: Tensor
+    embeddings: Tensor  # L2-normed pixels (N, dim), in the number format of the networks
+    pixel: Tensor  # pixel of each entry (E,); entries are sorted by region
+    weight: Tensor  # weight of each entry (E,), above 0
+    counts: Tensor  # number of entries of each region (R,), at least 1
+    class_of: Tensor  # class of each region (R,), 0 is the background
 
     @cached_property
     def ends(self) -> Tensor:
-        """First entry after each region (R,)."""
+        """Index of the entry after each region's last (R,)."""
         return self.counts.cumsum(0)
 
     @cached_property
@@ -75,7 +70,7 @@ class Regions:
         return self.class_of.unique()
 
     def means(self, space: nn.Module | None = None) -> Tensor:
-        """Weighted mean of the (mapped) pixels of each region, L2-normed (R, width): f_image."""
+        """Return the weighted mean of each region's (mapped) pixels, L2-normed (R, width)."""
         device = self.embeddings.device
         owner = torch.repeat_interleave(torch.arange(len(self.counts)), self.counts)
         sums: Tensor | None = None
@@ -91,10 +86,9 @@ class Regions:
         return F.normalize(sums, dim=-1)
 
     def draw(self, count: int, patches: int, seed: int) -> tuple[Tensor, Tensor]:
-        """Draw B = `count` regions, all as likely, and P = `patches` pixels of each, by weight.
+        """Draw B = `count` regions uniformly, and P = `patches` pixels of each by weight.
 
-        Returns:
-            pixels (B·P,), and the region of each (B·P,).
+        Returns the pixels (B·P,) and the region of each (B·P,).
         """
         generator = torch.Generator().manual_seed(seed)
         region = torch.randint(len(self.counts), (count,), generator=generator)
@@ -111,28 +105,24 @@ class Regions:
 
 @dataclass(frozen=True)
 class AlignmentSettings:
-    """How an alignment is trained; `stages/align.py` holds the defaults and their sources.
-
-    A step sees `batch_size` regions, and `patches` pixels of each. K-means runs every `refresh`
-    steps. With `clusters` a region's label is its cluster's, else its tag's.
-    """
+    """Training settings of an alignment; `stages/align.py` holds the defaults and their sources."""
 
     iterations: int
-    batch_size: int
-    patches: int
-    refresh: int
+    batch_size: int  # regions in a step
+    patches: int  # pixels of each region in a step
+    refresh: int  # steps between two runs of K-means
     lr: float
     weight_decay: float
-    clusters: bool
+    clusters: bool  # whether a region's label is its cluster's; otherwise its tag's
     seed: int
 
 
 class Aligner(nn.Module):
     """Both stacks, the temperature, and the prototypes of the last K-means.
 
-    The stacks lead from CLIP's joint space through `depth` layers of a width d2; if `shared_start`,
-    both begin with the same weights. The text that is aligned with the regions is L2-normed
-    (rows, dim), with the class of each row (rows,), 0 is the background.
+    The stacks map CLIP's joint space through `depth` layers of a width; if `shared_start`, both
+    begin with the same weights. `text` is L2-normed (rows, dim), with the class of each row
+    (rows,), 0 is the background.
     """
 
     words: Tensor
@@ -156,14 +146,14 @@ class Aligner(nn.Module):
             self.register_buffer(name, tensor)
 
     def align_text(self, rows: Tensor) -> Tensor:
-        """t' of rows of text (rows, dim), L2-normed (rows, width)."""
+        """Map rows of text (rows, dim) to t', L2-normed (rows, width)."""
         return F.normalize(self.text(rows), dim=-1)
 
 
 def make_stack(dim: int, width: int, depth: int, *, last_relu: bool) -> nn.Sequential:
-    """Make `depth` layers of Linear, BatchNorm and ReLU; the last ReLU may be left out.
+    """Make `depth` layers of Linear, BatchNorm and ReLU, the last with or without ReLU.
 
-    The statistics of BatchNorm are those of its last pass in training, see `calibrate`.
+    BatchNorm keeps the statistics of its last pass in training; see `calibrate`.
     """
     parts: list[nn.Module] = []
     for number in range(depth):
@@ -174,7 +164,7 @@ def make_stack(dim: int, width: int, depth: int, *, last_relu: bool) -> nn.Seque
 
 @torch.no_grad()
 def calibrate(aligner: Aligner, regions: Regions, settings: AlignmentSettings) -> None:
-    """Recompute BatchNorm's statistics, over many pixels drawn as a step's are; end in `eval`."""
+    """Recompute BatchNorm's statistics over many pixels, drawn like a step's; end in `eval`."""
     pixels, _ = regions.draw(_CALIBRATION, settings.patches, settings.seed)
     aligner.train()
     aligner.vision(regions.embeddings[pixels.to(regions.embeddings.device)])
@@ -200,7 +190,7 @@ def refresh(aligner: Aligner, regions: Regions, settings: AlignmentSettings) -> 
 
 def contrast(queries: Tensor, labels: Tensor, keys: Tensor, key_class: Tensor, tau: Tensor
              ) -> Tensor:
-    """InfoNCE of queries to the keys of their class, against all others (eq. 6); a scalar.
+    """Return the InfoNCE of queries to the keys of their class, against all others (eq. 6).
 
     Probabilities of several keys of a class add up. Queries without a key do not count. Queries
     (N, width) and keys (M, width) are L2-normed, with the class of each (N,) and (M,).
@@ -215,7 +205,7 @@ def contrast(queries: Tensor, labels: Tensor, keys: Tensor, key_class: Tensor, t
 
 
 def make_optimizer(aligner: Aligner, settings: AlignmentSettings) -> torch.optim.Optimizer:
-    """AdamW; the temperature is free of weight decay, which would draw it to 1."""
+    """Return AdamW; the temperature has no weight decay, which would draw it to 1."""
     groups: list[dict[str, object]] = [
         {"params": [aligner.log_tau], "weight_decay": 0.0},
         {"params": [*aligner.vision.parameters(), *aligner.text.parameters()]}]
@@ -224,12 +214,10 @@ def make_optimizer(aligner: Aligner, settings: AlignmentSettings) -> torch.optim
 
 def train(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
           settings: AlignmentSettings, *, start: int = 0) -> Iterator[Losses]:
-    """Run steps `start`, `start + 1`, …; each depends on the seed and its number only.
+    """Run steps `start`, `start + 1`, …; each depends only on the seed and its number.
 
-    The aligner is on the regions' device. After the last step, `refresh` is still to be called.
-
-    Yields:
-        of each step both losses, from patches to P_T and from text to P_I; and the temperature.
+    The aligner is on the regions' device. After the last step, call `refresh`. Yields both losses
+    of each step, from patches to P_T and from text to P_I, and the temperature.
     """
     for iteration in range(start, settings.iterations):
         if iteration % settings.refresh == 0:
@@ -244,10 +232,10 @@ def _step(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
     # Not the seeds of `calibrate`, which is the draw before the first.
     pixels, region = regions.draw(settings.batch_size, settings.patches,
                                   settings.seed * 1_000_003 + iteration + 1)
-    seen = F.normalize(aligner.vision(regions.embeddings[pixels.to(device)]), dim=-1)
+    patches = F.normalize(aligner.vision(regions.embeddings[pixels.to(device)]), dim=-1)
     words = aligner.align_text(aligner.words)
     tau = aligner.log_tau.exp()
-    vision = contrast(seen, aligner.labels[region.to(device)], aligner.text_prototypes,
+    vision = contrast(patches, aligner.labels[region.to(device)], aligner.text_prototypes,
                       aligner.word_class, tau)
     text = contrast(words, aligner.word_class, aligner.vision_prototypes,
                     regions.classes.to(device), tau)
@@ -260,7 +248,87 @@ def _step(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
 
 
 def class_accuracy(features: Tensor, class_of: Tensor, rows: Tensor, class_index: Tensor) -> float:
-    """Share of classes' regions (R, dim) whose nearest row of a class is one of their own class."""
+    """Return the share of regions (R, dim) whose nearest class row is of their own class."""
     named = class_index != BACKGROUND
     nearest = class_index[named][(features @ rows[named].T).argmax(dim=-1)]
     return float((nearest == class_of).float().mean())
+
+
+class AlignedSpace(nn.Module):
+    """The map from CLIP's joint space into an aligned space: linear layers with ReLU between.
+
+    The weights of the first layer are (width, dim), of the further ones (depth − 1, width, width),
+    the biases of all (depth, width). `last_relu`: whether the last layer has a ReLU too.
+    """
+
+    first: Tensor
+    further: Tensor
+    bias: Tensor
+
+    def __init__(self, first: Tensor, further: Tensor, bias: Tensor, *, last_relu: bool) -> None:
+        super().__init__()
+        for name, tensor in (("first", first), ("further", further), ("bias", bias)):
+            self.register_buffer(name, tensor)
+        self.last_relu = last_relu
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], last_relu: bool) -> AlignedSpace:
+        """Rebuild the map from its `tensors`."""
+        return cls(tensors["space_first"], tensors["space_further"], tensors["space_bias"],
+                   last_relu=last_relu)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of the map in a file of prototypes."""
+        return {f"space_{name}": tensor.cpu() for name, tensor in self.state_dict().items()}
+
+    @classmethod
+    def folded(cls, stack: nn.Sequential) -> AlignedSpace:
+        """Fold a stack's BatchNorm, with its running statistics, into its linear layers."""
+        weights, biases = [], []
+        parts: list[Any] = [part for part in stack if not isinstance(part, nn.ReLU)]
+        for linear, norm in zip(parts[::2], parts[1::2], strict=True):
+            scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+            weights.append((scale[:, None] * linear.weight.double()).detach().float())
+            biases.append((norm.bias.double() - scale * norm.running_mean.double()).detach()
+                          .float())
+        width = len(biases[0])
+        further = torch.stack(weights[1:]) if len(weights) > 1 else weights[0].new_zeros(
+            0, width, width)
+        return cls(weights[0], further, torch.stack(biases),
+                   last_relu=isinstance(stack[-1], nn.ReLU))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Map L2-normed vectors (..., dim) to L2-normed ones (..., width)."""
+        vectors = F.linear(vectors, self.first, self.bias[0])
+        for weight, bias in zip(self.further, self.bias[1:], strict=True):
+            vectors = F.linear(vectors.relu(), weight, bias)
+        return F.normalize(vectors.relu() if self.last_relu else vectors, dim=-1)
+
+
+class AlignedHead(Head):
+    """The end of CLIP, followed by the map into an aligned space.
+
+    A photo is pooled there too: its vector is the mean of its patches' v', like a region's.
+    """
+
+    space: AlignedSpace
+
+    @classmethod
+    def of(cls, head: Head, space: AlignedSpace) -> AlignedHead:
+        """Put the map after a head; the head is left as it is."""
+        made = cls(head.block.shape, **{key: value for key, value in head.config.items()
+                                        if key != "shape"})
+        made.load_state_dict(head.state_dict())
+        made.space = space
+        return made.to(next(head.parameters())).requires_grad_(False)
+
+    def patch_embeddings(self, tokens: Tensor) -> Tensor:
+        """Map the last block's output (B, N, width) to L2-normed aligned vectors (B, N, dim)."""
+        aligned: Tensor = self.space(super().patch_embeddings(tokens))
+        return aligned
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """Pool the last block's output (B, N, width) to L2-normed (B, dim): the patches' mean."""
+        patches = self.patch_embeddings(tokens[:, self.prefix :])
+        return F.normalize(patches.mean(dim=1), dim=-1)

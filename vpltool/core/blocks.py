@@ -1,6 +1,6 @@
-"""The transformer block that towers and decoders are made of, with its attention in the open.
+"""The transformer block of towers and decoders, which gives access to its attention.
 
-Its linear layers are computed by oneDNN, on the CPUs where torch's own way is slower.
+Its linear layers are computed by oneDNN on CPUs where torch's own way is slower.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` with the same parameters; what needs no gradients is computed by `linear`."""
+    """`nn.Linear` computed by `linear`, with the same parameters."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
@@ -45,15 +45,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @functools.cache
 def convolves_faster() -> bool:
-    """Tell whether this is a CPU of AMD, and torch has oneDNN.
+    """Return whether this is a CPU of AMD, and torch has oneDNN.
 
-    Told by name, not by timing: results then do not depend on what else the machine does.
+    By name, not by timing: results then do not depend on the machine's load.
     """
     try:
-        named = Path("/proc/cpuinfo").read_text("ascii", errors="ignore")
+        name = Path("/proc/cpuinfo").read_text("ascii", errors="ignore")
     except OSError:
-        named = platform.processor()
-    return torch.backends.mkldnn.is_available() and "AuthenticAMD" in named
+        name = platform.processor()
+    return torch.backends.mkldnn.is_available() and "AuthenticAMD" in name
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -71,10 +71,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 
-
 _MANY, _QUERIES = 4096, 1024
-"""More tokens than this attend in parts of so many queries: of 16,384 tokens of width 768, a part
-takes a second on a core."""
+"""More tokens than the first number attend in parts of the second: of 16,384 tokens of width 768, a
+part takes a second on a core."""
 
 
 @dataclass(frozen=True)
@@ -93,21 +92,13 @@ class BlockShape:
 
 
 def check_heads(width: int, heads: int) -> None:
-    """Check that a width can be divided among the heads of an attention.
-
-    Raises:
-        ValueError: it cannot.
-    """
+    """Raise a ValueError if a width cannot be divided among the heads of an attention."""
     if heads < 1 or width % heads:
         raise ValueError(f"a width of {width} cannot be divided among {heads} heads")
 
 
 def check_numbers(shape: Any) -> None:
-    """Check that a dataclass from a file has numbers where it declares them.
-
-    Raises:
-        TypeError: a field is of another type.
-    """
+    """Raise a TypeError if a dataclass from a file lacks a number in a field that declares one."""
     kinds: dict[Any, type | tuple[type, ...]] = {"int": int, "float": (int, float)}
     for entry in fields(shape):
         value = getattr(shape, entry.name)
@@ -142,7 +133,7 @@ class Block(nn.Module):
         return self.after_attention(x, self.attend(*self.heads(normed)))
 
     def forward_alone(self, x: Tensor) -> Tensor:
-        """Run the block as if each token saw only itself: its attention is the identity."""
+        """Run the block with the identity as attention: each token attends only to itself."""
         return self.after_attention(x, self.heads(self.ln_1(x))[2])
 
     def forward_with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,8 +243,7 @@ def _weigh(query: Tensor, key: Tensor, value: Tensor, total: Tensor | None = Non
 def rebuild(build: Callable[[], Network], state: Mapping[str, Tensor]) -> Network:
     """Build a network on the meta device, without memory, and give it a file's tensors as they are.
 
-    Raises:
-        ValueError: no network is described, or one of other tensors.
+    Raises a ValueError if no network is described, or one of other tensors.
     """
     try:
         with torch.device("meta"):

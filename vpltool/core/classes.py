@@ -13,20 +13,20 @@ BACKGROUND = 0
 """Class index of background words and background prototypes."""
 
 IGNORE = 255
-"""Label of pixels that say nothing."""
+"""Label of unlabelled pixels."""
 
 
 def label_type(highest: int) -> np.dtype[Any]:
-    """Return the type of label images: bytes, or 16 bits where a label is above 255 (ignored)."""
+    """Return the type of label images: bytes, or 16 bits if a label is above 255 (ignored)."""
     return np.dtype(np.uint8 if highest <= 255 else np.uint16)
 
 
 def paint(size: tuple[int, int], regions: Iterable[tuple[int, npt.NDArray[np.bool_]]], *,
           smallest_on_top: bool = False) -> npt.NDArray[np.uint8]:
-    """Paint regions over each other into labels (H, W), of 16 bits where a label needs them.
+    """Paint regions over each other into labels (H, W), of 16 bits if a label needs them.
 
-    A region is a label and a mask (H, W). They are painted in their order, or, with
-    `smallest_on_top`, from the largest to the smallest.
+    A region is a label and a mask (H, W). They are painted in order, or with `smallest_on_top` from
+    the largest to the smallest.
     """
     if smallest_on_top:
         regions = sorted(regions, key=lambda region: -int(region[1].sum()))
@@ -51,17 +51,13 @@ def allowed_rows(class_index: Tensor, present: Sequence[Tensor]) -> Tensor:
 class ClassRows:
     """Indices of the rows of wanted classes. Sizes are known on the host: no waiting for a GPU.
 
-    Args:
-        owners: class of each row (rows,), on the CPU.
-        order: the rows, group by group (R,); on the device of the logits, like `columns`.
-        groups: (number of classes, rows of each); classes with equally many rows share a group.
-        columns: position of each wanted class within the groups (K,).
+    Classes with equally many rows form a group. `order` and `columns` are on the logits' device.
     """
 
-    owners: Tensor
-    order: Tensor
-    groups: tuple[tuple[int, int], ...]
-    columns: Tensor
+    owners: Tensor  # class of each row (rows,), on the CPU
+    order: Tensor  # the rows, group by group (R,)
+    groups: tuple[tuple[int, int], ...]  # number of classes, and rows of each class
+    columns: Tensor  # position of each wanted class within the groups (K,)
 
 
 def class_rows(class_index: Tensor, classes: Tensor) -> ClassRows:

@@ -1,12 +1,11 @@
 """Fully connected CRF with Gaussian edges (Krähenbühl and Koltun 2011), by mean field.
 
-Three backends with the same result: `numba` (a core of a CPU, see `crf_numba`), `torch` (any
-device, several photos at a time) and `pydensecrf` (C++, one core). The first two filter a channel
-less than there are labels: only what labels have more than the first counts.
+Three backends give the same result: `numba` (one core of a CPU, see `crf_numba`), `torch` (any
+device, several photos at a time) and `pydensecrf` (C++, one core). The first two filter one channel
+fewer than there are labels: only differences to the first label count.
 
-A photo of 12 megapixels costs minutes and gigabytes, and its CAMs have a value for 16×16 pixels. So
-the CRF runs at a bounded size (`bounded_size`). The deviations stay what they are in pixels: it
-does what it does to a photo of the smaller size.
+A photo of 12 megapixels costs minutes and gigabytes, and its CAMs have one value per 16×16 pixels.
+So the CRF runs at a bounded size (`bounded_size`), with the same deviations in pixels.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 Field: TypeAlias = "npt.NDArray[np.float32]"
 
 _MEAN_BGR = (104.008, 116.669, 122.675)
-"""Caffe's mean of ImageNet, which CLIP-ES takes from the photo before the CRF."""
+"""Caffe's mean of ImageNet, which CLIP-ES subtracts from the photo before the CRF."""
 
 _SURE = 0.7
-"""How far hard labels are trusted."""
+"""Score of a hard label."""
 
 
 @dataclass(frozen=True)
 class CrfKernels:
     """Kernels of the dense CRF, and the number of its mean-field iterations.
 
-    `smooth` is the smoothness kernel, `bilateral` the appearance kernel; `sxy` is a deviation in
-    pixels, `srgb` one in colour, 0 to 255.
+    `smooth` is the smoothness kernel, `bilateral` the appearance kernel; `sxy` is a standard
+    deviation in pixels, `srgb` one in colour, 0 to 255.
     """
 
     smooth_sxy: float
@@ -49,11 +48,10 @@ class CrfKernels:
 
     @classmethod
     def from_json(cls, values: object) -> CrfKernels:
-        """Check what a JSON file holds, and make settings of it; numbers stay as they are.
+        """Make settings of a JSON file's content.
 
-        Raises:
-            ValueError: not an object, a name too many or too few, or a value that is no number of
-                its range; the message names both.
+        Raises a ValueError if it is no object, a name is unknown or missing, or a value is no
+        number within its range; the message gives name and value.
         """
         if not isinstance(values, dict):
             raise ValueError("the settings of a CRF are an object, {\"smooth_sxy\": 1, …}")
@@ -70,7 +68,7 @@ class CrfKernels:
 
 
 def _check_number(name: str, value: object, *, whole: bool) -> None:
-    """Refuse what is no number in the range of a CRF's setting: a deviation is above 0."""
+    """Raise a ValueError unless a value is a number in its setting's range: deviations above 0."""
     kind = "whole number" if whole else "number"
     positive = name.endswith(("sxy", "srgb"))
     right = (isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
@@ -89,11 +87,11 @@ KERNELS: dict[str, CrfKernels] = {
 
 
 def wrap_image(photo: Pixels) -> Pixels:
-    """Return what CLIP-ES's CRF sees of RGB (H, W, 3): BGR less its mean, cut to a byte.
+    """Return RGB (H, W, 3) as CLIP-ES's CRF sees it: BGR minus its mean, truncated to bytes.
 
-    Modulo 256 (x86's cast; others may saturate): a channel below its mean comes out near 255,
-    beside the brightest, so the appearance kernel takes dark and bright for alike there, and parts
-    what is on both sides of the mean.
+    The cast is modulo 256 (x86's; others may saturate): a channel below its mean comes out near
+    255, so the appearance kernel takes dark for bright there, and separates what lies on both sides
+    of the mean.
     """
     shifted = photo[..., ::-1] - np.array(_MEAN_BGR)
     return (np.trunc(shifted).astype(np.int64) % 256).astype(np.uint8)
@@ -108,9 +106,9 @@ def with_background(cams: Tensor, alpha: float = 1.0) -> Tensor:
 def scores_of_labels(labels: Pixels, among: int = 0) -> tuple[Tensor, Tensor]:
     """Return scores for a CRF on hard labels: 0.7 for the label, the rest shared by the others.
 
-    Of labels (H, W), where 255 counts as background: scores (L, H, W) of the L labels present, and
-    their classes (L,). So many labels share the rest as `among` says, of a part of a photo those of
-    the whole; 0: those that are here.
+    Labels are (H, W), with 255 as background. Scores (L, H, W) are those of the L labels present;
+    with their classes (L,). `among` is the number of labels that share the rest, for a part of a
+    photo that of the whole; 0: L.
     """
     classes, index = np.unique(np.where(labels == 255, 0, labels), return_inverse=True)
     one_hot = torch.from_numpy(np.eye(len(classes), dtype=np.float32)[index.reshape(labels.shape)])
@@ -123,22 +121,17 @@ def mean_field(photo: Pixels, scores: Field, settings: CrfKernels, *, backend: s
                ) -> Field:
     """Return the marginals Q (L, H, W) of the dense CRF, summing to 1 over the labels.
 
-    Its unary is −log of the scores, clipped to [1e-5, 1].
-
-    Args:
-        photo: RGB (H, W, 3).
-        scores: score of each label at each pixel (L, H, W); they need not sum to 1.
-        settings: kernels and iterations.
-        backend: `torch` (on the CPU), `numba` or `pydensecrf`.
+    Its unary is −log of the scores (L, H, W), clipped to [1e-5, 1]; they need not sum to 1. The
+    photo is RGB (H, W, 3); the backend is `torch` (on the CPU), `numba` or `pydensecrf`.
     """
     return mean_fields([photo], [scores], settings, backend=backend)[0]
 
 
 def mean_fields(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfKernels, *,
                 backend: str = "torch", device: torch.device | None = None) -> list[Field]:
-    """`mean_field` of photos of one size: by `torch` together, by the others one by one.
+    """Return `mean_field` of photos of one size: by `torch` together, by the others one by one.
 
-    The same bits each time, on a GPU too: nothing is added in an order left to chance.
+    The bits are the same each time, on a GPU too: sums have a fixed order.
     """
     if backend == "torch":
         return _by_torch(photos, scores, settings, device or torch.device("cpu"))
@@ -156,14 +149,11 @@ def fastest_backend(device: torch.device) -> str:
 
 
 def decided(scores: Field, confidence: float = 0.0) -> Field | None:
-    """Return the labels' distribution where the CRF cannot change any: one leads everywhere.
+    """Return the labels' distribution (L, H, W) if one leads everywhere; None: the CRF must run.
 
-    Kernels and their weights are not negative, so neighbours give most to the label that leads at
-    all pixels: it leads at all of them after each iteration, and more than before. It must also
-    reach the confidence everywhere: then as many pixels are below it after the CRF, none.
-
-    Returns:
-        (L, H, W), with the likeliest labels of `mean_field`; None: the CRF must run.
+    The CRF cannot change such labels: kernels and weights are not negative, so neighbours give most
+    to the label that leads at all pixels, and it leads by more after each iteration. It must also
+    reach the confidence everywhere, so that no pixel is below it, before or after the CRF.
     """
     shares = scores.clip(1e-5, 1)
     shares = shares / shares.sum(axis=0)
@@ -193,45 +183,45 @@ def _by_torch(photos: Sequence[Pixels], scores: Sequence[Field], settings: CrfKe
     labels = max(map(len, scores))
     if labels == 1:
         return [np.ones_like(field) for field in scores]
-    # A label that a photo does not have costs infinitely much there.
+    # A label that a photo lacks has infinite energy there.
     energy = torch.full((len(photos), labels, height * width), torch.inf, device=device)
     for photo, field in enumerate(scores):
-        unary = -torch.from_numpy(field).to(device).clamp(1e-5, 1).log()
-        energy[photo, : len(field)] = unary.flatten(1)
+        costs = -torch.from_numpy(field).to(device).clamp(1e-5, 1).log()
+        energy[photo, : len(field)] = costs.flatten(1)
     smooth = _smooth_lattice(height, width, settings.smooth_sxy, settings.smooth_weight, device)
     place = torch.from_numpy(_positions(height, width)).to(device) / settings.bilateral_sxy
     colour = torch.from_numpy(np.stack(photos)).to(device).view(-1, 3) / settings.bilateral_srgb
     appearance = _lattice(torch.cat([place.repeat(len(photos), 1), colour], dim=1),
                           settings.bilateral_weight, len(photos))
     # The smoothness kernel is the same for all photos: they are more columns to it.
-    more = lead = energy[:, :1] - energy[:, 1:]
+    margins = unary = energy[:, :1] - energy[:, 1:]
     for _ in range(settings.iterations):
-        q = _distribution(more)
+        q = _distribution(margins)
         over = q[:, 1:] - q[:, :1]
         # Potts: agreeing with similar pixels is rewarded.
         near = smooth.filter(over.flatten(0, 1).T).T.view_as(over)
         alike = appearance.filter(over.transpose(1, 2).flatten(0, 1))
         alike = alike.unflatten(0, (len(photos), -1)).transpose(1, 2)
-        more = near + alike + lead
-    fields = _distribution(more).view(len(photos), labels, height, width).cpu().numpy()
+        margins = near + alike + unary
+    fields = _distribution(margins).view(len(photos), labels, height, width).cpu().numpy()
     return [fields[photo, : len(field)] for photo, field in enumerate(scores)]
 
 
-def _distribution(more: Tensor) -> Tensor:
-    """Probabilities (B, L, N) from how much more each label but the first scores (B, L − 1, N)."""
+def _distribution(margins: Tensor) -> Tensor:
+    """Return probabilities (B, L, N) from the labels' margins over the first (B, L − 1, N)."""
     # Labels are not the last axis: there, a softmax over so few is many times slower on a CPU.
-    return F.pad(more, (0, 0, 1, 0)).softmax(dim=1)
+    return F.pad(margins, (0, 0, 1, 0)).softmax(dim=1)
 
 
 @lru_cache(maxsize=8)
 def _smooth_lattice(height: int, width: int, sxy: float, weight: float, device: torch.device
                     ) -> Lattice:
-    """The smoothness kernel: the same for all photos of a size."""
+    """Return the smoothness kernel, the same for all photos of a size."""
     return _lattice(torch.from_numpy(_positions(height, width)).to(device) / sxy, weight)
 
 
 def _lattice(features: Tensor, weight: float, sets: int = 1) -> Lattice:
-    """weight·N·K·N with the symmetric normalisation N = diag(1/√(K·1))."""
+    """Return weight·N·K·N with the symmetric normalisation N = diag(1/√(K·1))."""
     lattice = Lattice(features, sets)
     total = lattice.filter(torch.ones(lattice.count, 1, device=features.device))[:, 0]
     norm = (total + 1e-20) ** -0.5
@@ -248,17 +238,17 @@ def _by_numba(photo: Pixels, unary: Field, used: CrfKernels) -> Field:
         [_positions(height, width) / np.float32(used.bilateral_sxy),
          photo.reshape(-1, 3) / np.float32(used.bilateral_srgb)], axis=1), used.bilateral_weight)
     energy = unary.reshape(labels, -1)
-    lead = np.ascontiguousarray((energy[:1] - energy[1:]).T, dtype=np.float32)
-    more, over = lead.copy(), np.empty_like(lead)
-    likely = np.empty((len(lead), labels), np.float32)
+    start = np.ascontiguousarray((energy[:1] - energy[1:]).T, dtype=np.float32)
+    margins, over = start.copy(), np.empty_like(start)
+    likely = np.empty((len(start), labels), np.float32)
     for _ in range(used.iterations):
-        crf_numba.shift(more, likely)
+        crf_numba.shift(margins, likely)
         crf_numba.compare(np.exp(likely, out=likely), over)
         # Potts: agreeing with similar pixels is rewarded.
-        more[:] = lead
-        crf_numba.add_filtered(smooth, over, more)
-        crf_numba.add_filtered(alike, over, more)
-    crf_numba.shift(more, likely)
+        margins[:] = start
+        crf_numba.add_filtered(smooth, over, margins)
+        crf_numba.add_filtered(alike, over, margins)
+    crf_numba.shift(margins, likely)
     np.exp(likely, out=likely)
     likely /= likely.sum(axis=1, keepdims=True)
     return np.ascontiguousarray(likely.T).reshape(labels, height, width)
@@ -266,12 +256,12 @@ def _by_numba(photo: Pixels, unary: Field, used: CrfKernels) -> Field:
 
 @lru_cache(maxsize=8)
 def _smooth_kernel(height: int, width: int, sxy: float, weight: float) -> crf_numba.Kernel:
-    """The smoothness kernel: the same for all photos of a size."""
+    """Return the smoothness kernel, the same for all photos of a size."""
     return crf_numba.build_kernel(_positions(height, width) / np.float32(sxy), weight)
 
 
 def _positions(height: int, width: int) -> Field:
-    """(x, y) of each pixel (H·W, 2)."""
+    """Return (x, y) of each pixel (H·W, 2)."""
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     return np.stack([x, y], axis=-1).reshape(-1, 2)
 
@@ -279,8 +269,7 @@ def _positions(height: int, width: int) -> Field:
 def bounded_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
     """Return the (height, width) at which the CRF runs: no side longer than `max_side`; 0: any.
 
-    The scores are brought to this size, and photo or labels by `shrink`; `labels_at` takes the
-    marginals back to the photo's own.
+    `shrink` scales photo or labels to this size, `labels_at` the marginals back to the photo's.
     """
     if not max_side or max(size) <= max_side:
         return size
@@ -289,9 +278,9 @@ def bounded_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:
 
 
 def shrink(image: Pixels, size: tuple[int, int]) -> Pixels:
-    """Scale RGB (H, W, 3) down to `size`, each pixel a mean; labels (H, W) by nearest neighbour.
+    """Scale RGB (H, W, 3) down to `size`, bilinearly; labels (H, W) by nearest neighbour.
 
-    Photos before `wrap_image`: wrapped colours have no mean.
+    Photos are scaled before `wrap_image`, since wrapped colours have no mean.
     """
     if image.shape[:2] == size:
         return image
@@ -301,28 +290,21 @@ def shrink(image: Pixels, size: tuple[int, int]) -> Pixels:
 
 def labels_at(marginals: Field, classes: npt.NDArray[np.int64],
               size: tuple[int, int] | None = None, confidence: float = 0.0) -> Pixels:
-    """Return the most likely class of each pixel at a photo's size (H, W), scaled up bilinearly.
+    """Return the most likely class of each pixel (H, W), of marginals (L, h, w) and classes (L,).
 
-    Pixels less sure than the confidence become 255; CLIP-ES's confidence-guided loss is just this:
-    255 is ignored in training.
-
-    Args:
-        marginals: (L, h, w).
-        classes: class index of each label (L,).
-        size: the photo's; None: that of the marginals.
-        confidence: 0 keeps every pixel.
+    Marginals are scaled bilinearly to `size`; None: their own. Pixels below the confidence become
+    255, which training ignores: CLIP-ES's confidence-guided loss.
     """
     return segment.labels_of(torch.from_numpy(marginals), size or marginals.shape[-2:], confidence,
                              classes.tolist())
 
 
 def estimate_bytes(size: tuple[int, int], labels: int, backend: str) -> int:
-    """Return the bytes that the CRF takes for a photo of ordinary grain, beyond its inputs.
+    """Return the bytes that the CRF takes for a photo of (height, width), beyond its inputs.
 
-    Measured with CLIP-ES's kernels. The lattice grows with the number of colours: a smooth photo
-    takes a third less, a noisy one a third more.
-    Size is (height, width). By `numba` and `pydensecrf` it is for each process, by `torch` for
-    each photo of a batch.
+    Measured with CLIP-ES's kernels on photos of ordinary grain; a smooth photo takes a third less,
+    a noisy one a third more. `numba` and `pydensecrf` take them for each process, `torch` for each
+    photo of a batch.
     """
     # The peak is either the making of the lattice or the filtering of the labels.
     least, fixed, each = {"pydensecrf": (0, 350, 60), "numba": (470, 200, 55),

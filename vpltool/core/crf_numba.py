@@ -2,7 +2,7 @@
 
 A loop reads each value once and keeps the rest in the processor's cache; the tensors of `crf` are
 written to memory and read again at every step. The lattice is that of `permutohedral` (Adams, Baek,
-Davis 2010), with a hash table of its vertices where the tensors there are sorted.
+Davis 2010), with its vertices in a hash table instead of sorted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Values = ParamSpec("_Values")
 _Result = TypeVar("_Result")
 
 _FREE = -1
-"""Entry of the hash table that no vertex has taken."""
+"""Mark of an empty entry of the hash table."""
 
 
 def compiled(loop: Callable[_Values, _Result]) -> Callable[_Values, _Result]:
@@ -34,23 +34,17 @@ def compiled(loop: Callable[_Values, _Result]) -> Callable[_Values, _Result]:
 
 
 class Lattice(NamedTuple):
-    """A permutohedral lattice for N points of d dimensions, with M vertices that points touch.
+    """A permutohedral lattice for N points of d dimensions, with M vertices that points touch."""
 
-    The vertices of each point's simplex (N, d + 1), its barycentric coordinates (N, d + 1), and the
-    vertices before and after each, along each direction (d + 1, M + 1, 2); M stands for one that no
-    point touches.
-    """
-
-    slot: Integers
-    weight: Floats
-    neighbours: Integers
+    slot: Integers  # vertices of each point's simplex (N, d + 1)
+    weight: Floats  # barycentric coordinates of each point (N, d + 1)
+    neighbours: Integers  # before and after each, by direction (d + 1, M + 1, 2); M: not touched
 
 
 def build_lattice(features: Floats) -> Lattice:
     """Build the lattice of points (N, d), in units of the Gaussian's standard deviation.
 
-    Raises:
-        ValueError: they spread too far for vertices to be numbered.
+    Raises a ValueError if they spread too far for vertices to be numbered.
     """
     place, rank, weight = _simplices(np.ascontiguousarray(features, dtype=np.float32))
     # A step of blurring is 1 along one axis, or −1 along all: two at most beyond the last vertex.
@@ -70,8 +64,8 @@ def build_lattice(features: Floats) -> Lattice:
 def _simplices(features: Floats) -> tuple[Integers, Ranks, Floats]:
     """Find the simplex around each point: place (N, d), ranks (N, d + 1), weights (N, d + 1).
 
-    The place is the nearest point of the lattice, as the last of its d + 1 coordinates less each
-    of the others; ranks and weights are those of `permutohedral._simplices`.
+    The place is the nearest point of the lattice: the last of its d + 1 coordinates minus each of
+    the others. Ranks and weights are those of `permutohedral._simplices`.
     """
     count, dims = features.shape
     axes = dims + 1
@@ -98,10 +92,9 @@ def _simplices(features: Floats) -> tuple[Integers, Ranks, Floats]:
 
 @compiled
 def _round_to_lattice(feature: Floats, scale: Floats, nearest: Keys, offset: Floats) -> int:
-    """Find a point's nearest multiples of d + 1, by that, and its offset to them (d + 1,).
+    """Find a point's nearest multiples of d + 1, divided by that, and its offset to them (d + 1,).
 
-    Returns:
-        the sum of the multiples: how far they are from the hyperplane.
+    Returns the sum of the multiples, their distance from the hyperplane.
     """
     axes = len(offset)
     share, side = np.float32(1 / axes), np.float32(axes)
@@ -133,7 +126,7 @@ def _rank_offsets(offset: Floats, rank: Keys) -> None:
 
 @compiled
 def _return_to_hyperplane(surplus: int, nearest: Keys, offset: Floats, rank: Keys) -> None:
-    """Round those that were rounded furthest the other way, so that the multiples sum to 0."""
+    """Round the coordinates with the largest offsets the other way: the multiples then sum to 0."""
     axes = len(offset)
     for axis in range(axes):
         rank[axis] += surplus
@@ -157,13 +150,13 @@ def _weigh_corners(offset: Floats, rank: Keys, weight: Floats) -> None:
     for axis in range(len(offset)):
         part = offset[axis] * share
         weight[last - rank[axis]] += part
-        # Behind the last corner comes the first.
+        # The first corner follows the last.
         weight[last - rank[axis] + 1 if rank[axis] else 0] -= part
 
 
 @compiled
 def _entry(table: Integers, keys: Keys, key: np.int64) -> np.int64:
-    """Return where the hash table holds a key, or where it belongs."""
+    """Return the entry of the hash table that holds a key, or that is free for it."""
     last = len(table) - 1
     # Fibonacci hashing; the upper bits are the better mixed ones.
     mixed = np.int64(key) * np.int64(-7046029254386353131)
@@ -176,7 +169,7 @@ def _entry(table: Integers, keys: Keys, key: np.int64) -> np.int64:
 @compiled
 def _number(place: Integers, rank: Ranks, low: Keys, steps: Keys
             ) -> tuple[Integers, Keys, Integers]:
-    """Number the vertices as points meet them: slots (N, d + 1), keys (M,), hash table."""
+    """Number the vertices in the order of the points: slots (N, d + 1), keys (M,), hash table."""
     count, dims = place.shape
     slot = np.empty((count, dims + 1), np.int32)
     keys = np.empty(2**14, np.int64)
@@ -226,26 +219,23 @@ def _neighbours(keys: Keys, table: Integers, steps: Keys) -> Integers:
 
 
 _UNROLLED = 4
-"""Columns up to which their loops are unrolled: photos have few tags."""
+"""Number of columns up to which loops are unrolled: photos have few tags."""
 
 _Columns = tuple[int, ...]
-"""As long as there are columns, since the compiler knows a tuple's length; empty: any number."""
+"""A tuple of one item per column, since the compiler knows its length; empty: any number."""
 
 
 def are_compiled() -> bool:
-    """Whether an earlier process has left the compiled loops on disk."""
+    """Return whether an earlier process has left the compiled loops on disk."""
     loop: Any = compare
     return any(Path(loop.stats.cache_path).glob("crf_numba.compare-*.nbi"))
 
 
 class Kernel(NamedTuple):
-    """weight·N·K·N of a Gaussian kernel K, with the symmetric normalisation N = diag(1/√(K·1)).
+    """weight·N·K·N of a Gaussian kernel K, with the symmetric normalisation N = diag(1/√(K·1))."""
 
-    The lattice is that of K, `norm` the diagonal of N (N,).
-    """
-
-    lattice: Lattice
-    norm: Floats
+    lattice: Lattice  # of K
+    norm: Floats  # diagonal of N (N,)
     weight: np.float32
 
 
@@ -287,7 +277,7 @@ def _blur(neighbours: Integers, vertices: Floats, unrolled: _Columns) -> Floats:
     columns = len(unrolled) or vertices.shape[1]
     blurred = np.zeros_like(vertices)
     for axis in range(len(neighbours)):
-        # The last vertex stands for those that are missing, and stays 0.
+        # The last vertex stands for missing ones, and stays 0.
         for vertex in range(len(vertices) - 1):
             before, behind = neighbours[axis, vertex]
             for column in range(columns):
@@ -312,23 +302,20 @@ def _slice(kernel: Kernel, vertices: Floats, sums: Floats, unrolled: _Columns) -
 
 
 @compiled
-def shift(more: Floats, scores: Floats) -> None:
-    """Write the scores (N, L) of all labels, 0 at most, from what each has more than the first."""
-    for point in range(len(more)):
+def shift(margins: Floats, scores: Floats) -> None:
+    """Write the scores (N, L) of all labels, at most 0, from their margins over the first label."""
+    for point in range(len(margins)):
         top = np.float32(0)
-        for label in range(more.shape[1]):
-            top = max(top, more[point, label])
+        for label in range(margins.shape[1]):
+            top = max(top, margins[point, label])
         scores[point, 0] = -top
-        for label in range(more.shape[1]):
-            scores[point, label + 1] = more[point, label] - top
+        for label in range(margins.shape[1]):
+            scores[point, label + 1] = margins[point, label] - top
 
 
 @compiled
 def compare(likely: Floats, over: Floats) -> None:
-    """Write by how much each label but the first is likelier than it (N, L − 1).
-
-    The likelihoods (N, L) need not sum to 1.
-    """
+    """Write each label's probability minus the first's (N, L − 1), from likelihoods (N, L)."""
     for point in range(len(likely)):
         total = np.float32(0)
         for label in range(likely.shape[1]):

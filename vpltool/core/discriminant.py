@@ -15,19 +15,16 @@ from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.lazy import Tensor, torch
 
 _NEVER = -1e4
-"""Score of a class without a patch: finite, since the walk multiplies scores by zeros."""
+"""Score of a class without patches: finite, since the walk multiplies scores by zeros."""
 
 
 @dataclass
 class Moments:
-    """Sums over the patches seen so far; a patch counts for each class by its share of it.
+    """Sums over the patches so far; a patch counts for each class by its share of it."""
 
-    Patches of each class (K,), the sum of their tokens (K, D), and of x xᵀ over all patches (D, D).
-    """
-
-    counts: Tensor
-    sums: Tensor
-    products: Tensor
+    counts: Tensor  # patches of each class (K,)
+    sums: Tensor  # sum of their tokens (K, D)
+    products: Tensor  # sum of x xᵀ over all patches (D, D)
 
     @classmethod
     def zeros(cls, classes: int, width: int, device: torch.device) -> Moments:
@@ -36,9 +33,9 @@ class Moments:
                      for shape in ((classes,), (classes, width), (width, width))))
 
     def add(self, tokens: Tensor, shares: Tensor) -> None:
-        """Add a photo's tokens (patches, D), float32, and each patch's share of each class.
+        """Add a photo's tokens (patches, D), float32, with each patch's share of each class.
 
-        Of the shares (patches, K), what is missing to 1 is not labelled, and counts for none.
+        Shares are (patches, K); the remainder to 1 is unlabelled, and counts for none.
         """
         self.counts += shares.sum(dim=0)
         self.sums += shares.T @ tokens
@@ -48,7 +45,7 @@ class Moments:
 def label_shares(labels: Tensor, classes: int) -> Tensor:
     """Return the share of each class in each patch (h·w, classes), from 4×4 labels a patch.
 
-    Labels are (4h, 4w); values that are no class are not labelled.
+    Labels are (4h, 4w); values that are no class count as unlabelled.
     """
     side = LABELS_PER_PATCH
     tiles = labels.long().unflatten(1, (-1, side)).unflatten(0, (-1, side)).transpose(1, 2)
@@ -61,9 +58,9 @@ def label_shares(labels: Tensor, classes: int) -> Tensor:
 def discriminant(moments: Moments, shrinkage: float, prior: float) -> tuple[Tensor, Tensor]:
     """Return the weight (K, D) and bias (K,) of the linear discriminant, float32.
 
-    Of at least one labelled patch. `shrinkage` is the share of Σ that is replaced by its mean
-    variance times the identity, above 0; `prior` the exponent of the classes' frequency. 1: Bayes'
-    rule; 0: all are equally likely.
+    At least one patch is labelled. `shrinkage`, above 0, is the share of Σ that is replaced by its
+    mean variance times the identity; `prior` the exponent of the classes' frequency, 1 by Bayes'
+    rule, 0 if all are equally likely.
     """
     counts = moments.counts
     means = moments.sums / counts.clamp(min=1)[:, None]

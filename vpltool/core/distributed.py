@@ -14,13 +14,10 @@ Losses = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a run, as one of them sees them: its number, and how many there are.
+    """A process in a group. Exchanges are identities here; `parallel.ranks` has real ones."""
 
-    This is one process alone, whose exchanges are identities; `parallel.ranks` has real ones.
-    """
-
-    rank: int
-    count: int
+    rank: int  # number of this process
+    count: int  # number of all processes
 
     def total(self, tensor: Tensor) -> Tensor:
         """Add up a tensor over all processes."""
@@ -44,10 +41,9 @@ ALONE = Group(0, 1)
 
 def share_losses(trained: torch.nn.Module, losses: Callable[[T], Losses], group: Group
                  ) -> Callable[[T], Losses]:
-    """Have the gradients of losses averaged over all processes of a group.
+    """Return the losses of a step's crops with gradients averaged over all processes of a group.
 
-    `trained` holds the parameters, `losses` gives those of the crops of a step; the first of them
-    reads most of the parameters.
+    `trained` holds the parameters; the first loss depends on most of them.
     """
     class Step(torch.nn.Module):
         def __init__(self) -> None:
@@ -57,7 +53,7 @@ def share_losses(trained: torch.nn.Module, losses: Callable[[T], Losses], group:
         def forward(self, batch: T) -> Losses:
             first, *others = losses(batch)
             if group.count > 1:
-                # Parameters that a step does not read must have a gradient all the same.
+                # Parameters that a step does not use need a gradient too.
                 first = first + 0 * torch.stack([part.sum() for part in trained.parameters()
                                                  if part.requires_grad]).sum()
             return first, *others

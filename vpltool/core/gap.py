@@ -37,30 +37,21 @@ class ClassGap:
 
 @dataclass(frozen=True)
 class Gap:
-    """The gap between prototypes and regions, see the module; NaN without regions.
+    """The gap between prototypes and regions, see the module; NaN without regions."""
 
-    Distance between the centroids, mean 1 − cos, spread of the regions around the means of their
-    classes, and class index to gap, for classes with regions.
-    """
-
-    centroid: float
-    cosine: float
-    spread: float
-    per_class: dict[int, ClassGap]
+    centroid: float  # distance between the centroids
+    cosine: float  # mean 1 − cos
+    spread: float  # of the regions around the means of their classes
+    per_class: dict[int, ClassGap]  # by class index, for classes with regions
 
 
-def photo_regions(pixels: Tensor, photo_of: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return region features, and their classes (R,); see `numbered_regions`."""
-    return numbered_regions(pixels, photo_of, labels)[:2]
+def photo_regions(pixels: Tensor, photo_of: Tensor, labels: Tensor
+                  ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return region features, the mean of each class's pixels in each photo.
 
-
-def numbered_regions(pixels: Tensor, photo_of: Tensor, labels: Tensor
-                     ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return region features: the mean of each class's pixels in each photo.
-
-    Of L2-normed pixels (N, dim), the numbers of their photos (N,), and their labels (N,), of which
-    background and unsure ones are left out: L2-normed (R, dim), sorted by photo, then class; their
-    classes (R,); and the numbers of their photos (R,).
+    Pixels are L2-normed (N, dim), with the numbers of their photos (N,) and labels (N,); background
+    and unsure ones are left out. Features are L2-normed (R, dim), sorted by photo, then class; with
+    their classes (R,) and the numbers of their photos (R,).
     """
     kept = labels > BACKGROUND
     pairs, region = torch.stack([photo_of[kept], labels[kept]]).unique(dim=1, return_inverse=True)
@@ -75,7 +66,7 @@ def modality_gap(prototypes: Tensor, class_index: Tensor, regions: Tensor,
     """Measure the gap between prototypes and region features.
 
     Prototypes are L2-normed (rows, dim), of classes (rows,); of several rows of a class the nearest
-    counts. Regions are (R, dim), of any norm, of classes (R,) that have a row of prototypes each.
+    counts. Regions are (R, dim), of any norm, of classes (R,) that all have prototypes.
     """
     regions = F.normalize(regions.float(), dim=-1)
     per_class, centres = {}, []
@@ -99,11 +90,8 @@ def feature_centroid(features: Iterable[tuple[Tensor, Tensor]], groups: int
                      ) -> tuple[Tensor, Tensor]:
     """Return the mean of the groups' mean features (dim,) float32, and which have any (groups,).
 
-    In one pass with constant memory, over parts: L2-normed features (N, dim) and their groups (N,).
-    With one group it is the plain mean.
-
-    Raises:
-        ValueError: there are no features.
+    Takes parts in one pass with constant memory: L2-normed features (N, dim) and their groups (N,).
+    With one group it is the plain mean. Raises a ValueError if there are no features.
     """
     sums: Tensor | None = None
     counts = torch.zeros(groups, dtype=torch.float64)
@@ -113,10 +101,10 @@ def feature_centroid(features: Iterable[tuple[Tensor, Tensor]], groups: int
             sums = torch.zeros(groups, part.shape[1], dtype=torch.float64)
         sums.index_add_(0, group.cpu(), part.cpu().double())
         counts += torch.bincount(group.cpu(), minlength=groups)
-    seen = counts > 0
-    if sums is None or not bool(seen.any()):
+    filled = counts > 0
+    if sums is None or not bool(filled.any()):
         raise ValueError("no features to take the centroid of")
-    return (sums[seen] / counts[seen, None]).mean(dim=0).float(), seen
+    return (sums[filled] / counts[filled, None]).mean(dim=0).float(), filled
 
 
 def shift_along_gap(prototypes: Tensor, gap: Tensor, share: float) -> Tensor:
@@ -124,8 +112,8 @@ def shift_along_gap(prototypes: Tensor, gap: Tensor, share: float) -> Tensor:
 
         z'_n = (z_n + λ Δ) / ‖z_n + λ Δ‖,   Δ = centroid of the images − centroid of the text
 
-    Liang et al. move text and images towards each other by half of Δ each; here the features of
-    the photos stay fixed, and the text moves by all of it. With λ (`share`) = 1 the centroids
+    Liang et al. move text and images towards each other by half of Δ each; here the photos'
+    features stay fixed, and the text moves by all of it. With λ (`share`) = 1 the centroids
     coincide before the rows are normalised; 0 leaves the text unchanged, below 0 widens the gap.
     Rows are L2-normed (rows, dim), Δ is (dim,); background rows are moved too.
     """

@@ -1,10 +1,10 @@
-"""Grids of patches: maps on them, resampling to another encoder's, and tiles, which overlap.
+"""Grids of patches: maps on them, resampling to another encoder's grid, and overlapping tiles.
 
-Tiles keep the memory from growing with the photo's patches: a transformer's attention costs memory
-and time that grow with the square of the patches. A tile is seen as a photo of its own; the last of
-a side ends at the photo's edge. Where tiles overlap, features are those of the tile in whose middle
-a patch is nearest to lie, so that a patch is as the encoder gives it (`encode_windows`); what a
-segmenter says is a mean whose weights fall to the rim of each tile (`blend`).
+A transformer's attention costs memory and time that grow with the square of the patches, so large
+photos are encoded in tiles, each as a photo of its own; the last of a side ends at the photo's
+edge. Where tiles overlap, features are those of the tile in which the patch lies most central, so
+that they are the encoder's unchanged output (`encode_windows`); a segmenter's scores are averaged
+with weights that fall towards the rim of each tile (`blend`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from vpltool.core import tower
 from vpltool.lazy import F, Tensor, torch
 
 LABELS_PER_PATCH = 4
-"""The mask loss is taken on 4×4 labels a patch: finer than features, much cheaper than pixels."""
+"""The mask loss uses 4×4 labels a patch: finer than features, much cheaper than pixels."""
 
 MOST_STRETCH = 1.25
-"""Grids whose aspect ratios differ by more than this factor are not of the same photo."""
+"""Largest factor between the aspect ratios of two grids of the same photo."""
 
 
 def min_max(maps: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def min_max(maps: Tensor) -> Tensor:
 
 
 def is_same_view(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Tell whether two grids (h, w) have nearly the same aspect ratio."""
+    """Return whether two grids (h, w) have nearly the same aspect ratio."""
     ratio = (first[0] * second[1]) / (first[1] * second[0])
     return 1 / MOST_STRETCH <= ratio <= MOST_STRETCH
 
@@ -57,8 +57,8 @@ def resample_attention(attention: Tensor, grid: tuple[int, int], target: tuple[i
                        ) -> Tensor:
     """Resample attention (n, n) of a grid (h, w) to another, rows and columns: (n', n'), float32.
 
-    A patch of the new grid attends to another with the mean weight of the old patches there, times
-    n / n', so that rows keep their sums up to the border's interpolation.
+    A new patch attends to another with the mean weight of the old patches there, times n / n', so
+    that rows keep their sums up to interpolation at the border.
     """
     if grid == target:
         return attention.float()
@@ -67,11 +67,7 @@ def resample_attention(attention: Tensor, grid: tuple[int, int], target: tuple[i
 
 
 def layers_of(stored: Tensor, index: Sequence[int], wanted: Sequence[int]) -> Tensor:
-    """Select the wanted layers from those stored (…, L, n, width).
-
-    Raises:
-        KeyError: one is not stored.
-    """
+    """Select the wanted layers from those stored (…, L, n, width); a KeyError if one is missing."""
     if list(index) == list(wanted):
         return stored
     positions = {layer: position for position, layer in enumerate(index)}
@@ -80,7 +76,7 @@ def layers_of(stored: Tensor, index: Sequence[int], wanted: Sequence[int]) -> Te
 
 @dataclass(frozen=True)
 class Span:
-    """A window along one axis, in patches: where it starts, and the part `first:end` it gives."""
+    """A window along one axis, in patches: its start, and the part `first:end` that it covers."""
 
     start: int
     first: int
@@ -88,23 +84,22 @@ class Span:
 
 
 def spans(length: int, window: int, overlap: float) -> list[Span]:
-    """Cover an axis with as few windows as overlap so much at least, evenly spread.
+    """Cover an axis with as few evenly spread windows as have at least this overlap.
 
-    Length and window are in patches; the overlap is the share of a window that it has in common
-    with the next one.
+    Length and window are in patches; `overlap` is the share of a window that the next one covers.
     """
     starts = window_starts(length, window, max(1, window - round(window * overlap)), even=True)
-    # Two neighbours meet in the middle of what they share.
+    # Two neighbours meet in the middle of their overlap.
     borders = [0, *((one + window + other) // 2
                     for one, other in zip(starts, starts[1:], strict=False)), length]
     return [Span(*entry) for entry in zip(starts, borders, borders[1:], strict=False)]
 
 
 def window_starts(length: int, window: int, step: int, *, even: bool = False) -> list[int]:
-    """Return where windows begin along an axis: the last one ends with it; one at least.
+    """Return the starts of windows along an axis, at least one; the last window ends with it.
 
-    A step is the most from one to the next. If `even`, all steps are alike, up to one; otherwise
-    the last is shorter.
+    `step` is the largest distance between two starts. If `even`, all distances are alike, up to
+    one; otherwise the last is shorter.
     """
     left = max(length - window, 0)
     count = -(-left // step)
@@ -116,14 +111,11 @@ def encode_windows(
     vision: tower.Tower, pixels: Tensor, window: int, overlap: float, *, at_once: int,
     patches: str, layers: Sequence[int], calibration: tower.Calibration | None, store: torch.dtype,
 ) -> dict[str, Tensor]:
-    """Encode one normalised photo (1, 3, H, W) window by window, so many `at_once`.
+    """Encode one normalised photo (1, 3, H, W) window by window, `at_once` of them together.
 
-    H and W are multiples of the patch size; a side that is shorter than a window is seen whole. See
-    `spans` and `Tower.forward`; `store` is the number format of the result.
-
-    Returns:
-        `patches` (1, h·w, dim) unless they are `none`, and `layers` (1, L, h·w, width) if there are
-        any; on the CPU.
+    H and W are multiples of the patch size; a side shorter than a window is encoded whole. See
+    `spans` and `Tower.forward`; `store` is the number format of the result. Returns `patches` (1,
+    h·w, dim) unless they are `none`, and `layers` (1, L, h·w, width) if there are any; on the CPU.
     """
     unit = vision.patch
     grid = (pixels.shape[2] // unit, pixels.shape[3] // unit)
@@ -136,10 +128,10 @@ def encode_windows(
             pixels[:, :, down.start * unit : (down.start + sides[0]) * unit,
                    across.start * unit : (across.start + sides[1]) * unit]
             for down, across in part])
-        seen = vision(crops, patches=patches, attention=False, layers=layers,
-                      calibration=calibration)
+        encoded = vision(crops, patches=patches, attention=False, layers=layers,
+                         calibration=calibration)
         for name in ("patches", "layers"):
-            values = getattr(seen, name)
+            values = getattr(encoded, name)
             if values is None:
                 continue
             maps = values.unflatten(-2, sides)
@@ -153,7 +145,7 @@ def encode_windows(
 
 
 def rim_weights(side: int) -> Tensor:
-    """Return weights (side,) in (0, 1] that fall in a line from a tile's middle to its rim."""
+    """Return weights (side,) in (0, 1] that fall linearly from a tile's middle to its rim."""
     places = torch.arange(side) + 0.5
     return torch.minimum(places, side - places) * 2 / side
 
@@ -162,23 +154,23 @@ def blend(
     grid: tuple[int, int], tile: int, overlap: float,
     see: Callable[[Sequence[tuple[int, int]]], Iterable[Tensor]], *, fineness: int, first: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
-    """See a photo in tiles, and yield what they say together, row of tiles by row of tiles.
+    """Yield the weighted mean of a photo's overlapping tiles, one row of tiles after another.
 
     Only the rows are held that the next row of tiles still overlaps.
 
     Args:
         grid: (h, w) of the photo, in patches.
-        tile: side of a tile in patches; a side of the photo that is shorter is seen whole.
+        tile: side of a tile in patches; a shorter side of the photo is seen whole.
         overlap: see `spans`.
-        see: given the first row and column of each of a row of tiles, in patches, gives the field
-            of each in turn (C, fineness·th, fineness·tw), with tiles of (th, tw) patches.
+        see: given the first row and column, in patches, of each tile of a row, yields the field of
+            each (C, fineness·th, fineness·tw), with tiles of (th, tw) patches.
         fineness: values a patch, along each side.
-        first: the first row of tiles whose rows are wanted; what precedes is seen only as far as
-            it overlaps them, so that their values are those of a whole run.
+        first: number of the first wanted row of tiles; earlier ones are seen only if they overlap
+            it, so that values are those of a whole run.
 
     Yields:
-        the first row of a part, in patches, and its values (C, fineness·rows, fineness·w) float32.
-        The parts of all rows of tiles follow each other without a gap.
+        the first row of a part, in patches, and its values (C, fineness·rows, fineness·w) float32,
+        without gaps between the parts.
     """
     downs, acrosses = (spans(length, tile, overlap) for length in grid)
     sides = (min(tile, grid[0]), min(tile, grid[1]))

@@ -1,4 +1,4 @@
-"""From a trained `GroupNetwork` to maps of groups, and with words to labels of classes."""
+"""Maps of groups from a trained `GroupNetwork`, and with words class probabilities."""
 
 from __future__ import annotations
 
@@ -16,19 +16,15 @@ from vpltool.core.segment import FINENESS
 
 @dataclass(frozen=True)
 class GroupMaps:
-    """The groups of one photo, on its grid of patches; they know no classes.
+    """The groups of one photo, on its grid of patches, without classes.
 
-    Args:
-        first: share of each group of the first stage in each patch (G1, h, w); sums to 1 over them.
-        second: the same of the second stage (G2, h, w): the product of both assignments.
-        groups: vectors of the second stage's groups in the joint space, L2-normed (G2, dim).
-        photo: that of the whole photo, L2-normed (dim,).
+    In each patch, the shares of a stage's groups sum to 1.
     """
 
-    first: Tensor
-    second: Tensor
-    groups: Tensor
-    photo: Tensor
+    first: Tensor  # share of each group of the first stage in each patch (G1, h, w)
+    second: Tensor  # the same of the second stage (G2, h, w): the product of both assignments
+    groups: Tensor  # vectors of the second stage's groups in the joint space, L2-normed (G2, dim)
+    photo: Tensor  # vector of the whole photo, L2-normed (dim,)
 
 
 @torch.no_grad()
@@ -40,11 +36,11 @@ def group_maps(network: GroupNetwork, pixels: Tensor) -> list[GroupMaps]:
     """
     patch = network.shape.patch
     grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
-    seen = network.vision(pixels)
-    one, two = seen.stages
+    encoded = network.vision(pixels)
+    one, two = encoded.stages
     second = (two.soft @ one.soft).unflatten(2, grid)
-    parts = F.normalize(network.embed_parts(seen).float(), dim=-1)
-    photos = network.embed_photos(seen)
+    parts = F.normalize(network.embed_parts(encoded).float(), dim=-1)
+    photos = network.embed_photos(encoded)
     return [GroupMaps(*each) for each in zip(one.soft.unflatten(2, grid), second, parts, photos,
                                              strict=True)]
 
@@ -53,29 +49,29 @@ def name_groups(maps: GroupMaps, texts: Tensor, log_scale: Tensor, top: int) -> 
     """Return groups' class probabilities (G2, C): softmax over the top classes times that over all.
 
     Texts are L2-normed vectors of the classes in the joint space (C, dim). `top` is the number of
-    classes that the photo as a whole is most like; the others are out. 0: all.
+    classes most similar to the whole photo, which alone are possible; 0: all.
     """
     scale = log_scale.exp().clamp_max(MAX_SCALE)
     logits = scale * maps.groups @ texts.T
     likely = (maps.photo @ texts.T).topk(min(top or len(texts), len(texts))).indices
-    out = torch.ones(len(texts), dtype=torch.bool, device=texts.device)
-    out[likely] = False
-    return logits.masked_fill(out, -torch.inf).softmax(dim=-1) * logits.softmax(dim=-1)
+    unlikely = torch.ones(len(texts), dtype=torch.bool, device=texts.device)
+    unlikely[likely] = False
+    return logits.masked_fill(unlikely, -torch.inf).softmax(dim=-1) * logits.softmax(dim=-1)
 
 
 def class_maps(maps: Tensor, scores: Tensor) -> Tensor:
-    """Return class scores on a grid (C, h, w), in [0, 1]: at each patch its strongest group's.
+    """Return class scores (C, h, w), in [0, 1]: at each patch those of its strongest group.
 
-    Maps are shares of the groups (G, h, w), on any grid; scores are those of `name_groups` (G, C).
+    Maps are shares of the groups (G, h, w) on any grid, scores those of `name_groups` (G, C).
     """
     return scores[maps.argmax(dim=0)].movedim(-1, 0)
 
 
 def with_background(scores: Tensor, threshold: float) -> Tensor:
-    """Put a background before the classes (C, h, w): it wins where all are below a threshold.
+    """Prepend a background to class scores (C, h, w): it wins where all are below a threshold.
 
-    A threshold above the photo's highest score is lowered to just below it: some class is left.
-    PGSeg's are: VOC 0.95, COCO 0.85, Context 0.36.
+    A threshold above the photo's highest score is lowered to just below it, so that some class is
+    left. PGSeg's thresholds: VOC 0.95, COCO 0.85, Context 0.36.
     """
     # A little below it: of equals, the background would win.
     highest = scores.max() * (1 - 1e-4)
@@ -83,10 +79,10 @@ def with_background(scores: Tensor, threshold: float) -> Tensor:
 
 
 def group_use(maps: Tensor) -> tuple[int, float]:
-    """Measure the paper's richness and compactness of a photo, from its groups' shares (G, h, w).
+    """Return the paper's richness and compactness of a photo, from its groups' shares (G, h, w).
 
-    How many groups are the strongest somewhere; and their overlap, the mean over pairs of them of
-    Σ min(a, b) / Σ max(a, b), of their shares. 0: they are apart.
+    Richness is the number of groups that are the strongest somewhere; compactness their overlap,
+    the mean over pairs of Σ min(a, b) / Σ max(a, b) of their shares, 0 if they do not overlap.
     """
     shares = maps.flatten(1)
     strongest = shares.argmax(dim=0).unique()
@@ -101,43 +97,31 @@ def group_use(maps: Tensor) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class GroupView:
-    """How photos are seen, and when a group is the background.
+    """Windows of a photo, and the naming of groups."""
 
-    Side of the windows and steps between them in pixels, multiples of the patch; see also
-    `with_background` and `name_groups`.
-    """
-
-    window: int
-    stride: int
-    threshold: float
-    top: int
+    window: int  # side in pixels, a multiple of the patch
+    stride: int  # step between windows in pixels, a multiple of the patch
+    threshold: float  # see `with_background`
+    top: int  # see `name_groups`
 
 
 @dataclass(frozen=True)
 class GroupScores:
-    """What is found in a photo.
+    """Class scores of a photo."""
 
-    Args:
-        probabilities: of the background and each class (1 + C, 4h, 4w); they sum to 1.
-        maps: mean score of each class in each patch (C, h, w).
-        groups: of the photo as a whole, for pictures; None where they are not asked for.
-    """
-
-    probabilities: Tensor
-    maps: Tensor
-    groups: GroupMaps | None = None
+    probabilities: Tensor  # of the background and each class (1 + C, 4h, 4w); they sum to 1
+    maps: Tensor  # mean score of each class in each patch (C, h, w)
+    groups: GroupMaps | None = None  # of the whole photo, if asked for
 
 
 @torch.no_grad()
 def segment_by_groups(network: GroupNetwork, pixels: Tensor, texts: Tensor, view: GroupView, *,
                       groups: bool = False) -> list[GroupScores]:
-    """Cut photos into groups, window by window, and name these.
+    """Return class scores of photos from their groups, window by window.
 
     A window is treated as a photo of its own, background and likeliest classes included; where
-    windows overlap, the mean counts (GroupViT's evaluation).
-
-    Photos and network are as in `group_maps`, texts as in `name_groups`. `groups` says whether the
-    groups of whole photos are wanted, too.
+    windows overlap, scores are averaged (GroupViT's evaluation). Photos and network are as in
+    `group_maps`, texts as in `name_groups`; `groups` adds the groups of whole photos.
     """
     patch = network.shape.patch
     grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
@@ -150,12 +134,12 @@ def segment_by_groups(network: GroupNetwork, pixels: Tensor, texts: Tensor, view
         for left in window_starts(grid[1], side, step):
             rows, columns = (slice(start, min(start + side, length))
                              for start, length in zip((top, left), grid, strict=True))
-            seen = group_maps(network, pixels[:, :, _times(rows, patch), _times(columns, patch)])
-            for number, maps in enumerate(seen):
+            found = group_maps(network, pixels[:, :, _times(rows, patch), _times(columns, patch)])
+            for number, maps in enumerate(found):
                 fine[number, :, _times(rows, FINENESS), _times(columns, FINENESS)] += _named(
                     maps, texts, network.log_scale, view)
             count[rows, columns] += 1
-            whole = seen if count.shape == seen[0].first.shape[1:] else None
+            whole = found if count.shape == found[0].first.shape[1:] else None
     if groups and whole is None:
         whole = group_maps(network, pixels)
     fine /= count.repeat_interleave(FINENESS, 0).repeat_interleave(FINENESS, 1)
@@ -170,7 +154,7 @@ def _times(part: slice, factor: int) -> slice:
 
 
 def _named(maps: GroupMaps, texts: Tensor, log_scale: Tensor, view: GroupView) -> Tensor:
-    """Scores of background and classes (1 + C, 4h, 4w): those of the strongest group."""
+    """Return scores of background and classes (1 + C, 4h, 4w): those of the strongest group."""
     scores = name_groups(maps, texts, log_scale, view.top)
     size = tuple(FINENESS * length for length in maps.second.shape[1:])
     shares = F.interpolate(maps.second[None], size=size, mode="bilinear", align_corners=False)[0]

@@ -3,8 +3,8 @@
     L = L_pairs + λ₁ L_first + λ₂ L_second + λ_t L_text
 
 L_pairs is CLIP's symmetric contrast over all pairs of a step, in all processes. The others are
-`prototype_contrast`, of the groups of both stages with the photo's prototypes, and of the parts
-with the prototypes of the captions. A step depends on the seed and its number only.
+`prototype_contrast` between the groups of each stage and the photo's prototypes, and between the
+parts and the prototypes of the captions. A step depends only on the seed and its number.
 """
 
 from __future__ import annotations
@@ -12,35 +12,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpltool.core.distributed import ALONE, Group, Losses
-from vpltool.core.groups import GroupNetwork
+from vpltool.core.groups import EncodedPhotos, GroupNetwork
 from vpltool.core.npr import MAX_SCALE, prototype_contrast
 
 
 @dataclass(frozen=True)
 class GroupTraining:
-    """How a `GroupNetwork` is trained; `stages/train_groups.py` holds defaults and their sources.
-
-    The learning rate rises from `lr_start` in `warmup` steps to `lr`, and falls by half a cosine to
-    `lr_end`. `weight_decay` is AdamW's, on matrices; `clip` the longest gradient, 0: any; `weights`
-    are λ₁, λ₂ and λ_t; for `reject` see `prototype_contrast`.
-    """
+    """Training settings of a `GroupNetwork`; `stages/train_groups.py` holds their sources."""
 
     iterations: int
-    warmup: int
+    warmup: int  # steps in which the learning rate rises from `lr_start` to `lr`
     lr_start: float
     lr: float
-    lr_end: float
-    weight_decay: float
-    clip: float
-    weights: tuple[float, float, float]
-    reject: float
+    lr_end: float  # rate to which it falls by half a cosine
+    weight_decay: float  # AdamW's, on matrices
+    clip: float  # largest norm of the gradient; 0: any
+    weights: tuple[float, float, float]  # λ₁, λ₂ and λ_t
+    reject: float  # see `prototype_contrast`
     precision: torch.dtype
     seed: int
 
@@ -59,38 +53,36 @@ class Objective(nn.Module):
         self.network, self.training_settings, self.group = network, training, group
 
     def forward(self, pixels: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses of a `PairBatch`.
+        """Return the weighted loss of a `PairBatch`, and all losses (4,).
 
-        Returns:
-            the weighted sum; the losses of pairs, first stage, second stage and text (4,), those
-            that are left out 0.
+        They are those of pairs, first stage, second stage and text; 0 where there is none.
         """
         network, settings = self.network, self.training_settings
-        seen = network.vision(pixels)
-        photos, captions = network.embed_photos(seen), network.embed_captions(texts)
+        encoded = network.vision(pixels)
+        photos, captions = network.embed_photos(encoded), network.embed_captions(texts)
         every = self.group.gather(captions)
         losses = [contrast(photos, captions, self.group.gather(photos), every,
                            network.log_scale, self.group.rank)]
         for stage, prototypes, log_scale in zip(
-                seen.stages, seen.prototypes, network.log_npr_scales, strict=False):
+                encoded.stages, encoded.prototypes, network.log_npr_scales, strict=False):
             losses.append(prototype_contrast(stage.groups, prototypes, log_scale, settings.reject))
         losses += [losses[0].new_zeros(())] * (3 - len(losses))
-        losses.append(self._of_text(seen, every) if network.text_prototypes is not None
+        losses.append(self._of_text(encoded, every) if network.text_prototypes is not None
                       else losses[0].new_zeros(()))
-        self._move_averages(seen.prototypes)
+        self._move_averages(encoded.prototypes)
         total = losses[0] + sum(weight * loss for weight, loss in zip(
             settings.weights, losses[1:], strict=True))
         return total, torch.stack(losses).detach()
 
-    def _of_text(self, seen: Any, captions: Tensor) -> Tensor:
-        """Contrast parts with the prototypes of all captions; these move towards the batch's."""
+    def _of_text(self, encoded: EncodedPhotos, captions: Tensor) -> Tensor:
+        """Contrast parts with the prototypes of all captions, and move their average."""
         network = self.network
         assert network.text_prototypes is not None
         prototypes = network.text_prototypes.estimate(captions)
         if self.training:
             # The captions are those of all processes already.
             network.text_prototypes.update(prototypes[None])
-        return prototype_contrast(network.embed_parts(seen), prototypes,
+        return prototype_contrast(network.embed_parts(encoded), prototypes,
                                   network.log_npr_scales[2], self.training_settings.reject)
 
     def _move_averages(self, prototypes: tuple[Tensor, ...]) -> None:
@@ -103,7 +95,7 @@ class Objective(nn.Module):
 
 def contrast(photos: Tensor, captions: Tensor, all_photos: Tensor, all_captions: Tensor,
              log_scale: Tensor, rank: int = 0) -> Tensor:
-    """CLIP's symmetric cross-entropy of a process's pairs against those of all; a scalar.
+    """Return CLIP's symmetric cross-entropy of a process's pairs against those of all processes.
 
     Photos and captions are L2-normed (B, dim), those of all processes (R·B, dim); the pairs of a
     process begin at rank·B. `log_scale` is the logarithm of the scale of the cosines.
@@ -115,7 +107,7 @@ def contrast(photos: Tensor, captions: Tensor, all_photos: Tensor, all_captions:
 
 
 def make_optimizer(network: GroupNetwork, settings: GroupTraining) -> torch.optim.Optimizer:
-    """AdamW; biases, norms, scales and what else is no matrix are free of weight decay."""
+    """Return AdamW; biases, norms and scales, all that is no matrix, have no weight decay."""
     learned = [item for item in network.parameters() if item.requires_grad]
     groups: list[dict[str, object]] = [
         {"params": [item for item in learned if item.dim() >= 2]},
@@ -124,7 +116,7 @@ def make_optimizer(network: GroupNetwork, settings: GroupTraining) -> torch.opti
 
 
 def learning_rate(settings: GroupTraining, iteration: int) -> float:
-    """Rate of a step: a linear rise, then half a cosine."""
+    """Return the learning rate of a step: a linear rise, then half a cosine."""
     if iteration < settings.warmup:
         share = iteration / settings.warmup
         return settings.lr_start + (settings.lr - settings.lr_start) * share
@@ -135,13 +127,10 @@ def learning_rate(settings: GroupTraining, iteration: int) -> float:
 def train(objective: nn.Module, network: GroupNetwork, optimizer: torch.optim.Optimizer,
           settings: GroupTraining, batches: Iterable[PairBatch], *, start: int = 0, rank: int = 0
           ) -> Iterator[Losses]:
-    """Run steps `start`, `start + 1`, …, with the pairs of these, in the process of this rank.
+    """Run steps `start`, `start + 1`, … with their pairs, in the process of this rank.
 
-    The objective is an `Objective` of the network, or what holds one. Network and optimizer are
-    changed in place.
-
-    Yields:
-        the losses of each step: of the pairs, the first stage, the second stage and the text.
+    The objective is an `Objective` of the network, or a module that wraps one. Network and
+    optimizer are changed in place. Yields the losses of pairs, first stage, second stage and text.
     """
     objective.train()
     device = network.log_scale.device

@@ -107,17 +107,11 @@ class CrossAttention(nn.Module):
 
 @dataclass(frozen=True)
 class Grouped:
-    """The output of a grouping block.
+    """The output of a grouping block."""
 
-    Args:
-        segments: one vector per group (B, G, width).
-        soft: soft assignment of tokens to groups (B, G, N), summing to 1 over the groups.
-        groups: the group tokens before the assignment (B, G, width), which NPR regularises.
-    """
-
-    segments: Tensor
-    soft: Tensor
-    groups: Tensor
+    segments: Tensor  # one vector per group (B, G, width)
+    soft: Tensor  # soft assignment of tokens to groups (B, G, N), summing to 1 over the groups
+    groups: Tensor  # group tokens before the assignment (B, G, width), which NPR regularises
 
 
 class GroupingBlock(nn.Module):
@@ -161,16 +155,13 @@ def assign(logits: Tensor, *, noisy: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class CaptionShape:
-    """Sizes of a text tower.
-
-    Token width, number of blocks and heads, maximum tokens of a caption, vocabulary size (CLIP's).
-    """
+    """Sizes of a text tower."""
 
     width: int
     depth: int
     heads: int
-    context: int
-    vocabulary: int = 49408
+    context: int  # maximum tokens of a caption
+    vocabulary: int = 49408  # CLIP's
 
 
 class CaptionTower(nn.Module):
@@ -197,58 +188,33 @@ class CaptionTower(nn.Module):
 
 @dataclass(frozen=True)
 class NprShape:
-    """Settings of the estimation of NPR's prototypes.
+    """Settings of the estimation of NPR's prototypes."""
 
-    Args:
-        rounds: EM iterations, T.
-        momentum: γ of the moving average.
-        tau: temperature of EM over a photo's tokens.
-        text_tau: temperature of EM over captions, whose vectors are L2-normed.
-        reconstruct: whether the tokens' reconstruction from the prototypes is added to them.
-        hidden: hidden width of the reconstruction's MLP.
-    """
-
-    rounds: int
-    momentum: float
-    tau: float
-    text_tau: float
-    reconstruct: bool
-    hidden: int
+    rounds: int  # EM iterations, T
+    momentum: float  # γ of the moving average
+    tau: float  # temperature of EM over a photo's tokens
+    text_tau: float  # temperature of EM over captions, whose vectors are L2-normed
+    reconstruct: bool  # whether the tokens' reconstruction from the prototypes is added to them
+    hidden: int  # hidden width of the reconstruction's MLP
 
 
 @dataclass(frozen=True)
 class GroupShape:
-    """Sizes of a `GroupNetwork` and its optional parts.
+    """Sizes of a `GroupNetwork` and its optional parts."""
 
-    Args:
-        side: side of the training photos in pixels, a multiple of the patch.
-        patch: side of a patch in pixels.
-        width: token width.
-        heads: attention heads; they divide the width.
-        depths: blocks before the first grouping, before the second, and after it.
-        groups: number of groups of both stages.
-        dim: dimension of the joint space.
-        hidden: hidden width of the projectors' MLP.
-        drop_path: share of the photos that skip a block in training.
-        caption: the text tower; None: a frozen one supplies the text vectors.
-        npr: settings of the prototypes' estimation.
-        of_photos: whether both stages have prototypes.
-        of_text: whether there are text prototypes.
-    """
-
-    side: int
-    patch: int
-    width: int
-    heads: int
-    depths: tuple[int, int, int]
-    groups: tuple[int, int]
-    dim: int
-    hidden: int
-    drop_path: float
-    caption: CaptionShape | None
+    side: int  # of the training photos in pixels, a multiple of the patch
+    patch: int  # side of a patch in pixels
+    width: int  # token width
+    heads: int  # attention heads; they divide the width
+    depths: tuple[int, int, int]  # blocks before the first grouping, before the second, after it
+    groups: tuple[int, int]  # number of groups of both stages
+    dim: int  # dimension of the joint space
+    hidden: int  # hidden width of the projectors' MLP
+    drop_path: float  # share of the photos that skip a block in training
+    caption: CaptionShape | None  # the text tower; None: a frozen one supplies the text vectors
     npr: NprShape
-    of_photos: bool
-    of_text: bool
+    of_photos: bool  # whether both stages have prototypes
+    of_text: bool  # whether there are text prototypes
 
     def to_config(self) -> dict[str, object]:
         """Return the shape as JSON values."""
@@ -266,17 +232,11 @@ class GroupShape:
 
 @dataclass(frozen=True)
 class EncodedPhotos:
-    """The image encoder's output for a batch.
+    """The image encoder's output for a batch."""
 
-    Args:
-        segments: the parts of the last stage, before the projector (B, G, width).
-        stages: the outputs of both groupings.
-        prototypes: prototypes of each stage's input, L2-normed (B, G, width); empty without NPR.
-    """
-
-    segments: Tensor
-    stages: tuple[Grouped, Grouped]
-    prototypes: tuple[Tensor, ...]
+    segments: Tensor  # the parts of the last stage, before the projector (B, G, width)
+    stages: tuple[Grouped, Grouped]  # the outputs of both groupings
+    prototypes: tuple[Tensor, ...]  # of each stage's input, L2-normed (B, G, width), if NPR is on
 
 
 class GroupStage(nn.Module):
@@ -303,8 +263,7 @@ class GroupStage(nn.Module):
                 ) -> tuple[Grouped, Tensor, Tensor | None]:
         """Group tokens x (B, N, width), given the previous stage's group tokens (B, G', width).
 
-        Returns:
-            the grouping, the group tokens for the next stage, the prototypes.
+        Returns the grouping, the group tokens for the next stage, and the prototypes.
         """
         groups = self.tokens.expand(len(x), -1, -1)
         if self.carry is not None and before is not None:

@@ -1,9 +1,8 @@
 """Joint training of a segmenter with its encoder, or with the encoder's last blocks.
 
 The result is an exponential moving average of the weights, a mean teacher (Tarvainen and Valpola,
-NeurIPS 2017). It also filters the pseudo labels: networks fit clean labels before they memorise
-noisy ones (Liu et al., NeurIPS 2020), so labels unlikely under the average are left out of the
-loss.
+NeurIPS 2017). Labels that are unlikely under the average are left out of the loss: networks fit
+clean labels before they memorise noisy ones (Liu et al., NeurIPS 2020).
 """
 
 from __future__ import annotations
@@ -34,48 +33,29 @@ _TOP = 0.05
 class JointSettings:
     """Settings of joint training, in addition to `StepSettings`.
 
-    Args:
-        average: decay of the moving average of the weights.
-        blocks: number of last blocks to train; 0: the whole encoder, with its embedding.
-        rank: rank of low-rank updates of the blocks' matrices (LoRA, Hu et al., ICLR 2022); 0:
-            the matrices themselves are trained.
-        doubt: pseudo labels with a lower probability under the average are ignored; 0: none.
-        lambda_tags: weight of the tag loss.
-        lambda_masks: weight of the mask loss beside that of soft labels.
-        head_lr: factor on the learning rate of the head.
-        layer_decay: ratio of each block's learning rate to the next one's (BEiT, Bao et al., ICLR
-            2022).
+    Sources: LoRA, Hu et al., ICLR 2022 (`rank`); BEiT, Bao et al., ICLR 2022 (`layer_decay`).
     """
 
-    average: float
-    blocks: int = 0
-    rank: int = 0
-    doubt: float = 0.0
-    lambda_tags: float = 0.0
-    lambda_masks: float = 0.0
-    head_lr: float = 1.0
-    layer_decay: float = 1.0
+    average: float  # decay of the moving average of the weights
+    blocks: int = 0  # number of last blocks to train; 0: the whole encoder, with its embedding
+    rank: int = 0  # of low-rank updates of the blocks' matrices; 0: the matrices are trained
+    doubt: float = 0.0  # pseudo labels less probable under the average are ignored; 0: none
+    lambda_tags: float = 0.0  # weight of the tag loss
+    lambda_masks: float = 0.0  # weight of the mask loss beside that of soft labels
+    head_lr: float = 1.0  # factor on the learning rate of the head
+    layer_decay: float = 1.0  # ratio of each block's learning rate to the next one's
 
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Crops of one step, with `crop` patches per side; each process has only its own crops.
+    """Crops of one step, with `crop` patches per side; each process has only its own crops."""
 
-    Args:
-        pixels: normalised (B, 3, crop·patch, crop·patch); padding is 0.
-        labels: pseudo labels (B, 4·crop, 4·crop) uint8, 255 = ignore.
-        valid: False where a patch is padding (B, crop, crop).
-        shown: True for the classes in the crop's labels (B, classes), the background first.
-        possible: True for the classes that the photo's tags allow (B, classes).
-        soft: class probabilities of a teacher (B, classes, 4·crop, 4·crop), if there is one.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    valid: Tensor
-    shown: Tensor
-    possible: Tensor
-    soft: Tensor | None = None
+    pixels: Tensor  # normalised (B, 3, crop·patch, crop·patch); padding is 0
+    labels: Tensor  # pseudo labels (B, 4·crop, 4·crop) uint8, 255 = ignore
+    valid: Tensor  # False where a patch is padding (B, crop, crop)
+    shown: Tensor  # True for the classes in the crop's labels (B, classes), the background first
+    possible: Tensor  # True for the classes that the photo's tags allow (B, classes)
+    soft: Tensor | None = None  # a teacher's probabilities (B, classes, 4·crop, 4·crop), if any
 
     def to(self, device: torch.device) -> PixelBatch:
         """Return a copy on a device."""
@@ -147,39 +127,32 @@ class Trained(nn.Module):
             if parametrize.is_parametrized(linear):
                 parametrize.remove_parametrizations(linear, "weight")
 
-    def forward(self, seen: Seen, grid: tuple[int, int]) -> Tensor:
+    def forward(self, state: State, grid: tuple[int, int]) -> Tensor:
         """Return class logits (B, classes, h', w') at the network's own resolution."""
         if self.tower is not None and not isinstance(self.tower, VisionTower):
             # `Tower.forward` runs under no_grad, since towers are frozen elsewhere.
             run = inspect.unwrap(type(self.tower).forward)
-            layers = run(self.tower, seen.tokens, patches="none", attention=False,
+            layers = run(self.tower, state.tokens, patches="none", attention=False,
                          layers=self.layers).layers
         else:
             blocks: Iterable[nn.Module] = self.blocks
             if self.tower is not None:
                 blocks = [*self.tower.blocks, self.tower.head.block]
-                seen = replace(seen, tokens=self.tower.embed(seen.tokens))
-            kept = seen.after(blocks, self.first, self.layers).kept
+                state = replace(state, tokens=self.tower.embed(state.tokens))
+            kept = state.after(blocks, self.first, self.layers).kept
             layers = torch.stack([kept[index].float() for index in self.layers], dim=1)
         return self.network.logits(self.network.embeddings(layers, None, grid), grid)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The state of crops after the encoder's first blocks.
+class State:
+    """The state of crops after the encoder's first blocks."""
 
-    Args:
-        tokens: input of the next block (B, prefix+n, width); pixels, if the whole encoder is
-            trained.
-        kept: block outputs that the network reads, without the prefix (B, n, width).
-        prefix: number of tokens before the patches.
-    """
+    tokens: Tensor  # input of the next block (B, prefix+n, width); pixels if no block is frozen
+    kept: dict[int, Tensor]  # block outputs that the network reads, without prefix (B, n, width)
+    prefix: int = 0  # number of tokens before the patches
 
-    tokens: Tensor
-    kept: dict[int, Tensor]
-    prefix: int = 0
-
-    def after(self, blocks: Iterable[nn.Module], first: int, layers: Sequence[int]) -> Seen:
+    def after(self, blocks: Iterable[nn.Module], first: int, layers: Sequence[int]) -> State:
         """Run blocks, numbered from `first`, up to the last layer that is read."""
         tokens, kept = self.tokens, dict(self.kept)
         for index, block in enumerate(blocks, first):
@@ -188,7 +161,7 @@ class Seen:
             tokens = block(tokens)
             if index in layers:
                 kept[index] = tokens[:, self.prefix :]
-        return Seen(tokens, kept, self.prefix)
+        return State(tokens, kept, self.prefix)
 
 
 class Pair(nn.Module):
@@ -213,14 +186,15 @@ class Pair(nn.Module):
         return self
 
     @torch.no_grad()
-    def seen(self, pixels: Tensor) -> Seen:
+    def encode(self, pixels: Tensor) -> State:
         """Run the frozen blocks on pixels (B, 3, H, W)."""
         (tower,), first = self.frozen, self.now.first
         prefix = tower.head.prefix if isinstance(tower, VisionTower) else 0
         if not first:
-            return Seen(pixels, {}, prefix)
+            return State(pixels, {}, prefix)
         assert isinstance(tower, VisionTower)
-        return Seen(tower.embed(pixels), {}, prefix).after(tower.blocks[:first], 0, self.now.layers)
+        return State(tower.embed(pixels), {}, prefix).after(
+            tower.blocks[:first], 0, self.now.layers)
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
@@ -261,8 +235,7 @@ def train_jointly(
 ) -> Iterator[Losses]:
     """Run steps `start`, `start + 1`, …; see `training.train`.
 
-    Yields:
-        the loss of masks or soft labels; and that of tags, or of masks beside soft labels.
+    Yields the loss of masks or soft labels; and that of tags, or of masks beside soft labels.
     """
     device = next(pair.parameters()).device
     pair.train()
@@ -288,12 +261,12 @@ def _losses(pair: Pair, batch: PixelBatch, settings: StepSettings, group: Group)
     grid = (crop, crop)
     with torch.autocast(batch.pixels.device.type, settings.precision,
                         enabled=settings.precision != torch.float32):
-        seen = pair.seen(batch.pixels)
-        logits = _at_labels(pair.now(seen, grid), crop)
+        state = pair.encode(batch.pixels)
+        logits = _at_labels(pair.now(state, grid), crop)
         doubting = None
         if joint.doubt:
             with torch.no_grad():
-                doubting = _at_labels(pair.mean(seen, grid), crop).softmax(dim=1)
+                doubting = _at_labels(pair.mean(state, grid), crop).softmax(dim=1)
     valid = batch.valid.repeat_interleave(LABELS_PER_PATCH, 1).repeat_interleave(
         LABELS_PER_PATCH, 2)
     if batch.soft is not None:
@@ -351,10 +324,8 @@ def tag_terms(logits: Tensor, valid: Tensor, shown: Tensor, possible: Tensor
 
     A class in the crop's labels is present, an untagged one is absent. The others are unknown,
     since the crop may not contain them. Logits are (B, classes, h, w), `valid` is False at padding
-    (B, h, w); for `shown` and `possible` see `PixelBatch`.
-
-    Returns:
-        the terms (B, classes − 1), and a mask of the known ones.
+    (B, h, w); for `shown` and `possible` see `PixelBatch`. The terms are (B, classes − 1); second
+    comes a mask of the known ones.
     """
     chance = logits.softmax(dim=1)[:, 1:].masked_fill(~valid[:, None], 0).flatten(2)
     top = chance.topk(max(1, round(_TOP * chance.shape[2])), dim=2).values.mean(dim=2)

@@ -22,13 +22,12 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Confusion:
-    """Pixels by (true, predicted) class, of the pairs that occur: `sum` takes them, too.
+    """Pixels by (true, predicted) class, for the pairs that occur; `sum` adds them up.
 
-    With thousands of classes a photo shows a few, and most pairs never occur. The number of classes
-    includes the background.
+    With thousands of classes, most pairs never occur.
     """
 
-    classes: int
+    classes: int  # number of classes, the background included
     pairs: dict[Pair, int]
 
     def __add__(self, other: Confusion) -> Confusion:
@@ -42,7 +41,7 @@ class Confusion:
         return self if nothing == 0 else NotImplemented
 
     def totals(self) -> tuple[Counts, Counts, Counts]:
-        """Count each class's pixels (classes,): true ones, predicted ones, and those of both."""
+        """Count each class's true pixels, predicted pixels and hits, each (classes,)."""
         truth, predicted, both = np.zeros((3, self.classes), np.int64)
         if self.pairs:
             rows, columns = np.array([*self.pairs], np.int64).T
@@ -63,34 +62,29 @@ class Confusion:
 
 def confusion(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8],
               classes: int, ignore: int = 255) -> Confusion:
-    """Count pixels by true and predicted class.
+    """Count pixels by true and predicted class, from labels (H, W).
 
-    Args:
-        truth: true labels (H, W); values from `classes` on, and `ignore`, are not counted.
-        predicted: predicted labels (H, W); 255 counts as background, as no pixel escapes a score.
-        classes: number of classes, the background included.
-        ignore: label of pixels that are not scored.
-
-    Raises:
-        ValueError: a prediction is none of the classes.
+    True labels from `classes` on, and `ignore`, are not counted; a predicted 255 counts as
+    background, so that no pixel escapes a score. The number of classes includes the background.
+    Raises a ValueError if a prediction is none of the classes.
     """
     joint, trues, others = _joint(truth, predicted)
     counts = np.bincount(joint.ravel(), minlength=len(trues) * len(others))
     pairs: dict[Pair, int] = {}
     for place in np.flatnonzero(counts).tolist():
-        label, said = int(trues[place // len(others)]), int(others[place % len(others)])
+        label, found = int(trues[place // len(others)]), int(others[place % len(others)])
         if label >= classes or label == ignore:
             continue
-        said = 0 if said == 255 else said
-        if said >= classes:
-            raise ValueError(f"label {said} in a prediction of {classes} classes")
-        pairs[label, said] = pairs.get((label, said), 0) + int(counts[place])
+        found = 0 if found == 255 else found
+        if found >= classes:
+            raise ValueError(f"label {found} in a prediction of {classes} classes")
+        pairs[label, found] = pairs.get((label, found), 0) + int(counts[place])
     return Confusion(classes, pairs)
 
 
 def _joint(truth: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]
            ) -> tuple[npt.NDArray[np.int64], Counts, Counts]:
-    """Number each pair of labels (H, W), place · others + place; and tell the places' labels."""
+    """Number each pair of labels (H, W), place · others + place; and return the places' labels."""
     if truth.dtype == other.dtype == np.uint8:
         # All 256 labels have a place: faster than finding those that occur.
         every = np.arange(256)
@@ -109,21 +103,16 @@ def _places(labels: npt.NDArray[np.uint8]) -> tuple[Counts, npt.NDArray[np.int64
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one confusion matrix, in [0, 1].
+    """Scores of one confusion matrix, in [0, 1]."""
 
-    IoU of each class (classes,), NaN where neither truth nor prediction has a pixel; its mean over
-    the classes that the truth shows; the share of the pixels that are right; and how many classes
-    the truth shows.
-    """
-
-    iou: npt.NDArray[np.float64]
-    miou: float
-    accuracy: float
-    present: int
+    iou: npt.NDArray[np.float64]  # of each class (classes,), NaN without true or predicted pixels
+    miou: float  # mean IoU over the classes with true pixels
+    accuracy: float  # share of correct pixels
+    present: int  # number of classes with true pixels
 
 
 def scores(counts: Confusion) -> Scores:
-    """Score IoU = TP / (TP + FP + FN), its mean over the classes with true pixels, accuracy."""
+    """Compute IoU = TP / (TP + FP + FN), its mean over the classes with true pixels, accuracy."""
     truth, predicted, hits = counts.totals()
     with np.errstate(invalid="ignore", divide="ignore"):
         iou = hits / (truth + predicted - hits)
@@ -135,13 +124,10 @@ def scores(counts: Confusion) -> Scores:
 
 @dataclass(frozen=True)
 class SeedHistogram:
-    """Pixels by (true, strongest) class and strength: all thresholds of CAMs at once.
-
-    As in `Confusion`, only the pairs that occur have a row: pixels at each level (LEVELS + 1,).
-    """
+    """Pixels by (true, strongest) class and strength: all thresholds of CAMs at once."""
 
     classes: int
-    rows: dict[Pair, Counts]
+    rows: dict[Pair, Counts]  # of pairs that occur, pixels at each level (LEVELS + 1,)
 
     def __add__(self, other: SeedHistogram) -> SeedHistogram:
         rows = dict(self.rows)
@@ -155,7 +141,7 @@ class SeedHistogram:
 
     @cached_property
     def from_level(self) -> Counts:
-        """Pixels of each row from each level on (rows, LEVELS + 2); none after the last."""
+        """Pixels of each row from each level on (rows, LEVELS + 2); the last entry is 0."""
         counts = np.zeros((len(self.rows), LEVELS + 2), np.int64)
         for above, row in zip(counts, self.rows.values(), strict=True):
             above[LEVELS::-1] = row[::-1].cumsum()
@@ -164,9 +150,9 @@ class SeedHistogram:
 
 def strongest(cams: npt.NDArray[np.float32], classes: Sequence[int]
               ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Return value and class of the strongest of CAMs (K, H, W) at each pixel, both (H, W).
+    """Return value and class of the strongest of K ≥ 1 CAMs (K, H, W) at each pixel, both (H, W).
 
-    Of equal ones the first counts; there is at least one, and `classes` are their indices.
+    Of equal CAMs the first counts; `classes` are their class indices.
     """
     best, best_class = cams[0], np.full(cams.shape[1:], classes[0],
                                         label_type(max(classes)))
@@ -180,12 +166,9 @@ def strongest(cams: npt.NDArray[np.float32], classes: Sequence[int]
 def seed_histogram(truth: npt.NDArray[np.uint8], best: npt.NDArray[np.float32],
                    best_class: npt.NDArray[np.uint8], classes: int,
                    ignore: int = 255) -> SeedHistogram:
-    """Count the pixels of a photo by truth, strongest class and strength.
+    """Count pixels (H, W) by true label, see `confusion`, and value and class of `strongest`.
 
-    Of true labels (H, W), see `confusion`, and `strongest`'s value in [0, 1] and class (H, W).
-
-    Raises:
-        ValueError: a strongest class is none of the classes.
+    Values are in [0, 1]. Raises a ValueError if a strongest class is none of the classes.
     """
     joint, trues, others = _joint(truth, best_class)
     span = len(trues) * len(others)
@@ -214,22 +197,19 @@ def labels_at(cams: npt.NDArray[np.float32], classes: Sequence[int], threshold: 
 
 
 def confusion_at(histogram: SeedHistogram, threshold: float) -> Confusion:
-    """Return the confusion of the seeds that a threshold gives: class where CAM ≥ threshold.
-
-    The threshold, in [0, 1], is taken to the next of LEVELS steps.
-    """
+    """Return the confusion of seeds with CAM ≥ threshold, in [0, 1], rounded to LEVELS steps."""
     level = min(max(round(threshold * LEVELS), 0), LEVELS + 1)
     pairs: dict[Pair, int] = {}
     for (truth, strongest), above in zip(histogram.rows, histogram.from_level, strict=True):
-        for said, pixels in ((strongest, above[level]), (0, above[0] - above[level])):
-            pairs[truth, said] = pairs.get((truth, said), 0) + int(pixels)
+        for label, pixels in ((strongest, above[level]), (0, above[0] - above[level])):
+            pairs[truth, label] = pairs.get((truth, label), 0) + int(pixels)
     return Confusion(histogram.classes, pairs)
 
 
 def threshold_of_alpha(alpha: float) -> float:
-    """Return the threshold that equals CLIP-ES's background (1 − max)^α: where m = (1 − m)^α.
+    """Return the threshold equivalent to CLIP-ES's background (1 − max)^α: m with m = (1 − m)^α.
 
-    As m rises from 0 to 1 and (1 − m)^α falls, one m parts foreground from background.
+    It is unique, since m rises from 0 to 1 and (1 − m)^α falls.
     """
     low, high = 0.0, 1.0
     for _ in range(50):
@@ -243,13 +223,12 @@ def threshold_of_alpha(alpha: float) -> float:
 
 def boundary_counts(truth: Labels, predicted: Labels, classes: int, tolerance: float,
                     ignore: int = 255) -> Counts:
-    """Count the boundary pixels of each class, and those of them that have a partner.
+    """Count each class's boundary pixels, and those with a partner.
 
     A pixel is on a class's boundary if it is of the class and one of its four neighbours is not.
-    Its partner is a boundary pixel of the other labels within the tolerance (Csurka et al., BMVC
-    2013). Predicted boundaries without partner where the truth says nothing are not counted.
-
-    Labels are as in `confusion`; the tolerance is a share of the photo's diagonal.
+    Its partner is a boundary pixel of the other labels within the tolerance, a share of the photo's
+    diagonal (Csurka et al., BMVC 2013). Predicted boundaries without partner on ignored pixels are
+    not counted. Labels are as in `confusion`.
 
     Returns:
         (classes, 4): predicted pixels with partner and all, true pixels with partner and all. The
@@ -261,14 +240,14 @@ def boundary_counts(truth: Labels, predicted: Labels, classes: int, tolerance: f
     for label in np.union1d(np.unique(truth), np.unique(predicted)).tolist():
         if not 0 < label < classes or label == ignore:
             continue
-        said, true = _boundary(predicted == label), _boundary(truth == label)
-        found, met = said & _near(true, reach), true & _near(said, reach)
-        counts[label] = (found.sum(), (found | (said & ~unknown)).sum(), met.sum(), true.sum())
+        ours, true = _boundary(predicted == label), _boundary(truth == label)
+        found, met = ours & _near(true, reach), true & _near(ours, reach)
+        counts[label] = (found.sum(), (found | (ours & ~unknown)).sum(), met.sum(), true.sum())
     return counts
 
 
 def boundary_f(counts: Counts) -> float:
-    """Return the mean F, 2 · P · R / (P + R), over the classes of the truth; NaN if it has none."""
+    """Return the mean F, 2 · P · R / (P + R), over the true classes; NaN if there are none."""
     shown = counts[counts[:, 3] > 0].astype(np.float64)
     precision = shown[:, 0] / np.maximum(shown[:, 1], 1)
     recall = shown[:, 2] / shown[:, 3]
@@ -278,12 +257,12 @@ def boundary_f(counts: Counts) -> float:
 
 
 def _boundary(inside: Mask) -> Mask:
-    """Pixels of a mask (H, W) with one of four neighbours outside; the photo's border is none."""
+    """Mark the pixels of a mask (H, W) with one of four neighbours outside it, within the photo."""
     return np.asarray(inside & ~scipy.ndimage.binary_erosion(inside, border_value=1))
 
 
 def _near(edge: Mask, reach: float) -> Mask:
-    """Pixels within a distance of an edge (H, W)."""
+    """Mark the pixels within a distance of an edge (H, W)."""
     if not edge.any():
         return np.zeros_like(edge)
     return np.asarray(scipy.ndimage.distance_transform_edt(~edge) <= reach)

@@ -1,15 +1,14 @@
 """Non-learnable prototypical regularisation, NPR, with its EM (PGSeg, NeurIPS 2023).
 
-Prototypes that no gradient reaches keep group tokens apart. EM estimates them in each photo, from
-the tokens that a stage begins with:
+Prototypes without gradient keep group tokens apart. EM estimates them in each photo from the input
+tokens of a stage:
 
     z = softmax_k(x μᵀ / τ),   μ ← L2(zᵀ x),   T times, from the moving average of all batches.
 
-What they say of the tokens is added after the stage's blocks, as an MLP of ẑ μ, where ẑ sums to 1
-over the tokens. Group tokens are matched with the photo's prototypes one to one; a contrastive loss
-draws matched pairs together, except those whose cosine is among the photo's lowest.
-
-Prototypes of text are estimated in the same way, from the vectors of a batch's captions.
+The tokens' reconstruction from them, an MLP of ẑ μ with ẑ summing to 1 over the tokens, is added
+after the stage's blocks. Group tokens are matched with the photo's prototypes one to one; a
+contrastive loss draws matched pairs together, except those whose cosine is among the photo's
+lowest. Prototypes of text are estimated in the same way from the vectors of a batch's captions.
 """
 
 from __future__ import annotations
@@ -27,16 +26,10 @@ MAX_SCALE = 100.0
 
 
 def em_prototypes(pixels: Tensor, start: Tensor, *, tau: float, rounds: int) -> Tensor:
-    """Estimate prototypes of pixels: z = softmax(x μᵀ / τ) over the prototypes, μ = L2(zᵀ x).
+    """Return prototypes by T rounds of z = softmax(x μᵀ / τ) over the prototypes, μ = L2(zᵀ x).
 
-    Args:
-        pixels: x (..., n, dim); each set of n on its own.
-        start: μ before the first round, L2-normed (K, dim), or of each set (..., K, dim).
-        tau: τ.
-        rounds: T.
-
-    Returns:
-        L2-normed (..., K, dim), float32.
+    Pixels x are (..., n, dim), each set of n on its own; the start is the first μ, L2-normed (K,
+    dim), or of each set (..., K, dim). The result is L2-normed (..., K, dim), float32.
     """
     pixels, prototypes = pixels.float(), start.float()
     for _ in range(rounds):
@@ -48,9 +41,9 @@ def em_prototypes(pixels: Tensor, start: Tensor, *, tau: float, rounds: int) -> 
 
 @torch.no_grad()
 def best_matchings(similarity: Tensor) -> Tensor:
-    """Return the column matched with each row, so that the matches of a problem sum to the most.
+    """Return the column matched with each row (B, n), so that matched similarities sum to the most.
 
-    Of finite similarities (B, n, n): permutations (B, n), on their device.
+    Similarities are finite (B, n, n).
     """
     columns = [torch.from_numpy(scipy.optimize.linear_sum_assignment(problem, maximize=True)[1])
                for problem in similarity.cpu().double().numpy()]
@@ -58,10 +51,9 @@ def best_matchings(similarity: Tensor) -> Tensor:
 
 
 class Prototypes(nn.Module):
-    """The moving average of K prototypes; a buffer, which only `update` changes.
+    """The moving average of K prototypes, a buffer that only `update` changes.
 
-    `tau` and `rounds` are those of EM; `momentum` is the share that a batch leaves of what was
-    before.
+    `tau` and `rounds` are those of EM; `momentum` is the share of the average that a batch keeps.
     """
 
     average: Tensor
@@ -89,7 +81,7 @@ class Prototypes(nn.Module):
 
 
 class Reconstruction(nn.Module):
-    """Tokens as their prototypes have them: an MLP of ẑ μ, where ẑ sums to 1 over the tokens.
+    """Tokens rebuilt from their prototypes: an MLP of ẑ μ, where ẑ sums to 1 over the tokens.
 
     `hidden` is the width of the MLP, `tau` the temperature of z.
     """
@@ -115,24 +107,19 @@ def batch_normed(before: int, hidden: int, after: int) -> nn.Sequential:
 
 def prototype_contrast(groups: Tensor, prototypes: Tensor, log_scale: Tensor, reject: float
                        ) -> Tensor:
-    """Draw each group token to the prototype that it is matched with; a scalar.
+    """Return the contrast that draws each group token to its matched prototype; a scalar.
 
-    A cross-entropy over the prototypes for each group, and over the groups for each prototype.
-    Pairs whose cosine, stretched to [0, 1] over all pairs of the photo, does not exceed `reject`
-    do not count.
-
-    Args:
-        groups: group tokens (B, K, dim).
-        prototypes: L2-normed, without gradient (B, K, dim), or of all photos (K, dim).
-        log_scale: logarithm of the scale of the cosines.
-        reject: least similarity of a pair, of the photo's range.
+    It is a cross-entropy over the prototypes for each group, and over the groups for each
+    prototype. Pairs whose cosine, stretched to [0, 1] over all pairs of the photo, does not exceed
+    `reject` do not count. Group tokens are (B, K, dim); prototypes, L2-normed without gradient,
+    (B, K, dim), or of all photos (K, dim); `log_scale` is the logarithm of the cosines' scale.
     """
     cosines = F.normalize(groups.float(), dim=-1) @ prototypes.mT
     match = best_matchings(cosines.detach())[..., None]
     matched = cosines.gather(2, match)
     low, high = (bound(cosines.detach().flatten(1), dim=1)[:, None, None]
                  for bound in (torch.amin, torch.amax))
-    # A single group is all of its range, and is its own match.
+    # A single group has no range, and is its own match.
     trusted = (matched.detach() - low > reject * (high - low)) | (high == low)
     logits = log_scale.exp().clamp_max(MAX_SCALE) * cosines
     own = logits.gather(2, match)

@@ -1,15 +1,18 @@
-"""Regions as polygons and back, and regions that are too small; with OpenCV.
+"""Regions as polygons and as COCO's run lengths, and back; regions that are too small.
 
-OpenCV is an optional dependency: `pip install 'vpltool[labelling]'`.
+OpenCV and pycocotools, of which COCO's forms need only the second, are optional dependencies:
+`pip install 'vpltool[labelling]'`, `pip install 'vpltool[coco]'`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
+import importlib.util
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from vpltool.core.classes import IGNORE
-from vpltool.lazy import cv2, np, npt
+from vpltool.errors import VplError
+from vpltool.lazy import cv2, np, npt, pycocotools
 
 Ring: TypeAlias = "npt.NDArray[np.int64]"
 """Points (N, 2) of a closed line, (x, y); the last is joined to the first."""
@@ -17,18 +20,18 @@ Ring: TypeAlias = "npt.NDArray[np.int64]"
 
 def outlines_of(inside: npt.NDArray[np.bool_], *, corners: bool, tolerance: float = 0.0
                 ) -> list[npt.NDArray[np.float64]]:
-    """Return a polygon (N, 2) of each connected part of a region, (x, y) in pixels.
+    """Return a polygon (N, 2) of each connected part of a region (H, W), (x, y) in pixels.
 
-    Pixels that touch at a corner are connected. Holes are cut in by a bridge: the polygon runs from
-    its outer line to the hole, around it, and back on the same way. The bridge lies on a row of the
-    region, so that it costs no pixel. `corners` are those of pixels, as in COCO: pixel (0, 0) is
-    the square from (0, 0) to (1, 1). Otherwise points are the outermost pixels themselves, by their
-    centres: that is what OpenCV's `fillPoly` fills. `tolerance` says how far from the true line of
-    the region (H, W) a point may be left out, in pixels.
+    Pixels that touch at a corner are connected. Holes are joined to the outline by a bridge: the
+    polygon runs from its outer line to the hole, around it, and back the same way, on a row of the
+    region, so that it costs no pixel. With `corners`, points are corners of pixels, as in COCO:
+    pixel (0, 0) is the square from (0, 0) to (1, 1). Otherwise they are the centres of the
+    outermost pixels, as OpenCV's `fillPoly` takes them. `tolerance` is the largest distance, in
+    pixels, of a point that is left out from the simplified line.
     """
     pixels = np.ascontiguousarray(inside, np.uint8)
     if corners:
-        # On a grid twice as fine, an outermost pixel says which of its corners is meant.
+        # On a grid twice as fine, each outermost pixel stands for one corner.
         pixels = pixels.repeat(2, axis=0).repeat(2, axis=1)
     lines, tree = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     rings = [_ring(line, corners) for line in lines]
@@ -56,7 +59,7 @@ def _ring(line: npt.NDArray[np.generic], corners: bool) -> Ring:
 
 
 def _bridged(outer: Ring, holes: Iterable[Ring]) -> Ring:
-    """Cut holes into a line, from the left: what a hole sees on its left is in the line already."""
+    """Join holes to a line, the leftmost first: its left neighbour is then in the line already."""
     for hole in sorted(holes, key=lambda ring: int(ring[:, 0].min())):
         at = int(np.lexsort((hole[:, 1], hole[:, 0]))[0])
         x, y = hole[at]
@@ -68,7 +71,7 @@ def _bridged(outer: Ring, holes: Iterable[Ring]) -> Ring:
 
 
 def _straightened(ring: Ring) -> Ring:
-    """Leave out the points within straight lines; those where the line turns back stay."""
+    """Return a line without the points within straight parts; points where it turns back stay."""
     before, behind = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
     cross = before[:, 0] * behind[:, 1] - before[:, 1] * behind[:, 0]
     straight = (cross == 0) & ((before * behind).sum(axis=1) > 0)
@@ -77,9 +80,9 @@ def _straightened(ring: Ring) -> Ring:
 
 def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]
          ) -> npt.NDArray[np.bool_]:
-    """Fill polygons of pixel centres (N, 2), as Ultralytics does: whole pixels, with the line.
+    """Fill polygons of pixel centres (N, 2), (x, y), as Ultralytics does: outlines included.
 
-    Points are (x, y) in pixels; what is after the decimal point is cut off. Size is (H, W).
+    Coordinates are truncated to whole pixels. The size is (H, W).
     """
     filled = np.zeros(size, np.uint8)
     for polygon in polygons:
@@ -88,7 +91,7 @@ def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]
 
 
 def connected_parts(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.bool_]]:
-    """Yield the connected parts of a region (H, W), as regions; corners connect."""
+    """Yield the 8-connected parts of a region (H, W) as regions."""
     count, numbers = cv2.connectedComponents(inside.astype(np.uint8), connectivity=8)
     for number in range(1, count):
         yield numbers == number
@@ -134,3 +137,119 @@ def has_holes(inside: npt.NDArray[np.bool_]) -> bool:
     """Tell whether a region (H, W) encloses pixels that are not its own."""
     _, tree = cv2.findContours(inside.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     return tree is not None and bool((tree[0][:, 3] >= 0).any())
+
+
+def check_pycocotools() -> None:
+    """Check that pycocotools is installed; otherwise raise a VplError."""
+    if importlib.util.find_spec("pycocotools") is None:
+        raise VplError("pycocotools is not installed", "pip install 'vpltool[coco]'")
+
+
+def label_map(
+    instances: Sequence[Mapping[str, Any]], labels: Mapping[int, int], size: tuple[int, int], *,
+    overlap: str, crowd: str,
+) -> npt.NDArray[np.uint8]:
+    """Paint a photo's instances into labels (height, width), 0 where there is no instance.
+
+    Args:
+        instances: with `category_id`, `segmentation`, `area` and `iscrowd`.
+        labels: category id to label.
+        size: (height, width).
+        overlap: `smallest`: pixels where instances overlap have the label of the smallest one, as
+            in coco2voc, which made the peers' masks; `ignore`: pixels of two classes are 255, as in
+            torchvision's references.
+        crowd: `class`: a crowd region has the label of its class, as in coco2voc; `ignore`: 255,
+            except under an instance.
+
+    Raises:
+        ValueError: an outline is of another size, or is not valid.
+    """
+    claimed = np.zeros(size, np.uint8)
+    clash, crowded = np.zeros(size, bool), np.zeros(size, bool)
+    outlines = [(_to_rle(entry["segmentation"], size), entry) for entry in instances][::-1]
+    # The largest first, so that smaller ones are on top; among equals the first is on top.
+    for outline, entry in sorted(outlines, key=lambda pair: -float(pair[1].get("area", 0))):
+        if outline is None:
+            continue
+        inside = pycocotools.mask.decode(outline).astype(bool)
+        if entry.get("iscrowd") and crowd == "ignore":
+            crowded |= inside
+            continue
+        label = labels[entry["category_id"]]
+        if overlap == "ignore":
+            clash |= inside & (claimed > 0) & (claimed != label)
+        claimed[inside] = label
+    claimed[clash] = IGNORE
+    claimed[crowded & (claimed == 0)] = IGNORE
+    return claimed
+
+
+def _to_rle(outline: Any, size: tuple[int, int]) -> Any:
+    """Convert COCO's three forms of outlines to compressed run lengths; None if it is empty."""
+    _check_outline(outline, size)
+    if isinstance(outline, dict):
+        if isinstance(outline["counts"], list):
+            return pycocotools.mask.frPyObjects(outline, *size)
+        return outline
+    # Four numbers would be read as a box, and fewer than six enclose no area.
+    polygons = [polygon for polygon in outline if len(polygon) >= 6]
+    if not polygons:
+        return None
+    return pycocotools.mask.merge(pycocotools.mask.frPyObjects(polygons, *size))
+
+
+def _check_outline(outline: Any, size: tuple[int, int]) -> None:
+    """Raise a ValueError if an outline is of another size, or does not lie within the photo.
+
+    pycocotools does not check this, and writes past its memory where run lengths are too long.
+    """
+    if isinstance(outline, dict):
+        if tuple(outline["size"]) != size:
+            raise ValueError(f"an outline has {outline['size']} pixels, the photo has {size}")
+        counts = outline["counts"]
+        lengths = counts if isinstance(counts, list) else _unpacked(counts)
+        if not all(isinstance(length, int) and length >= 0 for length in lengths) or (
+                sum(lengths) != size[0] * size[1]):
+            raise ValueError(f"its run lengths do not add up to {size[0]}×{size[1]}")
+        return
+    farthest = 2 * max(size)
+    for polygon in outline:
+        points = np.asarray(polygon, dtype=np.float64)
+        if points.ndim != 1 or len(points) % 2 or not (np.abs(points) <= farthest).all():
+            raise ValueError("its points are not x, y pairs within the photo")
+
+
+def _unpacked(counts: str | bytes) -> list[int]:
+    """Unpack COCO's compressed run lengths: 5 bits a character, differences from the third on."""
+    lengths: list[int] = []
+    value = shift = 0
+    for code in counts.encode("ascii") if isinstance(counts, str) else bytes(counts):
+        bits = code - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError("its run lengths are damaged")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4) if bits & 16 else 0
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its run lengths end too early")
+    return lengths
+
+
+def region(outline: Any, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return the region (height, width) of an outline in any of COCO's forms.
+
+    Raises a ValueError if it is of another size, or whatever pycocotools raises.
+    """
+    lengths = _to_rle(outline, size)
+    return (np.zeros(size, bool) if lengths is None
+            else np.asarray(pycocotools.mask.decode(lengths), bool))
+
+
+def run_lengths(inside: npt.NDArray[np.bool_]) -> dict[str, object]:
+    """Return COCO's compressed run lengths of a region (height, width), as values for JSON."""
+    encoded = pycocotools.mask.encode(np.asfortranarray(inside, dtype=np.uint8))
+    return {"size": [int(side) for side in encoded["size"]],
+            "counts": encoded["counts"].decode("ascii")}

@@ -1,10 +1,10 @@
 """Gaussian filtering on the permutohedral lattice (Adams, Baek, Davis 2010) in plain torch.
 
 The same approximation as in Krähenbühl and Koltun's dense CRF: splat to the vertices of a simplex,
-blur along d + 1 directions, slice back. Sorted vertex keys replace the hash table, so it suits a
+blur along d + 1 directions, slice back. Sorted vertex keys replace the hash table, which suits a
 GPU; on a CPU the loops of `crf_numba` are faster. Each of the three steps sums a few rows for each
-row of its result: on any device, without storing the terms, and in a fixed order, so that the
-result has the same bits each time.
+row of its result, without storing the terms, and in a fixed order, so that the result has the same
+bits each time.
 """
 
 from __future__ import annotations
@@ -17,15 +17,11 @@ from vpltool.lazy import F, Tensor, np, torch
 
 @dataclass(frozen=True)
 class _Sums:
-    """A sparse matrix: each row of its product sums a few rows of what it is multiplied by.
+    """A sparse matrix: each row of its product is a weighted sum of a few rows."""
 
-    Where the terms of each row begin, and the number of all (rows + 1,), int32; the row that a term
-    reads (terms,), int32; and what it is multiplied by (terms,), float32.
-    """
-
-    start: Tensor
-    index: Tensor
-    share: Tensor
+    start: Tensor  # first term of each row, and the number of all terms (rows + 1,), int32
+    index: Tensor  # row that each term reads (terms,), int32
+    share: Tensor  # weight of each term (terms,), float32
 
     def __matmul__(self, values: Tensor) -> Tensor:
         """Return the sums over values (columns, C): (rows, C)."""
@@ -36,7 +32,7 @@ class _Sums:
 class Lattice:
     """A lattice for a set of points, or for several sets of N / sets points that do not interact.
 
-    Points are (N, d), float32, in units of the Gaussian's standard deviation, set after set.
+    Points are (N, d), float32, in units of the Gaussian's standard deviation, set by set.
     """
 
     def __init__(self, features: Tensor, sets: int = 1) -> None:
@@ -87,7 +83,7 @@ class Lattice:
             found[:, 0] = own
             found[:-1, 1] = index
             found[:, 2].scatter_(0, index, own[:-1])
-            # What has no neighbour wrote here, which must go on reading zeros.
+            # Vertices without a neighbour wrote here; it must go on reading zeros.
             found[missing, 2] = missing
             blurs.append(_Sums(start, found.flatten(), share))
         return blurs
@@ -107,15 +103,15 @@ class Lattice:
 
 
 def _every(terms: int, rows: int, like: Tensor) -> Tensor:
-    """Where rows of so many terms each begin, and the number of all (rows + 1,)."""
+    """Return `_Sums.start` (rows + 1,) for rows of equally many terms."""
     return torch.arange(0, terms * rows + 1, terms, dtype=torch.int32, device=like.device)
 
 
 def _sorted(keys: Tensor, span: int) -> tuple[Tensor, Tensor]:
-    """Sort keys in [0, span): in order, and where each was; equal ones stay in their order.
+    """Return keys in [0, span) in ascending order, and their places before; the sort is stable.
 
-    Where a key and its place fit into one number, these are sorted, on a CPU by numpy: that takes
-    a fifth of the time.
+    If a key and its place fit into one number, these are sorted, on a CPU by numpy, in a fifth of
+    the time.
     """
     bits = len(keys).bit_length()
     if span >= 2 ** (62 - bits):
@@ -129,10 +125,9 @@ def _sorted(keys: Tensor, span: int) -> tuple[Tensor, Tensor]:
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Find the simplex around each point.
 
-    Returns:
-        nearest point of the lattice, its coordinates divided by d + 1 (d + 1, N); rank of each
-        coordinate of the offset to it, the largest first (d + 1, N); barycentric weights
-        (N, d + 1).
+    Returns the nearest point of the lattice, its coordinates divided by d + 1 (d + 1, N); the rank
+    of each coordinate of the offset to it, the largest first (d + 1, N); and barycentric weights
+    (N, d + 1).
     """
     dims = features.shape[1]
     axes = torch.arange(1, dims + 1, device=features.device, dtype=torch.float32)[:, None]

@@ -18,11 +18,11 @@ MAX_PIXELS = 500_000_000
 """A photo with more pixels than this is refused: decoding it needs over 1.5 GB."""
 
 _BLANK, _DENSEST = 40_000_000, 20
-"""A photo has at most so many pixels, and so many more for each byte of its file. The densest that
-are in use have about 15 pixels a byte; a file below a megabyte never needs a gigabyte."""
+"""Most pixels of a photo, and further ones for each byte of its file. The densest in use have
+about 15 pixels a byte; a file below a megabyte never needs a gigabyte."""
 
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
-"""What is decoded, whatever a file's name is. Pillow knows more, and runs a program for some."""
+"""Formats that are decoded, whatever a file's name. Pillow runs programs for some others."""
 
 _ROWS = 1 << 20
 """Pixels of a photo with more than 8 bits that are narrowed at a time."""
@@ -47,11 +47,9 @@ _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIC", b
 def read_photo(photo: Path | bytes) -> npt.NDArray[np.uint8]:
     """Decode a photo, by its path or content, to RGB (height, width, 3) uint8, upright by its EXIF.
 
-    Greyscale, palette, CMYK, transparent (over black) and 16-bit photos come out as 8-bit RGB; of
-    a moving picture, the first frame.
-
-    Raises:
-        OSError: unreadable, truncated, empty or too large; the message says what.
+    Greyscale, palette, CMYK, transparent (over black) and 16-bit photos become 8-bit RGB; of a
+    moving picture the first frame counts. Raises an OSError, with the reason, if the photo is
+    unreadable, truncated, empty or too large.
     """
     with _readable(photo) as image:
         size = len(photo) if isinstance(photo, bytes) else photo.stat().st_size
@@ -62,7 +60,7 @@ def read_photo(photo: Path | bytes) -> npt.NDArray[np.uint8]:
 
 
 def rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Decode an open picture, its present frame, to RGB; see `read_photo`."""
+    """Decode the current frame of an open picture to RGB; see `read_photo`."""
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     upright: Image.Image = image
@@ -89,14 +87,13 @@ def _narrowed(wide: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
 def photo_size(path: Path) -> tuple[int, int]:
     """Read (height, width) of a photo, upright by its EXIF, from its header alone.
 
-    Raises:
-        OSError: unreadable, empty or too large.
+    Raises an OSError if it is unreadable, empty or too large.
     """
     with _readable(path) as image:
         width, height = image.size
-        # Pillow looks after a PNG's pixels for EXIF, and decodes them all on the way.
+        # Pillow looks for EXIF behind a PNG's pixels, and decodes them all on the way.
         exif = {} if image.format == "PNG" and "exif" not in image.info else image.getexif()
-        # Recent versions of Pillow give the size of a TIFF as it is upright.
+        # Recent versions of Pillow give a TIFF's upright size.
         done = image.format == "TIFF" and width != exif.get(_WIDTH, width)
         turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8) and not done
         return (width, height) if turned else (height, width)
@@ -104,15 +101,14 @@ def photo_size(path: Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
-    """Open a photo; whatever Pillow raises about its content becomes an OSError."""
+    """Open a photo; all errors of Pillow about its content become OSErrors."""
     if isinstance(photo, Path) and not photo.is_file():
         raise OSError("the photo is no file" if photo.exists() else "the photo does not exist")
     if not (photo.stat().st_size if isinstance(photo, Path) else photo):
         raise OSError("the file is empty")
     import PIL.Image
 
-    # Pillow's own limit is lower, and is one for the whole process. It is never set again: threads
-    # would do so in each other's middle.
+    # Pillow's own limit is lower, and global. It is not restored, because threads share it.
     PIL.Image.MAX_IMAGE_PIXELS = None
     try:
         with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo,
@@ -131,7 +127,7 @@ def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
 
 
 def _container(photo: Path | bytes) -> str:
-    """Say what a file is by its first bytes, for a message; empty if unknown."""
+    """Name a phone's format by a file's first bytes, for a message; empty if it is none."""
     with io.BytesIO(photo) if isinstance(photo, bytes) else photo.open("rb") as file:
         start = file.read(12)
     brand = _BRANDS.get(start[8:]) if start[4:8] == b"ftyp" else None
@@ -142,15 +138,9 @@ def fit_size(size: tuple[int, int], patch: int, *, scale: float = 1.0,
              max_side: int = 0, short_side: int = 0) -> tuple[int, int]:
     """Return a photo's (height, width) after resizing: scaled, then up to multiples of the patch.
 
-    CLIP-ES: each side is rounded up on its own, so that nothing is cropped or padded.
-
-    Args:
-        size: the photo's (height, width).
-        patch: patch size in pixels.
-        scale: factor on both sides.
-        max_side: longer photos are scaled down to this first, before `scale`; 0: never.
-        short_side: what the shorter side is scaled to, up or down, before `scale`; 0: as
-            `max_side` says.
+    As in CLIP-ES, each side is rounded up on its own, so that nothing is cropped or padded. Before
+    `scale`, longer photos are scaled down to `max_side` (0: never), or all so that the shorter side
+    is `short_side` (0: not), in pixels.
     """
     shrink = min(1.0, max_side / max(size)) if max_side else 1.0
     shrink = short_side / min(size) if short_side else shrink
@@ -170,7 +160,7 @@ def to_pixels(photo: npt.NDArray[np.uint8], size: tuple[int, int], mean: Sequenc
 
 @dataclass(frozen=True)
 class PhotoSettings:
-    """How photos become network input: patch, scale, sides, RGB mean and deviation."""
+    """How photos become network input: see `fit_size`; RGB mean and standard deviation."""
 
     patch: int
     mean: tuple[float, float, float]
@@ -186,20 +176,17 @@ class PhotoSettings:
 
 
 def describe_failure(path: Path, error: Exception) -> str:
-    """Say why a photo cannot be used: file name and reason, in a few words."""
-    said = error.message if isinstance(error, VplError) else str(error)
-    return f"{path.name}: {said or type(error).__name__}"
+    """Return file name and reason, for a photo that cannot be used."""
+    reason = error.message if isinstance(error, VplError) else str(error)
+    return f"{path.name}: {reason or type(error).__name__}"
 
 
 def without_metadata(content: bytes) -> bytes | None:
     """Return a JPEG, PNG or WebP without metadata and the same pixels; None for other files.
 
-    EXIF but the orientation, XMP, IPTC, comments, thumbnails, and whatever follows the picture go.
-    What says how the pixels look stays: colour profile, transparency, gamma. The compressed pixels
-    are copied, so nothing is lost.
-
-    Raises:
-        OSError: the file is damaged.
+    EXIF except the orientation, XMP, IPTC, comments, thumbnails, and whatever follows the picture
+    are removed. Colour profile, transparency and gamma stay, and the compressed pixels are copied.
+    Raises an OSError if the file is damaged.
     """
     strip = (_strip_jpeg if content.startswith(b"\xff\xd8\xff") else
              _strip_png if content.startswith(_PNG) else
@@ -211,20 +198,14 @@ def without_metadata(content: bytes) -> bytes | None:
 
 
 def _orientation(content: bytes) -> int:
-    """Read how the photo is turned: 1, upright, to 8."""
-    try:
-        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "WEBP")) as image:
-            found = image.getexif().get(_ORIENTATION, 1)
-    except OSError:
-        raise
-    except Exception as error:
-        # Pillow's plugins raise all sorts of things at damaged files.
-        raise OSError(str(error) or type(error).__name__) from error
+    """Read a photo's orientation, 1 (upright) to 8."""
+    with _readable(content) as image:
+        found = image.getexif().get(_ORIENTATION, 1)
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _exif(orientation: int) -> bytes:
-    """Return EXIF that says the orientation, and nothing else."""
+    """Return EXIF with the orientation alone."""
     return (b"MM\0*" + struct.pack(">IH", 8, 1)
             + struct.pack(">HHIHH", _ORIENTATION, 3, 1, orientation, 0) + struct.pack(">I", 0))
 
@@ -236,7 +217,7 @@ def _strip_jpeg(content: bytes) -> bytes:
     added = b"" if turned == 1 else b"\xff\xe1" + struct.pack(">H", 2 + len(exif)) + exif
     for marker, segment in _jpeg_segments(content):
         if marker != _APP0:
-            # EXIF comes first, but for JFIF's own.
+            # EXIF comes first, after JFIF's own segment.
             parts.append(added)
             added = b""
         if kept := _kept_of_jpeg(marker, segment):
@@ -245,7 +226,7 @@ def _strip_jpeg(content: bytes) -> bytes:
 
 
 def _kept_of_jpeg(marker: int, segment: bytes) -> bytes:
-    """Return what of a segment stays; empty if nothing."""
+    """Return the part of a segment that stays; empty if none does."""
     inside = segment[4:]
     if marker == _APP0:
         # Without the thumbnail, whose width and height are the last two bytes.
@@ -268,7 +249,7 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
             at += 1  # fill bytes
         marker = content[at + 1]
         if marker == _EOI:
-            # What follows are other pictures, with metadata of their own.
+            # Other pictures follow, with metadata of their own.
             yield marker, content[at : at + 2]
             return
         end = at + 2 + struct.unpack(">H", content[at + 2 : at + 4])[0]
@@ -279,7 +260,7 @@ def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _end_of_scan(content: bytes, at: int) -> int:
-    """Find where a scan's compressed data end: at the next marker that is no part of them."""
+    """Return the end of a scan's compressed data: the next marker that is no part of them."""
     while (at := content.find(b"\xff", at)) >= 0 and at + 1 < len(content):
         if content[at + 1] != 0 and content[at + 1] != 0xFF and not 0xD0 <= content[at + 1] <= 0xD7:
             return at
@@ -290,7 +271,7 @@ def _end_of_scan(content: bytes, at: int) -> int:
 def _strip_png(content: bytes) -> bytes:
     chunks = list(_png_chunks(content))
     names = {name for name, _ in chunks}
-    # Pillow decodes the pixels to look for what may be behind them.
+    # Pillow decodes all pixels to look for chunks behind them.
     turned = _orientation(content) if names & {b"eXIf", b"tEXt", b"zTXt", b"iTXt"} else 1
     parts = [_PNG]
     for name, chunk in chunks:

@@ -1,4 +1,4 @@
-"""Proposals: masks of what may be one thing, as run lengths, and the votes that they give."""
+"""Proposals: masks of possible objects, as run lengths; and their votes for labels."""
 
 from __future__ import annotations
 
@@ -13,20 +13,16 @@ Runs: TypeAlias = "npt.NDArray[np.int64]"
 Field: TypeAlias = "npt.NDArray[np.float32]"
 
 LARGEST = 10_000
-"""Proposals of a photo at most; SAM with its finest grid gives some hundreds."""
+"""Most proposals of a photo; SAM with its finest grid gives some hundreds."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mask of what may be one thing (H, W).
+    """A mask of a possible object."""
 
-    Its score in [0, 1] says how sure the tool is of the outline; the word is what it calls the
-    thing, or empty.
-    """
-
-    inside: Mask
-    score: float = 1.0
-    word: str = ""
+    inside: Mask  # (H, W)
+    score: float = 1.0  # in [0, 1], how sure the tool is of the outline
+    word: str = ""  # class word of the tool; empty: none
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Proposals:
     """The proposals of a photo; they may overlap, and need not cover it."""
 
     size: tuple[int, int]  # (height, width) of every mask
-    runs: Runs  # run lengths (R,) of one mask after the other: row by row, outside first
+    runs: Runs  # run lengths (R,), mask by mask: row by row, outside first
     counts: Runs  # number of run lengths of each mask (P,)
     scores: Field  # of each mask (P,), in [0, 1]
     words: Sequence[str]  # class word of each mask; empty: none
@@ -46,7 +42,8 @@ class Proposals:
     def of(cls, size: tuple[int, int], found: Iterable[Proposal]) -> Proposals:
         """Pack masks of a size; empty ones are left out.
 
-        Raises a ValueError if one is of another size, has no score in [0, 1], or they are too many.
+        Raises a ValueError if a mask is of another size, its score is not in [0, 1], or there are
+        too many.
         """
         runs, scores, words = list[Runs](), list[float](), list[str]()
         for proposal in found:
@@ -58,7 +55,7 @@ class Proposals:
                 continue
             runs.append(run_lengths(proposal.inside))
             scores.append(proposal.score)
-            # A file holds words a line each.
+            # A file holds one word per line.
             words.append(" ".join(proposal.word.split()))
             if len(runs) > LARGEST:
                 raise ValueError(f"more than {LARGEST} proposals of a photo")
@@ -116,7 +113,7 @@ def means_inside(proposals: Proposals, scores: Field) -> npt.NDArray[np.float64]
     means = np.empty((len(proposals), len(scores)))
     size = np.maximum(areas(proposals), 1)
     for label, values in enumerate(flat):
-        # One sum up to each pixel, so that a mask costs its runs and not its pixels.
+        # With cumulative sums, a mask costs its runs and not its pixels.
         total = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
         means[:, label] = np.bincount(owner, total[last] - total[first], len(proposals)) / size
     return means
@@ -139,17 +136,17 @@ def with_votes(proposals: Proposals, scores: Field, shares: npt.NDArray[np.float
                sure: npt.NDArray[np.float64], min_area: int) -> Field:
     """Multiply the scores of labels by the votes of the proposals that a pixel lies in.
 
-    A proposal says object or background, whichever has more of it, and divides `object` among
-    the classes as its shares do. It votes with its score times its agreement: how much more of
-    that it has inside than there is outside (Youden's J). So a mask that cuts an object in two, or
-    separates nothing, hardly counts, whatever its size. What is missing to 1 is divided evenly.
+    A proposal votes for object or background, whichever has the larger share of it, and divides
+    `object` among the classes by its shares. It votes with its score times its agreement: the share
+    of its choice inside minus that outside (Youden's J). So a mask that cuts an object in two, or
+    separates nothing, hardly counts, whatever its size. The remainder to 1 is divided evenly.
 
     Args:
         proposals: of the size of the scores.
-        scores: of the labels (L, H, W), summing to 1, as the result does; first the background's.
+        scores: of the labels (L, H, W), summing to 1, as the result does; the background's first.
         shares: of the labels in each proposal (P, L), summing to 1.
-        sure: agreement that each proposal has in any case (P,), as with a word of its own.
-        min_area: smaller proposals do not vote, in pixels.
+        sure: least agreement of each proposal (P,), such as for a word of its own.
+        min_area: size in pixels below which proposals do not vote.
     """
     area = areas(proposals)[:, None]
     inside = means_inside(proposals, scores)
@@ -162,8 +159,8 @@ def with_votes(proposals: Proposals, scores: Field, shares: npt.NDArray[np.float
     weights = proposals.scores * (sure + (1 - sure) * agreement) * counted
     classes = np.where(np.arange(len(scores)) > 0, shares, 0)
     classes /= np.maximum(classes.sum(axis=1, keepdims=True), 1e-12)
-    said = np.where(objects[:, None], classes, np.arange(len(scores)) == 0)
-    for_each = votes(proposals, weights[:, None] * said)
+    choice = np.where(objects[:, None], classes, np.arange(len(scores)) == 0)
+    for_each = votes(proposals, weights[:, None] * choice)
     total_weight = for_each.sum(axis=0)
     number = votes(proposals, counted[:, None])[0]
     weight = total_weight / np.maximum(number, 1)
@@ -173,7 +170,7 @@ def with_votes(proposals: Proposals, scores: Field, shares: npt.NDArray[np.float
 
 
 def plain_word(word: str) -> str:
-    """Return a word without case, and with spaces: tools write classes in several ways."""
+    """Return a word in lower case with spaces: tools write classes in several ways."""
     return word.lower().replace("_", " ").replace("-", " ").strip()
 
 
@@ -195,10 +192,7 @@ def to_tensors(proposals: Proposals) -> dict[str, Tensor]:
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> Proposals:
-    """Read the tensors of a file of proposals.
-
-    Raises a ValueError if run lengths do not add up to the photo, or a word or score is none.
-    """
+    """Read the tensors of a file of proposals; raise a ValueError if their values are damaged."""
     size = (int(tensors["size"][0]), int(tensors["size"][1]))
     runs, counts = tensors["runs"].numpy(), tensors["counts"].numpy()
     words = bytes(tensors["words"].numpy()).decode().split("\n")

@@ -43,20 +43,6 @@ class SolverRecord:
 Callback = Callable[[SolverRecord], None]
 
 
-@dataclass(frozen=True)
-class Joint:
-    """The total number of pixels of several processes, and the group that sums over them."""
-
-    count: int
-    group: Group
-
-    @classmethod
-    def of(cls, pixels: Tensor, group: Group) -> Joint:
-        """Count the pixels of all processes."""
-        count = group.total(torch.tensor(len(pixels), device=pixels.device))
-        return cls(int(count), group)
-
-
 def text_targets(pixels: Tensor, prototypes: Tensor, *, tau: float,
                  allowed: Tensor | None = None, harden: float = 0.0) -> Tensor:
     """Return the targets P' (eq. 5) of L2-normed pixels (N, dim): (N, rows), rows summing to 1.
@@ -82,30 +68,6 @@ def text_targets(pixels: Tensor, prototypes: Tensor, *, tau: float,
     return targets
 
 
-def target_moments(
-    pixels: Tensor, targets: Tensor, weights: Tensor | None = None
-) -> tuple[Tensor, float]:
-    """Return the two sums over the targets that the objective needs at every step.
-
-    Each process sums over its own pixels X (N, dim), with targets P' (N, rows) and weights (N,) of
-    mean 1; None: equal weights.
-
-    Returns:
-        P'ᵀ X (rows, dim), in float64 since the gradient is a small difference from it; and
-        Σ P' log P', the term of eq. 7 that does not depend on W.
-    """
-    moments = pixels.new_zeros(targets.shape[1], pixels.shape[1], dtype=torch.float64)
-    negative_entropy = 0.0
-    for part in _parts(pixels, _MOMENT_CHUNK):
-        p = targets[part].double()
-        terms = p * p.clamp_min(1e-30).log()
-        if weights is not None:
-            p, terms = p * weights[part, None], terms * weights[part, None]
-        moments += p.T @ pixels[part].double()
-        negative_entropy += float(terms.sum())
-    return moments, negative_entropy
-
-
 def _parts(pixels: Tensor, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, len(pixels), size)]
 
@@ -115,103 +77,99 @@ def part_size(pixels: Tensor) -> int:
     return _CHUNK if pixels.is_cuda else min(_CHUNK, max(1, _CACHED // pixels.shape[1]))
 
 
-def objective_and_gradient(
-    pixels: Tensor, moments: Tensor, negative_entropy: float, prototypes: Tensor, tau: float,
-    allowed: Tensor | None = None, weights: Tensor | None = None, joint: Joint | None = None,
-) -> tuple[float, Tensor]:
-    """Return the KL objective (eq. 7, mean over pixels) and its exact gradient.
+class Objective:
+    """The KL objective (eq. 7), a mean over the pixels of all processes, and its exact gradient.
 
     The targets enter only through their moments: Σ P' log P_W is ⟨P'ᵀX, W⟩ / τ_I minus the
     log-partitions, since each pixel's targets sum to 1.
-
-    Args:
-        pixels: X (N, dim), float32 or half precision; the arithmetic is in float32.
-        moments: P'ᵀ X (rows, dim), see `target_moments`.
-        negative_entropy: Σ P' log P'.
-        prototypes: W (rows, dim), float64 so that small steps are not lost.
-        tau: τ_I.
-        allowed: rows that P_W may use at each pixel (N, rows); None: all. Targets must be 0
-            elsewhere.
-        weights: weights of the pixels (N,), mean 1; None: all equal.
-        joint: the pixels of all processes, over which sums run; None: a single process.
-
-    Returns:
-        objective in nats, gradient (rows, dim) in float64.
     """
-    joint = joint or Joint.of(pixels, ALONE)
-    partitions: list[Tensor] = []
-    slope = gradient(pixels, moments, prototypes, tau, allowed, weights, joint, partitions)
-    agreement = float((moments * prototypes).sum()) / tau
-    partition = float(torch.stack(partitions).sum()) if partitions else 0.0
-    value = joint.group.total(moments.new_tensor(negative_entropy - agreement + partition))
-    return float(value) / joint.count, slope
+
+    def __init__(self, pixels: Tensor, targets: Tensor, *, tau: float,
+                 allowed: Tensor | None = None, weights: Tensor | None = None,
+                 group: Group = ALONE) -> None:
+        """Sum up what does not depend on W.
+
+        Args:
+            pixels: X of this process (N, dim), float32 or half precision; the arithmetic is in
+                float32.
+            targets: P' (N, rows).
+            tau: τ_I.
+            allowed: rows that P_W may use at each pixel (N, rows); None: all. Targets must be 0
+                elsewhere.
+            weights: weights of the pixels (N,), mean 1; None: all equal.
+            group: processes that hold the pixels.
+        """
+        self.pixels, self.tau, self.allowed, self.weights = pixels, tau, allowed, weights
+        self.group = group
+        # P'ᵀ X, in float64 since the gradient is a small difference from it; and Σ P' log P'.
+        self.moments = pixels.new_zeros(targets.shape[1], pixels.shape[1], dtype=torch.float64)
+        self.negative_entropy = 0.0
+        for part in _parts(pixels, _MOMENT_CHUNK):
+            p = targets[part].double()
+            terms = p * p.clamp_min(1e-30).log()
+            if weights is not None:
+                p, terms = p * weights[part, None], terms * weights[part, None]
+            self.moments += p.T @ pixels[part].double()
+            self.negative_entropy += float(terms.sum())
+        self.count = int(group.total(torch.tensor(len(pixels), device=pixels.device)))
+
+    def value_and_gradient(self, prototypes: Tensor) -> tuple[float, Tensor]:
+        """Return the objective in nats, and its `gradient`, at W (rows, dim), float64."""
+        partitions: list[Tensor] = []
+        slope = self.gradient(prototypes, partitions)
+        agreement = float((self.moments * prototypes).sum()) / self.tau
+        partition = float(torch.stack(partitions).sum()) if partitions else 0.0
+        value = self.group.total(
+            self.moments.new_tensor(self.negative_entropy - agreement + partition))
+        return float(value) / self.count, slope
+
+    def gradient(self, prototypes: Tensor, partitions: list[Tensor] | None = None) -> Tensor:
+        """Return ∂L/∂W = (P_W − P')ᵀ X / (N τ_I) at W (rows, dim), both float64.
+
+        The products X Wᵀ and P_Wᵀ X take most of the time. The sums of the log-partitions, float64,
+        are appended to `partitions`.
+        """
+        total, scaled = -self.moments, (prototypes / self.tau).float()
+        for part in _parts(self.pixels, part_size(self.pixels)):
+            x = self.pixels[part].float()
+            logits = x @ scaled.T
+            if self.allowed is not None:
+                logits.masked_fill_(~self.allowed[part], float("-inf"))
+            # Not exp(logits − log-partition), which puts the partition's rounding into every entry.
+            q = logits.softmax(dim=-1)
+            if self.weights is not None:
+                q *= self.weights[part, None]
+            total += q.T @ x
+            if partitions is not None:
+                terms = logits.logsumexp(dim=-1)
+                terms = terms if self.weights is None else terms * self.weights[part]
+                partitions.append(terms.double().sum())
+        return self.group.total(total) / (self.count * self.tau)
 
 
-def gradient(
-    pixels: Tensor, moments: Tensor, prototypes: Tensor, tau: float,
-    allowed: Tensor | None = None, weights: Tensor | None = None, joint: Joint | None = None,
-    partitions: list[Tensor] | None = None,
-) -> Tensor:
-    """Return only the gradient of the objective: ∂L/∂W = (P_W − P')ᵀ X / (N τ_I).
-
-    The products X Wᵀ and P_Wᵀ X take most of the time.
-
-    Args: as in `objective_and_gradient`, and
-        partitions: a list to which the sums of the log-partitions, float64, are appended if the
-            objective is wanted too.
-    """
-    total, scaled = -moments, (prototypes / tau).float()
-    for part in _parts(pixels, part_size(pixels)):
-        x = pixels[part].float()
-        logits = x @ scaled.T
-        if allowed is not None:
-            logits.masked_fill_(~allowed[part], float("-inf"))
-        # Not exp(logits − log-partition), which puts the partition's rounding into every entry.
-        q = logits.softmax(dim=-1)
-        if weights is not None:
-            q *= weights[part, None]
-        total += q.T @ x
-        if partitions is not None:
-            terms = logits.logsumexp(dim=-1)
-            partitions.append((terms if weights is None else terms * weights[part]).double().sum())
-    joint = joint or Joint.of(pixels, ALONE)
-    return joint.group.total(total) / (joint.count * tau)
-
-
-def solve_pgd(
-    pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float, iters: int, lr: float,
-    allowed: Tensor | None = None, weights: Tensor | None = None,
-    callback: Callback | None = None, halve_lr: bool = True, group: Group = ALONE,
-    tolerance: float = 0.0,
-) -> Tensor:
+def solve_pgd(objective: Objective, start: Tensor, *, iters: int, lr: float,
+              tolerance: float = 0.0, callback: Callback | None = None) -> Tensor:
     """Run projected gradient descent (eq. 11, Algorithm 1), with InMaP's halving of the rate.
 
     W ← W − lr·∂L/∂W, then every row is normalised. Whenever the gradient norm has grown, the rate
-    is halved permanently; without this, lr 10 diverges.
+    is halved permanently; without this, lr 10 diverges. All processes take the same steps.
 
     Args:
-        pixels: X (N, dim).
-        targets: P' (N, rows).
+        objective: what is minimised.
         start: W at the start (rows, dim): the text prototypes.
-        tau: τ_I.
         iters: T_w.
         lr: α.
-        allowed, weights: see `objective_and_gradient`.
-        callback: called with the state about 50 times, and at the first and last step.
-        halve_lr: halve the rate when the gradient norm grows, as InMaP does.
-        group: processes that hold the pixels; all take the same steps.
         tolerance: stop once no row would rotate by more than this angle in the remaining steps, at
             the pace of the last 50; 0: take all steps.
+        callback: called with the state about 50 times, and at the first and last step.
 
     Returns:
         W (rows, dim), L2-normed.
     """
     # In float32, rounding errors add up to 5e-4 after 200 steps on the demo's scenes.
     prototypes = start.double()
-    moments, entropy = target_moments(pixels, targets, weights)
-    joint = Joint.of(pixels, group)
     # On the device of X: comparing norms on the CPU would synchronize with a GPU.
-    rate = torch.tensor(lr, dtype=torch.float64, device=pixels.device)
+    rate = torch.tensor(lr, dtype=torch.float64, device=objective.pixels.device)
     previous = prototypes.new_tensor(float("inf"))
     before = prototypes
     for step in range(iters):
@@ -220,14 +178,11 @@ def solve_pgd(
             last |= largest_turn(prototypes, before) * (iters - step) / PACE <= tolerance
             before = prototypes
         if callback and (step % max(iters // 50, 1) == 0 or last):
-            value, slope = objective_and_gradient(pixels, moments, entropy, prototypes, tau,
-                                                  allowed, weights, joint)
+            value, slope = objective.value_and_gradient(prototypes)
         else:
-            value, slope = None, gradient(pixels, moments, prototypes, tau, allowed, weights,
-                                          joint)
+            value, slope = None, objective.gradient(prototypes)
         norm = slope.norm()
-        if halve_lr:
-            rate = torch.where(norm > previous, rate / 2, rate)
+        rate = torch.where(norm > previous, rate / 2, rate)
         previous = norm
         if callback and value is not None:
             callback(SolverRecord(step, value, float(norm), float(rate)))
@@ -243,11 +198,8 @@ def largest_turn(rows: Tensor, before: Tensor) -> float:
     return 2 * math.asin(min(float(chord) / 2, 1.0))
 
 
-def solve_lbfgs(
-    pixels: Tensor, targets: Tensor, start: Tensor, *, tau: float, iters: int,
-    allowed: Tensor | None = None, weights: Tensor | None = None, callback: Callback | None = None,
-    group: Group = ALONE,
-) -> Tensor:
+def solve_lbfgs(objective: Objective, start: Tensor, *, iters: int,
+                callback: Callback | None = None) -> Tensor:
     """Minimise the same objective by L-BFGS on w = v / ‖v‖, with far fewer passes over the data.
 
     Arguments and result are those of `solve_pgd`. The solver stops after `iters` iterations, or
@@ -257,16 +209,13 @@ def solve_lbfgs(
     optimizer = torch.optim.LBFGS([free], max_iter=iters, max_eval=2 * iters, history_size=10,
                                   tolerance_grad=1e-9, tolerance_change=1e-9,
                                   line_search_fn="strong_wolfe")
-    moments, entropy = target_moments(pixels, targets, weights)
-    joint = Joint.of(pixels, group)
     count = 0
 
     def closure() -> Tensor:
         nonlocal count
         length = free.detach().norm(dim=-1, keepdim=True)
         unit = free.detach() / length
-        value, slope = objective_and_gradient(pixels, moments, entropy, unit, tau, allowed,
-                                              weights, joint)
+        value, slope = objective.value_and_gradient(unit)
         # Chain rule of v / ‖v‖: only the tangential component of the gradient remains.
         tangent = slope - (slope * unit).sum(-1, keepdim=True) * unit
         free.grad = (tangent / length).to(free)

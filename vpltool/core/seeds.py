@@ -1,8 +1,8 @@
-"""Seeds: the pixels that CAMs are sure of; their regions, targets and weights; nearest neighbours.
+"""Seeds, the confident pixels of CAMs: their regions, targets and weights; nearest neighbours.
 
 One reading of VPL's Φ (and of m in eq. 9): pixels at which the CAM of a class reaches Φ belong to
 it. A bank of neighbours holds a row for each region or patch of many photos, with its class and its
-photo. A photo asks rows of other photos only: it would find itself first.
+photo. A photo is compared with rows of other photos only: it would find itself first.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _ENTRIES = 1 << 22
 
 
 def seed_labels(cam: Tensor, classes: Tensor, phi: float, phi_background: float) -> Tensor:
-    """Label the patches of a photo (h·w,): the strongest class if its CAM ≥ Φ; -1 is neither.
+    """Label the patches of a photo (h·w,): the strongest class if its CAM ≥ Φ; -1 if unsure.
 
-    Background, 0, are patches whose strongest CAM is below `phi_background`. CAMs are in [0, 1]
+    Patches whose strongest CAM is below `phi_background` are background, 0. CAMs are in [0, 1]
     (K, h, w), of classes (K,).
     """
     if not len(cam):
@@ -35,14 +35,11 @@ def seed_labels(cam: Tensor, classes: Tensor, phi: float, phi_background: float)
 
 def region_weights(cam: Tensor, classes: Tensor, phi: float, phi_background: float | None
                    ) -> tuple[Tensor, Tensor]:
-    """Weigh the patches of a photo for each of its regions: classes, then the background.
+    """Return patch weights (R, h·w), float32, for each region of a photo, and their classes (R,).
 
-    A patch weighs for a class what its CAM in [0, 1] is (K, h, w), where this is at least Φ; for
-    the background 1 − max CAM, where max CAM is at most `phi_background` (None: the background is
-    no region).
-
-    Returns:
-        weights (R, h·w), float32, 0 where a patch does not count; and the classes (R,).
+    The regions are those of the classes, then the background. A patch's weight is its CAM in [0, 1]
+    (K, h, w) if this is at least Φ, else 0; for the background it is 1 − max CAM if max CAM is at
+    most `phi_background` (None: the background is no region).
     """
     own = cam.flatten(1).float()
     weights, labels = own.where(own >= phi, 0), classes
@@ -54,10 +51,10 @@ def region_weights(cam: Tensor, classes: Tensor, phi: float, phi_background: flo
 
 
 def region_features(patches: Tensor, cam: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean feature of each class of a photo under its CAM; of the rest under 1 − max.
+    """Return each class's mean feature under its CAM, and the background's under 1 − max CAM.
 
-    Of L2-normed patches (h·w, dim), CAMs (K, h, w) and classes (K,): L2-normed features (K + 1,
-    dim) and their labels (K + 1,), the background last.
+    Patches are L2-normed (h·w, dim), CAMs (K, h, w), classes (K,). Features are L2-normed (K + 1,
+    dim), the background last; with their labels (K + 1,).
     """
     weights, labels = region_weights(cam, classes, -torch.inf, torch.inf)
     return F.normalize(weights @ patches.float(), dim=-1), labels
@@ -78,40 +75,32 @@ def seed_targets(pixels: Tensor, labels: Tensor, prototypes: Tensor, class_index
 
 
 def balancing_weights(labels: Tensor, highest: int = 0, group: Group = ALONE) -> Tensor:
-    """Return weights (N,), mean 1, that give every label the same total.
+    """Return weights (N,), mean 1, that give every label the same total over a group's pixels.
 
-    Args:
-        labels: of this process's pixels, from -1 on (N,).
-        highest: the highest label that a pixel of any process may have; of one process 0 will do.
-        group: processes whose pixels are weighed together.
+    Labels (N,) are those of this process, from -1 on; `highest` is the highest label in any process
+    (of one alone, 0 will do).
     """
     counts = group.total(torch.bincount(labels + 1, minlength=highest + 2))
     return (int(counts.sum()) / (int((counts > 0).sum()) * counts.float()))[labels + 1]
 
 
 def rows_of_others(class_index: Tensor, photo_of: Tensor, tags: Tensor, own: int) -> Tensor:
-    """Mark the rows that a photo may ask (rows,): of its tags and the background, of other photos.
+    """Mark the rows (rows,) of a photo's tags (K,) and the background that are of other photos.
 
-    Args:
-        class_index: class of each row (rows,).
-        photo_of: number of the photo of each row (rows,); below 0: of none, never asked.
-        tags: class indices of the photo (K,).
-        own: number of the photo itself; -1 if the bank does not know it.
+    Rows have classes (rows,) and numbers of photos (rows,), below 0 for none: these are never
+    marked. `own` is the number of the photo itself, -1 if the bank does not know it.
     """
-    shown = torch.isin(class_index, tags.to(class_index)) | (class_index == BACKGROUND)
-    return shown & (photo_of >= 0) & (photo_of != own)
+    tagged = torch.isin(class_index, tags.to(class_index)) | (class_index == BACKGROUND)
+    return tagged & (photo_of >= 0) & (photo_of != own)
 
 
 def nearest_rows(queries: Tensor, bank: Tensor, allowed: Tensor, count: int
                  ) -> tuple[Tensor, Tensor]:
-    """Find the k rows of the largest cosine, part by part: memory does not grow with the bank.
+    """Return the k largest cosines (n, k), descending, float32, and the indices of their rows.
 
     Queries (n, dim) and rows (rows, dim) are L2-normed; `allowed` are indices of the rows that may
-    be found.
-
-    Returns:
-        cosines (n, k), the largest first, float32; and the indices of their rows (n, k). There are
-        fewer if fewer are allowed.
+    be found, and if there are fewer than k, so are the results. The bank is read part by part, so
+    memory does not grow with it.
     """
     queries = queries.float()
     best, rows = queries.new_empty(len(queries), 0), allowed.new_empty(len(queries), 0)

@@ -57,16 +57,12 @@ def photo_logits(vision: Tower, network: SegmenterNetwork, pixels: Tensor) -> Te
 class WholeSegmenter(nn.Module):
     """A frozen tower and a trained network as one module, for export as a single graph.
 
-    Its input is one photo of any size that is a multiple of the patch.
+    Its input is one photo of any size that is a multiple of the patch. `affine` is the scale and
+    shift (3, 1, 1) that normalise its pixels; None: they are normalised already.
     """
 
     def __init__(self, vision: Tower, network: SegmenterNetwork,
                  affine: tuple[Tensor, Tensor] | None = None) -> None:
-        """Join a frozen tower and a trained network, in evaluation mode.
-
-        `affine` is the scale and shift (3, 1, 1) that normalise the caller's pixels; None: they are
-        normalised already.
-        """
         super().__init__()
         self.vision = vision
         self.network = network
@@ -108,11 +104,7 @@ class RegionSegmenter(nn.Module):
 
     Source: Ultralytics, "YOLO26", end-to-end head: rows of box, score, class and mask coefficients,
     and the prototype masks. Here each region has its own mask, and its box is the whole photo.
-
-    Args:
-        segmenter: computes the logits.
-        classes: number of classes without the background.
-        side: side of the photo in pixels.
+    `classes` is their number without the background, `side` that of the photo in pixels.
     """
 
     def __init__(self, segmenter: WholeSegmenter, classes: int, side: int) -> None:
@@ -149,18 +141,11 @@ class RegionSegmenter(nn.Module):
 def segment(vision: Tower, network: SegmenterNetwork, pixels: Tensor,
             scales: Sequence[float] = (1.0,), *, flip: bool = False,
             average: str = "probabilities") -> Tensor:
-    """Return class probabilities of photos, averaged over scales and mirrored copies.
+    """Return class probabilities of photos (B, classes, 4H/patch, 4W/patch).
 
-    Args:
-        vision: the frozen tower.
-        network: the trained network.
-        pixels: normalised photos (B, 3, H, W).
-        scales: factors on H and W; each side is rounded to a multiple of the patch, at least one.
-        flip: whether to add mirrored copies.
-        average: quantity that is averaged, `probabilities` or `logits` (WeCLIP).
-
-    Returns:
-        probabilities (B, classes, 4H/patch, 4W/patch).
+    Normalised photos (B, 3, H, W) are averaged over scales and, with `flip`, mirrored copies.
+    Scales are factors on H and W; each side is rounded to a multiple of the patch, at least one.
+    `average` is the quantity that is averaged, `probabilities` or `logits` (WeCLIP).
     """
     parts = cache_parts(pixels, vision.patch)
     if len(parts) > 1:
@@ -173,11 +158,11 @@ def segment(vision: Tower, network: SegmenterNetwork, pixels: Tensor,
     views = [(scale, mirrored) for scale in scales for mirrored in sides]
     for scale, mirrored in views:
         grid = (max(1, round(height * scale)), max(1, round(width * scale)))
-        seen = pixels.flip(3) if mirrored else pixels
+        view = pixels.flip(3) if mirrored else pixels
         if grid != (height, width):
-            seen = F.interpolate(seen, size=(grid[0] * vision.patch, grid[1] * vision.patch),
+            view = F.interpolate(view, size=(grid[0] * vision.patch, grid[1] * vision.patch),
                                  mode="bicubic", align_corners=False, antialias=True)
-        part = photo_logits(vision, network, seen.to(vision.weight.dtype))
+        part = photo_logits(vision, network, view.to(vision.weight.dtype))
         part = part.softmax(dim=1) if average == "probabilities" else part
         part = F.interpolate(part, size=(height * FINENESS, width * FINENESS), mode="bilinear",
                              align_corners=False)
@@ -214,24 +199,20 @@ def labels_of(probabilities: Tensor, size: tuple[int, ...], least: float = 0.0,
 
 def labels_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int], width: int,
                    least: float = 0.0) -> npt.NDArray[np.uint8]:
-    """Return labels (rows, width) of some rows of a picture, as `labels_of` gives of the whole.
+    """Return labels (rows, width) of some rows of a picture, equal to those by `labels_of`.
 
-    Args:
-        field: probabilities (classes, n, w), rows of a larger field.
-        first: index of the first of these rows in that field.
-        ratio: rows of the field per row of the picture.
-        rows: first row of the picture, and the one after the last.
-        width: width of the picture.
-        least: see `labels_of`.
+    The picture has a `width`; for the other arguments see `rows_between`.
     """
     between = rows_between(field, first, ratio, rows)
     return labels_of(between, (rows[1] - rows[0], width), least)
 
 
 def rows_between(field: Tensor, first: int, ratio: float, rows: tuple[int, int]) -> Tensor:
-    """Interpolate a field (C, n, w) to some rows of a picture (C, rows, w); see `labels_between`.
+    """Interpolate rows of a larger field (C, n, w) to some rows of a picture (C, rows, w).
 
-    The result equals those rows of the whole field after bilinear upsampling.
+    The result equals those rows of the whole field after bilinear upsampling. `first` is the index
+    of the first row in the larger field, `ratio` the number of its rows per row of the picture;
+    `rows` are the picture's first row and the one after the last.
     """
     places = (torch.arange(*rows, device=field.device) + 0.5) * ratio - 0.5 - first
     places = places.clamp(0, field.shape[1] - 1)

@@ -1,5 +1,4 @@
-"""Segmentation networks on frozen CLIP features: the base class, decoder, linear and light heads.
-"""
+"""Segmentation networks on frozen CLIP features: base class, decoder, linear and light heads."""
 
 from __future__ import annotations
 
@@ -32,14 +31,9 @@ class SegmenterNetwork(nn.Module):
     prototypes: Tensor
     class_index: Tensor
 
-    serves_untrained = False
-    """Whether the untrained network already segments."""
-
-    fuses = False
-    """Whether it provides fused features, for WeCLIP's affinity loss and refining module."""
-
-    in_joint_space = True
-    """Whether its embeddings share the prototypes' space, as the regional contrast requires."""
+    serves_untrained = False  # whether the untrained network already segments
+    fuses = False  # whether it has fused features, for WeCLIP's affinity loss and refining module
+    in_joint_space = True  # whether embeddings share the prototypes' space, as contrast requires
 
     def __init__(self, prototypes: Tensor, class_index: Tensor, tau: float = 0.07, *,
                  layers: tuple[int, ...] = (), reads_patches: bool = False) -> None:
@@ -131,26 +125,18 @@ class SegmenterNetwork(nn.Module):
 class DecoderShape:
     """Sizes of a decoder.
 
-    Args:
-        layers: indices of the CLIP blocks whose outputs the decoder reads.
-        input_width: width of these outputs.
-        dim: dimension of the joint space.
-        width: hidden width of the decoder.
-        blocks: number of transformer blocks (WeCLIP: 3).
-        heads: attention heads of each block.
-        dropout: share of channels dropped in training (WeCLIP: 0.1).
-        residual: add the output, initially zero, to CLIP's own patch embeddings: the untrained
-            decoder then gives the dense CAM, which helps if there are few photos.
+    If `residual`, the output, initially zero, is added to CLIP's own patch embeddings: the
+    untrained decoder then gives the dense CAM, which helps if there are few photos.
     """
 
-    layers: tuple[int, ...]
-    input_width: int
-    dim: int
+    layers: tuple[int, ...]  # indices of the CLIP blocks whose outputs the decoder reads
+    input_width: int  # width of these outputs
+    dim: int  # dimension of the joint space
     _: KW_ONLY
-    width: int
-    blocks: int = 3
-    heads: int
-    dropout: float = 0.1
+    width: int  # hidden width of the decoder
+    blocks: int = 3  # number of transformer blocks (WeCLIP: 3)
+    heads: int  # attention heads of each block
+    dropout: float = 0.1  # share of channels dropped in training (WeCLIP: 0.1)
     residual: bool
 
 
@@ -260,8 +246,8 @@ class Decoder(SegmenterNetwork):
 class LayerSegmenter(SegmenterNetwork):
     """Base of segmenters with a classifier of their own on normalised layers of any encoder.
 
-    The prototypes only determine the classes. `layers` are the indices of the blocks, or levels,
-    whose outputs are read, `input_width` is their width.
+    The prototypes only determine the classes. `layers` are the indices of the blocks or levels that
+    are read, `input_width` is their width.
     """
 
     in_joint_space = False

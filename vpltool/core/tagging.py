@@ -1,8 +1,8 @@
-"""Tags of photos from CLIP alone (TagCLIP, Lin et al., AAAI 2024): no photo need be labelled.
+"""Tags of photos from CLIP alone (TagCLIP, Lin et al., AAAI 2024).
 
-CLIP's embedding of a whole photo speaks of its most striking object. Here each patch is classified
-on its own, the scores are made to agree along the attention of earlier blocks, and a class's best
-patch counts. What a class claims is then cut out and looked at again.
+CLIP's embedding of a whole photo describes its most striking object. Here each patch is classified
+on its own, the scores are refined along the attention of earlier blocks, and a class's best patch
+counts. The region that a class claims is then cropped and classified again.
 """
 
 from __future__ import annotations
@@ -24,39 +24,30 @@ VOTES_OF = 12
 """Blocks of TagCLIP's tower; the number of votes is scaled to the depth of others."""
 
 SHARE = 0.5
-"""Where between a photo's least and largest score begin those that are looked at again: TagCLIP's,
-official code."""
+"""Share of a photo's range of scores above which a class is classified again (TagCLIP's code)."""
 
 
 @dataclass(frozen=True)
 class TagSettings:
     """Parameters of tagging.
 
-    Args:
-        tau: temperature of the softmax over the classes.
-        blocks: blocks before the last whose attention refines the scores.
-        votes: of 12 blocks, those that must attend to a patch more than on average.
-        crop: side in pixels to which a candidate's region is scaled; 0: none is looked at again.
-        patches: what is classified: `alone`, the last block's output if each patch saw only
-            itself; `value`, only its value path; `block`, its output as it is.
+    `patches` names what is classified: `alone`, the last block's output if each patch attended only
+    to itself; `value`, its value path alone; `block`, its output as it is.
     """
 
-    tau: float
-    blocks: int
-    votes: int
-    crop: int
+    tau: float  # temperature of the softmax over the classes
+    blocks: int  # blocks before the last whose attention refines the scores
+    votes: int  # of 12 blocks, those that must attend to a patch more than on average
+    crop: int  # side in pixels to which a candidate's region is scaled; 0: no second pass
     patches: str
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words that compete for a patch: L2-normed vectors (R, dim), and each class's rows.
+    """The words that compete for a patch, with those of the background if they take part."""
 
-    The first class is 1; the background's vectors are there if they take part.
-    """
-
-    rows: Tensor
-    classes: ClassRows
+    rows: Tensor  # L2-normed vectors (R, dim)
+    classes: ClassRows  # rows of each class, from class 1 on
 
     @classmethod
     def of(cls, rows: Tensor, class_index: Tensor, *, background: bool = True) -> Vocabulary:
@@ -78,14 +69,14 @@ def tag_scores(vision: VisionTower, pixels: Tensor, words: Vocabulary, settings:
     """Score every class in every normalised photo (B, 3, H, W): (B, C) float32, in [0, 1]."""
     height, width = (side // vision.patch for side in pixels.shape[2:])
     alone = settings.patches == "alone"
-    seen = vision(pixels, patches="none" if alone else settings.patches, attention=False,
-                  attentions=True, attention_blocks=vision.depth)
-    embeddings = (vision.head.lone_embeddings(seen.tokens[:, vision.head.prefix :]) if alone
-                  else seen.patches)
-    assert seen.attentions is not None and embeddings is not None
+    encoded = vision(pixels, patches="none" if alone else settings.patches, attention=False,
+                     attentions=True, attention_blocks=vision.depth)
+    embeddings = (vision.head.lone_embeddings(encoded.tokens[:, vision.head.prefix :]) if alone
+                  else encoded.patches)
+    assert encoded.attentions is not None and embeddings is not None
     coarse = words.probabilities(embeddings, settings.tau)
-    maps = refine_scores(coarse, voted_attention(seen.attentions, settings.blocks, settings.votes),
-                         (height, width))
+    attention = voted_attention(encoded.attentions, settings.blocks, settings.votes)
+    maps = refine_scores(coarse, attention, (height, width))
     scores = maps.amax(dim=(2, 3))
     if settings.crop:
         pairs = candidates(scores, SHARE).nonzero()
@@ -98,10 +89,9 @@ def tag_scores(vision: VisionTower, pixels: Tensor, words: Vocabulary, settings:
 def voted_attention(attentions: Tensor, blocks: int, votes: int) -> Tensor:
     """Return the mean attention of `blocks` before the last (B, n, n), where enough agree on it.
 
-    Of the attentions of each block, the last at the end (B, depth, n, n). A patch sees another
-    where at least `votes` of 12 blocks (of another depth, the same share, rounded up), the last
-    included, attend to it more than the mean of their map. Rows sum to 1, or to 0 where a patch
-    sees none.
+    Attentions are those of each block in order (B, depth, n, n). A patch attends to another where
+    at least `votes` of 12 blocks (of another depth, the same share, rounded up), the last included,
+    do so more than the mean of their map. Rows sum to 1, or to 0 where a patch attends to none.
     """
     depth = attentions.shape[1]
     needed = math.ceil(votes * depth / VOTES_OF)
@@ -125,7 +115,7 @@ def refine_scores(coarse: Tensor, attention: Tensor, grid: tuple[int, int]) -> T
 
 
 def candidates(scores: Tensor, share: float) -> Tensor:
-    """Tell which classes lie from min + share·(max − min) of a photo's scores on (B, C)."""
+    """Mark the classes whose scores reach min + share·(max − min) of their photo's (B, C)."""
     low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
     return scores >= low + share * (high - low)
 
@@ -146,9 +136,9 @@ def _rescored(vision: VisionTower, pixels: Tensor, words: Vocabulary, settings: 
 
 
 def claimed_box(field: Tensor) -> Sequence[int]:
-    """Return the box around where a map (h, w), stretched to [0, 1], is above ½; if flat, all.
+    """Return the box around the pixels of a map (h, w), stretched to [0, 1], that are above ½.
 
-    Top, left, bottom, right; the last two are exclusive.
+    The box is (top, left, bottom, right), the last two exclusive; of a flat map it is the whole.
     """
     claimed = min_max(field) > 0.5
     if not bool(claimed.any()):

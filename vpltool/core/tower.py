@@ -1,16 +1,18 @@
-"""What a frozen vision encoder gives: patch tokens of chosen layers on a grid, whoever computes it.
+"""The interface of a frozen vision encoder, and encoders that run by their own code.
 
-`vit.VisionTower` runs the blocks itself; `adapted.AdaptedTower` runs a model by its own code.
+A tower gives patch tokens of chosen layers on a grid. `vit.VisionTower` runs the blocks itself; an
+`AdaptedTower` runs a library's model (`clip/timm_towers.py`, `clip/transformers_towers.py`).
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpltool.errors import VplError
@@ -29,38 +31,35 @@ INSTEAD_OF = {
 }
 """What to do where an encoder cannot give something."""
 
+FINEST = 16
+"""Largest side of a patch, in pixels, where a model has several grids. Their last, of 32 pixels, is
+too coarse for masks: 14×14 patches of 448 pixels."""
+
 
 @dataclass(frozen=True)
 class Calibration:
     """ExCEL's static visual calibration: a second path beside CLIP's last blocks, for the patches.
 
     The last blocks run as they are; the photo is embedded from them. The path beside them has no
-    MLP: it begins with their input and collects what `Block.calibrated_output` says, block by
-    block. `blocks` is the number of last blocks beside which it goes, `heads` is as there.
+    MLP: it begins with their input and adds up `Block.calibrated_output`, block by block.
     """
 
-    blocks: int
-    heads: str
+    blocks: int  # number of last blocks beside which the path runs
+    heads: str  # see `Block.calibrated_output`
 
 
 @dataclass(frozen=True)
 class DenseFeatures:
     """Results of one pass of the encoder on a batch of equal size, on a grid of h·w = n patches.
 
-    Args:
-        tokens: input of the last block (B, prefix+n, width), with the tokens before the patches;
-            None of an encoder whose last block is not ours.
-        patches: L2-normed patch embeddings (B, n, dim), or None.
-        attention: mean head-averaged attention of the last blocks, CLS removed (B, n, n), or None.
-        attentions: the attention of each of these blocks (B, blocks, n, n), or None.
-        layers: outputs of chosen blocks, CLS removed (B, L, n, width), or None.
+    `tokens` are None for an encoder whose last block is not ours, the others if not asked for.
     """
 
-    tokens: Tensor | None
-    patches: Tensor | None
-    attention: Tensor | None
-    attentions: Tensor | None
-    layers: Tensor | None
+    tokens: Tensor | None  # input of the last block, tokens before patches too (B, prefix+n, width)
+    patches: Tensor | None  # L2-normed patch embeddings (B, n, dim)
+    attention: Tensor | None  # mean head-averaged attention of the last blocks, no CLS (B, n, n)
+    attentions: Tensor | None  # the attention of each of these blocks (B, blocks, n, n)
+    layers: Tensor | None  # outputs of chosen blocks, no CLS (B, L, n, width)
 
     @classmethod
     def joined(cls, parts: Sequence[DenseFeatures]) -> DenseFeatures:
@@ -75,17 +74,11 @@ class DenseFeatures:
 
 
 class Tower(nn.Module):
-    """A frozen vision encoder for photos of any size that is a multiple of its patch.
+    """A frozen vision encoder for photos whose sides are multiples of its patch."""
 
-    Attributes:
-        patch: sides of a photo are multiples of it; a patch of the grid has this side.
-        grid: (h, w) of the patches at the size that it was trained at.
-        able: what it gives, of the tensors of features.
-    """
-
-    patch: int
-    grid: tuple[int, int]
-    able: frozenset[str] = frozenset({"patches", "layers"})
+    patch: int  # side of a patch in pixels
+    grid: tuple[int, int]  # (h, w) of the patches at the size that it was trained at
+    able: frozenset[str] = frozenset({"patches", "layers"})  # tensors of features that it gives
 
     @property
     @abstractmethod
@@ -99,7 +92,7 @@ class Tower(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """One of its weights: says on which device it is, and in which number format."""
+        """One of its weights, for their device and number format."""
         return next(self.parameters())
 
     def check_able(self, wanted: Collection[str], name: str) -> None:
@@ -143,3 +136,143 @@ def cache_parts(pixels: Tensor, patch: int) -> tuple[Tensor, ...]:
         return (pixels,)
     each = pixels.shape[2] * pixels.shape[3] // patch**2
     return pixels.split(max(1, CPU_PATCHES // each))
+
+
+@dataclass(frozen=True)
+class Level:
+    """One layer that can be asked for."""
+
+    width: int  # of its tokens
+    stride: int  # side of its patches in pixels
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Results of one pass of a model."""
+
+    last: Tensor  # the last level after the final norm (B, n, width), patches only
+    outputs: Mapping[int, Tensor]  # of wanted levels, before any norm, on their grids (B, n, width)
+    attentions: Sequence[Tensor] = ()  # of the last blocks, heads averaged (B, N, N), all tokens
+
+
+def grid_of(levels: Sequence[Level]) -> tuple[int, tuple[int, ...]]:
+    """Return the side of a patch, and the levels that are joined as patches: the last of each grid.
+
+    A plain transformer has one grid. Otherwise it is the coarsest of at most `FINEST` pixels a
+    patch; it and all coarser ones are joined, since only the last knows what the photo shows.
+    """
+    last = levels[-1].stride
+    if last <= FINEST:
+        return last, (len(levels) - 1,)
+    patch = max((level.stride for level in levels if level.stride <= FINEST), default=last)
+    return patch, tuple(
+        max(index for index, level in enumerate(levels) if level.stride == stride)
+        for stride in sorted({level.stride for level in levels if level.stride >= patch}))
+
+
+class AdaptedTower(Tower):
+    """A model with its own forward.
+
+    If it has several grids, as Swin and ConvNeXt do, `patches` join the levels that `grid_of`
+    chooses, each L2-normed first, coarser ones resampled bilinearly; `layers` are all levels on
+    this grid, narrower ones padded with zero channels. Photos are extended at their edges to a
+    multiple of the coarsest patch.
+    """
+
+    name: str
+    prefix: int
+    levels: tuple[Level, ...]
+    joins: tuple[int, ...]
+
+    def describe(self, name: str, levels: Sequence[Level], prefix: int,
+                 grid: tuple[int, int], attention: bool) -> None:
+        """Set what the model gives; a subclass calls this before the tower is used.
+
+        `grid` is that of the training size; `attention` says whether the model gives that of its
+        blocks, with `prefix` tokens before the patches.
+        """
+        self.name = name
+        self.levels = tuple(levels)
+        self.patch, self.joins = grid_of(self.levels)
+        self.prefix = prefix
+        self.grid = grid
+        self.able = frozenset({"patches", "layers", *(
+            ("attention", "attentions") if attention else ())})
+
+    @property
+    def depth(self) -> int:
+        """Number of levels."""
+        return len(self.levels)
+
+    @property
+    def width(self) -> int:
+        """Width of the widest level."""
+        return max(level.width for level in self.levels)
+
+    @abstractmethod
+    def run(self, pixels: Tensor, levels: Sequence[int], attention_blocks: int) -> Passed:
+        """Run the model once on normalised photos (B, 3, H, W).
+
+        `levels`, ascending, are those whose outputs are wanted; `attention_blocks` is the number of
+        last blocks whose attention is wanted.
+        """
+
+    @torch.no_grad()
+    def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
+                attentions: bool = False, attention_blocks: int = ATTENTION_BLOCKS,
+                layers: Sequence[int] = (), calibration: Calibration | None = None
+                ) -> DenseFeatures:
+        """Encode a batch; see `Tower.forward`.
+
+        Raises:
+            VplError: the model's own code does not give what is asked for.
+        """
+        if patches in ("value", "calibrated"):
+            raise VplError(f"{self.name} has no {patches} patches: its blocks run by its own code",
+                           INSTEAD_OF["value"])
+        if attention or attentions:
+            self.check_able(["attention"], self.name)
+        blocks = min(attention_blocks, self.depth) if attention or attentions else 0
+        return DenseFeatures.joined([
+            self._encode(part, patches != "none", tuple(layers), blocks, attention, attentions)
+            for part in cache_parts(pixels, self.patch)])
+
+    def _encode(self, pixels: Tensor, patches: bool, layers: Sequence[int], blocks: int,
+                attention: bool, attentions: bool) -> DenseFeatures:
+        grid = (pixels.shape[2] // self.patch, pixels.shape[3] // self.patch)
+        unit = max(level.stride for level in self.levels)
+        if unit != self.patch:
+            down, across = (-side % unit for side in pixels.shape[2:])
+            pixels = F.pad(pixels, (0, across, 0, down), mode="replicate")
+        size = (pixels.shape[2], pixels.shape[3])
+        joins = self.joins[:-1] if patches else ()
+        passed = self.run(pixels, sorted({*layers, *joins}), blocks)
+        weights = [part[:, self.prefix:, self.prefix:] for part in passed.attentions]
+        embedded = stacked = None
+        if patches:
+            parts = zip(self.joins, [*(passed.outputs[index] for index in joins), passed.last],
+                        strict=True)
+            found = [self._on_grid(F.normalize(tokens, dim=-1), index, size, grid)
+                     for index, tokens in parts]
+            embedded = F.normalize(torch.cat(found, dim=-1) if len(found) > 1 else found[0], dim=-1)
+        if layers:
+            found = [self._on_grid(passed.outputs[index], index, size, grid) for index in layers]
+            stacked = torch.stack([F.pad(tokens, (0, self.width - tokens.shape[-1]))
+                                   for tokens in found], dim=1)
+        return DenseFeatures(
+            None, embedded, sum(weights[1:], weights[0]) / len(weights) if attention else None,
+            torch.stack(weights, dim=1) if attentions else None, stacked)
+
+    def _on_grid(self, tokens: Tensor, index: int, size: tuple[int, int], grid: tuple[int, int]
+                 ) -> Tensor:
+        """Bring tokens (B, n, width) of a level to the grid of the patches."""
+        stride = self.levels[index].stride
+        own, whole = ((size[0] // side, size[1] // side) for side in (stride, self.patch))
+        if own == grid:
+            return tokens
+        maps = tokens.transpose(1, 2).unflatten(2, own)
+        if own != whole:
+            finer = stride < self.patch
+            maps = F.interpolate(maps, whole, mode="area" if finer else "bilinear",
+                                 align_corners=None if finer else False)
+        return maps[:, :, :grid[0], :grid[1]].flatten(2).transpose(1, 2)

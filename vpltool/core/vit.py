@@ -1,7 +1,7 @@
 """A frozen CLIP vision transformer, run block by block with open_clip's weights.
 
 open_clip returns no attention maps and accepts only one image size. Here one pass returns all that
-CAMs need: tokens before the last block, patch embeddings in the joint space, and attention.
+CAMs need: the input of the last block, patch embeddings in the joint space, and attention.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Head(nn.Module):
                  pooler: dict[str, Any] | None = None, prefix: int | None = None) -> None:
         super().__init__()
         usual = 0 if pooler else 1
+        # Number of tokens before the patches: class token and registers.
         self.prefix = usual if prefix is None else int(prefix)
-        """Number of tokens before the patches: class token and registers."""
         self.config: dict[str, Any] = {
             "shape": vars(shape), "pool_width": pool_width, "dim": dim,
             "ln_after_pool": ln_after_pool, "value_path": value_path, "post_eps": post_eps,
@@ -262,7 +262,7 @@ class VisionTower(Tower):
         first = self.depth - attention_blocks
         whole = patches in ("block", "last") or last in layers
         total: Tensor | None = None
-        seen: list[Tensor] = []
+        each: list[Tensor] = []
         kept: dict[int, Tensor] = {}
         inputs: deque[Tensor] = deque(
             maxlen=calibration.blocks if calibration and patches == "calibrated" else 1)
@@ -276,9 +276,9 @@ class VisionTower(Tower):
             else:
                 weights = block.attention(x)
             if weights is not None and attentions:
-                seen.append(weights[:, prefix:, prefix:])
+                each.append(weights[:, prefix:, prefix:])
             if weights is not None and attention:
-                # Not in place if `seen` keeps the first.
+                # Not in place if `each` keeps the first.
                 total = (weights if total is None
                          else total + weights if attentions else total.add_(weights))
             if index in layers:
@@ -287,7 +287,7 @@ class VisionTower(Tower):
             total = total[:, prefix:, prefix:] / (self.depth - first)
         return DenseFeatures(
             inputs[-1], self._embed_patches(patches, x, inputs, calibration), total,
-            torch.stack(seen, dim=1) if seen else None,
+            torch.stack(each, dim=1) if each else None,
             torch.stack([kept[index] for index in layers], dim=1) if layers else None)
 
     def _embed_patches(self, patches: str, output: Tensor, inputs: Sequence[Tensor],

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, formats
-from vpltool.core import aligned_space, vit
+from vpltool.core import alignment, vit
 from vpltool.engine import features, prototypes, segmenters
 from vpltool.engine.headers import check_same_model, make_header
 from vpltool.engine.photo_work import Made, make_photos, open_outputs, run_batches
@@ -200,7 +200,7 @@ class Loaded:
     dtype: torch.dtype
     photos: Mapping[str, Photo]
     head: vit.Head | None = None
-    space: aligned_space.AlignedSpace | None = None
+    space: alignment.AlignedSpace | None = None
     rows: Tensor | None = None
     class_index: Tensor | None = None
     of_rows: Mapping[str, Tensor] = field(default_factory=dict)

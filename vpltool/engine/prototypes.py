@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool.core import aligned_space, vit
+from vpltool.core import alignment, vit
 from vpltool.engine import models
 from vpltool.engine.headers import check_same_model, make_header
 from vpltool.engine.photos import photos_identity, with_photo_files
@@ -133,19 +133,19 @@ def prototypes_hint(work: Path, choice: str) -> str:
     return f"did you mean `{near[0]}`?{made}"
 
 
-def space_of(prototypes: Prototypes) -> aligned_space.AlignedSpace | None:
+def space_of(prototypes: Prototypes) -> alignment.AlignedSpace | None:
     """Return the map from CLIP's joint space to an aligned one; None for the joint space."""
     if not prototypes.of_space:
         return None
-    return aligned_space.AlignedSpace.from_tensors(prototypes.of_space,
+    return alignment.AlignedSpace.from_tensors(prototypes.of_space,
                                                    _facts(prototypes)["last_relu"])
 
 
-def head_in_space(head: vit.Head, space: aligned_space.AlignedSpace | None) -> vit.Head:
+def head_in_space(head: vit.Head, space: alignment.AlignedSpace | None) -> vit.Head:
     """Append the map into an aligned space to CLIP's head; without one, return the head."""
     if space is None:
         return head
-    return aligned_space.AlignedHead.of(head, space).eval().requires_grad_(False)
+    return alignment.AlignedHead.of(head, space).eval().requires_grad_(False)
 
 
 def split_header(workspace: Workspace, command: str, settings: Settings, features: InputFolder,
@@ -219,7 +219,7 @@ def check_one_space(first: Prototypes, second: Prototypes) -> None:
                        "each alignment has its own space: name prototypes of one space only")
 
 
-def read_patches(features: InputFolder, key: str, space: aligned_space.AlignedSpace | None
+def read_patches(features: InputFolder, key: str, space: alignment.AlignedSpace | None
                  ) -> Tensor:
     """Read a photo's patches (h·w, dim) as stored, or mapped into an aligned space."""
     patches = features.read_tensors(key, "patches")["patches"]

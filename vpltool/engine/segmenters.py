@@ -26,9 +26,8 @@ from vpltool.formats.kinds import folder_of, place, results_of
 from vpltool.formats.manifest import again
 from vpltool.formats.storage import read_json, read_part
 from vpltool.lazy import Tensor, torch
-from vpltool.methods import load_method
+from vpltool.methods import SegmenterMethod, load_method
 from vpltool.methods.inputs import TrainedSegmenter, side_of
-from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision
 
 TOWER = "tower."

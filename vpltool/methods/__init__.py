@@ -4,6 +4,10 @@ A file `vpltool/methods/KIND/NAME.py` is the method NAME. Its docstring begins w
 `--help` shows, and names the source; `Settings` holds its settings; `READS` what it reads; and one
 function, whose name depends on the kind, does the work. Listing methods reads docstrings without
 importing the files, so that a method may import torch at its top.
+
+What stages call of a method is declared by a class for each kind. `Method.load` makes the module of
+a file an instance of its kind's class (`module.__class__`): what the file defines is found first,
+and a hook that it leaves out does what the class says.
 """
 
 from __future__ import annotations
@@ -14,23 +18,167 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
+from vpltool.core import distributed, phase_one, proposals, segmenter
 from vpltool.errors import VplError, near_name
 from vpltool.formats.kinds import FEATURE_TENSORS
-from vpltool.methods import interfaces
-from vpltool.methods.interfaces import MethodModule
+from vpltool.lazy import Tensor, np, npt, torch
+from vpltool.methods import inputs
 from vpltool.settings import Settings
-
-Loaded = TypeVar("Loaded", bound=MethodModule)
 
 FOLDERS = "VPLTOOL_METHODS"
 """Environment variable: folders of further methods, `FOLDER/KIND/NAME.py`, separated as in PATH."""
+
+
+OfMethod: TypeAlias = "Settings | None"
+"""Settings of the method's own class."""
+
+
+class MethodModule(ModuleType):
+    """A method of any kind, with `Settings` of its own."""
+
+    READS: tuple[str, ...] = ()  # what the stage opens for it
+
+
+class SourceMethod(MethodModule):
+    """A method of `sources`."""
+
+    read: Callable[[Path, OfMethod, inputs.SourceRequest], inputs.Source]
+
+
+class EmbeddingMethod(MethodModule):
+    """A method of `embeddings`; patches are (B, h·w, dim), L2-normed."""
+
+    make_patches: Callable[[inputs.EmbeddingBatch, OfMethod], Tensor]
+
+
+class CamMethod(MethodModule):
+    """A method of `cams`; maps are (K_i, h, w) for each photo."""
+
+    make_cams: Callable[[inputs.CamBatch, OfMethod], list[Tensor]]
+
+
+class Refiner(MethodModule):
+    """A method of `refiners`; maps are (K, h, w)."""
+
+    refine: Callable[[inputs.PhotoMaps, OfMethod], Tensor]
+
+    def check(self, features: Mapping[str, object], of_method: OfMethod) -> None:
+        """Refuse, before the work, what cannot be done with these options of `extract`."""
+
+
+class Estimate(Protocol):
+    """The function of `estimators`; see `vpltool.methods.estimators.means.estimate`."""
+
+    def __call__(self, pool: phase_one.Pixels, text: Tensor, text_index: Tensor,
+                 of_method: OfMethod, seed: int, *, group: distributed.Group = ...
+                 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return rows, their classes, and what else is stored of each."""
+
+
+class Estimator(MethodModule):
+    """A method of `estimators`."""
+
+    estimate: Estimate
+    UNLABELLED: bool = False  # whether pixels that are no seeds are read too
+
+    def divides(self, of_method: OfMethod) -> bool:
+        """Return whether several processes can share the pixels; `estimate` then takes a group."""
+        return False
+
+
+class LabelRefiner(MethodModule):
+    """A method of `label_refiners`; scores and results are (L, H, W)."""
+
+    refine_labels: Callable[[Sequence[inputs.ScoredPhoto], OfMethod, torch.device],
+                            list[npt.NDArray[np.float32]]]
+    # The stage's `confidence` unless it is given; source: CLIP-ES, official code.
+    CONFIDENCE: float = 0.95
+
+    def recorded(self, of_method: OfMethod) -> dict[str, object]:
+        """Return the header's record of settings that name something else."""
+        return {}
+
+    def runs_on(self, of_method: OfMethod, device: torch.device) -> torch.device:
+        """Return the device that the work is done on; refuse what cannot be done."""
+        return device
+
+    def warm_up(self, of_method: OfMethod, device: torch.device, labels: int) -> None:
+        """Do work that each worker process would otherwise repeat, before they start."""
+
+    def frees_lock(self, of_method: OfMethod, device: torch.device) -> bool:
+        """Return whether it runs without the interpreter's lock: in threads, not processes."""
+        return False
+
+    def decided(self, photo: inputs.ScoredPhoto, confidence: float
+                ) -> npt.NDArray[np.float32] | None:
+        """Return the result if refining cannot change a label; None: it must be refined."""
+        return None
+
+    def memory_of(self, of_method: OfMethod, device: torch.device, size: tuple[int, int],
+                  labels: int) -> int:
+        """Estimate the memory that a photo of (height, width) takes, in bytes; 0: unknown."""
+        return 0
+
+
+class Proposer(MethodModule):
+    """A method of `proposers`.
+
+    `propose` makes all checks and loads models before it returns; its result yields each photo's
+    id, and its proposals or the reason why it has none.
+    """
+
+    propose: Callable[[inputs.ProposalRequest, OfMethod],
+                      Iterator[tuple[str, proposals.Proposals | str]]]
+    PROCESSES: bool = False  # whether photos are done one at a time, each on one core
+    SUPERVISION: str = ""  # supervision beyond tags behind the proposals; see `Header`
+
+    def identities(self, of_method: OfMethod) -> dict[str, str]:
+        """Return role to identity of its further inputs, for the header."""
+        return {}
+
+
+class SegmenterMethod(MethodModule):
+    """A method of `segmenters`."""
+
+    build: Callable[[inputs.SegmenterParts, OfMethod], segmenter.SegmenterNetwork]
+    rebuild: Callable[[Mapping[str, object]], segmenter.SegmenterNetwork]
+    # Only if no training steps are needed; see `stepless`.
+    fit: Callable[[segmenter.SegmenterNetwork, Iterable[inputs.LabelledPhoto], OfMethod,
+                   Callable[[Tensor], Tensor]], None]
+    TRAINS_ENCODER: bool = False  # whether blocks that its `Settings` name are trained too
+
+    @property
+    def stepless(self) -> bool:
+        """Whether the network is fitted in one pass over the photos."""
+        return "fit" in vars(self)
+
+
+class Exporter(MethodModule):
+    """A method of `exports`; it is given `Predictions`, or what `EXPORTS` names."""
+
+    SUFFIX: str  # of the default path
+    export: Callable[[inputs.Predictions | inputs.TrainedSegmenter | inputs.PredictedScene, Path,
+                      OfMethod], list[Path]]
+    # `predictions` but not masks; `segmenter`, a trained one; `scene`, labels of a GeoTIFF; empty:
+    # predictions or masks.
+    EXPORTS: str = ""
+    FULL: bool = False  # whether masks without ignored pixels are preferred
+    CLASSES: tuple[str, ...]  # only if the receiver knows just these classes
+    NEEDS: tuple[str, ...] = ()  # packages that the reader of a format imports; see `labels`
+
+    def check(self, of_method: OfMethod) -> None:
+        """Refuse, before the work, what cannot be done."""
+
+    def runs(self, path: Path, of_method: OfMethod) -> Callable[[Tensor], Tensor] | None:
+        """Return a function that runs an exported segmenter, pixels (1, 3, H, W) to logits."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -38,14 +186,14 @@ class MethodKind:
     """A kind of method, and what its function, in `about`, is given and returns."""
 
     name: str  # of its folder, and of the entry point group `vpltool.NAME`
-    interface: type[MethodModule]  # what the stage calls of a method
+    interface: type[MethodModule]
     stage: str
     function: str
     about: str
-    reads: tuple[str, ...]  # what `READS` may name
-    given: tuple[str, ...]  # classes that the function is given or returns, in `inputs`
+    reads: tuple[str, ...]  # names that `READS` may contain
+    given: tuple[str, ...]  # classes of the function's arguments and result, in `inputs`
     default: str = ""
-    also: tuple[str, ...] = ()  # what a file must define besides the function
+    also: tuple[str, ...] = ()  # names that a file must define besides the function
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -57,30 +205,30 @@ _FEATURES = (*FEATURE_TENSORS, "second_patches", "second_attention")
 _OF_ROWS = ("context_of", "photo_of", "scale", "bias")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
-    MethodKind("sources", interfaces.SourceMethod, "prepare", "read",
+    MethodKind("sources", SourceMethod, "prepare", "read",
                "photos, tags and splits of a data set", (), ("SourceRequest", "Source")),
-    MethodKind("embeddings", interfaces.EmbeddingMethod, "embed", "make_patches",
+    MethodKind("embeddings", EmbeddingMethod, "embed", "make_patches",
                "patch embeddings from stored features", (*_FEATURES, "head"),
                ("EmbeddingBatch",), "naclip"),
-    MethodKind("cams", interfaces.CamMethod, "cam", "make_cams",
+    MethodKind("cams", CamMethod, "cam", "make_cams",
                "class activation maps from features and prototypes",
                (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), ("CamBatch",), "gradcam"),
-    MethodKind("refiners", interfaces.Refiner, "refine", "refine",
+    MethodKind("refiners", Refiner, "refine", "refine",
                "better maps from a photo's maps",
                (*_FEATURES, "prototypes", "decoder", "photo", "captions", *_OF_ROWS),
                ("PhotoMaps",), "attention"),
-    MethodKind("estimators", interfaces.Estimator, "seed-prototypes", "estimate",
+    MethodKind("estimators", Estimator, "seed-prototypes", "estimate",
                "prototypes from pixels and their seed labels", ("patches",), ("Pixels",), "means"),
-    MethodKind("label_refiners", interfaces.LabelRefiner, "crf", "refine_labels",
+    MethodKind("label_refiners", LabelRefiner, "crf", "refine_labels",
                "label probabilities from scores and the photo", ("photo", "proposals"),
                ("ScoredPhoto",), "densecrf"),
-    MethodKind("proposers", interfaces.Proposer, "propose", "propose",
+    MethodKind("proposers", Proposer, "propose", "propose",
                "masks of what may be one thing, of each photo", ("photo",), ("ProposalRequest",),
                "felzenszwalb"),
-    MethodKind("segmenters", interfaces.SegmenterMethod, "train-decoder", "build",
+    MethodKind("segmenters", SegmenterMethod, "train-decoder", "build",
                "a network that segments photos", ("layers", "patches"),
                ("SegmenterParts", "LabelledPhoto"), "weclip", ("rebuild",)),
-    MethodKind("exports", interfaces.Exporter, "export", "export",
+    MethodKind("exports", Exporter, "export", "export",
                "predictions, or a segmenter, in another tool's format", (),
                ("Predictions", "TrainedSegmenter"), also=("SUFFIX",)),
 )}
@@ -97,7 +245,7 @@ class Method:
 
     @functools.cached_property
     def docstring(self) -> str:
-        """Docstring of the file, read without importing it; a VplError if it is not Python."""
+        """Docstring of the file, read without importing it; VplError if it is not Python."""
         try:
             return ast.get_docstring(ast.parse(self.path.read_text("utf-8"))) or ""
         except (SyntaxError, UnicodeDecodeError, OSError) as error:
@@ -131,7 +279,7 @@ class Method:
 
     @property
     def settings(self) -> type[Settings]:
-        """Its settings; imports the file."""
+        """The class of its settings; imports the file."""
         return self.load().Settings
 
 
@@ -149,7 +297,7 @@ def _import_file(path: Path, name: str) -> ModuleType:
 
 
 def find_methods(kind: str) -> dict[str, Method]:
-    """Name to method of a kind, by name; folders of `VPLTOOL_METHODS` and other packages included.
+    """Return name to method of a kind, sorted; from here, `VPLTOOL_METHODS` and other packages.
 
     Raises a VplError if two methods have the same name.
     """
@@ -166,15 +314,18 @@ def find_methods(kind: str) -> dict[str, Method]:
 
 
 def find_method(kind: str, name: str) -> Method:
-    """Find a method by its name; a VplError if there is none."""
+    """Find a method by its name; raise a VplError if there is none."""
     methods = find_methods(kind)
     if name not in methods:
         raise VplError(f"`method={name!r}`: no such method", near_name(name, methods))
     return methods[name]
 
 
+Loaded = TypeVar("Loaded", bound=MethodModule)
+
+
 def load_method(interface: type[Loaded], name: str) -> Loaded:
-    """Import a method by its name and its kind's interface; a VplError if it lacks something."""
+    """Import a method by its kind's interface and its name; see `Method.load`."""
     (kind,) = (kind for kind in KINDS.values() if kind.interface is interface)
     module = find_method(kind.name, name).load()
     assert isinstance(module, interface)

@@ -1,10 +1,9 @@
-"""Labels that come back from labelling tools: who reads a file, what a reader is given and gives.
+"""Labels from labelling tools: finding the reader of a file, its input and output.
 
-A file of `exports/` whose format people correct labels in defines, beside `export`,
-`files(path)`, the files that it would read, none if they are in another format; `read(path,
-request)`, which yields a `Labelled` for each photo; and `NEEDS`, the packages that it imports.
-Where the format has regions that may overlap, `outlined(path, request)` yields them before they
-are painted, and `read` paints them.
+A file of `exports/` whose format labelling tools write defines, beside `export`: `files(path)`, the
+files that it would read, none if they are in another format; `read(path, request)`, which yields a
+`Labelled` for each photo; and `NEEDS`, the packages that it imports. If regions may overlap,
+`outlined(path, request)` yields them before `read` paints them.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from vpltool.methods import find_methods
 _AGAIN = "export it from the tool again"
 
 BACKGROUND_WORDS = ("background", "_background_", "__background__")
-"""What tools call the pixels of no class."""
+"""Names of tools for pixels of no class."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """A photo of the workspace with labels that come back from another program."""
+    """A photo of the workspace with labels from another program."""
 
     photo: Photo
-    labels: npt.NDArray[np.uint8]  # (H, W) at the photo's size, 255 where nothing is said
-    where: str  # file, and line or entry, that said so
+    labels: npt.NDArray[np.uint8]  # (H, W) at the photo's size, 255 where unlabelled
+    where: str  # file, and line or entry, of the labels
 
 
 @dataclass(frozen=True)
@@ -48,23 +47,23 @@ class Region:
 
     label: int
     inside: Callable[[], npt.NDArray[np.bool_]]  # makes (H, W); a VplError if it is damaged
-    score: float = 1.0  # how sure the tool is, in [0, 1]; people are sure
+    score: float = 1.0  # confidence of the tool, in [0, 1]; 1 if drawn by people
 
 
 @dataclass(frozen=True)
 class Outlined:
-    """A photo of the workspace with regions that a tool has outlined, and that may overlap."""
+    """A photo of the workspace with regions from a tool, which may overlap."""
 
     photo: Photo
     size: tuple[int, int]  # (height, width) of the regions
     regions: Sequence[Region]  # in the order in which they are drawn
-    where: str  # file, and line or entry, that said so
-    smallest_on_top: bool = False  # they are painted from the largest to the smallest instead
+    where: str  # file, and line or entry, of the regions
+    smallest_on_top: bool = False  # whether they are painted by size instead
 
 
 def painting(outlined: Callable[[Path, LabellingRequest], Iterator[Outlined]]
              ) -> Callable[[Path, LabellingRequest], Iterator[Labelled]]:
-    """Return the `read` of a format: it paints regions; what is in none is background."""
+    """Return the `read` of a format that paints regions onto background."""
     def read(path: Path, request: LabellingRequest) -> Iterator[Labelled]:
         for found in outlined(path, request):
             regions = ((region.label, region.inside()) for region in found.regions)
@@ -76,16 +75,16 @@ def painting(outlined: Callable[[Path, LabellingRequest], Iterator[Outlined]]
 
 @dataclass(frozen=True)
 class LabellingRequest:
-    """What a reader may know: whose labels they can be."""
+    """Photos and classes to which labels can belong."""
 
     root: Path  # folder of the photos
     classes: tuple[str, ...]  # class names in index order
     photos: Mapping[str, Photo]  # name to photo, under every name that a tool may give it
 
     def photo(self, name: str, where: str) -> Photo:
-        """The photo of a name: its id or file, with folders before it or without its suffix.
+        """Return the photo of a name, or raise a VplError.
 
-        Raises a VplError if the workspace has none.
+        The name is its id or file, with folders before it or without its suffix.
         """
         parts = name.replace("\\", "/").split("/")
         for first in range(len(parts)):
@@ -99,7 +98,7 @@ class LabellingRequest:
                        near_name(parts[-1], {photo.id for photo in self.photos.values()}))
 
     def label(self, name: str, where: str) -> int:
-        """The index of a class, 0 for `background`; a VplError if the workspace has none."""
+        """Return the index of a class, 0 for `background`, or raise a VplError."""
         if name in self.classes:
             return self.classes.index(name) + 1
         if name.lower() in BACKGROUND_WORDS:
@@ -108,7 +107,7 @@ class LabellingRequest:
                        near_name(name, self.classes))
 
     def size(self, photo: Photo, where: str) -> tuple[int, int]:
-        """(height, width) of a photo; a VplError if it cannot be read."""
+        """Return (height, width) of a photo; raise a VplError if it cannot be read."""
         try:
             return photo_size(self.root / photo.image)
         except OSError as error:
@@ -116,7 +115,7 @@ class LabellingRequest:
                            "put the photo back, or fix it") from error
 
     def check_size(self, photo: Photo, size: tuple[int, ...], where: str) -> None:
-        """Check that labels are as large as their photo; else a VplError."""
+        """Raise a VplError if labels are not of their photo's size."""
         own = self.size(photo, where)
         if tuple(size) != own:
             raise VplError(f"{where}: {size[0]}×{size[1]} (height×width), its photo {photo.id} is "
@@ -125,13 +124,12 @@ class LabellingRequest:
 
 @dataclass(frozen=True)
 class FirstRequest(LabellingRequest):
-    """A request for a set whose classes are not known yet: every name that is met becomes one."""
+    """A request for a data set whose classes are not known yet: every name becomes one."""
 
-    met: dict[str, int] = field(default_factory=dict)
-    """Class name to label, in the order in which the file names them."""
+    met: dict[str, int] = field(default_factory=dict)  # class name to label, in the file's order
 
     def label(self, name: str, where: str) -> int:
-        """The label of a class, a new one for a new name; 0 for `background`."""
+        """Return the label of a class, a new one for a new name; 0 for `background`."""
         if name.lower() in BACKGROUND_WORDS:
             return 0
         if name not in self.met and len(self.met) + 1 == IGNORE:
@@ -141,18 +139,18 @@ class FirstRequest(LabellingRequest):
 
 @dataclass(frozen=True)
 class ProposalNames(FirstRequest):
-    """A request for proposals: any word is taken, and sizes are compared by who asks."""
+    """A request for proposals: any word is accepted, and the caller compares sizes."""
 
     def check_size(self, photo: Photo, size: tuple[int, ...], where: str) -> None:
-        """Take any size."""
+        """Accept any size."""
 
     def word(self, label: int) -> str:
-        """What the tool calls a label that `label` has given."""
+        """Return the tool's word for a label from `label`."""
         return list(self.met)[label - 1] if label else BACKGROUND_WORDS[0]
 
 
 def read_text(path: Path) -> str:
-    """Read a text file; a VplError if it is missing, or not UTF-8."""
+    """Read a text file; raise a VplError if it is missing, or not UTF-8."""
     try:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -160,7 +158,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_json(text: str, where: Path, first_line: int = 1) -> Any:
-    """Parse JSON that begins in a line of its file; a VplError names the line that is damaged."""
+    """Parse JSON that begins in a line of its file; a VplError names the damaged line."""
     try:
         return json_text.parse_json(text)
     except ValueError as error:
@@ -170,9 +168,9 @@ def parse_json(text: str, where: Path, first_line: int = 1) -> Any:
 
 
 def parse_yaml(path: Path) -> Mapping[str, object]:
-    """Parse a YAML file that holds names and values.
+    """Parse a YAML file of names and values.
 
-    Raises a VplError if it is damaged, with the line if that is known, or PyYAML is not installed.
+    Raises a VplError if it is damaged, with the line if known, or PyYAML is not installed.
     """
     try:
         import yaml
@@ -192,7 +190,7 @@ def parse_yaml(path: Path) -> Mapping[str, object]:
 
 
 def _plain_loader(yaml: Any) -> Any:
-    """A loader of plain values without aliases: ten lines of them can stand for 2¹⁰⁰ values."""
+    """Return a loader of values without aliases: ten lines of them can stand for 2¹⁰⁰ values."""
     class Plain(yaml.SafeLoader):  # type: ignore[misc]
         def compose_node(self, parent: object, index: object) -> object:
             if self.check_event(yaml.AliasEvent):
@@ -203,7 +201,7 @@ def _plain_loader(yaml: Any) -> Any:
 
 
 def labels_of_names(names: Any, request: LabellingRequest, where: Path) -> dict[int, int]:
-    """Value to label, from names in the order of their values, or from value to name.
+    """Return value to label, from names in the order of their values, or from value to name.
 
     Raises a VplError if a name is no class of the workspace, or these are no names.
     """
@@ -219,7 +217,7 @@ def labels_of_names(names: Any, request: LabellingRequest, where: Path) -> dict[
 
 def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, int],
                       request: LabellingRequest) -> Iterator[Labelled]:
-    """Yield the photos of label images, which are given by a photo's name and a path.
+    """Yield the labels of label images, given by a photo's name and a path.
 
     Without a mapping of values to labels, values are the workspace's labels; 255 is unlabelled.
     Raises a VplError if an image is damaged, of another size, or has a value that is no class.
@@ -241,12 +239,12 @@ def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, i
 
 
 def below(path: Path, patterns: Sequence[str]) -> list[Path]:
-    """The first pattern's files below a folder that has any, sorted."""
+    """Return the sorted files below a folder of the first pattern that has any."""
     return next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
 
 
 def json_files(path: Path, patterns: Sequence[str], first: bytes) -> list[Path]:
-    """The files `below` a folder; or the file itself, if it is JSON with this first letter."""
+    """Return the files `below` a folder; or the file, if it is JSON with this first letter."""
     if path.is_dir():
         return below(path, patterns)
     if path.suffix.lower() != ".json":
@@ -258,8 +256,8 @@ def json_files(path: Path, patterns: Sequence[str], first: bytes) -> list[Path]:
 def find_reader(path: Path) -> tuple[str, ModuleType] | None:
     """Return the name and the module of the format that a file or folder is in.
 
-    None: it is a folder in no format of a tool, so at most one of label images. Raises a VplError
-    if it is missing, a file in no format, in several, or a package is not installed.
+    None: it is a folder in no format of a tool, so at most of label images. Raises a VplError if it
+    is missing, a file in no format, in several formats, or a package is not installed.
     """
     if not path.exists():
         raise VplError(f"{path} does not exist", "give a file or folder from a labelling tool")

@@ -25,15 +25,12 @@ _SIZES_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Features of photos with the same grid (h, w): ids, and stacked tensors (B, …) by name.
-
-    `failed` has the reasons for photos with damaged files.
-    """
+    """Features of photos with the same grid."""
 
     ids: list[str]
-    grid: tuple[int, int]
-    tensors: dict[str, Tensor]
-    failed: dict[str, str] = field(default_factory=dict)
+    grid: tuple[int, int]  # (h, w)
+    tensors: dict[str, Tensor]  # stacked (B, …), by name
+    failed: dict[str, str] = field(default_factory=dict)  # reason by id, of damaged files
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,11 +52,7 @@ def feature_batches(
     features: InputFolder, ids: Sequence[str], names: Sequence[str], batch_size: int, *,
     device: torch.device | None = None,
 ) -> Iterator[FeatureBatch]:
-    """Read features in batches of equal grid.
-
-    Args:
-        device: destination of the batches; for a GPU they are in pinned memory.
-    """
+    """Read features in batches of equal grid, in pinned memory if their destination is a GPU."""
     pinned = device is not None and device.type == "cuda"
     failed: dict[str, str] = {}
 
@@ -118,19 +111,12 @@ def _stack(bucket: list[tuple[str, dict[str, Tensor]]], pinned: bool) -> Feature
 
 @dataclass(frozen=True)
 class Batch:
-    """Preprocessed photos of equal size.
+    """Preprocessed photos of equal size."""
 
-    Args:
-        ids: ids, without failed ones.
-        pixels: normalised photos (B, 3, H, W).
-        sizes: original (height, width) of each photo, upright.
-        failed: reason by id, of photos that could not be decoded.
-    """
-
-    ids: list[str]
-    pixels: Tensor
-    sizes: list[tuple[int, int]]
-    failed: dict[str, str]
+    ids: list[str]  # without failed ones
+    pixels: Tensor  # normalised photos (B, 3, H, W)
+    sizes: list[tuple[int, int]]  # original (height, width) of each photo, upright
+    failed: dict[str, str]  # reason by id, of photos that could not be decoded
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -187,12 +173,8 @@ def load_batches(
 
     Batches come largest first, so that a lack of memory shows at once. Memory does not grow with
     the number of photos: each worker holds at most two batches. Workers end with this process,
-    however it ends.
-
-    Args:
-        workers: number of processes; 0: read in this process.
-        device: destination of the batches; for a GPU they are in pinned memory.
-        sized: called after each photo size is read, all before the first batch.
+    however it ends; with 0 workers, photos are read in this process. Batches for a GPU are in
+    pinned memory. `sized` is called after each photo size is read, all before the first batch.
     """
     buckets: dict[tuple[int, int], list[tuple[str, Path]]] = defaultdict(list)
     failed: dict[str, str] = {}

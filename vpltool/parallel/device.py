@@ -23,13 +23,8 @@ def find_device(choice: str, *, double: bool = False) -> torch.device:
     """Turn `auto`, `cpu`, `mps`, `cuda` or `cuda:N` into an available device.
 
     Each of several torchrun processes on this machine takes its own GPU; none takes Apple's, over
-    which processes cannot communicate.
-
-    Args:
-        double: whether double precision is needed; Apple's GPUs lack it, so the CPU is used.
-
-    Raises:
-        VplError: there is no such device.
+    which processes cannot communicate. If `double` precision is needed, which Apple's GPUs lack,
+    the CPU takes their place. Raises a VplError if there is no such device.
     """
     apple = torch.backends.mps.is_available()
     if choice == "auto":
@@ -74,10 +69,8 @@ def settle_precision(choice: str, device: torch.device, there: str = "") -> str:
     """Resolve `auto` to bf16 where the device supports it, else fp32.
 
     A CPU supports it if it multiplies faster in bf16 than in float32; a GPU from Ampere on; Apple's
-    GPUs are untested and excluded.
-
-    Args:
-        there: precision of existing results, which `auto` keeps unless it is much slower here.
+    GPUs are untested and excluded. `there` is the precision of existing results, which `auto` keeps
+    unless it is much slower here.
     """
     if choice != "auto":
         return choice
@@ -94,12 +87,9 @@ def find_precision(choice: str, device: torch.device,
                    warn: Callable[[str], None] | None = None) -> torch.dtype:
     """Turn `fp32`, `bf16`, `fp16` or `auto` into a dtype that the device can compute in.
 
-    Args:
-        warn: called if the format is slower than fp32, which is allowed, since results depend on
-            the format. None: speed is not measured.
-
-    Raises:
-        VplError: there is no such format, or fp16 was requested on a CPU.
+    `warn` is called if the format is slower than fp32, which is allowed, since results depend on
+    the format; None: speed is not measured. Raises a VplError if there is no such format, or for
+    fp16 on a CPU.
     """
     choice = settle_precision(choice, device)
     if choice not in _DTYPES:

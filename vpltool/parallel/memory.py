@@ -36,17 +36,10 @@ def run_within_memory(
 ) -> Iterator[tuple[Part, Result]]:
     """Run batches; if one does not fit into memory, it and all later ones are halved.
 
-    Results are those of a smaller batch size.
-
-    Args:
-        warn: called once with the size that fits, and the option that sets it.
-        lower: returns the error's hint if a single photo does not fit.
-
-    Yields:
-        each batch, or the parts in which it was run, with its result.
-
-    Raises:
-        VplError: memory does not suffice for one photo; the message has its size.
+    Yields each batch, or the parts in which it was run, with its result, which is that of a smaller
+    batch size. `warn` is called once with the size that fits, and the option that sets it. Raises a
+    VplError with the photo's size if memory does not suffice for one photo; `lower` returns its
+    hint.
     """
     most, refused = 0, ""
     for batch in batches:
@@ -85,11 +78,7 @@ def physical_memory() -> float:
 
 @contextlib.contextmanager
 def explain_out_of_memory(what: str, lower: str) -> Iterator[None]:
-    """Turn a lack of memory into an error that names its cause (`6 crops`) and a remedy.
-
-    Raises:
-        VplError: memory did not suffice; the hint is `lower`.
-    """
+    """Turn a lack of memory into a VplError that names its cause (`6 crops`), with a hint."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -26,17 +26,11 @@ except ImportError:
 
 @contextlib.contextmanager
 def once(folder: Path, work: str, call: str, *, shards: bool = False) -> Iterator[None]:
-    """Run a block unless another process on this machine is doing the same work.
+    """Run a block, or raise a VplError if another process on this machine is doing the same work.
 
-    The system releases the lock when the process ends, however it ends. Processes on other
-    machines are not detected, but do no harm, since files are written atomically.
-
-    Args:
-        work: description of the work; processes with the same description do the same.
-        call: the work as a call, for the error message.
-
-    Raises:
-        VplError: another process is doing this work.
+    Processes with the same description of their `work` do the same; `call` is the work as a call,
+    for the error message. The system releases the lock when the process ends, however it ends.
+    Processes on other machines are not detected, but do no harm: files are written atomically.
     """
     with contextlib.ExitStack() as stack:
         # If no lock file can be made, the work is done anyway.
@@ -66,9 +60,8 @@ _writing: ContextVar[tuple[contextlib.ExitStack, str] | None] = ContextVar("writ
 def writer(work: str) -> Iterator[None]:
     """Run a block whose outputs are locked by `write_alone`; all locks are released at the end.
 
-    Args:
-        work: description of the work. Processes with the same description (shards, ranks) may
-            write to the same output.
+    Processes with the same description of their `work` (shards, ranks) may write to the same
+    output.
     """
     with contextlib.ExitStack() as stack:
         token = _writing.set((stack, hashlib.sha256(work.encode()).hexdigest()))
@@ -82,9 +75,7 @@ def write_alone(path: Path) -> None:
     """Lock a folder or file against other work on this machine until the `writer` block ends.
 
     Call this before looking at existing files: otherwise commands with other settings could mix.
-
-    Raises:
-        VplError: other work is writing it.
+    Raises a VplError if other work is writing it.
     """
     writing = _writing.get()
     if writing is None:

@@ -23,13 +23,13 @@ def run_jobs(
     function: Callable[[Job], Result], jobs: Sequence[Job], processes: int,
     start: Callable[[Task], None], task: Task, *, fewest: int = 4, finish: bool = True,
 ) -> Iterator[Result]:
-    """Run jobs in worker processes, or in this one if there are too few to pay for starting them.
+    """Run jobs in worker processes, or in this one if there are fewer than 2 workers or few jobs.
 
     Args:
         function: runs a job; must be importable from a module, not the script.
         jobs: arguments of `function`. Results come in any order.
-        processes: number of workers; below 2, jobs run in this process.
-        start: called first in each worker.
+        processes: number of workers.
+        start: called first in each worker, with the task.
         fewest: minimum number of jobs for which workers are started.
         finish: whether running jobs are finished after an interrupt. Otherwise workers get
             SIGTERM, which `start` may turn into an interrupt of their own.
@@ -91,11 +91,8 @@ def end_with_parent(from_main_thread: bool) -> None:
 
     Otherwise a worker would wait for its next job forever. On any system, a thread notices the
     parent's end, once it gets the interpreter's lock. A job in C may hold the lock for minutes; on
-    Linux the kernel ends the process then.
-
-    Args:
-        from_main_thread: whether the parent started this process in its main thread. Linux ends a
-            process with the thread that started it, which may end early if it is another one.
+    Linux the kernel ends the process then, if the parent started it in its main thread: Linux ends
+    a process with the thread that started it, and other threads may end early.
     """
     import multiprocessing
 

@@ -39,11 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks(Group):
-    """A process group, as seen by one of its processes.
-
-    Args:
-        rank: rank of this process; rank 0 writes the files.
-    """
+    """A process in a group started by torchrun; rank 0 writes the files."""
 
     device: torch.device
 
@@ -119,11 +115,8 @@ def _gather() -> type[torch.autograd.Function]:
 def joined(choice: str, *, double: bool = False) -> Iterator[Ranks]:
     """Join the process group started by torchrun: NCCL between GPUs, gloo between CPUs.
 
-    Args:
-        double: whether the device must support double precision.
-
-    Raises:
-        VplError: there is no such device, or another process has ended.
+    `double`: whether the device must support double precision. Raises a VplError if there is no
+    such device, or another process has ended.
     """
     rank, count = rank_of_process()
     device = find_device(choice, double=double)

@@ -64,11 +64,7 @@ def was_interrupted() -> bool:
 
 
 def check_interrupts() -> None:
-    """Raise KeyboardInterrupt in the main thread if an earlier one was swallowed.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C was pressed, and the caller is still running.
-    """
+    """Raise KeyboardInterrupt in the main thread if an earlier one was swallowed."""
     if _come and in_main_thread():
         raise KeyboardInterrupt
 
@@ -82,16 +78,9 @@ def interrupt(_signal: int, _frame: object) -> None:
 def defer_interrupts(*, every: bool = False) -> Iterator[Callable[[], bool]]:
     """Defer Ctrl-C and SIGTERM until the caller asks, so that a training step is never cut short.
 
-    Ignored signals stay ignored. Nothing is deferred outside of the main thread.
-
-    Args:
-        every: whether to defer a second signal, too; otherwise it interrupts at once.
-
-    Yields:
-        a function that returns whether a signal came; the caller then saves and raises.
-
-    Raises:
-        KeyboardInterrupt: at the end, if a signal came.
+    Yields a function that returns whether a signal came; the caller then saves, and the end of the
+    block raises KeyboardInterrupt. Unless `every` signal is deferred, a second one interrupts at
+    once. Ignored signals stay ignored; nothing is deferred outside of the main thread.
     """
     if not in_main_thread():
         yield lambda: False

@@ -50,15 +50,10 @@ def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
 
 @contextlib.contextmanager
 def write_behind(write: Callable[..., None], waiting: int) -> Iterator[Callable[..., None]]:
-    """Write in a thread, so that a GPU need not wait for the disk.
+    """Yield a function that calls `write` in a thread, in order, so that a GPU need not wait.
 
-    Args:
-        write: called in the thread with the arguments of the yielded function, in order.
-        waiting: maximum number of pending calls, which bounds memory. 0: no thread; `write` itself
-            is yielded, since a busy CPU has no time to spare.
-
-    Yields:
-        a function to call instead of `write`; exceptions surface in a later call, or at the end.
+    Its exceptions surface in a later call, or at the end. At most `waiting` calls are pending,
+    which bounds memory; with 0, `write` itself is yielded, since a busy CPU has no time to spare.
     """
     if not waiting:
         yield write
@@ -81,11 +76,8 @@ def in_threads(
 ) -> Iterator[Result]:
     """Apply a function to items in threads; yield results in order, a few ahead of the consumer.
 
-    For file work, where encoding and decoding release the lock. Exceptions are raised here.
-
-    Args:
-        items: consumed as results are, so that memory does not grow with their number.
-        threads: number of threads; 0: work in the calling thread.
+    For file work, where encoding and decoding release the lock; with 0 threads, in the calling
+    thread. Items are consumed as results are, so that memory does not grow with their number.
     """
     if not threads:
         yield from map(work, items)

@@ -43,7 +43,7 @@ def class_palette() -> list[int]:
     """Return 256 colours of class indices, flat (r, g, b, r, g, b, …); 0 and 255 have none.
 
     A class has the same colour however many there are: after the first seven, each is the one
-    that is farthest from all before it, in the eyes of those who see colours worst.
+    farthest from all before it, for the eyes that distinguish them worst.
     """
     candidates = _candidates()
     views = _views(candidates)
@@ -57,7 +57,7 @@ def class_palette() -> list[int]:
 
 
 def _candidates() -> Values:
-    """Colours of a grid that are neither dark, nor pale, nor grey (n, 3), in 0 to 255."""
+    """Return the colours of a grid that are not dark, pale or grey (n, 3), in 0 to 255."""
     steps = np.linspace(0, 255, _LEVELS).round()
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
     lightness, *plane = np.moveaxis(_views(grid)[0], -1, 0)
@@ -66,7 +66,7 @@ def _candidates() -> Values:
 
 
 def _views(colours: Values) -> Values:
-    """OKLab of colours (n, 3) as each sort of eyes sees them (3, n, 3)."""
+    """Return OKLab of colours (n, 3) as each kind of eyes sees them (3, n, 3)."""
     part = colours / 255
     linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
     seen = np.einsum("vij,nj->vni", np.array(_SEEN_BY), linear).clip(0, 1)
@@ -74,5 +74,5 @@ def _views(colours: Values) -> Values:
 
 
 def _distances(some: Values, others: Values) -> Values:
-    """Distances of colours (n, m), each by the eyes that tell them apart least."""
+    """Return distances of colours (n, m), each for the eyes that distinguish them worst."""
     return np.linalg.norm(some[:, :, None] - others[:, None], axis=-1).min(axis=0)

@@ -56,24 +56,18 @@ _HEAT_OPACITY = 0.6
 
 
 class SheetPanel(NamedTuple):
-    """One panel of a sheet.
+    """One panel of a sheet."""
 
-    Args:
-        title: the text above it.
-        picture: pixels (H, W, 3), preferably from `fit_panel`; or the reason why there are none.
-        classes: indices of the classes whose colours it shows, for the legend; 0 is left out.
-    """
-
-    title: str
-    picture: Rgb | str
-    classes: Collection[int] = ()
+    title: str  # the text above it
+    picture: Rgb | str  # pixels (H, W, 3), preferably from `fit_panel`; or why there are none
+    classes: Collection[int] = ()  # classes whose colours it shows, for the legend, without 0
 
 
 def fit_panel(photo: Rgb, width: int = PANEL_WIDTH) -> Rgb:
     """Scale a photo (H, W, 3) to the size that it has in a sheet.
 
-    It gets a panel's width; a tall photo gets 1.5 times that as its height, and is narrower.
-    Draw labels and maps over the result, which is small: their thin contours stay sharp.
+    It gets a panel's width; a tall photo gets 1.5 times that as its height, and is narrower. Draw
+    labels and maps over the small result: their thin contours stay sharp.
     """
     return _scaled(photo, min(width / photo.shape[1], _TALLEST * width / photo.shape[0]))
 
@@ -125,7 +119,7 @@ def labels_over(photo: Rgb, labels: Labels) -> Rgb:
 
 
 def blend_maps(cams: Maps, classes: Sequence[int]) -> tuple[Maps, Maps]:
-    """Colour (H, W, 3) and strongest value (H, W) of maps (classes, H, W), without that of 0."""
+    """Return colour (H, W, 3) and strongest value (H, W) of maps (classes, H, W), 0's left out."""
     kept = [row for row, index in enumerate(classes) if index]
     values = cams[kept].clip(0, 1)
     share = values ** 4 + 1e-9
@@ -135,7 +129,7 @@ def blend_maps(cams: Maps, classes: Sequence[int]) -> tuple[Maps, Maps]:
 
 
 def cam_layer(cams: Maps, classes: Sequence[int]) -> Image.Image:
-    """Draw what `cams_over` puts over a photo, as RGBA of the maps' own size."""
+    """Draw the layer that `cams_over` puts over a photo, as RGBA of the maps' own size."""
     if not any(classes):
         return Image.new("RGBA", cams.shape[:0:-1] or (1, 1))
     colour, value = blend_maps(cams, classes)
@@ -144,12 +138,12 @@ def cam_layer(cams: Maps, classes: Sequence[int]) -> Image.Image:
 
 
 def shown_as(label: int) -> int:
-    """The label whose colour a label has: above 255 the colours of 1 to 254 come again."""
+    """Return the label whose colour a label has: above 255 the colours of 1 to 254 repeat."""
     return label if label <= IGNORED else 1 + (label - 1) % (IGNORED - 1)
 
 
 def _as_bytes(labels: Labels) -> Labels:
-    """Labels (H, W) as those whose colours they have."""
+    """Map labels (H, W) to those whose colours they have."""
     if labels.dtype == np.uint8:
         return labels
     table = np.array([shown_as(label) for label in range(1 + int(labels.max(initial=0)))], np.uint8)
@@ -157,10 +151,10 @@ def _as_bytes(labels: Labels) -> Labels:
 
 
 def label_layer(labels: Labels) -> Image.Image:
-    """Draw what `labels_over` puts over a photo, as an image with a palette of colours and alphas.
+    """Draw the layer that `labels_over` puts over a photo, with a palette of colours and alphas.
 
-    Noise is smoothed where it would be all contour. Two labels stand for the contours; where all
-    are taken there are none.
+    Labels so noisy that they would be all contour are smoothed. Two labels stand for the contours;
+    if all labels are taken, there are none.
     """
     labels = _as_bytes(labels)
     colours = _colour_table().astype(np.uint8)
@@ -182,12 +176,12 @@ def label_layer(labels: Labels) -> Image.Image:
 
 
 def _without_ignored(labels: Labels) -> Labels:
-    """Labels (H, W) whose regions have contours: what is ignored has none."""
+    """Return labels (H, W) without ignored pixels, which have no contours."""
     return np.where(labels == IGNORED, np.uint8(0), labels)
 
 
 def _contours(regions: Labels) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Which pixels touch another region, and which of all lie inside of theirs (both H, W)."""
+    """Mark the pixels that touch another region, and of all pixels the inner ones (both H, W)."""
     padded = np.pad(regions, 1, mode="edge")
     extremes = []
     for step in (np.maximum, np.minimum):
@@ -197,7 +191,7 @@ def _contours(regions: Labels) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bo
 
 
 def _colour_table() -> Maps:
-    """The colours of classes (256, 3); what is ignored is white."""
+    """Return the colours of classes (256, 3); ignored pixels are white."""
     table = np.asarray(class_palette(), np.float32).reshape(-1, 3)
     table[IGNORED] = 255
     return table
@@ -254,14 +248,10 @@ def sheet(rows: Iterable[Sequence[SheetPanel]], names: Mapping[int, str] | None 
           width: int = PANEL_WIDTH) -> Image.Image:
     """Draw rows of titled panels, and below them a legend of the classes that occur.
 
-    All panels have the same width; each row has its own height. A panel without a picture is grey
-    and shows the reason. Rows are consumed one by one, and only their small panels are kept. Where
-    the sheet would be taller than wide, the second half of the rows is beside the first.
-
-    Args:
-        rows: the panels of each row.
-        names: class index to name; without names there is no legend.
-        width: width of a panel, in pixels.
+    All panels have the same width in pixels; each row has its own height. A panel without a picture
+    is grey and shows the reason. Rows are consumed one by one, and only their small panels are
+    kept. If the sheet would be taller than wide, the second half of the rows is beside the first.
+    Without names of class indices there is no legend.
     """
     strips: list[Image.Image] = []
     shown: set[int] = set()
@@ -342,22 +332,22 @@ def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeF
     """
     # Pillow's font has no accented letters; plain ones replace them, not empty boxes.
     plain = unicodedata.normalize("NFKD", text)
-    rest = " ".join("".join(sign for sign in plain if not unicodedata.combining(sign)).split())
+    left = " ".join("".join(sign for sign in plain if not unicodedata.combining(sign)).split())
     lines: list[str] = []
-    while rest and len(lines) < most:
+    while left and len(lines) < most:
         last = len(lines) == most - 1
         # No letter is narrower than a pixel, so a long text need not be measured as a whole.
-        end = max(1, min(len(rest), width))
-        while end > 1 and font.getlength(rest[:end]) > width:
+        end = max(1, min(len(left), width))
+        while end > 1 and font.getlength(left[:end]) > width:
             end -= 1
-        if end < len(rest) and last:
-            while end > 1 and font.getlength(rest[:end].rstrip() + "…") > width:
+        if end < len(left) and last:
+            while end > 1 and font.getlength(left[:end].rstrip() + "…") > width:
                 end -= 1
-            return [*lines, rest[:end].rstrip() + "…"]
-        if end < len(rest) and " " in rest[:end + 1]:
-            end = rest.rindex(" ", 0, end + 1)
-        lines.append(rest[:end])
-        rest = rest[end:].lstrip()
+            return [*lines, left[:end].rstrip() + "…"]
+        if end < len(left) and " " in left[:end + 1]:
+            end = left.rindex(" ", 0, end + 1)
+        lines.append(left[:end])
+        left = left[end:].lstrip()
     return lines or [""]
 
 

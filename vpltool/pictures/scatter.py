@@ -31,40 +31,24 @@ _SHAPE_OF_SPACE = {"text": "star", "vision": "square", "text shifted": "diamond"
 
 @dataclass(frozen=True)
 class Marks:
-    """Points of one kind, drawn with one shape.
+    """Points of one kind, drawn with one shape."""
 
-    Args:
-        label: what the points are, for the legend.
-        shape: a key of `MARKERS`.
-        points: coordinates in the plane (N, 2).
-        classes: class index of each point (N,), which gives its colour.
-        named: write the name of its class next to each point, unless there are too many classes.
-    """
-
-    label: str
-    shape: str
-    points: Points
-    classes: list[int]
-    named: bool = False
+    label: str  # for the legend
+    shape: str  # a key of `MARKERS`
+    points: Points  # coordinates in the plane (N, 2)
+    classes: list[int]  # class index of each point (N,), which gives its colour
+    named: bool = False  # whether class names are written next to points, unless too many
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One square of a picture.
+    """One square of a picture."""
 
-    Args:
-        title: text in large letters above the square.
-        note: text in small letters below the title.
-        marks: the points to draw, from the lowest layer to the highest.
-        links: start, end and class index of each line; the class gives its colour.
-        axes: names of the horizontal and the vertical axis; empty if they have no meaning.
-    """
-
-    title: str
-    note: str
-    marks: list[Marks]
-    links: list[tuple[Points, Points, int]] = field(default_factory=list)
-    axes: tuple[str, str] = ("", "")
+    title: str  # in large letters above the square
+    note: str  # in small letters below the title
+    marks: list[Marks]  # from the lowest layer to the highest
+    links: list[tuple[Points, Points, int]] = field(default_factory=list)  # start, end, class
+    axes: tuple[str, str] = ("", "")  # names; empty if they have no meaning
 
 
 def shapes_of_spaces(spaces: Sequence[str]) -> list[str]:
@@ -86,9 +70,8 @@ def shapes_of_spaces(spaces: Sequence[str]) -> list[str]:
 def principal_plane(vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Find the plane in which vectors (N, dim) vary most, by a PCA with positive weights (N,).
 
-    Returns:
-        The mean (dim,); the two axes (2, dim); and the share of the variance along each (2,). The
-        largest entry of an axis is positive, so that the picture is the same each time.
+    Returns the mean (dim,), the two axes (2, dim), and the share of the variance along each (2,).
+    The largest entry of an axis is positive, so that the picture is the same each time.
     """
     weights = weights / weights.sum()
     mean = weights @ vectors
@@ -109,14 +92,9 @@ def gap_panel(
 
     The plane has the two principal axes of regions and prototypes together. Every class has the
     same weight. Within a class, all regions together weigh as much as each set of prototypes;
-    otherwise a dozen prototypes would not count among thousands of regions.
-
-    Args:
-        title, note: see `Panel`.
-        regions: L2-normalised region features (R, dim).
-        region_class: class index of each region (R,).
-        prototypes: for each set its name, its space, L2-normalised rows (rows, dim) and the class
-            index of each row (rows,). Rows of classes without regions are left out.
+    otherwise a dozen prototypes would not count among thousands of regions. Regions are L2-normed
+    (R, dim), of classes (R,). Each set of prototypes has its name, space, L2-normed rows (rows,
+    dim), and their classes (rows,); rows of classes without regions are left out.
     """
     classes = region_class.unique().tolist()
     sets = [(regions.float(), region_class)]
@@ -157,11 +135,7 @@ def class_colours(count: int) -> list[Colour]:
 
 
 def check_matplotlib(picture: str) -> None:
-    """Check, before the work, that pictures can be drawn.
-
-    Raises:
-        VplError: matplotlib is not installed.
-    """
+    """Raise a VplError if matplotlib, which draws a picture, is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise VplError(f"{picture} needs matplotlib, which is not installed",
                        "pip install 'vpltool[figures]'")

@@ -18,9 +18,9 @@ from vpltool.formats import Header, Workspace, open_input, read_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place, results_of
 from vpltool.lazy import Tensor, np, torch
+from vpltool.methods import Exporter
 from vpltool.methods.exports._segmenter import photo_pixels
 from vpltool.methods.inputs import TrainedSegmenter, side_of
-from vpltool.methods.interfaces import Exporter
 from vpltool.pictures.page import percent
 
 _MOST_LOST = 0.005

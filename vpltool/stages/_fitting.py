@@ -16,9 +16,8 @@ from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.header import join_supervision
 from vpltool.formats.kinds import place
 from vpltool.lazy import torch
-from vpltool.methods import KINDS
+from vpltool.methods import KINDS, SegmenterMethod
 from vpltool.methods.inputs import SegmenterParts
-from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision
 from vpltool.settings import setting
 from vpltool.stages import _masks

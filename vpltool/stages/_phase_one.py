@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.core import aligned_space
+from vpltool.core import alignment
 from vpltool.core.gap import Gap, photo_regions
 from vpltool.core.grids import resample_maps
 from vpltool.core.phase_one import Pixels, gaps
@@ -212,7 +212,7 @@ def read_maps(maps: InputFolder, features: InputFolder, key: str, count: int) ->
 
 
 def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], phi: float,
-                 space: aligned_space.AlignedSpace | None) -> tuple[Tensor, Tensor]:
+                 space: alignment.AlignedSpace | None) -> tuple[Tensor, Tensor]:
     """Read the regions of photos: L2-normed mean features (R, dim), and their classes (R,).
 
     A class's region in a photo is where its CAM is the strongest and reaches Φ; classes without
@@ -225,7 +225,7 @@ def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], p
             cam = read_maps(maps, features, key, len(patches))
             labels = seed_labels(cam["cam"], cam["classes"], phi, phi_background=0)
             parts.append(photo_regions(F.normalize(patches, dim=-1),
-                                       labels.new_zeros(len(labels)), labels))
+                                       labels.new_zeros(len(labels)), labels)[:2])
             advance()
     regions, classes = (torch.cat(part) for part in zip(*parts, strict=True))
     if not len(regions):

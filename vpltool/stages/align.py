@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
-from vpltool.core import aligned_space, alignment
+from vpltool.core import alignment
 from vpltool.core.gap import modality_gap
 from vpltool.core.seeds import region_weights
 from vpltool.engine import checkpoints, headers, models, photos
@@ -194,8 +194,8 @@ def _align(
 
     def finish() -> tuple[Header, Mapping[str, Tensor]]:
         alignment.refresh(aligner, regions, training)
-        space = aligned_space.AlignedSpace.folded(aligner.vision)
-        rows = aligned_space.AlignedSpace.folded(aligner.text)(text.rows.to(where))
+        space = alignment.AlignedSpace.folded(aligner.vision)
+        rows = alignment.AlignedSpace.folded(aligner.text)(text.rows.to(where))
         if chosen.rows == "regions":
             for centre, index in zip(aligner.vision_prototypes, regions.classes.tolist(),
                                      strict=True):
@@ -215,7 +215,7 @@ def _align(
         Ranks(0, 1, where), finish)
 
 
-def _changes(regions: alignment.Regions, text: Prototypes, space: aligned_space.AlignedSpace,
+def _changes(regions: alignment.Regions, text: Prototypes, space: alignment.AlignedSpace,
              rows: Tensor) -> JsonObject:
     """Modality gap and class accuracy of the regions, before and after; noted, too."""
     facts = dict[str, Any](gap={}, accuracy={})

@@ -10,9 +10,8 @@ from vpltool import formats, options
 from vpltool.engine import given, photo_work, photos
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor
-from vpltool.methods import KINDS, load_method
+from vpltool.methods import KINDS, CamMethod, load_method
 from vpltool.methods.inputs import CamBatch
-from vpltool.methods.interfaces import CamMethod
 from vpltool.parallel import batches, device
 from vpltool.settings import setting
 from vpltool.stage import Stage

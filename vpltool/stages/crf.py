@@ -16,9 +16,8 @@ from vpltool.errors import is_out_of_memory
 from vpltool.formats import Header, OutputFolder, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import np, npt, torch
-from vpltool.methods import KINDS, load_method
+from vpltool.methods import KINDS, LabelRefiner, load_method
 from vpltool.methods.inputs import ScoredPhoto
-from vpltool.methods.interfaces import LabelRefiner
 from vpltool.parallel import memory, threads
 from vpltool.parallel.batches import bucketed
 from vpltool.parallel.device import find_device, worker_count

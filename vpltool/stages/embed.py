@@ -12,9 +12,8 @@ from vpltool.engine.features import head_path, parse_kept
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, read_tensors
 from vpltool.lazy import Tensor, torch
-from vpltool.methods import KINDS, load_method
+from vpltool.methods import KINDS, EmbeddingMethod, load_method
 from vpltool.methods.inputs import EmbeddingBatch
-from vpltool.methods.interfaces import EmbeddingMethod
 from vpltool.parallel import batches, device
 from vpltool.settings import setting
 from vpltool.stage import Stage

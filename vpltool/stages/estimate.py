@@ -18,9 +18,8 @@ from vpltool.errors import VplError, counted
 from vpltool.formats import JsonObject, Photo, Workspace, describe
 from vpltool.formats.kinds import folder_of, place, results_of
 from vpltool.lazy import np, torch
-from vpltool.methods import KINDS, find_method, load_method
+from vpltool.methods import KINDS, SegmenterMethod, find_method, load_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
-from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage

@@ -18,9 +18,8 @@ from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np, npt
-from vpltool.methods import load_method
+from vpltool.methods import Exporter, load_method
 from vpltool.methods.inputs import PredictedScene, Predictions
-from vpltool.methods.interfaces import Exporter
 from vpltool.parallel import device
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage

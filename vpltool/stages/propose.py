@@ -16,9 +16,8 @@ from vpltool.formats import OutputFolder, Workspace
 from vpltool.formats.header import join_supervision
 from vpltool.formats.kinds import place
 from vpltool.lazy import np, npt, torch
-from vpltool.methods import KINDS, load_method
+from vpltool.methods import KINDS, Proposer, load_method
 from vpltool.methods.inputs import ProposalRequest
-from vpltool.methods.interfaces import Proposer
 from vpltool.parallel import device, processes
 from vpltool.settings import Settings, make, setting, values_of
 from vpltool.stage import Stage

@@ -13,9 +13,8 @@ from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
 from vpltool.formats import JsonObject, OutputFolder, Workspace
 from vpltool.formats.kinds import FEATURE_TENSORS, place
 from vpltool.formats.values import BadValues
-from vpltool.methods import KINDS, load_method
+from vpltool.methods import KINDS, Refiner, load_method
 from vpltool.methods.inputs import PhotoMaps
-from vpltool.methods.interfaces import Refiner
 from vpltool.parallel import batches, memory
 from vpltool.parallel.device import dtype_of
 from vpltool.settings import setting

@@ -15,8 +15,7 @@ from vpltool.formats import JsonObject, Workspace
 from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
 from vpltool.lazy import Tensor
-from vpltool.methods import KINDS, load_method
-from vpltool.methods.interfaces import Estimator
+from vpltool.methods import KINDS, Estimator, load_method
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import setting, warn_without_effect
 from vpltool.stage import Stage

@@ -17,9 +17,8 @@ from vpltool.formats import Header, Workspace, expect_header
 from vpltool.formats.changes import changed_inputs
 from vpltool.formats.shards import check_even, rank_of_process
 from vpltool.lazy import torch
-from vpltool.methods import load_method
+from vpltool.methods import SegmenterMethod, load_method
 from vpltool.methods.inputs import LabelledPhoto
-from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import warn_without_effect

@@ -21,9 +21,9 @@ READS = ("patches",)
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Take the pixels as they are; classes without pixels keep their text. See `means.estimate`.
+    """Return the pixels as they are; classes without pixels keep their text. See `means.estimate`.
 
-    Of each row, `photo_of` (rows',) is stored, -1 for rows of the text.
+    Each row has a `photo_of` (rows',), -1 for rows of the text.
     """
     missing = ~torch.isin(text_index, pool.labels)
     rows = torch.cat([pool.embeddings.float(), text[missing]])

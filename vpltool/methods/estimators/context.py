@@ -34,15 +34,15 @@ class Settings(means.Settings):
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor]:
-    """Put the centres of its regions in place of each class's row; see `means.estimate`."""
-    regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
+    """Replace each class's row by the centres of its regions; see `means.estimate`."""
+    regions, region_class, _ = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
     return means.with_class_rows(pool, text, text_index, settings, seed, {
         owner: context_prototypes(regions[region_class == owner], settings, seed)
         for owner in means.seeded_classes(region_class)})
 
 
 def context_prototypes(regions: Tensor, settings: Settings, seed: int) -> Tensor:
-    """Cluster the regions of a class, one a photo (R, dim): L2-normed (K, dim)."""
+    """Return the centres (K, dim), L2-normed, of a class's regions, one a photo (R, dim)."""
     if 0 < settings.bank < len(regions):
         order = torch.randperm(len(regions), generator=torch.Generator().manual_seed(seed))
         regions = regions[order[: settings.bank].sort().values.to(regions.device)]

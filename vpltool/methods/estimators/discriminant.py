@@ -37,7 +37,7 @@ _CHOICES = 3
 """How often pixels are chosen anew; once gave the same on train-a of animals and of photos20."""
 
 UNLABELLED = True
-"""Pixels that are no seeds are read, too."""
+"""Whether pixels that are no seeds are read too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,16 +61,16 @@ class Settings(settings.Settings):
 
 
 def divides(settings: Settings) -> bool:
-    """Tell whether several processes can share the work: all of it is sums over pixels."""
+    """Return whether several processes can share the work: all of it is sums over pixels."""
     return True
 
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int,
              group: Group | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Fit the discriminant, and teach it by its own labels; see `means.estimate`.
+    """Fit the discriminant, and refit it to its own labels; see `means.estimate`.
 
-    The rows are (classes + 1, dim), the background last; the `scale` and `bias` of each are stored:
-    a patch x scores scale · (x · row) + bias.
+    The rows are (classes + 1, dim), the background last; each has a `scale` and a `bias`: a patch x
+    scores scale · (x · row) + bias.
     """
     classes = int(text_index.max()) + 1
     weight, bias = tagged_discriminant(pool, classes, settings, group or ALONE)
@@ -81,33 +81,33 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
     for number in (scale == 0).nonzero()[:, 0].tolist():
         own = text[text_index == order[number]]
         if len(own):
-            # A class without seeds keeps its row, as in the other methods.
+            # A class without seeds keeps its text, as in the other methods.
             rows[number] = own[0]
     return rows, order, {"scale": scale, "bias": bias}
 
 
 def tagged_discriminant(pixels: Pixels, classes: int, settings: Settings, group: Group
                         ) -> tuple[Tensor, Tensor]:
-    """Return weight (K, dim) and bias (K,) of a discriminant that teaches itself within the tags.
+    """Return weight (K, dim) and bias (K,), float32, of a discriminant trained on its own labels.
 
     It is fitted to the seeds first. In each round it labels every pixel with one of its photo's
-    tags or the background, and is fitted again to the labels that it is sure of: self-training
-    (Yarowsky, ACL 1995), which for a discriminant is hard EM (Celeux and Govaert, 1992). Of two
-    starts the tags choose, see above. Both are float32; of K classes, 0 is the background, and one
-    without seeds keeps a weight of 0 and is never chosen.
+    tags or the background, and is refitted to its confident labels: self-training (Yarowsky, ACL
+    1995), which for a discriminant is hard EM (Celeux and Govaert, 1992). The tags choose between
+    two starts, see the module. Class 0 is the background; a class without seeds keeps a weight of 0
+    and is never chosen.
     """
     found = _taught(pixels, pixels.labels, classes, settings, group)
     if not settings.instances:
         return found
     labels = choose_instances(pixels, classes, settings, group)
-    # The first of equals: `max` keeps it.
+    # Of equals, `max` keeps the first.
     return max(found, _taught(pixels, labels, classes, settings, group),
                key=lambda other: _tag_precision_of(pixels, other[0], other[1], group))
 
 
 def _taught(pixels: Pixels, labels: Tensor, classes: int, settings: Settings, group: Group
             ) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a discriminant that starts from labels (N,)."""
+    """Return weight and bias of a discriminant after all rounds, which begin with labels (N,)."""
     weight, bias = _fit(pixels.embeddings, labels, classes, settings, group)
     for _ in range(settings.rounds):
         labels = _labels_within_tags(pixels, weight, bias, settings.confidence)
@@ -116,14 +116,14 @@ def _taught(pixels: Pixels, labels: Tensor, classes: int, settings: Settings, gr
 
 
 def _scores(pixels: Pixels, weight: Tensor, bias: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the scores (n, K) of some pixels at a time, and the photo of each (n,)."""
+    """Yield the scores (n, K) of pixels part by part, and the photo of each (n,)."""
     for part, photos in zip(pixels.embeddings.split(_CHUNK), pixels.photo_of.split(_CHUNK),
                             strict=True):
         yield part.float() @ weight.T + bias, photos
 
 
 def _labels_within_tags(pixels: Pixels, weight: Tensor, bias: Tensor, confidence: float) -> Tensor:
-    """Label the pixels (N,) with their photos' tags or the background; -1: it is not sure."""
+    """Label the pixels (N,) with their photos' tags or the background; -1 if not confident."""
     allowed = allowed_rows(torch.arange(len(weight), device=weight.device), pixels.tags)
     found = [pixels.labels[:0]]
     for scores, photos in _scores(pixels, weight, bias):
@@ -134,7 +134,7 @@ def _labels_within_tags(pixels: Pixels, weight: Tensor, bias: Tensor, confidence
 
 
 def _tag_precision_of(pixels: Pixels, weight: Tensor, bias: Tensor, group: Group) -> float:
-    """Tell how well a discriminant, which sees no tags for it, tells the photos' tags."""
+    """Return `tag_precision` of a discriminant, whose shares are computed without tags."""
     shares = weight.new_zeros(len(pixels.tags), len(weight))
     for scores, photos in _scores(pixels, weight, bias):
         shares.index_add_(0, photos, scores.softmax(dim=-1))
@@ -144,10 +144,10 @@ def _tag_precision_of(pixels: Pixels, weight: Tensor, bias: Tensor, group: Group
 
 
 def tag_precision(shares: Tensor, tagged: Tensor, group: Group) -> float:
-    """Return the mean average precision with which shares of the classes rank photos by their tags.
+    """Return the mean average precision of shares of the classes at ranking photos by their tags.
 
-    Shares, predicted without tags, and whether a photo has a tag are (photos, classes). It is the
-    mean over the tags that some photos have and some have not, in [0, 1]; 1 without any.
+    Predicted shares and the photos' tags are (photos, classes). The mean, in [0, 1], is over the
+    tags that some photos have and some lack; it is 1 without any.
     """
     parts = group.collect((shares.cpu(), tagged.cpu()))
     shares, tagged = (torch.cat([part[which] for part in parts]) for which in (0, 1))
@@ -160,7 +160,7 @@ def tag_precision(shares: Tensor, tagged: Tensor, group: Group) -> float:
 
 
 def choose_instances(pixels: Pixels, classes: int, settings: Settings, group: Group) -> Tensor:
-    """Return labels (N,) of the pixels that tell the photos with a tag from those without it.
+    """Label the pixels (N,) that distinguish photos with a tag from those without it.
 
     For class c, a discriminant with one covariance Σ of all pixels separates the mean μ of the
     pixels that are chosen in its photos from the mean ν of all photos without it: it scores a pixel
@@ -176,7 +176,7 @@ def choose_instances(pixels: Pixels, classes: int, settings: Settings, group: Gr
     tagged = torch.zeros(len(photos), classes, dtype=torch.bool, device=means.device)
     for number, (own, tags) in enumerate(zip(photos, pixels.tags, strict=True)):
         tagged[number, tags] = True
-        # What is not labelled belongs to no photo of the means.
+        # Photos without pixels belong to no mean.
         tagged[number] |= not len(own)
     inverse = _inverse_covariance(pixels, settings.shrinkage, group)
     without = _mean_over(~tagged, means, group)
@@ -204,9 +204,9 @@ def choose_instances(pixels: Pixels, classes: int, settings: Settings, group: Gr
 
 def _best(pixels: Pixels, own: Tensor, tags: Tensor, weight: Tensor, bias: Tensor, share: float,
           *, apart: bool) -> dict[int, Tensor]:
-    """Choose, by their indices, the share of a photo's own pixels that score highest for each tag.
+    """Return the indices of a photo's highest-scoring share of pixels for each tag, at least one.
 
-    At least one. With `apart` the best score of another tag is subtracted, where it is above 0.
+    With `apart`, the best score of another tag is subtracted if it is above 0.
     """
     own, count = own[pixels.labels[own] != BACKGROUND], max(1, int(share * len(own)))
     scores = pixels.embeddings[own].float() @ weight[tags].T + bias[tags]
@@ -221,7 +221,7 @@ def _best(pixels: Pixels, own: Tensor, tags: Tensor, weight: Tensor, bias: Tenso
 
 
 def _mean_over(chosen: Tensor, means: Tensor, group: Group) -> Tensor:
-    """Return the mean (K, dim) of the chosen (photos, K) means; of all where none is chosen."""
+    """Return the mean (K, dim) of the chosen (photos, K) means; of all if none is chosen."""
     count = group.total(chosen.sum(dim=0).float())
     total = group.total(chosen.T.float() @ means)
     everything = group.total(means.sum(dim=0)) / group.total(
@@ -230,7 +230,7 @@ def _mean_over(chosen: Tensor, means: Tensor, group: Group) -> Tensor:
 
 
 def _inverse_covariance(pixels: Pixels, shrinkage: float, group: Group) -> Tensor:
-    """Return the inverse (dim, dim) of the covariance of all pixels, which is shrunk."""
+    """Return the inverse (dim, dim) of the shrunk covariance of all pixels."""
     moments = _moments(pixels.embeddings, torch.zeros_like(pixels.labels), 1, group)
     count = moments.counts.clamp(min=1)
     mean = moments.sums / count[:, None]

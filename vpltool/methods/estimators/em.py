@@ -43,7 +43,7 @@ class Settings(kmeans.Settings):
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor]:
-    """Put the prototypes of its seeds in place of each class's row; see `means.estimate`."""
+    """Replace each class's row by the prototypes of its seeds; see `means.estimate`."""
     found = {}
     for owner in means.seeded_classes(pool.labels):
         own = pool.labels == owner
@@ -52,10 +52,10 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
 
 
 def em_over_photos(pixels: Tensor, photo_of: Tensor, settings: Settings, seed: int) -> Tensor:
-    """Return the prototypes (K, dim) of a class, found batch of photos by batch of photos.
+    """Return the prototypes (K, dim) of a class after all batches of photos.
 
     EM of each batch begins at the prototypes so far; the first are drawn as by k-means++. There are
-    fewer if there are fewer seeds. They and the seeds (n, dim) are L2-normed; `photo_of` is (n,).
+    no more than seeds. They and the seeds (n, dim) are L2-normed; `photo_of` is (n,).
     """
     prototypes = spherical_kmeans(pixels, settings.per_class, seed=seed, rounds=0).float()
     order = photo_of.argsort(stable=True)
@@ -69,16 +69,16 @@ def em_over_photos(pixels: Tensor, photo_of: Tensor, settings: Settings, seed: i
 
 
 def moving_average(old: Tensor, new: Tensor, settings: Settings) -> Tensor:
-    """Move prototypes (K, dim) towards those of a batch, each towards the one it is matched with.
+    """Move prototypes (K, dim) towards their matches among those of a batch; all are L2-normed.
 
     The matching has the largest total cosine. The cosines of all pairs are stretched to [0, 1]; a
-    prototype whose own match does not exceed `reject` then keeps its place. All are L2-normed.
+    prototype whose match does not exceed `reject` then keeps its place.
     """
     cosines = old @ new.T
     match = npr.best_matchings(cosines[None])[0]
     low, high = cosines.min(), cosines.max()
     matched = cosines.gather(1, match[:, None])
-    # A single prototype is all of its range, and is its own match.
+    # A single prototype has no range, and is its own match.
     trusted = ((matched - low) > settings.reject * (high - low)) | (high == low)
     moved = F.normalize(settings.momentum * old + (1 - settings.momentum) * new[match], dim=-1)
     return torch.where(trusted, moved, old)

@@ -27,7 +27,7 @@ class Settings(means.Settings):
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor]:
-    """Put the centres of its seeds in place of each class's row; see `means.estimate`."""
+    """Replace each class's row by the centres of its seeds; see `means.estimate`."""
     return means.with_class_rows(pool, text, text_index, settings, seed, {
         owner: spherical_kmeans(pool.embeddings[pool.labels == owner], settings.per_class,
                                 seed=seed)

@@ -42,9 +42,9 @@ class Settings(vda.TextFilterSettings):
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Put the centres of its seeds in place of each class's row, and those of its context last.
+    """Replace each class's row by the centres of its seeds, and append those of its context.
 
-    See `means.estimate`; of each row, `context_of` (rows',) is stored.
+    See `means.estimate`; each row has a `context_of` (rows',).
     """
     owners = means.seeded_classes(pool.labels)
     shown = allowed_rows(text_index.new_tensor(owners), pool.tags)
@@ -63,10 +63,10 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
 
 def class_and_context(pool: Pixels, beside: Tensor, index: int, text: Tensor, text_index: Tensor,
                       settings: Settings, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the centres of a class that has seeds (K', dim), and those of its context (K'', dim).
+    """Return the centres of a class with seeds (K', dim), and those of its context (K'', dim).
 
-    `beside` says which pixels are in photos that show the class (N,), bool. The likeliest centre of
-    the class always stays; the context may have none.
+    `beside` marks the pixels of photos that show the class (N,). The likeliest centre of the class
+    always stays; the context may have none.
     """
     pixels, labels = pool.embeddings, pool.labels
 

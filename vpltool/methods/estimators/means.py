@@ -35,25 +35,25 @@ class Settings(settings.Settings):
 
 
 def divides(settings: Settings) -> bool:
-    """Tell whether several processes can share the pixels: means are sums, clusters are not."""
+    """Return whether several processes can share the pixels: means are sums, clusters are not."""
     return settings.background == "words"
 
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int,
              group: Group | None = None) -> tuple[Tensor, Tensor]:
-    """Put the mean of its seeds in place of each class's row.
+    """Replace each class's row by the mean of its seeds.
 
     Args:
         pool: pixels with their seed labels.
         text: text prototypes (rows, dim).
         text_index: class of each row (rows,), 0 is the background.
-        settings: what the background's rows are.
-        seed: start of the random numbers.
-        group: processes that hold the pixels; only of a method with `divides` there are several.
+        settings: source of the background's rows.
+        seed: of the random numbers.
+        group: processes that hold the pixels, if the method `divides`.
 
     Returns:
-        L2-normed rows (rows', dim), float32, and their classes (rows',). A method may add a third
-        thing: what else is to be stored of each row, `context_of` or `photo_of` (rows',).
+        L2-normed rows (rows', dim), float32, and their classes (rows',). Other methods may add a
+        dictionary of tensors to store for each row, `context_of` or `photo_of` (rows',).
 
     Raises:
         VplError: background clusters are wanted, and no pixel is background.
@@ -64,7 +64,7 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
 
 def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tensor,
                 group: Group) -> Tensor:
-    """Replace the row of each class but the background with the mean of its seeds, if it has any.
+    """Replace the row of each class with seeds, but not the background's, by their mean.
 
     Pixels (N, dim), with labels (N,), and rows (rows, dim), with classes (rows,), are L2-normed.
     """
@@ -85,10 +85,9 @@ def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tens
 
 def with_background(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
                     ) -> tuple[Tensor, Tensor]:
-    """Return the text's rows and their classes, with clusters as background if asked for.
+    """Return the text's rows and their classes, with the background's words or clusters.
 
-    Clusters of the background's seeds come last, in the place of the words. Raises a VplError if no
-    pixel is background.
+    Clusters of the background's seeds come last. Raises a VplError if there are no such seeds.
     """
     if settings.background == "words":
         return text, text_index
@@ -110,10 +109,9 @@ def seeded_classes(labels: Tensor) -> list[int]:
 
 def with_class_rows(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int,
                     found: Mapping[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the rows found for each class (K, dim), and their classes.
+    """Return the rows found for each class (K, dim), or its text, with the rows' classes.
 
-    A class for which nothing was found keeps its text; the background's rows are those of
-    `with_background`.
+    The background's rows are those of `with_background`.
     """
     start, index = with_background(pool, text, text_index, settings, seed)
     parts = [found.get(owner, start[row][None]) for row, owner in enumerate(index.tolist())]

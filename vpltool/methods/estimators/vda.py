@@ -52,9 +52,9 @@ class Settings(TextFilterSettings):
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor]:
-    """Mix each class's text with the mean of its regions, if it has any; see `means.estimate`."""
+    """Mix each class's text with the mean of its regions, if any; see `means.estimate`."""
     rows, index = means.with_background(pool, text, text_index, settings, seed)
-    regions, region_class = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
+    regions, region_class, _ = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
     vision, sure = confident_means(regions, region_class, text, text_index, settings)
     console.note(f"{int(sure.sum())} of {len(regions)} regions exceed {settings.least}")
     # Classes come in the text's order, whatever the background's rows are.
@@ -68,11 +68,11 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
 def confident_means(
     regions: Tensor, region_class: Tensor, text: Tensor, text_index: Tensor, settings: Settings,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean of each class's regions that the text takes for this class, for each row.
+    """Return the mean of each class's regions that the text assigns to it, for each row.
 
     Regions (R, dim) and text (rows, dim) are L2-normed; no region's class (R,) is the background.
-    The means (rows, dim) are L2-normed, zeros where no region counts and for the background; the
-    second result says which regions count (R,), bool.
+    The means (rows, dim) are L2-normed, zeros for the background and where no region counts; the
+    second result marks the regions that count (R,).
     """
     likely = class_probability(regions, region_class, text, text_index, settings)
     sure = likely > settings.least
@@ -86,8 +86,7 @@ def confident_means(
 def mixed_prototypes(text: Tensor, vision: Tensor, alpha: float | None) -> Tensor:
     """Mix L2-normed rows (rows, dim) of text and vision: Q = (1 − α) T + α A, normalised.
 
-    A row of zeros in A leaves the text as it is. Without α it is exp(−½ ‖T − A‖²), row by row: the
-    further, the less.
+    A row of zeros in A leaves the text as it is. The default α is exp(−½ ‖T − A‖²), row by row.
     """
     share: float | Tensor = (alpha if alpha is not None else
                              torch.exp(-(text - vision).square().sum(-1, keepdim=True) / 2))

@@ -1,4 +1,4 @@
-"""What exports share that are a folder of photos and their labels, for labelling and training."""
+"""Shared parts of exports that are a folder of photos and labels, for labelling and training."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ Members = Iterator[Member]
 JPEG = (".jpg", ".jpeg")
 
 POLYGON_AREA = 16
-"""Default minimum size of a region in formats of polygons: smaller ones are mostly noise."""
+"""Default minimum size of a region in formats of polygons: smaller regions are mostly noise."""
 
 _STRIPPED = {*JPEG, ".jpe", ".jfif", ".png", ".webp", ".bmp"}
-"""Suffixes of photos that hold no metadata, or whose metadata can go without touching a pixel."""
+"""Suffixes of photos without metadata, or from which it can be removed without decoding."""
 
 _PACKAGES = {"cv2": "OpenCV", "pycocotools": "pycocotools", "yaml": "PyYAML"}
 
 
 def tolerance_setting(*no_effect: NoEffect) -> float:
-    """How far from the line points of polygons are left out."""
+    """Make the setting of the tolerance of polygons."""
     return setting(0.0, "Drop polygon points that are this close to the line, in pixels; 0: the "
                         "exact mask.", low=0, metavar="PIXELS", no_effect=no_effect)
 
 
 def min_area_setting(default: int) -> int:
-    """From which size on regions stay."""
+    """Make the setting of the minimum size of regions."""
     return setting(default, "Minimum size of a region in pixels; smaller ones are removed. 0: "
                             "keep all.", low=0, metavar="PIXELS")
 
 
 def small_setting(default: str) -> str:
-    """What becomes of smaller regions."""
+    """Make the setting what smaller regions become."""
     return setting(
         default, "What smaller regions become: background (drop), or the label around them "
                  "(merge).", choices=("drop", "merge"),
@@ -58,13 +58,13 @@ def small_setting(default: str) -> str:
 
 
 def keep_exif_setting() -> bool:
-    """Whether photos keep their metadata."""
+    """Make the setting whether photos keep their metadata."""
     return setting(False, "Copy photos as they are, with EXIF (place, owner, date) and comments; "
                           "otherwise only orientation and colour profile stay.", brief=False)
 
 
 def corrections_setting() -> bool:
-    """Whether corrected masks take the place of computed ones."""
+    """Make the setting whether corrected masks replace computed ones."""
     return setting(True, "Use corrected masks in place of computed ones.")
 
 
@@ -82,12 +82,12 @@ class LabellingSettings(settings.Settings):
 
 
 def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
-    """Class indices in labels (H, W), ascending; without background and unlabelled pixels."""
+    """Return the class indices in labels (H, W), ascending, without background and 255."""
     return [int(label) for label in np.unique(labels) if label not in (0, IGNORE)]
 
 
 def flat_names(photos: Sequence[Photo]) -> dict[str, str]:
-    """Id to a name without folders, `sub/cat` as `sub__cat`: tools look for labels by name alone.
+    """Map ids to names without folders, `sub/cat` to `sub__cat`: tools find labels by name alone.
 
     Raises a VplError if two photos would have the same name.
     """
@@ -101,10 +101,11 @@ def flat_names(photos: Sequence[Photo]) -> dict[str, str]:
 
 
 class PhotoFiles:
-    """Photos and their labels as files of a folder for other programs.
+    """Photos and their labels as files of a folder for another program.
 
-    Photos of other suffixes than the program takes become PNGs, without loss. Where it takes any,
-    but one for all (None), all become PNGs unless all are JPEGs. `splits` are those in the folder.
+    Photos with suffixes that the program does not accept become PNGs. With None, it accepts any
+    suffix, but one for all photos: all become PNGs unless all are JPEGs. `splits` are those in the
+    folder.
     """
 
     def __init__(self, predictions: Predictions, settings: LabellingSettings, path: Path,
@@ -121,23 +122,23 @@ class PhotoFiles:
                              for key, suffix in own.items()}
 
     def name(self, photo: Photo) -> str:
-        """Name of a photo's file, without folders."""
+        """Return the name of a photo's file, without folders."""
         return self.names[photo.id] + self.suffixes[photo.id]
 
     def labels(self, *, keeps_ignored: bool) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
         """Yield each photo with its labels (H, W), without small regions.
 
-        If the format cannot say 255, a warning counts what is lost.
+        If the format cannot express 255, a warning counts the photos concerned.
         """
         warn_without_effect(self.settings)
-        unsaid, least = 0, self.settings.min_area
+        lossy, least = 0, self.settings.min_area
         for photo, labels in self.predictions.each():
             if least:
                 labels = remove_small_regions(labels, least, merge=self.settings.small == "merge")
-            unsaid += bool((labels == IGNORE).any())
+            lossy += bool((labels == IGNORE).any())
             yield photo, labels
-        if unsaid and not keeps_ignored:
-            console.warn(part_of(unsaid, len(self.predictions.photos), "photos", "has", "have")
+        if lossy and not keeps_ignored:
+            console.warn(part_of(lossy, len(self.predictions.photos), "photos", "has", "have")
                          + f" pixels of no known class ({IGNORE}); this format cannot express "
                          "that: they become background")
 
@@ -147,7 +148,7 @@ class PhotoFiles:
             yield f"{folder}/{self.names[photo.id]}.png", grey_png(labels)
 
     def photos(self, folder: str) -> Members:
-        """Yield the photos below a folder, those that can be read; none if they are not wanted."""
+        """Yield the readable photos below a folder; none if they are not wanted."""
         for photo in self.predictions.photos if self.settings.photos == "copy" else ():
             path = self.predictions.workspace.image_path(photo)
             try:
@@ -164,10 +165,10 @@ Chosen = TypeVar("Chosen", bound=LabellingSettings)
 def exporter(form: str, suffixes: Collection[str] | None,
              members: Callable[[PhotoFiles, Chosen], Members], *modules: str,
              splits: str = "") -> Callable[[Predictions, Path, Chosen], list[Path]]:
-    """Return the `export` of a format: a folder of what `members` yields.
+    """Return the `export` of a format: a folder of the files that `members` yields.
 
-    It imports the modules. For `suffixes` see `PhotoFiles`. The folder `splits` in it has one for
-    each split: other splits than the exported one are kept.
+    It needs the modules. For `suffixes` see `PhotoFiles`. `splits` is a folder in it with a folder
+    for each split; those of other splits than the exported one are kept.
     """
     def export(predictions: Predictions, path: Path, settings: Chosen) -> list[Path]:
         """Write the folder."""
@@ -184,13 +185,13 @@ def exporter(form: str, suffixes: Collection[str] | None,
 
 
 def copied_suffix(photo: Photo, keep_exif: bool) -> str:
-    """Return the suffix of a photo's copy: its own, or that of PNGs where metadata must go."""
+    """Return the suffix of a photo's copy: its own, or that of PNGs to remove metadata."""
     suffix = Path(photo.image).suffix.lower()
     return suffix if keep_exif or suffix in _STRIPPED else ".png"
 
 
 def copied_bytes(path: Path, suffix: str, keep_exif: bool) -> bytes:
-    """Return the content of a photo's copy with a suffix: of the file, without metadata or with it.
+    """Return the content of a photo's copy with a suffix, with metadata or without.
 
     Raises an OSError if it cannot be read.
     """
@@ -205,12 +206,12 @@ def copied_bytes(path: Path, suffix: str, keep_exif: bool) -> bytes:
 
 
 def grey_png(labels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode labels (H, W) as a greyscale PNG: programs that read colours see the same values."""
+    """Encode labels (H, W) as a greyscale PNG: programs that read colours get the same values."""
     content = BytesIO()
     Image.fromarray(labels).save(content, format="PNG")
     return content.getvalue()
 
 
 def hex_colour(index: int) -> str:
-    """Colour of a class in our pictures, as #RRGGBB: told apart over a photo, unlike VOC's."""
+    """Return the colour of a class in our pictures, as #RRGGBB: unlike VOC's, clear over photos."""
     return "#" + bytes(class_palette()[3 * index : 3 * index + 3]).hex()

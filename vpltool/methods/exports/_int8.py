@@ -1,7 +1,6 @@
-"""An ONNX graph whose products are computed in 8 bits, by onnxruntime's quantiser.
+"""Quantisation of an ONNX graph's products to 8 bits, by onnxruntime.
 
-Weights are unsigned, as values are: processors without 8-bit dot products overflow where one is
-signed.
+Weights are unsigned like values: processors without 8-bit dot products overflow if one is signed.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ Photo = Mapping[str, npt.NDArray[np.float32]]
 """The graph's input, by name."""
 
 _PROBED = 4
-"""Photos on which outliers are looked for."""
+"""Number of photos on which outliers are looked for."""
 
 _TOGETHER = 16
-"""Inputs of products that are held at once: those of four blocks of a ViT."""
+"""Number of products' inputs that are held at once: those of four blocks of a ViT."""
 
 _SPOILED = 0.1
-"""Of a product with outliers. In a student that is a ViT-Ti, one product has 0.42, all others have
-at most 0.06."""
+"""Relative change above which a product has outliers. In a ViT-Ti student, one product has 0.42,
+all others at most 0.06."""
 
 
 def dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with the weights of its matrix products in 8 bits, a scale for each column."""
+    """Return the model with the weights of its matrix products in 8 bits, a scale per column."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "int8.onnx"
         quantization.quantize_dynamic(
@@ -42,22 +41,22 @@ def dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @quantization.CalibrationDataReader.register
 class _Reader:
-    """Photos as onnxruntime's calibration asks for them, one after another."""
+    """Photos for onnxruntime's calibration."""
 
     def __init__(self, photos: Iterator[Photo]) -> None:
         self._photos = photos
 
     def get_next(self) -> Photo | None:
-        """The next photo; None after the last."""
+        """Return the next photo; None after the last."""
         return next(self._photos, None)
 
 
 def static(model: onnx.ModelProto, photos: Callable[[], Iterator[Photo]]) -> onnx.ModelProto:
-    """The model, a graph in float32, with products in 8 bits whose ranges were measured on photos.
+    """Return a float32 graph with products in 8 bits, whose ranges are measured on photos.
 
-    Only products with weights: those of two activations, in the attention, keep their precision. So
-    do those whose inputs have outliers; the first, of the pixels, whose error all others inherit;
-    and the last, whose differences are small beside its sum. `photos` gives all, anew at each call.
+    Products of two activations, in the attention, keep their precision, and so do those whose
+    inputs have outliers; the first, of the pixels, whose error all others inherit; and the last,
+    whose differences are small beside its sum. Each call of `photos` yields all photos.
     """
     weights = {weight.name for weight in model.graph.initializer}
     spoiled = products_with_outliers(model, itertools.islice(photos(), _PROBED))
@@ -79,12 +78,12 @@ def static(model: onnx.ModelProto, photos: Callable[[], Iterator[Photo]]) -> onn
 
 
 def products_with_outliers(model: onnx.ModelProto, photos: Iterable[Photo]) -> set[str]:
-    """Names of the nodes that multiply by weights, and whose inputs have outliers.
+    """Return the names of the nodes that multiply by weights, and whose inputs have outliers.
 
     In some blocks of a ViT, a few numbers are hundreds of times as large as all others (massive
     activations; Sun et al., COLM 2024, section 5), so that 8 bits over their range leave the others
     no steps. A product has outliers if that changes the result of the median patch by a tenth.
-    Convolutions are not looked at.
+    Convolutions are not examined.
     """
     weights = {weight.name: onnx.numpy_helper.to_array(weight)
                for weight in model.graph.initializer}

@@ -1,4 +1,4 @@
-"""What exports of a segmenter share: their settings, and what they say of it."""
+"""Settings and metadata that exports of a segmenter share."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SegmenterSettings(settings.Settings):
 
 
 def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -> JsonObject:
-    """Return what is needed to run a segmenter elsewhere, as values for JSON."""
+    """Return the JSON values that are needed to run a segmenter elsewhere."""
     return {
         "classes": list(segmenter.classes),
         "mean": list(segmenter.encoder.mean), "std": list(segmenter.encoder.std),
@@ -46,9 +46,9 @@ def inference_config(segmenter: TrainedSegmenter, settings: SegmenterSettings) -
 
 def photo_pixels(encoder: Any, paths: Iterable[Path], max_side: int
                  ) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """Yield photos as a segmenter sees them: own (height, width), and pixels (1, 3, H, W).
+    """Yield the (height, width) of readable photos, and their input pixels (1, 3, H, W).
 
-    One that cannot be read is named and left out.
+    A warning names each photo that cannot be read.
     """
     for path in paths:
         try:
@@ -62,7 +62,7 @@ def photo_pixels(encoder: Any, paths: Iterable[Path], max_side: int
 
 
 def check_packages(extra: str, *names: str) -> None:
-    """Check that packages are installed, which `vpltool[extra]` brings; else a VplError."""
+    """Raise a VplError if a package of `vpltool[extra]` is not installed."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise VplError(f"the package {name.replace('_', '-')} is not installed",

@@ -20,10 +20,9 @@ from vpltool.core import blocks, segment
 from vpltool.formats import Header
 from vpltool.formats.storage import read_part, write_bundle
 from vpltool.lazy import Tensor
-from vpltool.methods import load_method
+from vpltool.methods import SegmenterMethod, load_method
 from vpltool.methods.exports._segmenter import SegmenterSettings, inference_config
 from vpltool.methods.inputs import TrainedSegmenter
-from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.settings import setting
 
 EXPORTS = "segmenter"
@@ -40,7 +39,7 @@ class Settings(SegmenterSettings):
 
 
 def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
-    """What runs the file, if it holds its tower."""
+    """Return a function that runs the file, if it holds its tower."""
     if settings.clip != "weights":
         return None
     header, tensors = read_part(path, "decoder")

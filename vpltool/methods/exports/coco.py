@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vpltool.core.instances import region, run_lengths
-from vpltool.core.outlines import connected_parts, has_holes, outlines_of
+from vpltool.core.outlines import connected_parts, has_holes, outlines_of, region, run_lengths
 from vpltool.errors import VplError
 from vpltool.formats.json_stream import read_span, stream_objects
 from vpltool.json_text import JsonObject
@@ -75,7 +74,7 @@ export = _folders.exporter("coco", _TAKEN, _members, "cv2", "pycocotools", split
 
 
 def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> JsonObject:
-    """Area, box and segmentation of an instance (H, W)."""
+    """Return area, box and segmentation of an instance (H, W)."""
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     box = [int(columns[0]), int(rows[0]), int(columns[-1] - columns[0] + 1),
            int(rows[-1] - rows[0] + 1)]
@@ -88,7 +87,7 @@ def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> JsonObject:
 
 
 def files(path: Path) -> list[Path]:
-    """The file, or those of a folder; none if it is another format."""
+    """Return the file, or those of a folder; none if it is another format."""
     return reading.json_files(path, ("annotations/*.json", "_annotations.coco.json",
                                      "*/_annotations.coco.json"), b"{")
 
@@ -96,7 +95,7 @@ def files(path: Path) -> list[Path]:
 def outlined(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Outlined]:
     """Yield the instances of each photo: polygons and run lengths, of JSON. Needs pycocotools.
 
-    Of a large file one photo's are in memory at a time. Where they overlap, the smallest is on top.
+    Only one photo's are in memory at a time. Where they overlap, the smallest is on top.
     """
     for file in files(path):
         try:
@@ -111,15 +110,15 @@ read = reading.painting(outlined)
 
 @dataclass
 class _Listed:
-    """What is kept of a file: its categories and images, and where each image's instances are."""
+    """Categories and images of a file, and where each image's instances are."""
 
     categories: list[dict[str, Any]] = field(default_factory=list)
     images: dict[Any, dict[str, Any]] = field(default_factory=dict)
-    spans: dict[Any, array[int]] = field(default_factory=dict)
+    spans: dict[Any, array[int]] = field(default_factory=dict)  # offset, length of each instance
 
 
 def _listed(path: Path) -> _Listed:
-    """Go through a file once; a KeyError or TypeError if an entry lacks something."""
+    """Read a file once; raise a KeyError or TypeError if an entry lacks something."""
     found, parts = _Listed(), set[str]()
     try:
         for part, first, length, entry in stream_objects(path):
@@ -131,7 +130,7 @@ def _listed(path: Path) -> _Listed:
             elif part == "annotations":
                 found.spans.setdefault(entry["image_id"], array("Q")).extend((first, length))
     except VplError:
-        # Only the whole text says in which line it is damaged.
+        # Only the whole text shows the damaged line.
         content = reading.parse_json(reading.read_text(path), path)
         raise KeyError("images") if isinstance(content, dict) else TypeError("images") from None
     for part in ("categories", "images", "annotations"):
@@ -173,19 +172,19 @@ def _region(entry: Mapping[str, Any], labels: Mapping[int, int], size: tuple[int
 
 
 def score_of(entry: Mapping[str, Any]) -> float:
-    """How sure a tool is of an instance: COCO's `score`, SAM's `predicted_iou`; 1 without either.
+    """Return a tool's confidence in an instance: `score`, or SAM's `predicted_iou`, or 1.
 
     Raises a TypeError or ValueError if it is no number.
     """
-    # SAM predicts an IoU a little above 1 at times.
+    # SAM sometimes predicts an IoU a little above 1.
     return float(np.clip(float(entry.get("score", entry.get("predicted_iou", 1.0))), 0, 1))
 
 
 def outline_region(outline: Any, size: tuple[int, int], where: str) -> npt.NDArray[np.bool_]:
-    """The region (H, W) of an outline in any of COCO's three forms; a VplError if it is none."""
+    """Return the region (H, W) of an outline in any of COCO's three forms, or raise a VplError."""
     try:
         return region(outline, size)
-    # pycocotools raises bare exceptions at outlines that are none.
+    # pycocotools raises bare exceptions for invalid outlines.
     except Exception as error:
         raise VplError(f"{where}: its segmentation cannot be read "
                        f"({str(error) or type(error).__name__})",

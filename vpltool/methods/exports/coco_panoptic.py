@@ -60,7 +60,7 @@ def _members(predictions: Predictions, numbers: dict[str, int], name: str
 
 
 def number_of(photo: Photo) -> int:
-    """COCO's number of a photo: the digits at the end of its id; a VplError if there are none."""
+    """Return COCO's number of a photo, the digits at the end of its id, or raise a VplError."""
     digits = re.search(r"\d+$", photo.id)
     if digits is None:
         raise VplError(f"photo {photo.id} has no number, as COCO's have at the end of their names",

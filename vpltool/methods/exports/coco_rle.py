@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vpltool.core.instances import check_pycocotools, run_lengths
+from vpltool.core.outlines import check_pycocotools, run_lengths
 from vpltool.core.photos import photo_size
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.formats import write_json
@@ -24,7 +24,7 @@ SUFFIX = "-rle.json"
 
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
-    """Write the JSON, and for other classes than COCO's the one that says what numbers mean."""
+    """Write the JSON, and for other classes than COCO's a JSON with the meaning of its numbers."""
     check_pycocotools()
     workspace, photos = predictions.workspace, predictions.photos
     own = workspace.classes != COCO.classes

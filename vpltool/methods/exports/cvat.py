@@ -21,8 +21,7 @@ from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from vpltool.core.classes import paint
-from vpltool.core.instances import region
-from vpltool.core.outlines import connected_parts, outlines_of
+from vpltool.core.outlines import connected_parts, outlines_of, region
 from vpltool.core.proposals import run_lengths
 from vpltool.errors import VplError
 from vpltool.formats.xml_stream import DamagedXml, parse_xml
@@ -43,7 +42,7 @@ _LARGEST = 1 << 28
 
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError,
                RuntimeError, struct.error)
-"""What `zipfile` raises at damaged files; NotImplementedError is a RuntimeError."""
+"""Errors of `zipfile` for damaged files; NotImplementedError is a RuntimeError."""
 _AGAIN = "export it from CVAT as `CVAT for images 1.1`"
 _SHAPES = ("mask", "polygon", "box")
 _OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton", "track")
@@ -96,7 +95,7 @@ def _shapes(inside: npt.NDArray[np.bool_], label: str, settings: Settings) -> It
 
 
 def _mask(part: npt.NDArray[np.bool_], label: str) -> str:
-    """A part as CVAT's run lengths: row by row in its box, outside first."""
+    """Return a part as CVAT's run lengths: row by row in its box, outside first."""
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     box = part[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     lengths = ", ".join(map(str, run_lengths(box)))
@@ -107,15 +106,15 @@ def _mask(part: npt.NDArray[np.bool_], label: str) -> str:
 
 @dataclass
 class _Image:
-    """A photo of the file: its attributes, and its shapes with their lines."""
+    """A photo of the file."""
 
     line: int
     attributes: dict[str, str]
-    shapes: list[tuple[int, str, dict[str, str]]] = field(default_factory=list)
+    shapes: list[tuple[int, str, dict[str, str]]] = field(default_factory=list)  # line, kind, …
 
 
 def files(path: Path) -> list[Path]:
-    """The file; none if it is another format."""
+    """Return the file; none if it is another format."""
     if path.is_dir():
         return reading.below(path, (_NAME,))
     if path.suffix.lower() == ".xml":
@@ -129,8 +128,8 @@ def files(path: Path) -> list[Path]:
 def read(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Labelled]:
     """Read CVAT's XML 1.1 for images, or the ZIP that holds it: masks, polygons and boxes.
 
-    What has the higher z_order is on top, and what was drawn later. An XML with a document type is
-    refused: nothing in it is expanded. Needs pycocotools.
+    Shapes with a higher z_order, or drawn later, are on top. An XML with a document type is
+    refused. Needs pycocotools.
     """
     for file in files(path):
         for image in _parse(file):
@@ -152,7 +151,7 @@ def _drawn(image: _Image, size: tuple[int, int], file: Path, request: reading.La
         label = request.label(attributes.get("label", ""), where)
         try:
             yield label, _inside(shape, attributes, size)
-        # pycocotools raises bare exceptions at outlines that are none.
+        # pycocotools raises bare exceptions for invalid outlines.
         except Exception as error:
             raise VplError(f"{where}: the {shape} cannot be read ({error})", _AGAIN) from error
 
@@ -196,7 +195,7 @@ def _content(path: Path) -> bytes:
 
 
 def _inside(shape: str, attributes: dict[str, str], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """The region (H, W) of a shape; a KeyError or ValueError if an attribute does not fit."""
+    """Return the region (H, W) of a shape; a KeyError or ValueError if an attribute is invalid."""
     if shape == "polygon":
         points = [float(number) for pair in attributes["points"].split(";")
                   for number in pair.split(",")]

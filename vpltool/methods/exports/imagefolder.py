@@ -47,14 +47,14 @@ export = _folders.exporter("imagefolder", _TAKEN, _members, splits=".")
 
 
 def files(path: Path) -> list[Path]:
-    """The lists of photos; none if it is another layout."""
+    """Return the lists of photos; none if it is another layout."""
     return reading.below(path, ("metadata.jsonl", "*/metadata.jsonl"))
 
 
 def read(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Labelled]:
     """Read label images of an imagefolder of Hugging Face `datasets`: metadata.jsonl and masks.
 
-    classes.json says what the values mean; without it, they are the workspace's labels.
+    classes.json names the values; without it, they are the workspace's labels.
     """
     names = path / "classes.json"
     labels = (reading.labels_of_names(

@@ -21,8 +21,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import quoteattr
 
-from vpltool.core.instances import region
-from vpltool.core.outlines import connected_parts
+from vpltool.core.outlines import connected_parts, region
 from vpltool.errors import VplError
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
@@ -71,7 +70,7 @@ export = _folders.exporter("label-studio", _TAKEN, _members, "cv2")
 
 
 def _configuration(classes: tuple[str, ...]) -> str:
-    """The labelling configuration: a photo, and a brush for each class."""
+    """Return the labelling configuration: a photo, and a brush for each class."""
     labels = "".join(f'    <Label value={quoteattr(name)} '
                      f'background="{_folders.hex_colour(index)}"/>\n'
                      for index, name in enumerate(classes, 1))
@@ -93,15 +92,14 @@ def _strokes(labels: npt.NDArray[np.uint8], classes: tuple[str, ...]
 
 
 def files(path: Path) -> list[Path]:
-    """The file of tasks; none if it is another format."""
+    """Return the file of tasks; none if it is another format."""
     return reading.json_files(path, (_TASKS,), b"[")
 
 
 def outlined(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Outlined]:
-    """Yield the brush strokes and polygons of each photo, of the annotations that were submitted.
+    """Yield the brush strokes and polygons of each photo's newest submitted annotation.
 
-    Of several annotations of a photo the newest counts; tasks without one are left out. What was
-    drawn last is on top. Needs pycocotools.
+    Tasks without one are left out. Later strokes are on top. Needs pycocotools.
     """
     for file in files(path):
         tasks = reading.parse_json(reading.read_text(file), file)
@@ -144,7 +142,7 @@ def _read_task(task: Mapping[str, Any], request: reading.LabellingRequest, where
 
 
 def _name_of(data: Mapping[str, object]) -> str:
-    """Name of a task's photo: its id, where `export` said it, else from its address."""
+    """Return the name of a task's photo: its id if `export` stored it, else from its address."""
     if "photo" in data:
         return str(data["photo"])
     address = urlsplit(str(data.get("image") or next(iter(data.values()))))
@@ -153,7 +151,7 @@ def _name_of(data: Mapping[str, object]) -> str:
 
 def _inside(stroke: Mapping[str, Any], size: tuple[int, int], where: str
             ) -> npt.NDArray[np.bool_]:
-    """The region (H, W) of a stroke or polygon."""
+    """Return the region (H, W) of a stroke or polygon."""
     if stroke["type"] == "brushlabels":
         try:
             return from_brush_lengths(stroke["value"]["rle"], size)
@@ -182,7 +180,7 @@ def brush_lengths(inside: npt.NDArray[np.bool_]) -> list[int]:
     flat = inside.ravel()
     starts = np.flatnonzero(np.diff(flat, prepend=~flat[:1]))
     lengths = np.diff(starts, append=flat.size) * _CHANNELS
-    # Longer runs are cut into pieces of the longest that a count can say.
+    # Longer runs are cut into pieces of the largest possible count.
     pieces = -(-lengths // _LONGEST)
     owners = np.repeat(np.arange(len(starts)), pieces)
     counts = np.full(len(owners), _LONGEST)
@@ -199,7 +197,7 @@ def brush_lengths(inside: npt.NDArray[np.bool_]) -> list[int]:
 
 
 def from_brush_lengths(content: list[int], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return the region (H, W) of Label Studio's run lengths: where it is not transparent.
+    """Return the opaque region (H, W) of Label Studio's run lengths.
 
     Raises a ValueError if they end too early, or are of another size.
     """

@@ -58,21 +58,21 @@ metainfo = dict(
 
 
 def _variable(split: str) -> str:
-    """A name of Python made from that of a split."""
+    """Return a Python name made from that of a split."""
     name = re.sub(r"\W", "_", split)
     return name if name.isidentifier() else f"split_{name}"
 
 
 def files(path: Path) -> list[Path]:
-    """The label images; none if it is another layout."""
+    """Return the label images; none if it is another layout."""
     return sorted((path / "ann_dir").rglob("*.png"))
 
 
 def read(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Labelled]:
     """Read label images in mmsegmentation's layout: ann_dir/SPLIT/NAME.png.
 
-    The classes in dataset.py say what the values mean; without it, they are the workspace's labels.
-    Of dataset.py nothing is run.
+    The classes in dataset.py, which is not run, name the values; without it, they are the
+    workspace's labels.
     """
     configuration = path / _CONFIGURATION
     labels = (reading.labels_of_names(_classes(configuration), request, configuration)
@@ -81,7 +81,7 @@ def read(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Labe
 
 
 def _classes(path: Path) -> list[str]:
-    """The `classes=` of a configuration."""
+    """Return the `classes=` of a configuration."""
     hint = "metainfo = dict(classes=('background', …)) in it names the classes"
     try:
         tree = ast.parse(reading.read_text(path))

@@ -37,10 +37,10 @@ EXPORTS = "segmenter"
 SUFFIX = ".onnx"
 
 _MOST_BYTES = 2_000_000_000
-"""A file of ONNX is one protobuf message, which holds 2 GiB at most."""
+"""An ONNX file is one protobuf message, which holds 2 GiB at most."""
 
 _FAR = 1e-4
-"""Share of the largest logit by which onnxruntime may differ from torch; rounding: about 1e-6."""
+"""Largest difference of onnxruntime from torch, of the largest logit; rounding: about 1e-6."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,12 @@ class Settings(_segmenter.SegmenterSettings):
 
 
 def check(settings: _segmenter.SegmenterSettings) -> None:
-    """Check that the packages are there; else a VplError."""
+    """Check that the packages are installed."""
     _segmenter.check_packages("onnx", "onnx", "onnxscript", "onnxruntime")
 
 
 def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
-    """Write the file, and the YAML where it is wanted; for errors see `graph_of`."""
+    """Write the file, and the YAML if it is wanted; for errors see `graph_of`."""
     import onnx
 
     if settings.calibrate and not settings.int8:
@@ -84,7 +84,7 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
 
 
 def graph_of(segmenter: TrainedSegmenter, settings: Settings) -> ModelProto:
-    """Make the graph in full precision, without metadata; a VplError if ONNX cannot hold it."""
+    """Make the graph in full precision, without metadata; VplError if ONNX cannot hold it."""
     vision = segmenter.encoder.vision
     size = 4 * sum(weight.numel() for part in (vision, segmenter.network)
                    for weight in part.state_dict().values())
@@ -107,7 +107,7 @@ def graph_of(segmenter: TrainedSegmenter, settings: Settings) -> ModelProto:
 
 
 def _graph(segmenter: TrainedSegmenter, side: int) -> ModelProto:
-    """The graph for a fixed side, or, if it is 0, with symbols `rows` and `columns` of patches."""
+    """Return the graph for a fixed side, or for 0 with symbols `rows` and `columns` of patches."""
     vision, patch = segmenter.encoder.vision, segmenter.encoder.vision.patch
     # Any other grid than the tower's own: the positions of that one are not resampled.
     rows, columns = (vision.grid[0] + 1, vision.grid[1] + 2) if not side else (side // patch,) * 2
@@ -115,13 +115,13 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> ModelProto:
                                  3: patch * torch.export.Dim("columns")},)
     outputs = ["regions", "masks"] if side else ["logits", "labels"]
     whole = _module(segmenter, side)
-    # Found once from tensors with values; see `SegmenterNetwork.class_rows`.
+    # Cached while tensors have values; see `SegmenterNetwork.class_rows`.
     assert segmenter.network.class_rows
     try:
         program = torch.onnx.export(
             whole, (torch.zeros(1, 3, rows * patch, columns * patch),), dynamo=True,
             dynamic_shapes=shapes, input_names=["pixels"], output_names=outputs, verbose=False)
-    # What torch cannot follow in the code of a library raises anything.
+    # Library code that torch cannot follow raises anything.
     except Exception as error:
         if hasattr(vision, "blocks"):
             raise
@@ -131,7 +131,7 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> ModelProto:
                        "DINOv2's can be written") from error
     assert program is not None
     model = program.model_proto
-    # Nothing tells where it was made: the exporter notes lines of source files at each node.
+    # The exporter stores lines of source files at each node.
     for part in (*model.graph.node, *model.graph.input, *model.graph.output,
                  *model.graph.value_info, *model.graph.initializer, model.graph, model):
         del part.metadata_props[:]
@@ -145,9 +145,9 @@ def _graph(segmenter: TrainedSegmenter, side: int) -> ModelProto:
 
 
 def _check_any_size(model: ModelProto, segmenter: TrainedSegmenter) -> None:
-    """Check that it says what torch says on another grid than the one that it was made on.
+    """Check that the graph agrees with torch on another grid than that of the trace.
 
-    Code that makes numbers of the sides of a photo, as some positions do, keeps those of that grid.
+    Code that computes numbers from a photo's sides, as some positions do, keeps those of the trace.
     """
     import onnxruntime
 
@@ -163,7 +163,7 @@ def _check_any_size(model: ModelProto, segmenter: TrainedSegmenter) -> None:
         found = session.run(["logits"], {"pixels": pixels})[0]
         near = np.abs(found - wanted).max() <= _FAR * np.abs(wanted).max()
         why = "" if near else "it gives other values there"
-    # onnxruntime's errors have no type of their own in Python's interface.
+    # onnxruntime's errors have no type of their own.
     except Exception as error:
         why = first_line(error)
     if why:
@@ -174,7 +174,7 @@ def _check_any_size(model: ModelProto, segmenter: TrainedSegmenter) -> None:
 
 
 def _module(segmenter: TrainedSegmenter, side: int) -> torch.nn.Module:
-    """What is traced; for a square of a side, it takes values in [0, 1], and says regions."""
+    """Return the module to trace; for a square of a side, values in [0, 1] to regions."""
     encoder = segmenter.encoder
     if not side:
         return segment.WholeSegmenter(encoder.vision, segmenter.network).eval()
@@ -184,7 +184,7 @@ def _module(segmenter: TrainedSegmenter, side: int) -> torch.nn.Module:
 
 
 def _in_8_bits(model: ModelProto, segmenter: TrainedSegmenter, settings: Settings) -> ModelProto:
-    """The model in 8 bits; ranges are measured on photos, where there are some."""
+    """Return the model in 8 bits, with ranges measured on photos, if there are any."""
     from vpltool.methods.exports import _int8
 
     count = settings.calibrate
@@ -199,7 +199,7 @@ def _in_8_bits(model: ModelProto, segmenter: TrainedSegmenter, settings: Setting
 
 
 def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
-    """What runs the file, unless it gives regions."""
+    """Return a function that runs the file, unless it outputs regions."""
     import onnxruntime
 
     if settings.anylabeling:
@@ -209,32 +209,32 @@ def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
 
 
 def metadata_of(segmenter: TrainedSegmenter, settings: Settings) -> dict[str, str]:
-    """The file's metadata; each value is JSON. The classes begin with the background."""
-    said = _segmenter.inference_config(segmenter, settings)
+    """Return the file's metadata; each value is JSON. The classes begin with the background."""
+    values = _segmenter.inference_config(segmenter, settings)
     patch, side = segmenter.encoder.vision.patch, settings.anylabeling
     flat = voc_palette()
     if side:
-        said |= {"mean": [0.0] * 3, "std": [1.0] * 3,
-                 "resize": f"into {side}×{side}, bilinear; what is left is grey, 114 of 255"}
+        values |= {"mean": [0.0] * 3, "std": [1.0] * 3,
+                   "resize": f"into {side}×{side}, bilinear; what is left is grey, 114 of 255"}
     else:
-        said["resize"] = (f"no side above max_side, by one factor; then each side up to a multiple "
-                          f"of {patch}; bicubic")
-    said |= {"classes": ["background", *said["classes"]], "patch": patch,
-             "palette": [list(flat[3 * index : 3 * index + 3])
-                         for index in range(len(said["classes"]) + 1)],
-             "weights": "int8" if settings.int8 else "float32",
-             "clip": segmenter.header.model, "decoder": segmenter.identity}
-    return {name: json.dumps(value, ensure_ascii=False) for name, value in said.items()}
+        values["resize"] = (f"no side above max_side, by one factor; then each side up to a "
+                            f"multiple of {patch}; bicubic")
+    values |= {"classes": ["background", *values["classes"]], "patch": patch,
+               "palette": [list(flat[3 * index : 3 * index + 3])
+                           for index in range(len(values["classes"]) + 1)],
+               "weights": "int8" if settings.int8 else "float32",
+               "clip": segmenter.header.model, "decoder": segmenter.identity}
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
 def _write_yaml(segmenter: TrainedSegmenter, path: Path) -> Path:
-    """Write what X-AnyLabeling's `Load Custom Model` reads; it finds the model beside it."""
+    """Write the YAML of X-AnyLabeling's `Load Custom Model`; it finds the model beside it."""
     import yaml
 
     content = {"type": "yolo26_seg", "name": f"{segmenter.name}-{segmenter.identity[:8]}",
                "display_name": segmenter.name, "provider": "vpltool", "model_path": path.name,
                "classes": list(segmenter.classes),
-               # A region is what is likeliest, however likely; polygons keep close to it.
+               # A region counts however likely it is; polygons follow it closely.
                "conf_threshold": 0.01, "epsilon_factor": 0.001}
     file = path.with_suffix(".yaml")
     with atomic_path(file) as temporary:

@@ -27,13 +27,13 @@ Settings = SegmenterSettings
 
 
 def check(settings: Settings) -> None:
-    """Check that the packages are there; else a VplError."""
+    """Check that the packages are installed."""
     check_packages("openvino", "openvino")
     graphs.check(settings)
 
 
 def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
-    """Write both files; a VplError if the path is no .xml, or the graph cannot be made."""
+    """Write both files; raise a VplError if the path is no .xml, or the graph cannot be made."""
     import onnx
     import openvino
 
@@ -53,7 +53,7 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
 
 
 def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor]:
-    """What runs the files."""
+    """Return a function that runs the files."""
     import openvino
 
     compiled = openvino.compile_model(path, "CPU")

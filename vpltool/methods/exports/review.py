@@ -79,7 +79,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 
 def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
-    """Files, besides PNGs, of the earlier folder that is to be replaced."""
+    """Return the files, besides PNGs, of the earlier folder that is replaced."""
     if not (path / _LIST).is_file():
         return _FILES
     with (path / _LIST).open(encoding="utf-8", newline="") as file:
@@ -98,7 +98,7 @@ def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
 
 
 def _check_copies(workspace: Workspace, path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Check that the copies of photos are as the photos, or as these without metadata."""
+    """Check that the copies of photos equal the photos, with or without metadata."""
     known = {photo.id: photo for photo in workspace.photos()}
     for row in rows:
         photo, copy = known.get(id_of_csv(row["id"])), path / row["photo"]
@@ -114,7 +114,7 @@ def _check_copies(workspace: Workspace, path: Path, rows: Sequence[Mapping[str, 
 
 def _uncertainties(predictions: Predictions, photos: Sequence[Photo], settings: Settings
                    ) -> dict[str, float]:
-    """How unsure the segmenter is of each photo; random numbers, if they are to choose."""
+    """Return the segmenter's uncertainty of each photo by id, or random numbers."""
     if settings.by == "random":
         numbers = np.random.default_rng(settings.seed).random(len(photos))
         return {photo.id: float(number) for photo, number in zip(photos, numbers, strict=True)}
@@ -157,7 +157,7 @@ def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[
 
 def _listed(chosen: Mapping[str, float], known: Mapping[str, Photo], copies: Mapping[str, str]
             ) -> str:
-    """The photos, the least sure first, as CSV."""
+    """Return the photos as CSV, the most uncertain first."""
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("id", "photo", "tags", "uncertainty"))

@@ -31,12 +31,12 @@ Settings = SegmenterSettings
 
 
 def check(settings: Settings) -> None:
-    """Check that the converter is there; else a VplError."""
+    """Check that the converter is installed."""
     check_packages("tflite", "litert_torch")
 
 
 def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
-    """Write the file, and what its caller needs to know.
+    """Write the file, and a JSON for its caller.
 
     Raises a VplError if photos have no largest side, or the converter does not know the network.
     """
@@ -52,28 +52,28 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
         # The converter cannot resample them.
         vision.positions = torch.nn.Parameter(vision.positions_for((cells, cells)))
         vision.grid = (cells, cells)
-    # Found once from tensors with values; see `SegmenterNetwork.class_rows`.
+    # Cached while tensors have values; see `SegmenterNetwork.class_rows`.
     assert segmenter.network.class_rows
     whole = segment.WholeSegmenter(vision, segmenter.network).eval()
     try:
         with silent():
             model = litert_torch.convert(whole, (torch.zeros(1, 3, *2 * (cells * patch,)),))
-    # What the converter cannot follow raises anything.
+    # Code that the converter cannot follow raises anything.
     except Exception as error:
         raise VplError(f"{segmenter.name} cannot be written as TFLite: {first_line(error)}",
                        "`export('onnx')`") from error
-    said = {name: json.loads(value) for name, value in graphs.metadata_of(
+    values = {name: json.loads(value) for name, value in graphs.metadata_of(
         segmenter, graphs.Settings(max_side=cells * patch, licence=settings.licence)).items()}
     with atomic_path(path) as temporary, silent():
         model.export(str(temporary))
     beside = path.with_suffix(".json")
     with atomic_path(beside) as temporary:
-        temporary.write_text(json.dumps(said, ensure_ascii=False, indent=1) + "\n", "utf-8")
+        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", "utf-8")
     return [path, beside]
 
 
 def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor]:
-    """What runs the file."""
+    """Return a function that runs the file."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(str(path))

@@ -62,7 +62,7 @@ def _lines(labels: npt.NDArray[np.uint8], tolerance: float) -> Iterator[str]:
 
 
 def _three_points(polygon: npt.NDArray[np.float64]) -> Sequence[npt.NDArray[np.float64]]:
-    """The points of a polygon, three distinct ones at least, even for a pixel or a line of them."""
+    """Return the points of a polygon, at least three distinct ones, even of a pixel or a line."""
     distinct = np.unique(polygon, axis=0)
     if len(distinct) > 2:
         return list(polygon)
@@ -72,7 +72,7 @@ def _three_points(polygon: npt.NDArray[np.float64]) -> Sequence[npt.NDArray[np.f
 
 
 def describe(names: Sequence[str], splits: Collection[str], **more: str) -> tuple[str, bytes]:
-    """Return Ultralytics' description of a data set; without `path`, it is the file's folder."""
+    """Return Ultralytics' description of a data set in the file's folder."""
     import yaml
 
     # Ultralytics wants both.
@@ -89,20 +89,20 @@ def describe(names: Sequence[str], splits: Collection[str], **more: str) -> tupl
 
 
 def described(path: Path) -> Mapping[str, object]:
-    """Return what a folder's description says; empty: there is none."""
+    """Return the content of a folder's description; empty if there is none."""
     return reading.parse_yaml(path / DESCRIPTION) if (path / DESCRIPTION).exists() else {}
 
 
 def files(path: Path) -> list[Path]:
-    """The files of polygons; none if it is another layout."""
-    said = described(path)
-    return sorted((path / "labels").rglob("*.txt")) if said and not said.get("masks_dir") else []
+    """Return the files of polygons; none if it is another layout."""
+    found = described(path)
+    return sorted((path / "labels").rglob("*.txt")) if found and not found.get("masks_dir") else []
 
 
 def outlined(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Outlined]:
     """Yield the polygons of each photo: labels/**/NAME.txt, with data.yaml. Needs OpenCV.
 
-    They are filled as Ultralytics does, the largest first, so that smaller ones are on top.
+    They are filled as by Ultralytics, the largest first, so that smaller ones are on top.
     """
     labels = reading.labels_of_names(described(path).get("names"), request, path / DESCRIPTION)
     for file in files(path):

@@ -34,7 +34,7 @@ export = _folders.exporter("yolo-semantic", TAKEN, _members, "yaml", splits="mas
 
 
 def files(path: Path) -> list[Path]:
-    """The label images; none if it is another layout."""
+    """Return the label images; none if it is another layout."""
     folder = described(path).get("masks_dir")
     if not isinstance(folder, str) or leads_out(folder):
         return []

@@ -28,10 +28,10 @@ _PACKAGES = {"numba": "numba", "torch": "torch", "pydensecrf": "pydensecrf2"}
 """Backends, and what pip calls them."""
 
 _COMPILED = 6
-"""Labels up to which the loops are compiled beforehand; they are those of all others, too."""
+"""Number of labels up to which the loops are compiled beforehand; they serve more, too."""
 
 CONFIDENCE = 0.95
-"""Where the stage's `confidence` is not given; source: CLIP-ES, official code."""
+"""The stage's `confidence` unless it is given; source: CLIP-ES, official code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +50,17 @@ class Settings(settings.Settings):
 
 
 def recorded(settings: Settings) -> dict[str, object]:
-    """What headers say of the kernels; a VplError if there are no such, or the file has none."""
+    """Return the header's record of the kernels; raise a VplError if there are none."""
     return {"crf": asdict(_kernels(settings.kernels))}
 
 
 def runs_on(settings: Settings, device: torch.device) -> torch.device:
-    """The device that works: the CPU, unless torch does it. A VplError without the backend."""
+    """Return the CPU, unless the backend is torch; raise a VplError without the backend."""
     return device if _backend(settings, device) == "torch" else torch.device("cpu")
 
 
 def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
-    """Compile the loops for photos of so many labels, which then lie on disk for all processes."""
+    """Compile the loops for photos of up to so many labels, for all processes, on disk."""
     if _backend(settings, device) != "numba":
         return
     if not crf_numba.are_compiled():
@@ -71,13 +71,13 @@ def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
 
 
 def frees_lock(settings: Settings, device: torch.device) -> bool:
-    """Whether it runs without the interpreter's lock: Numba's loops do."""
+    """Return whether it runs without the interpreter's lock: Numba's loops do."""
     return _backend(settings, device) == "numba"
 
 
 def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: torch.device
                   ) -> list[npt.NDArray[np.float32]]:
-    """Make the marginals of photos of one size and number of labels (L, H, W), each."""
+    """Return the marginals (L, H, W) of each of several photos of one size and number of labels."""
     wrap = crf.wrap_image if settings.wrap_image else (lambda photo: photo)
     return crf.mean_fields([wrap(photo.photo) for photo in photos],
                            [photo.scores for photo in photos], _kernels(settings.kernels),
@@ -85,7 +85,7 @@ def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: tor
 
 
 def decided(photo: ScoredPhoto, confidence: float) -> npt.NDArray[np.float32] | None:
-    """What the CRF cannot change: marginals (L, H, W) where one label leads everywhere, or None."""
+    """Return marginals (L, H, W) if one label leads everywhere, which the CRF keeps; else None."""
     return crf.decided(photo.scores, confidence)
 
 
@@ -109,7 +109,7 @@ def _kernels(kernels: str) -> CrfKernels:
 
 
 def _backend(settings: Settings, device: torch.device) -> str:
-    """Which one runs: of those that give the same labels the fastest."""
+    """Return the backend of the settings: `auto` is the fastest, as all give the same labels."""
     if settings.backend == "auto":
         return crf.fastest_backend(device)
     if importlib.util.find_spec(settings.backend) is None:

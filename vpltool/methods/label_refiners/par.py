@@ -21,7 +21,7 @@ from vpltool.settings import setting
 READS = ("photo",)
 
 CONFIDENCE = 0.0
-"""Where the stage's `confidence` is not given; source: WeCLIP, official code."""
+"""The stage's `confidence` unless it is given; source: WeCLIP, official code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Settings(settings.Settings):
 
 
 def runs_on(settings: Settings, device: torch.device) -> torch.device:
-    """The device that is asked for; a VplError unless there are 1 to 20 dilations, each from 1 on.
+    """Return the given device; raise a VplError unless there are 1 to 20 dilations, each ≥ 1.
 
     With more, sums of squared colours would not be exact.
     """
@@ -56,7 +56,7 @@ def runs_on(settings: Settings, device: torch.device) -> torch.device:
 
 def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: torch.device
                   ) -> list[npt.NDArray[np.float32]]:
-    """Refine the scores of photos of one size and number of labels (L, H, W), each summing to 1."""
+    """Return refined scores (L, H, W), summing to 1, of photos of one size and number of labels."""
     pixels = torch.stack([torch.from_numpy(photo.photo) for photo in photos]).to(device)
     scores = torch.stack([torch.from_numpy(photo.scores) for photo in photos]).to(device)
     refined = refine_scores(pixels.permute(0, 3, 1, 2), scores, settings)
@@ -69,21 +69,20 @@ def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], l
 
 
 def _dilations(settings: Settings) -> list[int]:
-    """Distances, ascending, each once."""
+    """Return the distinct distances, ascending."""
     return sorted({int(part) for part in settings.dilations.split(",")})
 
 
 def offsets_of(settings: Settings) -> list[tuple[int, int]]:
-    """(rows, columns) from a pixel to each of its neighbours."""
+    """Return (rows, columns) from a pixel to each of its neighbours."""
     return [(step * y, step * x) for step in _dilations(settings)
             for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
 
 
 def refine_scores(photos: Tensor, scores: Tensor, settings: Settings) -> Tensor:
-    """Refine the scores (B, L, H, W), float32, of photos of one size, RGB (B, 3, H, W), uint8.
+    """Refine scores (B, L, H, W), float32, of photos of one size, RGB (B, 3, H, W), uint8.
 
-    Each iteration is a weighted mean, so they stay in their range. A pixel beyond the border is as
-    the nearest one inside.
+    Each iteration is a weighted mean. A pixel beyond the border equals the nearest one inside.
     """
     height, width = scores.shape[-2:]
     offsets, margin = offsets_of(settings), max(_dilations(settings))
@@ -103,14 +102,14 @@ def neighbour_weights(photos: Tensor, settings: Settings) -> Tensor:
     w = softmax(−mean over channels of (|ΔI| / (w1·σ))²) + w2·softmax(−(d / (w1·σ_d))²), both over
     the neighbours. σ is the deviation of a channel among a pixel's neighbours, d their distances,
     σ_d the deviation of these. The weights are divided by their sum, 1 + w2, which changes no
-    label: 20 iterations would else enlarge all scores alike. Photos are RGB (B, 3, H, W), uint8.
+    label. Photos are RGB (B, 3, H, W), uint8.
     """
     height, width = photos.shape[-2:]
     offsets, margin = offsets_of(settings), max(_dilations(settings))
     colours = photos.int()
-    # torch repeats the border of numbers with a point only; those of colours are exact.
+    # torch repeats the border of floats only; colours are exact in them.
     padded = F.pad(photos.float(), (margin,) * 4, mode="replicate").int()
-    # Whole numbers: the deviation among equal pixels is 0 to the bit.
+    # Integers: the deviation among equal pixels is exactly 0.
     total, squares = torch.zeros_like(colours), torch.zeros_like(colours)
     for y, x in offsets:
         near = _shifted(padded, margin + y, margin + x, height, width)
@@ -118,7 +117,7 @@ def neighbour_weights(photos: Tensor, settings: Settings) -> Tensor:
         squares.addcmul_(near, near)
     count = len(offsets)
     variance = (count * squares - total**2).float() / (count * (count - 1))
-    # A channel without deviation tells no neighbour from another.
+    # A channel without deviation distinguishes no neighbours.
     scale = torch.where(variance > 0, 1 / (settings.w1**2 * variance), 0)
     energy = scale.new_empty((len(photos), count, height, width))
     for number, (y, x) in enumerate(offsets):

@@ -26,7 +26,7 @@ from vpltool.settings import NoEffect, setting
 READS = ("photo", "proposals")
 
 CONFIDENCE = 0.6
-"""Where the stage's `confidence` is not given: below it half of the pixels are right, above it two
+"""The stage's `confidence` unless it is given: below it half of the pixels are right, above it two
 thirds (docs/results.md, masks of other tools)."""
 
 
@@ -50,18 +50,18 @@ class Settings(settings.Settings):
 
 
 def recorded(settings: Settings) -> dict[str, object]:
-    """What headers say of the kernels of the CRF, if one is run."""
+    """Return the header's record of the CRF's kernels, if it is run."""
     return densecrf.recorded(_of_crf(settings)) if settings.base == "densecrf" else {}
 
 
 def runs_on(settings: Settings, device: torch.device) -> torch.device:
-    """The device of the CRF; votes are counted on the CPU. A VplError without its backend."""
+    """Return the device of the CRF; votes are counted on the CPU. VplError without its backend."""
     return (densecrf.runs_on(_of_crf(settings), device) if settings.base == "densecrf"
             else torch.device("cpu"))
 
 
 def warm_up(settings: Settings, device: torch.device, labels: int) -> None:
-    """Compile the CRF, if one is run."""
+    """Compile the CRF, if it is run."""
     if settings.base == "densecrf":
         densecrf.warm_up(_of_crf(settings), device, labels)
 
@@ -75,7 +75,7 @@ def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], l
 
 def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: torch.device
                   ) -> list[npt.NDArray[np.float32]]:
-    """Make the distribution of the labels of each photo (L, H, W)."""
+    """Return the distribution of the labels of each photo (L, H, W)."""
     if settings.base == "densecrf":
         known = [densecrf.decided(photo, 1.0) for photo in photos]
         left = [photo for photo, field in zip(photos, known, strict=True) if field is None]
@@ -91,14 +91,14 @@ def refine_labels(photos: Sequence[ScoredPhoto], settings: Settings, device: tor
 
 def _voted(photo: ScoredPhoto, scores: npt.NDArray[np.float32], settings: Settings
            ) -> npt.NDArray[np.float32]:
-    """Multiply the scores of a photo (L, H, W) by the votes of its proposals, where there are."""
+    """Multiply the scores of a photo (L, H, W) by the votes of its proposals, if any."""
     proposals = photo.proposals
     if proposals is None:
         raise VplError("no proposals are given", "`propose()` makes some")
-    # Without a background there is nothing that an object could end at.
+    # Without a background, objects have no outline.
     if not len(proposals) or photo.names[:1] != ("",):
         return scores
-    # What a proposal is called is mixed into its shares; a word that is no tag is nothing.
+    # A proposal's word is mixed into its shares, unless it is no tag.
     labels = {plain_word(name): label for label, name in enumerate(photo.names) if name}
     labels |= dict.fromkeys(map(plain_word, BACKGROUND_WORDS), 0)
     shares, word_share = means_inside(proposals, scores), settings.word_share

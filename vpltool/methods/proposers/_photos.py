@@ -1,4 +1,4 @@
-"""What methods share that make proposals of what a photo shows."""
+"""Shared parts of methods that make proposals from a photo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vpltool.settings import setting
 
 
 def max_side_setting() -> Any:
-    """Setting: how large photos are at most."""
+    """Make the setting of the largest side of photos."""
     return setting(
         1024, "Scale longer photos down to this; proposals are stored at that size. 0: never.",
         low=0, metavar="PIXELS")
@@ -24,9 +24,9 @@ def max_side_setting() -> Any:
 def of_photos(request: ProposalRequest, max_side: int,
               make: Callable[[npt.NDArray[np.uint8]], Iterable[Proposal]]
               ) -> Iterator[tuple[str, Proposals | str]]:
-    """Yield each photo's id with its proposals, or why it has none.
+    """Yield each photo's id with its proposals, or the reason why it has none.
 
-    Longer photos are scaled down to `max_side`, 0: never. `make` is given RGB (H, W, 3), and makes
+    Longer photos are scaled down to `max_side`, 0: never. `make` takes RGB (H, W, 3), and makes
     masks of that size.
     """
     for key, path in request.jobs:
@@ -41,7 +41,7 @@ def of_photos(request: ProposalRequest, max_side: int,
 def of_segments(request: ProposalRequest, max_side: int, numbers: Sequence[int],
                 segment: Callable[[npt.NDArray[np.uint8], int], npt.NDArray[np.int64]]
                 ) -> Iterator[tuple[str, Proposals | str]]:
-    """Yield each photo's id with the segments of a partition (H, W) for each of several numbers."""
+    """Yield each photo's id with the segments of its partitions (H, W) by several numbers."""
     def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:
         for number in numbers:
             labels = segment(photo, number)
@@ -51,7 +51,7 @@ def of_segments(request: ProposalRequest, max_side: int, numbers: Sequence[int],
 
 
 def numbers_of(name: str, text: str) -> list[int]:
-    """Whole numbers from 1 on, of a list with commas; else a VplError."""
+    """Parse whole numbers from 1 on, separated by commas; raise a VplError if there are others."""
     try:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:

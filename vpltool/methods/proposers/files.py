@@ -37,7 +37,7 @@ FORMS = ("labels", "instances", "masks", "soft")
 _OTHERS = ("auto", *(form for form in FORMS if form != "soft"))
 
 Fits = Callable[[tuple[int, int], str], None]
-"""Checks (height, width), and where it is said, before the pixels are decoded."""
+"""Checks (height, width) of a file or entry before its pixels are decoded."""
 
 Made = Callable[[Fits], Proposals]
 """Reads the proposals of a photo."""
@@ -58,7 +58,7 @@ class Settings(settings.Settings):
 
 
 def identities(settings: Settings) -> dict[str, str]:
-    """Hash of the bytes of all files; a VplError if there are none in a format that is known."""
+    """Return a hash of all files; raise a VplError if there are none in a known format."""
     found, base = _files(settings), _path(settings)
     return {"files": identity_of_many({
         path.relative_to(base).as_posix(): identity_of_file(path) for path in found})}
@@ -66,7 +66,7 @@ def identities(settings: Settings) -> dict[str, str]:
 
 def propose(request: ProposalRequest, settings: Settings
             ) -> Iterator[tuple[str, Proposals | str]]:
-    """Find the reader; the result yields the photos in the order of the files, then all others."""
+    """Find the reader; the result yields photos in the order of the files, then all others."""
     _files(settings)
     names = labels.ProposalNames(request.root, request.classes, request.photos)
     return _each(request, settings, names)
@@ -82,7 +82,7 @@ def _path(settings: Settings) -> Path:
 
 
 def _files(settings: Settings) -> list[Path]:
-    """The files that are read; a VplError if there are none, or a package is missing."""
+    """Return the files that are read; raise a VplError if there are none, or without a package."""
     path = _path(settings)
     if settings.format != "auto":
         levels_of(settings.levels)
@@ -122,7 +122,7 @@ def _each(request: ProposalRequest, settings: Settings, names: labels.ProposalNa
 
 
 def _entries(settings: Settings, names: labels.ProposalNames) -> Iterator[tuple[Photo, Made]]:
-    """Each photo of the files, and what reads its proposals."""
+    """Yield each photo of the files, and a function that reads its proposals."""
     path = _path(settings)
     if settings.format != "auto":
         files = _files(settings)
@@ -160,7 +160,7 @@ def _of_labels(labelled: labels.Labelled, names: labels.ProposalNames, fits: Fit
 
 def _fitted(photo: Photo, made: Made, names: labels.ProposalNames, *, resize: bool
             ) -> Proposals | str:
-    """The proposals of a photo at its size, or why there are none."""
+    """Return the proposals of a photo at its size, or the reason why there are none."""
     try:
         size = names.size(photo, photo.id)
 
@@ -178,7 +178,7 @@ def _fitted(photo: Photo, made: Made, names: labels.ProposalNames, *, resize: bo
 
 
 _METADATA = "metadata.csv"
-"""SAM's file beside the masks of a photo."""
+"""SAM's file beside a photo's masks."""
 
 
 def _sized(path: Path, fits: Fits) -> tuple[int, int]:
@@ -189,7 +189,7 @@ def _sized(path: Path, fits: Fits) -> tuple[int, int]:
 
 def _of_label_image(path: Path, settings: Settings, names: labels.ProposalNames, fits: Fits
                     ) -> Proposals:
-    """Each connected part of a class is a proposal with its word; 0 and 255 say nothing."""
+    """Read each connected part of a class as a proposal with its word; 0 and 255 are none."""
     size = _sized(path, fits)
     legend = read_legend(_path(settings)) or (labels.BACKGROUND_WORDS[0], *names.classes)
     words = {value: name for value, name in enumerate(legend) if name}
@@ -203,14 +203,14 @@ def _of_label_image(path: Path, settings: Settings, names: labels.ProposalNames,
 
 
 def _parts(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.bool_]]:
-    """The connected parts of a mask, 8-connected."""
+    """Return the 8-connected parts of a mask."""
     numbers, count = scipy.ndimage.label(inside, np.ones((3, 3)))
     return (numbers == number for number in range(1, count + 1))
 
 
 def _of_instances(path: Path, _settings: Settings, _names: labels.ProposalNames, fits: Fits
                   ) -> Proposals:
-    """Each number of an instance image is a proposal; 0 says nothing."""
+    """Read each number of an instance image as a proposal; 0 is none."""
     size, numbers = _sized(path, fits), read_numbers(path)
     return Proposals.of(size, (Proposal(numbers == number)
                                for number in np.unique(numbers[numbers > 0]).tolist()))
@@ -218,17 +218,17 @@ def _of_instances(path: Path, _settings: Settings, _names: labels.ProposalNames,
 
 def _of_masks(folder: Path, _settings: Settings, _names: labels.ProposalNames, fits: Fits
               ) -> Proposals:
-    """Each PNG of a photo's folder is a mask, with the IoU that SAM predicts, if that is said."""
+    """Read each PNG of a photo's folder as a mask, with the IoU that SAM predicts, if any."""
     paths = [path for path in sorted(folder.glob("*")) if path.suffix.lower() == ".png"]
     if not paths:
         raise VplError(f"{folder} holds no PNG", "a folder per photo holds a PNG per mask")
-    scores, said = dict[str, float](), folder / _METADATA
+    scores, file = dict[str, float](), folder / _METADATA
     try:
         # As SAM's amg.py writes it.
-        for row in csv.DictReader(labels.read_text(said).splitlines() if said.exists() else ()):
+        for row in csv.DictReader(labels.read_text(file).splitlines() if file.exists() else ()):
             scores[row["id"]] = float(np.clip(float(row["predicted_iou"]), 0, 1))
     except (KeyError, ValueError, TypeError, csv.Error) as error:
-        raise VplError(f"{said} lacks id and predicted_iou ({error})",
+        raise VplError(f"{file} lacks id and predicted_iou ({error})",
                        "without the file, all masks count alike") from error
     sizes = [_sized(path, fits) for path in paths]
     return Proposals.of(sizes[0], (
@@ -237,7 +237,7 @@ def _of_masks(folder: Path, _settings: Settings, _names: labels.ProposalNames, f
 
 def _of_soft(path: Path, settings: Settings, _names: labels.ProposalNames, fits: Fits
              ) -> Proposals:
-    """A soft map gives what is above each level and what is not."""
+    """Read the regions above and below each level of a soft map."""
     size = _sized(path, fits)
     return Proposals.of(size, of_soft_map(read_soft(path), levels_of(settings.levels)))
 
@@ -247,10 +247,9 @@ _READERS: Mapping[str, Callable[[Path, Settings, labels.ProposalNames, Fits], Pr
 
 
 def of_soft_map(values: npt.NDArray[np.uint8], levels: tuple[float, ...]) -> Iterator[Proposal]:
-    """Yield, for each level in (0, 1), what a soft map (H, W) has above it, and the rest.
+    """Yield, for each level in (0, 1), the regions of a soft map (H, W) above and below it.
 
-    255 is what the map is sure of. How far it is from the middle, on average over a mask, is the
-    mask's score.
+    255 is certain. A mask's score is the mean certainty inside it.
     """
     soft = values.astype(np.float32) / 255
     for level in levels:
@@ -261,7 +260,7 @@ def of_soft_map(values: npt.NDArray[np.uint8], levels: tuple[float, ...]) -> Ite
 
 
 def levels_of(text: str) -> tuple[float, ...]:
-    """Levels of soft maps, of a list with commas; a VplError if one is not between 0 and 1."""
+    """Parse levels of soft maps, separated by commas; VplError unless all are between 0 and 1."""
     try:
         levels = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -273,13 +272,13 @@ def levels_of(text: str) -> tuple[float, ...]:
 
 
 _BEGINNING = 4096
-"""Bytes of a file that tell whether it is SAM's."""
+"""Bytes of a file that show whether it is SAM's."""
 
 _AGAIN = "SAM's amg.py writes it with --convert-to-rle, a file per photo"
 
 
 def _sam_files(path: Path) -> list[Path]:
-    """The file, or those of a folder that are all SAM's; none if it is another format."""
+    """Return the file, or those of a folder, if all are SAM's; otherwise none."""
     found = sorted(path.glob("*.json")) if path.is_dir() else [path]
     return found if found and all(map(_is_of_sam, found)) else []
 
@@ -289,14 +288,14 @@ def _is_of_sam(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         head = file.read(_BEGINNING)
-    # Neither COCO's file nor Label Studio's begins with what SAM says of a mask.
+    # Neither COCO's file nor Label Studio's begins with SAM's entries of a mask.
     return (b'"segmentation"' in head and b'"categories"' not in head and any(
         name in head for name in (b'"stability_score"', b'"predicted_iou"', b'"crop_box"',
                                   b'"image"'))) or head.strip() == b"[]"
 
 
 def _sam_outlined(path: Path, request: labels.LabellingRequest) -> Iterator[labels.Outlined]:
-    """Yield the masks of each file; it has the photo's name, or says it, as SA-1B's do."""
+    """Yield the masks of each file; it has the photo's name, or contains it, as SA-1B's do."""
     for file in _sam_files(path):
         content = labels.parse_json(labels.read_text(file), file)
         try:

@@ -65,7 +65,7 @@ def _load(model: str, device: str) -> Any:
                        "pip install 'vpltool[transformers]'")
     try:
         from transformers import pipeline
-    # Whatever the import of torchvision raises where it was built for another torch.
+    # A torchvision that was built for another torch raises anything.
     except Exception as error:
         raise VplError(f"transformers' mask generation cannot be imported: {first_line(error)}",
                        "it needs torchvision, of the same build as torch: pip install torchvision"

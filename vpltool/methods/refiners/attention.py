@@ -5,6 +5,7 @@ Patches that attend to the object join it; a CAM stays inside the boxes of its c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vpltool import settings
@@ -21,20 +22,20 @@ _NO_BEGIN = NoEffect({"mask": ("none",)}, "it is where boxes begin")
 
 
 def mask(default: str, source: str = "") -> str:
-    """Whether a map stays in boxes."""
+    """Make the setting whether a map stays in boxes."""
     return setting(default, "Area that each class is kept in; box: the boxes of its map; none: "
                             "anywhere.", choices=("box", "none"), source=source)
 
 
 def threshold(default: float, source: str, no_effect: NoEffect = _NO_BEGIN) -> float:
-    """Where boxes begin."""
+    """Make the setting of the threshold of boxes."""
     return setting(
         default, "Threshold of the boxes, as a share of the maximum; CLIP-ES: 0.4 for VOC, 0.7 for "
                  "COCO.", low=0, high=1, flag="--lambda", source=source, no_effect=[no_effect])
 
 
 def box(no_effect: NoEffect = _UNMASKED) -> str:
-    """How far boxes reach."""
+    """Make the setting how far boxes reach."""
     return setting(
         "inclusive", "How far boxes reach; inclusive: up to the photo's border; exclusive: not "
                      "into its last row and column of patches, as in CLIP-ES's code.",
@@ -57,25 +58,22 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     return spread_along(photo.tensors["attention"], photo, settings)
 
 
-def in_boxes(cams: Tensor, settings: Settings) -> Tensor:
-    """Keep maps (K, h, w) in their boxes, if this is asked for."""
-    if settings.mask != "box":
-        return cams
-    return cams * box_mask(cams, settings.threshold, exclusive=settings.box == "exclusive")
-
-
 def rescaled(maps: Tensor, settings: Settings) -> Tensor:
-    """Stretch maps (K, h, w) to [0, 1] each, or cut them there, as is asked for."""
+    """Stretch maps (K, h, w) to [0, 1] each, or clamp them there."""
     return min_max(maps) if settings.min_max else maps.clamp(0, 1)
 
 
-def spread_along(attention: Tensor, photo: PhotoMaps, settings: Settings) -> Tensor:
-    """Spread a photo's maps, in their boxes, along an attention (h·w, h·w): (K, h, w), float32.
-
-    CLIP-ES, eq. 5 to 7.
-    """
+def refined(photo: PhotoMaps, settings: Settings, spread: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a photo's maps (K, h, w), float32, after `spread` of maps (h·w, K) in their boxes."""
     cams = photo.cams.float()
     if not len(cams):
         return cams
-    start = in_boxes(cams, settings).flatten(1).T
-    return rescaled(attention_walk([attention], [1.0], start).T.view_as(cams), settings)
+    start = cams
+    if settings.mask == "box":
+        start = cams * box_mask(cams, settings.threshold, exclusive=settings.box == "exclusive")
+    return rescaled(spread(start.flatten(1).T).T.view_as(cams), settings)
+
+
+def spread_along(attention: Tensor, photo: PhotoMaps, settings: Settings) -> Tensor:
+    """Spread a photo's maps along an attention (h·w, h·w): (K, h, w), float32 (CLIP-ES)."""
+    return refined(photo, settings, lambda maps: attention_walk([attention], [1.0], maps))

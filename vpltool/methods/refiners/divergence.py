@@ -49,24 +49,22 @@ class Settings(attention.Settings):
 
 @no_grad
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
-    """Spread the maps of a photo between patches that classes explain alike (K, h, w), float32."""
-    cams = photo.cams.float()
-    if not len(cams):
-        return cams
-    assert photo.prototypes is not None and photo.class_index is not None
-    rows = photo.prototypes
-    if settings.classes == "present":
-        rows = rows[allowed_rows(photo.class_index, [photo.classes])[0]]
-    cams = attention.in_boxes(cams, settings)
-    likely = text_distributions(photo.tensors["patches"], rows, settings)
-    maps = spread(cams.flatten(1), photo.tensors["attention"].float(), likely, settings)
-    return attention.rescaled(maps.view_as(cams), settings)
+    """Spread the maps of a photo between patches with similar class scores (K, h, w), float32."""
+    def spread_maps(maps: Tensor) -> Tensor:
+        assert photo.prototypes is not None and photo.class_index is not None
+        rows = photo.prototypes
+        if settings.classes == "present":
+            rows = rows[allowed_rows(photo.class_index, [photo.classes])[0]]
+        likely = text_distributions(photo.tensors["patches"], rows, settings)
+        return spread(maps, photo.tensors["attention"].float(), likely, settings)
+
+    return attention.refined(photo, settings, spread_maps)
 
 
 def text_distributions(patches: Tensor, rows: Tensor, settings: Settings) -> Tensor:
-    """Return the distribution of each patch over text rows: softmax of its stretched cosines / τ.
+    """Return each patch's distribution over text rows (n, T): softmax of stretched cosines / τ.
 
-    Patches (n, dim) and text rows (T, dim) are L2-normed; the result (n, T) sums to 1 by row.
+    Patches (n, dim) and text rows (T, dim) are L2-normed.
     """
     cosine = patches.float() @ rows.float().T
     by_row = settings.stretch == "row"
@@ -88,12 +86,12 @@ def divergence(distributions: Tensor) -> Tensor:
     return (total / math.log(2)).clamp(0, 1).fill_diagonal_(0)
 
 
-def spread(cams: Tensor, attention: Tensor, distributions: Tensor, settings: Settings) -> Tensor:
-    """Spread maps (K, n) along attention, weighed by the divergence of the patches' distributions.
+def spread(maps: Tensor, attention: Tensor, distributions: Tensor, settings: Settings) -> Tensor:
+    """Spread maps (n, K) along attention (n, n), weighed by the divergence of distributions (n, T).
 
     S = softmax((1 − JS) / τ), A = S·D, maps ← Aᵗ maps; D is the doubly stochastic attention of
-    CAA (`affinity.sinkhorn_scaling`), from one that is non-negative (n, n). Distributions are (n,
-    T). The dot is the `product` of the matrices; or goes by `entries`, each row divided by its sum.
+    CAA (`affinity.sinkhorn_scaling`). The dot is the `product` of the matrices; or goes by
+    `entries`, each row divided by its sum.
     """
     alike = ((1 - divergence(distributions)) / settings.tau).softmax(dim=-1)
     rows, columns = (scaling[0] for scaling in sinkhorn_scaling(attention[None]))
@@ -101,9 +99,8 @@ def spread(cams: Tensor, attention: Tensor, distributions: Tensor, settings: Set
         scaled = rows[:, None] * attention * columns
         alike *= (scaled + scaled.T) / 2
         alike /= alike.sum(dim=-1, keepdim=True).clamp_min(1e-12)
-    maps = cams.T
     for _ in range(settings.steps):
         if settings.combine == "product":
             maps = symmetric_product(attention, rows, columns, maps)
         maps = alike @ maps
-    return maps.T
+    return maps

@@ -30,9 +30,9 @@ class Settings(attention.Settings):
 
 
 def check(features: Mapping[str, Any], settings: Settings) -> None:
-    """Check that features, by their options, hold the attention of as many blocks; else a VplError.
+    """Raise a VplError if features, by their options, lack the attention of as many blocks.
 
-    A model with fewer blocks gives the attention of all that it has.
+    A model with fewer blocks gives the attention of all.
     """
     blocks, stored = settings.blocks, features.get("attention_blocks", 8)
     if blocks > stored:

@@ -27,11 +27,10 @@ class Settings(attention.Settings):
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """Spread the maps of a photo between patches that look alike (K, h, w), float32."""
-    cams = photo.cams.float()
-    if not len(cams):
-        return cams
-    spread = attention.in_boxes(cams, settings).flatten(1).T
-    walk = patch_walk(photo.tensors["patches"][None].float(), settings.tau)[0]
-    for _ in range(settings.steps):
-        spread = walk @ spread
-    return attention.rescaled(spread.T.view_as(cams), settings)
+    def spread(maps: Tensor) -> Tensor:
+        walk = patch_walk(photo.tensors["patches"][None].float(), settings.tau)[0]
+        for _ in range(settings.steps):
+            maps = walk @ maps
+        return maps
+
+    return attention.refined(photo, settings, spread)

@@ -37,9 +37,9 @@ class Settings(settings.Settings):
 
 
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
-    """Make the probability of each class of each patch (K, h, w), float32.
+    """Return the probability of each class of each patch (K, h, w), float32.
 
-    What it lacks to 1 is the rest of the photo. The region of an empty map has none.
+    The remainder to 1 is the rest of the photo. The region of an empty map has probability 0.
     """
     assert photo.prototypes is not None and photo.class_index is not None
     patches = photo.tensors["patches"].float()
@@ -55,11 +55,11 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
 
 def supports(regions: Tensor, region_class: Tensor, bank: Tensor, class_index: Tensor,
              photo_of: Tensor, own: int, *, count: int) -> Tensor:
-    """Return the mean of the `count` rows most similar to each region, of its class, normalised.
+    """Return the L2-normed mean (R, dim), float32, of the `count` rows most similar to each region.
 
-    Regions (R, dim) and rows (rows, dim) are L2-normed, the result is (R, dim), float32. Rows come
-    from other photos than number `own` (`photo_of` is below 0 for none), the background's from
-    those that share a tag with this one. A region without rows to ask supports itself.
+    Regions (R, dim) and rows (rows, dim) are L2-normed. Rows are of the region's class and of other
+    photos than number `own` (`photo_of` is below 0 for none), the background's of photos that share
+    a tag with this one. A region without such rows is its own support.
     """
     tags = region_class[region_class != BACKGROUND]
     allowed_rows = rows_of_others(class_index, photo_of, tags, own)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vpltool.core.losses import patch_affinity
+from vpltool.core.training import patch_affinity
 from vpltool.errors import VplError
 from vpltool.lazy import Tensor, no_grad, torch
 from vpltool.methods.inputs import PhotoMaps
@@ -51,11 +51,11 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
 
 
 def refining_map(fused: Tensor, attentions: Tensor) -> Tensor:
-    """Return the attention that WeCLIP's refining module (CVPR 2024) uses instead of CLIP's mean.
+    """Return the attention R (n, n), float32, of WeCLIP's refining module (CVPR 2024).
 
     R = S ⊙ mean of the kept A_l, where S = sigmoid(F·Fᵀ) of a decoder's fused features (n, width),
-    d_l = Σ(S − A_l), and A_l (blocks, n, n) is kept if d_l is at most the mean of all d. R (n, n)
-    is float32, neither row-stochastic nor symmetric: `sinkhorn_scaling` follows.
+    d_l = Σ(S − A_l), and A_l (blocks, n, n) is kept if d_l is at most the mean of all d. R is
+    neither row-stochastic nor symmetric: `sinkhorn_scaling` follows.
     """
     affinity = patch_affinity(fused[None].float())[0]
     maps = attentions.float()

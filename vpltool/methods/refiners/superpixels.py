@@ -73,7 +73,7 @@ class Settings(attention.Settings):
 
 
 def check(_features: Mapping[str, object], settings: Settings) -> None:
-    """Check that scikit-image is installed if superpixels are asked for; else a VplError."""
+    """Check that scikit-image is installed if superpixels are used."""
     if settings.mask in ("superpixel", "both"):
         check_skimage("superpixels need", "`mask='box'`")
 
@@ -86,8 +86,8 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
 def refine_in_regions(photo: PhotoMaps, shares: Mapping[str, float], settings: Settings) -> Tensor:
     """Spread the maps of a photo along one attention or more, inside the mask (K, h, w), float32.
 
-    `shares` says what share each attention's tensor has in the affinity. A map of which the mask
-    leaves nothing is not masked.
+    `shares` are those of the attentions' tensors in the affinity. A map that the mask would empty
+    is not masked.
     """
     cams = photo.cams.float()
     if not len(cams):
@@ -118,8 +118,8 @@ def colour_regions(photo: npt.NDArray[np.uint8], grid: tuple[int, int], settings
                    ) -> Tensor:
     """Cut a photo, RGB (H, W, 3), into regions of one colour, connected or not (SSR, eq. 8).
 
-    It is scaled to `detail` pixels a patch of the grid (h, w). Returns the share of each patch that
-    each region covers (regions, h, w) float32, which sums to 1 over the regions.
+    It is scaled to `detail` pixels a patch of the grid (h, w). Returns the regions' shares of each
+    patch (regions, h, w) float32, which sum to 1.
     """
     height, width = (side * settings.detail for side in grid)
     scaled = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
@@ -139,8 +139,8 @@ def colour_regions(photo: npt.NDArray[np.uint8], grid: tuple[int, int], settings
 def cluster(points: Floats, count: int) -> npt.NDArray[np.int64]:
     """Group points (N, dim) by k-means into at most `count` clusters: (N,).
 
-    It begins with the point nearest to the mean, then always the one farthest from those before,
-    so that the same points give the same clusters.
+    Centres are initialised deterministically: the point nearest to the mean, then always the one
+    farthest from those before.
     """
     first = int(((points - points.mean(0)) ** 2).sum(1).argmin())
     centres = points[[first]]
@@ -163,11 +163,11 @@ def cluster(points: Floats, count: int) -> npt.NDArray[np.int64]:
 
 
 def target_mask(cams: Tensor, regions: Tensor, settings: Settings) -> Tensor:
-    """Return the patches (maps, h, w), bool, of the regions that each map is sure of (SSR, eq. 7).
+    """Return the patches (maps, h, w), bool, of the target regions of each map (SSR, eq. 7).
 
-    A region is a target where the activation in it that is sure, divided by the total, exceeds
-    `share`; the region of a map's most sure activation is one always. Maps (maps, h, w) are in
-    [0, 1]; regions are shares of each patch (regions, h, w).
+    A region is a target if its confident activation, divided by the total, exceeds `share`; the one
+    with the most is always a target. Maps (maps, h, w) are in [0, 1]; regions are shares of each
+    patch (regions, h, w).
     """
     maps, cover = cams.float().flatten(1), regions.to(cams.device).flatten(1)
     sure = maps * (maps > settings.confident * maps.amax(dim=1, keepdim=True))

@@ -38,10 +38,10 @@ class Settings(settings.Settings):
 
 @no_grad
 def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
-    """Share a photo's patches out among its classes (K, h, w), in [0, 1], float32.
+    """Divide a photo's patches among its classes (K, h, w), in [0, 1], float32.
 
-    Cosines of a class that looks like another of the photo to the second encoder are multiplied by
-    the plan, from 0 to 1, in CLIP's features, which know the classes apart.
+    If two of its classes look alike to the second encoder, their cosines are multiplied by the
+    plan, from 0 to 1, in CLIP's features.
     """
     def plan(similarity: Tensor) -> Tensor:
         made = transport_plan(similarity, settings)
@@ -61,10 +61,10 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
 
 
 def transport_plan(similarity: Tensor, settings: Settings) -> Tensor:
-    """Return the entropic plan (n, m) that gives all n patches, and all m classes, the same mass.
+    """Return the entropic plan (n, m) with equal mass for all n patches, and for all m classes.
 
-    By Sinkhorn; the cost is 1 − similarity, a cosine (n, m). It sums to 1, each column to 1 / m,
-    and ends when the mean change of the patches' scaling is below the tolerance.
+    By Sinkhorn; the cost is 1 − similarity, a cosine (n, m). The plan sums to 1, each column to
+    1 / m. Rounds end when the mean change of the patches' scaling is below the tolerance.
     """
     kernel = ((similarity.float() - 1) / settings.epsilon).exp()
     patches, classes = kernel.shape
@@ -79,12 +79,12 @@ def transport_plan(similarity: Tensor, settings: Settings) -> Tensor:
 
 
 def class_similarity(patches: Tensor, cams: Tensor, background: float) -> tuple[Tensor, Tensor]:
-    """Return the cosines of patches (n, dim) to what a photo's own classes look like (n, 1 + K).
+    """Return the cosines of patches (n, dim) to the vectors of a photo's classes (n, 1 + K).
 
-    A class looks like the mean of the patches where its map (K, n) is the strongest, and the
-    background, which is first, like those where no map reaches the threshold `background`; a class
-    that wins nowhere, like the mean weighted by its map. The second result are the cosines of these
-    vectors to each other (1 + K, 1 + K).
+    The vector of a class is the mean of the patches where its map (K, n) is the strongest, or if
+    there are none, weighted by its map; that of the background, which is first, of those where no
+    map reaches the threshold `background`. Second come the cosines between these vectors (1 + K,
+    1 + K).
     """
     unit = F.normalize(patches.float(), dim=-1)
     strongest, label = cams.max(dim=0)

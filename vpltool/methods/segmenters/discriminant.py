@@ -42,7 +42,7 @@ build, rebuild = linear.build, linear.rebuild
 
 def fit(network: segmenter.SegmenterNetwork, photos: Iterable[LabelledPhoto], settings: Settings,
         total: Callable[[Tensor], Tensor]) -> None:
-    """Give the network the affine map that all photos determine; see `SegmenterParts`.
+    """Set the network's affine map from all photos; see `SegmenterParts`.
 
     Raises a VplError if no patch of the masks is labelled.
     """

@@ -23,7 +23,7 @@ READS = ("layers",)
 
 
 def layers_setting(source: str = "") -> str:
-    """Blocks whose output is read."""
+    """Make the setting of the blocks that are read."""
     return setting("", "CLIP blocks to read; 0 is the first; spread: four, evenly spaced; default: "
                        "those stored, or all but the last.", metavar="LIST", source=source)
 

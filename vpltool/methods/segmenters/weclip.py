@@ -36,7 +36,7 @@ class Settings(settings.Settings):
 
 
 def build(parts: SegmenterParts, settings: Settings) -> segmenter.Decoder:
-    """Build an untrained decoder; a VplError if the width cannot be divided among the heads."""
+    """Build an untrained decoder; VplError if the width cannot be divided among the heads."""
     width = settings.width
     if width > _HEAD_WIDTH and width % _HEAD_WIDTH:
         raise VplError(f"`width={width}`: not a multiple of {_HEAD_WIDTH}, the width of an "

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, formats, options, settings
-from vpltool.core.instances import check_pycocotools, label_map
+from vpltool.core.outlines import check_pycocotools, label_map
 from vpltool.datasets.layouts import check_labels, found_in
 from vpltool.datasets.tags import read_tags, tags_of
 from vpltool.datasets.words import COCO
@@ -61,7 +61,7 @@ class Settings(settings.Settings):
 
 
 def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Source:
-    """Read the annotations; the true masks are painted later, from what is noted here."""
+    """Read the annotations; the true masks are painted later."""
     if settings.truth:
         try:
             check_pycocotools()
@@ -140,7 +140,7 @@ def _start(task: _Task) -> None:
 
 
 def _make_one(job: _Job) -> tuple[str, str]:
-    """Make a photo's mask: its id, and the reason why not."""
+    """Make a photo's mask; return its id, and the reason if it failed."""
     key, size, spans = job
     task = _task[0]
     try:
@@ -148,7 +148,7 @@ def _make_one(job: _Job) -> tuple[str, str]:
                      for first, length in zip(spans[::2], spans[1::2], strict=True)]
         labels = label_map(instances, task.labels, size, overlap=task.settings.overlap,
                            crowd=task.settings.crowd)
-    # pycocotools raises bare exceptions at outlines that are none.
+    # pycocotools raises bare exceptions for invalid outlines.
     except Exception as error:
         return key, f"{task.path.name}: {str(error) or type(error).__name__}"
     formats.write_labels(task.output.path_of(key), labels, task.output.header)
@@ -157,7 +157,7 @@ def _make_one(job: _Job) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Outlines:
-    """Where the outlines of a split's instances are in its annotation file."""
+    """Positions of the outlines of a split's instances in its annotation file."""
 
     path: Path
     sizes: dict[str, tuple[int, int]]  # photo id to (height, width)
@@ -171,14 +171,9 @@ def read_coco(root: Path, classes: Sequence[str], *, empty: bool = False
 
     Tags are the categories of a photo's instances, including crowds; or those of `labels.csv` in
     the folder, if there is one. A split with neither photos nor annotations is left out; so are
-    photos without any instance, as in published lists, unless `empty` keeps them.
-
-    Returns:
-        the photos; remarks for the user; and the outlines of each split that has annotations.
-
-    Raises:
-        VplError: the layout is not as expected, the annotations are of other photos, or a
-            category is not a class.
+    photos without any instance, as in published lists, unless `empty` keeps them. Second come
+    remarks for the user, then the outlines of each split that has annotations. Raises a VplError if
+    the layout is not as expected, the annotations are of other photos, or a category is no class.
     """
     photos, remarks, outlines = list[Photo](), list[str](), dict[str, Outlines]()
     own_tags = root / "labels.csv"
@@ -232,7 +227,7 @@ _PARTS = {
 
 @dataclass
 class _Instances:
-    """What is kept of an annotation file, by its own category and image ids."""
+    """Contents of an annotation file, by its category and image ids."""
 
     categories: dict[int, str] = field(default_factory=dict)
     images: dict[int, tuple[str, int, int]] = field(default_factory=dict)

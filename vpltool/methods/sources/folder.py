@@ -44,13 +44,13 @@ _AUTO = 512
 """Side of a tile with `tile='auto'`: that to which `own-photos` scales photos down."""
 
 FOLDER = "tiles"
-"""Folder of the workspace that tiles and pages are written to."""
+"""Folder of the workspace for tiles and pages."""
 
 _TRUE = "tiles-truth"
 """Folder of their true masks."""
 
 _STAMP = "source.json"
-"""Beside the tiles of a file: what they were made of."""
+"""File beside the tiles of a photo that records their origin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
 
 def _source(settings: Settings, root: Path, photos: list[Photo], named: tuple[str, ...],
             found: tuple[str, ...], remarks: list[str]) -> Source:
-    """The data set, of classes that are named, or else found in the tags."""
+    """Return the data set, with the named classes or those of the tags."""
     name = settings.images.resolve().name
     # A data set's own name brings its class words.
     name = settings.vocabulary or (f"{name}-photos" if name in VOCABULARIES else name)
@@ -136,7 +136,7 @@ def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
               if places and places.suffix.lower() in SUFFIXES else None)
     regions = tile_tags.read_regions(places, settings.column) if places and not raster else []
     root = workspace_path / FOLDER
-    made, parts, more = _cut_photos(settings.images, photos, cut, regions, root, raster)
+    made, parts, others = _cut_photos(settings.images, photos, cut, regions, root, raster)
     found = tuple(sorted({label for photo in made for label in photo.tags}))
     if raster and not found:
         raise VplError(f"{places} has no class in any tile of the photos in {settings.images}",
@@ -149,21 +149,21 @@ def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
         _write_parts(workspace, settings.images, parts, cut)
         return list(listed), []
 
-    return replace(_source(settings, root, made, named, found, [*remarks, *more]), paint=paint)
+    return replace(_source(settings, root, made, named, found, [*remarks, *others]), paint=paint)
 
 
 @dataclass(frozen=True)
 class Cut:
     """How files are divided."""
 
-    side: int  # of a tile; 0: only pages are taken apart
+    side: int  # of a tile; 0: only pages are separated
     least: int  # a photo is divided if its longer side has more pixels than this
     scaling: Scaling  # of GeoTIFFs
 
 
 @dataclass(frozen=True)
 class Part:
-    """A photo that is cut out: of which photo, which page, and where."""
+    """A photo that is cut out of a page of another one."""
 
     photo: Photo
     source: Photo
@@ -172,7 +172,7 @@ class Part:
 
 
 class Large:
-    """A file that is taken apart; it is opened where that is needed."""
+    """A file that is divided; it is opened when needed."""
 
     def __init__(self, path: Path, cut: Cut) -> None:
         self.path, self.cut, self.pages = path, cut, 1
@@ -189,7 +189,7 @@ class Large:
                            ) from error
 
     def boxes(self) -> list[Box]:
-        """The tiles of a page, without those that are nodata alone; one if it is small."""
+        """Return the tiles of a page, without those of nodata alone; one if it is small."""
         height, width = self.size
         side = self.cut.side
         if not side or not (self.scene or max(height, width) > self.cut.least):
@@ -212,7 +212,7 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
                 regions: Sequence[tile_tags.Region], root: Path,
                 raster: tile_tags.TagRaster | None
                 ) -> tuple[list[Photo], list[Part], list[str]]:
-    """Say which photos are cut out of files, and which stay whole; the former; and remarks."""
+    """Return all photos, whole ones and parts of files; the parts; and remarks."""
     whole, parts, scenes = list[Photo](), list[Part](), list[Scene]()
     unknown, known = 0, set[str]()
     for photo in photos:
@@ -253,15 +253,15 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
 
 
 def _inside(here: Sequence[tile_tags.Region], large: Large) -> set[str]:
-    """Where the tags come from that lie in a file; those that name it must."""
-    lost = tile_tags.outside(here, large.size)
-    where = [region.where for region in lost if region.photo]
+    """Return the origins of the tags that lie in a file; refuse tags outside that name it."""
+    outside = tile_tags.outside(here, large.size)
+    where = [region.where for region in outside if region.photo]
     if where:
         height, width = large.size
         raise VplError(part_of(len(where), len(here), "tags", "lies", "lie")
                        + f" outside of {large.path.name}, {width}×{height} pixels: {some(where)}",
                        "x and y count pixels from the left and the top")
-    return {region.where for region in here} - {region.where for region in lost}
+    return {region.where for region in here} - {region.where for region in outside}
 
 
 def _part(photo: Photo, large: Large, page: int, box: Box, root: Path) -> Part:
@@ -274,7 +274,7 @@ def _part(photo: Photo, large: Large, page: int, box: Box, root: Path) -> Part:
 
 
 def _write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut: Cut) -> None:
-    """Write what is cut out, and its true masks; files that were made so before are kept."""
+    """Write all parts and their true masks; keep files that were made in the same way."""
     root = workspace.path / FOLDER
     with console.progress("cut", len(parts)) as advance:
         for source, group in groupby(parts, lambda part: part.source):
@@ -303,7 +303,7 @@ def _write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut:
 
 
 def _pixels(large: Large, parts: Sequence[Part]) -> Iterator[tuple[Part, npt.NDArray[np.uint8]]]:
-    """Read each part: of a scene its window, of a photo what is cut of it."""
+    """Read the pixels of each part."""
     if large.scene:
         for part in parts:
             box = part.box
@@ -321,7 +321,7 @@ def _cropped(whole: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
 
 
 def _write_masks(root: Path, masks: Path, parts: Sequence[Part], large: Large) -> None:
-    """Cut the true mask of a file as the file is cut."""
+    """Cut the true mask of a file like the file."""
     labels, size = formats.read_labels(masks), large.size
     if labels.shape != size:
         raise VplError(f"{masks} is {labels.shape[1]}×{labels.shape[0]} pixels, its photo "

@@ -48,7 +48,7 @@ class Settings(settings.Settings):
 
 
 def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Source:
-    """Read the labels once for the tags; those of scored splits are read again when painted."""
+    """Read the labels for the tags; those of scored splits are read again for their masks."""
     tool = find_reader(settings.path)
     if tool is None:
         raise VplError(f"{settings.path} is in no known format",
@@ -82,7 +82,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
 
 
 def _find_photos(root: Path) -> dict[str, Photo]:
-    """Id to photo of those below a folder, in the split of the folder."""
+    """Return id to photo of those below a folder, in the split of its name."""
     found: dict[str, Photo] = {}
     for path in photos_below(root):
         inside = path.relative_to(root)
@@ -101,16 +101,16 @@ def _find_photos(root: Path) -> dict[str, Photo]:
 
 def _paint(workspace: Workspace, photos: Sequence[Photo], path: Path, root: Path,
            reader: ModuleType) -> tuple[list[Photo], list[OutputFolder]]:
-    """Write the true masks of the splits that are scored, into ground-truth/SPLIT."""
+    """Write the true masks of scored splits into ground-truth/SPLIT."""
     scored = [split for split in ("val", "test") if any(split in photo.splits for photo in photos)]
     if not scored:
         return list(photos), []
-    said = formats.identity_of_many({file.name: formats.identity_of_file(file)
-                                     for file in reader.files(path)})
+    annotations = formats.identity_of_many({file.name: formats.identity_of_file(file)
+                                            for file in reader.files(path)})
     outputs, masks = {}, dict[str, str]()
     for split in scored:
         header = Header(kind="masks", command="prepare", inputs={
-            "annotations": said, "classes": workspace.classes_identity},
+            "annotations": annotations, "classes": workspace.classes_identity},
             options={"method": "labelled", "split": split})
         ids = [photo.id for photo in photos if split in photo.splits]
         outputs[split] = formats.open_output(workspace.path / "ground-truth" / split, header, ids,
@@ -124,4 +124,3 @@ def _paint(workspace: Workspace, photos: Sequence[Photo], path: Path, root: Path
             masks[entry.photo.id] = relative_to(output.path_of(entry.photo.id), root)
     return ([replace(photo, mask=masks.get(photo.id)) for photo in photos],
             list(outputs.values()))
-

@@ -49,19 +49,18 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
 
 
 LISTS = ("ImageSets/Segmentation", "ImageSets/SegmentationAug")
-"""Where the lists of a VOC folder are: the devkit's own, and DeepLab's augmented ones."""
+"""Folders of lists in a VOC folder: the devkit's own, and DeepLab's augmented ones."""
 
 
 def read_voc(root: Path, classes: Sequence[str], lists: Sequence[Path] = ()
              ) -> tuple[list[Photo], list[str]]:
     """List a VOC2012 folder's photos, in the order of their ids.
 
-    Each file of `ImageSets/Segmentation`, `ImageSets/SegmentationAug` and `lists` is a split of
-    its name: `train`, `val`, `trainval`, `test`, and `train_aug` or `trainaug`. Tags come from
-    `labels.csv` next to `JPEGImages` if there is one, else from the XML of `Annotations` (all
-    objects, including difficult ones, as in CLIP-ES). Photos that are only in `test` need no tags.
-    True masks are those of `SegmentationClass`, else of `SegmentationClassAug`. Second come remarks
-    for the user. Raises a VplError if the layout is not as expected, or a tag is not a class.
+    Each file of `LISTS` and `lists` is a split of its name, such as `trainval` or `train_aug`. Tags
+    come from `labels.csv` next to `JPEGImages` if there is one, else from the XML of `Annotations`
+    (all objects, including difficult ones, as in CLIP-ES). Photos that are only in `test` need no
+    tags. True masks are those of `SegmentationClass`, else of `SegmentationClassAug`. Second come
+    remarks for the user. Raises a VplError if the layout is not as expected, or a tag is no class.
     """
     _check_voc_root(root)
     listed = _voc_lists(root, lists)
@@ -108,7 +107,7 @@ def _check_voc_root(root: Path) -> None:
 
 
 def _voc_lists(root: Path, lists: Sequence[Path]) -> dict[str, list[str]]:
-    """Map split names to ids. `lists` take precedence over the folder's lists of the same name."""
+    """Return split names to ids; `lists` take precedence over the folder's of the same name."""
     found = [path for folder in LISTS for path in sorted((root / folder).glob("*.txt"))]
     listed: dict[str, list[str]] = {}
     for file in (*lists, *found):
@@ -160,7 +159,7 @@ def _voc_labels(root: Path, ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _object_names(path: Path) -> set[str]:
-    """The names of the objects in an XML of annotations."""
+    """Return the names of the objects in an XML of annotations."""
     names, inside = list[str](), list[str]()
 
     def start(name: str, _attributes: dict[str, str], _line: int) -> None:

@@ -47,9 +47,9 @@ class Settings(settings.Settings):
 
 
 def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Source:
-    """Read the tars once; the photos are written later, where the workspace is to be."""
+    """Read the tars once; the photos are written later, into the new workspace."""
     def found(name: str) -> list[str]:
-        """The tars of a setting; what an earlier call has given may start nothing."""
+        """Return the tars of a setting; values of an earlier call may start no program."""
         allowed = settings.allow_pipe and name in settings.given
         return tars.find_tars(getattr(settings, name), allow_pipe=allowed)
 
@@ -87,7 +87,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
 
 
 def _placed(tar: str, flaws: tars.Flaws) -> Iterator[tars.Pair]:
-    """Yield the photos of a tar that can be written below a folder; all else is counted."""
+    """Yield the photos of a tar that can be written below a folder, and count all flaws."""
     for pair in tars.read_tar(tar):
         if isinstance(pair, tars.Flaw):
             flaws.add(pair)
@@ -106,9 +106,9 @@ def _photo(pair: tars.Pair, name: str, split: str, classes: Sequence[str]) -> Ph
 
 
 def _unpack(folder: Path, names: Mapping[str, str], hashes: Mapping[str, str]) -> None:
-    """Write the photos that are not there yet, or are others there, tar by tar."""
-    there = hashes_of(folder, hashes)
-    todo = {image for image, hashed in hashes.items() if there.get(image) != hashed}
+    """Write missing and changed photos, tar by tar."""
+    present = hashes_of(folder, hashes)
+    todo = {image for image, hashed in hashes.items() if present.get(image) != hashed}
     if not todo:
         return
     console.note(f"writing {counted(len(todo), 'photo', 'photos')} to {folder}")
