@@ -21,9 +21,8 @@ from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.kinds import KINDS, SECOND_FOLDER, called, folders_of, results_of
-from vpltool.formats.manifest import manifest_of
+from vpltool.formats.manifest import PHOTO_FOLDERS, manifest_of, orphaned_folders
 from vpltool.formats.outputs import replaced_photos
-from vpltool.formats.replacing import PHOTO_FOLDERS, orphaned_folders
 from vpltool.formats.shards import shard_of
 from vpltool.formats.whereabouts import short_path
 from vpltool.provenance import check_header

@@ -23,8 +23,7 @@ from vpltool.formats.atomic import AT_WORK, PART, newest
 from vpltool.formats.changes import count_photos
 from vpltool.formats.input_folders import faults_in
 from vpltool.formats.kinds import folders_of, results_of
-from vpltool.formats.manifest import MANIFEST, manifest_of
-from vpltool.formats.replacing import first_header, orphaned_folders
+from vpltool.formats.manifest import MANIFEST, first_header, manifest_of, orphaned_folders
 from vpltool.formats.storage import check_file, salvaged_header
 from vpltool.formats.whereabouts import short_path
 from vpltool.next_step import prepare_line

@@ -9,7 +9,7 @@ from vpltool import console
 from vpltool.command import Call
 from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.formats import Workspace, open_workspace
-from vpltool.formats.replacing import replacing_only
+from vpltool.formats.manifest import replacing_only
 from vpltool.formats.shards import check_alone
 from vpltool.next_step import warn_of_changes
 from vpltool.provenance import reason_by_hand

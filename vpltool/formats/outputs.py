@@ -19,17 +19,15 @@ from vpltool.formats.manifest import (
     UPDATE_HINT,
     Manifest,
     PhotoFolder,
+    check_replacing,
+    is_of_another_run,
+    known_manifest,
+    mark_replaced,
     read_manifest,
     shard_manifest,
     shard_manifests,
 )
 from vpltool.formats.packed import PACKED
-from vpltool.formats.replacing import (
-    check_replacing,
-    is_of_another_run,
-    known_manifest,
-    mark_replaced,
-)
 from vpltool.formats.shards import WHOLE, Shard
 from vpltool.formats.storage import describe, write_json, write_tensors
 from vpltool.formats.values import check_labels, check_values
