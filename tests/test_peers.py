@@ -33,8 +33,7 @@ from vpltool.core.crf import KERNELS
 from vpltool.core.segmenter import Decoder
 from vpltool.core.tower import ATTENTION_BLOCKS
 from vpltool.core.training import WARMUP, make_optimizer
-from vpltool.datasets.prompts import PROMPTS
-from vpltool.datasets.words import COCO, VOC
+from vpltool.datasets.words import COCO, PROMPTS, VOC
 from vpltool.formats import Photo, Workspace, open_workspace, read_labels, read_tensors
 from vpltool.methods import KINDS
 from vpltool.methods.inputs import SegmenterParts

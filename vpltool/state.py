@@ -11,7 +11,7 @@ from typing import Any
 
 from vpltool import formats
 from vpltool.clip import models
-from vpltool.datasets.classes import read_classes
+from vpltool.datasets.words import read_classes
 from vpltool.engine.corrected_masks import identity_of_corrections
 from vpltool.engine.headers import relative_path
 from vpltool.engine.models import WORDS, encoder_weights
