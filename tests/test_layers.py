@@ -89,7 +89,7 @@ MAY_IMPORT = {
     "provenance": STAGES | {"shell"},
     "state": STAGES | {"run", "shell", "provenance"},
     "completion": {"json_text"},
-    "command_help": STAGES,
+    "command_help": STAGES | {"shell"},
     "command": STAGES | {"run", "shell", "preset", "completion", "command_help"},
     "next_step": STAGES | {"shell", "state"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},

@@ -454,7 +454,7 @@ def default(command: str, option: str) -> Any:
     """Default of an option, with the command's own method."""
     found = find_stages()[command]
     method = KINDS[found.stage.methods].default if found.stage.methods else ""
-    (value,) = (entry.default for entry in settings_with(found, method)
+    (value,) = (entry.default for entry in settings_with(found, method).values()
                 if entry.flag == f"--{option}")
     return value
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.command_help import command_settings
 from vpltool.errors import VplError
 from vpltool.formats import Photo, open_workspace
 from vpltool.methods import KINDS, find_methods
@@ -125,17 +124,15 @@ def _preset_values(choice: str, found: FoundStage, values: Mapping[str, object]
     sets = preset.values(found, str(values.get("method", "")))
     # Settings of another method than the one that is asked for are left out.
     method = str(values.get("method") or sets.get("method") or "")
-    known = {entry.name for entry in settings_with(found, method)}
+    known = settings_with(found, method)
     sets = {name: value for name, value in sets.items() if name in known}
     return sets, preset.record(found, sets | dict(values))
 
 
 def _named(found: FoundStage, positional: Sequence[object]) -> Values:
     """Give positional arguments their names: the method of a group, then positional settings."""
-    method = None
-    if found.stage.subcommands and positional:
-        method = find_methods(found.stage.methods).get(str(positional[0]))
-    taken = [entry for entry in command_settings(found, method) if entry.positional]
+    method = str(positional[0]) if found.stage.subcommands and positional else None
+    taken = [entry for entry in settings_with(found, method).values() if entry.positional]
     names = (["method"] if found.stage.subcommands else []) + [entry.name for entry in taken]
     if taken and taken[-1].many and len(positional) >= len(names):
         last = len(names) - 1

@@ -19,6 +19,7 @@ from typing import Any
 from vpltool.errors import VplError, near_name
 from vpltool.methods import Method, find_methods
 from vpltool.settings import RUNNING, VALUE_NAMES, Described, described
+from vpltool.shell import settings_with
 from vpltool.stages import FoundStage, find_stages
 
 _TOPIC, _EVERYTHING = "vpltool.topic", "vpltool.everything"
@@ -83,11 +84,8 @@ def stage_help(ctx: Any, found: FoundStage, method: Method | None) -> str:
 
 def command_settings(found: FoundStage, method: Method | None) -> list[Described]:
     """List the settings of a command: those of a stage, and of its method where one is chosen."""
-    shared = [entry for entry in described(found.stage.settings)
-              if not (found.stage.subcommands and entry.name == "method")]
-    known = {entry.name for entry in shared}
-    return shared + [entry for entry in (described(method.settings) if method else ())
-                     if entry.name not in known]
+    return [entry for entry in settings_with(found, method.name if method else None).values()
+            if not (found.stage.subcommands and entry.name == "method")]
 
 
 def stage_subject(found: FoundStage, method: Method | None, line: str,

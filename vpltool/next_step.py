@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from vpltool import console
 from vpltool.engine.features import BEST_FIRST
@@ -31,31 +30,23 @@ _PIPELINE = (("prototypes", "text prototypes", "text-prototypes"),
 """Kind of file, what people call it, and the stage that makes it."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step to take: why, and a call of a stage; or, in its place, the words of a line."""
+class Step(NamedTuple):
+    """A step to take: why, and its command line."""
 
     why: str
-    stage: str = ""
-    values: Mapping[str, object] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
-
-    def line(self, work: Path) -> str:
-        """The line for a shell."""
-        if self.words:
-            return shlex.join([*program(work), *self.words])
-        return command_line(self.stage, self.values, program(work))
+    line: str
 
 
 def next_step(workspace: Workspace, state: State) -> Step:
-    """Find the next step: an unfinished recipe, what is stale, what is missing, looking at it."""
+    """Find the next step: an unfinished recipe, a stale result, a missing one, or looking at it."""
     started = read_started(workspace.path)
     if started and not started.done:
-        return Step(f"the recipe {started.name} is not finished", words=started.words)
+        return Step(f"the recipe {started.name} is not finished",
+                    shlex.join([*program(workspace.path), *started.words]))
     stale = sum(bool(state.stale(artifact)) for artifact in state.in_order)
     if stale:
-        return Step(part_of(stale, len(state.artifacts), "results", "is", "are")
-                    + " stale or not finished", "update")
+        return _step(workspace, part_of(stale, len(state.artifacts), "results", "is", "are")
+                     + " stale or not finished", "update")
     there = _kinds(workspace, state)
     if not any(photo.tags for photo in workspace.photos()) and (
             found := _tagging(workspace, state)):
@@ -65,8 +56,8 @@ def next_step(workspace: Workspace, state: State) -> Step:
         if kind not in there:
             verb = "exists" if last.startswith("a ") else "exist"
             before = f"{last} {verb}, but " if last else ""
-            return Step(f"{before}no {noun.removeprefix('a ')}", stage,
-                        _values(workspace, state, stage))
+            return _step(workspace, f"{before}no {noun.removeprefix('a ')}", stage,
+                         **_values(workspace, state, stage))
         last = noun
     return _looking(workspace, state)
 
@@ -75,11 +66,12 @@ def _tagging(workspace: Workspace, state: State) -> Step | None:
     """What gives photos tags; None where text prototypes come first, as in any workspace."""
     why = "no photo has a tag"
     if not workspace.has_words:
-        return Step(why, words=("prepare", "folder", "PHOTOS", "--labels", "FILE.csv"))
+        return _step(workspace, why, "prepare", method="folder", images="PHOTOS",
+                     labels="FILE.csv")
     if any(artifact.header.kind == "prototypes" for artifact in state.in_order):
-        return Step(why, "tag")
-    return Step(f"{why}, and no text prototypes find some",
-                "text-prototypes") if workspace.encoder else None
+        return _step(workspace, why, "tag")
+    return _step(workspace, f"{why}, and no text prototypes find some",
+                 "text-prototypes") if workspace.encoder else None
 
 
 def _kinds(workspace: Workspace, state: State) -> set[str]:
@@ -112,13 +104,16 @@ def _looking(workspace: Workspace, state: State) -> Step:
     scored = any(results_of(workspace.path, "scores"))
     if not scored and found and found.path.name in _splits(workspace) and any(
             photo.mask for photo in workspace.photos(found.path.name)):
-        return Step("predictions exist, but no scores", "eval",
-                    {"what": called("predictions", found.path.parent.name),
-                     "split": found.path.name})
+        return _step(workspace, "predictions exist, but no scores", "eval",
+                     what=called("predictions", found.path.parent.name), split=found.path.name)
     if not (workspace.path / "report/index.html").exists():
-        return Step("all steps are done; look at the photos in a browser", "report")
-    return Step("all steps are done; segment new photos", "predict",
-                {"images": ["PHOTOS"], "overlay": True})
+        return _step(workspace, "all steps are done; look at the photos in a browser", "report")
+    return _step(workspace, "all steps are done; segment new photos", "predict",
+                 images=["PHOTOS"], overlay=True)
+
+
+def _step(workspace: Workspace, why: str, stage: str, **values: object) -> Step:
+    return Step(why, command_line(stage, values, program(workspace.path)))
 
 
 def _splits(workspace: Workspace) -> list[str]:
@@ -163,7 +158,7 @@ def advice(work: Path) -> str:
     return "\n".join([
         f"{workspace.name}: {counted(len(photos), 'photo', 'photos')} ({', '.join(counts)}), "
         f"{counted(len(workspace.classes), 'class', 'classes')}", *(told if failed else ()),
-        f"{step.why}:", "", f"    {step.line(work)}", "",
+        f"{step.why}:", "", f"    {step.line}", "",
         f"Results: {shlex.join([*program(work), 'status'])}. All commands: vpltool --help"])
 
 

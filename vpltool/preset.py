@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +47,9 @@ class Preset:
         """
         method = str(values.get("method", ""))
         sets = self.values(found, method)
-        flags = {entry.name: entry.flag[2:] for entry in settings_with(found, method)}
-        other = {flags[name]: values.get(name) for name, value in sets.items()
-                 if name in flags and values.get(name) != value}
+        known = settings_with(found, method)
+        other = {known[name].flag[2:]: values.get(name) for name, value in sets.items()
+                 if name in known and values.get(name) != value}
         return {"name": self.name, "hash": self.identity, "given": other} if sets else {}
 
 
@@ -89,17 +89,17 @@ def _check_stage(found: FoundStage, table: Values, path: Path) -> Values:
         for key, part in table.items():
             if key not in methods:
                 raise VplError(f"{where}: `{key}` is not a command", near_name(key, methods))
-            checked[key] = _check(settings_with(found, key), part, f"{found.name} {key}",
+            checked[key] = _check(settings_with(found, key).values(), part, f"{found.name} {key}",
                                   f"{where}: [{key}]")
         return checked
     method = table.get("method", KINDS[kind].default) if kind else ""
     if kind and method not in methods:
         raise VplError(f"{where}: method = {method!r}: no such method",
                        near_name(str(method), methods))
-    return _check(settings_with(found, method), table, found.name, where)
+    return _check(settings_with(found, method).values(), table, found.name, where)
 
 
-def _check(entries: Sequence[Described], table: Values, command: str, where: str) -> Values:
+def _check(entries: Iterable[Described], table: Values, command: str, where: str) -> Values:
     options = {flag[2:]: entry for entry in entries if not entry.positional
                for flag in (entry.flag, *entry.aliases)}
     if by_hand := [key for key in table if key in options and options[key].by_hand]:

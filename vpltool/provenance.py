@@ -30,8 +30,7 @@ def _strange(header: Header, found: FoundStage) -> str:
     """What vpltool does not write into a header; empty if it may have written this one."""
     if header.kind not in found.stage.writes:
         return f"says that {found.name} made it, which makes no {header.kind}"
-    entries = {entry.name: entry for entry in settings_with(
-        found, str(header.call.get("method", "")))}
+    entries = settings_with(found, str(header.call.get("method", "")))
     for setting in (*header.call, *header.sources):
         if setting != "out" and setting in entries and entries[setting].by_hand:
             return f"gives `{setting}`, which is only said by hand"

@@ -140,10 +140,3 @@ def stage_settings(found: FoundStage, values: Mapping[str, object],
                      named & theirs)
     rest = {name: value for name, value in values.items() if name not in theirs}
     return make(stage.settings, rest | {"method": method}, named - theirs, of_method)
-
-
-def setting_names(found: FoundStage, method: str = "") -> tuple[str, ...]:
-    """Names of the settings of a stage together with those of a method, if there is one."""
-    methods = find_methods(found.stage.methods) if found.stage.methods else {}
-    theirs = names_of(methods[method].settings) if method in methods else ()
-    return tuple(dict.fromkeys((*names_of(found.stage.settings), *theirs)))

@@ -73,20 +73,25 @@ def _option(name: str, value: object, stage: str) -> str:
 
 
 def all_settings(found: FoundStage) -> list[Described]:
-    """Settings of a stage, and of all its methods."""
+    """List the settings of a stage, and of all its methods."""
     entries = list(described(found.stage.settings))
     for method in find_methods(found.stage.methods).values() if found.stage.methods else ():
         entries += described(method.settings)
     return entries
 
 
-def settings_with(found: FoundStage, method: str) -> list[Described]:
-    """Settings of a stage, and of one of its methods; of the default one where none is named."""
-    entries, kind = list(described(found.stage.settings)), found.stage.methods
-    if kind and (method := method or KINDS[kind].default):
-        methods = find_methods(kind)
-        entries += described(methods[method].settings) if method in methods else ()
-    return entries
+def settings_with(found: FoundStage, method: str | None = "") -> dict[str, Described]:
+    """Return the settings of a stage and one of its methods by name, the stage's first.
+
+    Without a name, the method is the default one; with None, the stage's own are returned.
+    """
+    settings = {entry.name: entry for entry in described(found.stage.settings)}
+    kind = found.stage.methods
+    if kind and method is not None and (name := method or KINDS[kind].default):
+        chosen = find_methods(kind).get(name)
+        for entry in described(chosen.settings) if chosen else ():
+            settings.setdefault(entry.name, entry)
+    return settings
 
 
 def flag_words(entry: Described, value: object) -> list[str]:
@@ -114,8 +119,8 @@ def command_line(name: str, values: Mapping[str, object], program: Sequence[str]
     if stage.subcommands:
         words.append(str(values.pop("method", "")))
     entries = settings_with(found, str(method))
-    values = renamed(values, entries)
-    for entry in sorted(entries, key=lambda entry: not entry.positional):
+    values = renamed(values, entries.values())
+    for entry in sorted(entries.values(), key=lambda entry: not entry.positional):
         if entry.name in values and values[entry.name] is not None:
             words += flag_words(entry, values[entry.name])
     return shlex.join(words)

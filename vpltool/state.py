@@ -65,8 +65,7 @@ class Artifact:
 
     def call(self) -> Values:
         """Return the settings that recompute it, with paths relative to the current folder."""
-        entries = {entry.name: entry for entry in settings_with(
-            self.stage, str(self.header.call.get("method", "")))}
+        entries = settings_with(self.stage, str(self.header.call.get("method", "")))
         call = {name: self._seen(value) if name in entries and entries[name].type is Path else value
                 for name, value in self.header.call.items()}
         for role, source in self.header.sources.items():

@@ -23,9 +23,8 @@ from vpltool.recipes import find_recipe
 from vpltool.recipes.parse import commands_of, read_recipe
 from vpltool.recipes.runner import checked_steps, run_call
 from vpltool.recipes.terms import check_paths
-from vpltool.run import setting_names
 from vpltool.settings import Settings, setting
-from vpltool.shell import to_shell
+from vpltool.shell import settings_with, to_shell
 from vpltool.stage import Stage
 
 
@@ -149,7 +148,7 @@ def _run_line(ray: ModuleType, work: Path, words: Sequence[str], settings: RaySe
               update: bool) -> list[Outcome]:
     """Run a line as tasks, and wait for all of them."""
     call = parse_line(words)
-    names = setting_names(call.found, str(call.values.get("method", "")))
+    names = settings_with(call.found, str(call.values.get("method", "")))
     has = ray.cluster_resources()
     gpus = settings.gpus if settings.gpus >= 0 else float("GPU" in has)
     gpus = gpus if "device" in names else 0

@@ -17,8 +17,8 @@ from vpltool.parallel.signals import interrupt
 from vpltool.preset import Preset
 from vpltool.recipes.parse import Recipe, Rounds, Step, commands_of, steps_of
 from vpltool.recipes.terms import Terms, terms_of
-from vpltool.run import run_stage, setting_names
-from vpltool.shell import to_shell
+from vpltool.run import run_stage
+from vpltool.shell import settings_with, to_shell
 
 
 @dataclass
@@ -123,7 +123,7 @@ def run_call(call: Call, work: Path, *, update: bool = True) -> object:
         VplError: what the stage raises.
     """
     values = dict(call.values)
-    if update and "update" in setting_names(call.found, str(values.get("method", ""))):
+    if update and "update" in settings_with(call.found, str(values.get("method", ""))):
         values["update"] = True
     return run_stage(call.found, work, values, given=call.given, preset=call.preset)
 

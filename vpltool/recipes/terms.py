@@ -165,8 +165,8 @@ def _filled(recipe: Recipe) -> Iterator[tuple[str, Described, str]]:
         if not words or words[0] not in stages:
             continue
         found = stages[words[0]]
-        entries = (settings_with(found, words[1]) if found.stage.subcommands and words[1:]
-                   else all_settings(found))
+        entries = (list(settings_with(found, words[1]).values())
+                   if found.stage.subcommands and words[1:] else all_settings(found))
         places = [entry for entry in entries if entry.positional]
         for before, word in zip(words, words[1:], strict=False):
             match = _VALUE.fullmatch(word)
