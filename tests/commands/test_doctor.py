@@ -17,7 +17,7 @@ from conftest import TRAIN, Run, prepare
 from PIL import Image
 
 from vpltool.commands import doctor
-from vpltool.commands._damage import removal
+from vpltool.commands.doctor import removal
 from vpltool.formats import describe, write_tensors
 from vpltool.formats.whereabouts import short_path
 
