@@ -20,8 +20,7 @@ from vpltool.methods import KINDS as METHOD_KINDS
 from vpltool.methods import find_methods
 from vpltool.preset import read_preset
 from vpltool.presets import preset_files
-from vpltool.recipes import recipe_files
-from vpltool.recipes.parse import read_recipe
+from vpltool.recipes.parse import read_recipe, recipe_files
 from vpltool.settings import Settings, described
 from vpltool.shell import to_shell
 from vpltool.stages import FoundStage, find_stages

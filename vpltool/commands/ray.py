@@ -19,8 +19,7 @@ from vpltool.errors import PhotosFailed, VplError, counted
 from vpltool.formats import open_workspace
 from vpltool.formats.shards import check_alone
 from vpltool.lazy import torch
-from vpltool.recipes import find_recipe
-from vpltool.recipes.parse import commands_of, read_recipe
+from vpltool.recipes.parse import commands_of, find_recipe, read_recipe
 from vpltool.recipes.runner import checked_steps, run_call
 from vpltool.recipes.terms import check_paths
 from vpltool.settings import Settings, setting

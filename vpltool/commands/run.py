@@ -17,8 +17,7 @@ from vpltool.formats.shards import check_alone
 from vpltool.formats.started import LineWord, read_started, write_started
 from vpltool.parallel import device, processes
 from vpltool.preset import read_preset
-from vpltool.recipes import find_recipe, recipe_files
-from vpltool.recipes.parse import Recipe, Rounds, read_recipe
+from vpltool.recipes.parse import Recipe, Rounds, find_recipe, read_recipe, recipe_files
 from vpltool.recipes.runner import Job, checked_steps, run_steps, shell_lines
 from vpltool.recipes.runs import (
     keep_sheets,
@@ -100,7 +99,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     check_encoders(terms, steps, path)
 
     on_cpu = device.find_device("auto").type == "cpu"
-    job = Job(path, preset, terms=terms, processes=settings.jobs or (
+    job = Job(path, preset, terms, processes=settings.jobs or (
         processes.core_count() + 1 if on_cpu else 1))
     console.note(recipe.title)
     words = _line(recipe, settings, given)
