@@ -14,7 +14,7 @@ from vpltool.errors import PhotosFailed, VplError, counted, fix_and_repeat
 from vpltool.formats.kinds import folder_of
 from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.shards import check_alone
-from vpltool.formats.started import LineWord, read_started, write_started
+from vpltool.formats.started import Word, read_started, write_started
 from vpltool.parallel import device, processes
 from vpltool.preset import read_preset
 from vpltool.recipes.parse import Recipe, Rounds, find_recipe, read_recipe, recipe_files
@@ -69,10 +69,6 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     Example: vpltool run own-photos photos=PHOTOS tags=tags.csv
 
     Next: vpltool status
-
-    Args:
-        path: the workspace folder.
-        settings: which recipe, with which values.
 
     Returns:
         paths of what the lines made; the lines, for a dry run.
@@ -130,25 +126,23 @@ def show(result: list[Path] | list[str], values: Mapping[str, object]) -> str:
     return "\n".join(map(str, result)) if values.get("dry_run") else ""
 
 
-def _line(recipe: Recipe, settings: RunSettings, given: Mapping[str, str]) -> list[LineWord]:
-    """The words that run the recipe again; what is a path is told, so that it can be moved."""
+def _line(recipe: Recipe, settings: RunSettings, given: Mapping[str, str]) -> list[Word]:
+    """Return the words that run the recipe again, with paths apart, so that they can be moved."""
     paths = path_names(recipe)
-    file = None if recipe.name in recipe_files() else recipe.path
-    words = [LineWord("run"), LineWord(path=file) if file else LineWord(recipe.name)]
+    words: list[Word] = ["run", recipe.name if recipe.name in recipe_files() else ("", recipe.path)]
     for name, value in given.items():
         text, found = path_in(value, is_path=name in paths)
-        words.append(LineWord(f"{name}={text}", Path(found) if found else None))
+        words.append((f"{name}={text}", Path(found)) if found else f"{name}={text}")
     if settings.preset:
         path = Path(settings.preset)
-        words += [LineWord("--preset"),
-                  LineWord(path=path) if path.is_file() else LineWord(settings.preset)]
-    return [*words, *(map(LineWord, ["--jobs", str(settings.jobs)]) if settings.jobs else ())]
+        words += ["--preset", ("", path) if path.is_file() else settings.preset]
+    return [*words, *(["--jobs", str(settings.jobs)] if settings.jobs else ())]
 
 
 def _kept_precision(recipe: Recipe, given: Mapping[str, str], path: Path) -> dict[str, str]:
-    """What `precision=auto` keeps to: the number format of the features that are there.
+    """Replace `precision=auto` by the number format of the present features.
 
-    So a workspace that has moved to another machine is not computed anew.
+    So a workspace that has moved to another machine is not recomputed.
     """
     found = sorted(folder_of(path, "features").glob(f"*/{MANIFEST}"))
     if not found or recipe.filled(given, path).get("precision") != "auto":
@@ -160,7 +154,7 @@ def _kept_precision(recipe: Recipe, given: Mapping[str, str], path: Path) -> dic
 
 def _given(recipe: Recipe, words: tuple[str, ...], work: Path, last: Mapping[str, str]
            ) -> dict[str, str]:
-    """Name to value; the hint of an error is the whole line, corrected as far as it is clear."""
+    """Parse the values; the hint of an error is the whole line, corrected as far as possible."""
     if any(word.startswith("=") for word in words):
         joined = re.sub(r" ?= ?", "=", shlex.join(words))
         raise VplError("a value is written NAME=VALUE, without spaces",

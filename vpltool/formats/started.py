@@ -23,12 +23,8 @@ PICTURES = "pictures/"
 """Folder of the workspace with the pictures of runs."""
 
 
-@dataclass(frozen=True)
-class LineWord:
-    """A word of a command line: text, then an optional path, such as `photos=` and a folder."""
-
-    text: str = ""
-    path: Path | None = None
+Word = str | tuple[str, Path]
+"""A word of a command line: text, or text and then a path, such as `photos=` and a folder."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class StartedRecipe:
     runs: tuple[FinishedRun, ...] = ()
 
 
-def write_started(work: Path, name: str, words: Iterable[LineWord], *, done: bool,
+def write_started(work: Path, name: str, words: Iterable[Word], *, done: bool,
                   runs: Sequence[FinishedRun] = ()) -> None:
     """Record which recipe was started and how; does nothing if there is no workspace yet.
 
@@ -70,8 +66,8 @@ def write_started(work: Path, name: str, words: Iterable[LineWord], *, done: boo
     """
     if (work / "workspace.json").exists():
         write_json(work / FILE, {"recipe": name, "done": done, "words": [
-            word.text if word.path is None else
-            {"text": word.text, "path": relative_to(word.path, work)} for word in words],
+            word if isinstance(word, str) else
+            {"text": word[0], "path": relative_to(word[1], work)} for word in words],
             **({"runs": [asdict(run) for run in runs]} if runs else {})})
 
 
