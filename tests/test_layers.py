@@ -214,7 +214,8 @@ not a result; a split that the workspace has."""
 
 def test_shared_settings_have_one_meaning() -> None:
     """A setting of options.py is taken from there by every stage and method, not made again."""
-    shared = {name for name, _ in inspect.getmembers(options, inspect.isfunction)} - {"setting"}
+    shared = {name for name, made in vars(options).items() if name != "setting" and (
+        inspect.isfunction(made) or isinstance(made, functools.partial))}
     assert shared > {"device", "precision", "workers", "seed", "overwrite", "out", "split"}
     for found in find_stages().values():
         for entry in all_settings(found):
