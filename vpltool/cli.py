@@ -16,7 +16,7 @@ from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
 from vpltool.errors import ReaderGone, VplError, explain
 from vpltool.formats.shards import rank_of_process
-from vpltool.formats.whereabouts import check_folder, near_workspace
+from vpltool.formats.workspace import check_folder, near_workspace
 from vpltool.parallel import signals
 from vpltool.preset import read_preset
 from vpltool.shell import to_shell

@@ -1,8 +1,10 @@
-"""Validation of names that become paths."""
+"""Names that become paths, and short forms of paths."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
+from pathlib import Path
 
 _LONGEST = 255 - len(".safetensors")
 """Bytes of a file's name that systems allow, less the longest suffix of a result."""
@@ -46,3 +48,9 @@ def csv_id(name: str) -> str:
 def id_of_csv(field: str) -> str:
     """Return the id that `csv_id` has written."""
     return field[1:] if field[:1] == "'" and field[1:2] in _FORMULA else field
+
+
+def short_path(path: Path) -> str:
+    """Return a path relative to the current folder, or absolute if that is shorter."""
+    whole = path.resolve()
+    return min(os.path.relpath(whole), str(whole), key=len)

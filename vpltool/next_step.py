@@ -13,8 +13,8 @@ from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.changes import last_call
 from vpltool.formats.kinds import called, results_of
 from vpltool.formats.started import read_started
-from vpltool.formats.whereabouts import short_path
 from vpltool.methods import find_methods
+from vpltool.names import short_path
 from vpltool.settings import Values, described
 from vpltool.shell import command_line, program
 from vpltool.stages.prepare import changes_since

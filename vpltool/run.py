@@ -14,7 +14,7 @@ from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.atomic import remove_leftovers
 from vpltool.formats.header import under_preset
 from vpltool.formats.shards import find_shard, rank_of_process, shard_of_environment
-from vpltool.formats.whereabouts import check_folder
+from vpltool.formats.workspace import check_folder
 from vpltool.methods import KINDS, find_method, find_methods
 from vpltool.parallel.device import find_device, settle_precision
 from vpltool.parallel.once import once, write_alone, writer

@@ -24,7 +24,7 @@ from vpltool.formats.kinds import KINDS, SECOND_FOLDER, called, folders_of, resu
 from vpltool.formats.manifest import PHOTO_FOLDERS, manifest_of, orphaned_folders
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
-from vpltool.formats.whereabouts import short_path
+from vpltool.names import short_path
 from vpltool.provenance import check_header
 from vpltool.settings import Values, described
 from vpltool.shell import command_line, program, settings_with

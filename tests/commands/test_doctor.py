@@ -19,7 +19,7 @@ from PIL import Image
 from vpltool.commands import doctor
 from vpltool.commands.doctor import removal
 from vpltool.formats import describe, write_tensors
-from vpltool.formats.whereabouts import short_path
+from vpltool.names import short_path
 
 
 def findings(run: Run, work: Path) -> list[dict[str, Any]]:

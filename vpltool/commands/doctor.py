@@ -28,7 +28,7 @@ from vpltool.formats.input_folders import faults_in
 from vpltool.formats.kinds import folders_of, results_of
 from vpltool.formats.manifest import MANIFEST, first_header, manifest_of, orphaned_folders
 from vpltool.formats.storage import check_file, salvaged_header
-from vpltool.formats.whereabouts import short_path
+from vpltool.names import short_path
 from vpltool.next_step import prepare_line
 from vpltool.settings import Settings, setting
 from vpltool.shell import command_line, program, to_shell
@@ -237,8 +237,8 @@ def _weights(workspace: Workspace) -> Iterator[Finding]:
     for what, option in options.items():
         try:
             if what == "CLIP":
-                names = models.find_source(workspace.model, workspace.pretrained,
-                                           workspace.path).names.values()
+                names = [*models.find_source(
+                    workspace.model, workspace.pretrained, workspace.path).names.values()]
             else:
                 names = [workspace.main_encoder]
                 if file := encoders.find_encoder(workspace.encoder, (workspace.path,)).weights:

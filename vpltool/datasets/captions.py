@@ -12,7 +12,7 @@ from vpltool.datasets.tags import remark_on, some
 from vpltool.errors import VplError, counted, other_case
 from vpltool.formats import Photo
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
-from vpltool.formats.json_stream import read_span, stream_objects
+from vpltool.formats.streams import read_span, stream_objects
 
 _PARTS = {"images": {"id": NUMBER, "file_name": TEXT},
           "annotations": {"image_id": NUMBER, "caption": TEXT}}

@@ -14,9 +14,8 @@ from typing import Any
 from vpltool.errors import VplError
 from vpltool.formats.fields import FLAG, OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.storage import read_json, write_json
-from vpltool.formats.whereabouts import short_path
 from vpltool.formats.workspace import relative_to
-from vpltool.names import leads_out
+from vpltool.names import leads_out, short_path
 
 FILE = "recipe.json"
 PICTURES = "pictures/"

@@ -20,7 +20,7 @@ from vpltool.datasets.tags import tags_of
 from vpltool.datasets.words import VOC, read_lines
 from vpltool.errors import VplError, counted, other_case, part_of
 from vpltool.formats import Photo
-from vpltool.formats.xml_stream import parse_xml
+from vpltool.formats.streams import parse_xml
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import setting
 
