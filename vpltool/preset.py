@@ -1,4 +1,4 @@
-"""Reading a preset: what it may set is what the stages and their methods declare."""
+"""Reading presets, which may set what the stages and their methods declare."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ else:
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset that was read and checked.
+    """A checked preset.
 
     Args:
-        identity: hash of what it sets; comments, order and layout do not count.
-        defaults: command to setting to value; a command with subcommands holds theirs.
+        identity: hash of its values, independent of comments, order and layout.
+        defaults: command to setting to value; with subcommands, command to method to both.
     """
 
     name: str
@@ -35,15 +35,14 @@ class Preset:
     defaults: Values
 
     def values(self, found: FoundStage, method: str = "") -> Values:
-        """What it sets for a stage, or for a subcommand of it."""
+        """Return its values for a stage, or for a subcommand of the stage."""
         values: Values = self.defaults.get(found.name, {})
         return dict(values.get(method, {})) if found.stage.subcommands else dict(values)
 
     def record(self, found: FoundStage, values: Mapping[str, object]) -> Values:
-        """The record for headers, see `under_preset`; empty if the preset does not set the stage.
+        """Return the record for headers, see `under_preset`; empty if it does not set the stage.
 
-        Args:
-            values: what the stage is called with; those that are not the preset's are listed.
+        Those of the call's `values` that differ from the preset's are listed in it.
         """
         method = str(values.get("method", ""))
         sets = self.values(found, method)
@@ -54,14 +53,11 @@ class Preset:
 
 
 def read_preset(choice: str) -> Preset:
-    """Read a preset by name or path, and check all of it.
-
-    Args:
-        choice: name of one that comes with vpltool, or a TOML file with a table a command.
+    """Read and check a preset, given by name or as a TOML file with a table per command.
 
     Raises:
-        VplError: there is no such preset, it is not TOML, or it sets what no command has, or to a
-            value that the command would not take; the file and the key are named.
+        VplError: there is no such preset, it is not TOML, or it has an unknown setting or a value
+            that the command would not accept; the file and the key are named.
     """
     path = find_preset(choice)
     try:
