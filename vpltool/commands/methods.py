@@ -66,9 +66,9 @@ def run(_path: Path, settings: MethodsSettings) -> list[Entry]:
             raise VplError(f"{kinds[0].name} has no method `{settings.name}`",
                            near_name(settings.name, methods))
         return [_kind(kinds[0]) | {"methods": [_details(methods[settings.name])]}]
-    told = _details if settings.markdown else _summary
+    describe = _details if settings.markdown else _summary
     return [_kind(kind) | ({"given": list(map(_given, kind.given))} if settings.markdown else {})
-            | {"methods": [told(method) for method in find_methods(kind.name).values()]}
+            | {"methods": [describe(method) for method in find_methods(kind.name).values()]}
             for kind in kinds]
 
 
@@ -81,7 +81,7 @@ def _kind(kind: MethodKind) -> Entry:
 
 
 def _given(name: str) -> Entry:
-    """What a class says of itself and of its fields."""
+    """Describe an input class and its fields by its docstring."""
     from vpltool.methods import inputs
 
     found = Pixels if name == Pixels.__name__ else getattr(inputs, name)
@@ -109,9 +109,9 @@ def _details(method: Method) -> Entry:
 
 
 def show(result: list[Entry], values: Mapping[str, object]) -> str:
-    """Format the list, all about one method, or the page."""
+    """Format the list, the description of one method, or the page."""
     if values.get("markdown"):
-        return _page(result, whole=not values.get("kind"))
+        return "\n\n".join([*([] if values.get("kind") else [_INTRO]), *map(_section, result)])
     if values.get("name"):
         return _format_details(result[0], result[0]["methods"][0])
     return "\n\n".join(_format_kind(kind) for kind in result)
@@ -149,10 +149,6 @@ Nothing else has to be changed: options, headers and checks follow from the file
 section says what its function is given; the classes are in `vpltool.methods.inputs`. [A whole
 example](../design.md#a-method-is-a-file) is in the design. `vpltool methods` lists all methods,
 including yours, and `vpltool methods KIND NAME` prints the section below about one of them."""
-
-
-def _page(kinds: list[Entry], *, whole: bool) -> str:
-    return "\n\n".join(([_INTRO] if whole else []) + [_section(kind) for kind in kinds])
 
 
 def _section(kind: Entry) -> str:

@@ -1,4 +1,4 @@
-"""`ray`: a command or a recipe over a Ray cluster, a task for each shard of the photos."""
+"""`ray`: runs a command or a recipe on a Ray cluster, with a task per shard of the photos."""
 
 from __future__ import annotations
 
@@ -67,37 +67,37 @@ def run(path: Path, settings: RaySettings) -> list[str]:
     """
     is_recipe, lines = _lines(path, settings.line)
     check_alone("a Ray job")
-    said: dict[str, None] = {}
+    printed: dict[str, None] = {}
     failed: dict[str, None] = {}
-    # Ray itself prints to stdout, such as a line about a worker that died.
+    # Ray prints to stdout, such as a line about a worker that died.
     with contextlib.redirect_stdout(sys.stderr), _cluster() as ray:
         for words in lines:
             console.note(f"vpltool {shlex.join(words)}")
             for outcome in _run_line(ray, path.resolve(), words, settings, update=is_recipe):
-                said.update(dict.fromkeys(outcome.said))
+                printed.update(dict.fromkeys(outcome.lines))
                 failed.update(dict.fromkeys(outcome.photos))
     if failed:
         raise PhotosFailed(
             f"{counted(len(failed), 'photo', 'photos')} failed, the others are done: "
             f"{some(list(failed))}",
-            "fix them and run the same command again: only these are processed", list(said),
+            "fix them and run the same command again: only these are processed", list(printed),
             list(failed))
-    return list(said)
+    return list(printed)
 
 
 def show(result: list[str], _values: object) -> str:
-    """Format what the lines returned."""
+    """Format the results of the lines."""
     return "\n".join(result)
 
 
 def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
-    """Whether a line is a recipe, and the lines to run; each is checked."""
+    """Return whether a line is a recipe, and the lines to run, each checked."""
     call = parse_line(line) if line else None
     if call is None:
         raise VplError("no command is given", "vpltool ray -- extract --split train")
     if call.found.name != "run":
         if not call.found.stage.begins:
-            # Before a cluster is started for nothing.
+            # Check the workspace before a cluster is started.
             open_workspace(path)
         return False, [list(line)]
     recipe = read_recipe(find_recipe(call.values["recipe"]))
@@ -110,7 +110,7 @@ def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
 
 @contextlib.contextmanager
 def _cluster() -> Iterator[ModuleType]:
-    """Join the cluster that RAY_ADDRESS names, or start one here; a joined one is left running."""
+    """Join the cluster of RAY_ADDRESS, or start one here; a joined cluster is left running."""
     try:
         import ray
     except ImportError as error:
@@ -119,7 +119,7 @@ def _cluster() -> Iterator[ModuleType]:
     if ray.is_initialized():
         yield ray
         return
-    # A cluster on this machine would be nice to everybody else, unlike any other launcher.
+    # Ray lowers the priority of local workers, unlike any other launcher.
     os.environ.setdefault("RAY_worker_niceness", "0")
     kept = {name: value for name, value in os.environ.items() if name.startswith("VPLTOOL_")}
     try:
@@ -136,9 +136,9 @@ def _cluster() -> Iterator[ModuleType]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task: what its line returned, ids of photos that failed, or an error."""
+    """The outcome of a task: printed lines, ids of failed photos, or message and hint."""
 
-    said: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
     photos: tuple[str, ...] = ()
     error: tuple[str, str] | None = None
 
@@ -178,7 +178,7 @@ def _run_line(ray: ModuleType, work: Path, words: Sequence[str], settings: RaySe
 
 
 def _at_once(has: dict[str, float], cpus: float, gpus: float) -> int:
-    """Number of tasks that run at the same time on a cluster."""
+    """Return the number of tasks that a cluster can run at the same time."""
     fits = [has.get(name, 0) / need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
     return max(1, int(min(fits, default=1)))
 

@@ -122,7 +122,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
 
 
 def show(result: list[Path] | list[str], values: Mapping[str, object]) -> str:
-    """Format the lines of a dry run; what a recipe made, its last lines have named."""
+    """Format the lines of a dry run; otherwise the last lines have printed the results."""
     return "\n".join(map(str, result)) if values.get("dry_run") else ""
 
 
