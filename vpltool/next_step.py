@@ -1,4 +1,4 @@
-"""Advice on the next command: the first step that is not done, and what `prepare` has to read."""
+"""Advice on the next command: the first step that is not done, and changes since `prepare`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from vpltool.stages.prepare import changes_since
 from vpltool.state import Artifact, State, read_state
 
 _WORDLESS = (("features", "features", "extract"), ("prototypes", "prototypes", "tag-prototypes"))
-"""How the pipeline begins where an encoder takes the CLIP's place."""
+"""The beginning of the pipeline with an encoder in place of a CLIP."""
 
 _PIPELINE = (("prototypes", "text prototypes", "text-prototypes"),
              ("features", "features", "extract"), ("cams", "CAMs", "cam"),
              ("masks", "masks", "crf"), ("decoder", "a segmenter", "train-decoder"),
              ("predictions", "predictions", "predict"))
-"""Kind of file, what people call it, and the stage that makes it."""
+"""Kind of file, its name for people, and the stage that makes it."""
 
 
 class Step(NamedTuple):
@@ -63,7 +63,7 @@ def next_step(workspace: Workspace, state: State) -> Step:
 
 
 def _tagging(workspace: Workspace, state: State) -> Step | None:
-    """What gives photos tags; None where text prototypes come first, as in any workspace."""
+    """Return the step that gives photos tags; None if text prototypes come first as usual."""
     why = "no photo has a tag"
     if not workspace.has_words:
         return _step(workspace, why, "prepare", method="folder", images="PHOTOS",
@@ -75,13 +75,13 @@ def _tagging(workspace: Workspace, state: State) -> Step | None:
 
 
 def _kinds(workspace: Workspace, state: State) -> set[str]:
-    """Kinds of what the pipeline has made; a CLIP beside an encoder makes its own beside it."""
+    """Return the kinds that the pipeline has made, without those of a CLIP beside an encoder."""
     return {artifact.header.kind for artifact in state.in_order if not workspace.encoder or (
         artifact.header.command != "text-prototypes" and "encoder" not in artifact.header.options)}
 
 
 def _values(workspace: Workspace, state: State, stage: str) -> Values:
-    """The settings without which a stage would not know what to take."""
+    """Return the settings that a stage needs to find its inputs."""
     splits = _splits(workspace)
     split = {} if "train" in splits else {"split": splits[0]}
     if stage == "crf":
@@ -99,7 +99,7 @@ def _values(workspace: Workspace, state: State, stage: str) -> Values:
 
 
 def _looking(workspace: Workspace, state: State) -> Step:
-    """Scores, where there are true masks; then the report."""
+    """Return the step after predictions: scores, if there are true masks; then the report."""
     found = _last(state, "predictions")
     scored = any(results_of(workspace.path, "scores"))
     if not scored and found and found.path.name in _splits(workspace) and any(
@@ -122,7 +122,7 @@ def _splits(workspace: Workspace) -> list[str]:
 
 
 def _last(state: State, kind: str) -> Artifact | None:
-    """The result of a kind that was made last; of masks, those to learn from."""
+    """Return the latest result of a kind; of masks, those with ignored pixels."""
     found = [artifact for artifact in state.in_order if artifact.header.kind == kind
              and not artifact.path.parent.name.endswith("-full")]
     return max(found, key=lambda artifact: (artifact.path / "artifact.json").stat().st_mtime_ns,
@@ -134,13 +134,13 @@ def _source(state: State, artifact: Artifact | None, role: str) -> Artifact | No
 
 
 def _named(setting: str, artifact: Artifact | None) -> Values:
-    """Name what is to be taken, unless a stage finds it by itself."""
+    """Return a setting that names an input, unless a stage finds it without."""
     name = artifact.path.parent.name if artifact else ""
     return {} if name in ("", *BEST_FIRST) else {setting: name}
 
 
 def advice(work: Path) -> str:
-    """Say where a workspace stands and what comes next, with the line to type.
+    """Format the state of a workspace and its next step, with the line to type.
 
     Raises:
         VplError: a file of it is damaged.
@@ -152,18 +152,18 @@ def advice(work: Path) -> str:
     counts = [f"{sum(split in photo.splits for photo in photos)} in {split}"
               for split in _splits(workspace)]
     failed = {name for failure in state.failures() for name in failure.photos}
-    told = [counted(len(failed), "photo", "photos") + " failed and "
-            + ("is" if len(failed) == 1 else "are")
-            + f" left out; this says why: {command_line('doctor', {}, program(work))}"]
+    failures = [counted(len(failed), "photo", "photos") + " failed and "
+                + ("is" if len(failed) == 1 else "are")
+                + f" left out; this says why: {command_line('doctor', {}, program(work))}"]
     return "\n".join([
         f"{workspace.name}: {counted(len(photos), 'photo', 'photos')} ({', '.join(counts)}), "
-        f"{counted(len(workspace.classes), 'class', 'classes')}", *(told if failed else ()),
+        f"{counted(len(workspace.classes), 'class', 'classes')}", *(failures if failed else ()),
         f"{step.why}:", "", f"    {step.line}", "",
         f"Results: {shlex.join([*program(work), 'status'])}. All commands: vpltool --help"])
 
 
 def prepare_line(workspace: Workspace) -> str:
-    """Return the line that prepared the workspace last; without what it remembers anyway.
+    """Return the last line of `prepare`, with only those settings that it does not remember.
 
     `changes.jsonl` is data, so the line is printed and not run.
     """
@@ -180,9 +180,9 @@ def prepare_line(workspace: Workspace) -> str:
 
 
 def warn_of_changes(workspace: Workspace) -> bool:
-    """Warn where photos or the CSV of tags have changed since `prepare`; tell whether they have."""
+    """Warn if photos or the CSV of tags have changed since `prepare`; return whether they have."""
     try:
-        # What `prepare` has said of odd files is not said again.
+        # `prepare` has warned about odd files already.
         with console.heard_by(console.Silence()):
             changes = changes_since(workspace)
     except VplError as error:
