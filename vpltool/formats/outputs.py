@@ -12,7 +12,7 @@ from vpltool.errors import OtherSettings, PhotosFailed, VplError, counted, fix_a
 from vpltool.formats.atomic import PART, Batch, remove_leftovers
 from vpltool.formats.changes import difference, tell_options
 from vpltool.formats.header import Header, is_stale
-from vpltool.formats.kinds import KINDS, kind_named
+from vpltool.formats.kinds import KINDS, check_labels, check_values, kind_named
 from vpltool.formats.labels import write_labels
 from vpltool.formats.manifest import (
     MANIFEST,
@@ -30,7 +30,6 @@ from vpltool.formats.manifest import (
 from vpltool.formats.packed import PACKED
 from vpltool.formats.shards import WHOLE, Shard
 from vpltool.formats.storage import describe, write_json, write_tensors
-from vpltool.formats.values import check_labels, check_values
 from vpltool.lazy import np, npt, torch
 
 _DEEPEST = 50
