@@ -274,7 +274,6 @@ def _options_of(found: FoundStage, method: Method | None) -> Any:
 
 
 def _switch(name: str, flag: str, text: str, *more: str) -> inspect.Parameter:
-    """Make the parameter of a switch that the command line adds to a stage's settings."""
     option = typer.Option(flag, *more, help=text, rich_help_panel=RUNNING)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False,
                              annotation=Annotated[bool, option])
@@ -396,7 +395,6 @@ def _values_of(ctx: typer.Context, method: Method | None) -> tuple[Values, set[s
 
 
 def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, object]) -> str:
-    """Format what a preset gives a command, as options."""
     method = str(values.get("method", ""))
     taken = {name: value for name, value in preset.values(found, method).items()
              if values.get(name) == value}
@@ -405,7 +403,6 @@ def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, object]
 
 
 def _print(found: FoundStage, result: object, as_json: bool, values: Mapping[str, object]) -> None:
-    """Print paths, or the report as the stage formats it."""
     if prints_results(found):
         for line in [json.dumps(result)] if as_json else found.lines(result, values):
             print(line)

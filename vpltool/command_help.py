@@ -219,7 +219,6 @@ def _shown(subject: Subject) -> list[Described]:
 
 
 def _topics(subject: Subject) -> dict[str, list[str]]:
-    """Return the lines of each topic by name."""
     shown = {entry.name for entry in _shown(subject)}
     running = [entry for entry in subject.entries if entry.panel == RUNNING]
     rest = [entry for entry in subject.entries
@@ -277,7 +276,6 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _rows(subject: Subject, entries: Sequence[Described]) -> list[str]:
-    """Format a line per setting: option, help, default."""
     left = [_name(entry) for entry in entries]
     width = min(max(map(len, left), default=0), _LEFT)
     return [_row(name, entry.help, _shown_default(entry, subject.defaults), width)
@@ -322,7 +320,6 @@ def _options_named(name: str, entries: Sequence[Described]) -> list[str]:
 
 
 def _option(entry: Described) -> str:
-    """Describe one option."""
     shown = setting_entry(entry)
     lines = textwrap.wrap(f"{shown['option']}  {format_values(shown)}", WIDTH,
                           subsequent_indent="    ")

@@ -85,13 +85,11 @@ class Library(Silence):
 
 
 def _logs() -> bool:
-    """Return whether the program has set up logging."""
     logger = logging.getLogger("vpltool")
     return logger.hasHandlers() or logger.level != logging.NOTSET
 
 
 def _is_watched() -> bool:
-    """Return whether stderr is a terminal, or shown in a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 

@@ -121,7 +121,6 @@ def _hash(root: Path, names: list[str]) -> dict[str, str]:
 
 
 def _memory_of(root: Path) -> Path | None:
-    """Return the cache file of a folder."""
     folder = cache_folder()
     if folder is None:
         return None

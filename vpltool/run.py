@@ -60,7 +60,6 @@ _HOW = ("overwrite", "update", "device", "batch_size", "workers", "precision")
 
 
 def _determining(settings: Settings) -> dict[str, str]:
-    """Return the settings that determine the work."""
     return {name: str(value) for name, value in values_of(settings).items() if name not in _HOW}
 
 

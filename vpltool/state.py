@@ -82,7 +82,6 @@ class Artifact:
                             program(self.work))
 
     def _seen(self, path: Any) -> Any:
-        """Return one or several workspace paths relative to the current folder."""
         return ([short_path(self.work / one) for one in path] if isinstance(path, list)
                 else short_path(self.work / path))
 

@@ -354,13 +354,11 @@ def _again(workspace: Workspace, path: Path) -> str:
 
 
 def _line_of(workspace: Workspace, path: Path, header: Header) -> str:
-    """Return the command that recomputes the file of a header."""
     artifact = _artifact(workspace, path, header)
     return artifact.line() if artifact else command_line("status", {}, program(workspace.path))
 
 
 def _artifact(workspace: Workspace, path: Path, header: Header | None) -> Artifact | None:
-    """Return the artifact of a header; None if no command made it."""
     if header is None or header.command.split()[0] not in find_stages():
         return None
     return Artifact(path.relative_to(workspace.path).as_posix(), path, workspace.path, header)
@@ -425,7 +423,6 @@ def removal(files: Iterable[Path], manifest: Path | None = None) -> str:
 
 
 def _named(words: Iterable[str]) -> str:
-    """List names, the first five of many."""
     found = list(words)
     return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if found[5:] else "")
 

@@ -178,7 +178,6 @@ def _run_line(ray: ModuleType, work: Path, words: Sequence[str], settings: RaySe
 
 
 def _at_once(has: dict[str, float], cpus: float, gpus: float) -> int:
-    """Return the number of tasks that a cluster can run at the same time."""
     fits = [has.get(name, 0) / need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
     return max(1, int(min(fits, default=1)))
 

@@ -203,7 +203,6 @@ def _write_file(path: Path, pictures: Iterator[tuple[str, bytes]],
 
 
 def _about(workspace: Workspace) -> list[tuple[str, str]]:
-    """Describe the workspace by pairs of name and value."""
     photos = workspace.photos()
     splits = Counter(split for photo in photos for split in photo.splits)
     return [
@@ -255,7 +254,6 @@ def _score(content: Mapping[str, Any], path: Path) -> JsonObject:
 
 
 def _artifacts(state: State) -> list[JsonObject]:
-    """List the results of the workspace with inputs, and whether they are up to date."""
     return [{"name": artifact.name, "command": artifact.header.command,
              "settings": settings_shown(artifact.header),
              "preset": format_preset(artifact.header.preset) if artifact.header.preset else "",

@@ -106,7 +106,6 @@ def show(result: list[JsonObject], values: Mapping[str, object]) -> str:
 
 
 def _format_tree(listed: Sequence[JsonObject]) -> str:
-    """Format results as a tree, each below its last input, with size and age."""
     below: dict[str, list[JsonObject]] = {}
     positions = {entry["name"]: position for position, entry in enumerate(listed)}
     for entry in listed:

@@ -165,7 +165,6 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
 
 
 def _converted(rows: Sequence[TagRow], by_key: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Find the photos of rows with the suffix from before a conversion: row id to file name."""
     return {row.id: by_key[_key(row.id)][0] for row in rows
             if Path(row.id).suffix.lower() in _CONVERTIBLE and _key(row.id) in by_key}
 
@@ -184,7 +183,6 @@ def _near_names(rows: Sequence[TagRow], known: Mapping[str, str]) -> dict[str, s
 
 
 def _look_alikes(names: Sequence[str]) -> list[str]:
-    """Return a remark on photos whose names look the same."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
         alike[unicodedata.normalize("NFC", _key(name).strip())].append(name)

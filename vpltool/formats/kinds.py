@@ -325,7 +325,6 @@ def check_form(tensors: Mapping[str, torch.Tensor], usual: Mapping[str, tuple[in
 
 
 def _fault(kind: str, name: str, tensor: torch.Tensor, labels: int) -> str:
-    """Return what is wrong with a tensor; empty if it is valid."""
     if not tensor.numel() or tensor.dtype == torch.bool or tensor.is_complex():
         return ""
     if not tensor.is_floating_point():

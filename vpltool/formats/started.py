@@ -99,7 +99,6 @@ def read_started(work: Path) -> StartedRecipe | None:
 
 
 def _run(content: Any) -> FinishedRun:
-    """Parse a finished run; raise ValueError if it is malformed."""
     check_fields(content, {"recipe": TEXT, "values": TEXT_OF, "scores": OBJECT, "pictures": TEXTS})
     scores = content["scores"]
     if not all(isinstance(score, float) for score in scores.values()):
