@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError, near_name
+from vpltool.json_text import JsonObject
 from vpltool.methods import Method, find_methods
 from vpltool.settings import RUNNING, VALUE_NAMES, Described, described
 from vpltool.shell import settings_with
@@ -30,9 +31,6 @@ WIDTH, LINES = 80, 23
 
 _LEFT = 26
 """Columns of names, if they fit."""
-
-Entry = dict[str, Any]
-"""A setting, a method or a kind of method, as JSON can hold it."""
 
 
 def take_help_topic(ctx: Any, args: list[str], before: Iterable[str] = ()) -> tuple[list[str], str]:
@@ -329,7 +327,7 @@ def _option(entry: Described) -> str:
                                 for reason in entry.no_effect)])
 
 
-def setting_entry(entry: Described) -> Entry:
+def setting_entry(entry: Described) -> JsonObject:
     """Return everything about a setting, as JSON can hold it."""
     needed = entry.default is dataclasses.MISSING
     default = None if needed or entry.default is None else entry.default
@@ -342,7 +340,7 @@ def setting_entry(entry: Described) -> Entry:
             "source": entry.source}
 
 
-def format_values(entry: Entry) -> str:
+def format_values(entry: JsonObject) -> str:
     """Format what a setting takes, and its default: `number, at least 0; default 0.5`."""
     words = [" or ".join(entry["choices"]) if entry["choices"] else _TYPES[entry["type"]]]
     words += [f"at least {entry['low']:g}"] if entry["low"] is not None else []
@@ -361,7 +359,7 @@ _TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true
           "Path": "path"}
 
 
-def format_help(entry: Entry) -> str:
+def format_help(entry: JsonObject) -> str:
     """Format what a setting does, and where its default comes from."""
     return entry["help"] + (f" Source: {entry['source']}." if entry["source"] else "")
 
@@ -381,7 +379,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def settings_table(settings: Sequence[Entry]) -> str:
+def settings_table(settings: Sequence[JsonObject]) -> str:
     """Return settings as a table in Markdown."""
     return table(("setting", "option", "takes", "what it does"),
                  ([f"`{entry['name']}`", f"`{entry['option']}`", format_values(entry),

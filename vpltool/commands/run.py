@@ -19,16 +19,7 @@ from vpltool.parallel import device, processes
 from vpltool.preset import read_preset
 from vpltool.recipes.parse import Recipe, Rounds, find_recipe, read_recipe, recipe_files
 from vpltool.recipes.runner import Job, checked_steps, run_steps, shell_lines
-from vpltool.recipes.runs import (
-    keep_sheets,
-    last_values,
-    run_of,
-    sheets_of,
-    table_of,
-    tell_values,
-    warn_of_unused,
-    with_run,
-)
+from vpltool.recipes.runs import keep_sheets, last_values, run_of, table_of, tell_values, with_run
 from vpltool.recipes.terms import check_encoders, check_paths, path_in, path_names
 from vpltool.settings import RUNNING, Settings, setting
 from vpltool.shell import program
@@ -85,8 +76,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     preset = read_preset(settings.preset) if settings.preset else None
     taken = given | _kept_precision(recipe, given, path)
     steps, terms = checked_steps(recipe, taken, path, preset)
-    tell_values(recipe, last, typed)
-    warn_of_unused(recipe, steps, taken, typed, path)
+    tell_values(recipe, last, typed, steps, taken, path)
     if settings.dry_run:
         protocol = ["--preset", settings.preset] if preset else []
         return list(shell_lines(steps, ["vpltool", "-C", str(path), *protocol]))
@@ -103,7 +93,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
                   if isinstance(step, Rounds) or not step.heading), len(steps))
     # Until the first step is done, there may be no workspace, or one of other photos.
     run_steps(job, steps[:first])
-    now = run_of(recipe, recipe.filled(given, path), sheets_of(steps, path))
+    now = run_of(recipe, given, steps, path)
     runs = keep_sheets(path, started.runs if started else (), now)
     write_started(path, recipe.name, words, done=False, runs=runs)
     run_steps(job, steps[first:])
