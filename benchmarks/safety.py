@@ -24,7 +24,7 @@ from stages import Bench
 from world import World, make_world
 
 from vpltool import file_hashes
-from vpltool.formats import atomic, outputs, values
+from vpltool.formats import atomic, kinds, outputs
 
 STAGES: tuple[tuple[object, ...], ...] = (
     ("extract", "--split", "train", "--workers", 0, "--keep", "tokens,patches,attention,layers",
@@ -68,10 +68,10 @@ def measure(world: World, words: tuple[object, ...]) -> Trust:
     with (mock.patch.dict(os.environ, cache),
           mock.patch.object(file_hashes, "_hash", spent.timed(
               "hash", file_hashes._hash, time.perf_counter)),
-          mock.patch.object(values, "_fault", spent.timed(
-              "check", values._fault, time.thread_time)),
+          mock.patch.object(kinds, "_fault", spent.timed(
+              "check", kinds._fault, time.thread_time)),
           mock.patch.object(outputs, "check_labels", spent.timed(
-              "check", values.check_labels, time.thread_time)),
+              "check", kinds.check_labels, time.thread_time)),
           mock.patch.object(atomic, "sync", spent.timed("sync", atomic.sync, time.perf_counter))):
         core, began = time.process_time(), time.perf_counter()
         world.run(*words)

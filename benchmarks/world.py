@@ -23,7 +23,8 @@ from vpltool.command import parse_line
 from vpltool.core.photos import photo_size
 from vpltool.demo.scenes import CLASSES, Scene, draw_scene
 from vpltool.formats import Header, read_tensors, write_labels
-from vpltool.run import run_stage, setting_names
+from vpltool.run import run_stage
+from vpltool.shell import settings_with
 
 DATA: dict[str, tuple[dict[tuple[int, int], float], tuple[int, ...]]] = {
     "voc": ({(500, 375): 0.40, (375, 500): 0.15, (500, 333): 0.16, (333, 500): 0.07,
@@ -74,7 +75,7 @@ class World:
         """Run a command of vpltool in this process, files and all; give its seconds."""
         started = time.perf_counter()
         call = parse_line([*map(str, command)])
-        known = setting_names(call.found, str(call.values.get("method", "")))
+        known = settings_with(call.found, str(call.values.get("method", "")))
         device = {"device": str(self.device)} if "device" in known else {}
         with console.heard_by(console.Terminal(quiet=True)):
             run_stage(call.found, self.work, call.values | device, given=call.given)

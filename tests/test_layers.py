@@ -89,7 +89,7 @@ MAY_IMPORT = {
     "provenance": STAGES | {"shell"},
     "state": STAGES | {"run", "shell", "provenance"},
     "completion": {"json_text"},
-    "command_help": STAGES,
+    "command_help": STAGES | {"shell"},
     "command": STAGES | {"run", "shell", "preset", "completion", "command_help"},
     "next_step": STAGES | {"shell", "state"},
     "recipes": STAGES | {"recipes", "run", "shell", "preset", "command", "api", "state"},
@@ -214,7 +214,8 @@ not a result; a split that the workspace has."""
 
 def test_shared_settings_have_one_meaning() -> None:
     """A setting of options.py is taken from there by every stage and method, not made again."""
-    shared = {name for name, _ in inspect.getmembers(options, inspect.isfunction)} - {"setting"}
+    shared = {name for name, made in vars(options).items() if name != "setting" and (
+        inspect.isfunction(made) or isinstance(made, functools.partial))}
     assert shared > {"device", "precision", "workers", "seed", "overwrite", "out", "split"}
     for found in find_stages().values():
         for entry in all_settings(found):

@@ -33,8 +33,7 @@ from vpltool.core.crf import KERNELS
 from vpltool.core.segmenter import Decoder
 from vpltool.core.tower import ATTENTION_BLOCKS
 from vpltool.core.training import WARMUP, make_optimizer
-from vpltool.datasets.prompts import PROMPTS
-from vpltool.datasets.words import COCO, VOC
+from vpltool.datasets.words import COCO, PROMPTS, VOC
 from vpltool.formats import Photo, Workspace, open_workspace, read_labels, read_tensors
 from vpltool.methods import KINDS
 from vpltool.methods.inputs import SegmenterParts
@@ -455,7 +454,7 @@ def default(command: str, option: str) -> Any:
     """Default of an option, with the command's own method."""
     found = find_stages()[command]
     method = KINDS[found.stage.methods].default if found.stage.methods else ""
-    (value,) = (entry.default for entry in settings_with(found, method)
+    (value,) = (entry.default for entry in settings_with(found, method).values()
                 if entry.flag == f"--{option}")
     return value
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Run
 
-from vpltool.run import setting_names
+from vpltool.shell import settings_with
 from vpltool.stages import find_stages
 
 Lines = list[list[str]]
@@ -46,7 +46,7 @@ def lines(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Lines:
 
 
 def is_per_photo(command: str) -> bool:
-    return "shard" in setting_names(find_stages()[command])
+    return "shard" in settings_with(find_stages()[command], None)
 
 
 def identities(work: Path) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from conftest import Run, copy_workspace, draw_scenes, prepare, run_chain, write
 
 from vpltool.command import parse_line
 from vpltool.formats.shards import shard_of
-from vpltool.run import setting_names
+from vpltool.shell import settings_with
 from vpltool.stages import find_stages
 
 PER_PHOTO = ("extract", "embed", "cam", "refine", "crf", "predict", "tag", "propose")
@@ -80,8 +80,8 @@ def test_any_number_of_shards_and_workers_gives_the_same_bytes(
 
 
 def test_the_commands_that_have_shards() -> None:
-    assert {name for name, found in find_stages().items() if "shard" in setting_names(found)} == {
-        *PER_PHOTO, "pack"}
+    assert {name for name, found in find_stages().items()
+            if "shard" in settings_with(found, None)} == {*PER_PHOTO, "pack"}
     for name in (*PER_PHOTO, "pack"):
         assert parse_line([name, "--shard", "1/2"]).values["shard"] == "1/2"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console
-from vpltool.command_help import command_settings
 from vpltool.errors import VplError
 from vpltool.formats import Photo, open_workspace
 from vpltool.methods import KINDS, find_methods
@@ -23,13 +22,13 @@ from vpltool.stages import FoundStage, find_stages
 class Workspace:
     """A workspace folder, with a method for each stage.
 
-    `work.cam(prototypes="vision", method="dense")` does what `vpltool cam --prototypes vision
-    --method dense` does: the same files, the same errors, progress as a bar. It returns what the
-    command would print: a path, several, or a report. `help(work.cam)` lists the settings. Stages
+    `work.cam(prototypes="vision", method="dense")` does the same as `vpltool cam --prototypes
+    vision --method dense`, with the same files and errors, and progress as a bar. It returns what
+    the command prints: a path, several, or a report. `help(work.cam)` lists the settings. Stages
     reread the workspace at each call, so that other programs may change it in between.
 
     Args:
-        path: the folder; it may be empty, or not there yet: `prepare` and `demo` fill it.
+        path: the folder, which may be empty or missing: `prepare` and `demo` fill it.
         preset: protocol whose values replace the defaults, by name or path.
     """
 
@@ -51,7 +50,7 @@ class Workspace:
         return open_workspace(self.path).classes
 
     def photos(self, split: str = "") -> list[Photo]:
-        """Photos of a split, or all.
+        """Return the photos of a split, or all.
 
         Raises:
             VplError: there is no workspace in the folder yet, or no such split.
@@ -64,14 +63,14 @@ class Workspace:
 
         Args:
             recipe: name of a recipe, or its file.
-            values: values of the recipe, as the command line has them: `"photos=photos"`.
+            values: values of the recipe, as on the command line: `"photos=photos"`.
             preset: preset for all commands; default: the workspace's.
-            dry_run: return the command lines without running them.
+            dry_run: whether to return the command lines without running them.
             jobs: rounds that run in parallel; 0: depends on the number of cores.
             named: values of the recipe by name.
 
         Returns:
-            paths of what the recipe made, or found made; the lines, for a dry run.
+            paths that the recipe made, or found up to date; the lines, for a dry run.
 
         Raises:
             VplError: a line is wrong (before anything is run), or failed.
@@ -81,14 +80,13 @@ class Workspace:
                             for name, value in named.items()))
         settings = {"preset": preset or self.preset, "dry_run": dry_run, "jobs": jobs}
         given = {name: value for name, value in settings.items() if value}
-        found = find_stage("run")
         with console.one_piece():
-            result: list[object] = run_stage(found, self.path,
-                                          {"recipe": str(recipe), "values": words} | given)
+            result: list[object] = run_stage(find_stage("run"), self.path, {
+                "recipe": str(recipe), "values": words} | given)
         return result
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """The function of a stage, bound to this workspace."""
+        """Return the function of a stage, bound to this workspace."""
         if name.startswith("_"):
             raise AttributeError(name)
         try:
@@ -123,19 +121,17 @@ def _preset_values(choice: str, found: FoundStage, values: Mapping[str, object]
     """Return the settings that a preset gives a call, and its record for headers."""
     preset = read_preset(choice)
     sets = preset.values(found, str(values.get("method", "")))
-    # Settings of another method than the one that is asked for are left out.
+    # The preset may have settings of another method.
     method = str(values.get("method") or sets.get("method") or "")
-    known = {entry.name for entry in settings_with(found, method)}
+    known = settings_with(found, method)
     sets = {name: value for name, value in sets.items() if name in known}
     return sets, preset.record(found, sets | dict(values))
 
 
 def _named(found: FoundStage, positional: Sequence[object]) -> Values:
-    """Give positional arguments their names: the method of a group, then positional settings."""
-    method = None
-    if found.stage.subcommands and positional:
-        method = find_methods(found.stage.methods).get(str(positional[0]))
-    taken = [entry for entry in command_settings(found, method) if entry.positional]
+    """Name positional arguments: the method of a group, then positional settings."""
+    method = str(positional[0]) if found.stage.subcommands and positional else None
+    taken = [entry for entry in settings_with(found, method).values() if entry.positional]
     names = (["method"] if found.stage.subcommands else []) + [entry.name for entry in taken]
     if taken and taken[-1].many and len(positional) >= len(names):
         last = len(names) - 1

@@ -16,7 +16,7 @@ from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
 from vpltool.errors import ReaderGone, VplError, explain
 from vpltool.formats.shards import rank_of_process
-from vpltool.formats.whereabouts import check_folder, near_workspace
+from vpltool.formats.workspace import check_folder, near_workspace
 from vpltool.parallel import signals
 from vpltool.preset import read_preset
 from vpltool.shell import to_shell
@@ -79,7 +79,7 @@ def _global_options(
 
 
 def _say_what_is_next(ctx: typer.Context, work: Path) -> None:
-    """Print the next command in a workspace, or elsewhere all commands."""
+    """Print the next command of a workspace, or elsewhere all commands."""
     check_folder(work)
     if not (work / "workspace.json").exists():
         if near := near_workspace(work):
@@ -110,10 +110,10 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; every exit code of the contract is decided here.
+    """Run the command line, and exit.
 
-    0 done; 1 something the user can fix; 2 usage; 130 interrupted (the next run goes on).
-    `VPLTOOL_DEBUG=1` shows the traceback of an error.
+    Exit codes: 0 done; 1 an error that the user can fix; 2 usage; 130 interrupted (the next run
+    continues). `VPLTOOL_DEBUG=1` shows the traceback of an error.
     """
     try:
         with signals.interrupt_at_sigterm(), signals.remember_interrupts():
@@ -122,20 +122,20 @@ def main() -> None:
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as stop:
-        # Typer turns Ctrl-C into this exit code by itself, without a word. What follows the
-        # command in a script must not run if Ctrl-C was dropped, even if all its work was done.
+        # Typer silently turns Ctrl-C into exit code 130. The next command of a script must not run
+        # if Ctrl-C was dropped, even if all work was done.
         if stop.code == 130 or (not stop.code and signals.was_interrupted()):
             _interrupted()
         if _reader_is_gone(stop):
             sys.exit(1 if isinstance(stop.__context__, ReaderGone) else 0)
         raise
     except Exception as error:
-        # A library that Ctrl-C has left half imported may fail in any way.
+        # A library that Ctrl-C left half imported may fail in any way.
         if signals.was_interrupted():
             _interrupted()
-        if said := usage_text(error):
+        if text := usage_text(error):
             path = getattr(getattr(error, "ctx", None), "command_path", "vpltool")
-            console.error(said[0].lower() + said[1:], f"{path} --help")
+            console.error(text[0].lower() + text[1:], f"{path} --help")
             sys.exit(2)
         shown = (explain(error) if isinstance(error, (VplError, OSError, RuntimeError, MemoryError))
                  else None)
@@ -149,11 +149,11 @@ def main() -> None:
 
 
 def _reader_is_gone(stop: SystemExit) -> bool:
-    """Tell whether the reader of our stdout has closed it, as in `| head`."""
+    """Return whether the reader of our stdout has closed it, as in `| head`."""
     try:
-        # Here, since an error at the interpreter's exit would be printed, and be exit code 120.
+        # Flush here: an error at the interpreter's exit would be printed, with exit code 120.
         sys.stdout.flush()
-        # Typer makes exit code 1 of what a write met.
+        # Typer turns an error of writing into exit code 1.
         gone = isinstance(stop.__context__, BrokenPipeError)
     except BrokenPipeError:
         gone = True
@@ -164,9 +164,9 @@ def _reader_is_gone(stop: SystemExit) -> bool:
 
 def _interrupted() -> None:
     if rank_of_process()[0]:
-        # The first of the processes that torchrun has started says it for all.
+        # The first process of torchrun prints it for all.
         sys.exit(130)
-    # `timeout` and job schedulers send SIGTERM to the workers, too, of whose end torch would tell.
+    # `timeout` and job schedulers send SIGTERM to the workers, too, whose end torch would report.
     if signals.in_main_thread() and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     console.interrupted()

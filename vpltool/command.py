@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Globals:
-    """What the options before the command say: workspace, quiet, preset."""
+    """The options before the command."""
 
     work: Path
     quiet: bool = False
@@ -42,7 +42,7 @@ class Globals:
 
 
 class MadeOnce(Mapping[str, object]):
-    """Name to command. A call needs one of dozens, whose options take longest to make."""
+    """Commands by name, each made when it is looked up, since making options takes long."""
 
     def __init__(self, sources: Mapping[str, _T], make: Callable[[_T], object]) -> None:
         self._sources = sources
@@ -62,15 +62,15 @@ class MadeOnce(Mapping[str, object]):
 
 
 class CommandGroup(TyperGroup):
-    """A group of commands that says which one may be meant."""
+    """A group of commands; errors suggest the command that may be meant."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take `--help COMMAND` for `COMMAND --help`, and keep the topic that help is asked for.
+        """Parse, with `--help COMMAND` as `COMMAND --help`, and store the topic of help.
 
-        Without a command, print the list of them: on stderr, as a usage error.
+        Without a command, print the list of commands on stderr, as a usage error.
         """
         if not args and self.no_args_is_help and not ctx.resilient_parsing:
-            # Typer's own way prints nothing since our help is no page of rich.
+            # Typer would print nothing, since our help is not made by rich.
             print(self.get_help(ctx), file=sys.stderr)
             ctx.exit(2)
         self._check_name(ctx, self._first_word(args))
@@ -85,16 +85,16 @@ class CommandGroup(TyperGroup):
             raise
 
     def get_help(self, ctx: Any) -> str:
-        """Return the page of the group; with `--help-all`, everything as typer has it."""
+        """Return the page of the group; with `--help-all`, typer's full help."""
         return command_help.group_help(ctx, self) or super().get_help(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Find the command that is named first; a usage error names the nearest."""
+        """Find the command that is named first, or fail with a suggestion."""
         self._check_name(ctx, args[0] if args else "")
         return super().resolve_command(ctx, args)
 
     def _first_word(self, args: Sequence[str]) -> str:
-        """The word that names a command; empty if help, or an unknown option, comes before it."""
+        """Return the word that names a command; empty after help or an unknown option."""
         flags = {option: getattr(param, "is_flag", False)
                  for param in self.params for option in param.opts}
         words = iter(args)
@@ -110,21 +110,16 @@ class CommandGroup(TyperGroup):
 
     def _check_name(self, ctx: typer.Context, name: str) -> None:
         if name and not name.startswith("-") and name not in self.commands:
-            hint = _suggestion(name, list(self.commands))
-            ctx.fail(f"no command `{name}`" + (f": {hint}" if hint else ""))
-
-
-def _suggestion(name: str, names: Sequence[str]) -> str:
-    """Which of the names may be meant, as a question; empty if none is near."""
-    matches = [entry for entry in names if entry.startswith(name) or f"-{name}" in entry]
-    if matches:
-        return f"did you mean {' or '.join(f'`{entry}`' for entry in matches)}?"
-    hint = near_name(name, names)
-    return hint if hint.startswith("did you mean") else ""
+            matches = [f"`{entry}`" for entry in self.commands
+                       if entry.startswith(name) or f"-{name}" in entry]
+            hint = (f"did you mean {' or '.join(matches)}?" if matches
+                    else near_name(name, self.commands))
+            ctx.fail(f"no command `{name}`"
+                     + (f": {hint}" if hint.startswith("did you mean") else ""))
 
 
 def _unknown_option(error: Exception) -> str:
-    """The option that typer does not know; empty for other errors, none of which is public."""
+    """Return the option that typer does not know; empty for its other errors."""
     return str(getattr(error, "option_name", "")) if hasattr(error, "possibilities") else ""
 
 
@@ -136,9 +131,9 @@ def _no_option(flag: str, command: TyperCommand | TyperGroup, cutoff: float = 0.
 
 
 def stage_command(found: FoundStage, method: Method | None = None) -> Any:
-    """Make the command of a stage, or of a method that is a subcommand of it.
+    """Make the command of a stage, or of a method that is a subcommand of the stage.
 
-    Of a stage whose methods are subcommands it is a group of commands.
+    For a stage whose methods are subcommands, it is a group of commands.
     """
     stage, text = found.stage, command_help.help_of(found)
     if not stage.subcommands:
@@ -165,7 +160,7 @@ class _StageCommand(TyperCommand):
         self.found, self.method, self.shown = found, method, method
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take the options, those of the method that is asked for too, then parse."""
+        """Make the options of the stage and of the chosen method, then parse."""
         self.shown = chosen = self.method
         if self.found.stage.methods and self.method is None:
             chosen = self._chosen_method(ctx, args)
@@ -177,16 +172,16 @@ class _StageCommand(TyperCommand):
             if flag := _unknown_option(error):
                 ctx.fail(self._no_option(ctx, flag, args, chosen))
             if hasattr(error, "ctx"):
-                # Typer does not always tell of which command it speaks.
+                # Typer does not always set the command.
                 error.ctx = ctx
             raise
 
     def get_help(self, ctx: Any) -> str:
-        """Return a page of 24 lines; with `--help-all`, everything as typer has it."""
+        """Return a page of 24 lines; with `--help-all`, typer's full help."""
         return command_help.stage_help(ctx, self.found, self.shown) or super().get_help(ctx)
 
     def _chosen_method(self, ctx: typer.Context, args: list[str]) -> Method | None:
-        """The method that the line names, or the default; None where help is about the stage."""
+        """Return the chosen or the default method; None if help is about the stage."""
         kind = self.found.stage.methods
         methods = find_methods(kind)
         (entry,) = (entry for entry in described(self.found.stage.settings)
@@ -208,7 +203,7 @@ class _StageCommand(TyperCommand):
 
     def _no_option(self, ctx: typer.Context, flag: str, args: list[str], chosen: Method | None
                    ) -> str:
-        """Why there is no such option here, and what is meant."""
+        """Explain why there is no such option here, and which one may be meant."""
         stage, root = self.found.stage, ctx.find_root()
         if flag in stage.moved:
             return f"{flag} has moved: {to_shell(stage.moved[flag], self.found.name)}"
@@ -224,17 +219,16 @@ class _StageCommand(TyperCommand):
                         f"{chosen.name if chosen else ''}")
         if self.found.name != "run":
             return _no_option(flag, self)
-        said = _no_option(flag, self, 0.85)
-        return said if said.endswith("?") else (
-            f"{said}; values of a recipe are written NAME=VALUE, such as "
+        text = _no_option(flag, self, 0.85)
+        return text if text.endswith("?") else (
+            f"{text}; values of a recipe are written NAME=VALUE, such as "
             f"{flag[2:]}={_value_of((flag,), args) or 'VALUE'}")
 
 
 def usage_text(error: Exception) -> str:
-    """What typer's error says of a line that is no command line; empty for any other error.
+    """Return the text of a usage error of typer, whose classes are not public; empty for others.
 
-    Typer's errors are not among its public names; all of them can be spelled. It calls a number
-    `int range`.
+    Typer calls a number `int range`.
     """
     if not hasattr(error, "format_message"):
         return ""
@@ -244,7 +238,7 @@ def usage_text(error: Exception) -> str:
 
 
 def _value_of(flags: tuple[str, ...], args: list[str]) -> str:
-    """Value of the last `--flag VALUE` or `--flag=VALUE`; empty if there is none."""
+    """Return the value of the last `--flag VALUE` or `--flag=VALUE`; empty if there is none."""
     value = ""
     for number, word in enumerate(args):
         if word in flags and number + 1 < len(args):
@@ -256,9 +250,9 @@ def _value_of(flags: tuple[str, ...], args: list[str]) -> str:
 
 @functools.cache
 def _options_of(found: FoundStage, method: Method | None) -> Any:
-    """Make a command that has the options and the callback, and nothing else."""
-    def call(ctx: typer.Context, **values: object) -> None:
-        _run(ctx, found, method, values)
+    """Make a plain command with the options and the callback."""
+    def call(ctx: typer.Context, **_: object) -> None:
+        _run(ctx, found, method)
 
     shared = {entry.name for entry in described(found.stage.settings)}
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD,
@@ -280,14 +274,13 @@ def _options_of(found: FoundStage, method: Method | None) -> Any:
 
 
 def _switch(name: str, flag: str, text: str, *more: str) -> inspect.Parameter:
-    """A switch that the command line adds to a stage's settings."""
     option = typer.Option(flag, *more, help=text, rich_help_panel=RUNNING)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False,
                              annotation=Annotated[bool, option])
 
 
 def _setting_parameter(entry: Described, panel: str) -> inspect.Parameter:
-    """The parameter that typer turns into the option, or argument, of a setting."""
+    """Make the parameter that typer turns into the option or argument of a setting."""
     wanted: Any = Literal[tuple(entry.choices)] if entry.choices else entry.type
     if entry.many:
         wanted = list[wanted]
@@ -313,10 +306,9 @@ def _setting_parameter(entry: Described, panel: str) -> inspect.Parameter:
                              annotation=Annotated[wanted, info])
 
 
-def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: Values
-         ) -> None:
+def _run(ctx: typer.Context, found: FoundStage, method: Method | None) -> None:
     shared: Globals = ctx.obj
-    quiet, as_json = bool(values["quiet"]) or shared.quiet, bool(values.get("as_json"))
+    quiet, as_json = ctx.params["quiet"] or shared.quiet, bool(ctx.params.get("as_json"))
     values, given = _values_of(ctx, method if found.stage.subcommands else None)
     preset = shared.preset
     listener = console.Terminal(quiet=quiet, check=check_interrupts,
@@ -331,7 +323,7 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: V
             _print(found, error.result, as_json, values)
             raise
         except BrokenPipeError as error:
-            # The work has stopped; a pipe that is closed while results are printed is no failure.
+            # The work was stopped, unlike by a pipe that is closed while results are printed.
             raise ReaderGone(*error.args) from error
         except VplError as error:
             error.message = to_shell(error.message, found.name, shared.work)
@@ -343,9 +335,9 @@ def _run(ctx: typer.Context, found: FoundStage, method: Method | None, values: V
 
 @dataclass(frozen=True)
 class Call:
-    """A command line that was parsed: its stage, setting to value, and what was given explicitly.
+    """A parsed command line: stage, setting to value, and names of the settings it gives.
 
-    `preset` is the record for the headers; `quiet` tells whether the line has `-q`.
+    `preset` is the record for the headers; `quiet` is set by `-q`.
     """
 
     found: FoundStage
@@ -356,10 +348,7 @@ class Call:
 
 
 def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
-    """Parse the words after `vpltool`, and check all that can be checked without a workspace.
-
-    Args:
-        words: `--preset NAME` may come first, then the command and its options.
+    """Parse the words after `vpltool`, `--preset NAME` first if used, and check the settings.
 
     Raises:
         VplError: they are not a command line.
@@ -382,8 +371,8 @@ def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
     try:
         ctx = command.make_context(f"vpltool {name}", list(rest), default_map=sets)
     except Exception as error:
-        if said := usage_text(error):
-            raise VplError(said, f"vpltool {name} --help") from error
+        if text := usage_text(error):
+            raise VplError(text, f"vpltool {name} --help") from error
         raise
     values, given = _values_of(ctx, method)
     if "allow_pipe" in given:
@@ -395,7 +384,7 @@ def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
 
 
 def _values_of(ctx: typer.Context, method: Method | None) -> tuple[Values, set[str]]:
-    """Setting to value of a parsed command, and the names of those that were given."""
+    """Return setting to value of a parsed command, and the names of settings that it gives."""
     values = {name: value for name, value in ctx.params.items()
               if value is not None and name not in ("quiet", "as_json", "help_all")}
     if method is not None:
@@ -406,7 +395,6 @@ def _values_of(ctx: typer.Context, method: Method | None) -> tuple[Values, set[s
 
 
 def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, object]) -> str:
-    """What a preset gives a command, as options."""
     method = str(values.get("method", ""))
     taken = {name: value for name, value in preset.values(found, method).items()
              if values.get(name) == value}
@@ -415,7 +403,6 @@ def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, object]
 
 
 def _print(found: FoundStage, result: object, as_json: bool, values: Mapping[str, object]) -> None:
-    """Print paths, or the report as the stage spells it."""
     if prints_results(found):
         for line in [json.dumps(result)] if as_json else found.lines(result, values):
             print(line)

@@ -1,8 +1,8 @@
-"""What `--help` prints: the page of a group or a stage, or of the topic that follows `--help`.
+"""Pages of `--help`: of a group, a stage, or a topic; and settings as tables of Markdown.
 
-A page has 80 columns and 24 lines. `COMMAND --help` has an option a line, as many as fit, in the
-order in which they are declared: what is used daily comes first. `COMMAND --help TOPIC` has the
-others, or all about one option. The reference pages print settings as tables.
+A page has 80 columns and 24 lines. `COMMAND --help` has one option per line, as many as fit, in the
+order of their declaration: those of daily use come first. `COMMAND --help TOPIC` has the others, or
+everything about one option.
 """
 
 from __future__ import annotations
@@ -11,34 +11,32 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError, near_name
+from vpltool.json_text import JsonObject
 from vpltool.methods import Method, find_methods
 from vpltool.settings import RUNNING, VALUE_NAMES, Described, described
+from vpltool.shell import settings_with
 from vpltool.stages import FoundStage, find_stages
 
 _TOPIC, _EVERYTHING = "vpltool.topic", "vpltool.everything"
-"""What help was asked for, in the context of a command."""
+"""Keys of the requested help in the context of a command."""
 
 WIDTH, LINES = 80, 23
 """Columns and lines of a page; the 24th line is the prompt's."""
 
 _LEFT = 26
-"""Columns of names, where they fit."""
-
-Entry = dict[str, Any]
-"""A setting, a method or a kind of method, as JSON can hold it."""
+"""Columns of names, if they fit."""
 
 
 def take_help_topic(ctx: Any, args: list[str], before: Iterable[str] = ()) -> tuple[list[str], str]:
-    """Reduce what asks for help to `--help`; and the topic that follows it, which `ctx` keeps.
+    """Reduce a request for help to `--help`; return it and its topic, which `ctx` stores.
 
-    Args:
-        before: words that end the search: after them help is another command's.
+    The search ends at one of the words `before`, after which help is another command's.
     """
     own = args[:next((number for number, word in enumerate(args) if word in before
                       and not {"--help", "-h"} & {*args[:number]}), len(args))]
@@ -54,11 +52,8 @@ def take_help_topic(ctx: Any, args: list[str], before: Iterable[str] = ()) -> tu
 
 
 def group_help(ctx: Any, group: Any) -> str:
-    """Return the page of a group of commands; empty where everything is asked for."""
-    if ctx.meta.get(_EVERYTHING):
-        return ""
-    topic = ctx.meta.get(_TOPIC, "")
-    try:
+    """Return the page of a group of commands; empty for `--help-all`."""
+    def page(topic: str) -> str:
         if ctx.parent is not None:
             lines = {name: str(command.help or "").split("\n\n")[0].replace("\n", " ")
                      for name, command in group.commands.items()}
@@ -66,33 +61,34 @@ def group_help(ctx: Any, group: Any) -> str:
         options = {", ".join(param.opts): str(param.help) for param in group.params
                    if getattr(param, "help", None)}
         return _root_page(group.help, options, topic)
-    except VplError as error:
-        return str(ctx.fail(f"{error.message}; {error.hint}"))
+
+    return _requested(ctx, page)
 
 
 def stage_help(ctx: Any, found: FoundStage, method: Method | None) -> str:
-    """Return the page of a stage; empty where everything is asked for."""
+    """Return the page of a stage; empty for `--help-all`."""
+    return _requested(ctx, lambda topic: help_page(
+        stage_subject(found, method, ctx.command_path, ctx.default_map), topic))
+
+
+def _requested(ctx: Any, page: Callable[[str], str]) -> str:
     if ctx.meta.get(_EVERYTHING):
         return ""
     try:
-        return help_page(stage_subject(found, method, ctx.command_path, ctx.default_map),
-                         ctx.meta.get(_TOPIC, ""))
+        return page(ctx.meta.get(_TOPIC, ""))
     except VplError as error:
         return str(ctx.fail(f"{error.message}; {error.hint}"))
 
 
 def command_settings(found: FoundStage, method: Method | None) -> list[Described]:
-    """List the settings of a command: those of a stage, and of its method where one is chosen."""
-    shared = [entry for entry in described(found.stage.settings)
-              if not (found.stage.subcommands and entry.name == "method")]
-    known = {entry.name for entry in shared}
-    return shared + [entry for entry in (described(method.settings) if method else ())
-                     if entry.name not in known]
+    """List the settings of a command: those of a stage, and of its method if one is chosen."""
+    return [entry for entry in settings_with(found, method.name if method else None).values()
+            if not (found.stage.subcommands and entry.name == "method")]
 
 
 def stage_subject(found: FoundStage, method: Method | None, line: str,
                   defaults: Mapping[str, object] | None = None) -> Subject:
-    """Return what a page of help is about: a stage, with a method of it if one is chosen."""
+    """Return the subject of the help of a stage, with its method if one is chosen."""
     stage, parts = found.stage, dict[str, str]()
     shared = {entry.name for entry in described(stage.settings)}
     methods = find_methods(stage.methods) if stage.methods else {}
@@ -111,29 +107,29 @@ def stage_subject(found: FoundStage, method: Method | None, line: str,
 
 
 def help_of(found: FoundStage) -> str:
-    """The docstring of a stage's `run`, without the sections for Python."""
+    """Return the docstring of a stage's `run` without the sections for Python."""
     text = inspect.getdoc(found.run) or ""
     return unwrap(re.split(r"\n\n(?:Args|Returns|Raises|Yields):\n", text)[0])
 
 
 def unwrap(text: str) -> str:
-    """Join the lines of each paragraph without indented ones: they are wrapped by the terminal."""
+    """Join the lines of each paragraph that has no indented lines; the terminal wraps them."""
     return "\n\n".join(part if re.search(r"^[ -]", part, re.MULTILINE) else part.replace("\n", " ")
                        for part in text.split("\n\n"))
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What help is about: a command, with the method that is chosen.
+    """The subject of a help page: a command, with its method if one is chosen.
 
     Args:
         line: the command as it is typed, `vpltool export yolo`.
-        about: docstring, without the sections for Python.
+        about: docstring without the sections for Python.
         entries: settings, those of daily use first.
-        parts: name to a line about it: methods of a stage, or the commands of a group.
-        further: method, as it is asked for, to settings of it that are found by name only.
-        defaults: setting to value that a preset gives.
-        switches: option to help, of options that are no settings.
+        parts: methods of a stage, or commands of a group: name to description.
+        further: method as it is typed to its settings, which are found by name only.
+        defaults: setting to the value that a preset gives.
+        switches: options that are not settings: option to help.
     """
 
     line: str
@@ -170,7 +166,7 @@ def help_page(subject: Subject, topic: str = "") -> str:
 
 
 def _root_page(about: str, options: Mapping[str, str], topic: str) -> str:
-    """The page of all commands: their names, panel by panel; or the lines of one panel."""
+    """Return the page of all commands by panel, or the lines of one panel."""
     panels: dict[str, dict[str, str]] = {}
     for name, listed in find_stages().listed.items():
         panels.setdefault(listed.panel, {})[name] = listed.about
@@ -180,8 +176,8 @@ def _root_page(about: str, options: Mapping[str, str], topic: str) -> str:
         if topic not in topics:
             raise VplError(f"no help about `{topic}`", near_name(topic, topics))
         return "\n".join([f"vpltool: {topic}", "", *_listing(topics[topic], _LEFT)])
-    first, *rest = _paragraphs(about)
-    lines = [line for part in rest for line in _wrapped(part)]
+    first, *others = _paragraphs(about)
+    lines = [line for part in others for line in _wrapped(part)]
     width = max(map(len, panels)) + 3
     for panel, names in panels.items():
         lines += ["", *textwrap.wrap(", ".join(names), WIDTH, initial_indent=f"{panel:{width}}",
@@ -191,26 +187,26 @@ def _root_page(about: str, options: Mapping[str, str], topic: str) -> str:
 
 
 def _listing(names: Mapping[str, str], width: int = 0) -> list[str]:
-    """A line for each name, what is said of it cut where the line ends."""
+    """Format a line per name with its description, shortened to fit."""
     width = width or min(max(map(len, names), default=0), _LEFT)
     return [_row(name, text, "", width) for name, text in names.items()]
 
 
 def _first_page(subject: Subject) -> list[str]:
-    first, *rest = _paragraphs(subject.about)
+    first, *others = _paragraphs(subject.about)
     head = [_usage(subject), "", *_wrapped(first)]
     middle = ["", *examples] if (examples := _examples(subject.about)) else []
     rows = _rows(subject, _shown(subject)) if subject.entries else _listing(subject.parts)
     tail = ["", *_wrapped(_more(subject))]
-    # All that is said, where there is room for it; otherwise it is the topic `about`.
-    about = [line for part in rest for line in ("", *_wrapped(part))]
+    # If the whole text does not fit, it is the topic `about`.
+    about = [line for part in others for line in ("", *_wrapped(part))]
     if len(head + about + middle + tail) + len(rows) + bool(rows) <= LINES:
         head += about
     return [*head, *middle, *(["", *rows] if rows else []), *tail]
 
 
 def _shown(subject: Subject) -> list[Described]:
-    """Settings on the first page: those of daily use, as many as fit."""
+    """List the settings on the first page: those of daily use, as many as fit."""
     first, *_ = _paragraphs(subject.about)
     taken = len(_wrapped(first)) + len(_examples(subject.about)) + 7
     if subject.entries and subject.parts:
@@ -221,7 +217,6 @@ def _shown(subject: Subject) -> list[Described]:
 
 
 def _topics(subject: Subject) -> dict[str, list[str]]:
-    """Name of each topic to its lines."""
     shown = {entry.name for entry in _shown(subject)}
     running = [entry for entry in subject.entries if entry.panel == RUNNING]
     rest = [entry for entry in subject.entries
@@ -259,17 +254,17 @@ def _usage(subject: Subject) -> str:
 
 
 def _paragraphs(about: str) -> list[str]:
-    """What a docstring says, without examples, sources and what comes next."""
+    """List the paragraphs of a docstring without `Example:`, `Next:` and `Source:`."""
     return [part if part.startswith(" ") else " ".join(part.split())
             for part in about.split("\n\n") if not re.match(r"(?:Example|Next|Source): ", part)]
 
 
 def _examples(about: str) -> list[str]:
-    """The first example, and what comes next."""
+    """List the first `Example:` and the `Next:` of a docstring."""
     lines = [" ".join(part.split()) for part in about.split("\n\n")]
-    seen = [line for line in lines if line.startswith("Example: ")][:1]
+    first = [line for line in lines if line.startswith("Example: ")][:1]
     return [textwrap.shorten(line, WIDTH, placeholder=" …")
-            for line in (*seen, *(line for line in lines if line.startswith("Next: ")))]
+            for line in (*first, *(line for line in lines if line.startswith("Next: ")))]
 
 
 def _wrapped(text: str) -> list[str]:
@@ -279,7 +274,6 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _rows(subject: Subject, entries: Sequence[Described]) -> list[str]:
-    """A line for each setting: its option, what it does, its default."""
     left = [_name(entry) for entry in entries]
     width = min(max(map(len, left), default=0), _LEFT)
     return [_row(name, entry.help, _shown_default(entry, subject.defaults), width)
@@ -305,7 +299,7 @@ def _shown_default(entry: Described, defaults: Mapping[str, object]) -> str:
 
 
 def _row(name: str, text: str, default: str, width: int) -> str:
-    """A line; of the text what makes sense by itself and fits."""
+    """Format a line; the text is cut at the end of a sentence or clause if it does not fit."""
     begin = f"  {name:{width}}  "
     room = WIDTH - len(begin) - len(default)
     if len(text) > room:
@@ -317,14 +311,13 @@ def _row(name: str, text: str, default: str, width: int) -> str:
 
 
 def _options_named(name: str, entries: Sequence[Described]) -> list[str]:
-    """All about the options of a name, which may be typed in any way."""
+    """Describe the options of a name, with or without hyphens."""
     name = name.lstrip("-").replace("-", "_")
     return list(dict.fromkeys(_option(entry) for entry in entries if name in (
         entry.name, entry.flag[2:].replace("-", "_"), entry.off[2:].replace("-", "_"))))
 
 
 def _option(entry: Described) -> str:
-    """All about one option."""
     shown = setting_entry(entry)
     lines = textwrap.wrap(f"{shown['option']}  {format_values(shown)}", WIDTH,
                           subsequent_indent="    ")
@@ -334,8 +327,8 @@ def _option(entry: Described) -> str:
                                 for reason in entry.no_effect)])
 
 
-def setting_entry(entry: Described) -> Entry:
-    """Say all about a setting, as JSON can hold it."""
+def setting_entry(entry: Described) -> JsonObject:
+    """Return everything about a setting, as JSON can hold it."""
     needed = entry.default is dataclasses.MISSING
     default = None if needed or entry.default is None else entry.default
     switch = entry.type is bool and entry.off != "-"
@@ -347,7 +340,7 @@ def setting_entry(entry: Described) -> Entry:
             "source": entry.source}
 
 
-def format_values(entry: Entry) -> str:
+def format_values(entry: JsonObject) -> str:
     """Format what a setting takes, and its default: `number, at least 0; default 0.5`."""
     words = [" or ".join(entry["choices"]) if entry["choices"] else _TYPES[entry["type"]]]
     words += [f"at least {entry['low']:g}"] if entry["low"] is not None else []
@@ -357,7 +350,7 @@ def format_values(entry: Entry) -> str:
     if entry["needed"]:
         return f"{takes}; must be given"
     if value in (None, "", ()):
-        # What happens without a value, some settings say better than `none`.
+        # Some help texts say what the default is.
         return takes if "default:" in entry["help"].lower() else f"{takes}; default: none"
     return f"{takes}; default {str(value).lower() if isinstance(value, bool) else value}"
 
@@ -366,13 +359,13 @@ _TYPES = {"str": "text", "int": "whole number", "float": "number", "bool": "true
           "Path": "path"}
 
 
-def format_help(entry: Entry) -> str:
+def format_help(entry: JsonObject) -> str:
     """Format what a setting does, and where its default comes from."""
     return entry["help"] + (f" Source: {entry['source']}." if entry["source"] else "")
 
 
 def paragraphs(text: str) -> str:
-    """A docstring as Markdown; lines of a command become code."""
+    """Return a docstring as Markdown, with command lines as code."""
     return "\n\n".join(
         f"{word}: `{rest}`" if (word := part.partition(": ")[0]) in ("Example", "Next")
         and (rest := " ".join(part.partition(": ")[2].split())) else part
@@ -386,7 +379,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def settings_table(settings: Sequence[Entry]) -> str:
+def settings_table(settings: Sequence[JsonObject]) -> str:
     """Return settings as a table in Markdown."""
     return table(("setting", "option", "takes", "what it does"),
                  ([f"`{entry['name']}`", f"`{entry['option']}`", format_values(entry),

@@ -1,4 +1,4 @@
-"""Shell completion of the values of settings, from the files of a workspace."""
+"""Shell completion of the values of settings from the files of a workspace."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Names = Callable[[Path], Iterator[str]]
 
 
 def _folders(*kinds: str) -> Names:
-    """Names of results, `cams/text`."""
+    """Complete results with their kind: `cams/text`."""
     return lambda work: (path.relative_to(work).as_posix() for kind in kinds
                          for path in sorted(work.glob(f"{kind}/*")) if path.is_dir())
 
 
 def _bare(kind: str) -> Names:
-    """Names of results of one kind, without it: `text`."""
+    """Complete results of a kind: `text`."""
     return lambda work: (path.stem for path in sorted(work.glob(f"{kind}/*"))
                          if ".checkpoint" not in path.name and not path.name.startswith("."))
 
 
 def _shipped(pattern: str) -> Names:
-    """Names of files that come with vpltool: recipes, presets."""
+    """Complete recipes or presets that come with vpltool."""
     return lambda _work: (path.stem for path in sorted(Path(__file__).parent.glob(pattern)))
 
 
@@ -43,18 +43,18 @@ _SETTINGS: Mapping[str, Names] = {
     "decoder": _bare("decoder"), "recipe": _shipped("recipes/*.recipe"),
     "preset": _shipped("presets/*.toml"),
 }
-"""Setting, whatever the stage, to the names that fit."""
+"""Name of a setting of any stage to its names."""
 
 _DEEPEST = 4
 
 _MOST = 200
-"""More names than these are no help; the first are offered."""
+"""Maximum number of names that are offered."""
 
 
 def names_for(setting: str, work: Path, prefix: str) -> list[str]:
-    """Names that a setting may be given and that begin as the user did; none outside a workspace.
+    """Return the names for a setting that begin with a prefix; none outside a workspace.
 
-    Of a list, `a,b`, the last is completed.
+    The last item of a list, `a,b`, is completed.
     """
     head, comma, tail = prefix.rpartition(",") if setting == "ids" else ("", "", prefix)
     try:
@@ -65,12 +65,12 @@ def names_for(setting: str, work: Path, prefix: str) -> list[str]:
 
 
 def completes(setting: str) -> bool:
-    """Tell whether there are names for a setting."""
+    """Return whether there are names for a setting."""
     return setting in _SETTINGS
 
 
 def workspaces(prefix: str) -> list[str]:
-    """Paths of workspaces that begin as the user did, three folders down at most."""
+    """Return the paths of workspaces that begin with a prefix, at most three folders deep."""
     base = prefix.rpartition("/")[0] + "/" if "/" in prefix else ""
     files = [file for depth in range(1, _DEEPEST)
              for file in sorted(Path(base or ".").glob("*/" * depth + "workspace.json"))]

@@ -1,9 +1,9 @@
-"""Notes, warnings and progress; where they go depends on who listens.
+"""Notes, warnings and progress, which go to the current listener.
 
-On the command line they go to stderr, by `Terminal`. In a notebook or a program notes go to the
-logger `vpltool` if logging is set up, else to where a person sees them; warnings go to Python's
-own, and progress is a bar where one can be seen, else a line now and then. Data goes to stdout, and
-never through here.
+On the command line `Terminal` prints them on stderr. In a notebook or a program, `Library` logs
+notes to the logger `vpltool` if logging is set up, else prints them; warnings are Python's, and
+progress is a bar on a terminal, elsewhere a line now and then. Data goes to stdout, not through
+this module.
 """
 
 from __future__ import annotations
@@ -21,47 +21,45 @@ from pathlib import Path
 Advance = Callable[..., None]
 
 _LINE_SECONDS = 30.0
-"""Where there is no terminal, seconds between two lines of progress."""
+"""Seconds between two lines of progress without a terminal."""
 
 _SCRIPT_SECONDS = 10.0
-"""The same in a Python program, which says nothing else."""
+"""The same in a Python program, which prints nothing else."""
 
 
 class Silence:
-    """Messages to nobody: of processes that do one thing together only the first speaks.
+    """A listener that drops all messages: of processes that work together, only the first speaks.
 
-    Other listeners derive from it.
+    It is the base class of the other listeners.
     """
 
     def note(self, message: str) -> None:
-        """Pass on what is worth knowing and needs no action."""
+        """Show a message that needs no action."""
 
     def warn(self, message: str) -> None:
-        """Pass on what may surprise the user later."""
+        """Show a message about what may surprise the user later."""
 
     def progress(self, title: str, total: int) -> contextlib.AbstractContextManager[Advance]:
-        """Show how far a piece of work has come."""
+        """Show the progress of a piece of work."""
         return contextlib.nullcontext(lambda steps=1, text="": None)
 
 
 class Library(Silence):
-    """Messages for Python programs: the logger `vpltool`, `warnings`, and a bar or lines.
+    """A listener of Python programs: the logger `vpltool`, `warnings`, and a bar or lines.
 
-    Args:
-        since: when the work began of which lines of progress tell; default: each piece's own
-            beginning.
+    Lines of progress count from `since`, by default from the beginning of each piece of work.
     """
 
     def __init__(self, since: float | None = None) -> None:
         self._told = since
 
     def note(self, message: str) -> None:
-        """Log it; where nobody has set up logging, print it on a terminal and in a notebook."""
+        """Log the message; without logging, print it on a terminal or in a notebook."""
         if _is_watched() or _logs():
             self._tell(message)
 
     def warn(self, message: str) -> None:
-        """Warn by Python's `warnings`."""
+        """Warn through Python's `warnings`."""
         warnings.warn(message, stacklevel=3)
 
     @contextlib.contextmanager
@@ -79,7 +77,7 @@ class Library(Silence):
             self._told = lines.told
 
     def _tell(self, line: str) -> None:
-        """Log a line, or print it: who waits for a script sees that it works."""
+        """Log a line, or print it, so that a script shows that it is working."""
         if _logs():
             logging.getLogger("vpltool").info(line)
         else:
@@ -87,24 +85,22 @@ class Library(Silence):
 
 
 def _logs() -> bool:
-    """Whether the program has set up logging."""
     logger = logging.getLogger("vpltool")
     return logger.hasHandlers() or logger.level != logging.NOTSET
 
 
 def _is_watched() -> bool:
-    """Whether a person sees stderr: a terminal, or a notebook's kernel."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 class Terminal(Silence):
-    """Messages on stderr.
+    """A listener that prints on stderr.
 
     Args:
-        quiet: no notes and no progress (`--quiet`); warnings and errors are still shown.
-        rewrite: turns a message's Python names into what the command line calls them.
-        bars: whether progress is a bar on a terminal; not where several processes share it.
-        check: called at every step of progress; may raise what ends the work.
+        quiet: whether notes and progress are dropped (`--quiet`).
+        rewrite: translates the Python in messages for the command line.
+        bars: whether progress is a bar on a terminal, which only one process can draw.
+        check: called at every step of progress; may raise an exception that ends the work.
     """
 
     def __init__(self, *, quiet: bool = False, rewrite: Callable[[str], str] = str,
@@ -116,12 +112,12 @@ class Terminal(Silence):
         self._warned: set[str] = set()
 
     def note(self, message: str) -> None:
-        """Print it, unless quiet."""
+        """Print the message, unless quiet."""
         if not self.quiet:
             print(_plain(self.rewrite(message)), file=sys.stderr, flush=True)
 
     def warn(self, message: str) -> None:
-        """Print it after `warning:`; the same one, from another line of a recipe, once."""
+        """Print the message after `warning:`, but each message only once."""
         if message not in self._warned:
             self._warned.add(message)
             print(_label("warning", "33") + _plain(self.rewrite(message)), file=sys.stderr,
@@ -155,7 +151,7 @@ class Terminal(Silence):
 
 
 class _Lines:
-    """Progress as a line now and then: how much is done, and about how long the rest takes."""
+    """Progress as a line now and then, with an estimate of the remaining time."""
 
     def __init__(self, title: str, total: int, tell: Callable[[str], None], every: float,
                  told: float | None = None) -> None:
@@ -213,19 +209,19 @@ def heard_by(listener: Silence) -> Iterator[None]:
 
 
 def one_piece() -> contextlib.AbstractContextManager[None]:
-    """Count lines of progress over all that the block does: of many short pieces, too."""
+    """Count lines of progress over the whole block, which may have many short pieces."""
     if type(_listeners[-1]) is not Library:
         return contextlib.nullcontext()
     return heard_by(Library(time.monotonic()))
 
 
 def note(message: str) -> None:
-    """Say something that is worth knowing and needs no action."""
+    """Show a message that needs no action."""
     _listeners[-1].note(message)
 
 
 def warn(message: str) -> None:
-    """Say something that may surprise the user later."""
+    """Show a message about what may surprise the user later."""
     _listeners[-1].warn(message)
 
 
@@ -234,7 +230,7 @@ _guided: list[bool] = []
 
 @contextlib.contextmanager
 def without_advice() -> Iterator[None]:
-    """Leave out advice while the block runs: a recipe takes the next step by itself."""
+    """Drop advice while the block runs, since a recipe takes the next step itself."""
     _guided.append(True)
     try:
         yield
@@ -243,25 +239,24 @@ def without_advice() -> Iterator[None]:
 
 
 def advise(message: str, say: Callable[[str], None] = note) -> None:
-    """Say which command comes next, unless a recipe is at work."""
+    """Show which command comes next, unless a recipe is running."""
     if not _guided:
         say(message)
 
 
 def progress(title: str, total: int) -> contextlib.AbstractContextManager[Advance]:
-    """Show how far a piece of work has come.
+    """Show the progress of a piece of work.
 
     Yields:
-        `advance(steps=1, text="")`: moves the bar; `text` is shown after it.
+        `advance(steps=1, text="")`, which moves the bar; `text` is shown after it.
     """
     return _listeners[-1].progress(title, total)
 
 
 def picture(path: Path) -> None:
-    """Draw a picture on stderr, where that is a terminal; say so where it cannot be drawn.
+    """Draw a picture on stderr if it is a terminal; warn if it cannot be drawn.
 
-    Which protocol the terminal speaks is found by `textual-image`: kitty's, sixels, or coloured
-    half blocks.
+    `textual-image` detects the protocol of the terminal: kitty's, sixels, or coloured half blocks.
     """
     if not sys.stderr.isatty() or not os.get_terminal_size(sys.stderr.fileno()).columns:
         warn("no picture is drawn: stderr is not a terminal, or one without a size")
@@ -277,7 +272,7 @@ def picture(path: Path) -> None:
 
 
 def error(message: str, hint: str = "") -> None:
-    """Print the one line of an error, and the hint below it; for the command line."""
+    """Print an error of the command line, and its hint below."""
     print(_label("error", "31") + _plain(message), file=sys.stderr)
     if hint:
         print(_label("hint", "36") + _plain(hint), file=sys.stderr)
@@ -285,7 +280,7 @@ def error(message: str, hint: str = "") -> None:
 
 
 def interrupted() -> None:
-    """Print that Ctrl-C or SIGTERM has ended the program; `vpltool.__main__` has the same words."""
+    """Print that Ctrl-C or SIGTERM ended the program; `vpltool.__main__` has the same words."""
     error("interrupted; finished results are kept", "run the same command again to continue")
 
 
@@ -294,7 +289,7 @@ _CONTROLS = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(1
 
 
 def _plain(message: str) -> str:
-    """A message without control characters: a name in a file must not command the terminal."""
+    """Replace control characters, since a name in a file must not control the terminal."""
     return message.translate(_CONTROLS)
 
 

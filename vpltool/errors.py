@@ -1,4 +1,4 @@
-"""`VplError`, the error for users, and what it says in place of libraries' own errors."""
+"""`VplError`, the error for users; words for messages; and errors that replace libraries' own."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 
 
 class VplError(Exception):
-    """Something the user can fix: one line that says what, and a hint that says what to do next.
+    """An error that the user can fix, with a hint on what to do next.
 
-    Code in backticks is Python, as a notebook would have it: `` `phi=0.4` `` names a setting,
-    `` `extract(split='train')` `` a call. The command line spells both as it takes them
-    (`vpltool.shell`): `--phi 0.4`, `vpltool extract --split train`.
+    Code in backticks is Python: `` `phi=0.4` `` names a setting, `` `extract(split='train')` `` a
+    call. The command line translates both (`vpltool.shell`): `--phi 0.4`, `vpltool extract --split
+    train`.
 
     Args:
-        message: what is wrong, with the file and the value in it; no trailing period.
+        message: what is wrong, on one line, with the file and the value; no trailing period.
         hint: the next call, or the setting to change; empty if there is none.
     """
 
@@ -33,12 +33,7 @@ class VplError(Exception):
 
 
 class PhotosFailed(VplError):
-    """Some photos failed; all others are done and kept.
-
-    Args:
-        result: what the stage would have returned.
-        photos: their ids.
-    """
+    """Some photos, given by id, failed; the others are done, with the `result` of the stage."""
 
     def __init__(self, message: str, hint: str = "", result: object = None,
                  photos: Sequence[str] = ()) -> None:
@@ -48,15 +43,11 @@ class PhotosFailed(VplError):
 
 
 class ReaderGone(BrokenPipeError):
-    """Whoever reads our output has closed it before the work was done, as in `2>&1 | head`."""
+    """The reader of our output closed it before the work was done, as in `2>&1 | head`."""
 
 
 class OtherSettings(VplError):
-    """A file or folder is there already, made with other settings than those asked for now.
-
-    Args:
-        stale: whether only its inputs have changed, not its options.
-    """
+    """A result exists that was made with other settings; or, if `stale`, only from other inputs."""
 
     def __init__(self, message: str, hint: str = "", *, stale: bool = False) -> None:
         super().__init__(message, hint)
@@ -64,14 +55,10 @@ class OtherSettings(VplError):
 
 
 def check_skimage(what: str, otherwise: str = "") -> None:
-    """Check that scikit-image is installed.
-
-    Args:
-        what: subject and verb of who needs it.
-        otherwise: what works without it, beside installing it; empty: nothing.
+    """Check that scikit-image is installed; `what` begins the message, `otherwise` ends the hint.
 
     Raises:
-        VplError: it is not.
+        VplError: it is not installed.
     """
     if importlib.util.find_spec("skimage") is None:
         raise VplError(f"{what} scikit-image, which is not installed",
@@ -79,9 +66,9 @@ def check_skimage(what: str, otherwise: str = "") -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception is a lack of memory, on a GPU or on a CPU.
+    """Return whether an exception reports a lack of memory, on a GPU or on a CPU.
 
-    By its words: torch raises its own type on a GPU, and a bare RuntimeError on a CPU.
+    Its text decides, since torch raises a plain RuntimeError on a CPU.
     """
     text = str(error).lower()
     return isinstance(error, MemoryError) or (
@@ -92,7 +79,7 @@ _SHORTAGE = ("out of memory", "can't allocate memory", "not enough memory", "_al
 
 
 def near_name(wanted: str, known: Iterable[str]) -> str:
-    """Say which known name is meant: "did you mean `cat`?", or the list of all that there are."""
+    """Return a hint with the nearest name, "did you mean `cat`?", or with all names."""
     names = sorted(known)
     if hint := other_case(wanted, names):
         return hint
@@ -104,7 +91,7 @@ def near_name(wanted: str, known: Iterable[str]) -> str:
 
 
 def near_path(path: Path) -> str:
-    """Say which path is meant: "did you mean `work/photos`?"; empty if none beside it is near."""
+    """Return a hint with the nearest path in the same folder; empty if there is none."""
     try:
         names = sorted(entry.name for entry in path.parent.iterdir())
     except OSError:
@@ -115,7 +102,7 @@ def near_path(path: Path) -> str:
 
 
 def then(hint: str, further: str) -> str:
-    """Return a hint with what to do after it; a question ends as one."""
+    """Append a further step to a hint, which may be a question."""
     if hint.endswith("?"):
         return f"{hint} Then {further}"
     return f"{hint}; then {further}" if hint else further
@@ -129,7 +116,7 @@ def other_case(wanted: str, known: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Silence logging and warnings of libraries; their errors are reported by us."""
+    """Silence logging and warnings of libraries, whose errors vpltool reports."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -157,10 +144,7 @@ def fix_and_repeat(number: int, again: str) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an exception's text, or the first sentences of a long one.
-
-    Without a text it is the name of its class.
-    """
+    """Return the first line of an exception's text, shortened; its class if it has no text."""
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
@@ -172,22 +156,21 @@ def first_line(error: Exception) -> str:
 
 
 _LONGEST = 200
-"""Characters that are shown of another library's error."""
-
+"""Maximum number of characters shown of another library's error."""
 
 _KILLED = ("DataLoader worker (pid", "process pool was terminated")
-"""What torch and Python say where a worker process has gone."""
+"""Errors of torch and Python after a worker process was killed."""
 
 _DEVICE_FAILED = ("CUDA error", "CUBLAS_STATUS_", "cuDNN error", "CUDNN_STATUS_", "HIP error")
-"""What torch says where a GPU has gone, or has failed at work."""
+"""Errors of torch after a GPU has failed."""
 
 
 def explain(error: Exception) -> VplError | None:
-    """Return the error to show the user for an exception; None if only a traceback helps."""
+    """Return the error to show for an exception; None if only a traceback helps."""
     if isinstance(error, VplError):
         return error
     if isinstance(error, FileNotFoundError) and error.errno is None:
-        # safetensors' own, whose text names the file.
+        # An error of safetensors, whose text names the file.
         return VplError(first_line(error), "VPLTOOL_DEBUG=1 shows the traceback")
     if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
         where = f" ({error.filename})" if error.filename else ""

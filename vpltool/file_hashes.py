@@ -1,7 +1,7 @@
-"""Hashes of files; of photos and weights remembered by size, times and inode.
+"""Hashes of files; those of photos and weights are cached by size, times and inode.
 
-What is remembered lies in the user's cache, not in a workspace: times and inodes are the machine's,
-and a workspace has the same bytes on each. So a file is read once, until it changes.
+The cache is the user's, since times and inodes differ between machines, and the bytes of a
+workspace must not. So a file is read once, until it changes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from vpltool import console
 from vpltool.json_text import parse_json
 
 FOLDER = "VPLTOOL_CACHE"
-"""Environment variable with the folder of the cache; empty: there is none."""
+"""Environment variable with the folder of the cache; empty: no cache."""
 
 _THREADS = 8
 """Threads that read files to hash them."""
 
 _MANY = 2000
-"""Files from which hashing takes long enough to be shown."""
+"""Number of files from which a progress bar is shown."""
 
 _SETTLED = 2_000_000_000
-"""Nanoseconds after which a change changes a file's times, too, on any file system."""
+"""Nanoseconds after which another change of a file changes its times, on any file system."""
 
 _Known = Mapping[str, tuple[list[int], str]]
-"""Name to what changes with a file's content, and its hash."""
+"""File name to stamp and hash."""
 
 
 def identity_of_file(path: Path) -> str:
@@ -50,9 +50,9 @@ def identity_of_bytes(content: bytes) -> str:
 
 
 def cache_folder() -> Path | None:
-    """The folder of the cache, `~/.cache/vpltool` unless the environment names another."""
+    """Return the folder of the cache, `~/.cache/vpltool` unless the environment names another."""
     chosen = os.environ.get(FOLDER)
-    # A home folder that nobody knows is an error of expanduser.
+    # Without a home folder, expanduser raises an error.
     with contextlib.suppress(RuntimeError):
         if chosen is not None:
             return Path(chosen).expanduser() if chosen else None
@@ -61,10 +61,10 @@ def cache_folder() -> Path | None:
 
 
 def stamp_of(path: Path) -> list[int]:
-    """What changes with a file's content: size, times and inode.
+    """Return what changes with a file's content: size, times and inode.
 
     Raises:
-        OSError: the file is not there.
+        OSError: the file does not exist.
     """
     return _stamp(path.stat())
 
@@ -75,37 +75,31 @@ def _stamp(found: os.stat_result) -> list[int]:
 
 
 def hashes_of(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return name to hash of files below a folder; what cannot be read is left out.
+    """Return name to hash of files below a folder; unreadable files are left out.
 
-    Only files that are new or have changed are read.
-
-    Args:
-        root: the folder; what is remembered of it is in one file.
+    Only new and changed files are read. The cache has a file per folder.
     """
     memory = _memory_of(root)
     known, now = _read(memory), time.time_ns()
-    stamps = dict(_stamps(root, names))
-    found = {name: known[name][1] for name, there in stamps.items()
-             if name in known and known[name][0] == there}
+    stamps = {}
+    for name in names:
+        with contextlib.suppress(OSError, ValueError):
+            there = (root / name).stat()
+            # Opening a pipe would wait for a writer.
+            if stat.S_ISREG(there.st_mode):
+                stamps[name] = _stamp(there)
+    found = {name: known[name][1] for name, stamp in stamps.items()
+             if name in known and known[name][0] == stamp}
     todo = [name for name in stamps if name not in found]
     if todo:
         made = _hash(root, todo)
-        # A file may change twice within a tick of the clock: what is that young is read again.
+        # A file may change twice within a tick of the clock, so young files are read again.
         settled = {name: (stamps[name], made[name]) for name in made
                    if max(stamps[name][1:3]) < now - _SETTLED}
         if memory is not None and settled:
             _write(memory, {**known, **settled})
         found |= made
     return {name: found[name] for name in stamps if name in found}
-
-
-def _stamps(root: Path, names: Iterable[str]) -> Iterable[tuple[str, list[int]]]:
-    for name in names:
-        with contextlib.suppress(OSError, ValueError):
-            found = (root / name).stat()
-            # A pipe would wait for somebody to write into it.
-            if stat.S_ISREG(found.st_mode):
-                yield name, _stamp(found)
 
 
 def _hash(root: Path, names: list[str]) -> dict[str, str]:
@@ -127,7 +121,6 @@ def _hash(root: Path, names: list[str]) -> dict[str, str]:
 
 
 def _memory_of(root: Path) -> Path | None:
-    """The file that remembers what is below a folder."""
     folder = cache_folder()
     if folder is None:
         return None
@@ -136,7 +129,7 @@ def _memory_of(root: Path) -> Path | None:
 
 
 def _read(memory: Path | None) -> _Known:
-    """What is remembered; nothing where it is missing or damaged."""
+    """Read a cache file; empty if it is missing or damaged."""
     if memory is None:
         return {}
     try:
@@ -148,7 +141,7 @@ def _read(memory: Path | None) -> _Known:
 
 
 def _write(memory: Path, known: _Known) -> None:
-    """Remember hashes; nothing happens where the folder cannot be written."""
+    """Write a cache file, if the folder can be written."""
     part = memory.with_name(f"{memory.name}.{os.getpid()}.part")
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,15 @@
-"""torch, numpy and other packages, imported when one of their names is used for the first time.
+"""torch, numpy and other packages, imported at the first use of one of their names.
 
-A command's `--help` must not wait two seconds for torch, so a module that help imports cannot say
-`import torch` at its top. It says `from vpltool.lazy import Tensor, torch` instead: type checkers
-see the packages themselves, and the first attribute that is looked up imports them. `Tensor` is for
-annotations; at run time it is a name without a class behind it (`torch.Tensor` has one).
+A command's `--help` must not wait two seconds for torch. So modules that help imports have
+`from vpltool.lazy import Tensor, torch` at their top instead of `import torch`: type checkers see
+the packages, and the first attribute that is looked up imports them. `Tensor` is for annotations
+only; at run time it is a string.
 
-The same holds for files of our own that need torch when they are imported, since a class in them
-derives from `nn.Module`: where a package's `__getattr__` is `modules_of(__name__)`,
-`from vpltool.core import segment` imports nothing yet, and the first `segment.labels_of` does.
-`from vpltool.core.segment import labels_of` imports at once, as everywhere. `formats` gives names
-of its files, too: `from vpltool import formats` imports none of them, `formats.Workspace` one.
+The same holds for our own files that need torch when they are imported, since a class in them
+derives from `nn.Module`: if a package's `__getattr__` is `modules_of(__name__)`, then
+`from vpltool.core import segment` imports nothing until `segment.labels_of` is looked up.
+`from vpltool.core.segment import labels_of` imports at once. `formats` also has names of its files:
+`from vpltool import formats` imports none of them, `formats.Workspace` one.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 else:
     class _Lazy(ModuleType):
-        """A stand-in for a module, which imports it, or a module in it, at its first use."""
+        """A proxy that imports a module, or a submodule, at its first use."""
 
         def __getattr__(self, name: str) -> object:
             module = importlib.import_module(self.__name__)
@@ -76,7 +76,7 @@ _Result = TypeVar("_Result")
 
 
 def no_grad(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Return the function run without gradients: `@torch.no_grad()`, but imports no torch."""
+    """Decorate a function to run without gradients, as `@torch.no_grad()`, but import no torch."""
     @functools.wraps(function)
     def without_gradients(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         with torch.no_grad():
@@ -86,11 +86,11 @@ def no_grad(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Re
 
 
 class _LazyFile(ModuleType):
-    """A stand-in for a file of ours, whose names are those of the file, set ones, too."""
+    """A proxy for a file of ours; names that are set on it are set in the file."""
 
     @property
     def __dict__(self) -> dict[str, object]:  # type: ignore[override]
-        """Names of the file: who sets one for a while, as pytest does, puts back what is here."""
+        """Names of the file, so that pytest can set one and restore it."""
         return importlib.import_module(self.__name__).__dict__
 
     def __getattr__(self, name: str) -> object:
@@ -102,10 +102,9 @@ class _LazyFile(ModuleType):
 
 def modules_of(package: str, names: Mapping[str, Sequence[str]] | None = None
                ) -> Callable[[str], object]:
-    """Return the `__getattr__` of a package whose files are imported when they are first used.
+    """Return the `__getattr__` of a package whose files are imported at their first use.
 
-    Args:
-        names: module to names in it that the package gives as its own.
+    `names` has the names that the package also exports, by module.
     """
     homes = {name: module for module, some in (names or {}).items() for name in some}
 

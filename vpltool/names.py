@@ -1,8 +1,10 @@
-"""Validation of names that become paths."""
+"""Names that become paths, and short forms of paths."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
+from pathlib import Path
 
 _LONGEST = 255 - len(".safetensors")
 """Bytes of a file's name that systems allow, less the longest suffix of a result."""
@@ -11,23 +13,22 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def leads_out(name: str) -> bool:
-    """Tell whether a name could mean a file outside of the folder it is put in, on any system."""
+    """Return whether a name could refer to a file outside of its folder, on any system."""
     parts = name.replace("\\", "/").split("/")
     return ":" in parts[0] or "\0" in name or any(part in ("", ".", "..") for part in parts)
 
 
 def spelled(name: str) -> str:
-    """Return a name with each letter that people cannot see, or take for another, as an escape."""
+    """Return a name with invisible or ambiguous letters as escapes."""
     return name.encode("unicode_escape").decode() if not name.isprintable() or any(
         letter.isspace() and letter != " " or unicodedata.combining(letter) for letter in name
     ) else name
 
 
 def why_unusable(name: str) -> str:
-    """Say why a photo's path below its folder cannot become the names of results; empty if it can.
+    """Explain why a photo's path below its folder cannot name results; empty if it can.
 
-    Args:
-        name: the path; bytes that are not UTF-8 are lone surrogates, as Python reads them.
+    Bytes that are not UTF-8 are lone surrogates, as Python reads them.
     """
     if any("\ud800" <= letter <= "\udfff" for letter in name):
         return "is not UTF-8"
@@ -39,10 +40,16 @@ def why_unusable(name: str) -> str:
 
 
 def csv_id(name: str) -> str:
-    """Return an id for a CSV: with an apostrophe first where spreadsheets would take a formula."""
+    """Return an id for a CSV, after an apostrophe if a spreadsheet would read a formula."""
     return f"'{name}" if name[:1] in _FORMULA else name
 
 
 def id_of_csv(field: str) -> str:
-    """Return the id that `csv_id` has written."""
+    """Return the id that `csv_id` wrote."""
     return field[1:] if field[:1] == "'" and field[1:2] in _FORMULA else field
+
+
+def short_path(path: Path) -> str:
+    """Return a path relative to the current folder, or absolute if that is shorter."""
+    whole = path.resolve()
+    return min(os.path.relpath(whole), str(whole), key=len)

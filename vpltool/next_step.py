@@ -1,11 +1,10 @@
-"""Advice on the next command: the first step that is not done, and what `prepare` has to read."""
+"""Advice on the next command: the first step that is not done, and changes since `prepare`."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from vpltool import console
 from vpltool.engine.features import BEST_FIRST
@@ -14,48 +13,40 @@ from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.changes import last_call
 from vpltool.formats.kinds import called, results_of
 from vpltool.formats.started import read_started
-from vpltool.formats.whereabouts import short_path
 from vpltool.methods import find_methods
+from vpltool.names import short_path
 from vpltool.settings import Values, described
 from vpltool.shell import command_line, program
 from vpltool.stages.prepare import changes_since
 from vpltool.state import Artifact, State, read_state
 
 _WORDLESS = (("features", "features", "extract"), ("prototypes", "prototypes", "tag-prototypes"))
-"""How the pipeline begins where an encoder takes the CLIP's place."""
+"""The beginning of the pipeline with an encoder in place of a CLIP."""
 
 _PIPELINE = (("prototypes", "text prototypes", "text-prototypes"),
              ("features", "features", "extract"), ("cams", "CAMs", "cam"),
              ("masks", "masks", "crf"), ("decoder", "a segmenter", "train-decoder"),
              ("predictions", "predictions", "predict"))
-"""Kind of file, what people call it, and the stage that makes it."""
+"""Kind of file, its name for people, and the stage that makes it."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step to take: why, and a call of a stage; or, in its place, the words of a line."""
+class Step(NamedTuple):
+    """A step to take: why, and its command line."""
 
     why: str
-    stage: str = ""
-    values: Mapping[str, object] = field(default_factory=dict)
-    words: tuple[str, ...] = ()
-
-    def line(self, work: Path) -> str:
-        """The line for a shell."""
-        if self.words:
-            return shlex.join([*program(work), *self.words])
-        return command_line(self.stage, self.values, program(work))
+    line: str
 
 
 def next_step(workspace: Workspace, state: State) -> Step:
-    """Find the next step: an unfinished recipe, what is stale, what is missing, looking at it."""
+    """Find the next step: an unfinished recipe, a stale result, a missing one, or looking at it."""
     started = read_started(workspace.path)
     if started and not started.done:
-        return Step(f"the recipe {started.name} is not finished", words=started.words)
+        return Step(f"the recipe {started.name} is not finished",
+                    shlex.join([*program(workspace.path), *started.words]))
     stale = sum(bool(state.stale(artifact)) for artifact in state.in_order)
     if stale:
-        return Step(part_of(stale, len(state.artifacts), "results", "is", "are")
-                    + " stale or not finished", "update")
+        return _step(workspace, part_of(stale, len(state.artifacts), "results", "is", "are")
+                     + " stale or not finished", "update")
     there = _kinds(workspace, state)
     if not any(photo.tags for photo in workspace.photos()) and (
             found := _tagging(workspace, state)):
@@ -65,31 +56,32 @@ def next_step(workspace: Workspace, state: State) -> Step:
         if kind not in there:
             verb = "exists" if last.startswith("a ") else "exist"
             before = f"{last} {verb}, but " if last else ""
-            return Step(f"{before}no {noun.removeprefix('a ')}", stage,
-                        _values(workspace, state, stage))
+            return _step(workspace, f"{before}no {noun.removeprefix('a ')}", stage,
+                         **_values(workspace, state, stage))
         last = noun
     return _looking(workspace, state)
 
 
 def _tagging(workspace: Workspace, state: State) -> Step | None:
-    """What gives photos tags; None where text prototypes come first, as in any workspace."""
+    """Return the step that gives photos tags; None if text prototypes come first as usual."""
     why = "no photo has a tag"
     if not workspace.has_words:
-        return Step(why, words=("prepare", "folder", "PHOTOS", "--labels", "FILE.csv"))
+        return _step(workspace, why, "prepare", method="folder", images="PHOTOS",
+                     labels="FILE.csv")
     if any(artifact.header.kind == "prototypes" for artifact in state.in_order):
-        return Step(why, "tag")
-    return Step(f"{why}, and no text prototypes find some",
-                "text-prototypes") if workspace.encoder else None
+        return _step(workspace, why, "tag")
+    return _step(workspace, f"{why}, and no text prototypes find some",
+                 "text-prototypes") if workspace.encoder else None
 
 
 def _kinds(workspace: Workspace, state: State) -> set[str]:
-    """Kinds of what the pipeline has made; a CLIP beside an encoder makes its own beside it."""
+    """Return the kinds that the pipeline has made, without those of a CLIP beside an encoder."""
     return {artifact.header.kind for artifact in state.in_order if not workspace.encoder or (
         artifact.header.command != "text-prototypes" and "encoder" not in artifact.header.options)}
 
 
 def _values(workspace: Workspace, state: State, stage: str) -> Values:
-    """The settings without which a stage would not know what to take."""
+    """Return the settings that a stage needs to find its inputs."""
     splits = _splits(workspace)
     split = {} if "train" in splits else {"split": splits[0]}
     if stage == "crf":
@@ -107,18 +99,21 @@ def _values(workspace: Workspace, state: State, stage: str) -> Values:
 
 
 def _looking(workspace: Workspace, state: State) -> Step:
-    """Scores, where there are true masks; then the report."""
+    """Return the step after predictions: scores, if there are true masks; then the report."""
     found = _last(state, "predictions")
     scored = any(results_of(workspace.path, "scores"))
     if not scored and found and found.path.name in _splits(workspace) and any(
             photo.mask for photo in workspace.photos(found.path.name)):
-        return Step("predictions exist, but no scores", "eval",
-                    {"what": called("predictions", found.path.parent.name),
-                     "split": found.path.name})
+        return _step(workspace, "predictions exist, but no scores", "eval",
+                     what=called("predictions", found.path.parent.name), split=found.path.name)
     if not (workspace.path / "report/index.html").exists():
-        return Step("all steps are done; look at the photos in a browser", "report")
-    return Step("all steps are done; segment new photos", "predict",
-                {"images": ["PHOTOS"], "overlay": True})
+        return _step(workspace, "all steps are done; look at the photos in a browser", "report")
+    return _step(workspace, "all steps are done; segment new photos", "predict",
+                 images=["PHOTOS"], overlay=True)
+
+
+def _step(workspace: Workspace, why: str, stage: str, **values: object) -> Step:
+    return Step(why, command_line(stage, values, program(workspace.path)))
 
 
 def _splits(workspace: Workspace) -> list[str]:
@@ -127,7 +122,7 @@ def _splits(workspace: Workspace) -> list[str]:
 
 
 def _last(state: State, kind: str) -> Artifact | None:
-    """The result of a kind that was made last; of masks, those to learn from."""
+    """Return the latest result of a kind; of masks, those with ignored pixels."""
     found = [artifact for artifact in state.in_order if artifact.header.kind == kind
              and not artifact.path.parent.name.endswith("-full")]
     return max(found, key=lambda artifact: (artifact.path / "artifact.json").stat().st_mtime_ns,
@@ -139,13 +134,13 @@ def _source(state: State, artifact: Artifact | None, role: str) -> Artifact | No
 
 
 def _named(setting: str, artifact: Artifact | None) -> Values:
-    """Name what is to be taken, unless a stage finds it by itself."""
+    """Return a setting that names an input, unless a stage finds it without."""
     name = artifact.path.parent.name if artifact else ""
     return {} if name in ("", *BEST_FIRST) else {setting: name}
 
 
 def advice(work: Path) -> str:
-    """Say where a workspace stands and what comes next, with the line to type.
+    """Format the state of a workspace and its next step, with the line to type.
 
     Raises:
         VplError: a file of it is damaged.
@@ -157,18 +152,18 @@ def advice(work: Path) -> str:
     counts = [f"{sum(split in photo.splits for photo in photos)} in {split}"
               for split in _splits(workspace)]
     failed = {name for failure in state.failures() for name in failure.photos}
-    told = [counted(len(failed), "photo", "photos") + " failed and "
-            + ("is" if len(failed) == 1 else "are")
-            + f" left out; this says why: {command_line('doctor', {}, program(work))}"]
+    failures = [counted(len(failed), "photo", "photos") + " failed and "
+                + ("is" if len(failed) == 1 else "are")
+                + f" left out; this says why: {command_line('doctor', {}, program(work))}"]
     return "\n".join([
         f"{workspace.name}: {counted(len(photos), 'photo', 'photos')} ({', '.join(counts)}), "
-        f"{counted(len(workspace.classes), 'class', 'classes')}", *(told if failed else ()),
-        f"{step.why}:", "", f"    {step.line(work)}", "",
+        f"{counted(len(workspace.classes), 'class', 'classes')}", *(failures if failed else ()),
+        f"{step.why}:", "", f"    {step.line}", "",
         f"Results: {shlex.join([*program(work), 'status'])}. All commands: vpltool --help"])
 
 
 def prepare_line(workspace: Workspace) -> str:
-    """Return the line that prepared the workspace last; without what it remembers anyway.
+    """Return the last line of `prepare`, with only those settings that it does not remember.
 
     `changes.jsonl` is data, so the line is printed and not run.
     """
@@ -185,9 +180,9 @@ def prepare_line(workspace: Workspace) -> str:
 
 
 def warn_of_changes(workspace: Workspace) -> bool:
-    """Warn where photos or the CSV of tags have changed since `prepare`; tell whether they have."""
+    """Warn if photos or the CSV of tags have changed since `prepare`; return whether they have."""
     try:
-        # What `prepare` has said of odd files is not said again.
+        # `prepare` has warned about odd files already.
         with console.heard_by(console.Silence()):
             changes = changes_since(workspace)
     except VplError as error:

@@ -1,9 +1,9 @@
-"""Reading a preset: what it may set is what the stages and their methods declare."""
+"""Reading presets, which may set what the stages and their methods declare."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,11 @@ else:
 
 @dataclass(frozen=True)
 class Preset:
-    """A preset that was read and checked.
+    """A checked preset.
 
     Args:
-        identity: hash of what it sets; comments, order and layout do not count.
-        defaults: command to setting to value; a command with subcommands holds theirs.
+        identity: hash of its values, independent of comments, order and layout.
+        defaults: command to setting to value; with subcommands, command to method to both.
     """
 
     name: str
@@ -35,33 +35,29 @@ class Preset:
     defaults: Values
 
     def values(self, found: FoundStage, method: str = "") -> Values:
-        """What it sets for a stage, or for a subcommand of it."""
+        """Return its values for a stage, or for a subcommand of the stage."""
         values: Values = self.defaults.get(found.name, {})
         return dict(values.get(method, {})) if found.stage.subcommands else dict(values)
 
     def record(self, found: FoundStage, values: Mapping[str, object]) -> Values:
-        """The record for headers, see `under_preset`; empty if the preset does not set the stage.
+        """Return the record for headers, see `under_preset`; empty if it does not set the stage.
 
-        Args:
-            values: what the stage is called with; those that are not the preset's are listed.
+        Those of the call's `values` that differ from the preset's are listed in it.
         """
         method = str(values.get("method", ""))
         sets = self.values(found, method)
-        flags = {entry.name: entry.flag[2:] for entry in settings_with(found, method)}
-        other = {flags[name]: values.get(name) for name, value in sets.items()
-                 if name in flags and values.get(name) != value}
+        known = settings_with(found, method)
+        other = {known[name].flag[2:]: values.get(name) for name, value in sets.items()
+                 if name in known and values.get(name) != value}
         return {"name": self.name, "hash": self.identity, "given": other} if sets else {}
 
 
 def read_preset(choice: str) -> Preset:
-    """Read a preset by name or path, and check all of it.
-
-    Args:
-        choice: name of one that comes with vpltool, or a TOML file with a table a command.
+    """Read and check a preset, given by name or as a TOML file with a table per command.
 
     Raises:
-        VplError: there is no such preset, it is not TOML, or it sets what no command has, or to a
-            value that the command would not take; the file and the key are named.
+        VplError: there is no such preset, it is not TOML, or it has an unknown setting or a value
+            that the command would not accept; the file and the key are named.
     """
     path = find_preset(choice)
     try:
@@ -89,17 +85,17 @@ def _check_stage(found: FoundStage, table: Values, path: Path) -> Values:
         for key, part in table.items():
             if key not in methods:
                 raise VplError(f"{where}: `{key}` is not a command", near_name(key, methods))
-            checked[key] = _check(settings_with(found, key), part, f"{found.name} {key}",
+            checked[key] = _check(settings_with(found, key).values(), part, f"{found.name} {key}",
                                   f"{where}: [{key}]")
         return checked
     method = table.get("method", KINDS[kind].default) if kind else ""
     if kind and method not in methods:
         raise VplError(f"{where}: method = {method!r}: no such method",
                        near_name(str(method), methods))
-    return _check(settings_with(found, method), table, found.name, where)
+    return _check(settings_with(found, method).values(), table, found.name, where)
 
 
-def _check(entries: Sequence[Described], table: Values, command: str, where: str) -> Values:
+def _check(entries: Iterable[Described], table: Values, command: str, where: str) -> Values:
     options = {flag[2:]: entry for entry in entries if not entry.positional
                for flag in (entry.flag, *entry.aliases)}
     if by_hand := [key for key in table if key in options and options[key].by_hand]:

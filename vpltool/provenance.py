@@ -1,8 +1,8 @@
-"""What a header may say: it is data that anybody can write, and `update` runs what it says.
+"""Checks of headers, which anybody can write, before `update` runs their commands.
 
-A header names a command. It is believed only if that command writes such a file, and only with
-settings that the command records. What is replaced, where results go and which programs are started
-is said by hand alone (`by_hand`, see `setting`).
+A header is trusted only if its command makes such a file, and only with settings that the command
+records. What is replaced, where results go, and which programs are started is set by hand alone
+(`by_hand`, see `About`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from vpltool.stages import FoundStage
 
 
 def check_header(header: Header, found: FoundStage, name: str) -> None:
-    """Check that the command that the header of a file names makes such a file, with such settings.
+    """Check that the command in the header of a file makes such files, with such settings.
 
     Raises:
-        VplError: no version of vpltool has written this header here.
+        VplError: no version of vpltool wrote this header here.
     """
     if wrong := _strange(header, found):
         raise VplError(f"the header of {name} {wrong}",
@@ -27,11 +27,10 @@ def check_header(header: Header, found: FoundStage, name: str) -> None:
 
 
 def _strange(header: Header, found: FoundStage) -> str:
-    """What vpltool does not write into a header; empty if it may have written this one."""
+    """Return what vpltool does not write into a header; empty if it may have written this one."""
     if header.kind not in found.stage.writes:
         return f"says that {found.name} made it, which makes no {header.kind}"
-    entries = {entry.name: entry for entry in settings_with(
-        found, str(header.call.get("method", "")))}
+    entries = settings_with(found, str(header.call.get("method", "")))
     for setting in (*header.call, *header.sources):
         if setting != "out" and setting in entries and entries[setting].by_hand:
             return f"gives `{setting}`, which is only said by hand"
@@ -46,7 +45,7 @@ def _strange(header: Header, found: FoundStage) -> str:
 
 
 def reason_by_hand(header: Header, found: FoundStage, work: Path) -> str:
-    """Say why a person must make an artifact again; empty where `update` may."""
+    """Explain why a person must recompute an artifact; empty if `update` may."""
     if not found.stage.reads:
         return f"{found.name} made it"
     out = (work / str(header.call.get("out", "."))).resolve()

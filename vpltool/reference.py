@@ -1,4 +1,4 @@
-"""The reference pages of the documentation, printed from the tables that the product uses.
+"""The reference pages of the documentation, generated from the product's own tables.
 
     python -m vpltool.reference docs/reference
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from vpltool.command_help import paragraphs, setting_entry, settings_table, table
@@ -20,8 +20,7 @@ from vpltool.methods import KINDS as METHOD_KINDS
 from vpltool.methods import find_methods
 from vpltool.preset import read_preset
 from vpltool.presets import preset_files
-from vpltool.recipes import recipe_files
-from vpltool.recipes.parse import read_recipe
+from vpltool.recipes.parse import read_recipe, recipe_files
 from vpltool.settings import Settings, described
 from vpltool.shell import to_shell
 from vpltool.stages import FoundStage, find_stages
@@ -34,30 +33,39 @@ _LAYOUTS = {"json": "`.json`", "jsonl": "`.jsonl`", "tensors": "one `.safetensor
 
 
 def pages() -> dict[str, str]:
-    """File name to text of each page."""
-    return {"commands.md": _commands(), "kinds.md": _kinds(), "presets.md": _presets(),
-            "recipes.md": _recipes(), "methods.md": _methods()}
+    """Return the text of each page by file name."""
+    return {
+        "commands.md": _page(
+            "Every command", "All settings of all commands, in the order of the pipeline. [The "
+            "guide to the commands](../commands.md) says which of them matter. In Python, a "
+            "setting has the name in the first column.", _commands()),
+        "kinds.md": _page(
+            "Every kind of file", "What each kind of file contains, and what writes it. [The guide "
+            "to the files](../files.md) lists their paths and headers.",
+            map(_kind, KINDS.values())),
+        "presets.md": _page(
+            "Every preset", "What each sets, command by command; `vpltool presets NAME` prints the "
+            "file with its sources. [The guide to presets](../presets.md) says what they are for.",
+            (_preset(name, path) for name, path in preset_files().items())),
+        "recipes.md": _page(
+            "Every recipe", "All included recipes, with their parameters; `vpltool recipes NAME` "
+            "prints one, as a template for your own.",
+            (_recipe(name, path) for name, path in recipe_files().items())),
+        "methods.md": methods.show(methods.run(Path(), MethodsSettings(markdown=True)),
+                                   {"markdown": True}) + "\n"}
 
 
-def _methods() -> str:
-    whole = MethodsSettings(markdown=True)
-    return methods.show(methods.run(Path(), whole), {"markdown": True}) + "\n"
-
-
-def _page(title: str, about: str, parts: list[str]) -> str:
+def _page(title: str, about: str, parts: Iterable[str]) -> str:
     return "\n\n".join([f"# {title}", _MADE, about, *parts]) + "\n"
 
 
-def _commands() -> str:
-    parts, panel = [], ""
+def _commands() -> Iterator[str]:
+    panel = ""
     for found in find_stages().values():
         if found.stage.panel != panel:
             panel = found.stage.panel
-            parts.append(f"## {panel}")
-        parts.append(_command(found))
-    return _page("Every command", "All settings of all commands, in the order of the pipeline. "
-                 "[The guide to the commands](../commands.md) says which of them matter. In "
-                 "Python, a setting has the name in the first column.", parts)
+            yield f"## {panel}"
+        yield _command(found)
 
 
 def _command(found: FoundStage) -> str:
@@ -85,12 +93,6 @@ def _table(kind: type[Settings], skip: set[str] | frozenset[str] = frozenset()) 
     return settings_table(entries) if entries else ""
 
 
-def _kinds() -> str:
-    return _page("Every kind of file", "What each kind of file contains, and what writes it. [The "
-                 "guide to the files](../files.md) lists their paths and headers.",
-                 [_kind(kind) for kind in KINDS.values()])
-
-
 def _kind(kind: Kind) -> str:
     readers = [found.name for found in find_stages().values() if kind.name in found.stage.reads]
     parts = [f"## {kind.name}", f"{kind.about[0].upper()}{kind.about[1:]}.",
@@ -105,13 +107,6 @@ def _kind(kind: Kind) -> str:
                  for name, spec in kind.tensors.items()]
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
-
-
-def _presets() -> str:
-    return _page("Every preset", "What each sets, command by command; `vpltool presets NAME` "
-                 "prints the file with its sources. [The guide to presets](../presets.md) says "
-                 "what they are for.",
-                 [_preset(name, path) for name, path in preset_files().items()])
 
 
 def _preset(name: str, path: Path) -> str:
@@ -131,12 +126,6 @@ def _flat(values: Mapping[str, object], command: str = "") -> list[tuple[str, st
     return rows
 
 
-def _recipes() -> str:
-    return _page("Every recipe", "All included recipes, with their parameters; "
-                 "`vpltool recipes NAME` prints one, as a template for your own.",
-                 [_recipe(name, path) for name, path in recipe_files().items()])
-
-
 def _recipe(name: str, path: Path) -> str:
     recipe = read_recipe(path)
     rows = table(("value", "default", "what it is"), (
@@ -148,7 +137,7 @@ def _recipe(name: str, path: Path) -> str:
 
 
 def main() -> None:
-    """Write the pages into the folder that is named."""
+    """Write the pages into the folder given on the command line."""
     folder = Path(sys.argv[1])
     for name, text in pages().items():
         with atomic_path(folder / name) as path:

@@ -1,4 +1,4 @@
-"""Running a stage: the one way in, for the command line, Python, recipes and `update`."""
+"""Running a stage, for the command line, Python, recipes and `update`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.atomic import remove_leftovers
 from vpltool.formats.header import under_preset
 from vpltool.formats.shards import find_shard, rank_of_process, shard_of_environment
-from vpltool.formats.whereabouts import check_folder
+from vpltool.formats.workspace import check_folder
 from vpltool.methods import KINDS, find_method, find_methods
 from vpltool.parallel.device import find_device, settle_precision
 from vpltool.parallel.once import once, write_alone, writer
@@ -26,27 +26,25 @@ def run_stage(
     found: FoundStage, path: Path, values: Mapping[str, object], *,
     given: Iterable[str] | None = None, preset: Mapping[str, object] | None = None,
 ) -> Any:
-    """Run a stage in a workspace.
+    """Run a stage in a workspace; return the result of its `run`: a path, several, or a report.
 
     Args:
-        given: settings that were given explicitly; default: all of `values`.
+        given: names of the settings that were given explicitly; default: all of `values`.
         preset: record for the headers, see `under_preset`.
-
-    Returns:
-        what its `run` returns: a path, several, or a report.
 
     Raises:
         VplError: something the user can fix.
     """
     if values.get("precision") == "auto" and "precision" in names_of(found.stage.settings):
-        # Headers say what was taken: what is made must not change with the machine unnoticed.
+        # Headers record the resolved value, so that results do not change unnoticed on another
+        # machine.
         given = frozenset(values if given is None else given)
         values = {**values, "precision": _settled(values)}
     settings = stage_settings(found, values, given)
     listener = (contextlib.nullcontext() if prints_results(found)
                 else console.heard_by(console.Silence()))
-    # Whichever shard or rank does it.
-    work = json.dumps([found.name, _said(settings) | {"shard": ""}], sort_keys=True)
+    # The same for all shards and ranks.
+    work = json.dumps([found.name, _determining(settings) | {"shard": ""}], sort_keys=True)
     with (under_preset(preset or {}), listener, _once(found, path, settings), writer(work)):
         check_folder(path)
         if "workspace" in found.stage.writes:
@@ -58,29 +56,29 @@ def run_stage(
 
 
 _HOW = ("overwrite", "update", "device", "batch_size", "workers", "precision")
-"""Settings that say how work is done; what is done is the same."""
+"""Settings of how the work is done, which do not make it other work."""
 
 
-def _said(settings: Settings) -> dict[str, str]:
-    """The settings that say what is done."""
+def _determining(settings: Settings) -> dict[str, str]:
     return {name: str(value) for name, value in values_of(settings).items() if name not in _HOW}
 
 
 def _once(found: FoundStage, path: Path, settings: Settings
           ) -> contextlib.AbstractContextManager[None]:
-    """Let no other process do the same meanwhile; each rank and each shard does its own."""
+    """Lock out other processes with the same work; ranks and shards have different work."""
     if not found.stage.writes:
         return contextlib.nullcontext()
     what = values_of(settings)
     shard = str(shard_of_environment()) if what.get("shard") == "" else ""
     given = ", ".join(f"{name}={value if isinstance(value, (bool, int, float)) else str(value)!r}"
                       for name, value in what.items() if name in settings.given)
-    work = json.dumps([found.name, _said(settings), rank_of_process(), shard], sort_keys=True)
+    work = json.dumps([found.name, _determining(settings), rank_of_process(), shard],
+                      sort_keys=True)
     return once(path, work, f"`{found.name.replace('-', '_')}({given})`", shards="shard" in what)
 
 
 def _settled(values: Mapping[str, object]) -> str:
-    """The precision that `auto` stands for on this machine; fp32 where others share its work."""
+    """Resolve the precision `auto` on this machine; fp32 if machines share the work."""
     count = find_shard(str(values.get("shard") or "")).count
     if max(count, rank_of_process()[1]) > 1:
         console.note("precision: fp32, since the machines that share this work may differ; "
@@ -92,7 +90,7 @@ def _settled(values: Mapping[str, object]) -> str:
 
 
 def prints_results(found: FoundStage) -> bool:
-    """Tell whether this process is the one that says and prints what comes of a stage."""
+    """Return whether this process prints messages and results of a stage."""
     return not found.stage.together or rank_of_process()[0] == 0
 
 
@@ -111,11 +109,10 @@ def find_stage(name: str) -> FoundStage:
 
 def stage_settings(found: FoundStage, values: Mapping[str, object],
                    given: Iterable[str] | None = None) -> Settings:
-    """Make the settings of a stage, and those of the method that they choose.
+    """Make the settings of a stage and of the chosen method.
 
     Raises:
-        VplError: a value is not taken, a setting is missing or unknown, or belongs to another
-            method than the one chosen.
+        VplError: a value is not accepted, or a setting is missing, unknown, or of another method.
     """
     kind, stage = found.stage.methods, found.stage
     method = str(values.get("method") or KINDS[kind].default) if kind else ""
@@ -138,12 +135,5 @@ def stage_settings(found: FoundStage, values: Mapping[str, object],
         raise VplError(f"`{name}` is not a setting", near_name(name, own | theirs))
     of_method = make(chosen.settings, {name: values[name] for name in values if name in theirs},
                      named & theirs)
-    rest = {name: value for name, value in values.items() if name not in theirs}
-    return make(stage.settings, rest | {"method": method}, named - theirs, of_method)
-
-
-def setting_names(found: FoundStage, method: str = "") -> tuple[str, ...]:
-    """Names of the settings of a stage together with those of a method, if there is one."""
-    methods = find_methods(found.stage.methods) if found.stage.methods else {}
-    theirs = names_of(methods[method].settings) if method in methods else ()
-    return tuple(dict.fromkeys((*names_of(found.stage.settings), *theirs)))
+    values = {name: value for name, value in values.items() if name not in theirs}
+    return make(stage.settings, values | {"method": method}, named - theirs, of_method)

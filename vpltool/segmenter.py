@@ -1,4 +1,4 @@
-"""A trained segmenter in memory: a photo in, labels and probabilities out."""
+"""A trained segmenter in memory: it maps a photo to labels and probabilities."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Rgb = Any
 
 @dataclass(frozen=True)
 class Segmentation:
-    """What a segmenter says of a photo.
+    """The segmentation of a photo.
 
     Args:
         labels: class of each pixel (height, width) uint8; 0 is the background.
-        field: probabilities of the background and each class (1 + classes, h, w), a few a patch.
+        field: probabilities of the background and each class (1 + classes, h, w), a few per patch.
         classes: names of the classes, the first is label 1.
         photo: its pixels (height, width, 3) uint8.
     """
@@ -44,7 +44,7 @@ class Segmentation:
 
     @functools.cached_property
     def probabilities(self) -> npt.NDArray[np.float32]:
-        """Of the background and each class (1 + classes, height, width), at the photo's size."""
+        """Probabilities of background and classes (1 + classes, height, width), at full size."""
         whole = F.interpolate(self.field[None].float(), size=self.labels.shape, mode="bilinear",
                               align_corners=False)[0]
         found: npt.NDArray[np.float32] = whole.cpu().numpy()
@@ -69,7 +69,7 @@ class Segmentation:
         return path
 
     def plot(self) -> Any:
-        """Draw the overlay with matplotlib, where that is installed; return its axes.
+        """Draw the overlay with matplotlib; return its axes.
 
         Raises:
             VplError: matplotlib is not installed.
@@ -86,10 +86,9 @@ class Segmentation:
 
 
 class Segmenter:
-    """A trained segmenter in memory; make one with `Segmenter.load`.
+    """A trained segmenter in memory, made by `Segmenter.load`.
 
-    Called with a photo it gives a `Segmentation`, as `predict` would write it. No workspace is
-    needed.
+    A call with a photo returns a `Segmentation` with the labels of `predict`, without a workspace.
     """
 
     def __init__(self, running: RunningSegmenter, settings: GroupSettings, classes: Sequence[str]
@@ -104,20 +103,20 @@ class Segmenter:
         """Load a bundle that `export` wrote, a decoder, or trained groups.
 
         Args:
-            file: what `export`, `train_decoder` or `train_groups` wrote.
-            classes: words that groups are named by; default: those of the workspace around the
-                file. The others know their classes.
-            pretrained: weights of the CLIP, a file or folder, where the file does not hold them;
-                default: as the workspace around it says, or as its header names them.
+            file: the output of `export`, `train_decoder` or `train_groups`.
+            classes: words for groups; default: those of the workspace around the file. Bundles and
+                decoders know their classes.
+            pretrained: weights of the CLIP, a file or folder, if the file does not hold them;
+                default: those of the workspace around it, or those named in its header.
             device: auto, cpu, mps, cuda or cuda:N.
             precision: fp32, bf16, fp16 or auto, for the CLIP; groups compute in fp32.
             max_side: longer photos are scaled down to this first; 0: never; default: as in
                 training.
-            threshold: of groups: where all classes stay below, there is background.
+            threshold: of groups: pixels where all classes are below it are background.
             prompts: of groups: prompts of the words, a name or a file.
 
         Raises:
-            VplError: the file is neither, or its CLIP is not to be had or is another one.
+            VplError: the file is no segmenter, or its CLIP is missing or another one.
         """
         path = Path(file)
         if not path.is_file():
@@ -140,11 +139,11 @@ class Segmenter:
 
         Args:
             photo: a path, a PIL image, or an RGB array (height, width, 3) uint8.
-            scales: sizes at which a decoder sees it, averaged.
-            flip: whether a decoder sees it mirrored, too.
-            tile: side of the tiles that a decoder sees a larger photo in, not scaled down unless
-                `max_side` was given to `load`; auto: as `predict` has it. Empty: none.
-            overlap: of neighbouring tiles, as a share of a tile.
+            scales: scales of the photo whose results a decoder averages.
+            flip: whether a decoder also averages the mirrored photo.
+            tile: side of the tiles of a larger photo, which is not scaled down unless `max_side`
+                was given to `load`; auto: as in `predict`; empty: no tiles.
+            overlap: overlap of neighbouring tiles, as a share of a tile.
 
         Raises:
             VplError: the photo cannot be read, or is not RGB; or groups are given scales.
@@ -158,7 +157,7 @@ class Segmenter:
 
 
 def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:
-    """The workspace around a file; without one, a stand-in that names only the file's CLIP."""
+    """Return the workspace around a file, or a stand-in that names only the file's CLIP."""
     work = workspace_around(file.resolve())
     if not pretrained and (work / "workspace.json").exists():
         return replace(open_workspace(work), normalise=model.get("normalise", "model"))

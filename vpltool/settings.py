@@ -1,7 +1,7 @@
-"""Settings: name, type, default, range, help and source of a value, each written once.
+"""Settings: name, type, default, range, help and source of each value, declared once.
 
 The settings of a stage or a method are a frozen dataclass whose fields are made by `setting`. The
-command line, presets, headers, documentation and the Python API derive from it.
+command line, presets, headers, documentation and the Python API are derived from it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeAlias, TypeVar
@@ -21,10 +21,10 @@ from vpltool.errors import VplError, near_name
 from vpltool.names import leads_out
 
 RUNNING = "Running"
-"""Heading in `--help` of what changes how a command runs, not what comes out."""
+"""Heading in `--help` of settings that change how a command runs, not its result."""
 
 VALUE_NAMES = {str: "TEXT", int: "N", float: "X", Path: "PATH"}
-"""What stands for a value in `--help`, unless a setting says so."""
+"""Default metavar by type."""
 
 _KEY = "vpltool"
 
@@ -36,12 +36,7 @@ Values: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class NoEffect:
-    """Values of other settings under which a setting has no effect.
-
-    Args:
-        where: name to values; all must hold.
-        why: the reason, in a few words.
-    """
+    """Values of other settings, by name, that together leave a setting without effect; and why."""
 
     where: Mapping[str, Container[object]]
     why: str
@@ -49,29 +44,29 @@ class NoEffect:
 
 @dataclass(frozen=True)
 class About:
-    """What is known about a setting besides its name and type.
+    """The declaration of a setting, without its name and type.
 
     Args:
-        default: its default; without one it must be given.
+        default: its default; a setting without one is required.
         help: one or two sentences for `--help` and the documentation.
-        source: where the default comes from: `VPL, section 4.1`.
-        low: least number that is taken.
-        high: largest number that is taken.
-        choices: the words that are taken.
-        metavar: what stands for the value in `--help`.
+        source: source of the default: `VPL, section 4.1`.
+        low: lowest accepted number.
+        high: highest accepted number.
+        choices: the accepted words.
+        metavar: placeholder of the value in `--help`.
         flag: its option on the command line; default: from the name.
         off: the option that turns a true-or-false setting off; default: `--no-NAME`; `-`: none.
         short: a one-letter option, such as `-o`.
         panel: heading in `--help`.
-        record: whether headers carry it: `always`; `changed`, where it is not the default (so
-            that a setting added later does not undo earlier work); or `never`.
-        by_hand: whether only a command or a program gives it: what is replaced, where results go,
-            which programs are started. No header, preset or earlier call does.
+        record: whether headers contain it: `always`; `changed`, if it is not the default (so that
+            a setting added later does not invalidate earlier work); or `never`.
+        by_hand: whether only a command or a program may give it: what is replaced, where results
+            go, which programs are started. Headers, presets and earlier calls may not.
         inside: whether it becomes the name of a file in the workspace, and may not lead out.
-        positional: an argument on the command line, not an option.
-        brief: whether `--help` shows it; otherwise only `--help-all` does.
-        no_effect: when it has none.
-        aliases: further options that mean the same.
+        positional: whether it is an argument on the command line, not an option.
+        brief: whether `--help` shows it, not only `--help-all`.
+        no_effect: conditions under which it has no effect.
+        aliases: further options with the same meaning.
         reads: the input that it names, which `engine.given` opens: `features`, `second`,
             `prototypes` (`words`: in the space of the CLIP's words), `cams` (`what`: predictions,
             too), `decoder` or `proposals`.
@@ -113,14 +108,13 @@ setting = _as_field(About)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of the settings of a stage or a method.
+    """Base class of the settings of a stage or a method.
 
-    A block that several stages inherit says `shared=True`: its settings are listed after a stage's
-    own.
+    Settings of a base class with `shared=True` are listed after a stage's own.
 
     Args:
-        given: names of those that were given explicitly; the others are defaults.
-        of_method: settings of the method, where a stage has methods.
+        given: names of the settings that were given explicitly.
+        of_method: settings of the method, if the stage has methods.
     """
 
     shared: ClassVar[bool] = False
@@ -137,11 +131,11 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Described(About):
-    """A setting with its name and type; its `flag` and `off` are spelled out.
+    """A setting with its name and type, and with `flag` and `off` filled in.
 
     Args:
-        name: of the field; what Python, presets and documentation call it.
-        recorded_name: what headers call it.
+        name: its name in Python, presets and documentation.
+        recorded_name: its name in headers.
         type: `str`, `int`, `float`, `bool` or `Path`; of a list, that of its items.
         many: whether it is a list.
     """
@@ -155,7 +149,7 @@ class Described(About):
         """Check a value's type, range and choice.
 
         Raises:
-            VplError: it is not taken; the setting and the value are named.
+            VplError: it is not accepted; the setting and the value are named.
         """
         if value is None or value is self.default:
             return
@@ -166,7 +160,7 @@ class Described(About):
         shown = f"`{self.name}={value!r}`"
         wanted = _TAKEN.get(self.type, self.type)
         if not isinstance(value, wanted) or isinstance(value, bool) != (self.type is bool):
-            # A true-or-false value is a number to Python.
+            # To Python, a bool is an int.
             raise VplError(f"{shown}: expected {_TYPE_NAMES[self.type]}", self.help)
         if self.choices and value not in self.choices:
             raise VplError(f"{shown}: no such choice", near_name(str(value), self.choices))
@@ -211,7 +205,7 @@ def _described(kind: Any) -> tuple[Described, ...]:
 
 
 def _base_type(hint: Any) -> tuple[type, bool]:
-    """Reduce `Path | None` to Path, and `tuple[str, ...]` to str, which may be given many times."""
+    """Reduce `Path | None` to Path, and `tuple[str, ...]` to str; return whether it is a list."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) in (tuple, list):
@@ -220,12 +214,12 @@ def _base_type(hint: Any) -> tuple[type, bool]:
 
 
 def names_of(kind: type[Settings]) -> tuple[str, ...]:
-    """Names of the settings of a dataclass, in order."""
+    """Return the names of the settings of a dataclass, in order."""
     return tuple(entry.name for entry in described(kind))
 
 
 def renamed(values: Mapping[str, object], entries: Iterable[Described]) -> dict[str, object]:
-    """Values under the present names of their settings; headers of before have the aliases."""
+    """Return values under the present names of their settings; old headers have aliases."""
     entries = list(entries)
     present = {alias[2:].replace("-", "_"): entry.name for entry in entries
                for alias in entry.aliases}
@@ -237,19 +231,25 @@ S = TypeVar("S", bound=Settings)
 
 
 def without_effect(settings: Settings) -> dict[str, NoEffect]:
-    """Find the settings that have no effect beside the others: name to the first reason."""
+    """Return the settings without effect beside the others: name to the first reason."""
     known = values_of(settings)
-    found = {entry.name: reason for entry in described(type(settings))
-             for reason in reversed(entry.no_effect)
-             if all(name in known and known[name] in held for name, held in reason.where.items())}
-    return found | (without_effect(settings.of_method) if settings.of_method else {})
+    return {entry.name: reason for entry, _ in _entries(settings)
+            for reason in reversed(entry.no_effect)
+            if all(name in known and known[name] in held for name, held in reason.where.items())}
+
+
+def _entries(settings: Settings) -> Iterator[tuple[Described, Any]]:
+    """Yield each setting with its value, the method's included."""
+    for entry in described(type(settings)):
+        yield entry, getattr(settings, entry.name)
+    if settings.of_method:
+        yield from _entries(settings.of_method)
 
 
 def warn_without_effect(settings: Settings, without: Mapping[str, str] | None = None) -> None:
-    """Warn about settings that were given explicitly and have no effect, a line each.
+    """Warn about each setting that was given explicitly and has no effect.
 
-    Args:
-        without: further ones, which the stage knows about: name to reason.
+    `without` has further settings without effect: name to reason.
     """
     known = values_of(settings)
     given = settings.given | (settings.of_method.given if settings.of_method else frozenset())
@@ -265,54 +265,45 @@ def warn_without_effect(settings: Settings, without: Mapping[str, str] | None = 
 
 
 def values_of(settings: Settings) -> Values:
-    """Name to value of all settings, the method's included."""
-    own = {entry.name: getattr(settings, entry.name) for entry in described(type(settings))}
-    return own | (values_of(settings.of_method) if settings.of_method else {})
+    """Return name to value of all settings, the method's included."""
+    return {entry.name: value for entry, value in _entries(settings)}
 
 
 def recorded(settings: Settings, skip: Collection[str] = ()) -> Values:
-    """What a header's `options` say: the settings that determine the result.
+    """Return the `options` of a header: the settings that determine the result.
 
-    Args:
-        settings: of a stage, with its method's. Those that have no effect are left out.
-        skip: further settings that have none.
+    Settings without effect are left out; `skip` has further ones.
     """
     skipped = {*without_effect(settings), *skip}
-    options = {}
-    for entry in described(type(settings)):
-        value = getattr(settings, entry.name)
-        record = entry.record
-        if (record == "never" or entry.name in skipped
-                or (record == "changed" and value == entry.default)):
-            continue
-        options[entry.recorded_name] = str(value) if isinstance(value, Path) else value
-    return options | (recorded(settings.of_method, skip) if settings.of_method else {})
+    return {entry.recorded_name: str(value) if isinstance(value, Path) else value
+            for entry, value in _entries(settings)
+            if entry.name not in skipped and (entry.record == "always" or (
+                entry.record == "changed" and value != entry.default))}
 
 
 def changed(settings: Settings) -> Values:
-    """Name to value of the settings that are not at their defaults, as JSON can hold them.
+    """Return name to value of the settings that are not at their defaults, as JSON can hold them.
 
-    Where and how fast the work was done is left out: it does not change the result.
+    Settings of how the work runs are left out, since they do not change the result.
     """
     found = {}
-    for entry in described(type(settings)):
-        value = getattr(settings, entry.name)
+    for entry, value in _entries(settings):
         running = entry.record == "never" and entry.panel == RUNNING
         if value != entry.default and not running and not entry.by_hand:
-            found[entry.name] = ([str(item) if isinstance(item, Path) else item for item in value]
-                                 if entry.many else str(value) if isinstance(value, Path)
-                                 else value)
-    return found | (changed(settings.of_method) if settings.of_method else {})
+            items = [str(item) if isinstance(item, Path) else item
+                     for item in (value if entry.many else [value])]
+            found[entry.name] = items if entry.many else items[0]
+    return found
 
 
 def make(kind: type[S], values: Mapping[str, object], given: Iterable[str],
          of_method: Settings | None = None) -> S:
-    """Make settings from values; paths may be strings, lists any sequence.
+    """Make settings from values; paths may be strings, and lists any sequence.
 
-    An empty path stands for none: it takes back what an earlier call has given.
+    An empty path means none, in place of the value of an earlier call.
 
     Raises:
-        VplError: a value is not taken, a setting is missing, or a name is unknown.
+        VplError: a value is not accepted, a setting is missing, or a name is unknown.
     """
     known = {entry.name: entry for entry in described(kind)}
     for name in values:
@@ -327,7 +318,7 @@ def make(kind: type[S], values: Mapping[str, object], given: Iterable[str],
 
 def _converted(entry: Described, value: Any) -> object:
     if entry.type is Path and value == "":
-        # Path("") would be the folder in which the command is typed.
+        # Path("") would be the current folder.
         if entry.default is not None:
             raise VplError(f"`{entry.name}=''`: expected a path", entry.help)
         return None

@@ -1,4 +1,4 @@
-"""Spelling for the command line: Python names in messages become options and command lines."""
+"""Translation of Python names and calls into options and command lines."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def to_shell(text: str, stage: str = "", work: Path = Path(),
     """Translate the Python in a message's backticks to the syntax of the command line.
 
     `` `phi=0.4` `` becomes `--phi 0.4`, `` `extract(split='train')` `` becomes
-    `vpltool -C work extract --split train`. Backticks around anything else stay.
+    `vpltool -C work extract --split train`. Other text in backticks is unchanged.
 
     Args:
-        stage: command whose settings are meant; the settings of all others are known too.
+        stage: command whose settings are tried first, before those of all others.
         names: setting to the value of a recipe that fills it: `` `labels='FILE'` `` becomes
             `tags=FILE`.
     """
@@ -44,13 +44,13 @@ def _translated(code: str, stage: str, work: Path, names: Mapping[str, str]) -> 
         values = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
         positional = [ast.literal_eval(value) for value in call.args]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        # What is between backticks may come from a file.
+        # The text in backticks may come from a file.
         return ""
     if call.func.id == "_":
         if positional or not values:
             return ""
         if any(name in names and values[name] != "" for name in values):
-            # A recipe that runs again replaces by itself what another value changes.
+            # A recipe replaces results of other values without `overwrite`.
             values.pop("overwrite", None)
         words = [shlex.quote(f"{names[name]}={value}") if name in names and value != ""
                  else _option(name, value, stage) for name, value in values.items()]
@@ -73,24 +73,29 @@ def _option(name: str, value: object, stage: str) -> str:
 
 
 def all_settings(found: FoundStage) -> list[Described]:
-    """Settings of a stage, and of all its methods."""
+    """List the settings of a stage, and of all its methods."""
     entries = list(described(found.stage.settings))
     for method in find_methods(found.stage.methods).values() if found.stage.methods else ():
         entries += described(method.settings)
     return entries
 
 
-def settings_with(found: FoundStage, method: str) -> list[Described]:
-    """Settings of a stage, and of one of its methods; of the default one where none is named."""
-    entries, kind = list(described(found.stage.settings)), found.stage.methods
-    if kind and (method := method or KINDS[kind].default):
-        methods = find_methods(kind)
-        entries += described(methods[method].settings) if method in methods else ()
-    return entries
+def settings_with(found: FoundStage, method: str | None = "") -> dict[str, Described]:
+    """Return the settings of a stage and one of its methods by name, the stage's first.
+
+    Without a name, the method is the default one; with None, the stage's own are returned.
+    """
+    settings = {entry.name: entry for entry in described(found.stage.settings)}
+    kind = found.stage.methods
+    if kind and method is not None and (name := method or KINDS[kind].default):
+        chosen = find_methods(kind).get(name)
+        for entry in described(chosen.settings) if chosen else ():
+            settings.setdefault(entry.name, entry)
+    return settings
 
 
 def flag_words(entry: Described, value: object) -> list[str]:
-    """Words that give a setting a value: `--lambda 0.4`, `--no-flip`."""
+    """Return the words that set a value: `--lambda 0.4`, `--no-flip`."""
     if entry.many and isinstance(value, (list, tuple)):
         return [word for item in value for word in flag_words(entry, item)]
     if entry.type is bool and not entry.positional:
@@ -102,10 +107,9 @@ def flag_words(entry: Described, value: object) -> list[str]:
 
 def command_line(name: str, values: Mapping[str, object], program: Sequence[str] = ("vpltool",)
                  ) -> str:
-    """Format a call of a stage as a line for a shell: `vpltool cam --method dense`.
+    """Format a call of a stage for the shell: `vpltool cam --method dense`.
 
-    Args:
-        values: setting to value; those that no setting takes are left out.
+    `values` without a setting of that name are left out.
     """
     found = find_stages()[name]
     stage, values = found.stage, dict(values)
@@ -114,8 +118,8 @@ def command_line(name: str, values: Mapping[str, object], program: Sequence[str]
     if stage.subcommands:
         words.append(str(values.pop("method", "")))
     entries = settings_with(found, str(method))
-    values = renamed(values, entries)
-    for entry in sorted(entries, key=lambda entry: not entry.positional):
+    values = renamed(values, entries.values())
+    for entry in sorted(entries.values(), key=lambda entry: not entry.positional):
         if entry.name in values and values[entry.name] is not None:
             words += flag_words(entry, values[entry.name])
     return shlex.join(words)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import formats
-from vpltool.datasets.classes import read_classes
+from vpltool.datasets.words import read_classes
 from vpltool.engine.corrected_masks import identity_of_corrections
 from vpltool.engine.headers import relative_path
 from vpltool.engine.models import WORDS, model_weights
@@ -20,11 +20,10 @@ from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.kinds import KINDS, SECOND_FOLDER, called, folders_of, results_of
-from vpltool.formats.manifest import manifest_of
+from vpltool.formats.manifest import PHOTO_FOLDERS, manifest_of, orphaned_folders
 from vpltool.formats.outputs import replaced_photos
-from vpltool.formats.replacing import PHOTO_FOLDERS, orphaned_folders
 from vpltool.formats.shards import shard_of
-from vpltool.formats.whereabouts import short_path
+from vpltool.names import short_path
 from vpltool.provenance import check_header
 from vpltool.settings import Values, described
 from vpltool.shell import command_line, program, settings_with
@@ -65,8 +64,7 @@ class Artifact:
 
     def call(self) -> Values:
         """Return the settings that recompute it, with paths relative to the current folder."""
-        entries = {entry.name: entry for entry in settings_with(
-            self.stage, str(self.header.call.get("method", "")))}
+        entries = settings_with(self.stage, str(self.header.call.get("method", "")))
         call = {name: self._seen(value) if name in entries and entries[name].type is Path else value
                 for name, value in self.header.call.items()}
         for role, source in self.header.sources.items():
@@ -83,7 +81,6 @@ class Artifact:
                             program(self.work))
 
     def _seen(self, path: Any) -> Any:
-        """Return one or several workspace paths relative to the current folder."""
         return ([short_path(self.work / one) for one in path] if isinstance(path, list)
                 else short_path(self.work / path))
 

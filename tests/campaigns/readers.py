@@ -24,10 +24,9 @@ from vpltool.clip.models import check_tower, read_config
 from vpltool.clip.weights import read_weights, recognise
 from vpltool.core.photos import photo_size, read_photo
 from vpltool.datasets.captions import read_captions
-from vpltool.datasets.classes import read_classes
 from vpltool.datasets.layouts import read_folder
-from vpltool.datasets.prompts import find_prompts, read_attributes
 from vpltool.datasets.webdataset import read_tar
+from vpltool.datasets.words import find_prompts, read_attributes, read_classes
 from vpltool.engine.checkpoints import read_checkpoint
 from vpltool.errors import VplError
 from vpltool.formats import describe, open_input, open_workspace, read_labels, read_tensors

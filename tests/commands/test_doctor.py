@@ -17,9 +17,9 @@ from conftest import TRAIN, Run, prepare
 from PIL import Image
 
 from vpltool.commands import doctor
-from vpltool.commands._damage import removal
+from vpltool.commands.doctor import removal
 from vpltool.formats import describe, write_tensors
-from vpltool.formats.whereabouts import short_path
+from vpltool.names import short_path
 
 
 def findings(run: Run, work: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from vpltool.core.outlines import label_map
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.errors import VplError
 from vpltool.formats import read_labels
-from vpltool.formats.json_stream import read_span, stream_objects
+from vpltool.formats.streams import read_span, stream_objects
 from vpltool.formats.workspace import read_images
 from vpltool.methods.sources.coco import read_coco
 
@@ -414,7 +414,7 @@ def test_one_split_alone(coco: Path) -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 def test_stream_is_json(coco: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     """However the file is cut into pieces; places lead back to the elements."""
-    monkeypatch.setattr("vpltool.formats.json_stream._CHUNK", chunk)
+    monkeypatch.setattr("vpltool.formats.streams._CHUNK", chunk)
     path = coco / "file.json"
     content = {"a": 12345, "b": [{"x": "ä ]}, \\\" ☃", "y": [1.5, None]}, {}, {"x": -1e-7}],
                "c": {"d": [1, 2]}, "e": [], "f": [{"last": True}]}

@@ -11,10 +11,16 @@ import pytest
 from conftest import Run
 from PIL import Image
 
-from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.layouts import check_labels, read_folder
-from vpltool.datasets.prompts import PROMPTS, find_prompts
-from vpltool.datasets.words import COCO, COCO_IDS, VOC
+from vpltool.datasets.words import (
+    COCO,
+    COCO_IDS,
+    PROMPTS,
+    VOC,
+    ClassFile,
+    find_prompts,
+    read_classes,
+)
 from vpltool.errors import VplError
 from vpltool.formats import Photo
 from vpltool.methods.sources.voc import read_voc

@@ -11,9 +11,9 @@ import pytest
 from conftest import Result, run_in_process
 from PIL import Image
 
-from vpltool.datasets.classes import read_classes
 from vpltool.datasets.layouts import named_photos
 from vpltool.datasets.tags import read_tags
+from vpltool.datasets.words import read_classes
 from vpltool.errors import VplError
 from vpltool.formats.storage import expect_header
 from vpltool.names import csv_id, id_of_csv, spelled

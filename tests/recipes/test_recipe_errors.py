@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import Result, Run, draw_scenes, write_scenes
 
-from vpltool.recipes import recipe_files
-from vpltool.recipes.parse import read_recipe
+from vpltool.recipes.parse import read_recipe, recipe_files
 from vpltool.recipes.terms import path_names, terms_of
 
 

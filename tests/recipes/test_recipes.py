@@ -9,8 +9,7 @@ import pytest
 from conftest import Run
 
 from vpltool.errors import VplError
-from vpltool.recipes import recipe_files
-from vpltool.recipes.parse import Rounds, Step, read_recipe, steps_of
+from vpltool.recipes.parse import Rounds, Step, read_recipe, recipe_files, steps_of
 
 TEXT = """# A small job.
 photos = ?          # the photos

@@ -15,8 +15,7 @@ import pytest
 from conftest import Run
 from PIL import Image
 
-from vpltool.datasets.classes import ClassFile, read_classes
-from vpltool.datasets.words import COCO, COCO_IDS, VOC
+from vpltool.datasets.words import COCO, COCO_IDS, VOC, ClassFile, read_classes
 from vpltool.formats import (
     Header,
     Photo,

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from vpltool.engine.photo_work import make_photos
 from vpltool.formats import Header, open_output, write_tensors
-from vpltool.formats.values import BadValues, check_values
+from vpltool.formats.kinds import BadValues, check_values
 
 Change = Callable[[dict[str, torch.Tensor]], object]
 

@@ -1,4 +1,4 @@
-"""Photos of a report: a picture of each, a layer for each result, and what can be said of them."""
+"""Photos of a report: a picture of each, a layer per result, and measurements."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ _QUALITY = 82
 
 @dataclass(frozen=True)
 class Layer:
-    """A result that the report can lay over the photos.
+    """A result that the report lays over the photos.
 
-    Args:
-        threshold: where its scores cut it, if it holds CAMs; 0: it has none.
-        probabilities: those that a prediction was made of, if they are stored.
+    `threshold` is where the scores of CAMs cut them, 0 without scores; `probabilities` are those of
+    a prediction, if stored.
     """
 
     column: panels.Column
@@ -49,7 +48,7 @@ class Layer:
 
     @property
     def knows_tags(self) -> bool:
-        """Whether only the classes that a photo is tagged with competed."""
+        """Whether only classes among a photo's tags competed."""
         source = self.column.source
         return source is not None and (source.kind != "predictions"
                                        or bool(source.header.call.get("tags")))
@@ -57,11 +56,7 @@ class Layer:
 
 def open_layer(workspace: Workspace, column: panels.Column, thresholds: Mapping[str, float],
                split: str) -> Layer:
-    """Find what is known about a result besides its files.
-
-    Args:
-        thresholds: name of CAMs to where their scores on this split cut them.
-    """
+    """Open a result as a layer; `thresholds` has the scored threshold of CAMs by name."""
     source = column.source
     if source is None or source.kind not in ("cams", "predictions"):
         return Layer(column)
@@ -77,13 +72,13 @@ def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence
     """Draw a photo and its layers, and measure them.
 
     Args:
-        number: of the photo in the report; its files are named after it, since an id may hold
-            anything.
+        number: index of the photo in the report, which names its files, since ids are arbitrary.
         side: longest side of the pictures, in pixels.
-        truth: whether the true mask is another layer, and what the others are compared with.
+        truth: whether the true mask is another layer, with which the others are compared.
 
     Returns:
-        what the page is told of the photo, and its pictures by name. What cannot be drawn says why.
+        the record of the photo for the page, and its pictures by name. The record says why
+        something cannot be drawn.
     """
     tags = workspace.indices_of(photo)
     record: JsonObject = {"id": photo.id, "tags": tags, "layers": []}
@@ -100,24 +95,23 @@ def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence
     true, why = _truth_of(workspace, photo, pixels.shape[:2]) if truth else (None, "")
     for index, layer in enumerate(layers):
         try:
-            picture, said = _draw_layer(workspace, layer, photo, small.size, true)
+            picture, measured = _draw_layer(workspace, layer, photo, small.size, true)
         except VplError as error:
             record["layers"].append({"why": error.message})
             continue
         files[f"{base}/{index}.png"] = _encoded(picture, "PNG")
-        record["layers"].append({"picture": f"{base}/{index}.png", **said})
-    if truth:
-        said = {"why": why} if true is None else {
-            "picture": f"{base}/truth.png", **_areas(np.asarray(true))}
-        if true is not None:
-            files[f"{base}/truth.png"] = _encoded(_label_picture(true, small.size), "PNG")
-        record["layers"].append(said)
+        record["layers"].append({"picture": f"{base}/{index}.png", **measured})
+    if true is not None:
+        files[f"{base}/truth.png"] = _encoded(_label_picture(true, small.size), "PNG")
+        record["layers"].append({"picture": f"{base}/truth.png", **_areas(true)})
+    elif truth:
+        record["layers"].append({"why": why})
     return record, files
 
 
 def _truth_of(workspace: Workspace, photo: Photo, shape: tuple[int, ...]
               ) -> tuple[Labels | None, str]:
-    """The true mask of a photo; else None, and why not."""
+    """Return the true mask of a photo; or None, and why there is none."""
     if photo.mask is None:
         return None, "no true mask"
     try:
@@ -128,7 +122,7 @@ def _truth_of(workspace: Workspace, photo: Photo, shape: tuple[int, ...]
 
 def _draw_layer(workspace: Workspace, layer: Layer, photo: Photo, size: tuple[int, int],
                 truth: Labels | None) -> tuple[Image.Image, JsonObject]:
-    """Draw a layer of a photo, at `size` (width, height) or smaller; and measure it."""
+    """Draw a layer of a photo at `size` (width, height) or smaller, and measure it."""
     column = layer.column
     if not column.file_of(photo.id).exists():
         raise VplError((column.source.failed.get(photo.id) if column.source else None)
@@ -137,40 +131,40 @@ def _draw_layer(workspace: Workspace, layer: Layer, photo: Photo, size: tuple[in
         return _draw_maps(workspace, layer, photo.id, truth)
     labels = (column.source.read_labels(photo.id) if column.source
               else formats.read_labels(column.file_of(photo.id)))
-    said = _areas(labels)
+    measured = _areas(labels)
     if truth is not None:
-        said |= _iou(workspace, labels, truth, column)
+        measured |= _iou(workspace, labels, truth, column)
     if photo.tags and not layer.knows_tags:
-        tags, found = {*workspace.indices_of(photo)}, {*said["found"]}
-        said |= {"missed": sorted(tags - found), "extra": sorted(found - tags),
-                 "apart": len(tags ^ found)}
+        tags, found = {*workspace.indices_of(photo)}, {*measured["found"]}
+        measured |= {"missed": sorted(tags - found), "extra": sorted(found - tags),
+                     "apart": len(tags ^ found)}
     if layer.probabilities and layer.probabilities.path_of(photo.id).exists():
         likely = layer.probabilities.read_tensors(photo.id, "probabilities")["probabilities"]
-        said["unsure"] = round(1 - float(likely.float().amax(dim=0).mean()), 4)
+        measured["unsure"] = round(1 - float(likely.float().amax(dim=0).mean()), 4)
     elif (labels == IGNORE).any():
-        said["unsure"] = round(float((labels == IGNORE).mean()), 4)
-    return _label_picture(labels, size), said
+        measured["unsure"] = round(float((labels == IGNORE).mean()), 4)
+    return _label_picture(labels, size), measured
 
 
 def _draw_maps(workspace: Workspace, layer: Layer, photo_id: str, truth: Labels | None
                ) -> tuple[Image.Image, JsonObject]:
-    """Draw maps at their own size, which the browser scales; IoU is that of their scores' cut."""
+    """Draw maps at their own size, which the browser scales; compute IoU at their threshold."""
     source = layer.column.source
     assert source is not None
     tensors = source.read_tensors(photo_id)
     classes = tensors["classes"].tolist()
     maps = tensors["cam" if source.kind == "cams" else "probabilities"].float()
-    said: JsonObject = {"classes": [index for index in classes if index]}
+    measured: JsonObject = {"classes": [index for index in classes if index]}
     if truth is not None and layer.threshold and classes:
         whole = F.interpolate(maps[None], size=truth.shape, mode="bilinear", align_corners=False)[0]
-        said |= _iou(workspace, labels_at(whole.numpy(), classes, layer.threshold), truth,
-                     layer.column)
-    return cam_layer(maps.numpy(), classes), said
+        measured |= _iou(workspace, labels_at(whole.numpy(), classes, layer.threshold), truth,
+                         layer.column)
+    return cam_layer(maps.numpy(), classes), measured
 
 
 def _iou(workspace: Workspace, labels: Labels, truth: Labels, column: panels.Column
          ) -> dict[str, float]:
-    """The mean over the classes that the true mask shows."""
+    """Compute the mean IoU over the classes of the true mask."""
     classes = len(workspace.classes) + 1
     if labels.shape != truth.shape or (labels[labels != IGNORE] >= classes).any():
         raise VplError(f"{column.name} is of another size than the photo, or of other classes")
@@ -179,7 +173,7 @@ def _iou(workspace: Workspace, labels: Labels, truth: Labels, column: panels.Col
 
 
 def _areas(labels: Labels) -> JsonObject:
-    """Share of the photo that each label covers, the largest first; and the classes found."""
+    """Return the share of the photo that each label covers, largest first; and the classes."""
     counts = np.bincount(labels.ravel(), minlength=256) / max(labels.size, 1)
     order = sorted(counts.nonzero()[0].tolist(), key=lambda label: -counts[label])
     return {"areas": [[label, round(float(counts[label]), 4)] for label in order],

@@ -1,26 +1,52 @@
-"""`doctor`: checks torch, its device, the disk, the weights and the workspace."""
+"""`doctor`: checks torch, its device, the disk, and the files of the workspace."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import platform
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vpltool import __version__
-from vpltool.commands._damage import BROKEN, NOTE, OK, Finding, workspace_findings
-from vpltool.console import size
-from vpltool.errors import VplError, counted, first_line
-from vpltool.formats.whereabouts import short_path
+from vpltool import __version__, console
+from vpltool.clip import encoders, models, weights
+from vpltool.console import age, size
+from vpltool.engine import checkpoints
+from vpltool.engine.features import HEAD, head_path
+from vpltool.engine.models import WORDS
+from vpltool.errors import VplError, counted, first_line, part_of
+from vpltool.formats import Header, Photo, Workspace, open_workspace, read_json
+from vpltool.formats.atomic import AT_WORK, PART, newest
+from vpltool.formats.changes import count_photos
+from vpltool.formats.input_folders import faults_in
+from vpltool.formats.kinds import folders_of, results_of
+from vpltool.formats.manifest import MANIFEST, first_header, manifest_of, orphaned_folders
+from vpltool.formats.storage import check_file, salvaged_header
+from vpltool.names import short_path
+from vpltool.next_step import prepare_line
 from vpltool.settings import Settings, setting
+from vpltool.shell import command_line, program, to_shell
 from vpltool.stage import Stage
+from vpltool.stages import find_stages
+from vpltool.state import Artifact, State, read_artifact, read_state
+
+OK, NOTE, BROKEN = "ok", "note", "broken"
+"""In order; worth knowing; a command will refuse, stop, or take what it should not."""
 
 _SPARE, _SCARCE = 200_000_000, 5_000_000_000
 """Free bytes on a disk below which commands stop soon, and below which it is worth a look."""
+
+_MOST = 20
+"""Files that one line deletes by name; of more it deletes their folder's manifest."""
+
+_UNREADABLE = (VplError, ValueError, LookupError, TypeError, AttributeError, OSError)
+"""Errors of reading a damaged JSON file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +83,22 @@ def run(work: Path, settings: DoctorSettings) -> list[dict[str, str]]:
     return [asdict(finding) for finding in found]
 
 
+@dataclass(frozen=True)
+class Finding:
+    """A finding about a part, machine or workspace, and the lines to type that repair it.
+
+    `about` names the thing, such as `torch`, or a path relative to the workspace.
+    """
+
+    part: str
+    level: str
+    about: str
+    says: str
+    repair: str = ""
+
+
 def _torch() -> Iterator[Finding]:
-    """Versions, and whether each GPU that torch sees computes."""
+    """Check that torch can be imported, and that each GPU computes."""
     yield Finding("machine", OK, "vpltool", f"{__version__}, Python {platform.python_version()}")
     try:
         torch = importlib.import_module("torch")
@@ -84,7 +124,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _disk(work: Path) -> Finding:
-    """Room where a workspace is, or will be; and whether it may be written there."""
+    """Check the free space where a workspace is or will be, and whether it can be written."""
     folder = next(path for path in (work.resolve(), *work.resolve().parents) if path.exists())
     free = shutil.disk_usage(folder).free
     files = os.statvfs(folder).f_favail if hasattr(os, "statvfs") else 0
@@ -102,8 +142,297 @@ def _disk(work: Path) -> Finding:
     return Finding("machine", OK, about, f"{size(free)} free")
 
 
+def workspace_findings(path: Path) -> list[Finding]:
+    """Check a workspace without changing it."""
+    try:
+        workspace = open_workspace(path)
+        photos = workspace.photos()
+    except VplError as error:
+        return [_refused("workspace.json" if "workspace.json" in error.message else "images.jsonl",
+                         error, path)]
+    folders, files = _parts(path)
+    orphans = orphaned_folders(path, folders)
+    known, count = {photo.id for photo in photos}, len(files)
+    made = [_found(BROKEN, workspace, folder, f"holds {header.kind}, but no {MANIFEST}: a command "
+                   "was killed while it replaced them", _again(workspace, folder))
+            for folder, header in orphans.items()]
+    with console.progress("check", len(folders) + len(files)) as advance:
+        for folder in folders:
+            checked, faults = _folder(workspace, folder, known)
+            count += checked
+            made += faults
+            advance()
+        for file in files:
+            made += _single(workspace, file)
+            advance()
+    # Each result comes after its inputs, so that repairs can run from the top.
+    artifacts = {artifact.name: artifact for path in (*folders, *files, *orphans)
+                 if (artifact := _artifact(workspace, path, _header_in(path)))}
+    positions = [artifact.name for artifact in State(workspace, artifacts).in_order]
+    made.sort(key=lambda finding: positions.index(name) if (
+        name := finding.about.removesuffix(HEAD)) in artifacts else -1)
+    state = read_state(workspace, passes_over=True)
+    found = [*_photos(workspace, photos), *_weights(workspace), *made, *_failed(state),
+             *_scores(workspace), *_temporary_files(path)]
+    stale = [artifact.name for artifact in state.in_order if state.stale(artifact)]
+    if stale and not any(finding.level == BROKEN for finding in found):
+        found.append(Finding("workspace", NOTE, "results", f"{len(stale)} of "
+                             f"{len(state.artifacts)} are stale: {_named(stale)}",
+                             command_line("update", {}, program(path))))
+    return [Finding("workspace", OK, workspace.name,
+                    f"{count_photos(len(photos))}, {count} files checked"), *found]
+
+
+def _found(level: str, workspace: Workspace, path: Path, says: str, repair: str) -> Finding:
+    """Make a finding about a file or folder, without its path in the message."""
+    return Finding("workspace", level, path.relative_to(workspace.path).as_posix(),
+                   says.removeprefix(str(path)).lstrip("/: "), repair)
+
+
+def _refused(about: str, error: VplError, work: Path, repair: str = "") -> Finding:
+    """Make a finding of an error that any command would raise, in the words of the shell."""
+    says, hint = (to_shell(text, work=Path(short_path(work)))
+                  for text in (error.message, error.hint))
+    return Finding("workspace", BROKEN, about, says, repair or hint)
+
+
+def _parts(work: Path) -> tuple[list[Path], list[Path]]:
+    """List folders with a manifest, and single .safetensors; nested workspaces are skipped."""
+    folders, files = [], []
+    for root, below, names in os.walk(work):
+        folder = Path(root)
+        if folder != work and "workspace.json" in names:
+            below.clear()
+            continue
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        single = MANIFEST not in names and folder.parent == work and folder.name.startswith(
+            folders_of(per_photo=False))
+        if MANIFEST in names:
+            folders.append(folder)
+        files += [folder / name for name in sorted(names) if not name.startswith(".")
+                  and name.endswith(".safetensors" if single else HEAD)]
+    return folders, files
+
+
+def _photos(workspace: Workspace, photos: Sequence[Photo]) -> Iterator[Finding]:
+    """Check that each photo is listed once, and that its file exists."""
+    twice = [key for key, count in Counter(photo.id for photo in photos).items() if count > 1]
+    if twice:
+        yield Finding("workspace", BROKEN, "images.jsonl", f"{count_photos(len(twice))} listed "
+                      f"twice: {_named(twice)}", prepare_line(workspace))
+    gone = [photo.id for photo in photos if not workspace.image_path(photo).is_file()]
+    if gone:
+        root = short_path(workspace.path / workspace.root)
+        yield Finding(
+            "workspace", BROKEN, "photos", part_of(len(gone), len(photos), "photos", "is", "are")
+            + f" not in {root}: {_named(gone)}. If they have moved, give their new folder",
+            prepare_line(workspace))
+
+
+def _weights(workspace: Workspace) -> Iterator[Finding]:
+    """Check that the encoder and the CLIP that the workspace names can be found."""
+    options = {"encoder": "--encoder NAME-OR-FILE"} if workspace.encoder else {}
+    if workspace.has_words:
+        options["CLIP"] = ("--words CLIP" if workspace.encoder else "--pretrained FILE-OR-TAG")
+    for what, option in options.items():
+        try:
+            if what == "CLIP":
+                names = [*models.find_source(
+                    workspace.model, workspace.pretrained, workspace.path).names.values()]
+            else:
+                names = [workspace.main_encoder]
+                if file := encoders.find_encoder(workspace.encoder, (workspace.path,)).weights:
+                    weights.recognise(file)
+            yield Finding("workspace", OK, what, " ".join(dict.fromkeys(names)))
+        except VplError as error:
+            yield _refused(what, error, workspace.path, f"{prepare_line(workspace)} {option}")
+
+
+def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, list[Finding]]:
+    """Count the files of a folder, and check them and the folder."""
+    try:
+        artifact = read_artifact(workspace, path)
+    except _UNREADABLE as error:
+        says = error.message if isinstance(error, VplError) else f"a damaged manifest ({error})"
+        return 0, [_found(BROKEN, workspace, path, says, _again(workspace, path))]
+    if artifact is None or artifact.folder is None:
+        return 0, []
+    ids = artifact.folder.photo_ids()
+    found = [*_bad_files(workspace, artifact), *_ids(workspace, artifact)]
+    if _lacks_head(artifact):
+        found.append(_found(BROKEN, workspace, path, f"{path.name}{HEAD} is not beside it",
+                            artifact.line()))
+    surplus = [key for key in ids if key not in known and key not in artifact.folder.packed]
+    if surplus and path.name in {split for photo in workspace.photos() for split in photo.splits}:
+        found.append(_found(NOTE, workspace, path, counted(len(surplus), "file", "files")
+                            + " of photos that the workspace does not have: " + _named(surplus),
+                            removal([artifact.folder.path_of(key) for key in surplus])))
+    return len(ids), found
+
+
+def _lacks_head(artifact: Artifact) -> bool:
+    """Return whether the head that `cam` needs is missing; a second encoder has none."""
+    header = artifact.header
+    second = "encoder" in header.options and header.call.get("encoder") != WORDS
+    # Without tokens, neither `embed` nor an encoder that runs by its own code stores one.
+    without = ("tokens" not in header.options.get("keep", ())
+               and ("encoder" in header.model or header.command == "embed"))
+    return (header.kind == "features" and not second and not without
+            and not head_path(artifact.path).exists())
+
+
+def _bad_files(workspace: Workspace, artifact: Artifact) -> Iterator[Finding]:
+    """Find damaged files, and those of another configuration than their folder's."""
+    assert artifact.folder is not None
+    damaged, foreign = faults_in(artifact.folder)
+    first = min(damaged, default=artifact.path)
+    for files, wrong, why in (
+            (sorted(damaged), "damaged", f" ({first.name}: {damaged.get(first)})"),
+            (foreign, "of another configuration than the folder", "")):
+        if files:
+            yield _found(BROKEN, workspace, artifact.path, f"{_files_are(len(files))} {wrong}: "
+                         f"{_named(file.stem for file in files)}{why}",
+                         f"{removal(files, artifact.path / MANIFEST)} && {artifact.line()}")
+
+
+def _ids(workspace: Workspace, artifact: Artifact) -> Iterator[Finding]:
+    """Find photos that a folder lacks, and a folder that was never marked complete."""
+    state, folder = State(workspace, {}), artifact.folder
+    assert folder is not None
+    total, todo = state.to_do(artifact)
+    # New photos, and those that failed until now, make a complete folder stale, not broken.
+    lacks = [key for key in todo if not folder.holds(key) and key not in folder.failed
+             and (not folder.complete or not folder.photos or key in folder.photos)]
+    if lacks:
+        lines = [shard.line for shard in state.unfinished_shards(artifact)]
+        yield _found(BROKEN, workspace, artifact.path, f"lacks {len(lacks)} of "
+                     f"{count_photos(total)}: {_named(lacks)}", "\n".join(lines) or artifact.line())
+    complete = read_json(artifact.path / MANIFEST, "").get("complete")
+    shards = artifact.path / ".shards"
+    if total and not todo and (not complete or shards.is_dir() and any(shards.iterdir())):
+        yield _found(NOTE, workspace, artifact.path, "has all its photos, but is not marked "
+                     "complete", artifact.line())
+
+
+def _single(workspace: Workspace, path: Path) -> Iterator[Finding]:
+    """Check a file of all photos: damage, or the checkpoint of a training that was stopped."""
+    try:
+        header = check_file(path)
+    except VplError as error:
+        yield _found(BROKEN, workspace, path, error.message, _again(workspace, path))
+        return
+    if header is None or not checkpoints.is_checkpoint(path):
+        return
+    target = next((other for other in path.parent.glob("*.safetensors")
+                   if checkpoints.checkpoint_of(other) == path), None)
+    if target is None:
+        step, last = header.facts.get("checkpoint", "?"), header.options.get("iters", "?")
+        yield _found(NOTE, workspace, path, f"a training stopped at step {step} of {last}; this "
+                     "continues it", _line_of(workspace, path, header))
+    else:
+        yield _found(NOTE, workspace, path, f"was left behind; {target.name} is there",
+                     removal([path]))
+
+
+def _header_in(path: Path) -> Header | None:
+    """Read the header of a folder, some of whose files may be damaged, or of a damaged file."""
+    return first_header(path) if path.is_dir() else salvaged_header(path)
+
+
+def _again(workspace: Workspace, path: Path) -> str:
+    """Return the line that recomputes a damaged folder or file, if its header can be read.
+
+    It keeps intact files, and masks corrected by hand.
+    """
+    damaged = path / MANIFEST if path.is_dir() else path
+    made, header = path, _header_in(path)
+    features = path.with_name(path.name.removesuffix(HEAD))
+    if path.name.endswith(HEAD) and (features / MANIFEST).exists():
+        made, header = features, manifest_of(features).header
+    return " && ".join([*([removal([damaged])] if damaged.exists() else []),
+                        *([_line_of(workspace, made, header)] if header else [])])
+
+
+def _line_of(workspace: Workspace, path: Path, header: Header) -> str:
+    artifact = _artifact(workspace, path, header)
+    return artifact.line() if artifact else command_line("status", {}, program(workspace.path))
+
+
+def _artifact(workspace: Workspace, path: Path, header: Header | None) -> Artifact | None:
+    if header is None or header.command.split()[0] not in find_stages():
+        return None
+    return Artifact(path.relative_to(workspace.path).as_posix(), path, workspace.path, header)
+
+
+def _scores(workspace: Workspace) -> Iterator[Finding]:
+    for file in results_of(workspace.path, "scores"):
+        try:
+            read_json(file, "")
+        except VplError as error:
+            yield _found(BROKEN, workspace, file, error.message, removal([file]))
+
+
+def _failed(state: State) -> Iterator[Finding]:
+    """Find photos that failed: why, and the line that processes them once they are fixed."""
+    for failure in state.failures():
+        them = "it" if len(failure.photos) == 1 else "them"
+        yield Finding("workspace", NOTE, "photos", f"{count_photos(len(failure.photos))} failed "
+                      f"({failure.reason}): {_named(failure.photos)}; fix {them} first",
+                      failure.line)
+
+
+def _temporary_files(work: Path) -> Iterator[Finding]:
+    """Find temporary files and folders of killed commands."""
+    now, old, young = time.time(), dict[Path, float](), 0
+    for part in work.rglob(f"{PART}*"):
+        # A temporary folder counts as one.
+        if any(above.name.startswith(PART) for above in part.relative_to(work).parents):
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            written = newest(part)
+            if now - written > AT_WORK:
+                old[part] = now - written
+            else:
+                young += 1
+    if old:
+        total = sum(file.stat().st_size for part in old for file in (part, *part.rglob("*"))
+                    if file.is_file())
+        lines = [["find", short_path(work), "-name", f"{PART}*", "-type", "f", "-mmin", "+60",
+                  "-delete"]]
+        if folders := sorted(part for part in old if part.is_dir()):
+            lines.append(["rm", "-r", *map(short_path, folders)])
+        yield Finding(
+            "workspace", NOTE, f"{PART}*", f"{_files_are(len(old))} left by commands that were "
+            f"killed, {size(total)}, the oldest {age(max(old.values()))} old",
+            " && ".join(map(shlex.join, lines)))
+    if young:
+        yield Finding(
+            "workspace", NOTE, f"{PART}*", f"{_files_are(young)} being written, or left by a "
+            "command that was killed less than an hour ago; a later command deletes them")
+
+
+def removal(files: Iterable[Path], manifest: Path | None = None) -> str:
+    """Format the line that deletes files; if they are many, the line deletes only the manifest.
+
+    Without a manifest, the command that makes the folder checks each of its files.
+    """
+    found = sorted(files)
+    if manifest is not None and len(found) > _MOST:
+        found = [manifest]
+    return shlex.join(["rm", *map(short_path, found)])
+
+
+def _named(words: Iterable[str]) -> str:
+    found = list(words)
+    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if found[5:] else "")
+
+
+def _files_are(count: int) -> str:
+    return counted(count, "file is", "files are")
+
+
 def show(result: list[dict[str, str]], _values: Mapping[str, object]) -> str:
-    """Format the findings, a line each; what repairs it below."""
+    """Format the findings, a line each, with the repairs below."""
     width = max((len(entry["about"]) for entry in result), default=0)
     lines: list[str] = []
     part = ""
@@ -121,7 +450,7 @@ def show(result: list[dict[str, str]], _values: Mapping[str, object]) -> str:
 
 
 def judge(result: list[dict[str, str]]) -> None:
-    """Turn what is broken into the exit code of the command.
+    """Turn broken findings into the exit code of the command.
 
     Raises:
         VplError: something is broken.

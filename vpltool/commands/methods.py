@@ -8,17 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from vpltool.command_help import (
-    Entry,
-    format_help,
-    format_values,
-    paragraphs,
-    setting_entry,
-    settings_table,
-    table,
-)
+from vpltool import command_help
 from vpltool.core.phase_one import Pixels
 from vpltool.errors import VplError, near_name
+from vpltool.json_text import JsonObject
 from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
@@ -39,7 +32,7 @@ class MethodsSettings(Settings):
 STAGE = Stage(order=8, panel="1. Begin", reads=(), writes=(), settings=MethodsSettings, begins=True)
 
 
-def run(_path: Path, settings: MethodsSettings) -> list[Entry]:
+def run(_path: Path, settings: MethodsSettings) -> list[JsonObject]:
     """List the methods that stages choose from, and their settings.
 
     Each method is a file. Your own are found in the folders that VPLTOOL_METHODS names.
@@ -67,13 +60,13 @@ def run(_path: Path, settings: MethodsSettings) -> list[Entry]:
             raise VplError(f"{kinds[0].name} has no method `{settings.name}`",
                            near_name(settings.name, methods))
         return [_kind(kinds[0]) | {"methods": [_details(methods[settings.name])]}]
-    told = _details if settings.markdown else _summary
+    describe = _details if settings.markdown else _summary
     return [_kind(kind) | ({"given": list(map(_given, kind.given))} if settings.markdown else {})
-            | {"methods": [told(method) for method in find_methods(kind.name).values()]}
+            | {"methods": [describe(method) for method in find_methods(kind.name).values()]}
             for kind in kinds]
 
 
-def _kind(kind: MethodKind) -> Entry:
+def _kind(kind: MethodKind) -> JsonObject:
     found = find_stages().get(kind.stage)
     name = "NAME" if found and found.stage.subcommands else "--method NAME"
     return {"kind": kind.name, "about": kind.about, "stage": kind.stage,
@@ -81,8 +74,8 @@ def _kind(kind: MethodKind) -> Entry:
             "may read": list(kind.reads), "default": kind.default}
 
 
-def _given(name: str) -> Entry:
-    """What a class says of itself and of its fields."""
+def _given(name: str) -> JsonObject:
+    """Describe an input class and its fields by its docstring."""
     from vpltool.methods import inputs
 
     found = Pixels if name == Pixels.__name__ else getattr(inputs, name)
@@ -93,32 +86,32 @@ def _given(name: str) -> Entry:
         for key, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.M)]}
 
 
-def _summary(method: Method) -> Entry:
+def _summary(method: Method) -> JsonObject:
     bundled = method.module.startswith("vpltool.")
     return {"name": method.name, "summary": method.summary,
             **({} if bundled else {"from": str(method.path)})}
 
 
-def _details(method: Method) -> Entry:
+def _details(method: Method) -> JsonObject:
     module = method.load()
     function = getattr(module, KINDS[method.kind].function)
     return _summary(method) | {
         "about": method.docstring, "call": f"{function.__name__}"
         f"({', '.join(inspect.signature(function).parameters)})",
         "reads": list(getattr(module, "READS", ())),
-        "settings": [setting_entry(entry) for entry in described(method.settings)]}
+        "settings": [command_help.setting_entry(entry) for entry in described(method.settings)]}
 
 
-def show(result: list[Entry], values: Mapping[str, object]) -> str:
-    """Format the list, all about one method, or the page."""
+def show(result: list[JsonObject], values: Mapping[str, object]) -> str:
+    """Format the list, the description of one method, or the page."""
     if values.get("markdown"):
-        return _page(result, whole=not values.get("kind"))
+        return "\n\n".join([*([] if values.get("kind") else [_INTRO]), *map(_section, result)])
     if values.get("name"):
         return _format_details(result[0], result[0]["methods"][0])
     return "\n\n".join(_format_kind(kind) for kind in result)
 
 
-def _format_kind(kind: Entry) -> str:
+def _format_kind(kind: JsonObject) -> str:
     lines = [f"{kind['kind']}: {kind['about']} ({kind['use']})"]
     for method in kind["methods"]:
         default = " (default)" if method["name"] == kind["default"] else ""
@@ -128,13 +121,14 @@ def _format_kind(kind: Entry) -> str:
     return "\n".join(lines if kind["methods"] else [*lines, "  none"])
 
 
-def _format_details(kind: Entry, method: Entry) -> str:
+def _format_details(kind: JsonObject, method: JsonObject) -> str:
     lines = [method["about"], "",
              f"use: {kind['use'].replace('NAME', method['name'])}", f"function: {method['call']}"]
     lines += [f"from: {method['from']}"] if "from" in method else []
     lines += [f"reads: {', '.join(method['reads'])}"] if method["reads"] else []
     for entry in method["settings"]:
-        lines += ["", f"{entry['option']}  {format_values(entry)}", f"    {format_help(entry)}"]
+        lines += ["", f"{entry['option']}  {command_help.format_values(entry)}",
+                  f"    {command_help.format_help(entry)}"]
     return "\n".join(lines)
 
 
@@ -152,11 +146,7 @@ example](../design.md#a-method-is-a-file) is in the design. `vpltool methods` li
 including yours, and `vpltool methods KIND NAME` prints the section below about one of them."""
 
 
-def _page(kinds: list[Entry], *, whole: bool) -> str:
-    return "\n\n".join(([_INTRO] if whole else []) + [_section(kind) for kind in kinds])
-
-
-def _section(kind: Entry) -> str:
+def _section(kind: JsonObject) -> str:
     lines = [f"{kind['about'][0].upper()}{kind['about'][1:]}: `{kind['use']}`.",
              f"A file defines {_code(kind['defines'])}."]
     lines += [f"`READS` may name {_code(kind['may read'])}."] if kind["may read"] else []
@@ -166,9 +156,9 @@ def _section(kind: Entry) -> str:
                         *(_subsection(method) for method in kind["methods"])])
 
 
-def _class_section(given: Entry) -> str:
-    return "\n\n".join([f"`{given['name']}`: {paragraphs(given['about'])}",
-                        table(("field", "type", "what it is"), (
+def _class_section(given: JsonObject) -> str:
+    return "\n\n".join([f"`{given['name']}`: {command_help.paragraphs(given['about'])}",
+                        command_help.table(("field", "type", "what it is"), (
                             (f"`{entry['name']}`", f"`{entry['type']}`", entry["about"])
                             for entry in given["fields"]))])
 
@@ -177,13 +167,14 @@ def _code(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _subsection(method: Entry) -> str:
-    parts = [f"### {method['name']}", paragraphs(method["about"]), f"`{method['call']}`"]
+def _subsection(method: JsonObject) -> str:
+    parts = [f"### {method['name']}", command_help.paragraphs(method["about"]),
+             f"`{method['call']}`"]
     if "from" in method:
         parts[-1] += f" in {method['from']}"
     if method["reads"]:
         parts[-1] += f" reads {_code(method['reads'])}"
     parts[-1] += "."
     if method["settings"]:
-        parts.append(settings_table(method["settings"]))
+        parts.append(command_help.settings_table(method["settings"]))
     return "\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""`ray`: a command or a recipe over a Ray cluster, a task for each shard of the photos."""
+"""`ray`: runs a command or a recipe on a Ray cluster, with a task per shard of the photos."""
 
 from __future__ import annotations
 
@@ -19,13 +19,11 @@ from vpltool.errors import PhotosFailed, VplError, counted
 from vpltool.formats import open_workspace
 from vpltool.formats.shards import check_alone
 from vpltool.lazy import torch
-from vpltool.recipes import find_recipe
-from vpltool.recipes.parse import commands_of, read_recipe
+from vpltool.recipes.parse import commands_of, find_recipe, read_recipe
 from vpltool.recipes.runner import checked_steps, run_call
 from vpltool.recipes.terms import check_paths
-from vpltool.run import setting_names
 from vpltool.settings import Settings, setting
-from vpltool.shell import to_shell
+from vpltool.shell import settings_with, to_shell
 from vpltool.stage import Stage
 
 
@@ -69,37 +67,37 @@ def run(path: Path, settings: RaySettings) -> list[str]:
     """
     is_recipe, lines = _lines(path, settings.line)
     check_alone("a Ray job")
-    said: dict[str, None] = {}
+    printed: dict[str, None] = {}
     failed: dict[str, None] = {}
-    # Ray itself prints to stdout, such as a line about a worker that died.
+    # Ray prints to stdout, such as a line about a worker that died.
     with contextlib.redirect_stdout(sys.stderr), _cluster() as ray:
         for words in lines:
             console.note(f"vpltool {shlex.join(words)}")
             for outcome in _run_line(ray, path.resolve(), words, settings, update=is_recipe):
-                said.update(dict.fromkeys(outcome.said))
+                printed.update(dict.fromkeys(outcome.lines))
                 failed.update(dict.fromkeys(outcome.photos))
     if failed:
         raise PhotosFailed(
             f"{counted(len(failed), 'photo', 'photos')} failed, the others are done: "
             f"{some(list(failed))}",
-            "fix them and run the same command again: only these are processed", list(said),
+            "fix them and run the same command again: only these are processed", list(printed),
             list(failed))
-    return list(said)
+    return list(printed)
 
 
 def show(result: list[str], _values: object) -> str:
-    """Format what the lines returned."""
+    """Format the results of the lines."""
     return "\n".join(result)
 
 
 def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
-    """Whether a line is a recipe, and the lines to run; each is checked."""
+    """Return whether a line is a recipe, and the lines to run, each checked."""
     call = parse_line(line) if line else None
     if call is None:
         raise VplError("no command is given", "vpltool ray -- extract --split train")
     if call.found.name != "run":
         if not call.found.stage.begins:
-            # Before a cluster is started for nothing.
+            # Check the workspace before a cluster is started.
             open_workspace(path)
         return False, [list(line)]
     recipe = read_recipe(find_recipe(call.values["recipe"]))
@@ -112,7 +110,7 @@ def _lines(path: Path, line: Sequence[str]) -> tuple[bool, list[list[str]]]:
 
 @contextlib.contextmanager
 def _cluster() -> Iterator[ModuleType]:
-    """Join the cluster that RAY_ADDRESS names, or start one here; a joined one is left running."""
+    """Join the cluster of RAY_ADDRESS, or start one here; a joined cluster is left running."""
     try:
         import ray
     except ImportError as error:
@@ -121,7 +119,7 @@ def _cluster() -> Iterator[ModuleType]:
     if ray.is_initialized():
         yield ray
         return
-    # A cluster on this machine would be nice to everybody else, unlike any other launcher.
+    # Ray lowers the priority of local workers, unlike any other launcher.
     os.environ.setdefault("RAY_worker_niceness", "0")
     kept = {name: value for name, value in os.environ.items() if name.startswith("VPLTOOL_")}
     try:
@@ -138,9 +136,9 @@ def _cluster() -> Iterator[ModuleType]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a task: what its line returned, ids of photos that failed, or an error."""
+    """The outcome of a task: printed lines, ids of failed photos, or message and hint."""
 
-    said: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
     photos: tuple[str, ...] = ()
     error: tuple[str, str] | None = None
 
@@ -149,7 +147,7 @@ def _run_line(ray: ModuleType, work: Path, words: Sequence[str], settings: RaySe
               update: bool) -> list[Outcome]:
     """Run a line as tasks, and wait for all of them."""
     call = parse_line(words)
-    names = setting_names(call.found, str(call.values.get("method", "")))
+    names = settings_with(call.found, str(call.values.get("method", "")))
     has = ray.cluster_resources()
     gpus = settings.gpus if settings.gpus >= 0 else float("GPU" in has)
     gpus = gpus if "device" in names else 0
@@ -180,7 +178,6 @@ def _run_line(ray: ModuleType, work: Path, words: Sequence[str], settings: RaySe
 
 
 def _at_once(has: dict[str, float], cpus: float, gpus: float) -> int:
-    """Number of tasks that run at the same time on a cluster."""
     fits = [has.get(name, 0) / need for name, need in (("CPU", cpus), ("GPU", gpus)) if need]
     return max(1, int(min(fits, default=1)))
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.json_text import JsonObject
-from vpltool.recipes import find_recipe, recipe_files
-from vpltool.recipes.parse import read_recipe
+from vpltool.recipes.parse import find_recipe, read_recipe, recipe_files
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 

@@ -57,7 +57,7 @@ _COURSES = {
     "align": ("curve", ("loss of patches", "loss of text")),
     "train-decoder": ("curve", ("mask loss", "contrast", "affinity")),
 }
-"""Command to the fact of its header that is a course, and names of its columns after the step."""
+"""Command to the fact of its header with a curve, and the names of its columns after the step."""
 
 _MOST_LINES = 6
 """Lines in one chart."""
@@ -94,7 +94,7 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
     records: list[JsonObject] = []
 
     def pictures() -> Iterator[tuple[str, bytes]]:
-        """Draw photo after photo; what the page is told of them is kept, their pictures are not."""
+        """Yield the pictures photo by photo, and collect the records of the photos."""
         for number, gap in enumerate(gaps):
             if gap["file"]:
                 gap["picture"] = f"pictures/gap-{number}.png"
@@ -146,7 +146,7 @@ def _draw(workspace: Workspace, photos: Sequence[Photo], layers: Sequence[Layer]
 def _content(workspace: Workspace, split: str, scores: Sequence[Mapping[str, Any]], state: State,
              gaps: Sequence[Mapping[str, Any]], layers: Sequence[Layer],
              records: Sequence[JsonObject], *, truth: bool) -> JsonObject:
-    """Everything that the page shows; see `report/page.html`."""
+    """Return everything that the page shows; see `report/page.html`."""
     flat = class_palette()
     named = dict(enumerate(("background", *workspace.classes)))
     colours = {index: "#{:02x}{:02x}{:02x}".format(*flat[3 * shown_as(index):][:3])
@@ -179,7 +179,7 @@ def _folder(pictures: Iterator[tuple[str, bytes]], content: Callable[[], JsonObj
 
 def _write_file(path: Path, pictures: Iterator[tuple[str, bytes]],
                 content: Callable[[], JsonObject]) -> Path:
-    """Write the page with its pictures inside; they wait in a temporary folder, not in memory."""
+    """Write the page with its pictures inside, which a temporary folder holds until then."""
     with TemporaryDirectory() as folder, atomic_path(path) as temporary:
         for name, picture in pictures:
             waiting = Path(folder) / name
@@ -203,7 +203,6 @@ def _write_file(path: Path, pictures: Iterator[tuple[str, bytes]],
 
 
 def _about(workspace: Workspace) -> list[tuple[str, str]]:
-    """What the workspace is, a name and a value each."""
     photos = workspace.photos()
     splits = Counter(split for photo in photos for split in photo.splits)
     return [
@@ -217,7 +216,7 @@ def _about(workspace: Workspace) -> list[tuple[str, str]]:
 
 
 def _read_scores(work: Path) -> list[JsonObject]:
-    """Scores that `eval` wrote, the lowest first on each split."""
+    """Read the scores that `eval` wrote, sorted by split and mIoU."""
     found = []
     for path in results_of(work, "scores"):
         content = _read(path)
@@ -255,7 +254,6 @@ def _score(content: Mapping[str, Any], path: Path) -> JsonObject:
 
 
 def _artifacts(state: State) -> list[JsonObject]:
-    """What is in the workspace, from what, and whether it is up to date."""
     return [{"name": artifact.name, "command": artifact.header.command,
              "settings": settings_shown(artifact.header),
              "preset": format_preset(artifact.header.preset) if artifact.header.preset else "",
@@ -265,7 +263,7 @@ def _artifacts(state: State) -> list[JsonObject]:
 
 
 def _charts(made: Sequence[Artifact], scores: Sequence[Mapping[str, Any]]) -> list[Chart]:
-    """Courses of phase 1 and of trainings; mIoU of CAMs at every threshold."""
+    """Draw curves of phase 1 and of trainings, and mIoU of CAMs at every threshold."""
     found = [chart for artifact in made
              if (chart := _course(artifact.name, artifact.header)) is not None]
     swept = [score for score in scores if score["sweep"]]
@@ -286,7 +284,7 @@ def _course(name: str, header: Header) -> Chart | None:
     rows: list[list[float]] = header.facts.get(key) or []
     lines = {column: [float(row[index]) for row in rows]
              for index, column in enumerate(columns, 1) if rows and len(rows[0]) > index}
-    # A loss without weight is 0 all along.
+    # A loss without weight is always 0.
     lines = {column: values for column, values in lines.items() if any(values)}
     if len(rows) < 2 or not lines:
         return None
@@ -294,7 +292,7 @@ def _course(name: str, header: Header) -> Chart | None:
 
 
 def _steps(rows: Sequence[Sequence[float]]) -> Iterator[float]:
-    """Steps of a course, counted on where a round begins at 0 again."""
+    """Yield the steps of a curve, continued where a round begins at 0 again."""
     before, last = 0.0, 0.0
     for row in rows:
         if row[0] < last:
@@ -304,7 +302,7 @@ def _steps(rows: Sequence[Sequence[float]]) -> Iterator[float]:
 
 
 def _gaps(work: Path) -> list[JsonObject]:
-    """Gaps that `gap` measured: numbers of each set of prototypes, and where the picture lies."""
+    """Read the gaps that `gap` measured: numbers of each set of prototypes, and the picture."""
     found = []
     for path in results_of(work, "scores"):
         content = _read(path)
@@ -326,11 +324,9 @@ def _gaps(work: Path) -> list[JsonObject]:
 
 def _agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, Any]], layer: int
               ) -> JsonObject | None:
-    """How well a segmenter's classes agree with the tags; None where there is nothing to compare.
+    """Compute how well the classes of a layer agree with the tags; None without tagged photos.
 
-    Args:
-        photos: records of `draw_photo`.
-        layer: index of the predictions among the layers.
+    `photos` are records of `draw_photo`.
     """
     compared = [photo for photo in photos if photo["layers"] and "apart" in photo["layers"][layer]]
     if not compared:
@@ -353,5 +349,5 @@ def _agreement(workspace: Workspace, name: str, photos: Sequence[Mapping[str, An
 
 
 def _or_none(score: float) -> float | None:
-    """The score; None where nothing is counted."""
+    """Return the score; None for NaN, where nothing is counted."""
     return None if score != score else float(score)

@@ -104,5 +104,5 @@ def run(workspace: Workspace, settings: ReviewSettings) -> list[str]:
 
 
 def show(result: list[str], _values: Mapping[str, object]) -> str:
-    """Format how far a person has come."""
+    """Format the number of photos in each state."""
     return ", ".join(result)

@@ -14,22 +14,12 @@ from vpltool.errors import PhotosFailed, VplError, counted, fix_and_repeat
 from vpltool.formats.kinds import folder_of
 from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.shards import check_alone
-from vpltool.formats.started import LineWord, read_started, write_started
+from vpltool.formats.started import Word, read_started, write_started
 from vpltool.parallel import device, processes
 from vpltool.preset import read_preset
-from vpltool.recipes import find_recipe, recipe_files
-from vpltool.recipes.parse import Recipe, Rounds, read_recipe
+from vpltool.recipes.parse import Recipe, Rounds, find_recipe, read_recipe, recipe_files
 from vpltool.recipes.runner import Job, checked_steps, run_steps, shell_lines
-from vpltool.recipes.runs import (
-    keep_sheets,
-    last_values,
-    run_of,
-    sheets_of,
-    table_of,
-    tell_values,
-    warn_of_unused,
-    with_run,
-)
+from vpltool.recipes.runs import keep_sheets, last_values, run_of, table_of, tell_values, with_run
 from vpltool.recipes.terms import check_encoders, check_paths, path_in, path_names
 from vpltool.settings import RUNNING, Settings, setting
 from vpltool.shell import program
@@ -71,10 +61,6 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
 
     Next: vpltool status
 
-    Args:
-        path: the workspace folder.
-        settings: which recipe, with which values.
-
     Returns:
         paths of what the lines made; the lines, for a dry run.
 
@@ -90,8 +76,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     preset = read_preset(settings.preset) if settings.preset else None
     taken = given | _kept_precision(recipe, given, path)
     steps, terms = checked_steps(recipe, taken, path, preset)
-    tell_values(recipe, last, typed)
-    warn_of_unused(recipe, steps, taken, typed, path)
+    tell_values(recipe, last, typed, steps, taken, path)
     if settings.dry_run:
         protocol = ["--preset", settings.preset] if preset else []
         return list(shell_lines(steps, ["vpltool", "-C", str(path), *protocol]))
@@ -100,7 +85,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     check_encoders(terms, steps, path)
 
     on_cpu = device.find_device("auto").type == "cpu"
-    job = Job(path, preset, terms=terms, processes=settings.jobs or (
+    job = Job(path, preset, terms, processes=settings.jobs or (
         processes.core_count() + 1 if on_cpu else 1))
     console.note(recipe.title)
     words = _line(recipe, settings, given)
@@ -108,7 +93,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
                   if isinstance(step, Rounds) or not step.heading), len(steps))
     # Until the first step is done, there may be no workspace, or one of other photos.
     run_steps(job, steps[:first])
-    now = run_of(recipe, recipe.filled(given, path), sheets_of(steps, path))
+    now = run_of(recipe, given, steps, path)
     runs = keep_sheets(path, started.runs if started else (), now)
     write_started(path, recipe.name, words, done=False, runs=runs)
     run_steps(job, steps[first:])
@@ -127,29 +112,27 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
 
 
 def show(result: list[Path] | list[str], values: Mapping[str, object]) -> str:
-    """Format the lines of a dry run; what a recipe made, its last lines have named."""
+    """Format the lines of a dry run; otherwise the last lines have printed the results."""
     return "\n".join(map(str, result)) if values.get("dry_run") else ""
 
 
-def _line(recipe: Recipe, settings: RunSettings, given: Mapping[str, str]) -> list[LineWord]:
-    """The words that run the recipe again; what is a path is told, so that it can be moved."""
+def _line(recipe: Recipe, settings: RunSettings, given: Mapping[str, str]) -> list[Word]:
+    """Return the words that run the recipe again, with paths apart, so that they can be moved."""
     paths = path_names(recipe)
-    file = None if recipe.name in recipe_files() else recipe.path
-    words = [LineWord("run"), LineWord(path=file) if file else LineWord(recipe.name)]
+    words: list[Word] = ["run", recipe.name if recipe.name in recipe_files() else ("", recipe.path)]
     for name, value in given.items():
         text, found = path_in(value, is_path=name in paths)
-        words.append(LineWord(f"{name}={text}", Path(found) if found else None))
+        words.append((f"{name}={text}", Path(found)) if found else f"{name}={text}")
     if settings.preset:
         path = Path(settings.preset)
-        words += [LineWord("--preset"),
-                  LineWord(path=path) if path.is_file() else LineWord(settings.preset)]
-    return [*words, *(map(LineWord, ["--jobs", str(settings.jobs)]) if settings.jobs else ())]
+        words += ["--preset", ("", path) if path.is_file() else settings.preset]
+    return [*words, *(["--jobs", str(settings.jobs)] if settings.jobs else ())]
 
 
 def _kept_precision(recipe: Recipe, given: Mapping[str, str], path: Path) -> dict[str, str]:
-    """What `precision=auto` keeps to: the number format of the features that are there.
+    """Replace `precision=auto` by the number format of the present features.
 
-    So a workspace that has moved to another machine is not computed anew.
+    So a workspace that has moved to another machine is not recomputed.
     """
     found = sorted(folder_of(path, "features").glob(f"*/{MANIFEST}"))
     if not found or recipe.filled(given, path).get("precision") != "auto":
@@ -161,7 +144,7 @@ def _kept_precision(recipe: Recipe, given: Mapping[str, str], path: Path) -> dic
 
 def _given(recipe: Recipe, words: tuple[str, ...], work: Path, last: Mapping[str, str]
            ) -> dict[str, str]:
-    """Name to value; the hint of an error is the whole line, corrected as far as it is clear."""
+    """Parse the values; the hint of an error is the whole line, corrected as far as possible."""
     if any(word.startswith("=") for word in words):
         joined = re.sub(r" ?= ?", "=", shlex.join(words))
         raise VplError("a value is written NAME=VALUE, without spaces",

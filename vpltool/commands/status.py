@@ -1,4 +1,4 @@
-"""`status`: lists results, what they were made from, and which are stale."""
+"""`status`: lists results, their inputs, and which results are stale."""
 
 from __future__ import annotations
 
@@ -78,35 +78,27 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[JsonObject]:
 
 
 def _measured(path: Path) -> tuple[int, float]:
-    """Size in bytes of a file, or of all in a folder, and when the last was written, in s."""
-    sizes, times = zip(*((entry.st_size, entry.st_mtime) for entry in _entries(path)), strict=True)
-    return sum(sizes), round(max(times), 3)
-
-
-def _entries(path: Path) -> Iterator[os.stat_result]:
-    if not path.is_dir():
-        yield path.stat()
-        return
-    with os.scandir(path) as entries:
-        for entry in entries:
-            # What another process is writing may be gone by now.
-            with contextlib.suppress(FileNotFoundError):
-                if entry.is_dir():
-                    yield from _entries(Path(entry.path))
-                else:
-                    yield entry.stat()
+    """Return the bytes of a file or of a folder's files, and the last modification in s."""
+    files = (Path(root, name) for root, _, names in os.walk(path, followlinks=True)
+             for name in names) if path.is_dir() else [path]
+    found = []
+    for file in files:
+        # Another process may have renamed its temporary file.
+        with contextlib.suppress(FileNotFoundError):
+            found.append(file.stat())
+    return sum(entry.st_size for entry in found), round(max(entry.st_mtime for entry in found), 3)
 
 
 def show(result: list[JsonObject], values: Mapping[str, object]) -> str:
-    """Format a tree, and below it what is stale: why, and the command that recomputes it."""
+    """Format the tree, and below it the stale results, with reasons and commands."""
     if not result:
         return "everything is up to date" if values.get("stale") else "no results yet"
-    # Each failed photo in the first that lacks it: the others pass it on.
-    seen: set[str] = set()
+    # A failed photo is shown in the first result that lacks it.
+    shown: set[str] = set()
     once: list[JsonObject] = []
     for entry in result:
-        once.append({**entry, "failed": [key for key in entry["failed_here"] if key not in seen]})
-        seen.update(entry["failed_here"])
+        once.append({**entry, "failed": [key for key in entry["failed_here"] if key not in shown]})
+        shown.update(entry["failed_here"])
     if values.get("stale"):
         return _format_list(once)
     listed = [entry for entry in once if entry["stale"] or entry["failed"] or entry["damaged"]]
@@ -114,7 +106,6 @@ def show(result: list[JsonObject], values: Mapping[str, object]) -> str:
 
 
 def _format_tree(listed: Sequence[JsonObject]) -> str:
-    """Results as a tree: each below its last input, with its size and age."""
     below: dict[str, list[JsonObject]] = {}
     positions = {entry["name"]: position for position, entry in enumerate(listed)}
     for entry in listed:
@@ -139,7 +130,7 @@ def _format_tree(listed: Sequence[JsonObject]) -> str:
 
 def _rows(below: Mapping[str, Sequence[JsonObject]], parent: str, indent: str
           ) -> Iterator[tuple[str, str, JsonObject]]:
-    """Name with its branches, parent and entry of each line below a parent."""
+    """Yield branches and name, parent, and entry of each line below a parent."""
     entries = below.get(parent, ())
     for entry in entries:
         last = entry is entries[-1]
@@ -158,7 +149,7 @@ def _mark(entry: JsonObject) -> str:
 
 
 def _format_list(result: list[JsonObject]) -> str:
-    """A line an artifact; below it which photos failed, and why it is stale."""
+    """Format a line per result, and below it failed photos and why the result is stale."""
     width = max(len(entry["name"]) for entry in result)
     lines = []
     for entry in result:

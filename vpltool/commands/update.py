@@ -9,7 +9,7 @@ from vpltool import console
 from vpltool.command import Call
 from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.formats import Workspace, open_workspace
-from vpltool.formats.replacing import replacing_only
+from vpltool.formats.manifest import replacing_only
 from vpltool.formats.shards import check_alone
 from vpltool.next_step import warn_of_changes
 from vpltool.provenance import reason_by_hand
@@ -65,7 +65,7 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
                 line)
             continue
         made.append(artifact.name)
-        # crf writes two folders, predict too: one line makes both.
+        # One line of crf or predict makes two folders.
         if line in run_already:
             continue
         run_already.add(line)
@@ -73,7 +73,7 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
         try:
             with replacing_only(workspace.path, [one.path for one in stale if one.line() == line]):
                 values = artifact.call()
-                # They were given, too, when it was made: a setting that was not has other defaults.
+                # Settings that were not given in the original call keep their defaults.
                 _, failure = run_through(Call(artifact.stage, values, frozenset(values)),
                                          workspace.path)
         except VplError as error:
@@ -92,5 +92,5 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
 
 
 def show(result: list[str], _values: Mapping[str, object]) -> str:
-    """Format what was recomputed, a line each."""
+    """Format the names of recomputed results, a line each."""
     return "\n".join(result)

@@ -1,4 +1,4 @@
-"""Captions of photos: a CSV with a row for each, or COCO's annotations in JSON."""
+"""Captions of photos from a CSV with a row per caption, or from COCO's annotations in JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vpltool.datasets.tags import remark_on, some
 from vpltool.errors import VplError, counted, other_case
 from vpltool.formats import Photo
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
-from vpltool.formats.json_stream import read_span, stream_objects
+from vpltool.formats.streams import read_span, stream_objects
 
 _PARTS = {"images": {"id": NUMBER, "file_name": TEXT},
           "annotations": {"image_id": NUMBER, "caption": TEXT}}
@@ -22,7 +22,7 @@ COLUMNS = ("id", "caption")
 
 @dataclass(frozen=True)
 class CaptionRow:
-    """One caption: where it is in the file, the name or id of its photo, and its words."""
+    """A caption, its location in the file, and the name or id of its photo."""
 
     location: str
     photo: str
@@ -30,10 +30,10 @@ class CaptionRow:
 
 
 def read_captions(path: Path) -> Iterator[CaptionRow]:
-    """Read the captions of photos, one at a time, in the order of the file.
+    """Yield the captions of photos in the order of the file, with single spaces.
 
-    It is a CSV with the columns `id` and `caption`, where a photo may have several rows; or a JSON
-    in the layout of COCO's `captions_train2014.json`. White space becomes single spaces.
+    The file is a CSV with the columns `id` and `caption`, where a photo may have several rows; or a
+    JSON in the layout of COCO's `captions_train2014.json`.
 
     Raises:
         VplError: the file is missing, of another kind, or damaged; or a row has no id.
@@ -48,10 +48,9 @@ def read_captions(path: Path) -> Iterator[CaptionRow]:
 
 def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
                   ) -> tuple[list[Photo], list[str]]:
-    """Give photos captions after those that they have; each once, in the order of the files.
+    """Add captions to those of photos, without repeats, in the order of the files.
 
-    Files of captions (see `read_captions`) name photos by id, by path, or by file name where only
-    one photo has it.
+    Files of captions (see `read_captions`) name photos by id, by path, or by a unique file name.
 
     Returns:
         the photos with their captions; and remarks on captions without a photo, empty captions,
@@ -90,7 +89,7 @@ def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
 
 
 def _ids_by_name(photos: Sequence[Photo]) -> dict[str, str]:
-    """Each name that a photo may go by to its id; an id goes before a path, that before a name."""
+    """Return every name of a photo to its id; ids precede paths, and paths file names."""
     files = Counter(Path(photo.image).name for photo in photos)
     by_file = {Path(photo.image).name: photo.id for photo in photos}
     return ({name: key for name, key in by_file.items() if files[name] == 1}
@@ -109,7 +108,7 @@ def _check_taken(path: Path, total: int, taken: int, unmatched: Collection[str],
 
 
 def _of_json(path: Path) -> Iterator[CaptionRow]:
-    """Captions in COCO's layout, in which photos may be listed after their annotations."""
+    """Yield captions in COCO's layout, which may list photos after their annotations."""
     hint = "use captions in COCO's layout, such as captions_train2014.json; or a CSV: id,caption"
     names: dict[int, str] = {}
     captions: list[tuple[int, str, str]] = []

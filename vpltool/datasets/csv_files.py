@@ -1,4 +1,4 @@
-"""Reading CSV files as spreadsheets write them, and telling what other files are."""
+"""Reading CSV files as spreadsheets write them, and recognising other files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vpltool.errors import VplError, near_name
 from vpltool.names import id_of_csv
 
 TAGS = ("id", "labels")
-"""Columns of a CSV of tags; a third, `split`, may follow."""
+"""Required columns of a CSV of tags, which may also have `split`."""
 
 _SAVE_AS_CSV = "save it from the spreadsheet as CSV UTF-8; "
 _OTHER_FILES = (
@@ -23,22 +23,21 @@ _OTHER_FILES = (
     (b"\xff\xd8\xff", "a picture, not a CSV", ""),
     (b"%PDF", "a PDF, not a CSV", ""),
 )
-"""First bytes of a file, what such a file is, and what to do."""
+"""First bytes of other kinds of file, their names, and hints."""
 
 _SHOWN = 5
-"""Rows that an error tells of; of more it gives the number."""
+"""Maximum number of rows that an error lists."""
 
 Made = TypeVar("Made")
 
 
 class CsvFile:
-    """A CSV with some columns, and perhaps others, separated as in its first line.
+    """A CSV with at least the `wanted` columns, separated as in its first line.
 
-    Fields in quotes may have several lines if `long_fields`, as captions may.
+    With `long_fields`, as for captions, quoted fields may span lines.
 
     Raises:
-        VplError: the file is missing, of another kind or not UTF-8, lacks a column, or has one
-            twice.
+        VplError: the file is missing, of another kind or not UTF-8, or lacks or repeats a column.
     """
 
     def __init__(self, path: Path, wanted: Sequence[str], *, long_fields: bool = False) -> None:
@@ -50,7 +49,7 @@ class CsvFile:
         self.delimiter, self.columns = self._columns()
 
     def _columns(self) -> tuple[str, list[str]]:
-        """The separator of the fields, and the names of the columns in lower case."""
+        """Return the separator of the fields, and the column names in lower case."""
         path, wanted = self.path, self.wanted
         first = next((line for line in self.text.splitlines() if line.strip()), "")
         if not first:
@@ -74,13 +73,13 @@ class CsvFile:
 
     def read(self, take: Callable[[int, Mapping[str, str]], Made], too_many: str
              ) -> Iterator[Made]:
-        """Yield what `take` makes of each row, given its first line and its fields by column.
+        """Yield the result of `take` for each row, given its first line and its fields by column.
 
-        Ids are without the apostrophe that `csv_id` puts before some. `too_many` is the hint if a
-        row has more fields than there are columns.
+        Ids are without the apostrophe of `csv_id`. `too_many` is the hint for a row with more
+        fields than columns.
 
         Raises:
-            VplError: rows cannot be used; one error, after the last, names all of them.
+            VplError: rows cannot be used; one error after the last row lists them.
         """
         refused = []
         try:
@@ -100,12 +99,12 @@ class CsvFile:
                 else:
                     yield made
         except VplError as error:
-            # What follows cannot be read.
+            # The following rows cannot be read.
             refused.append(error)
         refuse_rows(self.path, refused)
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Number of its first line and fields of each row below the first, except blank ones."""
+        """Yield first line number and fields of each row below the first, except blank ones."""
         reader = csv.reader(io.StringIO(self.text, newline=""), delimiter=self.delimiter,
                             skipinitialspace=True, strict=self.long_fields)
         named, line = False, 1
@@ -127,10 +126,10 @@ class CsvFile:
 
 
 def refuse_rows(path: Path, errors: Sequence[VplError]) -> None:
-    """Check that no row was refused; `errors` are of the rows, in order, and begin `PATH:LINE`.
+    """Check that no row was refused; the `errors` of rows are in order and begin with `PATH:LINE`.
 
     Raises:
-        VplError: there are some; one error names all of them.
+        VplError: some were; one error lists them.
     """
     if len(errors) == 1:
         raise errors[0]
@@ -142,7 +141,7 @@ def refuse_rows(path: Path, errors: Sequence[VplError]) -> None:
 
 
 def _read_text(path: Path, first: str) -> str:
-    """Read a CSV in UTF-8; the error for any other file says what it is, and what is first."""
+    """Read a CSV in UTF-8; the error for another file names its kind."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Photos and tags from a folder and a CSV. True masks are named here, never opened."""
+"""Photos and tags from a folder and a CSV. Paths of true masks are listed, masks never opened."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vpltool.names import spelled, why_unusable
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
 PHOTO_SUFFIXES = JPEG_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
-"""Suffixes of photos, in lower case. Of a GIF, the first frame is read."""
+"""Suffixes of photos, in lower case. The first frame of a GIF is read."""
 
 TAKEN = "photos end in " + ", ".join(sorted(PHOTO_SUFFIXES))
 
@@ -30,10 +30,10 @@ _CONVERTIBLE = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3
 """Suffixes of pictures that other programs can convert to JPEG."""
 
 _LOOKERS = 16
-"""Threads: on a network disk each access costs a round trip."""
+"""Threads that read files: on a network disk each access costs a round trip."""
 
 _MOST_UNLISTED = IGNORE - 1
-"""Different labels that tags may have without a list: sentences instead of labels have more."""
+"""Maximum number of different labels without a list of classes; sentences have more words."""
 
 
 def read_folder(
@@ -46,18 +46,18 @@ def read_folder(
 
     Args:
         images: the folder.
-        labels: the CSV; without it, all photos are taken, and none has a tag.
+        labels: the CSV; without it, all photos are listed without tags.
         masks: folder of true masks, for `eval`, named after the ids; or None.
-        classes_known: whether the labels are checked against class names from elsewhere.
-        untagged: whether photos without a row are taken, without a tag.
-        of_folders: whether a row may name a folder, and so all photos in it; `.` is the whole one.
+        classes_known: whether the caller checks the labels against a list of classes.
+        untagged: whether photos without a row are listed, without tags.
+        of_folders: whether a row may name a folder, and so all photos in it; `.` is `images`.
 
     Returns:
         the photos; the sorted union of their labels; and remarks for the user.
 
     Raises:
-        VplError: a file is missing, the CSV cannot be read, no id has a photo, one means a file
-            that is no photo, a photo is listed twice, or there are too many labels.
+        VplError: a file is missing, the CSV cannot be read, no id has a photo, an id names another
+            kind of file, a photo is listed twice, or there are too many labels.
     """
     if not images.is_dir():
         raise VplError(f"{images} is not a folder", "give the folder that holds the photos")
@@ -87,7 +87,7 @@ def read_folder(
 
 
 def _of_folders(rows: Sequence[TagRow], names: Sequence[str]) -> list[TagRow]:
-    """Put a row for each photo in place of those that name a folder; a photo's own row counts."""
+    """Replace rows that name a folder by a row per photo; a photo's own row takes precedence."""
     own = {row.id for row in rows}
     below: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -98,13 +98,13 @@ def _of_folders(rows: Sequence[TagRow], names: Sequence[str]) -> list[TagRow]:
 
 
 def _key(name: str) -> str:
-    """Id of a photo: its file name without suffix, with its folders."""
+    """Return the id of a photo: its path without suffix."""
     return Path(name).with_suffix("").as_posix()
 
 
 def _without_tags(names: Sequence[str], listed: Mapping[str, TagRow], images: Path
                   ) -> dict[str, TagRow]:
-    """File name of each photo without a row to one without labels, in the split `train`."""
+    """Make rows without labels, in the split `train`, for photos without a row, by file name."""
     by_key = {_key(name): name for name in listed}
     found = {name: TagRow(0, name, (), ("train",)) for name in names if name not in listed}
     for name in found:
@@ -116,7 +116,7 @@ def _without_tags(names: Sequence[str], listed: Mapping[str, TagRow], images: Pa
 
 def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: Path, *,
            left_out: bool) -> tuple[dict[str, TagRow], list[str]]:
-    """File name of each photo to its row, in the order of the rows; and remarks."""
+    """Return file name to row of each photo, in the order of the rows; and remarks."""
     by_key: dict[str, list[str]] = defaultdict(list)
     for name in names:
         by_key[_key(name)].append(name)
@@ -165,16 +165,14 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
 
 
 def _converted(rows: Sequence[TagRow], by_key: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Row's id to file name, of rows that name a photo by its suffix before it was converted."""
     return {row.id: by_key[_key(row.id)][0] for row in rows
             if Path(row.id).suffix.lower() in _CONVERTIBLE and _key(row.id) in by_key}
 
 
 def _near_names(rows: Sequence[TagRow], known: Mapping[str, str]) -> dict[str, str]:
-    """Id of a row to the file that it means, where they differ in what no one sees.
+    """Find the photos of rows whose ids differ only invisibly: row id to file name.
 
-    A CSV may spell an accent in another way than the disk does (NFC, NFD), and fields have no
-    outer spaces.
+    A CSV may encode accents differently from the disk (NFC, NFD), and fields have no outer spaces.
     """
     near: dict[str, set[str]] = defaultdict(set)
     for key, name in known.items():
@@ -185,7 +183,6 @@ def _near_names(rows: Sequence[TagRow], known: Mapping[str, str]) -> dict[str, s
 
 
 def _look_alikes(names: Sequence[str]) -> list[str]:
-    """A remark on photos whose names look the same."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
         alike[unicodedata.normalize("NFC", _key(name).strip())].append(name)
@@ -196,8 +193,8 @@ def _look_alikes(names: Sequence[str]) -> list[str]:
 
 def _misnamed(images: Path, labels: Path, rows: Sequence[TagRow], known: Iterable[str]
               ) -> dict[int, VplError]:
-    """Line to what is wrong, of rows without a photo that mean a file of other suffix, or case."""
-    # Folder and names are gone through once: all rows of a CSV may be of another folder.
+    """Return line to error, of rows that name a file of another suffix, or in another case."""
+    # The folder is searched once, since all rows of a CSV may be of another folder.
     others = [file for file in sorted(images.rglob("*"), reverse=True)
               if file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()] if rows else []
     files = {file.with_suffix(""): file for file in others} | {file: file for file in others}
@@ -232,7 +229,7 @@ def _in_train_and_val(photos: Sequence[Photo]) -> list[str]:
 
 
 def _listed_again(images: Path, photos: Sequence[Photo]) -> list[str]:
-    """A remark on photos with the same bytes under different ids."""
+    """Return a remark on photos with the same bytes under different ids."""
     splits = {images / photo.image: set(photo.splits) for photo in photos}
     groups = _same_files([*splits])
     names = [" and ".join(path.relative_to(images).as_posix() for path in group)
@@ -244,46 +241,43 @@ def _listed_again(images: Path, photos: Sequence[Photo]) -> list[str]:
 
 
 def _same_files(paths: Sequence[Path]) -> list[list[Path]]:
-    """Groups of files with the same bytes; only files of equal size are read."""
+    """Group files with the same bytes; only files of equal size are read."""
     groups = [list(paths)]
-    looks: tuple[Callable[[Path], Hashable], ...] = (_size, _middle, identity_of_file)
+    keys: tuple[Callable[[Path], Hashable], ...] = (
+        lambda path: path.stat().st_size, _middle, identity_of_file)
     with ThreadPoolExecutor(_LOOKERS) as pool:
-        for look in looks:
+        for key in keys:
             parts: dict[Hashable, list[Path]] = defaultdict(list)
             for number, group in enumerate(groups):
-                for path, seen in zip(group, pool.map(_unless_gone(look), group), strict=True):
-                    if seen:
-                        parts[number, seen].append(path)
+                for path, value in zip(group, pool.map(_readable(key), group), strict=True):
+                    if value:
+                        parts[number, value].append(path)
             groups = [part for part in parts.values() if len(part) > 1]
     return groups
 
 
-def _unless_gone(look: Callable[[Path], Hashable]) -> Callable[[Path], Hashable]:
-    """Look at a file; None where that is not possible."""
-    def looked(path: Path) -> Hashable:
+def _readable(key: Callable[[Path], Hashable]) -> Callable[[Path], Hashable]:
+    """Make a function of a file return None if the file cannot be read."""
+    def found(path: Path) -> Hashable:
         try:
-            return look(path)
+            return key(path)
         except OSError:
             return None
 
-    return looked
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
+    return found
 
 
 def _middle(path: Path) -> bytes:
-    """4096 bytes from the middle of a file, where pixels are."""
+    """Read 4096 bytes from the middle of a file, where pixels are."""
     with path.open("rb") as file:
         file.seek(file.seek(0, os.SEEK_END) // 2)
         return file.read(4096)
 
 
 def photos_below(folder: Path) -> list[Path]:
-    """Return the photos in a folder and below, judged by suffix and sorted, without hidden ones.
+    """List the photos in a folder and its sub-folders by suffix, sorted, without hidden ones.
 
-    What is no file, and names that no result can have, are left out with a warning.
+    It warns about entries that are no files, or whose names no result can have, and skips them.
     """
     found = sorted(path for path in folder.rglob("*")
                    if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith("."))
@@ -297,7 +291,7 @@ def photos_below(folder: Path) -> list[Path]:
 
 
 def _why_unusable(path: Path, folder: Path) -> str:
-    """Say why a path below a folder is no photo; empty if it may be one."""
+    """Explain why a path below a folder is no photo; empty if it may be one."""
     name = path.relative_to(folder).as_posix()
     return why_unusable(name) or ("" if path.is_file() else "is a folder" if path.is_dir() else
                                   "leads nowhere" if not path.exists() else "is not a file")
@@ -306,11 +300,11 @@ def _why_unusable(path: Path, folder: Path) -> str:
 def named_photos(given: Sequence[Path]) -> dict[str, Path]:
     """Return id to path of the photos among files and folders, including sub-folders.
 
-    An id is the file's name without suffix, with its folders below the given one.
+    An id is the path below the given folder, or the file's name, without suffix.
 
     Raises:
-        VplError: a file or folder is missing, a file has no photo's suffix, or two photos have the
-            same id.
+        VplError: a file or folder is missing, a file has no suffix of photos, or two photos have
+            the same id.
     """
     paths: dict[str, Path] = {}
     for path in given:
@@ -340,7 +334,7 @@ def wrong_suffix(path: Path) -> VplError:
 
 
 def _convert(paths: Iterable[Path]) -> str:
-    """Say how to convert the first file that another program can turn into a JPEG; else empty."""
+    """Return a hint on converting the first convertible file to JPEG; empty if there is none."""
     for path in sorted(paths):
         if path.suffix.lower() in _CONVERTIBLE:
             return (f"convert {path.suffix} to JPEG, for example with ImageMagick: "
@@ -349,7 +343,7 @@ def _convert(paths: Iterable[Path]) -> str:
 
 
 def check_class_count(classes: Sequence[str], where: str, *, listed: bool = False) -> None:
-    """Check that the labels in a file are classes, no words of sentences, and a mask can hold them.
+    """Check that the labels in a file are few enough for classes, and for the values of a mask.
 
     Raises:
         VplError: there are more than 254, or 65,534 of a list.
@@ -387,7 +381,7 @@ def truncated_photos(paths: Sequence[Path]) -> list[Path]:
     The last kilobyte of each file is read. Missing files are not returned.
     """
     with ThreadPoolExecutor(_LOOKERS) as pool:
-        truncated = pool.map(_unless_gone(_is_truncated), paths)
+        truncated = pool.map(_readable(_is_truncated), paths)
         return [path for path, is_truncated in zip(paths, truncated, strict=True) if is_truncated]
 
 

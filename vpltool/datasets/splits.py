@@ -11,7 +11,7 @@ from vpltool.formats import Photo
 
 
 def halve(photos: Sequence[Photo], split: str, before: Sequence[Photo]) -> list[Photo]:
-    """Put every second photo of a split, unless it is empty, into each half, SPLIT-a and SPLIT-b.
+    """Divide the photos of a split, unless it is empty, between the halves SPLIT-a and SPLIT-b.
 
     Photos that were in a half before stay there.
 
@@ -38,10 +38,9 @@ def halve(photos: Sequence[Photo], split: str, before: Sequence[Photo]) -> list[
 def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> list[Photo]:
     """Move every Nth tagged photo from `train` to `val`, unless the data set has a `val`.
 
-    A photo stays where it is the last one of a class in `train`, since a class without photos there
-    has no seeds; the next photo is moved in its place. Photos that were there before stay where
-    they were, and new ones fill up; where a class has lost its last photo in `train` since, one
-    goes back. If `every` is 0, none is moved.
+    The last photo of a class in `train` stays, since a class without photos there has no seeds; the
+    next photo is moved instead. Photos of `before` keep their split, and new ones fill up `val`; if
+    a class has lost its last photo in `train` since, one goes back. If `every` is 0, none is moved.
     """
     if not every or any("val" in photo.splits for photo in photos):
         return list(photos)

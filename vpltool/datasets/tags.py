@@ -1,4 +1,4 @@
-"""A CSV of tags: reading it, and remarks about what looks like a slip."""
+"""Reading a CSV of tags, with remarks about probable mistakes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vpltool.names import leads_out, spelled
 
 _BACKGROUND = ("background", "_background_")
 ODD = re.compile(r"[,|\[\]{}\"]")
-"""Characters that no class name has: a wrong separator, or a list in another notation."""
+"""Characters of a wrong separator, or of a list in another notation, in a class name."""
 
 
 @dataclass(frozen=True)
 class TagRow:
-    """A row: number of its first line, the photo's id, labels and splits, and the labels' field."""
+    """A row: its first line number, id, labels and splits, and the field of the labels."""
 
     line: int
     id: str
@@ -36,10 +36,10 @@ class TagRow:
 def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow], list[str]]:
     """Read a CSV with the columns `id`, `labels` and, if wanted, `split` (default: `train`).
 
-    Fields are separated by `,`, `;` or tabs, as in the first line; the case of column names does
-    not matter. Labels and splits are separated by `;`, or by spaces if the field has no `;`. If
-    `,` does not separate fields, it may separate labels, and so may `|`. With `classes_known` the
-    labels will be checked against a list: no label need be there, and names cause no remark.
+    Fields are separated by `,`, `;` or tabs, as in the first line, whose case does not matter.
+    Labels and splits are separated by `;`, or by spaces if the field has no `;`; if `,` does not
+    separate fields, `,` or `|` may separate labels. With `classes_known`, the caller checks the
+    labels against a list: they may be missing, and cause no remarks.
 
     Returns:
         the rows, and remarks for the user.
@@ -83,7 +83,7 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
 
 
 def tags_of(path: Path, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
-    """Read the labels of a CSV, id to labels. It must have a row for each of `ids`.
+    """Read the labels of a CSV by id; it must have a row for each of `ids`.
 
     Raises:
         VplError: a row is missing, or the CSV cannot be read.
@@ -97,7 +97,7 @@ def tags_of(path: Path, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
 
 
 def class_counts(photos: Sequence[Photo], classes: Sequence[str]) -> str:
-    """Say in one line how many photos have each class as a tag: the 40 most frequent classes."""
+    """Format the number of photos of each class, the 40 most frequent first."""
     counts = _counts(photos)
     order = sorted(classes, key=lambda name: (-counts[name], name))
     shown = ", ".join(f"{name} {counts[name]}" for name in order[:40])
@@ -106,7 +106,7 @@ def class_counts(photos: Sequence[Photo], classes: Sequence[str]) -> str:
 
 
 def class_remarks(photos: Sequence[Photo], *, classes_known: bool = False) -> list[str]:
-    """Return remarks about names that look like one class, and about classes with one photo.
+    """Return remarks about classes with similar names or one photo.
 
     If `classes_known`, from a list, similar names are intended.
     """
@@ -128,9 +128,9 @@ def _counts(photos: Sequence[Photo]) -> Counter[str]:
 
 
 def _are_twins(one: str, other: str, counts: Mapping[str, int]) -> bool:
-    """Tell whether two names differ only in case, hyphens or plural, or in a letter.
+    """Return whether two names differ only in case, hyphens, plural, or by one mistyped letter.
 
-    One letter counts only if one of the names is rare: `horse` and `house` are both words.
+    A letter counts only if one of the names is rare, since `horse` and `house` are both words.
     """
     if ODD.search(one + other):
         return False
@@ -146,7 +146,7 @@ def _plain(name: str) -> str:
 
 
 def _one_slip(short: str, long: str) -> bool:
-    """Tell whether one letter is missing or replaced, or two neighbours are swapped."""
+    """Return whether one letter is missing or replaced, or two neighbours are swapped."""
     start = len(os.path.commonprefix([short, long]))
     short, long = short[start:], long[start:]
     return (short == long[1:] or short[1:] == long[1:]
@@ -171,7 +171,7 @@ def _split_at_spaces(path: Path, fields: Sequence[str]) -> list[str]:
 
 
 def _check_commas(path: Path, fields: Mapping[int, str], labels: Collection[str]) -> None:
-    """Check that commas in fields do not separate labels; a comma alone may be part of a name."""
+    """Check that commas do not separate labels; a comma may be part of a name."""
     parts = {line: [part.strip() for part in field.split(",")] for line, field in fields.items()}
     counts = Counter(part for found in parts.values() for part in set(found))
     for line, found in parts.items():
@@ -203,13 +203,13 @@ def _check_names(path: Path, line: int, labels: Sequence[str], splits: Sequence[
 
 
 def split_labels(field: str, separators: str) -> tuple[str, ...]:
-    """Split a field at the first of the separators that it has, else at spaces; each part once."""
+    """Split a field at the first separator that it contains, else at spaces, without repeats."""
     mark = next((mark for mark in separators if mark in field), None)
     return tuple(dict.fromkeys(part.strip() for part in field.split(mark) if part.strip()))
 
 
 def remark_on(names: Sequence[str], whole: int, things: str, one: str, many: str) -> list[str]:
-    """Return a remark on a part of things, `1 of 48 photos has no row: NAME`, if there is one."""
+    """Return a remark such as `1 of 48 photos has no row: NAME`, or none without names."""
     return [f"{part_of(len(names), whole, things, one, many)}: {some(names)}"] if names else []
 
 

@@ -1,9 +1,9 @@
-"""Tags that say where in a large photo something is: rectangles, centres, polygons; and its tiles.
+"""Located tags of large photos (rectangles, centres, polygons, rasters), and the tags of tiles.
 
 A CSV has the columns `x,y,width,height,labels` (pixels of a photo: tags of a tile), `x,y,labels`
 (centres in pixels), `lon,lat,labels` (WGS 84) or `easting,northing,labels` (the scene's own
-system); `id` names the photo, and may be missing where the place says it. A GeoPackage has polygons
-and a column of classes. A TIFF of class numbers is a `TagRaster`.
+system); `id` names the photo, and may be missing if coordinates determine it. A GeoPackage has
+polygons and a column of classes. A TIFF of class numbers is a `TagRaster`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ GEOPACKAGE = ".gpkg"
 
 _PLACES = {("x", "y", "width", "height"): "pixels", ("x", "y"): "pixels",
            ("lon", "lat"): "EPSG:4326", ("easting", "northing"): ""}
-"""Columns that say where a row is, to the system of their coordinates; see `Region`."""
+"""Columns with the location of a row, and the system of their coordinates; see `Region`."""
 
 _CLASS_COLUMNS = ("class", "label", "labels", "category", "type", "name")
-"""Columns of a GeoPackage that hold the class, the first that is there."""
+"""Columns of a GeoPackage that may hold the class, in order of preference."""
 
 SHARE, _INSIDE = 0.01, 0.5
-"""A tile shows a region that covers so much of the tile, or of which so much lies in the tile."""
+"""Minimum share of a tile that a region covers, or share of a region inside the tile."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class Box:
 
 @dataclass(frozen=True)
 class Region:
-    """What is where.
+    """A located tag.
 
     Args:
         where: file and line or row, for messages.
         labels: its classes.
-        rings: (x, y) of an outline and its holes; one point is a centre.
-        photo: id of the photo; empty: any in which it lies.
-        split: empty: that of the photo.
-        tells_of_tile: whether tiles without any such region are unknown, not empty.
-        system: of the coordinates: `pixels` of the photo, EPSG:N, well-known text, or the scene's
-            own (empty).
+        rings: (x, y) of the outline and its holes; a single point is a centre.
+        photo: id of the photo; empty: any photo in which it lies.
+        split: its split; empty: that of the photo.
+        tells_of_tile: whether tiles without such regions have unknown tags, not none.
+        system: coordinate system: `pixels` of the photo, EPSG:N, well-known text, or empty for the
+            scene's own.
     """
 
     where: str
@@ -72,12 +72,12 @@ class Region:
 
 
 def tells_places(path: Path) -> bool:
-    """Tell whether a file says where things are, not only which photo shows them."""
+    """Return whether a file has locations, not only tags of photos."""
     return path.suffix.lower() in (GEOPACKAGE, *SUFFIXES) or _table_of(path) is not None
 
 
 def _table_of(path: Path) -> tuple[CsvFile, tuple[str, ...]] | None:
-    """A CSV of places, and its columns that say where a row is."""
+    """Open a CSV of locations; return it with the columns of the location."""
     for place in _PLACES:
         with contextlib.suppress(VplError):
             return CsvFile(path, (*place, "labels")), place
@@ -85,12 +85,12 @@ def _table_of(path: Path) -> tuple[CsvFile, tuple[str, ...]] | None:
 
 
 def read_regions(path: Path, column: str) -> list[Region]:
-    """Read a CSV of places, or a GeoPackage.
+    """Read a CSV of locations, or a GeoPackage with its classes in `column`.
 
-    Its classes are in `column`; empty: the first of class, label, labels, category, type or name.
+    By default, that is the first of class, label, labels, category, type or name.
 
     Raises:
-        VplError: the file cannot be read, or a row is no place.
+        VplError: the file cannot be read, or a row has no valid location.
     """
     if path.suffix.lower() == GEOPACKAGE:
         return list(_of_geopackage(path, column))
@@ -106,16 +106,15 @@ def read_regions(path: Path, column: str) -> list[Region]:
                 f"{path}:{line}: {','.join(entry[name] for name in place)} are not the numbers "
                 f"{','.join(place)}", "pixels from the left and the top, or coordinates") from None
         labels = split_labels(entry["labels"], ";" if table.delimiter == "," else ";,|")
-        boxed = len(place) == 4
-        rings = [_rectangle(*numbers)] if boxed else [[(numbers[0], numbers[1])]]
-        return Region(f"{path}:{line}", labels, rings, entry["id"], entry.get("split", ""), boxed,
-                      _PLACES[place])
+        left, top, *size = numbers
+        ring = [(left, top)]
+        if size:
+            right, bottom = left + size[0], top + size[1]
+            ring += [(right, top), (right, bottom), (left, bottom)]
+        return Region(f"{path}:{line}", labels, [ring], entry["id"], entry.get("split", ""),
+                      bool(size), _PLACES[place])
 
     return list(table.read(take, "separate labels by ;"))
-
-
-def _rectangle(left: float, top: float, width: float, height: float) -> Points:
-    return [(left, top), (left + width, top), (left + width, top + height), (left, top + height)]
 
 
 def _of_geopackage(path: Path, column: str) -> Iterator[Region]:
@@ -136,12 +135,10 @@ def _of_geopackage(path: Path, column: str) -> Iterator[Region]:
 
 
 def placed(regions: Sequence[Region], scene: Scene | None, path: Path, key: str) -> list[Region]:
-    """Return the regions, of all photos, that are in one photo, in its pixels.
-
-    The photo has a path and an id, `key`, and is a scene if it is a GeoTIFF.
+    """Convert the regions of the photo with the id `key` to its pixels; a GeoTIFF has a scene.
 
     Raises:
-        VplError: regions are in coordinates, and the photo does not say where it lies.
+        VplError: regions have coordinates, but the photo has no georeference.
     """
     found = []
     for region in regions:
@@ -172,18 +169,17 @@ def _to_pixels(ring: Points, system: str, scene: Scene) -> Points:
 
 @dataclass(frozen=True)
 class Tagged:
-    """Tags of a tile, and its split; None: nothing is known of it."""
+    """Tags of a tile, and its split, if it has its own."""
 
     labels: tuple[str, ...]
     split: str = ""
 
 
 def tags_of_tiles(tiles: Sequence[Box], regions: Sequence[Region]) -> list[Tagged | None]:
-    """Give each tile the tags of the regions that it shows.
+    """Return the tags of the regions that each tile shows.
 
-    A tile shows a region that covers a hundredth of the tile, or half of which lies in it, and a
-    centre that lies in it. Tiles without any are empty; where regions are rectangles, they are
-    unknown.
+    A tile shows a region that covers 1 % of the tile or lies in it by half, and a centre in it. A
+    tile without regions has no tags; if regions are rectangles, its tags are unknown (None).
     """
     bounds = [_bounds(region.rings[0]) for region in regions]
     unknown = any(region.tells_of_tile for region in regions)
@@ -204,7 +200,7 @@ def tags_of_tiles(tiles: Sequence[Box], regions: Sequence[Region]) -> list[Tagge
 
 
 def outside(regions: Sequence[Region], size: tuple[int, int]) -> list[Region]:
-    """The regions that lie outside of a photo of (height, width)."""
+    """Return the regions that lie outside of a photo of (height, width)."""
     whole = Box(0, 0, *size)
     return [region for region in regions if _clipped_area(region.rings, whole) == 0
             and not (len(region.rings[0]) == 1 and _holds(whole, region.rings[0][0]))]
@@ -234,7 +230,7 @@ def _clipped_area(rings: Sequence[Points], tile: Box) -> float:
 
 
 def _clipped(ring: Points, tile: Box) -> Points:
-    """Cut a ring at the four sides of a tile, one after the other (Sutherland and Hodgman)."""
+    """Clip a ring at the four sides of a tile (Sutherland and Hodgman)."""
     for axis, limit, sign in ((0, tile.left, 1), (0, tile.left + tile.width, -1),
                               (1, tile.top, 1), (1, tile.top + tile.height, -1)):
         cut = []
@@ -251,9 +247,7 @@ def _clipped(ring: Points, tile: Box) -> Points:
 
 
 class TagRaster:
-    """A raster of one band whose values are lines of the class file, counted from 1.
-
-    0, 255 and its nodata value are no class.
+    """A raster with one band of class numbers from 1; 0, 255 and its nodata value are no class.
 
     Raises:
         VplError: it cannot be read, has several bands or fractions, or the classes have no names.
@@ -272,12 +266,10 @@ class TagRaster:
 
     def tags_of(self, tiles: Sequence[Box], scene: Scene | None, photo: Path,
                 size: tuple[int, int]) -> list[Tagged]:
-        """Give each tile of a photo the classes that cover a hundredth of it.
-
-        The photo has a path, a size (height, width), and is a scene if it is a GeoTIFF.
+        """Return the classes that cover 1 % of each tile of a photo of `size` (height, width).
 
         Raises:
-            VplError: it is not known where the photo lies in the raster; or a number has no name.
+            VplError: the location of the photo in the raster is unknown, or a number has no name.
         """
         found = []
         with reading(self.path):
@@ -300,13 +292,13 @@ class TagRaster:
         return self.names[value - 1]
 
     def _beneath(self, scene: Scene | None, photo: Path, size: tuple[int, int]) -> Any:
-        """The raster on the pixels of a photo, read by windows."""
+        """Return the raster on the pixel grid of a photo."""
         file = self.file
         placed = scene is not None and scene.placed and file.crs is not None
         if scene is not None and placed and (
                 file.crs, file.transform, file.shape) != (
                 scene.file.crs, scene.file.transform, size):
-            # The nearest value: numbers of classes have no mean.
+            # It resamples by the nearest value.
             return rasterio.vrt.WarpedVRT(file, crs=scene.file.crs, transform=scene.file.transform,
                                          height=size[0], width=size[1])
         if file.shape != size:

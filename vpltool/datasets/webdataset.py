@@ -1,9 +1,9 @@
-"""Photo-caption pairs from WebDataset tars, read in order: nothing is unpacked.
+"""Photo-caption pairs from WebDataset tars, read in order without unpacking.
 
-In such a tar the files of one pair follow each other and differ in what is after the first dot:
-`0001.jpg`, `0001.txt`, `0001.json`. What is wrong is yielded as a `Flaw` between the pairs, and
-reading goes on. Addresses, patterns and the grouping of files are those of the library
-`webdataset`; the tar itself is not read by it, since it ends without a word at a damaged header.
+In such a tar the files of one pair follow each other and differ after the first dot: `0001.jpg`,
+`0001.txt`, `0001.json`. Problems are yielded as `Flaw` between the pairs, and reading continues.
+Addresses, patterns and the grouping of files are those of the library `webdataset`, which does not
+read the tar itself, since it ends silently at a damaged header.
 """
 
 from __future__ import annotations
@@ -51,30 +51,30 @@ _TAGGED = ("labels", "tags")
 _WANTED = _PHOTOS | {*_TEXTS, "json", "cls"}
 _LARGEST = 1 << 26
 _LONGEST = 1 << 20
-"""Most bytes of a photo, and of a text: a pair of them fits into memory, however it is packed."""
+"""Maximum bytes of a photo, and of a text, so that a pair fits into memory."""
 _PATTERN = "`DIR/{000..009}.tar` stands for ten tars"
 _TAR_ERRORS = (OSError, EOFError, tarfile.TarError, zlib.error, lzma.LZMAError, ValueError,
                OverflowError, RecursionError)
-"""What tarfile raises; the last one where hundreds of headers extend each other."""
+"""Errors of tarfile; RecursionError if hundreds of headers extend each other."""
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
                tarfile.GNUTYPE_LONGLINK)
 """Headers that extend the next one."""
 _EMPTY_READS = 100
-"""After so many reads of nothing there will be nothing more."""
+"""Number of empty reads after which the stream has ended."""
 _RATIO = 100
-"""Most bytes that a byte of a compressed tar may stand for, beyond the largest file; texts: 10."""
+"""Maximum compression ratio of a tar, beyond the largest file; that of texts is about 10."""
 _COMPRESSED: tuple[tuple[bytes, Callable[[Any], Any]], ...] = (
     (b"\x1f\x8b", lambda raw: gzip.GzipFile(fileobj=raw)), (b"BZh", bz2.BZ2File),
     (b"\xfd7zXZ\0", lzma.LZMAFile))
-"""First bytes, and what unfolds them; tarfile itself would hold all that a part unfolds to."""
+"""First bytes and decompressor; tarfile would hold all decompressed bytes of a part."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A photo of a tar, the bytes of a file with a suffix such as `jpg`, and what is said of it.
+    """A photo of a tar, the bytes of a file with a suffix such as `jpg`, with captions and tags.
 
-    The names of its files have the key in common. Captions are on one line each; tags are names of
-    classes, or their numbers as `cls` has them.
+    The names of its files begin with the key. Captions have one line each; tags are names of
+    classes, or numbers, as in `cls`.
     """
 
     tar: str
@@ -87,7 +87,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Flaw:
-    """Something that is left out: what it is, in the plural, and where."""
+    """Something skipped: its kind, in the plural, and its location."""
 
     what: str
     where: str
@@ -95,7 +95,7 @@ class Flaw:
 
 @dataclass
 class Flaws:
-    """Counts flaws; of each kind the first five places are kept, however many there are."""
+    """Counts of flaws by kind, with the first locations."""
 
     counts: Counter[str] = field(default_factory=Counter)
     locations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -107,7 +107,7 @@ class Flaws:
             self.locations[flaw.what].append(flaw.where)
 
     def remarks(self) -> list[str]:
-        """Say of each kind how many there are, and where the first are."""
+        """Return a remark per kind, with the count and the first locations."""
         return [f"skipped {count} {what}: {some(self.locations[what])}"
                 for what, count in self.counts.items()]
 
@@ -115,11 +115,11 @@ class Flaws:
 def find_tars(patterns: Iterable[str], *, allow_pipe: bool = False) -> list[str]:
     """Find tars by paths, folders, or addresses such as `https://…` or `s3://…`.
 
-    In these, `{000..009}` stands for ten of them. With `allow_pipe`, one may start a program.
+    In these, `{000..009}` stands for ten tars. Only with `allow_pipe` may they start programs.
 
     Raises:
-        VplError: `webdataset` is not installed, nothing is given, a path is not there, or an
-            address starts a program and may not.
+        VplError: `webdataset` is not installed, nothing is given, a path does not exist, or an
+            address starts a program.
     """
     expand = _library("shardlists").expand_urls
     found: list[str] = []
@@ -141,9 +141,9 @@ def find_tars(patterns: Iterable[str], *, allow_pipe: bool = False) -> list[str]
 
 
 def folder_names(tars: Sequence[str]) -> list[str]:
-    """Give each tar the name of a folder of its own: its file name, and what precedes if need be.
+    """Return a unique folder name for each tar: its file name, after its folders if necessary.
 
-    Names have letters, digits, dots, hyphens and underscores only, and no `..`.
+    Names have only letters, digits, dots, hyphens and underscores, and no `..`.
     """
     parts = [[re.sub(r"[^\w.-]", "_", part) for part in tar.replace("\\", "/").split("/")
               if part.strip(".")] or ["tar"] for tar in tars]
@@ -156,10 +156,9 @@ def folder_names(tars: Sequence[str]) -> list[str]:
 
 
 def read_tar(address: str) -> Iterator[Pair | Flaw]:
-    """Yield the pairs of a tar in their order, and what is wrong in it.
+    """Yield the pairs of a tar in order, and its flaws, such as a pair without a photo.
 
-    A pair without a caption is yielded; without a photo it is a flaw. No name in the tar becomes
-    the name of a file here; links are not followed.
+    No name in the tar becomes the name of a file, and links are not followed.
     """
     flaws: list[Flaw] = []
 
@@ -176,7 +175,7 @@ def read_tar(address: str) -> Iterator[Pair | Flaw]:
 
 
 def _pair(sample: Mapping[str, Any], address: str) -> Iterator[Pair | Flaw]:
-    """Make a pair of the files that have one key: photo, texts and JSON; and what is wrong."""
+    """Yield the pair of the files with one key (photo, texts and JSON), and its flaws."""
     key = str(sample["__key__"])
     location = location_of(address, key)
     flaws: list[Flaw] = []
@@ -216,7 +215,7 @@ def _noted(flaws: list[Flaw], location: str) -> Iterator[None]:
 
 
 def _words(about: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Texts of a JSON's first field that has one of these names: a text, or a list of them."""
+    """Return the texts of the first of these fields in a JSON: a text, or a list of texts."""
     found: Any = next((about[name] for name in names if about.get(name) is not None), [])
     return [str(word) for word in (found if isinstance(found, list) else [found])]
 
@@ -227,7 +226,7 @@ def location_of(address: str, key: str) -> str:
 
 
 def _files(address: str, flaws: list[Flaw]) -> Iterator[JsonObject]:
-    """Yield the files of a tar as `group_by_keys` takes them; what is wrong goes to `flaws`."""
+    """Yield the files of a tar for `group_by_keys`; append flaws to `flaws`."""
     try:
         with _opened(address) as stream:
             yield from _members(stream, address, flaws)
@@ -236,12 +235,12 @@ def _files(address: str, flaws: list[Flaw]) -> Iterator[JsonObject]:
 
 
 def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[JsonObject]:
-    """The regular files that belong to pairs; after a damaged place, the next that is whole."""
+    """Yield the regular files of pairs; after a damaged place, the next intact one."""
     split = _library("tariterators").base_plus_ext
-    headers = _headers(address, flaws)
-    # Without `ignore_zeros`, a damaged header would be the end.
-    whole: Any = _Unfolded(stream, _LARGEST)
-    with tarfile.open(fileobj=whole, mode="r|", ignore_zeros=True, tarinfo=headers) as tar:
+    unfolded: Any = _Unfolded(stream, _LARGEST)
+    # Without `ignore_zeros`, reading would end at a damaged header.
+    with tarfile.open(fileobj=unfolded, mode="r|", ignore_zeros=True,
+                      tarinfo=_headers(address, flaws)) as tar:
         where = address
         try:
             while (member := tar.next()) is not None:
@@ -253,7 +252,7 @@ def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[Jso
                     flaws.append(Flaw(TOO_LARGE, where))
                 elif (file := tar.extractfile(member)) is not None:
                     yield {"fname": member.name, "data": file.read(), "__url__": address}
-                    # A tar keeps what it knows of each member.
+                    # Drop the members that `tarfile` collects.
                     tar.members = []  # type: ignore[attr-defined]
                 where = address
         except _TAR_ERRORS as error:
@@ -261,7 +260,7 @@ def _members(stream: IO[bytes], address: str, flaws: list[Flaw]) -> Iterator[Jso
 
 
 class _Raw:
-    """A stream, with its first bytes read already; counts what it gives."""
+    """A stream whose first 6 bytes are known; it counts the bytes read."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.head, self.taken = stream, b"", 0
@@ -276,10 +275,10 @@ class _Raw:
 
 
 class _Unfolded:
-    """The bytes of a tar, compressed or not; ends with an error where a tar was made to be endless.
+    """The decompressed bytes of a tar, with an error for a tar that was made to be endless.
 
-    A header may say that a file has exabytes: to skip them, tarfile reads at the end of the stream
-    as often as that takes. And a megabyte may unfold to gigabytes.
+    A header may claim exabytes, which tarfile would skip by reading at the end of the stream; and a
+    megabyte may decompress to gigabytes.
     """
 
     def __init__(self, stream: IO[bytes], largest: int) -> None:
@@ -302,7 +301,7 @@ class _Unfolded:
 
 
 def _headers(address: str, flaws: list[Flaw]) -> type[tarfile.TarInfo]:
-    """A class of headers that notes the damaged ones, a flaw for each place, and a lost end."""
+    """Make a class of headers that records damaged places and a missing end as flaws."""
     damaged, ended = -1, False
 
     class Noting(tarfile.TarInfo):
@@ -335,7 +334,7 @@ def _headers(address: str, flaws: list[Flaw]) -> type[tarfile.TarInfo]:
 
 
 def _opened(address: str) -> IO[bytes]:
-    """Open a tar by what `webdataset` knows, else by what fsspec knows."""
+    """Open a tar through `webdataset`, or through fsspec for schemes that it does not support."""
     library = _library("gopen")
     scheme = address.partition(":")[0]
     if not _is_remote(address) or scheme in library.gopen_schemes:
@@ -351,9 +350,9 @@ def _is_remote(address: str) -> bool:
 
 
 def _starts_a_program(address: str) -> bool:
-    """Tell whether to open an address is to run a command that stands in it.
+    """Return whether opening an address runs a command that it contains.
 
-    Older versions of `webdataset` put other addresses between quotation marks into a shell's line.
+    Older versions of `webdataset` insert other addresses, in quotes, into a shell command.
     """
     return address.lower().startswith("pipe:") or (_is_remote(address) and "'" in address)
 

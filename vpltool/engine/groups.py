@@ -12,7 +12,7 @@ from vpltool.core import group_maps, segment
 from vpltool.core import groups as networks
 from vpltool.core.photos import PhotoSettings, to_pixels
 from vpltool.core.prototypes import text_prototypes
-from vpltool.datasets.prompts import find_prompts
+from vpltool.datasets.words import find_prompts
 from vpltool.engine.checkpoints import trained_header
 from vpltool.engine.models import check_words
 from vpltool.engine.photo_work import Made, run_photos

@@ -13,8 +13,7 @@ from vpltool.formats import Header, InputFolder, Workspace, expect_header, ident
 from vpltool.formats.changes import accepting, difference, tell_options
 from vpltool.formats.header import is_same_model, is_stale
 from vpltool.formats.input_folders import supervision_of
-from vpltool.formats.manifest import UPDATE_HINT
-from vpltool.formats.replacing import check_replacing
+from vpltool.formats.manifest import UPDATE_HINT, check_replacing
 from vpltool.options import Replaces
 from vpltool.parallel import once
 from vpltool.settings import Settings, changed, recorded

@@ -11,7 +11,7 @@ from vpltool.datasets.layouts import named_photos
 from vpltool.errors import VplError
 from vpltool.formats import identity_of_file
 from vpltool.formats.manifest import MANIFEST, manifest_of
-from vpltool.formats.whereabouts import short_path
+from vpltool.names import short_path
 from vpltool.parallel.threads import in_threads
 
 _THREADS = 8

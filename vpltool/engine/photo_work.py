@@ -17,9 +17,8 @@ from vpltool.engine.photos import Photos
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, OutputFolder, finish_all, open_output
 from vpltool.formats.changes import count_photos
-from vpltool.formats.kinds import KINDS
+from vpltool.formats.kinds import KINDS, BadValues
 from vpltool.formats.labels import read_labels
-from vpltool.formats.values import BadValues
 from vpltool.lazy import np, npt, torch
 from vpltool.options import PerPhoto
 from vpltool.parallel import batches as batching

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from vpltool.formats.labels import identity_of_labels, read_drawn_labels, read_labels
 from vpltool.formats.storage import describe
-from vpltool.formats.whereabouts import short_path
 from vpltool.formats.workspace import Workspace
+from vpltool.names import short_path
 
 FOLDER = "corrections"
 """Their folder in the workspace, and the name of their kind."""

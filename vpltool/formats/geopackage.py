@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.whereabouts import short_path
+from vpltool.names import short_path
 
 Ring = Sequence[tuple[float, float]]
 Polygon = Sequence[Ring]

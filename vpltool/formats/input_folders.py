@@ -14,13 +14,12 @@ from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import storage
 from vpltool.formats.changes import difference
 from vpltool.formats.header import Header, join_supervision
-from vpltool.formats.kinds import kind_named, place
+from vpltool.formats.kinds import BadValues, check_form, form_of, kind_named, place
 from vpltool.formats.labels import read_drawn_labels
 from vpltool.formats.manifest import MANIFEST, Manifest, again, manifest_of
 from vpltool.formats.packed import read_packed
 from vpltool.formats.shards import shard_of
 from vpltool.formats.storage import Description, describe
-from vpltool.formats.values import BadValues, check_form, form_of
 from vpltool.lazy import np, npt, torch
 
 _VOTERS = 5

@@ -15,8 +15,8 @@ from vpltool.errors import VplError
 from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
-from vpltool.formats.whereabouts import short_path
 from vpltool.lazy import Image, PngImagePlugin, np, npt
+from vpltool.names import short_path
 
 _MOST_PIXELS = 200_000_000
 """Limit of pixels, since a file of a few bytes can declare any size."""

@@ -12,27 +12,24 @@ from vpltool.errors import OtherSettings, PhotosFailed, VplError, counted, fix_a
 from vpltool.formats.atomic import PART, Batch, remove_leftovers
 from vpltool.formats.changes import accepting, difference, tell_options
 from vpltool.formats.header import Header, is_stale
-from vpltool.formats.kinds import KINDS, kind_named
+from vpltool.formats.kinds import KINDS, check_labels, check_values, kind_named
 from vpltool.formats.labels import write_labels
 from vpltool.formats.manifest import (
     MANIFEST,
     UPDATE_HINT,
     Manifest,
     PhotoFolder,
+    check_replacing,
+    is_of_another_run,
+    known_manifest,
+    mark_replaced,
     read_manifest,
     shard_manifest,
     shard_manifests,
 )
 from vpltool.formats.packed import PACKED
-from vpltool.formats.replacing import (
-    check_replacing,
-    is_of_another_run,
-    known_manifest,
-    mark_replaced,
-)
 from vpltool.formats.shards import WHOLE, Shard
 from vpltool.formats.storage import describe, write_json, write_tensors
-from vpltool.formats.values import check_labels, check_values
 from vpltool.lazy import np, npt, torch
 
 _DEEPEST = 50

@@ -23,8 +23,8 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.labels import voc_palette
-from vpltool.formats.whereabouts import short_path
 from vpltool.lazy import Image, np, npt, rasterio
+from vpltool.names import short_path
 
 SUFFIXES = (".tif", ".tiff")
 

@@ -125,7 +125,6 @@ def rank_of_process() -> tuple[int, int]:
 
 
 def _number(variable: str) -> int | None:
-    """Return the integer in an environment variable; None if it is not set."""
     text = os.environ.get(variable, "")
     if text and not re.fullmatch(r"\d+", text, re.ASCII):
         raise VplError(f"{variable}={text}: expected a whole number", f"unset {variable}")

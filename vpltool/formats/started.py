@@ -14,21 +14,16 @@ from typing import Any
 from vpltool.errors import VplError
 from vpltool.formats.fields import FLAG, OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.storage import read_json, write_json
-from vpltool.formats.whereabouts import short_path
 from vpltool.formats.workspace import relative_to
-from vpltool.names import leads_out
+from vpltool.names import leads_out, short_path
 
 FILE = "recipe.json"
 PICTURES = "pictures/"
 """Folder of the workspace with the pictures of runs."""
 
 
-@dataclass(frozen=True)
-class LineWord:
-    """A word of a command line: text, then an optional path, such as `photos=` and a folder."""
-
-    text: str = ""
-    path: Path | None = None
+Word = str | tuple[str, Path]
+"""A word of a command line: text, or text and then a path, such as `photos=` and a folder."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class StartedRecipe:
     runs: tuple[FinishedRun, ...] = ()
 
 
-def write_started(work: Path, name: str, words: Iterable[LineWord], *, done: bool,
+def write_started(work: Path, name: str, words: Iterable[Word], *, done: bool,
                   runs: Sequence[FinishedRun] = ()) -> None:
     """Record which recipe was started and how; does nothing if there is no workspace yet.
 
@@ -70,8 +65,8 @@ def write_started(work: Path, name: str, words: Iterable[LineWord], *, done: boo
     """
     if (work / "workspace.json").exists():
         write_json(work / FILE, {"recipe": name, "done": done, "words": [
-            word.text if word.path is None else
-            {"text": word.text, "path": relative_to(word.path, work)} for word in words],
+            word if isinstance(word, str) else
+            {"text": word[0], "path": relative_to(word[1], work)} for word in words],
             **({"runs": [asdict(run) for run in runs]} if runs else {})})
 
 
@@ -104,7 +99,6 @@ def read_started(work: Path) -> StartedRecipe | None:
 
 
 def _run(content: Any) -> FinishedRun:
-    """Parse a finished run; raise ValueError if it is malformed."""
     check_fields(content, {"recipe": TEXT, "values": TEXT_OF, "scores": OBJECT, "pictures": TEXTS})
     scores = content["scores"]
     if not all(isinstance(score, float) for score in scores.values()):

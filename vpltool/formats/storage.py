@@ -14,9 +14,8 @@ from typing import IO
 from vpltool.errors import VplError, first_line, then
 from vpltool.formats.atomic import Batch, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
-from vpltool.formats.kinds import KINDS, check_shapes, kind_named
+from vpltool.formats.kinds import KINDS, check_shapes, check_values, kind_named
 from vpltool.formats.rasters import SUFFIXES, scene_header
-from vpltool.formats.values import check_values
 from vpltool.json_text import JsonObject, parse_json
 from vpltool.lazy import Image, Tensor, safetensors, torch
 

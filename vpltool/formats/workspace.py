@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from vpltool.errors import VplError, near_name
 from vpltool.file_hashes import hashes_of
-from vpltool.formats import changes, manifest, storage, whereabouts
+from vpltool.formats import changes, manifest, storage
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import NUMBER, NUMBER_OF, TEXT, TEXT_OR_NONE, TEXTS, check_fields
 from vpltool.formats.header import Header, identity_of_many
@@ -222,15 +223,51 @@ class Workspace:
         return photos[:limit] if limit else photos
 
 
+def check_folder(path: Path) -> None:
+    """Check that a path can be a workspace, that is, not a file.
+
+    Raises:
+        VplError: it is a file.
+    """
+    if path.is_file():
+        inside = path.name == "workspace.json"
+        raise VplError(f"{path} is a file; a workspace is a folder",
+                       f"`vpltool -C {path.parent} COMMAND`" if inside else
+                       "name the workspace folder, as in `vpltool -C DIR COMMAND`")
+
+
+def near_workspace(path: Path) -> str:
+    """Suggest a workspace of a similar name if a folder does not exist; empty if there is none."""
+    if path.exists():
+        return ""
+    beside = [file.parent.name for file in path.parent.glob("*/workspace.json")]
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f"did you mean `vpltool -C {path.parent / close[0]} COMMAND`?" if close else ""
+
+
+def _where_else(path: Path) -> str:
+    """Suggest how to name a workspace: one of a similar name, or one in a subfolder, if any."""
+    if near := near_workspace(path):
+        return near
+    found = sorted(str(file.parent) for depth in ("*", "*/*")
+                   for file in path.glob(f"{depth}/workspace.json"))
+    if found:
+        return (f"name it, as in `vpltool -C {found[0]} COMMAND`; "
+                f"there {'are' if found[1:] else 'is'} {', '.join(found[:5])}"
+                + (", …" if found[5:] else ""))
+    return ("name yours, as in `vpltool -C DIR COMMAND`; or make one: "
+            "`prepare('folder', images='IMAGES', labels='FILE.csv')`")
+
+
 def open_workspace(path: Path) -> Workspace:
     """Return the workspace in a folder.
 
     Raises:
         VplError: it is missing or damaged; the hint lists workspaces in subfolders.
     """
-    whereabouts.check_folder(path)
+    check_folder(path)
     if not (path / "workspace.json").exists():
-        raise VplError(f"no workspace in {path.resolve()}", whereabouts.where_else(path))
+        raise VplError(f"no workspace in {path.resolve()}", _where_else(path))
     content = storage.read_json(path / "workspace.json", _PREPARE)
     try:
         check_fields(content, _FIELDS, {"mask_values": NUMBER_OF, "normalise": TEXT,

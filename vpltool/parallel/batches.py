@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from vpltool.core.photos import PhotoSettings, describe_failure, photo_size, read_photo, to_pixels
 from vpltool.formats.input_folders import InputFolder
-from vpltool.formats.values import BadValues
+from vpltool.formats.kinds import BadValues
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.processes import end_with_parent, no_script
 from vpltool.parallel.signals import in_main_thread

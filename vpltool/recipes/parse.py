@@ -42,6 +42,26 @@ _PARTS = re.compile(rf"\[[^\]]*\](?=\s|$)|{_WORD}")
 
 _EACH = re.compile(r"each (\w+) in (.+)$")
 
+_FOLDER = Path(__file__).parent
+
+
+def recipe_files() -> dict[str, Path]:
+    """Return the recipes that come with vpltool: name to file."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.recipe"))}
+
+
+def find_recipe(choice: str) -> Path:
+    """Return the file of a recipe given by name or path.
+
+    Raises:
+        VplError: there is none.
+    """
+    known = recipe_files()
+    path = known.get(choice, Path(choice))
+    if not path.is_file():
+        raise VplError(f"{choice}: neither a recipe nor a file", near_name(choice, known))
+    return path
+
 
 @dataclass(frozen=True)
 class Value:
@@ -64,11 +84,7 @@ class Line:
 class Block:
     """Lines under a condition (`if NAME`, `unless NAME`), or for each word (`each NAME in …`).
 
-    Args:
-        line: that opens it.
-        name: of the value.
-        words: of `each`; or the word that counts as empty, of `if NAME not WORD`.
-        body: its lines.
+    `line` opens it. `words` are those of `each`, or WORD of `if NAME not WORD`.
     """
 
     line: Line
@@ -98,16 +114,21 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What `vpltool run` takes: the name of one that comes with vpltool, else its file."""
-        return self.path.stem if self.path.parent == Path(__file__).parent else str(self.path)
+        """Argument of `vpltool run`: the name of a bundled recipe, else the file."""
+        return self.path.stem if self.path.parent == _FOLDER else str(self.path)
+
+    def hint(self, name: str, otherwise: str) -> str:
+        """Return a hint with the meaning of a value; `otherwise` if the recipe gives none."""
+        about = next((value.about for value in self.values if value.name == name), "")
+        return f"{name} is: {about}" if about else otherwise
 
     def missing(self, given: Mapping[str, str]) -> list[Value]:
-        """The values that must be given and are not."""
+        """Return the values that must be given and are not."""
         return [value for value in self.values
                 if value.default is None and not given.get(value.name)]
 
     def filled(self, given: Mapping[str, str], work: Path) -> dict[str, str]:
-        """Name to value, defaults filled in, and the workspace folder as `work`.
+        """Return name to value with the defaults, and the workspace folder as `work`.
 
         Raises:
             VplError: a name is unknown, or a required value is missing.
@@ -198,7 +219,7 @@ def _rows(text: str) -> Iterator[Line]:
 
 
 def _blocks(rows: Sequence[Line], path: Path) -> tuple[tuple[Line | Block, ...], Sequence[Line]]:
-    """Lines up to an `end` that closes no block in them, and what follows, the `end` first."""
+    """Parse lines up to an unmatched `end`; return them, and the rest with that `end`."""
     found: list[Line | Block] = []
     while rows:
         row, rows = rows[0], rows[1:]
@@ -224,7 +245,7 @@ def _blocks(rows: Sequence[Line], path: Path) -> tuple[tuple[Line | Block, ...],
 
 
 def steps_of(recipe: Recipe, given: Mapping[str, str], work: Path) -> list[Step | Rounds]:
-    """The steps that a recipe comes to in a workspace folder.
+    """Return the steps of a recipe in a workspace folder, with the values filled in.
 
     Raises:
         VplError: a value is missing or unknown.
@@ -251,7 +272,7 @@ def _steps(path: Path, body: Sequence[Line | Block], values: Mapping[str, str]
 
 
 def _words(text: str, values: Mapping[str, str], path: Path, line: Line) -> Iterator[str]:
-    """Split a line into words; `[…]` falls away where a value in it is empty."""
+    """Split a line into words, without each `[…]` in which a value is empty."""
     for part in _PARTS.findall(text):
         if part.startswith("["):
             part = part[1:-1]

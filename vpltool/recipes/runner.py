@@ -17,34 +17,33 @@ from vpltool.parallel.signals import interrupt
 from vpltool.preset import Preset
 from vpltool.recipes.parse import Recipe, Rounds, Step, commands_of, steps_of
 from vpltool.recipes.terms import Terms, terms_of
-from vpltool.run import run_stage, setting_names
-from vpltool.shell import to_shell
+from vpltool.run import run_stage
+from vpltool.shell import settings_with, to_shell
 
 
 @dataclass
 class Job:
-    """A recipe at work in a workspace.
+    """A running recipe, with its results.
 
     Args:
         work: the workspace folder.
         preset: protocol whose values replace the defaults.
-        processes: rounds that run side by side at most.
+        processes: maximum number of rounds that run in parallel.
         failed: ids of photos that failed in a line; the others were processed.
-        terms: what the user calls the values of the recipe.
-        made: paths of what the lines made, or found made.
-        reports: what lines found out, such as scores.
+        made: paths that the lines made, or found up to date.
+        reports: results of lines that are no paths, such as scores.
     """
 
     work: Path
-    preset: Preset | None = None
+    preset: Preset | None
+    terms: Terms
     processes: int = 1
     failed: dict[str, None] = field(default_factory=dict)
-    terms: Terms = field(default_factory=Terms)
     made: dict[Path, None] = field(default_factory=dict)
     reports: list[Mapping[str, object]] = field(default_factory=list)
 
     def take(self, result: object) -> None:
-        """Take over what a line returned: paths, or a report, which may lie beside others."""
+        """Keep the result of a line: paths, or a report with `paths` beside it."""
         if isinstance(result, Mapping):
             self.reports.append(result)
             result = getattr(result, "paths", ())
@@ -66,13 +65,7 @@ def shell_lines(steps: Sequence[Step | Rounds], program: Sequence[str]) -> Itera
 
 def checked_steps(recipe: Recipe, given: Mapping[str, str], work: Path,
                   preset: Preset | None = None) -> tuple[list[Step | Rounds], Terms]:
-    """Return the steps that a recipe comes to, each checked, and what the user calls its values.
-
-    Args:
-        recipe: what is run.
-        given: its values.
-        work: the workspace folder.
-        preset: protocol whose values replace the defaults.
+    """Return the checked steps of a recipe, and the terms of its user.
 
     Raises:
         VplError: a value is missing or unknown, or a line is not a command, or has a wrong option;
@@ -88,7 +81,7 @@ def checked_steps(recipe: Recipe, given: Mapping[str, str], work: Path,
 
 
 def _wrong_line(step: Step, terms: Terms, error: VplError) -> VplError:
-    """The error for a line that is not a command: it names the value that is wrong, or the line."""
+    """Return the error for a line that is not a command; it names the wrong value, or the line."""
     line = f"{terms.where(step.line)}: vpltool {shlex.join(step.words)}"
     stage = step.words[0]
     if by_value := terms.value_error(error.message, stage):
@@ -97,7 +90,7 @@ def _wrong_line(step: Step, terms: Terms, error: VplError) -> VplError:
 
 
 def run_steps(job: Job, steps: Sequence[Step | Rounds]) -> None:
-    """Run steps in order; what is done already is skipped, what is stale is recomputed.
+    """Run steps in order; finished ones are skipped, stale ones are recomputed.
 
     Photos that fail do not end the job; they are listed in `job.failed`.
 
@@ -117,28 +110,23 @@ def run_steps(job: Job, steps: Sequence[Step | Rounds]) -> None:
 
 
 def run_call(call: Call, work: Path, *, update: bool = True) -> object:
-    """Run a line; what an earlier run made from other inputs is recomputed, or refused.
+    """Run a line; stale results are recomputed, or refused without `update`.
 
     Raises:
-        VplError: what the stage raises.
+        VplError: the stage raised it.
     """
     values = dict(call.values)
-    if update and "update" in setting_names(call.found, str(values.get("method", ""))):
+    if update and "update" in settings_with(call.found, str(values.get("method", ""))):
         values["update"] = True
     return run_stage(call.found, work, values, given=call.given, preset=call.preset)
 
 
 def run_through(call: Call, work: Path, known: Collection[str] = ()
                 ) -> tuple[object, PhotosFailed | None]:
-    """Run a line; photos that fail end nothing, but are warned of.
-
-    Args:
-        call: the line.
-        work: the workspace folder.
-        known: ids of photos of which enough has been said.
+    """Run a line, and warn about photos that failed, unless all are `known`.
 
     Returns:
-        what the command returned; and which photos failed, if any.
+        the result of the command; and the error with the failed photos, if any.
 
     Raises:
         VplError: it failed.
@@ -153,16 +141,7 @@ def run_through(call: Call, work: Path, known: Collection[str] = ()
 
 def run_line(words: Sequence[str], work: Path, preset: Preset | None = None,
              known: Collection[str] = ()) -> tuple[Call, object, PhotosFailed | None]:
-    """Run the words after `vpltool`; see `run_through`.
-
-    Args:
-        words: a command and its options.
-        work: the workspace folder.
-        preset: protocol whose values replace the defaults.
-        known: photos that an earlier line has failed on.
-
-    Returns:
-        the line as it was parsed; what the command returned; and which photos failed, if any.
+    """Parse and run the words after `vpltool`; return the parsed line, and see `run_through`.
 
     Raises:
         VplError: the line is wrong, or failed.
@@ -209,17 +188,16 @@ _jobs: list[Job] = []
 def _start_round(job: Job) -> None:
     """Take over the job in a worker process; SIGTERM interrupts it, so that it keeps its work."""
     signal.signal(signal.SIGTERM, interrupt)
-
-    _jobs[:] = [Job(job.work, job.preset, terms=job.terms)]
-    # The workers share the cores; a thread each does not get into the others' way.
+    _jobs[:] = [Job(job.work, job.preset, job.terms)]
+    # The workers share the cores.
     torch.set_num_threads(1)
 
 
 def _run_round(titled: tuple[str, Sequence[Step | Rounds]]
                ) -> tuple[dict[str, None], Iterable[Path]]:
-    """Run a round; its title is before each message, since the rounds take turns to speak."""
+    """Run a round; its title precedes each message, since messages of rounds alternate."""
     title, steps = titled
-    job = Job(_jobs[0].work, _jobs[0].preset, terms=_jobs[0].terms)
+    job = Job(_jobs[0].work, _jobs[0].preset, _jobs[0].terms)
     with console.heard_by(console.Terminal(rewrite=lambda text: f"{title}: "
                                            + to_shell(text, work=job.work).strip(), bars=False)):
         run_steps(job, steps)

@@ -1,4 +1,4 @@
-"""Runs of a recipe: the values of the last one, pictures that are kept, and a table of all."""
+"""Runs of a recipe: the values of the last run, its pictures, and a table of all runs."""
 
 from __future__ import annotations
 
@@ -15,52 +15,45 @@ from vpltool.recipes.parse import Recipe, Rounds, Step, steps_of
 from vpltool.recipes.terms import path_in, path_names
 
 _MOST = 50
-"""Runs that are remembered."""
+"""Maximum number of recorded runs."""
 
 _SCORES = {"scores": ("mIoU", lambda report: report["miou"]),
            "agreement": ("F1", lambda report: report["mean"]["f1"])}
-"""Kind of a report to the title of its score in the table, and the score."""
+"""Title of the score in the table, and the score, by kind of report."""
 
 
 def last_values(recipe: Recipe, started: StartedRecipe | None) -> dict[str, str]:
-    """Return the values that a recipe was last given in a workspace, name to value."""
-    if started is None or not _is_of(recipe, started):
+    """Return the values that were last given to a recipe in a workspace, by name."""
+    name = started.words[1] if started and len(started.words) > 1 else ""
+    if started is None or (name != recipe.name
+                           and Path(name).resolve() != recipe.path.resolve()):
         return {}
     known = {value.name for value in recipe.values}
     pairs = (word.partition("=") for word in started.words[2:])
-    # An address that runs a command is only ever taken from the command line.
+    # An address that runs a command is accepted only from the command line.
     return {name: value for name, equals, value in pairs
             if equals and name in known and not value.startswith("pipe:")}
 
 
-def _is_of(recipe: Recipe, started: StartedRecipe) -> bool:
-    name = started.words[1] if len(started.words) > 1 else ""
-    return name == recipe.name or Path(name).resolve() == recipe.path.resolve()
+def tell_values(recipe: Recipe, last: Mapping[str, str], given: Mapping[str, str],
+                steps: Sequence[Step | Rounds], taken: Mapping[str, str], work: Path) -> None:
+    """Print the values of the last run, and the changes; warn about given values without effect.
 
-
-def tell_values(recipe: Recipe, last: Mapping[str, str], given: Mapping[str, str]) -> None:
-    """Say which values are those of the last run, and which ones differ from it."""
-    if not last:
-        return
-    default = {value.name: value.default or "" for value in recipe.values}
+    Values without effect change none of the `steps` beside the others in `taken`.
+    """
+    default = {value.name: value.default for value in recipe.values}
     kept = [f"{name}={value}" for name, value in last.items()
-            if name not in given and value != default[name]]
+            if name not in given and value != (default[name] or "")]
     if kept:
         console.note(f"as in the last run: {' '.join(kept)}")
     changes = [f"{name} was {old or 'not set'}, now {new or 'not set'}"
-               for name, new in given.items()
-               if not _same(old := last.get(name, default.get(name, "")), new)]
+               for name, new in given.items() if last
+               and not _same(old := last.get(name, default.get(name) or ""), new)]
     if changes:
         console.note(f"since the last run: {'; '.join(changes)}")
-
-
-def warn_of_unused(recipe: Recipe, steps: Sequence[Step | Rounds], given: Mapping[str, str],
-                   typed: Mapping[str, str], work: Path) -> None:
-    """Warn of typed values that change no step beside the others, such as those of another case."""
-    default = {value.name: value.default for value in recipe.values}
-    for name, value in typed.items():
+    for name, value in given.items():
         if value and default[name] is not None and value != default[name] and steps == steps_of(
-                recipe, {**given, name: str(default[name])}, work):
+                recipe, {**taken, name: str(default[name])}, work):
             console.warn(f"{name}={value} has no effect with these values")
 
 
@@ -68,33 +61,32 @@ def _same(one: str, other: str) -> bool:
     return one == other or bool(one and other) and Path(one).resolve() == Path(other).resolve()
 
 
-def run_of(recipe: Recipe, values: Mapping[str, str], pictures: Sequence[str]) -> FinishedRun:
-    """Describe a run by its values; of paths only the names, since workspaces are passed on."""
-    paths = path_names(recipe)
+def run_of(recipe: Recipe, given: Mapping[str, str], steps: Sequence[Step | Rounds], work: Path
+           ) -> FinishedRun:
+    """Describe a run by its values and its sheets below `pictures/`, without scores.
+
+    Paths are reduced to their names, since workspaces are passed on.
+    """
+    values, paths = recipe.filled(given, work), path_names(recipe)
     named = {}
     for value in recipe.values:
-        text, found = path_in(values.get(value.name, ""), is_path=value.name in paths)
+        text, found = path_in(values[value.name], is_path=value.name in paths)
         named[value.name] = text + Path(found).name
-    return FinishedRun(recipe.path.name, named, {}, tuple(pictures))
-
-
-def sheets_of(steps: Sequence[Step | Rounds], work: Path) -> list[str]:
-    """Return the sheets that a recipe draws under names of its own, relative to the workspace."""
-    found = []
+    sheets = []
     for step in steps:
         if isinstance(step, Step) and step.words[:1] == ("show",) and "--out" in step.words[:-1]:
             path = Path(step.words[step.words.index("--out") + 1])
             if path.is_relative_to(work / PICTURES):
-                found.append(path.relative_to(work).as_posix())
-    return found
+                sheets.append(path.relative_to(work).as_posix())
+    return FinishedRun(recipe.path.name, named, {}, tuple(sheets))
 
 
 def keep_sheets(work: Path, runs: Sequence[FinishedRun], now: FinishedRun
                 ) -> tuple[FinishedRun, ...]:
-    """Keep the sheets of the last run, if it had other values, under names that tell these.
+    """Copy the sheets of the last run, if it had other values, to names with these values.
 
     Returns:
-        the runs, where the last one has the sheets under their new names.
+        the runs, of which the last has the copies.
     """
     before = next((run for run in reversed(runs) if run.recipe == now.recipe), None)
     if before is None or before.values == now.values or before.pictures != now.pictures:
@@ -114,20 +106,16 @@ def keep_sheets(work: Path, runs: Sequence[FinishedRun], now: FinishedRun
 
 
 def varied_values(runs: Sequence[FinishedRun]) -> list[str]:
-    """Return the names of the values that are not the same in all runs of the last one's recipe."""
+    """Return the names of the values that differ between runs of the last run's recipe."""
     own = [run.values for run in runs if run.recipe == runs[-1].recipe]
     return [name for name in own[-1] if len({values.get(name) for values in own}) > 1]
 
 
 def with_run(work: Path, runs: Sequence[FinishedRun], now: FinishedRun,
              reports: Sequence[Mapping[str, object]]) -> tuple[FinishedRun, ...]:
-    """Add a run that has come to its end; it replaces one of the same values, or the same result.
+    """Add a finished run with its scores; it replaces one of the same values, or the same result.
 
-    Args:
-        work: the workspace folder.
-        runs: those before, the last one with its sheets under their own names.
-        now: this one.
-        reports: what `eval` found in it.
+    `runs` come from `keep_sheets`; `reports` are those of `eval` in this run.
     """
     now = replace(now, scores=dict(_scores(reports)),
                   pictures=tuple(name for name in now.pictures if (work / name).is_file()))
@@ -139,19 +127,19 @@ def with_run(work: Path, runs: Sequence[FinishedRun], now: FinishedRun,
 
 
 def _scores(reports: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, float]]:
-    """Title and value of each score; of several models on a split, the first has the bare title."""
-    seen: set[str] = set()
+    """Yield title and value of each score; of several models, the first has the plain title."""
+    titles: set[str] = set()
     for report in reports:
         metric, score = _SCORES.get(str(report.get("kind")), ("", None))
         if score is not None and (value := score(report)) is not None:
             title = f"{metric} {report['split']}"
-            model = f" {str(report['what']).partition('-')[2]}" if title in seen else ""
+            model = f" {str(report['what']).partition('-')[2]}" if title in titles else ""
             yield title + model, value
-            seen.add(title)
+            titles.add(title)
 
 
 def _same_result(work: Path, one: FinishedRun, other: FinishedRun) -> bool:
-    """Whether two runs ended in the same sheets, kept under names of their own, and scores."""
+    """Return whether two runs have the same scores, and sheets with the same bytes."""
     pairs = [(work / first, work / second)
              for first, second in zip(one.pictures, other.pictures, strict=False)]
     return (bool(pairs) and len(one.pictures) == len(other.pictures) and one.scores == other.scores
@@ -160,7 +148,7 @@ def _same_result(work: Path, one: FinishedRun, other: FinishedRun) -> bool:
 
 
 def table_of(runs: Sequence[FinishedRun]) -> str:
-    """Format the runs of the last one's recipe: sheets, values that differ, scores in percent."""
+    """Format the runs of the last run's recipe: sheet, differing values, scores in percent."""
     own = [run for run in runs if run.recipe == runs[-1].recipe]
     varied = varied_values(runs)
     titles = list(dict.fromkeys(title for run in own for title in run.scores))

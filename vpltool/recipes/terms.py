@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.clip import encoders
@@ -24,27 +24,19 @@ _USAGE = re.compile(r"Invalid value for '(-[\w-]+)'[^:]*: (.*?)\.?$")
 
 @dataclass(frozen=True)
 class Terms:
-    """What the user of a recipe calls things.
+    """A recipe with the values given to it, and `names`: stage to setting to value's name."""
 
-    Args:
-        recipe: its name, or its file.
-        names: stage to the settings that values fill: setting to the name of the value.
-        values: name to value.
-        about: name to the meaning of the value.
-    """
-
-    recipe: str = ""
-    names: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    values: Mapping[str, str] = field(default_factory=dict)
-    about: Mapping[str, str] = field(default_factory=dict)
+    recipe: Recipe
+    given: Mapping[str, str]
+    names: Mapping[str, Mapping[str, str]]
 
     def where(self, line: int) -> str:
-        """Name a line of the recipe, of which the user may not have seen the file."""
-        return f"{self.recipe}, line {line}".removeprefix(", ")
+        """Name a line of the recipe, whose file the user may not have seen."""
+        return f"{self.recipe.name}, line {line}"
 
     def spell(self, text: str, stage: str, work: Path = Path()) -> str:
         """Translate the Python in a message, see `to_shell`, with the values of the recipe."""
-        # Of a setting that the stage has itself, another stage's is not meant.
+        # A setting of the stage itself takes precedence over another stage's.
         known = find_stages()
         own = {entry.name for entry in all_settings(known[stage])} if stage in known else set()
         names = dict(self.names.get(stage, {}))
@@ -56,46 +48,34 @@ class Terms:
         return to_shell(text, stage, work, names)
 
     def value_error(self, message: str, stage: str) -> VplError | None:
-        """Return the error for a value of the recipe that an option does not take.
+        """Return the error for a value that an option of a stage does not take.
 
-        Args:
-            message: typer's own, which names the option.
-            stage: whose option it is.
-
-        Returns:
-            None if no value fills this option.
+        `message` is typer's, which names the option. None if no value fills this option.
         """
         match = _USAGE.match(message)
         entry = _entry_of(match[1], all_settings(find_stages()[stage])) if match else None
         name = self.names.get(stage, {}).get(entry.name, "") if entry else ""
         if not match or not name:
             return None
-        return VplError(f"{name}={self.values.get(name, '')}: {match[2]}",
-                        f"{name} is: {self.about[name]}" if self.about.get(name) else
-                        f"give {name} another value")
+        return VplError(f"{name}={self.value(name)}: {match[2]}",
+                        self.recipe.hint(name, f"give {name} another value"))
+
+    def value(self, name: str) -> str:
+        """Return a value that was given, else its default; empty if there is none."""
+        default = next((value.default for value in self.recipe.values if value.name == name), "")
+        return self.given.get(name, default or "")
 
 
 def terms_of(recipe: Recipe, given: Mapping[str, str]) -> Terms:
-    """Return what the user of a recipe calls things, from the recipe's lines.
-
-    Args:
-        recipe: the recipe.
-        given: name to value, where it is not the default.
-    """
+    """Find out which settings the values of a recipe fill, from its lines."""
     names: dict[str, dict[str, str]] = {}
     for stage, entry, name in _filled(recipe):
         names.setdefault(stage, {}).setdefault(entry.name, name)
-    return Terms(recipe.name, names,
-                 {value.name: given.get(value.name, value.default or "")
-                  for value in recipe.values},
-                 {value.name: value.about for value in recipe.values})
+    return Terms(recipe, given, names)
 
 
 def path_names(recipe: Recipe) -> list[str]:
-    """Return the names of the values that are paths which must exist.
-
-    They are those that fill a setting which is a path, unless one is the path of a result.
-    """
+    """Return the names of the values that fill path settings, without paths of results."""
     filled = list(_filled(recipe))
     made = {name for _, entry, name in filled if entry.name == "out"}
     return list(dict.fromkeys(name for _, entry, name in filled
@@ -117,48 +97,43 @@ def path_in(value: str, *, is_path: bool) -> tuple[str, str]:
 
 
 def check_paths(recipe: Recipe, given: Mapping[str, str], kept: Collection[str] = ()) -> None:
-    """Check that the paths exist which are given to a recipe.
-
-    Args:
-        recipe: the recipe.
-        given: name to value.
-        kept: names of those that the last run was given.
+    """Check that the paths given to a recipe exist; `kept` are names of values of the last run.
 
     Raises:
-        VplError: one does not; the value is named.
+        VplError: one does not exist; the value is named.
     """
     for name in path_names(recipe):
         if given.get(name) and not Path(given[name]).exists():
-            about = next(value.about for value in recipe.values if value.name == name)
-            hint = near_path(Path(given[name])) or f"{name} is: {about}"
+            hint = near_path(Path(given[name])) or recipe.hint(name, f"{name} is: ")
             raise VplError(f"{name}={given[name]}: {given[name]} does not exist"
                            + (", as the last run was given" if name in kept else ""),
                            f"`{name}=` leaves it out; {hint}" if name in kept else hint)
 
 
 def check_encoders(terms: Terms, steps: Iterable[Step | Rounds], work: Path) -> None:
-    """Check the encoders that values name: a line that reads one may be reached in hours.
+    """Check the encoders that values name, before the hours of work that precede their use.
 
     Raises:
         VplError: a value names none, or a file without weights.
     """
     for step in commands_of(steps):
         name = terms.names.get(step.words[0], {}).get("encoder", "")
-        given = terms.values.get(name, "")
+        given = terms.value(name)
         if given in ("", "auto") or given not in step.words:
             continue
-        hint = f"{name} is: {terms.about[name]}" if terms.about.get(name) else ""
+        found = False
         try:
             source = encoders.find_encoder(given, (Path(), work))
-            hint = ""
+            found = True
             encoders.check_encoder(source)
         except VplError as error:
+            hint = terms.spell(error.hint, step.words[0])
             raise VplError(terms.spell(error.message, step.words[0]),
-                           hint or terms.spell(error.hint, step.words[0])) from error
+                           hint if found else terms.recipe.hint(name, hint)) from error
 
 
 def _filled(recipe: Recipe) -> Iterator[tuple[str, Described, str]]:
-    """Stage, setting and name of each value that alone fills a setting in a line."""
+    """Yield stage, setting and name of each value that alone fills a setting in a line."""
     known = {value.name for value in recipe.values}
     stages = find_stages()
     for text in _lines(recipe.body):
@@ -167,8 +142,8 @@ def _filled(recipe: Recipe) -> Iterator[tuple[str, Described, str]]:
         if not words or words[0] not in stages:
             continue
         found = stages[words[0]]
-        entries = (settings_with(found, words[1]) if found.stage.subcommands and words[1:]
-                   else all_settings(found))
+        entries = (list(settings_with(found, words[1]).values())
+                   if found.stage.subcommands and words[1:] else all_settings(found))
         places = [entry for entry in entries if entry.positional]
         for before, word in zip(words, words[1:], strict=False):
             match = _VALUE.fullmatch(word)
@@ -181,7 +156,7 @@ def _filled(recipe: Recipe) -> Iterator[tuple[str, Described, str]]:
 
 
 def _lines(body: Sequence[Line | Block]) -> Iterator[str]:
-    """The commands of a recipe, also of blocks that do not run."""
+    """Yield the commands of a recipe, including blocks that do not run."""
     for item in body:
         if isinstance(item, Block):
             yield from _lines(item.body)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import options
 from vpltool.core import agreement, segment
-from vpltool.datasets.classes import read_classes
+from vpltool.datasets.words import read_classes
 from vpltool.engine import groups, running, segmenters
 from vpltool.engine.headers import make_header
 from vpltool.errors import VplError

@@ -12,9 +12,9 @@ from vpltool.core.photos import photo_size
 from vpltool.engine.photos import naming_photo
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, identity_of_file
+from vpltool.formats.kinds import check_values
 from vpltool.formats.manifest import again
 from vpltool.formats.shards import rank_of_process
-from vpltool.formats.values import check_values
 from vpltool.lazy import F, np, npt
 from vpltool.parallel.ranks import joined
 from vpltool.parallel.threads import in_threads

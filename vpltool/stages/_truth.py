@@ -12,8 +12,8 @@ from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, read_labels
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.labels import size_of_labels
-from vpltool.formats.whereabouts import short_path
 from vpltool.lazy import np, npt
+from vpltool.names import short_path
 from vpltool.parallel import threads
 
 _FEW = 0.1

@@ -15,10 +15,9 @@ from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, read_labels
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import place
+from vpltool.formats.kinds import check_values, place
 from vpltool.formats.labels import write_labels
 from vpltool.formats.shards import WHOLE
-from vpltool.formats.values import check_values
 from vpltool.methods.inputs import side_of
 from vpltool.parallel import device, threads
 from vpltool.pictures.overlays import overlay

@@ -11,10 +11,9 @@ from typing import Any
 from vpltool import console, options
 from vpltool.datasets import layouts
 from vpltool.datasets.captions import with_captions
-from vpltool.datasets.classes import ClassFile, read_classes
-from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.splits import halve, hold_out
 from vpltool.datasets.tags import class_counts, some
+from vpltool.datasets.words import ClassFile, read_classes, read_lines
 from vpltool.engine import corrected_masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
 from vpltool.errors import VplError, counted, part_of

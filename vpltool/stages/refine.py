@@ -11,8 +11,7 @@ from vpltool.core.grids import layers_of, resample_maps
 from vpltool.engine import given, photo_work, segmenters
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
 from vpltool.formats import JsonObject, OutputFolder, Workspace
-from vpltool.formats.kinds import FEATURE_TENSORS, place
-from vpltool.formats.values import BadValues
+from vpltool.formats.kinds import FEATURE_TENSORS, BadValues, place
 from vpltool.methods import KINDS, Refiner, load_method
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.parallel import batches, memory

@@ -9,8 +9,14 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.clip import load, models
 from vpltool.core.prototypes import attribute_centres, text_prototypes, with_attributes
-from vpltool.datasets.prompts import PROMPTS, find_prompts, read_attributes, read_lines
-from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
+from vpltool.datasets.words import (
+    PROMPTS,
+    SPLIT_WORDS,
+    VOCABULARIES,
+    find_prompts,
+    read_attributes,
+    read_lines,
+)
 from vpltool.engine import headers
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError, counted, near_name

@@ -22,7 +22,7 @@ from typing import Any
 
 from vpltool.core.outlines import connected_parts, has_holes, outlines_of, region, run_lengths
 from vpltool.errors import VplError
-from vpltool.formats.json_stream import read_span, stream_objects
+from vpltool.formats.streams import read_span, stream_objects
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading

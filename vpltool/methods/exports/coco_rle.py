@@ -15,7 +15,7 @@ from vpltool.core.outlines import check_pycocotools, run_lengths
 from vpltool.core.photos import photo_size
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.formats import write_json
-from vpltool.formats.json_stream import write_array
+from vpltool.formats.streams import write_array
 from vpltool.methods.exports._folders import classes_in
 from vpltool.methods.exports.coco_panoptic import Settings, number_of
 from vpltool.methods.inputs import Predictions

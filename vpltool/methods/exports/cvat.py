@@ -24,7 +24,7 @@ from vpltool.core.classes import paint
 from vpltool.core.outlines import connected_parts, outlines_of, region
 from vpltool.core.proposals import run_lengths
 from vpltool.errors import VplError
-from vpltool.formats.xml_stream import DamagedXml, parse_xml
+from vpltool.formats.streams import DamagedXml, parse_xml
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading
 from vpltool.methods.exports import _folders

@@ -26,7 +26,7 @@ from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError, counted, near_name, other_case, part_of
 from vpltool.formats import Header, OutputFolder, Photo, Workspace
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
-from vpltool.formats.json_stream import read_span, stream_objects
+from vpltool.formats.streams import read_span, stream_objects
 from vpltool.formats.workspace import relative_to
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.parallel.device import worker_count

@@ -16,12 +16,11 @@ from pathlib import Path
 
 from vpltool import settings
 from vpltool.datasets.layouts import PHOTO_SUFFIXES, check_labels, found_in
-from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.tags import tags_of
-from vpltool.datasets.words import VOC
+from vpltool.datasets.words import VOC, read_lines
 from vpltool.errors import VplError, counted, other_case, part_of
 from vpltool.formats import Photo
-from vpltool.formats.xml_stream import parse_xml
+from vpltool.formats.streams import parse_xml
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import setting
 

@@ -13,12 +13,11 @@ from vpltool.clip import models
 from vpltool.core.photos import photo_size
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, open_input
 from vpltool.formats.kinds import called, place
-from vpltool.methods import KINDS
 from vpltool.preset import Preset
 from vpltool.recipes.runner import run_line
-from vpltool.run import find_stage, setting_names, stage_settings
+from vpltool.run import find_stage, stage_settings
 from vpltool.settings import Settings, values_of
-from vpltool.shell import command_line
+from vpltool.shell import command_line, settings_with
 from vpltool.stages import FoundStage
 
 
@@ -189,8 +188,7 @@ class Chains:
 
 def _names(found: FoundStage, values: Mapping[str, object]) -> tuple[str, ...]:
     """Names of the settings of a stage, and of the method that values choose."""
-    kind = found.stage.methods
-    return setting_names(found, str(values.get("method") or (KINDS[kind].default if kind else "")))
+    return tuple(settings_with(found, str(values.get("method") or "")))
 
 
 def find_stored_features(source: Workspace, own: Path, split: str, wanted: Settings) -> Path | None:

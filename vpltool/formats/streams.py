@@ -1,11 +1,12 @@
-"""Streaming of large JSON files: array elements are read one at a time."""
+"""Streaming of large JSON, one array element at a time, and of XML, without document types."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from xml.parsers import expat
 
 from vpltool.errors import VplError
 from vpltool.formats.atomic import atomic_path
@@ -113,3 +114,43 @@ class _Text:
         self.text = self.text[self.at :] + chunk.decode("latin-1")
         self.at = 0
         return bool(chunk)
+
+
+class DamagedXml(ValueError):
+    """Invalid or refused XML, with the line number."""
+
+    def __init__(self, reason: str, line: int) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+Start = Callable[[str, dict[str, str], int], None]
+"""Callback with an element's name, attributes and line number."""
+
+
+def parse_xml(content: bytes, start: Start, end: Callable[[str], None] | None = None,
+              text: Callable[[str], None] | None = None) -> None:
+    """Parse XML, and call back at the start, end and text of elements.
+
+    Raises:
+        DamagedXml: it is not XML, or has a document type, which could expand without limit.
+    """
+    parser = expat.ParserCreate()
+
+    def refuse(*_: object) -> None:
+        raise DamagedXml("a document type is not allowed",
+                         parser.CurrentLineNumber)
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = lambda name, attributes: start(
+        name, attributes, parser.CurrentLineNumber)
+    if end is not None:
+        parser.EndElementHandler = end
+    if text is not None:
+        parser.CharacterDataHandler = text
+    try:
+        parser.Parse(content, True)
+    except expat.ExpatError as error:
+        raise DamagedXml(f"not XML ({error})", error.lineno) from error
+    except LookupError as error:
+        raise DamagedXml(f"not XML ({error})", parser.CurrentLineNumber) from error
