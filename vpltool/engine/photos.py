@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
 from vpltool import console
-from vpltool.core.photos import describe_failure, read_photo
+from vpltool.core.photos import describe_failure, photo_size, read_photo
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, identity_of_many, open_input
 from vpltool.formats.kinds import KINDS
@@ -54,6 +53,7 @@ def chosen_shard(choice: str) -> Shard:
 
 
 Named = TypeVar("Named")
+Result = TypeVar("Result")
 
 
 def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] = str
@@ -126,20 +126,22 @@ def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8
     Raises:
         VplError: it can no longer be read; the message names the photo.
     """
-    path = workspace.image_path(photo)
-    with naming_photo(photo, path):
-        return read_photo(path)
+    return _read_known(workspace, photo, read_photo)
 
 
-@contextlib.contextmanager
-def naming_photo(photo: Photo, path: Path) -> Iterator[None]:
-    """Turn an OSError while reading a photo into an error that names it.
+def known_photo_size(workspace: Workspace, photo: Photo) -> tuple[int, int]:
+    """Read (height, width) of a photo that an earlier stage could read.
 
     Raises:
-        VplError: the photo cannot be read.
+        VplError: see `read_known_photo`.
     """
+    return _read_known(workspace, photo, photo_size)
+
+
+def _read_known(workspace: Workspace, photo: Photo, read: Callable[[Path], Result]) -> Result:
+    path = workspace.image_path(photo)
     try:
-        yield
+        return read(path)
     except OSError as error:
         raise VplError(f"{photo.id}: {describe_failure(path, error)}",
                        "fix it and run the same command again") from error

@@ -21,7 +21,6 @@ from vpltool.lazy import F, Tensor, np, torch
 from vpltool.parallel import threads
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import joined
-from vpltool.stages import _steps
 from vpltool.stages._masks import Masks
 from vpltool.stages._training_data import choose_crop, cut_pixels, normalised_crops
 
@@ -97,17 +96,17 @@ def train_both(
           contextlib.closing(pixel_batches(
               replace(data, rank=ranks.rank, ranks=ranks.count), steps, start.step,
               workers=worker_count(settings.workers))) as batches,
-          _steps.too_many_crops(steps)):
+          checkpoints.too_many_crops(steps)):
         torch.manual_seed(steps.seed)
         pair = joint.Pair(encoder.vision.float().to(ranks.device), network.to(ranks.device), chosen)
         optimizer = joint.joint_optimizer(pair, steps)
-        curve = _steps.take_steps(
-            _steps.Steps(header, target, steps.iterations, pair, optimizer, names,
-                         settings.checkpoint_every),
+        curve = checkpoints.take_steps(
+            checkpoints.Steps(header, target, steps.iterations, pair, optimizer, names,
+                              settings.checkpoint_every),
             joint.train_jointly(pair, optimizer, steps, batches, start=start.step, group=ranks),
             start, ranks, finish)
         if ranks.rank == 0:
-            _steps.note_losses(names, curve)
+            checkpoints.note_losses(names, curve)
 
 
 def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> None:

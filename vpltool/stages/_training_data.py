@@ -8,8 +8,8 @@ from typing import Any
 
 from vpltool.core import tower, training
 from vpltool.core.grids import layers_of
-from vpltool.core.photos import fit_size, photo_size, to_pixels
-from vpltool.engine.photos import naming_photo, read_known_photo
+from vpltool.core.photos import fit_size, to_pixels
+from vpltool.engine.photos import known_photo_size, read_known_photo
 from vpltool.formats import InputFolder, Photo, Workspace
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.methods.inputs import LabelledPhoto
@@ -170,10 +170,8 @@ def _cut(data: TrainingData, settings: training.StepSettings, iteration: int) ->
 def choose_crop(workspace: Workspace, photo: Photo, patch: int, side: int,
                 rng: np.random.Generator, *, scale: float, max_side: int) -> training.Window:
     """Choose a square of `side` patches in the grid of a photo that is scaled by a factor."""
-    path = workspace.image_path(photo)
-    with naming_photo(photo, path):
-        size = photo_size(path)
-    height, width = fit_size(size, patch, scale=scale, max_side=max_side)
+    height, width = fit_size(known_photo_size(workspace, photo), patch, scale=scale,
+                             max_side=max_side)
     return training.choose_window((height // patch, width // patch), side, rng)
 
 

@@ -22,7 +22,7 @@ from vpltool.parallel.device import find_device
 from vpltool.parallel.ranks import Ranks
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _phase_one, _steps
+from vpltool.stages import _phase_one
 
 _NO_REGIONS = NoEffect({"background": ("words", "none")}, "the background has no regions")
 
@@ -208,9 +208,9 @@ def _align(
         return replace(header, facts=facts), {
             "prototypes": rows.cpu(), "class_index": text.class_index, **space.tensors}
 
-    return _steps.take_steps(
-        _steps.Steps(replace(header, kind="alignment"), target, chosen.iters, aligner, optimizer,
-                     ("patches", "text"), chosen.checkpoint_every),
+    return checkpoints.take_steps(
+        checkpoints.Steps(replace(header, kind="alignment"), target, chosen.iters, aligner,
+                          optimizer, ("patches", "text"), chosen.checkpoint_every),
         alignment.train(aligner, optimizer, regions, training, start=start.step), start,
         Ranks(0, 1, where), finish)
 

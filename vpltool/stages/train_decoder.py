@@ -24,7 +24,7 @@ from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _joint, _masks, _steps
+from vpltool.stages import _joint, _masks
 from vpltool.stages._fitting import Lesson, TrainDecoderSettings, find_lesson, training_of
 from vpltool.stages._training_data import TrainingData, crop_batches, whole_photos
 
@@ -88,7 +88,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
             with joined(settings.device, double=True) as ranks:
                 _fit(method, network, data, settings, ranks)
                 if ranks.rank == 0:
-                    _steps.write_trained(target, header, network.state_dict(), [])
+                    checkpoints.write_trained(target, header, network.state_dict(), [])
         else:
             _train(lesson, network, data, steps, header)
     return target
@@ -102,15 +102,15 @@ def _train(lesson: Lesson, network: segmenter.SegmenterNetwork, data: TrainingDa
     with (joined(settings.device) as ranks,
           contextlib.closing(crop_batches(data, steps, start.step, device=ranks.device,
                                           workers=worker_count(settings.workers))) as batches,
-          _steps.too_many_crops(steps)):
+          checkpoints.too_many_crops(steps)):
         optimizer = training.make_optimizer(network.to(ranks.device), steps)
-        curve = _steps.take_steps(
-            _steps.Steps(header, target, steps.iterations, network, optimizer, _LOSSES,
-                         settings.checkpoint_every),
+        curve = checkpoints.take_steps(
+            checkpoints.Steps(header, target, steps.iterations, network, optimizer, _LOSSES,
+                              settings.checkpoint_every),
             training.train(network, optimizer, steps, batches, start=start.step, group=ranks),
             start, ranks, lambda: (header, network.state_dict()))
         if ranks.rank == 0:
-            _steps.note_losses(_LOSSES, curve)
+            checkpoints.note_losses(_LOSSES, curve)
 
 
 def _unread(lesson: Lesson) -> dict[str, str]:

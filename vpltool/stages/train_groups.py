@@ -22,7 +22,6 @@ from vpltool.parallel.device import find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _steps
 from vpltool.stages._pairs import Cursor, Plan, TarPairs, WorkspacePairs
 
 _LOSSES = ("pairs", "first", "second", "text")
@@ -274,9 +273,9 @@ def _train(
     with (contextlib.closing(batches()) as read, memory.explain_out_of_memory(
             f"{settings.batch_size} pairs of {settings.side}×{settings.side} pixels",
             f"`batch_size={max(settings.batch_size // 2, 2)}, overwrite=True`")):
-        curve = _steps.take_steps(
-            _steps.Steps(header, target, settings.iters, network, optimizer, _LOSSES,
-                         settings.checkpoint_every, cursors),
+        curve = checkpoints.take_steps(
+            checkpoints.Steps(header, target, settings.iters, network, optimizer, _LOSSES,
+                              settings.checkpoint_every, cursors),
             group_training.train(objective, network, optimizer, training, read, start=start.step,
                                  rank=process.rank),
             start, process, lambda: (header, network.state_dict()))
