@@ -270,8 +270,8 @@ def _write_checkpoint(path: Path, work: Steps, facts: Mapping[str, object], done
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
     kept = {name: value for name, value in {**work.header.facts, **facts}.items()
             if name in ("segmenter", "cursors")}
-    facts = kept | {"checkpoint": done, "curve": curve, "recent": recent}
-    write_tensors(path, replace(work.header, facts=facts), tensors)
+    write_tensors(path, replace(work.header, facts={
+        **kept, "checkpoint": done, "curve": curve, "recent": recent}), tensors)
 
 
 def _load_state(network: torch.nn.Module, optimizer: torch.optim.Optimizer,

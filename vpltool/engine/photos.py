@@ -9,13 +9,26 @@ from typing import TypeVar
 
 from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size, read_photo
+from vpltool.datasets import layouts
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, InputFolder, Photo, Workspace, identity_of_many, open_input
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Photo,
+    Workspace,
+    identity_of_file,
+    identity_of_many,
+    open_input,
+)
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, again
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import WHOLE, Shard, find_shard
 from vpltool.lazy import Tensor, np, npt, torch
+from vpltool.parallel import threads
+
+_THREADS = 8
+"""Threads that hash files."""
 
 TAGGED = ("cams", "masks")
 """Kinds of file that depend on the photo's tags."""
@@ -82,6 +95,41 @@ def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFold
     hashes = known_hashes(workspace, photos, inputs)
     return Photos(ids, tags_of(workspace, photos), left_out, not limit, shard,
                   {key: hashes[key] for key in (*ids, *left_out) if key in hashes})
+
+
+@dataclass(frozen=True)
+class NamedPhotos:
+    """A group of photos given as files and folders instead of a split.
+
+    Args:
+        name: name of their folder; `files` for single files.
+        paths: path by id; an id is the file's path in the folder, without suffix.
+        images: the folder or files that were given.
+    """
+
+    name: str
+    paths: Mapping[str, Path]
+    images: Sequence[Path]
+
+
+def find_photos(images: Sequence[Path], *, together: bool) -> list[NamedPhotos]:
+    """Find the photos in files and folders, including sub-folders.
+
+    Args:
+        together: whether to return one group; otherwise one per folder, and one of single files.
+
+    Returns:
+        the groups; folders of the same name share a group.
+
+    Raises:
+        VplError: a path is missing or not a photo by its suffix, or two photos have the same id.
+    """
+    groups: dict[str, list[Path]] = {}
+    for path in images:
+        own = path.resolve().name if path.is_dir() and not together else ""
+        groups.setdefault(own or "files", []).append(path)
+    return [NamedPhotos(name, layouts.named_photos(members), members)
+            for name, members in groups.items()]
 
 
 def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFolder) -> None:
@@ -155,6 +203,12 @@ def photos_identity(workspace: Workspace, split: str, limit: int, *inputs: Input
     ids = [photo.id for photo in workspace.photos(split, limit)]
     left_out = {key for folder in inputs for key in folder.left_out(ids)}
     return identity_of_many({key: "" for key in ids if key not in left_out})
+
+
+def file_identities(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Return a hash of each file's bytes by id, since a name may refer to another file later."""
+    hashes = threads.in_threads(identity_of_file, paths.values(), _THREADS)
+    return dict(zip(paths, hashes, strict=True))
 
 
 def known_hashes(workspace: Workspace, photos: Iterable[Photo], inputs: Iterable[InputFolder]

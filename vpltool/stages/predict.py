@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import glob
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vpltool import console
+from vpltool import console, formats
 from vpltool.core import segment
 from vpltool.core.photos import describe_failure, read_photo
-from vpltool.engine import headers, named_photos, photo_work, running
-from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
+from vpltool.engine import headers, photo_work, running
+from vpltool.engine.photos import (
+    Photos,
+    assigned,
+    chosen_shard,
+    file_identities,
+    find_photos,
+    photos_with,
+)
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, read_labels
+from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place
-from vpltool.formats.labels import write_labels
+from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.shards import WHOLE
 from vpltool.formats.values import check_values
+from vpltool.formats.whereabouts import short_path
 from vpltool.methods.inputs import side_of
 from vpltool.parallel import device, threads
 from vpltool.pictures.overlays import overlay
@@ -66,7 +75,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     """
     work = choose_segmenter(path, settings)
     if settings.images and (scenes := scenes_among(settings.images)):
-        if len(scenes) < sum(len(group.paths) for group in named_photos.find_photos(
+        if len(scenes) < sum(len(group.paths) for group in find_photos(
                 settings.images, together=True)):
             raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
                            "predict them in two runs")
@@ -156,7 +165,7 @@ def _named_tasks(work: Chosen) -> list[_Task]:
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
     shard = WHOLE if _one_picture(settings) else chosen_shard(settings.shard)
-    groups, tasks = named_photos.find_photos(settings.images, together=settings.out is not None), []
+    groups, tasks = find_photos(settings.images, together=settings.out is not None), []
     left = settings.limit or sum(len(group.paths) for group in groups)
     for group in groups:
         paths = dict(list(group.paths.items())[:left])
@@ -164,24 +173,24 @@ def _named_tasks(work: Chosen) -> list[_Task]:
         if not paths:
             break
         paths = {key: paths[key] for key in assigned(paths, shard)}
-        photos = Photos(list(paths), named_photos.photo_identities(paths), {}, not settings.limit,
-                        shard)
-        tasks.append(_Task(_free_name(work.workspace, group), photos, paths, images=group.images))
+        photos = Photos(list(paths), file_identities(paths), {}, not settings.limit, shard)
+        tasks.append(_Task(_free_name(work.workspace, group.name), photos, paths,
+                           images=group.images))
     return tasks
 
 
-def _free_name(workspace: Workspace, group: named_photos.NamedPhotos) -> str:
-    """A folder that is called as a split must not share the split's predictions."""
+def _free_name(workspace: Workspace, name: str) -> str:
+    """Return the name of a folder of photos, changed if a split has it."""
     splits = ({split for photo in workspace.photos() for split in photo.splits}
               if (workspace.path / "images.jsonl").exists() else ())
-    return f"{group.name}-photos" if group.name in splits else group.name
+    return f"{name}-photos" if name in splits else name
 
 
 def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
     base, name, settings = work.workspace.path, work.segmenter.path.stem, work.settings
     masks = settings.out or place(base, "predictions", name, task.name)
     if not settings.overwrite:
-        named_photos.check_same_folder(masks, task.images, task.paths, base)
+        _check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
     if not (settings.out or settings.images) or _keeps_named(settings):
         more = ["probabilities"] if settings.probabilities else []
@@ -190,6 +199,24 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
                     for kind in more}
     return photo_work.open_outputs(folders, task.photos, settings,
                                    1 + len(work.named.classes))
+
+
+def _check_same_folder(masks: Path, images: Sequence[Path], ids: Iterable[str], base: Path
+                       ) -> None:
+    """Check that the photos of a folder do not replace masks of another folder's photos.
+
+    Photos of a second folder with the same name are added unless their names collide.
+    """
+    if len(images) != 1 or not images[0].is_dir() or not (masks / MANIFEST).exists():
+        return
+    before = manifest_of(masks, "predict").header.sources.get("images", "")
+    other = base / before
+    if not before or not other.is_dir() or other.samefile(images[0]):
+        return
+    for key in ids:
+        if (masks / f"{key}.png").exists() and any(other.glob(f"{glob.escape(key)}.*")):
+            raise VplError(f"{masks} holds the masks of {short_path(other)}, which also has a "
+                           f"photo {key}", "`out='DIR'` keeps both")
 
 
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
@@ -222,13 +249,13 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
         raise VplError(f"{out} is one file, for {count} photos", "use a folder: `out='DIR'`")
     (task,) = tasks
     header = _make_header(work, task, "predictions")
-    header = replace(header, inputs=header.inputs | named_photos.photo_identities(task.paths))
+    header = replace(header, inputs=header.inputs | file_identities(task.paths))
     made = [out]
     if not headers.check_file(out, header, settings):
         for _, seen in _start(work, task, list(task.photos.ids)):
             if isinstance(seen, photo_work.Failed):
                 raise VplError(f"{seen.reason}", "fix it and run the same command again")
-            write_labels(out, work.labels(seen), header)
+            formats.write_labels(out, work.labels(seen), header)
     if settings.overlay:
         (photo,) = task.paths.values()
         made.append(_write_overlay(work.named, photo, out,
@@ -292,7 +319,7 @@ def _write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Pat
     except OSError as error:
         console.warn(f"no picture of {describe_failure(photo, error)}")
         return picture
-    page = overlay(pixels, read_labels(labels), dict(enumerate(workspace.classes, 1)))
+    page = overlay(pixels, formats.read_labels(labels), dict(enumerate(workspace.classes, 1)))
     with atomic_path(picture) as temporary:
         page.save(temporary, format="JPEG", quality=_QUALITY)
     return picture

@@ -9,8 +9,8 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.clip import encoders
 from vpltool.core import joint, segmenter
-from vpltool.engine import checkpoints, features, headers, named_photos, segmenters
-from vpltool.engine.photos import check_current, with_photo_files
+from vpltool.engine import checkpoints, features, headers, segmenters
+from vpltool.engine.photos import check_current, find_photos, with_photo_files
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.kinds import place
@@ -163,7 +163,7 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
 def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
           ) -> tuple[list[Taught], InputFolder]:
     """The photos of a folder without tags, and what the teacher says of them."""
-    (group,) = named_photos.find_photos([folder], together=False)
+    (group,) = find_photos([folder], together=False)
     again = f"predict(images=[{str(folder)!r}], decoder={teacher.path.stem!r}, probabilities=True"
     soft = teacher.open_probabilities(workspace, group.name, again)
     root = workspace.path / workspace.root
