@@ -10,6 +10,7 @@ from vpltool import console, options
 from vpltool.core import segmenter, training
 from vpltool.engine import headers, models, photos, segmenters
 from vpltool.engine.features import open_features, parse_layers, parse_numbers
+from vpltool.engine.masks import Masks, find_masks, identities_of, supervision_by
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace
@@ -21,7 +22,6 @@ from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision
 from vpltool.settings import setting
-from vpltool.stages import _masks
 from vpltool.stages._training_data import Frozen
 
 DEFAULT_LR = {"sgd": 0.01, "adamw": 0.002}
@@ -99,7 +99,7 @@ class Lesson:
     settings: TrainDecoderSettings
     method: SegmenterMethod
     photos: list[Photo]
-    masks: _masks.Masks
+    masks: Masks
     prototypes: Prototypes
     frozen: Frozen
     target: Path
@@ -112,9 +112,9 @@ class Lesson:
     @property
     def epoch(self) -> list[Photo]:
         """The photos of an epoch: corrected ones several times, as the settings say."""
-        named = {photo.id: photo for photo in self.photos}
-        return [named[key] for key in _masks.repeated(self.masks, self.ids,
-                                                      self.settings.corrected_times)]
+        times, corrected = self.settings.corrected_times, self.masks.corrected
+        return [photo for photo in self.photos
+                for _ in range(times if photo.id in corrected else 1)]
 
     def build(self) -> segmenter.SegmenterNetwork:
         """Build the network that is trained, always the same one for a seed."""
@@ -140,7 +140,7 @@ class Lesson:
         """Make the header of the result: further options, those that are not read, and facts."""
         workspace, masks, ids = self.workspace, self.masks, self.ids
         inputs: JsonObject = {
-            **_masks.identities_of(masks, ids), "prototypes": self.prototypes.path,
+            **identities_of(masks, ids), "prototypes": self.prototypes.path,
             "classes": workspace.classes_identity,
             "tags": workspace.tags_identity(self.settings.split)}
         if self.frozen.features:
@@ -156,14 +156,14 @@ class Lesson:
         call = {name: value for name, value in header.call.items() if name != "masks"}
         return photos.with_photo_files(workspace, replace(
             header, sources=sources, call=call, facts=facts, supervision=join_supervision(
-                [header.supervision, _masks.supervision_by(masks, ids)])))
+                [header.supervision, supervision_by(masks, ids)])))
 
 
 def find_lesson(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod
                 ) -> Lesson:
     """Find what the settings of `train-decoder` name."""
     listed = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
-    masks = _masks.find_masks(workspace, settings.masks, settings.split, list(listed.values()))
+    masks = find_masks(workspace, settings.masks, settings.split, list(listed.values()))
     prototypes = read_prototypes(workspace, class_rows(workspace, settings))
     frozen, ids = _frozen_layers(workspace, settings, method, masks.ids)
     return Lesson(workspace, settings, method, [listed[key] for key in ids], masks, prototypes,

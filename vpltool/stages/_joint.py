@@ -12,6 +12,7 @@ from vpltool import console
 from vpltool.clip import stored_towers
 from vpltool.core import joint, segmenter, training
 from vpltool.engine import checkpoints, segmenters
+from vpltool.engine.masks import Masks
 from vpltool.engine.photos import read_known_photo
 from vpltool.errors import counted
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace
@@ -21,7 +22,6 @@ from vpltool.lazy import F, Tensor, np, torch
 from vpltool.parallel import threads
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import joined
-from vpltool.stages._masks import Masks
 from vpltool.stages._training_data import choose_crop, cut_pixels, normalised_crops
 
 FEW = 50

@@ -9,12 +9,12 @@ from typing import Any
 from vpltool.core import tower, training
 from vpltool.core.grids import layers_of
 from vpltool.core.photos import fit_size, to_pixels
+from vpltool.engine.masks import Masks
 from vpltool.engine.photos import known_photo_size, read_known_photo
 from vpltool.formats import InputFolder, Photo, Workspace
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.methods.inputs import LabelledPhoto
 from vpltool.parallel import threads
-from vpltool.stages._masks import Masks
 
 _WHOLE = 1024
 """Longest side of photos that are scaled as a whole and then cut. Larger ones are cut first: that

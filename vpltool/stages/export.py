@@ -9,7 +9,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.datasets.tags import some
-from vpltool.engine import corrected_masks, features, panels, segmenters
+from vpltool.engine import features, masks, panels, segmenters
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, expect_header, find_folder
 from vpltool.formats.corrections import corrections_of
@@ -159,7 +159,7 @@ def _corrections(workspace: Workspace, photos: Sequence[Photo], split: str) -> d
     if split not in _splits(workspace):
         return {}
     corrected = corrections_of(workspace.path, [photo.id for photo in photos])
-    corrected_masks.check_corrections(workspace, corrected)
+    masks.check_corrections(workspace, corrected)
     if corrected:
         console.note(counted(len(corrected), "corrected mask takes", "corrected masks take")
                      + " the place of computed ones; `corrections=False` exports those")
@@ -227,7 +227,7 @@ def _each(workspace: Workspace, source: InputFolder, photos: Sequence[Photo],
     with console.progress(title, len(photos)) as advance:
         for photo in photos:
             if photo.id in corrected:
-                yield photo, corrected_masks.read_mask(
+                yield photo, masks.read_mask(
                     corrected[photo.id], workspace.image_path(photo), last)
                 advance()
                 continue

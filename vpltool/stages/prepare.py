@@ -15,7 +15,7 @@ from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.splits import halve, hold_out
 from vpltool.datasets.tags import class_counts, some
-from vpltool.engine import corrected_masks
+from vpltool.engine import masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
 from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import JsonObject, Photo, Workspace
@@ -135,8 +135,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
     _warn_of_truncated(source.root, photos)
-    corrected = corrected_masks.read_corrections(workspace, photos, settings.corrections,
-                                                 source.root)
+    corrected = masks.read_corrections(workspace, photos, settings.corrections, source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
     if not old or ChosenModels.of(old) != models:
@@ -145,7 +144,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     _describe(workspace, photos, words,
               _formatted(settings) if source.from_tags and kept.workspace else "")
     paths = [path / "workspace.json", *(output.path for output in outputs),
-             *corrected_masks.take_corrections(workspace, corrected)]
+             *masks.take_corrections(workspace, corrected)]
     for output in outputs:
         output.finish()
     for output in outputs:

@@ -11,7 +11,7 @@ from typing import Any
 from vpltool import options
 from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals, plain_word, to_tensors
-from vpltool.engine import corrected_masks, given, photo_work
+from vpltool.engine import given, masks, photo_work
 from vpltool.formats import OutputFolder, Workspace
 from vpltool.formats.header import join_supervision
 from vpltool.formats.kinds import place
@@ -79,7 +79,7 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
         folders[painted] = replace(header, kind="predictions", format=0, inputs={
             **header.inputs, "classes": workspace.classes_identity})
     request = ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,
-                              corrected_masks.by_name(workspace.photos()), workspace.classes)
+                              masks.by_name(workspace.photos()), workspace.classes)
 
     def write(output: OutputFolder, key: str, made: Proposals) -> None:
         if output.header.kind == "predictions":

@@ -12,6 +12,7 @@ from vpltool import console
 from vpltool.clip import encoders
 from vpltool.core import joint, segmenter, training
 from vpltool.engine import checkpoints, headers, models, segmenters
+from vpltool.engine.masks import check_masks
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header
 from vpltool.formats.changes import changed_inputs
@@ -24,7 +25,7 @@ from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _joint, _masks
+from vpltool.stages import _joint
 from vpltool.stages._fitting import Lesson, TrainDecoderSettings, find_lesson, training_of
 from vpltool.stages._training_data import TrainingData, crop_batches, whole_photos
 
@@ -84,7 +85,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         data = TrainingData(workspace, lesson.masks, lesson.epoch, frozen, network.reads_patches,
                             settings.max_side, *rank_of_process())
         if stepless:
-            _masks.check_masks(lesson.masks, workspace, lesson.photos)
+            check_masks(lesson.masks, workspace, lesson.photos)
             with joined(settings.device, double=True) as ranks:
                 _fit(method, network, data, settings, ranks)
                 if ranks.rank == 0:
@@ -98,7 +99,7 @@ def _train(lesson: Lesson, network: segmenter.SegmenterNetwork, data: TrainingDa
            steps: training.TrainingSettings, header: Header) -> None:
     settings, target = lesson.settings, lesson.target
     start = checkpoints.read_checkpoint(target, header, settings)
-    _masks.check_masks(lesson.masks, lesson.workspace, lesson.photos)
+    check_masks(lesson.masks, lesson.workspace, lesson.photos)
     with (joined(settings.device) as ranks,
           contextlib.closing(crop_batches(data, steps, start.step, device=ranks.device,
                                           workers=worker_count(settings.workers))) as batches,
@@ -199,7 +200,8 @@ def _is_done(lesson: Lesson, header: Header) -> bool:
         return headers.check_file(target, header, lesson.settings)
     except VplError as error:
         if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
-            newer = _masks.newer_than(lesson.masks, target, ids)
+            written = target.stat().st_mtime
+            newer = sum(lesson.masks.path_of(key).stat().st_mtime > written for key in ids)
             error.message += f" ({part_of(newer, len(ids), 'masks', 'is', 'are')} newer than it)"
         raise
 
@@ -253,7 +255,7 @@ def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segm
     if headers.check_file(target, header, settings):
         return target
     start = checkpoints.read_checkpoint(target, header, settings)
-    _masks.check_masks(masks, workspace, lesson.photos)
+    check_masks(masks, workspace, lesson.photos)
     _joint.warn_of_little([workspace.indices_of(photo) for photo in lesson.photos],
                           workspace.classes)
     if first is None and not start.step:

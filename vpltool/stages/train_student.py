@@ -10,6 +10,7 @@ from vpltool import console, options
 from vpltool.clip import encoders
 from vpltool.core import joint, segmenter
 from vpltool.engine import checkpoints, features, headers, segmenters
+from vpltool.engine.masks import Masks, check_masks, find_masks, identities_of
 from vpltool.engine.photos import check_current, find_photos, with_photo_files
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace
@@ -20,7 +21,6 @@ from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
 from vpltool.settings import setting
 from vpltool.stage import Stage
-from vpltool.stages import _masks
 from vpltool.stages._joint import PixelData, Taught, facts_of, train_both, warn_of_little
 
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
@@ -113,7 +113,7 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
         return target
     start = checkpoints.read_checkpoint(target, header, settings)
     if lesson.masks:
-        _masks.check_masks(lesson.masks, workspace, [taught.photo for taught in lesson.photos
+        check_masks(lesson.masks, workspace, [taught.photo for taught in lesson.photos
                                                      if taught.masked])
     warn_of_little([workspace.indices_of(taught.photo) for taught in lesson.photos
                     if taught.tagged], workspace.classes)
@@ -139,7 +139,7 @@ class _Lesson:
     teacher: segmenters.SegmenterFile
     soft: InputFolder
     also: InputFolder | None
-    masks: _masks.Masks | None
+    masks: Masks | None
     photos: Sequence[Taught]
 
 
@@ -177,7 +177,7 @@ def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
 
 
 def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: segmenters.SegmenterFile,
-                photos: Sequence[Photo]) -> _masks.Masks | None:
+                photos: Sequence[Photo]) -> Masks | None:
     """The masks that sharpen the teacher's probabilities: by default those that taught it."""
     choice = settings.masks
     if not choice:
@@ -185,7 +185,7 @@ def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: segmen
         choice = taught if taught and (workspace.path / taught).is_dir() else "none"
     if choice == "none" or not settings.lambda_masks:
         return None
-    return _masks.find_masks(workspace, choice, settings.split, photos)
+    return find_masks(workspace, choice, settings.split, photos)
 
 
 def _warn_of_grid(soft: InputFolder, patch: int, max_side: int) -> None:
@@ -209,7 +209,7 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
     if lesson.also:
         inputs["also-probabilities"] = lesson.also
     if lesson.masks:
-        inputs |= _masks.identities_of(lesson.masks, lesson.masks.ids)
+        inputs |= identities_of(lesson.masks, lesson.masks.ids)
     decay = settings.layer_decay
     if decay is None:
         # Random weights hold no knowledge that is to be kept.
