@@ -11,7 +11,7 @@ opens it, checks it against the others, records it in the header, and knows wher
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +174,9 @@ class Given:
         head = (prototypes.head_in_space(features.read_head(self.features), space)
                 if self.reads("head") else None)
         photos = {photo.id: photo for photo in self.workspace.photos(self.settings.split)}
-        loaded = Loaded(self, device, dtype, photos, head.to(device, dtype) if head else None,
-                        space.to(device, dtype) if space else None)
-        return loaded if found is None else replace(
-            loaded, rows=found.rows.to(device), class_index=found.class_index.to(device),
-            of_rows={name: tensor.to(device) for name, tensor in found.of_rows.items()},
-            row_photos=found.photos)
+        return Loaded(self, device, dtype, photos, head.to(device, dtype) if head else None,
+                      space.to(device, dtype) if space else None,
+                      found.to(device) if found else None)
 
 
 @dataclass(frozen=True)
@@ -189,22 +186,15 @@ class Loaded:
     Args:
         head: CLIP's head, projecting into the space of the prototypes.
         space: the prototypes' space, unless it is CLIP's joint space.
-        rows: L2-normed prototypes (rows, dim).
-        class_index: class of each row (rows,); 0 is the background.
-        of_rows: further tensors with one entry per row.
-        row_photos: photo ids that `photo_of` indexes.
     """
 
     given: Given
     device: torch.device
     dtype: torch.dtype
     photos: Mapping[str, Photo]
-    head: vit.Head | None = None
-    space: aligned_space.AlignedSpace | None = None
-    rows: Tensor | None = None
-    class_index: Tensor | None = None
-    of_rows: Mapping[str, Tensor] = field(default_factory=dict)
-    row_photos: Sequence[str] = ()
+    head: vit.Head | None
+    space: aligned_space.AlignedSpace | None
+    prototypes: Prototypes | None
 
     def rgb(self, ids: Iterable[str]) -> list[npt.NDArray[np.uint8]]:
         """Read photos (H, W, 3) if the method needs them; otherwise return an empty list.

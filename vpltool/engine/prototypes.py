@@ -16,7 +16,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, read_tensors, write_tensors
 from vpltool.formats.kinds import place, results_of
 from vpltool.formats.manifest import UPDATE_HINT
-from vpltool.lazy import Tensor
+from vpltool.lazy import Tensor, torch
 from vpltool.settings import Settings, described
 
 OF_TAGS = "tags"
@@ -57,6 +57,11 @@ class Prototypes:
     def photos(self) -> Sequence[str]:
         """Photo ids that `photo_of` indexes."""
         return tuple(self.header.facts.get("photos", ()))
+
+    def to(self, device: torch.device) -> Prototypes:
+        """Return a copy with its rows on a device."""
+        return replace(self, rows=self.rows.to(device), class_index=self.class_index.to(device),
+                       of_rows={name: tensor.to(device) for name, tensor in self.of_rows.items()})
 
 
 def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False) -> Prototypes:

@@ -21,14 +21,17 @@ from vpltool.core.photos import (
 )
 from vpltool.engine.features import smaller_photos_hint
 from vpltool.engine.photo_work import Failed, Made, run_batches, run_photos
-from vpltool.engine.tiles import TiledSegmenter, divided, find_tiles
+from vpltool.engine.tiles import TiledSegmenter, divided
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder
 from vpltool.lazy import Tensor, np, npt, torch
-from vpltool.methods.inputs import TrainedSegmenter, side_of
+from vpltool.methods.inputs import TrainedSegmenter, parse_tile, side_of
 from vpltool.parallel.batches import Batch, FeatureBatch, feature_batches
 from vpltool.parallel.device import find_device
 from vpltool.settings import NoEffect, setting
+
+_TILE = 512
+"""Side of a tile with `tile='auto'`, if training did not fix a size."""
 
 _MOST_PATCHES = 16_384
 """Limit of patches per photo on a CPU: attention is quadratic, and a ViT-B/16 takes three minutes
@@ -176,14 +179,15 @@ class RunningNetwork:
 
     def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
         """See `RunningSegmenter`."""
-        given = settings.max_side if "max_side" in settings.given else None
-        tiles = find_tiles(settings.tile, settings.overlap, self.trained.header, given)
-        if tiles is None:
+        if not settings.tile:
             return None
+        side, least = parse_tile(settings.tile, side_of(self.trained.header) or _TILE)
+        # Divided photos are scaled down only if a side is given.
+        most = settings.max_side if "max_side" in settings.given else None
         return TiledSegmenter(
             functools.partial(self._segment, settings=settings),
-            replace(self._seen(settings), max_side=tiles.max_side), self.device, tiles,
-            settings.batch_size)
+            replace(self._seen(settings), max_side=most or 0), self.device, side,
+            settings.overlap, least, settings.batch_size)
 
     def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
         """See `RunningSegmenter`."""

@@ -12,46 +12,8 @@ from vpltool.core import segment
 from vpltool.core.grids import blend
 from vpltool.core.photos import PhotoSettings, photo_size, to_pixels
 from vpltool.errors import VplError
-from vpltool.formats import Header
 from vpltool.lazy import Image, Tensor, np, npt, torch
-from vpltool.methods.inputs import parse_tile, side_of
 from vpltool.parallel.threads import in_threads
-
-_SIDE = 512
-"""Tile side with `tile='auto'` if training did not fix a size."""
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """The division of large photos into tiles.
-
-    Args:
-        side: side of a tile in pixels.
-        overlap: overlap of neighbouring tiles, as a share of a tile.
-        least: photos are divided if their longer side exceeds this.
-        max_side: longer photos are first scaled down to this; 0: never.
-    """
-
-    side: int
-    overlap: float
-    least: int
-    max_side: int = 0
-
-
-def find_tiles(choice: str, overlap: float, header: Header, max_side: int | None) -> Tiles | None:
-    """Choose the tiles of large photos; None: photos are processed whole.
-
-    Args:
-        header: header of the segmenter; `auto` is its training size.
-        max_side: the user's limit; None: divided photos are not scaled down.
-
-    Raises:
-        VplError: the choice is neither a number nor `auto`.
-    """
-    if not choice:
-        return None
-    side, least = parse_tile(choice, side_of(header) or _SIDE)
-    return Tiles(side, overlap, least, max_side or 0)
 
 
 class Raster(Protocol):
@@ -94,13 +56,18 @@ class TiledSegmenter:
     Args:
         segment: returns class probabilities (B, classes, h, w) of normalised pixels (B, 3, H, W).
         seen: resizing of whole photos before division, and normalisation of tiles.
+        side: side of a tile in pixels.
+        overlap: overlap of neighbouring tiles, as a share of a tile.
+        least: photos are divided if their longer side exceeds this.
         at_once: number of tiles per batch.
     """
 
     segment: Callable[[Tensor], Tensor]
     seen: PhotoSettings
     device: torch.device
-    tiles: Tiles
+    side: int
+    overlap: float
+    least: int
     at_once: int = 4
 
     def __post_init__(self) -> None:
@@ -110,14 +77,13 @@ class TiledSegmenter:
             VplError: a tile is smaller than a patch.
         """
         patch = self.seen.patch
-        if self.tiles.side < patch:
-            raise VplError(f"`tile={str(self.tiles.side)!r}` is less than a patch, {patch} pixels",
+        if self.side < patch:
+            raise VplError(f"`tile={str(self.side)!r}` is less than a patch, {patch} pixels",
                            f"for example `tile='{32 * patch}'`")
 
     def divides(self, size: tuple[int, int]) -> bool:
         """Return whether a photo of (height, width) is processed in tiles."""
-        scaled = max(self.seen.fit(size))
-        return max(size) > self.tiles.least and scaled > self.tiles.side
+        return max(size) > self.least and max(self.seen.fit(size)) > self.side
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the grid (h, w) in patches of a raster of (height, width) pixels."""
@@ -126,14 +92,14 @@ class TiledSegmenter:
     def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
         """Yield class probabilities, one row of tiles at a time; see `core.grids.blend`."""
         patch, grid = self.seen.patch, self.grid(raster.size)
-        side = self.tiles.side // patch
+        side = self.side // patch
         height, width = (min(side, length) * patch for length in grid)
 
         def see(corners: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
             return self._see(raster.read(top * patch, left * patch, height, width)
                              for top, left in corners)
 
-        return blend(grid, side, self.tiles.overlap, see, fineness=segment.FINENESS, first=first)
+        return blend(grid, side, self.overlap, see, fineness=segment.FINENESS, first=first)
 
     def _see(self, tiles: Iterator[npt.NDArray[np.uint8]]) -> Iterator[Tensor]:
         """Yield class probabilities (classes, h, w) of each RGB tile.

@@ -106,7 +106,7 @@ def _predict(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, ou
     """Predict a scene row of tiles by row of tiles, and join the rows."""
     grid = tiled.grid(scene.size)
     patch = tiled.seen.patch
-    tops = [span.start for span in spans(grid[0], tiled.tiles.side // patch, tiled.tiles.overlap)]
+    tops = [span.start for span in spans(grid[0], tiled.side // patch, tiled.overlap)]
     folder = out.with_name(out.name + ".rows")
     files = [folder / f"{number:05}.png" for number in range(len(tops))]
     done = sum(1 for _ in takewhile(lambda file: _is_of(file, header), files))

@@ -63,17 +63,16 @@ def run(workspace: formats.Workspace, settings: CamSettings) -> list[Path]:
 
     def start(todo: list[str]) -> Iterator[photo_work.Made]:
         loaded = opened.load(settings.precision)
-        assert loaded.rows is not None and loaded.class_index is not None
-        rows, index = loaded.rows, loaded.class_index
-        dtype = device.dtype_of(settings.store)
+        prototypes, dtype = loaded.prototypes, device.dtype_of(settings.store)
+        assert prototypes is not None
         tags = photos.tag_tensors(workspace, (loaded.photos[key] for key in todo))
 
         def draw(batch: batches.FeatureBatch, tensors: dict[str, Tensor]
                  ) -> Iterator[photo_work.Made]:
             maps = method.make_cams(CamBatch(
-                batch.ids, batch.grid, tensors, [tags[key] for key in batch.ids], rows, index,
-                loaded.of_rows, loaded.row_photos, loaded.head, loaded.rgb(batch.ids),
-                loaded.captions(batch.ids)), settings.of_method)
+                batch.ids, batch.grid, tensors, [tags[key] for key in batch.ids], prototypes.rows,
+                prototypes.class_index, prototypes.of_rows, prototypes.photos, loaded.head,
+                loaded.rgb(batch.ids), loaded.captions(batch.ids)), settings.of_method)
             for key, cams in zip(batch.ids, maps, strict=True):
                 yield key, {"cam": cams.to(dtype).cpu(), "classes": tags[key]}
 

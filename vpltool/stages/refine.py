@@ -81,15 +81,15 @@ def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo:
     features, cams = opened.features, opened.folder("cams")
     method.check(features.header.options, settings.of_method)
     loaded = opened.load()
-    device, space = loaded.device, loaded.space
+    device, space, rows = loaded.device, loaded.space, loaded.prototypes
     network = (segmenters.open_segmenter(opened.decoder).network().to(device) if opened.decoder
                else None)
     reads = {*method.READS, *(network.reads if network else ())}
     wanted = [name for name in FEATURE_TENSORS if name in reads]
     stored = features.header.options["layers"]
-    of_prototypes: JsonObject = {} if loaded.rows is None else {
-        "prototypes": loaded.rows, "class_index": loaded.class_index, "of_rows": loaded.of_rows,
-        "row_photos": loaded.row_photos}
+    of_prototypes: JsonObject = {} if rows is None else {
+        "prototypes": rows.rows, "class_index": rows.class_index, "of_rows": rows.of_rows,
+        "row_photos": rows.photos}
 
     def refined(key: str, grid: tuple[int, int], tensors: JsonObject) -> photo_work.Made:
         try:
