@@ -285,15 +285,8 @@ def _joint_training_seconds(workspace: Workspace, settings: EstimateSettings, vi
     """Return the seconds of each training with an encoder; finetuning changes the given one."""
     classes, seconds = 1 + len(workspace.classes), dict[str, float]()
     if settings.student:
-        name = DEFAULT_STUDENT if settings.student == "small" else settings.student
-        small = encoders.load_encoder(encoders.find_encoder(name, (Path(), workspace.path)),
-                                      device).vision
-        layers = tuple(features.parse_layers("spread", small.depth))
-        head = segmenter.LightHead(layers, small.width, classes, StudentSettings.width)
-        seconds["train-student"] = (
-            settings.student_iters * StudentSettings.batch_size * _joint_seconds(
-                small, head, joint.JointSettings(StudentSettings.average), StudentSettings.crop,
-                dtype, device, soft=True))
+        seconds["train-student"] = settings.student_iters * _student_seconds(
+            workspace, settings.student, classes, device, dtype)
     if settings.finetune:
         method = load_method(SegmenterMethod, "finetune")
         used: Any = method.Settings()
@@ -307,6 +300,19 @@ def _joint_training_seconds(workspace: Workspace, settings: EstimateSettings, vi
                 used.average, blocks, doubt=used.doubt, lambda_tags=used.lambda_tags),
             settings.crop, dtype, device)
     return seconds
+
+
+def _student_seconds(workspace: Workspace, name: str, classes: int, device: torch.device,
+                     dtype: torch.dtype) -> float:
+    """Return the seconds per step of `train-student` at its defaults."""
+    source = encoders.find_encoder(DEFAULT_STUDENT if name == "small" else name,
+                                   (Path(), workspace.path))
+    vision = encoders.load_encoder(source, device).vision
+    head = segmenter.LightHead(tuple(features.parse_layers("spread", vision.depth)), vision.width,
+                               classes, StudentSettings.width)
+    return StudentSettings.batch_size * _joint_seconds(
+        vision, head, joint.JointSettings(StudentSettings.average), StudentSettings.crop, dtype,
+        device, soft=True)
 
 
 def _joint_seconds(vision: tower.Tower, network: segmenter.SegmenterNetwork,

@@ -10,7 +10,7 @@ from vpltool.formats import describe, expect_header
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages._card import measured_section, model_card
-from vpltool.stages._hub import check_repository, upload
+from vpltool.stages.pull import FILE, check_repository, explaining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +52,20 @@ def run(path: Path, settings: PushSettings) -> str:
                       measured_section(bundle))
     if settings.card:
         return card
-    return upload(settings.repository, bundle, card, private=settings.private)
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    with explaining(settings.repository):
+        address = api.create_repo(settings.repository, private=settings.private, exist_ok=True)
+        api.create_commit(
+            settings.repository, commit_message=f"vpltool push {bundle.name}", operations=[
+                CommitOperationAdd(FILE, str(bundle)),
+                CommitOperationAdd("README.md", card.encode())])
+    return str(address)
 
 
 def _only_bundle(path: Path) -> Path:
-    """The bundle in exports/; an error, if there is none, or there are several."""
+    """Return the path of the only bundle in exports/."""
     found = [file for file in sorted((path / "exports").glob("*.safetensors"))
              if (header := describe(file).header) and header.kind == "bundle"]
     if len(found) != 1:
