@@ -1,4 +1,4 @@
-"""Which segmenter `predict` runs: a decoder or groups of the workspace, or a bundle by itself."""
+"""The segmenter that `predict` runs: a decoder or groups of the workspace, or a bundle."""
 
 from __future__ import annotations
 
@@ -50,14 +50,13 @@ class PredictSettings(groups.GroupSettings):
 
 @dataclass(frozen=True)
 class Chosen:
-    """What all photos of a run have in common.
+    """A segmenter and its settings, which all photos of a run share.
 
     Args:
-        workspace: of the photos; of a bundle, a stand-in.
-        settings: of `predict`, with the side that the segmenter says.
-        segmenter: the file.
-        named: the workspace with the classes that are predicted: those of the words, for groups.
-        temperature: that `calibrate` has found, where labels may be left out.
+        workspace: of the photos; for a bundle, a stand-in.
+        settings: of `predict`, with `max_side` as in training unless it was given.
+        named: the workspace with the classes that are predicted: for groups, the requested words.
+        temperature: from `calibrate`; 1 if every pixel gets a label.
     """
 
     workspace: Workspace
@@ -68,7 +67,7 @@ class Chosen:
 
     def header(self, kind: str, inputs: Mapping[str, InputFolder | Path], options: JsonObject,
                *skip: str) -> Header:
-        """Make the header of what is written, with what its photos add; see `make_header`."""
+        """Make the header of an output, with further inputs and options; see `make_header`."""
         segmenter = self.segmenter
         return make_header(
             self.workspace, kind, "predict", self.settings,
@@ -79,13 +78,13 @@ class Chosen:
             skip=(*segmenter.unused, *skip))
 
     def labels(self, seen: running.Segmented) -> npt.NDArray[np.uint8]:
-        """Labels (H, W) of a photo, of its own size."""
+        """Return the labels (H, W) of a photo at its own size."""
         sure = agreement.tempered(seen.probabilities, self.temperature)
         return segment.labels_of(sure, seen.size, self.settings.abstain)
 
 
 def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
-    """Find the segmenter of a workspace, or take the bundle that was named.
+    """Find the segmenter of a workspace, or open the named bundle.
 
     Raises:
         VplError: there is none, it has other classes than the workspace, or words are missing.
@@ -114,7 +113,7 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
 
 def _temperature(settings: PredictSettings, segmenter: segmenters.SegmenterFile, work: Path
                  ) -> float:
-    """The temperature of a segmenter; 1 where every pixel is labelled."""
+    """Return the temperature of a segmenter; 1 if every pixel is labelled."""
     if not settings.abstain:
         return 1.0
     found, file = segmenter.calibration(work), segmenter.path
@@ -125,7 +124,7 @@ def _temperature(settings: PredictSettings, segmenter: segmenters.SegmenterFile,
 
 
 def _sized(settings: PredictSettings, header: Header) -> PredictSettings:
-    """Have photos scaled down as in training, unless a side is given; in tiles, not at all."""
+    """Set `max_side` as in training, unless it is given; with tiles of a given side, to 0."""
     if settings.tile:
         parse_tile(settings.tile, 1)
     as_trained = 0 if settings.tile not in ("", AUTO) else None

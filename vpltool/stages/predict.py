@@ -114,10 +114,10 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Task:
-    """Photos whose predictions go to one folder, called as their split or folder.
+    """Photos whose predictions go to one folder, named after their split or folder.
 
-    `features` are stored layers that serve, `images` what was named, `tagged` the classes of each
-    photo that may compete, where only some may.
+    `features` are stored layers to use instead of the photos, `images` the given files and folders,
+    `tagged` the only classes that may compete, by id.
     """
 
     name: str
@@ -129,19 +129,18 @@ class _Task:
 
 
 def _keeps_named(settings: PredictSettings) -> bool:
-    """Whether probabilities of named photos are stored: only where that is asked for by name."""
-    return (settings.probabilities and "probabilities" in settings.given
-            and settings.out is None)
+    """Return whether probabilities of named photos are stored: only if explicitly requested."""
+    return settings.probabilities and "probabilities" in settings.given and settings.out is None
 
 
 def _one_picture(settings: PredictSettings) -> Path | None:
-    """The single PNG that `out` names; None if it names a folder, or nothing."""
+    """Return the PNG that `out` names; None if it names a folder, or nothing."""
     out = settings.out
     return out if out and out.suffix.lower() == ".png" and not out.is_dir() else None
 
 
 def _split_task(work: Chosen) -> _Task:
-    """The photos of a split of the workspace that are this process's."""
+    """Select this process's photos of a split."""
     workspace, settings = work.workspace, work.settings
     shard = chosen_shard(settings.shard)
     listed = assigned(workspace.photos(settings.split, settings.limit), shard,
@@ -157,7 +156,7 @@ def _split_task(work: Chosen) -> _Task:
 
 
 def _named_tasks(work: Chosen) -> list[_Task]:
-    """The photos that were named: a task for each folder, and one for single files."""
+    """Make a task for each given folder of photos, and one for single files."""
     settings = work.settings
     if settings.tags:
         raise VplError("`tags=True` is for photos of the workspace: named ones have no tags",
@@ -264,7 +263,7 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
 
 
 def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[photo_work.Made]:
-    """Load and check what is needed; the result yields each photo's probabilities."""
+    """Load and check everything; return an iterator over each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
     made = (running.from_features(work.segmenter.network(), task.features, paths, settings)
             if task.features else work.segmenter.load(work.named, settings).photos(paths, settings))
@@ -273,7 +272,7 @@ def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[photo_work.Ma
 
 def _among_tags(made: Iterator[photo_work.Made], tagged: Mapping[str, Sequence[int]]
                 ) -> Iterator[photo_work.Made]:
-    """Let only tagged classes compete."""
+    """Set the probabilities of untagged classes to zero."""
     for key, seen in made:
         if isinstance(seen, running.Segmented):
             seen = replace(seen, probabilities=segment.only_classes(
@@ -291,10 +290,9 @@ def _write(work: Chosen, output: OutputFolder, key: str, seen: running.Segmented
 
 
 def _write_overlays(work: Chosen, predictions: Path, photos: Mapping[str, Path]) -> Path:
-    """Draw the predictions that are there and have no picture, or an older one.
+    """Draw the predictions without an up-to-date picture, and return the folder of pictures.
 
-    Returns:
-        the folder of pictures: below pictures/, or beside predictions that lie elsewhere.
+    It is below pictures/, or beside predictions outside the workspace.
     """
     base, pictures = work.workspace.path, predictions.with_name(f"{predictions.name}-overlays")
     if base.resolve() in predictions.resolve().parents:
@@ -326,5 +324,5 @@ def _write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Pat
 
 
 def _written(path: Path) -> float:
-    """When a file was written; 0 if it is not there."""
+    """Return the time of a file's last change; 0 if it does not exist."""
     return path.stat().st_mtime if path.exists() else 0.0
