@@ -12,8 +12,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core import distributed, training
 from vpltool.errors import VplError
-from vpltool.formats import Header, JsonObject, expect_header, read_tensors, write_tensors
-from vpltool.formats.changes import difference
+from vpltool.formats import Header, JsonObject, changes, expect_header, read_tensors, write_tensors
 from vpltool.formats.fields import LIST, NUMBER, check_fields
 from vpltool.formats.header import is_stale
 from vpltool.formats.kinds import CHECKPOINT
@@ -91,7 +90,7 @@ def read_checkpoint(target: Path, header: Header, settings: Replaces, *,
         if settings.update and found.command == header.command:
             return fresh
         raise VplError(f"{path} was made with other settings: "
-                       f"{'; '.join(difference(header, found, path))}",
+                       f"{'; '.join(changes.difference(header, found, path))}",
                        (UPDATE_HINT if stale else "")
                        + f"`overwrite=True` starts over; {keep}")
     try:

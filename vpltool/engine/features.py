@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool.clip import encoders
-from vpltool.core import blocks, vit
-from vpltool.core.grids import is_same_view, resample_attention, resample_patches
+from vpltool.core import blocks, grids, vit
 from vpltool.engine.headers import check_same_model, relative_path
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
@@ -216,11 +215,11 @@ def read_second(second: InputFolder | None, key: str, reads: Collection[str],
     names = {name: tensor for name, tensor in SECOND.items() if name in reads}
     tensors = second.read_tensors(key, "grid", *names.values())
     height, width = tensors["grid"].tolist()
-    if not is_same_view((height, width), grid):
+    if not grids.is_same_view((height, width), grid):
         raise VplError(f"{key}: {second.path} has {height}×{width} patches (height×width), CLIP's "
                        f"features {grid[0]}×{grid[1]}: not of the same photo",
                        "make one of them again with `extract(overwrite=True)`")
-    resample = {"patches": resample_patches, "attention": resample_attention}
+    resample = {"patches": grids.resample_patches, "attention": grids.resample_attention}
     return {name: resample[tensor](tensors[tensor], (height, width), grid)
             for name, tensor in names.items()}
 

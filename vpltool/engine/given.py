@@ -17,9 +17,7 @@ from typing import Any
 
 from vpltool import console, formats
 from vpltool.core import aligned_space, vit
-from vpltool.engine import features, prototypes, segmenters
-from vpltool.engine.headers import check_same_model, make_header
-from vpltool.engine.photo_work import Made, make_photos, open_outputs, run_batches
+from vpltool.engine import features, headers, photo_work, prototypes, segmenters
 from vpltool.engine.photos import TAGGED, chosen_shard, paths_of, photos_with, read_known_photo
 from vpltool.engine.prototypes import Prototypes
 from vpltool.errors import VplError
@@ -125,13 +123,13 @@ class Given:
             assert not isinstance(first, Path)
             model = first.header.model
         classes = {} if kind in _TAGLESS else {"classes": self.workspace.classes_identity}
-        return make_header(
+        return headers.make_header(
             self.workspace, kind, command, self.settings, model=model,
             inputs={name: files.pop(name) for name in self.required} | classes | files
             | dict(inputs or {}), options=options, skip={*skip, *self.unused})
 
     def make(self, title: str, folders: Mapping[Path, Header],
-             start: Callable[[list[str]], Iterable[Made]], *,
+             start: Callable[[list[str]], Iterable[photo_work.Made]], *,
              write: Callable[[OutputFolder, str, Any], None] | None = None,
              beside: Mapping[Path, tuple[Header, Mapping[str, Tensor]]] | None = None
              ) -> list[Path]:
@@ -153,14 +151,15 @@ class Given:
             shard=chosen_shard(settings.shard))
         if not any(header.kind in TAGGED for header in folders.values()):
             photos = replace(photos, per_photo_inputs={})
-        outputs = open_outputs(folders, photos, settings, 1 + len(self.workspace.classes))
+        outputs = photo_work.open_outputs(folders, photos, settings,
+                                          1 + len(self.workspace.classes))
 
         def write_beside() -> None:
             for path, (header, tensors) in (beside or {}).items():
                 if outputs[0].todo or not path.exists():
                     formats.write_tensors(path, header, tensors)
 
-        return make_photos(
+        return photo_work.make_photos(
             title, outputs, start,
             write or (lambda output, key, made: output.write_tensors(key, made)), settings,
             write_beside,
@@ -210,8 +209,8 @@ class Loaded:
         return ([self.photos[key].captions for key in ids] if self.given.reads("captions") else [])
 
     def run(self, todo: list[str],
-            make: Callable[[FeatureBatch, dict[str, Tensor]], Iterable[Made]],
-            copied: Sequence[str] = ()) -> Iterator[Made]:
+            make: Callable[[FeatureBatch, dict[str, Tensor]], Iterable[photo_work.Made]],
+            copied: Sequence[str] = ()) -> Iterator[photo_work.Made]:
         """Run a method over batches of stored features; see `run_batches`.
 
         Args:
@@ -222,7 +221,7 @@ class Loaded:
         given = self.given
         names = given.tensors
 
-        def run(batch: FeatureBatch) -> Iterable[Made]:
+        def run(batch: FeatureBatch) -> Iterable[photo_work.Made]:
             tensors = to_device(
                 {name: batch.tensors[name] for name in names}
                 | features.read_batch(given.second, batch, given.read), self.device, self.dtype)
@@ -233,7 +232,7 @@ class Loaded:
         batches = feature_batches(given.features, todo, list(dict.fromkeys([*names, *copied])),
                                   given.settings.batch_size, device=self.device)
         hint = features.smaller_photos_hint(given.features.header)
-        return run_batches(batches, run, lambda _: hint)
+        return photo_work.run_batches(batches, run, lambda _: hint)
 
 
 def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
@@ -305,7 +304,7 @@ def _find_decoder(workspace: Workspace, choice: str, stored: InputFolder) -> Pat
         raise VplError(f"{path} has an encoder of its own, and reads no stored features",
                        "`predict()` runs it; here, name a decoder of `train_decoder()` that was "
                        "trained on the frozen encoder")
-    check_same_model(stored.header.model, header.model, f"{stored.path} and {path}")
+    headers.check_same_model(stored.header.model, header.model, f"{stored.path} and {path}")
     reads, layers = segmenter.reads
     features.check_kept(stored, [name for name in FEATURE_TENSORS if name in reads])
     held = stored.header.options["layers"]

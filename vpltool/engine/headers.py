@@ -9,8 +9,7 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.errors import OtherSettings, VplError
-from vpltool.formats import Header, InputFolder, Workspace, expect_header, identity_of_file
-from vpltool.formats.changes import difference, tell_options
+from vpltool.formats import Header, InputFolder, Workspace, changes, expect_header, identity_of_file
 from vpltool.formats.header import is_same_model, is_stale
 from vpltool.formats.input_folders import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT
@@ -109,9 +108,9 @@ def check_file(path: Path, header: Header, settings: Replaces, *, by_model_name:
     stale = is_stale(header, found)
     check_replacing(path, same=stale)
     if settings.update and found.command == header.command:
-        tell_options(header, found, path)
+        changes.tell_options(header, found, path)
         return False
-    reasons = "; ".join(difference(header, found, path))
+    reasons = "; ".join(changes.difference(header, found, path))
     raise OtherSettings(f"{path} was made with other settings: {reasons}",
                         (UPDATE_HINT if stale else "")
                         + "`overwrite=True` replaces it; `out='FILE'` keeps both")

@@ -16,21 +16,17 @@ from vpltool import console, formats
 from vpltool.core.classes import label_type
 from vpltool.core.photos import photo_size
 from vpltool.datasets.tags import some
-from vpltool.engine import features
-from vpltool.engine.photo_work import Packed, packed
+from vpltool.engine import features, photo_work
 from vpltool.engine.photos import check_current, file_identities
 from vpltool.errors import VplError, counted, near_name, part_of
-from vpltool.formats import IGNORE, Header, Photo, Workspace
-from vpltool.formats.corrections import FOLDER, corrections_of, import_call, is_edited
+from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
 from vpltool.formats.header import join_supervision
-from vpltool.formats.kinds import results_of
 from vpltool.formats.labels import size_of_labels
-from vpltool.formats.manifest import MANIFEST
 from vpltool.lazy import np, npt
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
 from vpltool.parallel import threads
 
-Found: TypeAlias = dict[str, Packed]
+Found: TypeAlias = dict[str, photo_work.Packed]
 """Photo id to a function that returns its labels (H, W)."""
 
 _THREADS = 8
@@ -77,7 +73,7 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
         VplError: there are none, they are of other classes, or they are the true masks.
     """
     ids = [photo.id for photo in photos]
-    corrected = corrections_of(workspace.path, ids)
+    corrected = corrections.corrections_of(workspace.path, ids)
     check_corrections(workspace, corrected)
     # The maps of a corrected photo may have failed.
     masks = _pseudo_masks(workspace, choice, split, [key for key in ids if key not in corrected])
@@ -91,7 +87,7 @@ def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[s
                                     f"`crf(split={split!r})`", preferred=features.BEST_FIRST)
     except VplError:
         for folder in (Path(choice), workspace.path / choice) if choice else ():
-            if folder.is_dir() and not (folder / MANIFEST).exists():
+            if folder.is_dir() and not (folder / manifest.MANIFEST).exists():
                 return _own_masks(workspace, folder, ids)
         raise
     workspace.check_classes(found.header, found.path)
@@ -192,7 +188,7 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
                              "does not have a photo's name and is skipped",
                              "do not have a photo's name and are skipped")
                      + f", such as {odd}.png")
-    edited = {key: path for key, path in found.items() if is_edited(path)}
+    edited = {key: path for key, path in found.items() if corrections.is_edited(path)}
     if len(edited) < len(found):
         console.note(part_of(len(found) - len(edited), len(found), f"masks in {folder}",
                              "is unchanged, and is skipped", "are unchanged, and are skipped"))
@@ -205,7 +201,8 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
 def _read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArray[np.uint8]:
     """Read a corrected mask; copies of imported masks name the classes of their values."""
     header = formats.describe(path).header
-    names = tuple(header.facts.get("classes", ())) if header and header.kind == FOLDER else ()
+    names = (tuple(header.facts.get("classes", ()))
+             if header and header.kind == corrections.FOLDER else ())
     if names in ((), workspace.classes[:len(names)]):
         return read_mask(path, photo, len(workspace.classes))
     labels = read_mask(path, photo, len(names))
@@ -230,13 +227,13 @@ def take_corrections(workspace: Workspace, found: Found) -> list[Path]:
     """
     if not found:
         return []
-    folder = workspace.path / FOLDER
+    folder = workspace.path / corrections.FOLDER
     header = Header(kind="corrections", command="prepare", supervision="a corrected mask",
                     facts={"classes": list(workspace.classes)})
     for key, labels in found.items():
         formats.write_labels(folder / f"{key}.png", labels(), header)
     total = len(list(folder.rglob("*.png")))
-    trained = any(results_of(workspace.path, "decoder"))
+    trained = any(kinds.results_of(workspace.path, "decoder"))
     console.note(counted(len(found), "corrected mask is", "corrected masks are")
                  + f" imported, {total} in total; "
                  f"{'`update()`' if trained else '`train_decoder()`'} trains on "
@@ -262,8 +259,8 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
             raise VplError(
                 f"{path} was imported when the classes were {', '.join(names)}; now they are "
                 f"{', '.join(workspace.classes)}",
-                f"correct it again, or move it away; {import_call(workspace, 'DIR')} imports masks "
-                "of the current classes")
+                "correct it again, or move it away; "
+                f"{corrections.import_call(workspace, 'DIR')} imports masks of the current classes")
 
 
 def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = False
@@ -363,7 +360,7 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
             continue
         if is_untagged(entry.labels, tags):
             untagged.append(photo.id)
-        found[photo.id] = packed(entry.labels)
+        found[photo.id] = photo_work.packed(entry.labels)
     if blank:
         console.warn(counted(len(blank), "photo has tags, but no region, and is",
                              "photos have tags, but no region, and are")

@@ -10,9 +10,7 @@ from pathlib import Path
 from vpltool import console, formats
 from vpltool.datasets.layouts import PHOTO_SUFFIXES, photos_below
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, Header, InputFolder, Workspace
-from vpltool.formats.input_folders import names_in
-from vpltool.formats.kinds import called, folder_of
+from vpltool.formats import IGNORE, Header, InputFolder, Workspace, input_folders, kinds
 from vpltool.formats.labels import read_legend
 from vpltool.lazy import F, Image, Tensor
 from vpltool.pictures.overlays import Rgb, SheetPanel, cams_over, classes_in, labels_over
@@ -116,8 +114,8 @@ def bare_workspace(work: Path, names: Sequence[str]) -> Workspace:
 
 def columns_there(work: Path, split: str) -> list[str]:
     """Return the names of all maps and labels of a split, except probabilities."""
-    return sorted(called(kind, name) for kind in KINDS[:4]
-                  for name in names_in(folder_of(work, kind), split))
+    return sorted(kinds.called(kind, name) for kind in KINDS[:4]
+                  for name in input_folders.names_in(kinds.folder_of(work, kind), split))
 
 
 def holds_labels(path: Path) -> bool:

@@ -15,11 +15,8 @@ from vpltool.core.photos import PhotoSettings
 from vpltool.engine.features import smaller_side_hint
 from vpltool.engine.photos import Photos
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, OutputFolder, finish_all, open_output
-from vpltool.formats.changes import count_photos
-from vpltool.formats.kinds import KINDS
+from vpltool.formats import Header, OutputFolder, changes, finish_all, kinds, open_output, values
 from vpltool.formats.labels import read_labels
-from vpltool.formats.values import BadValues
 from vpltool.lazy import np, npt, torch
 from vpltool.options import PerPhoto
 from vpltool.parallel import batches as batching
@@ -102,7 +99,7 @@ def make_photos(
             elif key in keys:
                 try:
                     write(output, key, made)
-                except BadValues as error:
+                except values.BadValues as error:
                     output.fail(key, error.reason)
 
     with contextlib.ExitStack() as stack:
@@ -215,7 +212,7 @@ def packed(labels: npt.NDArray[np.uint8]) -> Packed:
 
 def _labels_before(output: OutputFolder) -> dict[str, Packed]:
     """Return label images about to be replaced, by id; empty if the files are not labels."""
-    if KINDS[output.header.kind].layout != "labels-folder":
+    if kinds.KINDS[output.header.kind].layout != "labels-folder":
         return {}
     there = [key for key in output.todo if output.path_of(key).exists()]
     found = {}
@@ -244,4 +241,4 @@ def _tell_changes(outputs: Sequence[OutputFolder], before: Mapping[Path, Mapping
                 pixels += labels.size
         if changed:
             console.note(f"{output.path}: {100 * changed / pixels:.1f} % of the pixels have "
-                         f"another label than before ({count_photos(photos)} compared)")
+                         f"another label than before ({changes.count_photos(photos)} compared)")

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.core import aligned_space, vit
-from vpltool.engine import models
-from vpltool.engine.headers import check_same_model, make_header
+from vpltool.engine import headers, models
 from vpltool.engine.photos import photos_identity, with_photo_files
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, read_tensors, write_tensors
@@ -161,7 +160,7 @@ def split_header(workspace: Workspace, command: str, settings: Settings, feature
     identity.
     """
     folders = [features, *(found for found in inputs.values() if isinstance(found, InputFolder))]
-    header = make_header(
+    header = headers.make_header(
         workspace, "prototypes", command, settings, model=features.header.model,
         inputs={"features": features, **{
             role: found.path if isinstance(found, Prototypes) else found
@@ -199,8 +198,8 @@ def check_fits(features: InputFolder, prototypes: Prototypes, *, head: bool = Fa
     Raises:
         VplError: they do not.
     """
-    check_same_model(features.header.model, prototypes.header.model,
-                     f"{features.path} and {prototypes.path}")
+    headers.check_same_model(features.header.model, prototypes.header.model,
+                             f"{features.path} and {prototypes.path}")
     wanted = _facts(prototypes).get("patches")
     found = "block" if head else patch_source(features)
     if wanted not in (None, found):

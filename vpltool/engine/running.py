@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vpltool import console, options
-from vpltool.core import segment, segmenter
-from vpltool.core.grids import layers_of
+from vpltool.core import grids, segment, segmenter
 from vpltool.core.photos import (
     PhotoSettings,
     describe_failure,
@@ -136,8 +135,8 @@ def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
 
     def decode(batch: FeatureBatch) -> Iterator[Made]:
         tensors = batch.tensors
-        layers = (layers_of(tensors["layers"], tensors["layer_index"][0].tolist(),
-                            network.layers) if "layers" in reads else None)
+        layers = (grids.layers_of(tensors["layers"], tensors["layer_index"][0].tolist(),
+                                  network.layers) if "layers" in reads else None)
         layers, patches = (
             None if tensor is None else tensor.to(device, non_blocking=True).float()
             for tensor in (layers, tensors["patches"] if "patches" in reads else None))

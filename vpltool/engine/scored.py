@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from vpltool.core import crf, segment
-from vpltool.core.grids import blend
+from vpltool.core import crf, grids, segment
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.proposals import Proposals, from_tensors
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder
-from vpltool.formats.kinds import IGNORE
-from vpltool.formats.manifest import again
+from vpltool.formats import InputFolder, kinds, manifest
 from vpltool.lazy import F, Tensor, np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
 
@@ -76,7 +73,7 @@ class Stored:
         source = scores.source
         if source.kind == "predictions":
             labels = source.read_labels(key)
-            shown = np.unique(np.where(labels == IGNORE, 0, labels)).astype(np.int64)
+            shown = np.unique(np.where(labels == kinds.IGNORE, 0, labels)).astype(np.int64)
             return cls(source.kind, torch.from_numpy(labels), torch.from_numpy(shown), 0)
         tensors = source.read_tensors(key)
         values = tensors["cam" if source.kind == "cams" else "probabilities"].float()
@@ -205,7 +202,7 @@ def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
         return from_tensors(folder.read_tensors(key)).resized(size)
     except (ValueError, UnicodeDecodeError) as error:
         raise VplError(f"{folder.path_of(key)} is damaged ({error})",
-                       f"delete it and run: {again(folder.header)}") from error
+                       f"delete it and run: {manifest.again(folder.header)}") from error
 
 
 _OVERLAP = 0.25
@@ -241,4 +238,4 @@ def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Fiel
                 pixels, values.numpy(), tuple(photo.names[place] for place in places))))
             yield field
 
-    return (field.numpy() for _, field in blend(size, tile, _OVERLAP, see, fineness=1))
+    return (field.numpy() for _, field in grids.blend(size, tile, _OVERLAP, see, fineness=1))

@@ -8,9 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
-from vpltool.core import segment
-from vpltool.core.grids import blend
-from vpltool.core.photos import PhotoSettings, photo_size, to_pixels
+from vpltool.core import grids, photos, segment
 from vpltool.errors import VplError
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.parallel.threads import in_threads
@@ -63,7 +61,7 @@ class TiledSegmenter:
     """
 
     segment: Callable[[Tensor], Tensor]
-    seen: PhotoSettings
+    seen: photos.PhotoSettings
     device: torch.device
     side: int
     overlap: float
@@ -99,7 +97,7 @@ class TiledSegmenter:
             return self._see(raster.read(top * patch, left * patch, height, width)
                              for top, left in corners)
 
-        return blend(grid, side, self.overlap, see, fineness=segment.FINENESS, first=first)
+        return grids.blend(grid, side, self.overlap, see, fineness=segment.FINENESS, first=first)
 
     def _see(self, tiles: Iterator[npt.NDArray[np.uint8]]) -> Iterator[Tensor]:
         """Yield class probabilities (classes, h, w) of each RGB tile.
@@ -124,8 +122,8 @@ class TiledSegmenter:
             torch.set_num_threads(threads)
 
     def _segment(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), self.seen.mean,
-                                        self.seen.std) for tile in tiles])
+        pixels = torch.stack([photos.to_pixels(tile, (tile.shape[0], tile.shape[1]), self.seen.mean,
+                                               self.seen.std) for tile in tiles])
         return self.segment(pixels.to(self.device))
 
     def whole(self, rgb: npt.NDArray[np.uint8]) -> Tensor:
@@ -141,7 +139,7 @@ def divided(paths: Mapping[str, Path], tiled: TiledSegmenter | None) -> Iterable
     """Yield the ids of photos to process in tiles, skipping unreadable ones."""
     for key, path in paths.items() if tiled else ():
         try:
-            if tiled and tiled.divides(photo_size(path)):
+            if tiled and tiled.divides(photos.photo_size(path)):
                 yield key
         except OSError:
             # The failure is reported when the photo is read.

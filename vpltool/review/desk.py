@@ -20,8 +20,7 @@ from vpltool.core.proposals import from_tensors
 from vpltool.engine.masks import take_corrections
 from vpltool.engine.panels import columns_there
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, JsonObject, open_input, open_workspace, read_labels
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import IGNORE, JsonObject, atomic, open_input, open_workspace, read_labels
 from vpltool.formats.changes import last_call
 from vpltool.formats.corrections import FOLDER
 from vpltool.formats.input_folders import names_in
@@ -278,7 +277,7 @@ class Desk:
         if call.get("method") == "folder":
             call |= {"labels": f"{OWN}/tags.csv"}
             halves = {f"{call['halve']}-{half}" for half in "ab"} if call.get("halve") else set()
-            with atomic_path(self.path / OWN / "tags.csv") as path, path.open(
+            with atomic.atomic_path(self.path / OWN / "tags.csv") as path, path.open(
                     "w", encoding="utf-8", newline="") as file:
                 rows = csv.writer(file)
                 rows.writerow(("id", "labels", "split"))

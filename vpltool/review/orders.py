@@ -11,9 +11,7 @@ from vpltool import console, formats
 from vpltool.core import agreement
 from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, InputFolder, Photo, Workspace
-from vpltool.formats.input_folders import open_probabilities
-from vpltool.formats.kinds import called
+from vpltool.formats import IGNORE, InputFolder, Photo, Workspace, input_folders, kinds
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
 
@@ -63,13 +61,15 @@ def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], orde
 def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     """How unsure a photo's mask is: its mean entropy, or the share that the CRF left open."""
     if shown.kind == "predictions":
-        folder = open_probabilities(workspace.path, shown.name, split, "`order='worst-tags'`")
+        folder = input_folders.open_probabilities(workspace.path, shown.name, split,
+                                                  "`order='worst-tags'`")
         return lambda photo: (
             agreement.mean_entropy(
                 folder.read_tensors(photo.id, "probabilities")["probabilities"])
             if folder.holds(photo.id) else 0.0)
     try:
-        unsure = find_shown(workspace, called("masks", shown.name.removesuffix("-full")), split)
+        masks = kinds.called("masks", shown.name.removesuffix("-full"))
+        unsure = find_shown(workspace, masks, split)
     except VplError:
         unsure = shown
 

@@ -10,8 +10,7 @@ import functools
 import io
 from pathlib import Path
 
-from vpltool.core import photos
-from vpltool.core.classes import paint
+from vpltool.core import classes, photos
 from vpltool.core.proposals import Proposals
 from vpltool.lazy import Image, ImageOps, np, npt
 
@@ -87,8 +86,8 @@ def photo_regions(photo: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint16]]:
 def proposal_regions(proposals: Proposals, rest: npt.NDArray[np.uint16]
                      ) -> npt.NDArray[np.uint16]:
     """Number the smallest proposal that each pixel lies in; elsewhere superpixels (both h, w)."""
-    found = paint(rest.shape, enumerate(proposals.resized(rest.shape).masks(), int(rest.max()) + 1),
-                  smallest_on_top=True)
+    numbered = enumerate(proposals.resized(rest.shape).masks(), int(rest.max()) + 1)
+    found = classes.paint(rest.shape, numbered, smallest_on_top=True)
     return np.where(found, found, rest)
 
 

@@ -20,8 +20,7 @@ from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import JsonObject, read_json, write_json
-from vpltool.formats.kinds import called, place, results_of
+from vpltool.formats import JsonObject, kinds, read_json, write_json
 from vpltool.recipes.runner import run_line
 from vpltool.review.desk import OWN, Desk
 from vpltool.shell import command_line, program, to_shell
@@ -102,7 +101,7 @@ class Training:
             self._said["error"] = "training has stopped; what is finished is kept"
         try:
             if not child.returncode:
-                self._desk.reopen(called("predictions", segmenter))
+                self._desk.reopen(kinds.called("predictions", segmenter))
         except VplError as error:
             self._said["error"] = error.message
         self._child = None
@@ -111,7 +110,7 @@ class Training:
 def segmenter_of(path: Path, shown: str) -> str:
     """Name the segmenter that is trained again: that of the masks shown, else the newest; or ``."""
     kind, _, name = shown.partition("/")
-    there = {file.stem: file.stat().st_mtime for file in results_of(path, "decoder")}
+    there = {file.stem: file.stat().st_mtime for file in kinds.results_of(path, "decoder")}
     own = name.removesuffix("-crf")
     return own if kind == "predictions" and own in there else max(there, key=there.__getitem__,
                                                                   default="")
@@ -119,14 +118,14 @@ def segmenter_of(path: Path, shown: str) -> str:
 
 def steps(desk: Desk, segmenter: str, split: str) -> list[str]:
     """Return the lines that make a segmenter's masks of a split, and score it."""
-    predictions = place(desk.path, "predictions", segmenter, "")
+    predictions = kinds.place(desk.path, "predictions", segmenter, "")
     # Predictions of a training that was stopped amid them are not complete.
     manifests = {name: predictions / name / "artifact.json"
                  for name in (split, desk.scored["split"])}
     return [*(command_line("predict", {"split": name, "decoder": segmenter})
               for name, manifest in manifests.items()
               if not (manifest.exists() and read_json(manifest, "").get("complete"))),
-            command_line("eval", {"what": called("predictions", segmenter), **desk.scored})]
+            command_line("eval", {"what": kinds.called("predictions", segmenter), **desk.scored})]
 
 
 def _keep(old: Path, rounds: Path) -> None:

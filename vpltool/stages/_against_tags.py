@@ -11,10 +11,9 @@ from vpltool import console, formats
 from vpltool.core import agreement
 from vpltool.engine.reports import ENOUGH
 from vpltool.errors import VplError, counted
-from vpltool.formats import InputFolder, JsonObject, Photo, Workspace
+from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, manifest
 from vpltool.formats.header import Header, current_preset
 from vpltool.formats.kinds import place
-from vpltool.formats.manifest import again
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 from vpltool.pictures.page import percent
@@ -117,7 +116,7 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
         highest = labels[labels != workspace.ignore].max(initial=0)
         if highest > count:
             raise VplError(f"{source.path_of(photo.id)}: the label {highest} is above {count}, the "
-                           "last class", f"{again(source.header)} recomputes it")
+                           "last class", f"{manifest.again(source.header)} recomputes it")
         # A class whose probability was not stored has 0.
         sure = np.zeros(count + 1)
         if beside:

@@ -14,9 +14,7 @@ from vpltool import console
 from vpltool.core import metrics, segment
 from vpltool.engine import reports, segmenters
 from vpltool.errors import VplError, counted
-from vpltool.formats import Header, Workspace, open_input, read_json
-from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import place, results_of
+from vpltool.formats import Header, Workspace, atomic, kinds, open_input, read_json
 from vpltool.lazy import Tensor, np, torch
 from vpltool.methods.exports._segmenter import photo_pixels
 from vpltool.methods.inputs import TrainedSegmenter, side_of
@@ -72,7 +70,7 @@ def about_segmenter(workspace: Workspace, segmenter: segmenters.SegmenterFile) -
         return about
     tagged = Counter(name for photo in photos for name in set(photo.tags))
     found = {
-        "scores": [found for path in results_of(workspace.path, "scores")
+        "scores": [found for path in kinds.results_of(workspace.path, "scores")
                    if (found := _score(workspace, segmenter, path))],
         "calibration": segmenter.calibration(workspace.path)}
     return about | {"photos": len(photos),
@@ -89,7 +87,7 @@ def _score(workspace: Workspace, segmenter: segmenters.SegmenterFile, path: Path
         if found.get("kind") != "scores" or found.get("what") != f"predictions-{name}":
             return None
         split = str(found["split"])
-        folder = open_input(place(workspace.path, "predictions", name, split),
+        folder = open_input(kinds.place(workspace.path, "predictions", name, split),
                             ("predictions",))
         if folder.identity != found["config"] or not segmenter.has_made(folder.header):
             return None
@@ -191,7 +189,7 @@ def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]
                   f"- {size:.1f} MB.", ""]
     lines += [f"Encoder: {model.get('name', '?')} ({model.get('pretrained', '?')}).", ""]
     card = path.with_name(f"{path.name}.md")
-    with atomic_path(card) as temporary:
+    with atomic.atomic_path(card) as temporary:
         temporary.write_text("\n".join(lines), "utf-8")
     console.note(f"card: {card}")
     return card

@@ -9,8 +9,7 @@ from pathlib import Path
 from vpltool import options
 from vpltool.core import agreement, segment
 from vpltool.datasets.classes import read_classes
-from vpltool.engine import groups, running, segmenters
-from vpltool.engine.headers import make_header
+from vpltool.engine import groups, headers, running, segmenters
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, open_workspace
 from vpltool.lazy import np, npt
@@ -69,7 +68,7 @@ class Chosen:
                *skip: str) -> Header:
         """Make the header of an output, with further inputs and options; see `make_header`."""
         segmenter = self.segmenter
-        return make_header(
+        return headers.make_header(
             self.workspace, kind, "predict", self.settings,
             inputs={segmenter.role: segmenter.path, "classes": self.named.classes_identity,
                     **inputs},

@@ -13,9 +13,8 @@ from vpltool.engine.features import open_features, parse_layers, parse_numbers
 from vpltool.engine.masks import Masks, find_masks, identities_of, supervision_by
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace
+from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, kinds
 from vpltool.formats.header import join_supervision
-from vpltool.formats.kinds import place
 from vpltool.lazy import torch
 from vpltool.methods import KINDS
 from vpltool.methods.inputs import SegmenterParts
@@ -167,8 +166,8 @@ def find_lesson(workspace: Workspace, settings: TrainDecoderSettings, method: Se
     prototypes = read_prototypes(workspace, class_rows(workspace, settings))
     frozen, ids = _frozen_layers(workspace, settings, method, masks.ids)
     return Lesson(workspace, settings, method, [listed[key] for key in ids], masks, prototypes,
-                  frozen, settings.out or place(workspace.path, "decoder",
-                                                settings.name or masks.name))
+                  frozen, settings.out or kinds.place(workspace.path, "decoder",
+                                                      settings.name or masks.name))
 
 
 def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod,
@@ -176,7 +175,7 @@ def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method:
     """Choose where the layers come from that a method reads, and which of the photos have them."""
     split, reads = settings.split, method.READS
     layers = getattr(settings.of_method, "layers", "")
-    folder = settings.features or place(workspace.path, "features", split)
+    folder = settings.features or kinds.place(workspace.path, "features", split)
     if settings.source != "photos" and (folder / "artifact.json").exists():
         found = open_features(workspace, settings.features, split)
         if set(reads) <= set(found.header.options["keep"]):

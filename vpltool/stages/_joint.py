@@ -15,12 +15,9 @@ from vpltool.engine import checkpoints, segmenters
 from vpltool.engine.masks import Masks
 from vpltool.engine.photos import read_known_photo
 from vpltool.errors import counted
-from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace
-from vpltool.formats.kinds import IGNORE
-from vpltool.formats.storage import without_loss
+from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, kinds, storage
 from vpltool.lazy import F, Tensor, np, torch
-from vpltool.parallel import threads
-from vpltool.parallel.device import find_device, find_precision, worker_count
+from vpltool.parallel import device, threads
 from vpltool.parallel.ranks import joined
 from vpltool.stages._training_data import choose_crop, cut_pixels, normalised_crops
 
@@ -80,7 +77,7 @@ def train_both(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
         lr=settings.lr, power=settings.power, seed=settings.seed,
         warmup=max(1, min(training.WARMUP, settings.iters // 10)),
-        precision=find_precision("bf16", find_device(settings.device), console.warn)
+        precision=device.find_precision("bf16", device.find_device(settings.device), console.warn)
         if settings.precision == "bf16" else torch.float32)
 
     def finish() -> tuple[Header, Mapping[str, Tensor]]:
@@ -88,14 +85,14 @@ def train_both(
         facts = {"config": network.config, "reads": list(network.reads),
                  "tower": stored_towers.tower_config(encoder.vision), "mean": list(encoder.mean),
                  "std": list(encoder.std)}
-        tower = {f"{segmenters.TOWER}{name}": without_loss(tensor)
+        tower = {f"{segmenters.TOWER}{name}": storage.without_loss(tensor)
                  for name, tensor in encoder.vision.state_dict().items()}
         return replace(header, facts=header.facts | facts), network.state_dict() | tower
 
     with (joined(settings.device) as ranks,
           contextlib.closing(pixel_batches(
               replace(data, rank=ranks.rank, ranks=ranks.count), steps, start.step,
-              workers=worker_count(settings.workers))) as batches,
+              workers=device.worker_count(settings.workers))) as batches,
           checkpoints.too_many_crops(steps)):
         torch.manual_seed(steps.seed)
         pair = joint.Pair(encoder.vision.float().to(ranks.device), network.to(ranks.device), chosen)
@@ -163,11 +160,11 @@ def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator) 
     tags = data.workspace.indices_of(photo) if taught.tagged else range(1, count)
     possible = torch.zeros(count, dtype=torch.bool)
     possible[[0, *tags]] = True
-    labels = torch.full((4 * side, 4 * side), IGNORE, dtype=torch.uint8)
+    labels = torch.full((4 * side, 4 * side), kinds.IGNORE, dtype=torch.uint8)
     if taught.masked and data.masks is not None:
         labels = window.cut_labels(
             training.labels_at(data.masks.read_labels(photo.id), window.grid))
-    shown = labels.flatten().bincount(minlength=IGNORE + 1)[:count] > 0
+    shown = labels.flatten().bincount(minlength=kinds.IGNORE + 1)[:count] > 0
     soft = None if taught.soft is None else _soft_labels(taught.soft, photo.id, possible, window)
     return image, labels, window.valid(), shown & possible, possible, soft
 

@@ -16,8 +16,7 @@ from vpltool import console
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.datasets.webdataset import NO_CAPTION, Flaw, Flaws, Pair, location_of, read_tar
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Workspace
-from vpltool.formats.header import identity_of_many
+from vpltool.formats import Workspace, header
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.parallel import threads
 
@@ -192,7 +191,7 @@ class TarPairs:
     @property
     def identities(self) -> dict[str, str]:
         """Hash of the addresses, and of the sizes of files: all bytes would take too long."""
-        return {"pairs": identity_of_many(
+        return {"pairs": header.identity_of_many(
             {tar: str(Path(tar).stat().st_size) if Path(tar).is_file() else ""
              for tar in self.tars})}
 

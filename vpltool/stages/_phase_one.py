@@ -9,9 +9,8 @@ from functools import cache
 from pathlib import Path
 
 from vpltool import console, options
-from vpltool.core import aligned_space
+from vpltool.core import aligned_space, grids
 from vpltool.core.gap import Gap, photo_regions
-from vpltool.core.grids import resample_maps
 from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
 from vpltool.engine import prototypes
@@ -170,7 +169,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         # Photos with the same tags share a tensor.
         tensor_of = cache(lambda tags: torch.tensor(tags, dtype=torch.long, device=device))
         return Pixels(pixels, torch.cat(photo_of).to(device), torch.cat(labels).to(device),
-                      [tensor_of(tuple(classes)) for classes in shown], ids)
+                                [tensor_of(tuple(classes)) for classes in shown], ids)
 
 
 def pixels_per_photo(ids: list[str], most: int) -> tuple[list[str], int]:
@@ -207,7 +206,7 @@ def read_maps(maps: InputFolder, features: InputFolder, key: str, count: int) ->
     found = maps.read_tensors(key)
     if found["cam"].shape[1] * found["cam"].shape[2] != count:
         height, width = features.read_tensors(key, "grid")["grid"].tolist()
-        found["cam"] = resample_maps(found["cam"], (height, width))
+        found["cam"] = grids.resample_maps(found["cam"], (height, width))
     return found
 
 

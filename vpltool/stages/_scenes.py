@@ -9,14 +9,11 @@ from itertools import takewhile
 from pathlib import Path
 
 from vpltool import console
-from vpltool.core import segment
-from vpltool.core.agreement import tempered
+from vpltool.core import agreement, grids, segment
 from vpltool.core.classes import label_type
-from vpltool.core.grids import spans
 from vpltool.engine import headers, tiles
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import IGNORE, Header, describe, rasters, read_labels, write_labels
-from vpltool.formats.kinds import place
+from vpltool.formats import IGNORE, Header, describe, kinds, rasters, read_labels, write_labels
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO
 from vpltool.stages._chosen_segmenter import Chosen
@@ -73,7 +70,8 @@ def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
             raise VplError(f"{out} is one file, for {len(paths)} scenes",
                            "use a folder: `out='DIR'`")
         return [out]
-    folder = out or place(work.workspace.path, "scenes", work.segmenter.path.stem).with_suffix("")
+    folder = out or kinds.place(work.workspace.path, "scenes",
+                                work.segmenter.path.stem).with_suffix("")
     outs = [folder / f"{path.stem}.tif" for path in paths]
     for number, one in enumerate(outs):
         if one in outs[:number]:
@@ -104,8 +102,8 @@ def _load(work: Chosen) -> tiles.TiledSegmenter:
 def _predict(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, out: Path,
              header: Header) -> None:
     """Predict a scene by rows of tiles, and join the rows."""
-    tops = [span.start for span in spans(tiled.grid(scene.size)[0],
-                                         tiled.side // tiled.seen.patch, tiled.overlap)]
+    tops = [span.start for span in grids.spans(tiled.grid(scene.size)[0],
+                                               tiled.side // tiled.seen.patch, tiled.overlap)]
     folder = out.with_name(out.name + ".rows")
     files = [folder / f"{number:05}.png" for number in range(len(tops))]
     done = sum(1 for _ in takewhile(lambda file: _is_of(file, header), files))
@@ -148,7 +146,7 @@ def _rows(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, done:
         bottom = segment.FINENESS * top + field.shape[1]
         begin = _first_after(segment.FINENESS * top, ratio) if top else 0
         end = height if number + 1 == len(tops) else min(_first_after(bottom, ratio), height)
-        field = tempered(field, work.temperature)
+        field = agreement.tempered(field, work.temperature)
         if number >= done:
             known = field if before is None else torch.cat([before, field], dim=1)
             parts = [np.zeros((0, width), np.uint8)]

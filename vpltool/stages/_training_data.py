@@ -6,8 +6,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vpltool.core import tower, training
-from vpltool.core.grids import layers_of
+from vpltool.core import grids, tower, training
 from vpltool.core.photos import fit_size, to_pixels
 from vpltool.engine.masks import Masks
 from vpltool.engine.photos import known_photo_size, read_known_photo
@@ -105,7 +104,7 @@ def _read_features(data: TrainingData, photo: Photo, *, grid_alone: bool = False
         *(("layers", "layer_index") if wanted else ()),
         *(("patches",) if data.reads_patches else ()))))
     height, width = tensors["grid"].tolist()
-    layers = (layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
+    layers = (grids.layers_of(tensors["layers"], tensors["layer_index"].tolist(), wanted)
               if "layers" in tensors else None)
     return (height, width), layers, tensors.get("patches")
 

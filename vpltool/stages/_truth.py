@@ -9,10 +9,8 @@ from vpltool import console
 from vpltool.core.classes import label_type
 from vpltool.core.photos import photo_size
 from vpltool.errors import VplError
-from vpltool.formats import Photo, Workspace, read_labels
-from vpltool.formats.kinds import IGNORE, MOST_CLASSES
+from vpltool.formats import Photo, Workspace, kinds, read_labels, whereabouts
 from vpltool.formats.labels import size_of_labels
-from vpltool.formats.whereabouts import short_path
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 
@@ -40,13 +38,14 @@ def read_truth(
     path = workspace.path / workspace.root / str(photo.mask)
     found = size_of_labels(path)
     if found != size:
-        raise VplError(f"{short_path(path)} is {found[0]}×{found[1]} (height×width), {sized} "
-                       f"{size[0]}×{size[1]}", "a true mask has a pixel for each of its photo's")
+        raise VplError(f"{whereabouts.short_path(path)} is {found[0]}×{found[1]} (height×width), "
+                       f"{sized} {size[0]}×{size[1]}",
+                       "a true mask has a pixel for each of its photo's")
     values = read_labels(path)
     classes = len(workspace.classes)
     # What no line of the class file names: 0 is background, 255 is not scored.
     known = {0: 0, workspace.ignore: workspace.ignore, **(
-        {MOST_CLASSES + 1: workspace.ignore} if classes >= IGNORE else {}), **(
+        {kinds.MOST_CLASSES + 1: workspace.ignore} if classes >= kinds.IGNORE else {}), **(
         workspace.mask_values or {label: label for label in range(1, classes + 1)})}
     table = np.full(1 + max(*known, int(values.max(initial=0))), -1, np.int32)
     table[list(known)] = list(known.values())
@@ -54,7 +53,7 @@ def read_truth(
     if (labels < 0).any():
         value = int(values[labels < 0][0])
         raise VplError(
-            f"{short_path(path)}: the value {value} is not a class; the workspace has "
+            f"{whereabouts.short_path(path)}: the value {value} is not a class; the workspace has "
             + (f"the values {', '.join(map(str, sorted(known)))[:60]}" if workspace.mask_values
                else f"1 to {classes}, 0 for the background and {workspace.ignore}, not scored"),
             f"name it in the class file (`{value} NAME`, or `{value} ignore`) and prepare again"

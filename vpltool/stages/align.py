@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
-from vpltool.core import aligned_space, alignment
+from vpltool.core import aligned_space, alignment, seeds
 from vpltool.core.gap import modality_gap
-from vpltool.core.seeds import region_weights
 from vpltool.engine import checkpoints, headers, models, photos
 from vpltool.engine.features import check_kept, open_features
 from vpltool.engine.prototypes import Prototypes, patch_source, split_header
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, JsonObject, Workspace
-from vpltool.formats.kinds import place
+from vpltool.formats import Header, InputFolder, JsonObject, Workspace, kinds
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.device import find_device
 from vpltool.parallel.ranks import Ranks
@@ -104,7 +102,7 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
     header = split_header(workspace, "align", settings, features, text=text, cams=maps,
                           tags=workspace.tags_identity(settings.split))
-    target = settings.out or place(workspace.path, "prototypes", "aligned")
+    target = settings.out or kinds.place(workspace.path, "prototypes", "aligned")
     if not headers.check_file(target, header, settings):
         start = checkpoints.read_checkpoint(target, replace(header, kind="alignment"), settings,
                                             keep="`out='FILE'` keeps it")
@@ -129,7 +127,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
         for number, key in enumerate(ids):
             patches = features.read_tensors(key, "patches")["patches"]
             cam = _phase_one.read_maps(maps, features, key, len(patches))
-            weights, class_of = region_weights(cam["cam"], cam["classes"], settings.phi, low)
+            weights, class_of = seeds.region_weights(cam["cam"], cam["classes"], settings.phi, low)
             patches, weights = _phase_one.sample_pixels(patches, weights.T, share,
                                                         settings.seed * 1_000_003 + number)
             for weight, index in zip(weights.T, class_of.tolist(), strict=True):

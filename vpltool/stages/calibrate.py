@@ -10,9 +10,7 @@ from vpltool import console, options
 from vpltool.core.agreement import fit_temperature, kept_at, spread
 from vpltool.engine import reports, segmenters
 from vpltool.errors import VplError, counted
-from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
-from vpltool.formats.kinds import place
-from vpltool.formats.storage import read_json, write_json
+from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file, kinds, storage
 from vpltool.lazy import Tensor, np, torch
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -66,8 +64,8 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
                      "is hardly better than none")
     probabilities, allowed = _sample(workspace, folder, photos, settings.pixels)
     temperature = fit_temperature(probabilities, allowed)
-    path = place(workspace.path, "calibration", segmenter.path.stem)
-    write_json(path, {
+    path = kinds.place(workspace.path, "calibration", segmenter.path.stem)
+    storage.write_json(path, {
         "kind": "calibration", "decoder": identity_of_file(segmenter.path), "split": settings.split,
         "photos": len(photos), "pixels": len(probabilities), "temperature": temperature,
         "kept": [{name: round(value, 4) if value == value else None
@@ -78,7 +76,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
 
 def show(path: Path, values: Mapping[str, object]) -> str:
     """Format the temperature and what is kept at each level, and where it was written."""
-    found = read_json(path, "`calibrate()`")
+    found = storage.read_json(path, "`calibrate()`")
     lines = [f"temperature {found['temperature']:g}, from the tags of {found['photos']} photos of "
              f"`{found['split']}`", "abstain  pixels kept  share with a tagged class"]
     lines += [f"{row['level']:7.2f}  {100 * row['share']:10.1f} %  "

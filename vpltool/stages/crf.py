@@ -13,8 +13,7 @@ from vpltool.core.crf import labels_at
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.engine import given, photo_work, scored
 from vpltool.errors import is_out_of_memory
-from vpltool.formats import Header, OutputFolder, Workspace
-from vpltool.formats.kinds import place
+from vpltool.formats import Header, OutputFolder, Workspace, kinds
 from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import ScoredPhoto
@@ -121,15 +120,15 @@ def _folders(opened: given.Given, settings: CrfSettings, method: LabelRefiner
     work, name, split = opened.workspace.path, opened.folder("what").name, settings.split
     options = method.recorded(settings.of_method)
     if opened.folder("what").kind != "cams":
-        return {settings.out or place(work, "predictions", f"{name}-crf", split):
+        return {settings.out or kinds.place(work, "predictions", f"{name}-crf", split):
                 opened.header("predictions", "crf", options=options)}
     # The one that is asked for; else the method's own, CLIP-ES's if it has none.
     options["confidence"] = (method.CONFIDENCE if settings.confidence is None
                              else settings.confidence)
     header = opened.header("masks", "crf", options=options)
-    out = settings.out or place(work, "masks", name, split)
+    out = settings.out or kinds.place(work, "masks", name, split)
     full = (out.parent / f"{out.name}-full" if settings.out
-            else place(work, "masks", f"{name}-full", split))
+            else kinds.place(work, "masks", f"{name}-full", split))
     return {out: header, full: replace(header, options={**header.options, "confidence": 0.0})}
 
 

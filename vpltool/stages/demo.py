@@ -11,10 +11,8 @@ from pathlib import Path
 from vpltool import console, demo, options
 from vpltool.demo import scenes
 from vpltool.errors import VplError
-from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labels
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import Header, Photo, Workspace, atomic, open_workspace, rasters, write_labels
 from vpltool.formats.geopackage import Polygon, write_geopackage
-from vpltool.formats.rasters import check_rasterio
 from vpltool.formats.workspace import read_images, write_workspace
 from vpltool.lazy import Image, np, npt, rasterio
 from vpltool.parallel import processes
@@ -71,7 +69,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
         console.note(f"{path}: {len(splits)} scenes already exist")
         return path / "workspace.json"
     for file in sorted((Path(demo.__path__[0]) / "clip").iterdir()):
-        with atomic_path(path / "clip" / file.name) as temporary:
+        with atomic.atomic_path(path / "clip" / file.name) as temporary:
             shutil.copyfile(file, temporary)
     tags, captions = {}, {}
     with console.progress("demo", len(splits)) as advance:
@@ -105,7 +103,7 @@ def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     """Draw a scene, and write its photo and true mask: its number, tags and captions."""
     path, seed = _task[0]
     scene, key = scenes.draw_scene(seed, number), f"s{seed}-{number:04}"
-    with atomic_path(path / f"photos/{key}.jpg") as temporary:
+    with atomic.atomic_path(path / f"photos/{key}.jpg") as temporary:
         Image.fromarray(scene.image).save(temporary, format="JPEG", quality=92)
     write_labels(path / f"truth/{key}.png", scene.labels,
                  Header(kind="masks", command="demo", options={"seed": seed}))
@@ -128,7 +126,7 @@ def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    with atomic_path(path) as temporary:
+    with atomic.atomic_path(path) as temporary:
         temporary.write_text("\n".join([*lines, ""]), "utf-8")
 
 
@@ -143,7 +141,7 @@ _ORIGIN, _METRES, _EPSG = (500_000, 5_800_000), 0.5, 32633
 
 def _write_demo_scene(folder: Path, seed: int) -> None:
     """Draw a GeoTIFF, rectangles around its objects as a GeoPackage, and its true mask."""
-    check_rasterio()
+    rasters.check_rasterio()
     file = folder / "photos/map.tif"
     if file.exists():
         console.note(f"{file} already exists")
@@ -155,7 +153,7 @@ def _write_demo_scene(folder: Path, seed: int) -> None:
     write_geopackage(folder / "regions.gpkg", _rectangles(labels, transform),
                      rasterio.crs.CRS.from_epsg(_EPSG).to_wkt(), _EPSG)
     # Last, since it marks the whole as done.
-    with atomic_path(file) as temporary, warnings.catch_warnings():
+    with atomic.atomic_path(file) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with rasterio.open(temporary, "w", driver="GTiff", count=3, height=len(pixels),
                            width=pixels.shape[1], dtype="uint8", crs=f"EPSG:{_EPSG}",

@@ -15,8 +15,7 @@ from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.photos import describe_failure, fit_size, photo_size
 from vpltool.engine import features, models
 from vpltool.errors import VplError, counted
-from vpltool.formats import JsonObject, Photo, Workspace, describe
-from vpltool.formats.kinds import folder_of, place, results_of
+from vpltool.formats import JsonObject, Photo, Workspace, describe, kinds
 from vpltool.lazy import F, np, torch
 from vpltool.methods import KINDS, find_method, load_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
@@ -85,12 +84,12 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
     photos = everything = workspace.photos(settings.split)
     unmasked = len(photos)
     if settings.new:
-        folder = place(workspace.path, "features", settings.split)
+        folder = kinds.place(workspace.path, "features", settings.split)
         photos = [photo for photo in photos if not (folder / f"{photo.id}.safetensors").exists()]
         if not photos:
             return _estimate_missing(workspace, settings)
         masked = {path.relative_to(split).with_suffix("").as_posix()
-                  for split in folder_of(workspace.path, "masks").glob(f"*/{settings.split}")
+                  for split in kinds.folder_of(workspace.path, "masks").glob(f"*/{settings.split}")
                   for path in split.rglob("*.png")}
         unmasked = sum(photo.id not in masked for photo in everything)
     sizes, failed = _sizes(workspace, photos)
@@ -134,7 +133,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
 
 def _estimate_missing(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
     """Estimate the trainings with an encoder that have no result yet; no photo is to be encoded."""
-    headers = [describe(path).header for path in results_of(workspace.path, "decoder")]
+    headers = [describe(path).header for path in kinds.results_of(workspace.path, "decoder")]
     made = {header.options.get("method", header.command) for header in headers if header}
     settings = replace(settings, student="" if "train-student" in made else settings.student,
                        finetune=0 if "finetune" in made else settings.finetune)

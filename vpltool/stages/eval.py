@@ -13,11 +13,8 @@ from vpltool.core import metrics
 from vpltool.engine import features, reports
 from vpltool.engine.photos import known_photo_size
 from vpltool.errors import VplError, part_of
-from vpltool.formats import InputFolder, JsonObject, Photo, Workspace
+from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, kinds, manifest, shards
 from vpltool.formats.header import current_preset, format_preset
-from vpltool.formats.kinds import place
-from vpltool.formats.manifest import again
-from vpltool.formats.shards import rank_of_process
 from vpltool.formats.values import check_values
 from vpltool.lazy import F, np, npt
 from vpltool.parallel.ranks import joined
@@ -162,7 +159,7 @@ def _count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo]
     each process counts its shard of the photos. The sums are whole numbers, so they do not depend
     on the number of processes.
     """
-    if rank_of_process()[1] == 1:
+    if shards.rank_of_process()[1] == 1:
         tally = _count_own(workspace, source, photos, tolerance)
     else:
         with joined("cpu") as ranks:
@@ -200,7 +197,8 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: f
         truth = read_truth(workspace, photo, label.shape, path)
         if (label[label != ignore] >= classes).any():
             raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
-                           f"correct it, or delete it: {again(source.header)} recomputes it")
+                           "correct it, or delete it: "
+                           f"{manifest.again(source.header)} recomputes it")
         counts = metrics.confusion(truth, label, classes, ignore)
         tally = _Tally(counts, each={photo.id: counts})
         if tolerance:
@@ -215,7 +213,8 @@ def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...], label
                ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Value and class of the strongest map at each pixel, both (H, W)."""
     tensors = source.read_tensors(photo_id)
-    check_values(source.kind, tensors, str(source.path_of(photo_id)), again(source.header), labels)
+    check_values(source.kind, tensors, str(source.path_of(photo_id)),
+                 manifest.again(source.header), labels)
     if not len(tensors["classes"]):
         return np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     cam = F.interpolate(tensors["cam"].float()[None], size=tuple(shape), mode="bilinear",
@@ -237,8 +236,8 @@ def _without_masks(workspace: Workspace, source: InputFolder, split: str) -> str
 
 def _written(workspace: Workspace, settings: EvalSettings, report: JsonObject, name: str
              ) -> reports.Report:
-    path = settings.out or place(workspace.path, "scores", name)
-    if rank_of_process()[0] == 0:
+    path = settings.out or kinds.place(workspace.path, "scores", name)
+    if shards.rank_of_process()[0] == 0:
         formats.write_json(path, report)
     return reports.Report(report, path)
 

@@ -11,8 +11,7 @@ from vpltool.core.photos import describe_failure, photo_size
 from vpltool.datasets.tags import some
 from vpltool.engine import features, masks, panels, segmenters
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
-from vpltool.formats import InputFolder, Photo, Workspace, expect_header, find_folder
-from vpltool.formats.corrections import corrections_of
+from vpltool.formats import InputFolder, Photo, Workspace, corrections, expect_header, find_folder
 from vpltool.formats.kinds import place
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
@@ -158,7 +157,7 @@ def _corrections(workspace: Workspace, photos: Sequence[Photo], split: str) -> d
     """Id to path of the corrected masks of a split's photos; photos elsewhere have none."""
     if split not in _splits(workspace):
         return {}
-    corrected = corrections_of(workspace.path, [photo.id for photo in photos])
+    corrected = corrections.corrections_of(workspace.path, [photo.id for photo in photos])
     masks.check_corrections(workspace, corrected)
     if corrected:
         console.note(counted(len(corrected), "corrected mask takes", "corrected masks take")

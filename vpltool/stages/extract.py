@@ -8,13 +8,11 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.clip import encoders
-from vpltool.core import grids, tower
-from vpltool.core.photos import PhotoSettings
+from vpltool.core import grids, photos, tower
 from vpltool.engine import given, models, photo_work, running
 from vpltool.engine.features import SECOND, head_path, load_second, parse_kept, parse_layers
 from vpltool.errors import VplError
-from vpltool.formats import Header, Workspace
-from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER
+from vpltool.formats import Header, Workspace, kinds
 from vpltool.lazy import torch
 from vpltool.parallel import batches
 from vpltool.parallel.device import dtype_of, find_device, find_precision
@@ -130,8 +128,8 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
                  **({"encoder": encoder.identity["name"]} if settings.encoder else {})})
     if source:
         header = replace(header, call=header.call | {"encoder": source.setting})
-    folder = settings.out or (workspace.path / (SECOND_FOLDER if settings.encoder else "features")
-                              / settings.split)
+    home = kinds.SECOND_FOLDER if settings.encoder else "features"
+    folder = settings.out or workspace.path / home / settings.split
     # An encoder that runs by its own code has none.
     head = None if second else getattr(encoder.vision, "head", None)
     beside = {} if head is None else {head_path(folder): (
@@ -181,8 +179,8 @@ def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str
                         **{name: field[number] for name, field in fields.items()}}
 
     return photo_work.run_photos(
-        paths, PhotoSettings(vision.patch, encoder.mean, encoder.std, settings.scale,
-                             settings.max_side),
+        paths, photos.PhotoSettings(vision.patch, encoder.mean, encoder.std, settings.scale,
+                                    settings.max_side),
         encode, device=device, workers=settings.workers,
         batch_size=1 if window else settings.batch_size)
 
@@ -191,7 +189,7 @@ def _kept(settings: ExtractSettings, *, second: bool) -> tuple[str, ...]:
     """What is kept: of what is asked for, what a second encoder and windows leave."""
     kept = parse_kept("keep", settings.keep)
     if not kept:
-        raise VplError("`keep=''` is empty", f"one or more of {', '.join(FEATURE_TENSORS)}")
+        raise VplError("`keep=''` is empty", f"one or more of {', '.join(kinds.FEATURE_TENSORS)}")
     if second:
         readable = tuple(SECOND.values())
         kept = _narrowed(settings, kept, readable, "nothing reads {} of a second encoder",
@@ -201,7 +199,7 @@ def _kept(settings: ExtractSettings, *, second: bool) -> tuple[str, ...]:
             raise VplError(f"`window={settings.window}`: photos are scaled down to "
                            f"`max_side={settings.max_side}` first, so that none is larger than "
                            "that", f"`window={settings.window}, max_side=0`")
-        kept = _narrowed(settings, kept, set(FEATURE_TENSORS) - set(_WHOLE),
+        kept = _narrowed(settings, kept, set(kinds.FEATURE_TENSORS) - set(_WHOLE),
                          "photos in windows have no {}, which all patches share",
                          "`keep='patches'`, the default with `window`")
     return kept

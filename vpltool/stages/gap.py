@@ -20,8 +20,7 @@ from vpltool.engine.prototypes import (
     space_of,
 )
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, JsonObject, Workspace, identity_of_file, write_json
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import InputFolder, JsonObject, Workspace, atomic, identity_of_file, write_json
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor
 from vpltool.pictures import scatter
@@ -84,7 +83,7 @@ def run(workspace: Workspace, settings: GapSettings) -> reports.Report:
         picture.unlink(missing_ok=True)
         return reports.Report(report, path, classes=workspace.classes)
     names = {index: workspace.class_name(index) for index in measured.owner.unique().tolist()}
-    with atomic_path(picture) as temporary:
+    with atomic.atomic_path(picture) as temporary:
         scatter.draw_panels([_panel(measured)], names, temporary)
     return reports.Report(report, path, picture, classes=workspace.classes)
 

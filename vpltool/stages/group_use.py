@@ -10,8 +10,7 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.core import group_maps
 from vpltool.engine import reports
-from vpltool.formats import InputFolder, JsonObject, Workspace, find_folder
-from vpltool.formats.kinds import folder_of
+from vpltool.formats import InputFolder, JsonObject, Workspace, find_folder, kinds
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages.scores import format_mean, matching, write_table
@@ -64,7 +63,7 @@ def run(workspace: Workspace, settings: GroupUseSettings) -> list[JsonObject]:
 
 def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> JsonObject:
     title, equals, names = row.partition("=")
-    home = folder_of(workspace.path, "group-maps")
+    home = kinds.folder_of(workspace.path, "group-maps")
     folders = [find_folder(workspace.path, ("group-maps",), name, settings.split, ("group-maps",),
                            f"`predict(split={settings.split!r})`, with a `decoder` of "
                            "`train_groups()`")

@@ -12,8 +12,7 @@ from vpltool.core.prototypes import SolverRecord
 from vpltool.engine import headers, models, prototypes
 from vpltool.engine.features import open_features
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, JsonObject, Workspace
-from vpltool.formats.kinds import place
+from vpltool.formats import InputFolder, JsonObject, Workspace, kinds
 from vpltool.lazy import Tensor
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import NoEffect, setting, warn_without_effect
@@ -136,7 +135,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         header.options["start"] = "text"
     if targets is None:
         header.call.pop("targets", None)
-    target = settings.out or place(workspace.path, "prototypes", "vision")
+    target = settings.out or kinds.place(workspace.path, "prototypes", "vision")
     if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks, text)

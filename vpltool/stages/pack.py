@@ -11,9 +11,7 @@ from vpltool import console, options
 from vpltool.engine import photos
 from vpltool.engine.features import open_features
 from vpltool.errors import VplError, counted
-from vpltool.formats import InputFolder, Workspace
-from vpltool.formats.packed import PACKED, read_packed, write_tar
-from vpltool.formats.shards import Shard
+from vpltool.formats import InputFolder, Workspace, packed, shards
 from vpltool.parallel import once
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -65,8 +63,8 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
     number = _first_number(features.path, shard)
     with console.progress(f"pack {settings.split}", len(files)) as advance:
         for batch in _batches(files, settings.size * 1_000_000):
-            entry = write_tar(features.path, f"{shard.index}-of-{shard.count}-{number:06}", at,
-                              batch)
+            name = f"{shard.index}-of-{shard.count}-{number:06}"
+            entry = packed.write_tar(features.path, name, at, batch)
             _delete(batch)
             console.note(f"{counted(len(batch), 'photo is', 'photos are')} in {entry}")
             number += 1
@@ -79,7 +77,7 @@ def _left(features: InputFolder, ids: Sequence[str]) -> dict[str, Path]:
     files = {key: path for key in ids if (path := features.path_of(key)).exists()}
     for key in files.keys() & features.packed.keys():
         entry, path = features.packed[key], files[key]
-        if read_packed(entry, key + path.suffix) == path.read_bytes():
+        if packed.read_packed(entry, key + path.suffix) == path.read_bytes():
             _delete({key: files.pop(key)})
     return files
 
@@ -98,10 +96,10 @@ def _batches(files: Mapping[str, Path], size: int) -> Iterator[dict[str, Path]]:
         yield batch
 
 
-def _first_number(folder: Path, shard: Shard) -> int:
+def _first_number(folder: Path, shard: shards.Shard) -> int:
     """The number after those of the tars that earlier runs of this shard have finished."""
     stem = re.compile(rf"{shard.index}-of-{shard.count}-(\d{{6,}})")
-    found = [stem.fullmatch(index.stem) for index in (folder / PACKED).glob("*.json")]
+    found = [stem.fullmatch(index.stem) for index in (folder / packed.PACKED).glob("*.json")]
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 

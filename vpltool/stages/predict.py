@@ -21,11 +21,9 @@ from vpltool.engine.photos import (
     photos_with,
 )
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, atomic, shards
 from vpltool.formats.kinds import place
 from vpltool.formats.manifest import MANIFEST, manifest_of
-from vpltool.formats.shards import WHOLE
 from vpltool.formats.values import check_values
 from vpltool.formats.whereabouts import short_path
 from vpltool.methods.inputs import side_of
@@ -163,7 +161,7 @@ def _named_tasks(work: Chosen) -> list[_Task]:
                        "`split='NAME'`, or leave `tags` out")
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
-    shard = WHOLE if _one_picture(settings) else chosen_shard(settings.shard)
+    shard = shards.WHOLE if _one_picture(settings) else chosen_shard(settings.shard)
     groups, tasks = find_photos(settings.images, together=settings.out is not None), []
     left = settings.limit or sum(len(group.paths) for group in groups)
     for group in groups:
@@ -318,7 +316,7 @@ def _write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Pat
         console.warn(f"no picture of {describe_failure(photo, error)}")
         return picture
     page = overlay(pixels, formats.read_labels(labels), dict(enumerate(workspace.classes, 1)))
-    with atomic_path(picture) as temporary:
+    with atomic.atomic_path(picture) as temporary:
         page.save(temporary, format="JPEG", quality=_QUALITY)
     return picture
 

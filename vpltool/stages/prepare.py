@@ -9,18 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
-from vpltool.datasets import layouts
+from vpltool.datasets import layouts, prompts, tags
 from vpltool.datasets.captions import with_captions
 from vpltool.datasets.classes import ClassFile, read_classes
-from vpltool.datasets.prompts import read_lines
 from vpltool.datasets.splits import halve, hold_out
-from vpltool.datasets.tags import class_counts, some
 from vpltool.engine import masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
 from vpltool.errors import VplError, counted, part_of
-from vpltool.formats import JsonObject, Photo, Workspace
+from vpltool.formats import JsonObject, Photo, Workspace, kinds
 from vpltool.formats.changes import Words, count_photos, last_call
-from vpltool.formats.kinds import MOST_CLASSES, folder_of, numbered
 from vpltool.formats.workspace import (
     describe_change,
     open_workspace,
@@ -122,7 +119,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     source: Source = find_method("sources", settings.method).load().read(
         path, settings.of_method, SourceRequest(
             named.names, settings.overwrite, bool(settings.captions)))
-    classes = numbered(_ordered(source, kept.workspace))
+    classes = kinds.numbered(_ordered(source, kept.workspace))
     normalise = (old.normalise if old and not _is_given(settings, "normalise")
                  else settings.normalise)
     workspace = Workspace(
@@ -169,7 +166,7 @@ def changes_since(workspace: Workspace) -> list[str]:
     source: Source = chosen.load().read(workspace.path, settings.of_method, SourceRequest(
         _named_classes(settings, kept).names, captioned=bool(settings.captions)))
     photos, _ = _photos_of(source, settings, kept)
-    new = replace(workspace, classes=numbered(_ordered(source, workspace)))
+    new = replace(workspace, classes=kinds.numbered(_ordered(source, workspace)))
     return [phrase for phrases in describe_change(workspace, kept.photos, new, photos).values()
             for phrase in phrases]
 
@@ -277,12 +274,12 @@ def _ordered(source: Source, old: Workspace | None) -> tuple[str, ...]:
     path, used, known = old.path, set(source.classes), list(old.classes)
     if not any((path / name).is_dir() for name in _NUMBERED):
         known = [name for name in known if name in used]
-    while known and known[-1] not in used and not folder_of(path, "corrections").is_dir():
+    while known and known[-1] not in used and not kinds.folder_of(path, "corrections").is_dir():
         known.pop()
     classes = (*known, *(name for name in source.classes if name not in known))
-    if len(classes) > MOST_CLASSES:
+    if len(classes) > kinds.MOST_CLASSES:
         raise VplError(f"{path / 'workspace.json'} would have {len(classes)} classes; "
-                       f"{MOST_CLASSES} at most are possible",
+                       f"{kinds.MOST_CLASSES} at most are possible",
                        "`overwrite=True` drops those that no photo has")
     return classes
 
@@ -290,8 +287,8 @@ def _ordered(source: Source, old: Workspace | None) -> tuple[str, ...]:
 def _background(settings: PrepareSettings, source: Source, classes: Sequence[str],
                 old: Workspace | None) -> tuple[str, ...]:
     if settings.background is not None:
-        lines = read_lines(settings.background,
-                           "`background='FILE'` takes a text file with one word a line")
+        lines = prompts.read_lines(settings.background,
+                                   "`background='FILE'` takes a text file with one word a line")
         return tuple(dict.fromkeys(lines))
     words, new = source.background, set(classes)
     if old is not None:
@@ -341,7 +338,7 @@ def _warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
     names = {root / photo.image: photo.image for photo in photos}
     if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
         console.warn(part_of(len(truncated), len(photos), "photos", "is", "are")
-                     + f" empty or truncated: {some(truncated)}; extract or download "
+                     + f" empty or truncated: {tags.some(truncated)}; extract or download "
                      + ("it again" if len(truncated) == 1 else "them again"))
 
 
@@ -359,7 +356,7 @@ def _describe(workspace: Workspace, photos: Sequence[Photo], words: Words, afres
     if captions := [len(photo.captions) for photo in photos if photo.captions]:
         console.note(f"{count_photos(len(captions))} with captions, {sum(captions)} in all")
     if workspace.classes:
-        console.note(class_counts(photos, workspace.classes))
+        console.note(tags.class_counts(photos, workspace.classes))
     if words:
         console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
     if afresh and "classes" in words:
@@ -395,9 +392,9 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], afresh: str) ->
     for name in unused if len(unused) <= 5 else ():
         console.warn(f"no photo has the tag `{name}`{why}")
     if len(unused) > 5:
-        console.warn(f"no photo has the tag of {len(unused)} classes: {some(unused)}")
+        console.warn(f"no photo has the tag of {len(unused)} classes: {tags.some(unused)}")
     untagged = [photo.id for photo in photos if not photo.tags and photo.splits != ("test",)]
     if untagged:
         console.warn(counted(len(untagged), "photo has no tag and counts",
                              "photos have no tag and count")
-                     + f" as background only: {some(untagged)}")
+                     + f" as background only: {tags.some(untagged)}")

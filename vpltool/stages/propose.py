@@ -12,9 +12,8 @@ from vpltool import options
 from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals, plain_word, to_tensors
 from vpltool.engine import given, masks, photo_work
-from vpltool.formats import OutputFolder, Workspace
+from vpltool.formats import OutputFolder, Workspace, kinds
 from vpltool.formats.header import join_supervision
-from vpltool.formats.kinds import place
 from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import ProposalRequest
@@ -69,13 +68,13 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
     header = replace(header, supervision=join_supervision([header.supervision,
                                                            method.SUPERVISION]))
     name = settings.name or settings.method
-    folder = settings.out or place(workspace.path, "proposals", name, settings.split)
+    folder = settings.out or kinds.place(workspace.path, "proposals", name, settings.split)
     folders = {folder: header}
     if settings.method != "files":
         opened = opened.without_effect({"paint": f"`{settings.method}` gives no words"})
     elif settings.paint:
         painted = (folder.parent / f"{folder.name}-painted" if settings.out
-                   else place(workspace.path, "predictions", name, settings.split))
+                   else kinds.place(workspace.path, "predictions", name, settings.split))
         folders[painted] = replace(header, kind="predictions", format=0, inputs={
             **header.inputs, "classes": workspace.classes_identity})
     request = ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,

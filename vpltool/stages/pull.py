@@ -14,8 +14,7 @@ from pathlib import Path
 
 from vpltool import options
 from vpltool.errors import VplError, first_line, silent
-from vpltool.formats import expect_header
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import atomic, expect_header
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
@@ -66,7 +65,7 @@ def run(path: Path, settings: PullSettings) -> Path:
     except VplError as error:
         error.message = error.message.replace(str(cached), f"the file of {settings.repository}")
         raise
-    with atomic_path(target) as temporary:
+    with atomic.atomic_path(target) as temporary:
         shutil.copyfile(cached, temporary)
     return target
 

@@ -10,9 +10,7 @@ from vpltool import options
 from vpltool.core.grids import layers_of, resample_maps
 from vpltool.engine import given, photo_work, segmenters
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
-from vpltool.formats import JsonObject, OutputFolder, Workspace
-from vpltool.formats.kinds import FEATURE_TENSORS, place
-from vpltool.formats.values import BadValues
+from vpltool.formats import JsonObject, OutputFolder, Workspace, kinds, values
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.interfaces import Refiner
@@ -70,9 +68,9 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
         # Here, so that on a GPU only the writing thread waits for the maps.
         output.write_tensors(key, made | {"cam": made["cam"].to(dtype_of(settings.store)).cpu()})
 
-    return opened.make(f"refine {name} {split}", {
-        settings.out or place(workspace.path, "cams", name, split): opened.header("cams", "refine")
-    }, lambda todo: _start(opened, method, settings, todo), write=write)
+    out = settings.out or kinds.place(workspace.path, "cams", name, split)
+    return opened.make(f"refine {name} {split}", {out: opened.header("cams", "refine")},
+                       lambda todo: _start(opened, method, settings, todo), write=write)
 
 
 def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo: list[str]
@@ -85,7 +83,7 @@ def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo:
     network = (segmenters.open_segmenter(opened.decoder).network().to(device) if opened.decoder
                else None)
     reads = {*method.READS, *(network.reads if network else ())}
-    wanted = [name for name in FEATURE_TENSORS if name in reads]
+    wanted = [name for name in kinds.FEATURE_TENSORS if name in reads]
     stored = features.header.options["layers"]
     of_prototypes: JsonObject = {} if rows is None else {
         "prototypes": rows.rows, "class_index": rows.class_index, "of_rows": rows.of_rows,
@@ -94,7 +92,7 @@ def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo:
     def refined(key: str, grid: tuple[int, int], tensors: JsonObject) -> photo_work.Made:
         try:
             maps = cams.read_tensors(key)
-        except BadValues as error:
+        except values.BadValues as error:
             return key, photo_work.Failed(error.message)
         # Those of groups are on another grid.
         maps["cam"] = resample_maps(maps["cam"], grid)

@@ -12,8 +12,7 @@ from vpltool import console
 from vpltool.engine import reports
 from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
-from vpltool.formats import JsonObject, identity_of_many, open_workspace, read_json
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import JsonObject, atomic, identity_of_many, open_workspace, read_json
 from vpltool.formats.kinds import folder_of, results_of
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -137,7 +136,7 @@ def matching(folder: Path, pattern: str) -> list[Path]:
 def write_table(path: Path | None, table: str) -> None:
     """Write a table to the file that `out` names, if it does."""
     if path is not None:
-        with atomic_path(path) as temporary:
+        with atomic.atomic_path(path) as temporary:
             temporary.write_text(f"{table}\n", "utf-8")
 
 

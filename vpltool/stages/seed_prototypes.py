@@ -11,9 +11,7 @@ from vpltool.core.phase_one import Pixels
 from vpltool.engine import headers, prototypes
 from vpltool.engine.features import open_features
 from vpltool.errors import VplError
-from vpltool.formats import JsonObject, Workspace
-from vpltool.formats.kinds import place
-from vpltool.formats.shards import rank_of_process
+from vpltool.formats import JsonObject, Workspace, kinds, shards
 from vpltool.lazy import Tensor
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.interfaces import Estimator
@@ -62,7 +60,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
     header = prototypes.split_header(workspace, "seed-prototypes", settings, features, text=text,
                                      cams=maps, tags=workspace.tags_identity(settings.split))
-    target = settings.out or place(workspace.path, "prototypes", "seeds")
+    target = settings.out or kinds.place(workspace.path, "prototypes", "seeds")
     if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks, text,
@@ -75,7 +73,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
 
 def _check_divides(settings: SeedPrototypesSettings, method: Estimator) -> None:
     """Check that several processes can divide the work of a method: that it is sums."""
-    count = rank_of_process()[1]
+    count = shards.rank_of_process()[1]
     if count > 1 and not method.divides(settings.of_method):
         raise VplError(f"`method={settings.method!r}` with these settings reads all pixels at "
                        f"once, and this is one of {count} processes",

@@ -13,9 +13,7 @@ from vpltool.core.photos import describe_failure, read_photo
 from vpltool.datasets.layouts import named_photos
 from vpltool.engine import panels, reports
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
-from vpltool.formats import Photo, Workspace, find_folder, open_workspace
-from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import place
+from vpltool.formats import Photo, Workspace, atomic, find_folder, kinds, open_workspace
 from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over, sheet
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -160,7 +158,7 @@ def run(work: Path, settings: ShowSettings) -> Path:
     drawn = _Sheet(workspace, columns, settings, worst)
     page = sheet(drawn.rows(rows), dict(enumerate(("background", *workspace.classes))))
     path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"
-    with atomic_path(path) as temporary:
+    with atomic.atomic_path(path) as temporary:
         page.save(temporary, format="PNG")
     if settings.terminal:
         console.picture(path)
@@ -270,7 +268,7 @@ def _scores_of(workspace: Workspace, settings: ShowSettings) -> Path:
     source = find_folder(workspace.path, ("predictions", "masks"), next(iter(settings.what), ""),
                          split, ("predictions", "masks", "cams"), f"`predict(split={split!r})`")
     name = f"{source.kind}-{source.name}-{split}"
-    for path in (place(workspace.path, "scores", end) for end in (name, f"{name}-tags")):
+    for path in (kinds.place(workspace.path, "scores", end) for end in (name, f"{name}-tags")):
         if path.exists():
             return path
     wanted = f"what='{source.kind}/{source.name}', split={split!r}"

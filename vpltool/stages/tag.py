@@ -14,9 +14,7 @@ from vpltool.core import tagging
 from vpltool.core.photos import PhotoSettings
 from vpltool.engine import given, headers, models, photo_work
 from vpltool.errors import PhotosFailed, counted
-from vpltool.formats import Workspace, open_input
-from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import folder_of
+from vpltool.formats import Workspace, atomic, kinds, open_input
 from vpltool.names import csv_id
 from vpltool.parallel.batches import Batch
 from vpltool.parallel.device import find_device, find_precision
@@ -85,7 +83,7 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
     """
     models.check_words(workspace)
     opened = given.open_given(workspace, settings, ("photo",), ("prototypes",))
-    folder = settings.out or folder_of(workspace.path, "tags") / settings.split
+    folder = settings.out or kinds.folder_of(workspace.path, "tags") / settings.split
     try:
         opened.make(f"tag {settings.split}", {folder: opened.header("tags", "tag")},
                     lambda todo: _start(opened, settings, opened.paths(todo)))
@@ -139,7 +137,8 @@ def _write_table(workspace: Workspace, settings: TagSettings, folder: Path) -> l
                      "photos remain")
         return [folder]
     tags: dict[str, list[str]] = {}
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with (atomic.atomic_path(path) as temporary,
+          temporary.open("w", encoding="utf-8", newline="") as file):
         table = csv.writer(file)
         table.writerow(["id", "labels", "split", "scores"])
         for photo in photos:

@@ -14,8 +14,7 @@ from vpltool.datasets.words import SPLIT_WORDS, VOCABULARIES
 from vpltool.engine import headers
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError, counted, near_name
-from vpltool.formats import Workspace, identity_of_many, write_tensors
-from vpltool.formats.kinds import RESERVED, place
+from vpltool.formats import Workspace, identity_of_many, kinds, write_tensors
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
 from vpltool.settings import setting, warn_without_effect
@@ -60,7 +59,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         VplError: no such prompts, a file that does not fit the classes, or no such CLIP.
     """
     check_words(workspace, "`tag_prototypes()` makes prototypes from tags")
-    path = settings.out or place(workspace.path, "prototypes", "text")
+    path = settings.out or kinds.place(workspace.path, "prototypes", "text")
     if not workspace.classes:
         raise VplError(f"{workspace.path / 'workspace.json'} names no class",
                        "the same `prepare` again, with `classes='FILE'`: one class per line")
@@ -96,9 +95,9 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         vectors[classes] = with_attributes(vectors[classes], centres, settings.attribute_share)
         console.note(f"{len(described)} descriptions in {len(centres)} attributes")
     index = [*range(1, len(words) + 1), *(0 for _ in workspace.background)]
-    if RESERVED in words:
+    if kinds.RESERVED in words:
         # Nothing resembles a row of zeros, as those of classes that no photo has.
-        vectors[workspace.classes.index(RESERVED)] = 0
+        vectors[workspace.classes.index(kinds.RESERVED)] = 0
     header = replace(header, model=clip.identity, facts={
         "space": "text", "rows": [*workspace.classes, *workspace.background],
         "words": list(words.values())})

@@ -14,9 +14,7 @@ from vpltool.core import joint, segmenter, training
 from vpltool.engine import checkpoints, headers, models, segmenters
 from vpltool.engine.masks import check_masks
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, Workspace, expect_header
-from vpltool.formats.changes import changed_inputs
-from vpltool.formats.shards import check_even, rank_of_process
+from vpltool.formats import Header, Workspace, changes, expect_header, shards
 from vpltool.lazy import torch
 from vpltool.methods import load_method
 from vpltool.methods.inputs import LabelledPhoto
@@ -62,7 +60,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         return _finetune(workspace, settings, method)
     stepless = method.stepless
     if not stepless:
-        check_even(settings.batch_size)
+        shards.check_even(settings.batch_size)
     lesson = find_lesson(workspace, settings, method)
     frozen, target = lesson.frozen, lesson.target
     unread = _unread(lesson)
@@ -83,7 +81,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         "config": network.config, "reads": list(network.reads)})
     if not _is_done(lesson, header):
         data = TrainingData(workspace, lesson.masks, lesson.epoch, frozen, network.reads_patches,
-                            settings.max_side, *rank_of_process())
+                            settings.max_side, *shards.rank_of_process())
         if stepless:
             check_masks(lesson.masks, workspace, lesson.photos)
             with joined(settings.device, double=True) as ranks:
@@ -199,7 +197,8 @@ def _is_done(lesson: Lesson, header: Header) -> bool:
     try:
         return headers.check_file(target, header, lesson.settings)
     except VplError as error:
-        if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
+        if target.exists() and "masks" in changes.changed_inputs(
+                header, expect_header(target, "decoder")):
             written = target.stat().st_mtime
             newer = sum(lesson.masks.path_of(key).stat().st_mtime > written for key in ids)
             error.message += f" ({part_of(newer, len(ids), 'masks', 'is', 'are')} newer than it)"
@@ -235,7 +234,7 @@ def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segm
     settings = replace(settings, lr=settings.lr or _LR * (_LOW_RANK if chosen.rank else 1),
                        iters=settings.iters if "iters" in settings.given else _ITERS)
     warn_without_effect(settings, without=_UNTUNED)
-    check_even(settings.batch_size)
+    shards.check_even(settings.batch_size)
     lesson = find_lesson(workspace, settings, method)
     frozen, masks, target = lesson.frozen, lesson.masks, lesson.target
     encoder = frozen.encoder or models.load_main(workspace, find_device(settings.device))

@@ -13,9 +13,7 @@ from vpltool.datasets.webdataset import find_tars
 from vpltool.engine import checkpoints, headers, models
 from vpltool.engine.groups import MEAN, STD, caption_tokenizer, clip_encoder, take_weights
 from vpltool.errors import VplError
-from vpltool.formats import Header, Workspace
-from vpltool.formats.kinds import place
-from vpltool.formats.shards import check_even
+from vpltool.formats import Header, Workspace, kinds, shards
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel import memory
 from vpltool.parallel.device import find_precision, worker_count
@@ -155,13 +153,13 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     source = (TarPairs(find_tars(settings.pairs, allow_pipe=allowed), settings.window)
               if settings.pairs else WorkspacePairs(workspace, settings.split, settings.limit))
     shape = shape_of(settings)
-    check_even(settings.batch_size)
+    shards.check_even(settings.batch_size)
     if settings.precision == "fp16":
         raise VplError("`precision='fp16'`: gradients underflow", "`precision='bf16'`")
     if settings.begin and not settings.begin.is_file():
         raise VplError(f"{settings.begin}: there is no such file",
                        "a .safetensors of `train_groups()`, or GroupViT's")
-    target = settings.out or place(workspace.path, "groups", settings.name)
+    target = settings.out or kinds.place(workspace.path, "groups", settings.name)
     with joined(settings.device) as process:
         encode, model = _text_tower(workspace, settings, process.device)
         if model:

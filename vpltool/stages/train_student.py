@@ -13,9 +13,7 @@ from vpltool.engine import checkpoints, features, headers, segmenters
 from vpltool.engine.masks import Masks, check_masks, find_masks, identities_of
 from vpltool.engine.photos import check_current, find_photos, with_photo_files
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, InputFolder, Photo, Workspace
-from vpltool.formats.kinds import place
-from vpltool.formats.shards import check_even
+from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, shards
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
@@ -98,9 +96,9 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     Raises:
         VplError: an input is missing or is of other classes, or a setting is refused.
     """
-    check_even(settings.batch_size)
+    shards.check_even(settings.batch_size)
     lesson = _find_lesson(workspace, settings)
-    target = settings.out or place(workspace.path, "decoder", settings.name)
+    target = settings.out or kinds.place(workspace.path, "decoder", settings.name)
     if target.resolve() == lesson.teacher.path.resolve():
         raise VplError(f"{target} is the teacher", "`name='NAME'` gives the student another name")
     source = encoders.find_encoder(settings.encoder, (Path(), workspace.path))
