@@ -42,9 +42,9 @@ from vpltool.core.crf import (
 from vpltool.core.grids import spans
 from vpltool.core.metrics import confusion, scores
 from vpltool.core.photos import PhotoSettings, read_photo
+from vpltool.engine.running import TiledSegmenter
 from vpltool.engine.scored import Read, Stored, refined_in_tiles
 from vpltool.engine.segmenters import open_segmenter
-from vpltool.engine.tiles import TiledSegmenter
 from vpltool.formats import open_workspace, read_labels
 from vpltool.methods.inputs import ScoredPhoto
 

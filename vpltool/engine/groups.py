@@ -12,9 +12,9 @@ from vpltool.core import group_maps, prototypes, segment
 from vpltool.core import groups as networks
 from vpltool.core.photos import PhotoSettings, to_pixels
 from vpltool.datasets.prompts import find_prompts
-from vpltool.engine import checkpoints, models, tiles
+from vpltool.engine import checkpoints, models
 from vpltool.engine.photo_work import Made, run_photos
-from vpltool.engine.running import RunsSegmenter, Segmented
+from vpltool.engine.running import RunsSegmenter, Segmented, TiledSegmenter
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, read_tensors
 from vpltool.formats.header import is_same_model
@@ -279,7 +279,7 @@ class GroupSegmenter:
             self.network, pixels.to(self.device, non_blocking=True), self.texts, self.view,
             groups=groups)
 
-    def tiled(self, settings: RunsSegmenter) -> tiles.TiledSegmenter | None:
+    def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
         """See `RunningSegmenter`."""
         raise VplError("groups see photos by windows of their own, and no GeoTIFF",
                        "`decoder='NAME'` names a decoder")

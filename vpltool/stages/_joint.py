@@ -1,4 +1,4 @@
-"""Training a network with its encoder, on crops of photos: for students, and for finetuning."""
+"""Joint training of a network and its encoder on crops of photos: students and finetuning."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vpltool.parallel.ranks import joined
 from vpltool.stages._training_data import choose_crop, cut_pixels, normalised_crops
 
 FEW = 50
-"""Photos below which a network with its encoder is said to have little to learn from."""
+"""Number of photos below which a joint training warns."""
 
 SCALES = (0.5, 2.0)
 """Factors on a photo's size, log-uniform: WeCLIP's."""
@@ -33,10 +33,12 @@ _COLOURS = 0.3
 
 @dataclass(frozen=True)
 class Taught:
-    """A photo that is learned from, of the workspace or a named one.
+    """A photo to learn from, of the workspace or another folder.
 
-    `soft` holds a teacher's probabilities of it, if there is one; `masked` says whether it has a
-    mask, `tagged` whether its tags are known, and veto what it may show.
+    Args:
+        soft: folder with a teacher's probabilities.
+        masked: whether it has a mask.
+        tagged: whether its tags are known, so that other classes are impossible.
     """
 
     photo: Photo
@@ -47,10 +49,10 @@ class Taught:
 
 @dataclass(frozen=True)
 class PixelData:
-    """What a network is trained on together with its encoder.
+    """The photos for a joint training of a network and its encoder.
 
-    Longer photos than `max_side` are scaled down to it, 0: never; then by a factor between the
-    `scales`. Several processes, `ranks`, share the crops of a step.
+    Photos longer than `max_side` are scaled down to it (0: never), then by a factor between the
+    `scales`. Several processes (`ranks`) share the crops of a step.
     """
 
     workspace: Workspace
@@ -67,9 +69,9 @@ def train_both(
     data: PixelData, network: segmenter.SegmenterNetwork, chosen: joint.JointSettings,
     settings: Any, header: Header, target: Path, start: checkpoints.Start, names: Sequence[str],
 ) -> None:
-    """Train a network with the encoder of `data`, both changed in place, and write their averages.
+    """Train a network with the encoder of `data`, both in place, and write their averages.
 
-    The settings are those of `train-decoder` or `train-student`; names are those of the losses.
+    The settings are those of `train-decoder` or `train-student`; `names` are those of the losses.
     """
     encoder = data.encoder
     # The learning rate rises in a tenth of the steps, and in `WARMUP` at most.
@@ -107,7 +109,7 @@ def train_both(
 
 
 def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """Warn where there are few photos, or classes without any; of each photo its class indices."""
+    """Warn of few photos and of untagged classes; `photos` are the class indices of each."""
     if len(photos) < FEW:
         console.warn(f"only {counted(len(photos), 'photo', 'photos')} for a network that is "
                      "trained with its encoder: compare its scores (`eval`) with its teacher's")
@@ -118,17 +120,14 @@ def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> N
 
 
 def facts_of(method: str, workspace: Workspace, max_side: int) -> JsonObject:
-    """What a header says of a segmenter, besides how its network is rebuilt."""
+    """Return the facts for a segmenter's header that any method needs."""
     return {"segmenter": method, "classes": list(workspace.classes),
             "normalise": workspace.normalise, "max_side": max_side}
 
 
 def pixel_batches(data: PixelData, settings: training.StepSettings, start: int, *, workers: int
                   ) -> Generator[joint.PixelBatch, None, None]:
-    """Make a batch of crops for each step from `start` on; it depends only on the step's number.
-
-    Threads, `workers` of them, make the next ones meanwhile; with 0 there are none.
-    """
+    """Make a batch of crops for each step from `start` on, which depends only on its number."""
     yield from threads.in_threads(lambda step: _batch(data, settings, step),
                                   range(start, settings.iterations), workers)
 
@@ -137,7 +136,7 @@ def _batch(data: PixelData, settings: training.StepSettings, step: int) -> joint
     share = settings.batch_size // data.ranks
     own = range(data.rank * share, (data.rank + 1) * share)
     chosen = training.chosen_photos(len(data.photos), settings, step)
-    # Each crop has random numbers of its own, so that processes need not make each other's.
+    # Each crop has its own generator, so processes need not draw each other's numbers.
     crops = [_crop(data, data.photos[chosen[number]], settings.crop,
                    np.random.default_rng((settings.seed, 3, step, number))) for number in own]
     images, labels, valid, shown, possible, soft = zip(*crops, strict=True)
@@ -150,7 +149,7 @@ def _batch(data: PixelData, settings: training.StepSettings, step: int) -> joint
 
 
 def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator) -> tuple[Any, ...]:
-    """Pixels, labels, valid patches, classes that are shown and possible, soft labels of a crop."""
+    """Cut pixels, labels, valid patches, shown and possible classes, and soft labels."""
     photo, patch = taught.photo, data.encoder.vision.patch
     window = choose_crop(data.workspace, photo, patch, side, rng,
                          scale=float(np.exp(rng.uniform(*np.log(data.scales)))),
@@ -171,9 +170,9 @@ def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator) 
 
 def _soft_labels(folder: InputFolder, key: str, possible: Tensor, window: training.Window
                  ) -> Tensor:
-    """Class probabilities of a crop (classes, 4·side, 4·side); 0 where there is padding.
+    """Cut class probabilities (classes, 4·side, 4·side), renormalised over possible classes.
 
-    Classes that the tags do not allow have none, and the others share what is left.
+    They are 0 in the padding.
     """
     tensors = folder.read_tensors(key)
     found = tensors["probabilities"].float()
@@ -183,7 +182,7 @@ def _soft_labels(folder: InputFolder, key: str, possible: Tensor, window: traini
     size = (4 * window.grid[0], 4 * window.grid[1])
     cut = window.cut(F.interpolate(whole[None], size, mode="bilinear", align_corners=False)[0], 4)
     total = cut.sum(dim=0)
-    # Where all of it went to classes that are not tagged, nothing is known.
+    # Nothing is known where impossible classes had almost all of it.
     return (cut / total.clamp_min(1e-6)) * (total > 0.1)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core import agreement, grids, segment
 from vpltool.core.classes import label_type
-from vpltool.engine import headers, tiles
+from vpltool.engine import headers, running
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import IGNORE, Header, describe, kinds, rasters, read_labels, write_labels
 from vpltool.lazy import Tensor, np, npt, torch
@@ -88,7 +88,7 @@ def _header(work: Chosen, scene: rasters.Scene) -> Header:
     return replace(header, sources=sources)
 
 
-def _load(work: Chosen) -> tiles.TiledSegmenter:
+def _load(work: Chosen) -> running.TiledSegmenter:
     settings = work.settings
     if max(settings.factors) != 1:
         raise VplError(f"`scales={settings.scales!r}`: a GeoTIFF is seen at its own size",
@@ -99,7 +99,7 @@ def _load(work: Chosen) -> tiles.TiledSegmenter:
     return tiled
 
 
-def _predict(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, out: Path,
+def _predict(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, out: Path,
              header: Header) -> None:
     """Predict a scene by rows of tiles, and join the rows."""
     tops = [span.start for span in grids.spans(tiled.grid(scene.size)[0],
@@ -128,7 +128,7 @@ def _is_of(file: Path, header: Header) -> bool:
     return found is not None and found.config_hash == header.config_hash
 
 
-def _rows(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, done: int,
+def _rows(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, done: int,
           tops: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Yield the number and the labels (h, W) of each remaining row of tiles.
 

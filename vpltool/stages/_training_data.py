@@ -1,4 +1,4 @@
-"""What a segmenter is trained on: stored layers, or photos that the frozen CLIP encodes."""
+"""Training data of a decoder: crops of stored layers, or of photos that an encoder encodes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from vpltool.methods.inputs import LabelledPhoto
 from vpltool.parallel import threads
 
 _WHOLE = 1024
-"""Longest side of photos that are scaled as a whole and then cut. Larger ones are cut first: that
-costs a crop's memory, and rounds one value in 10,000 otherwise."""
+"""Longest side of photos that are scaled whole and then cut. Larger ones are cut first, which takes
+only a crop's memory, and rounds one value in 10,000 differently."""
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Where the frozen layers come from: stored features, or an encoder of photos.
+    """The source of frozen layers: stored features, or an encoder of photos.
 
-    The name is that of the features or the model, for messages. `layers` are indices of the blocks
-    that are read, whose outputs have a width; 0 if none are read.
+    Args:
+        name: of the features or the model, for messages.
+        layers: indices of the blocks that are read.
+        input_width: width of their outputs; 0 if none are read.
     """
 
     name: str
@@ -37,16 +39,16 @@ class Frozen:
 
     @property
     def source(self) -> str:
-        """What is read: `features` or `photos`."""
+        """`features` or `photos`."""
         return "photos" if self.features is None else "features"
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a segmenter is trained on: photos with masks and what is read of the frozen CLIP.
+    """Photos with masks and frozen layers to train on.
 
-    Longer photos than `max_side` are scaled down to it before they are cut; 0: never. Of several
-    processes, `ranks`, each encodes, or reads the layers of, only its own crops of a step.
+    Photos longer than `max_side` are scaled down to it before they are cut; 0: never. Each of
+    several processes (`ranks`) reads or encodes only its own crops of a step.
     """
 
     workspace: Workspace
@@ -59,16 +61,16 @@ class TrainingData:
     ranks: int = 1
 
     def own(self, crops: int) -> range:
-        """Which of the crops of a step are this process's."""
+        """Return this process's share of the crops of a step."""
         share = crops // self.ranks
         return range(self.rank * share, (self.rank + 1) * share)
 
     def labels(self, photo: Photo, grid: tuple[int, int]) -> Tensor:
-        """Labels of a photo on a grid (h, w), 4×4 a patch: (4h, 4w) uint8."""
+        """Read the labels of a photo on a grid (h, w), 4×4 per patch: (4h, 4w) uint8."""
         return training.labels_at(self.masks.read_labels(photo.id), grid)
 
     def encode(self, pixels: Tensor) -> tower.DenseFeatures:
-        """What the network reads of normalised photos (B, 3, H, W), by the frozen encoder."""
+        """Encode normalised photos (B, 3, H, W) with the frozen encoder."""
         vision = self.frozen.encoder.vision
         seen: tower.DenseFeatures = vision(
             pixels.to(vision.weight.device, vision.weight.dtype), attention=False,
@@ -78,7 +80,7 @@ class TrainingData:
 
 def whole_photos(data: TrainingData, device: torch.device, workers: int
                  ) -> Generator[LabelledPhoto, None, None]:
-    """Give each photo as a whole, in order, on the device; threads read ahead."""
+    """Yield whole photos in order, on the device; threads read ahead."""
     stored = data.frozen.features is not None
 
     def read(photo: Photo) -> LabelledPhoto:
@@ -97,7 +99,7 @@ def whole_photos(data: TrainingData, device: torch.device, workers: int
 
 def _read_features(data: TrainingData, photo: Photo, *, grid_alone: bool = False
                    ) -> tuple[tuple[int, int], Tensor | None, Tensor | None]:
-    """Grid (h, w) of a photo, its layers (L, h·w, width) and patch embeddings (h·w, dim)."""
+    """Read a photo's grid (h, w), layers (L, h·w, width) and patch embeddings (h·w, dim)."""
     features, wanted = data.frozen.features, data.frozen.layers
     assert features is not None
     tensors = features.read_tensors(photo.id, "grid", *(() if grid_alone else (
@@ -110,7 +112,7 @@ def _read_features(data: TrainingData, photo: Photo, *, grid_alone: bool = False
 
 
 def _read_pixels(data: TrainingData, photo: Photo) -> tuple[tuple[int, int], Tensor, None]:
-    """Grid of a photo, and in place of its layers pixels (1, 3, H, W), which are encoded."""
+    """Read a photo's grid, and in place of layers its pixels (1, 3, H, W), yet to be encoded."""
     encoder = data.frozen.encoder
     pixels = read_known_photo(data.workspace, photo)
     patch = encoder.vision.patch
@@ -123,8 +125,8 @@ def crop_batches(data: TrainingData, settings: training.StepSettings, start: int
                  device: torch.device, workers: int) -> Generator[training.CropBatch, None, None]:
     """Make a batch of crops for each step from `start` on; for a GPU in pinned memory.
 
-    What the CPU has to do for a step depends only on its number, so threads do it ahead, as many
-    steps at a time as there are threads. A photo's encoding stays here, in order.
+    Reading and cutting depend only on the step's number, so threads do them ahead; photos are
+    encoded here, in order.
     """
     def make(iteration: int) -> training.CropBatch:
         batch = _cut(data, settings, iteration)
@@ -135,9 +137,9 @@ def crop_batches(data: TrainingData, settings: training.StepSettings, start: int
 
 
 def _cut(data: TrainingData, settings: training.StepSettings, iteration: int) -> training.CropBatch:
-    """Read and cut the photos of a step; in place of layers there may be pixels, for `_encoded`.
+    """Read and cut the photos of a step; pixels in place of layers are left for `_encoded`.
 
-    Those are (B, 3, crop·patch, crop·patch) uint8, a quarter of what a GPU would else be sent.
+    They are (B, 3, crop·patch, crop·patch) uint8, a quarter of the size of float32.
     """
     rng = training.generator_of(settings, iteration)
     photos = [data.photos[number]
@@ -168,14 +170,14 @@ def _cut(data: TrainingData, settings: training.StepSettings, iteration: int) ->
 
 def choose_crop(workspace: Workspace, photo: Photo, patch: int, side: int,
                 rng: np.random.Generator, *, scale: float, max_side: int) -> training.Window:
-    """Choose a square of `side` patches in the grid of a photo that is scaled by a factor."""
+    """Choose a square of `side` patches in the grid of a photo scaled by a factor."""
     height, width = fit_size(known_photo_size(workspace, photo), patch, scale=scale,
                              max_side=max_side)
     return training.choose_window((height // patch, width // patch), side, rng)
 
 
 def cut_pixels(photo: npt.NDArray[np.uint8], window: training.Window, patch: int) -> Tensor:
-    """Scale a photo (H, W, 3) to the window's grid and cut that (3, side·patch, side·patch)."""
+    """Scale a photo (H, W, 3) to the window's grid, and cut (3, side·patch, side·patch)."""
     if max(photo.shape) > _WHOLE:
         return training.cut_photo(photo, window, patch)
     height, width = (patches * patch for patches in window.grid)
@@ -186,7 +188,7 @@ def cut_pixels(photo: npt.NDArray[np.uint8], window: training.Window, patch: int
 
 def _encoded(data: TrainingData, batches: Iterator[training.CropBatch]
              ) -> Iterator[training.CropBatch]:
-    """Replace the pixels that `_cut` left by the frozen layers."""
+    """Replace the pixels from `_cut` by frozen layers."""
     encoder = data.frozen.encoder
     device = encoder.vision.weight.device
     mean, std = torch.tensor([encoder.mean, encoder.std], device=device).view(2, 1, 3, 1, 1)
@@ -200,10 +202,9 @@ def _encoded(data: TrainingData, batches: Iterator[training.CropBatch]
 
 
 def normalised_crops(images: Tensor, valid: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Normalise crops (B, 3, side·patch, side·patch), 0 to 255; padding becomes 0, not black.
+    """Normalise crops (B, 3, side·patch, side·patch) of 0 to 255, and set padding to 0.
 
-    `valid` is False where a patch is padding (B, side²), on any device; mean and deviation are of
-    RGB in [0, 1] (1, 3, 1, 1).
+    `valid` (B, side²) is False in the padding; `mean` and `std` (1, 3, 1, 1) are of RGB in [0, 1].
     """
     pixels = (images.float().div_(255) - mean) / std
     side = round(valid.shape[1] ** 0.5)
