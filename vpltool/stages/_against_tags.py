@@ -1,4 +1,4 @@
-"""What `eval` says without true masks: how predictions agree with the tags of their photos."""
+"""Scores without true masks: agreement of predictions with the tags of their photos."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _THREADS = 4
 
 def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], split: str,
                    share: float) -> JsonObject:
-    """Compare the classes that predictions show with the tags of their photos; opens no true mask.
+    """Compare the predicted classes with the tags of photos, without opening true masks.
 
-    A class counts as predicted that covers the `share` of a photo's pixels.
+    A class counts as predicted if it covers at least `share` of a photo's pixels.
 
     Raises:
         VplError: these are CAMs, no photo has a tag, or a prediction is damaged.
@@ -70,7 +70,7 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
 
 
 def _check_source(work: Path, source: InputFolder, split: str) -> None:
-    """Warn where the agreement is larger than on new photos; refuse CAMs."""
+    """Warn if the agreement is larger than on new photos; refuse CAMs."""
     if source.kind == "cams":
         raise VplError(f"{source.path} holds CAMs, which are made from the tags",
                        "compare predictions instead: `what='predictions/NAME'`")
@@ -84,7 +84,7 @@ def _check_source(work: Path, source: InputFolder, split: str) -> None:
 
 
 def _decoder_behind(work: Path, header: Header) -> Header | None:
-    """Header of the decoder that predictions come from, before a CRF too; None if it is gone."""
+    """Return the header of the decoder behind predictions, also before a CRF; None if gone."""
     decoder, what = (work / header.sources.get(role, ".missing") for role in ("decoder", "what"))
     if decoder.is_file():
         return formats.describe(decoder).header
@@ -95,7 +95,7 @@ def _decoder_behind(work: Path, header: Header) -> Header | None:
 
 
 def _probabilities_beside(source: InputFolder) -> InputFolder | None:
-    """The probabilities of the same run as predictions, if they were stored."""
+    """Open the probabilities of the same run as predictions, if they were stored."""
     if source.kind != "predictions" or source.path.parent.parent.name != "predictions":
         return None
     path = place(source.path.parents[2], "probabilities", source.path.parent.name, source.path.name)
@@ -108,7 +108,7 @@ def _probabilities_beside(source: InputFolder) -> InputFolder | None:
 
 def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | None,
               photos: Sequence[Photo], share: float) -> tuple[Values, Values, Sequence[str]]:
-    """Share that each class takes of each photo and how probable each is (N, classes); hashes."""
+    """Read shares and probabilities of classes per photo (N, classes), and hashes of files."""
     count = len(workspace.classes)
 
     def read(photo: Photo) -> tuple[Values, Values, str]:
@@ -137,10 +137,8 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
 
 def _worst(workspace: Workspace, photos: Sequence[Photo], shares: Values,
            predicted: npt.NDArray[np.bool_], tagged: npt.NDArray[np.bool_]) -> list[JsonObject]:
-    """Photos whose classes are not those tagged: those that overlap least come first.
-
-    Among equals, those come first of which untagged classes take the larger share.
-    """
+    """List photos whose classes are not the tagged ones: least overlap first, then largest share
+    of untagged classes."""
     agreeing = agreement.overlap(predicted, tagged)
     wrong = (shares * (predicted & ~tagged)).sum(axis=1)
     order = sorted((index for index in range(len(photos)) if agreeing[index] < 1),
@@ -159,7 +157,7 @@ def _rounded(value: float) -> float | None:
 
 
 def show_of_tags(report: Mapping[str, Any]) -> list[str]:
-    """Lines of a report: scores of each class, calibration, the worst photos."""
+    """Format a report: scores of each class, calibration, and the worst photos."""
     width = max(len(name) for name in (*report["classes"], "mean"))
     lines = [f"{'':{width}}  tagged  predicted  precision  recall    F1"]
     for name, row in report["classes"].items():

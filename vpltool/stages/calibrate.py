@@ -1,4 +1,4 @@
-"""`calibrate`: how sure a segmenter may be, by the tags of photos that it has not learned from."""
+"""`calibrate`: calibration of a segmenter's probabilities by the tags of held-out photos."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
 
 
 def show(path: Path, values: Mapping[str, object]) -> str:
-    """Format the temperature and what is kept at each level, and where it was written."""
+    """Format the temperature, the share of pixels kept at each level, and the path."""
     found = storage.read_json(path, "`calibrate()`")
     lines = [f"temperature {found['temperature']:g}, from the tags of {found['photos']} photos of "
              f"`{found['split']}`", "abstain  pixels kept  share with a tagged class"]
@@ -87,7 +87,7 @@ def show(path: Path, values: Mapping[str, object]) -> str:
 
 def _sample(workspace: Workspace, folder: InputFolder, photos: Sequence[Photo], pixels: int
             ) -> tuple[Tensor, Tensor]:
-    """Pixels of each photo, evenly spread, with what its tags allow."""
+    """Sample evenly spaced pixels of each photo: probabilities, and allowed classes (N, 1 + C)."""
     count = 1 + len(workspace.classes)
     probabilities, allowed = [], []
     with console.progress("calibrate", len(photos)) as advance:

@@ -20,7 +20,7 @@ from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
 _BACKGROUND = ("grass", "field", "road", "railway", "water", "sky", "sand", "snow", "room")
-"""Background words: the names of what is drawn behind the objects."""
+"""Background words: the names of the drawn backgrounds."""
 
 _MANY = 100
 """Scenes from which drawing pays for worker processes."""
@@ -92,7 +92,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
 
 
 _task: list[tuple[Path, int]] = []
-"""Folder and seed, which each worker is sent once."""
+"""Folder and seed, sent once to each worker."""
 
 
 def _start(task: tuple[Path, int]) -> None:
@@ -100,7 +100,7 @@ def _start(task: tuple[Path, int]) -> None:
 
 
 def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
-    """Draw a scene, and write its photo and true mask: its number, tags and captions."""
+    """Draw a scene, write its photo and true mask, and return its number, tags and captions."""
     path, seed = _task[0]
     scene, key = scenes.draw_scene(seed, number), f"s{seed}-{number:04}"
     with atomic.atomic_path(path / f"photos/{key}.jpg") as temporary:
@@ -111,7 +111,7 @@ def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
 
 
 def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
-    """Whether this very demo is there; an error, if another workspace is."""
+    """Return whether this demo exists already; another workspace is an error."""
     if not (workspace.path / "workspace.json").exists():
         return False
     photos = read_images(workspace.path / "images.jsonl")
@@ -133,10 +133,10 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
 _ROWS, _COLUMNS = 6, 6
 _HEIGHT, _WIDTH = 240, 320
 _FIRST = 100_000
-"""Number of the first drawn scene: none of those of the workspace."""
+"""Number of the first drawn scene, beyond those of the workspace."""
 
 _ORIGIN, _METRES, _EPSG = (500_000, 5_800_000), 0.5, 32633
-"""Where the upper left corner lies in UTM zone 33 N, and the side of a pixel."""
+"""Upper left corner in UTM zone 33 N, side of a pixel, and code of the zone."""
 
 
 def _write_demo_scene(folder: Path, seed: int) -> None:
@@ -177,7 +177,7 @@ def _draw(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
 
 def _rectangles(labels: npt.NDArray[np.uint8], transform: object
                 ) -> Iterator[tuple[Polygon, str, int]]:
-    """Rectangles around the objects, as a person draws them: no outline is given away."""
+    """Yield rectangles around the objects, as a person would draw them, without outlines."""
     known = (labels > 0) & (labels <= len(scenes.CLASSES))
     for shape, value in rasterio.features.shapes(labels, mask=known, transform=transform,
                                                  connectivity=8):

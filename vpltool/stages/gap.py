@@ -79,7 +79,7 @@ def run(workspace: Workspace, settings: GapSettings) -> reports.Report:
         scatter.check_matplotlib("the picture of the gap")
     except VplError as error:
         console.note(f"{error.message}: {error.hint}")
-        # That of an earlier run shows other numbers.
+        # An earlier picture shows other numbers.
         picture.unlink(missing_ok=True)
         return reports.Report(report, path, classes=workspace.classes)
     names = {index: workspace.class_name(index) for index in measured.owner.unique().tolist()}
@@ -90,10 +90,8 @@ def run(workspace: Workspace, settings: GapSettings) -> reports.Report:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Regions of so many photos, and the gap of each set of prototypes to them, by name.
-
-    `features` are those of the regions (R, dim), `owner` is the class of each (R,).
-    """
+    """Regions of photos, with features (R, dim) and classes `owner` (R,), and the gap of each set
+    of prototypes to them, by name."""
 
     source: InputFolder
     maps: InputFolder
@@ -104,7 +102,7 @@ class _Measured:
 
 
 def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
-    """Gather the regions of all photos, and measure the gap of each set of prototypes to them."""
+    """Measure the gap between each set of prototypes and the regions of all photos."""
     source = open_features(workspace, settings.features, settings.split)
     sets = _read_sets(workspace, settings.prototypes, source)
     maps = find_cams(workspace, settings.cams, settings.split, SEEDING)
@@ -118,7 +116,7 @@ def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
 
 def _read_sets(workspace: Workspace, choices: Sequence[str], features: InputFolder
                ) -> dict[str, Prototypes]:
-    """Read prototypes of one space by NAME or path; none: text, and vision if it is there."""
+    """Read prototypes of one space by NAME or path; default: text, and vision if it exists."""
     if not choices:
         vision = find_prototypes(workspace.path, "vision")
         choices = ["text", "vision"] if vision.exists() else ["text"]
@@ -144,7 +142,7 @@ def panel(workspace: Workspace, settings: GapSettings) -> scatter.Panel:
 
 
 def _panel(measured: _Measured) -> scatter.Panel:
-    """The picture's panel, see `gap_panel`, with the numbers below its title."""
+    """Draw the panel, see `gap_panel`, with the numbers below its title."""
     numbers = ",  ".join(f"{name} {gap.centroid:.2f} / {gap.cosine:.2f}"
                          for name, (_, gap) in measured.gaps.items())
     return scatter.gap_panel(
@@ -172,7 +170,7 @@ def _report(workspace: Workspace, measured: _Measured, settings: GapSettings) ->
 
 
 def show(report: reports.Report, _values: Mapping[str, object]) -> str:
-    """Format two columns for each set of prototypes, a line for each class, and one for all."""
+    """Format two columns per set of prototypes, a line per class, and one for all classes."""
     shown, sets = report["classes"], report["prototypes"]
     every = {"regions": sum(entry["regions"] for entry in shown.values()),
              "spread": report["spread"]}

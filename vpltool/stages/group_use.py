@@ -16,7 +16,7 @@ from vpltool.stage import Stage
 from vpltool.stages.scores import format_mean, matching, write_table
 
 STAGES = ("first", "second")
-"""Of grouping, as the tensors of group maps are called."""
+"""Stages of grouping, the names of the tensors of group maps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def _measure(folder: InputFolder, ids: list[str]) -> JsonObject:
 
 
 def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
-    """Format the rows as a table; in Markdown where that is asked for."""
+    """Format the rows as a table, in Markdown if requested."""
     keys = [f"{stage}_{what}" for stage in STAGES for what in ("used", "overlap")]
     cells = [["", "split", "photos", *(key.replace("_", " ") for key in keys)]]
     cells += [[row["title"], row["split"], str(row["photos"]),

@@ -158,7 +158,7 @@ def _check_reading(settings: LearnPrototypesSettings) -> None:
 
 def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, features: InputFolder,
                 text: prototypes.Prototypes) -> prototypes.Prototypes:
-    """Read the prototypes that W begins as: those of `text`, or others."""
+    """Read the initial prototypes W: those of `text`, or others."""
     if settings.start == "text":
         return text
     start = prototypes.read_prototypes(workspace, settings.start, aligned=True)
@@ -185,7 +185,7 @@ def _format_rows(index: list[int]) -> str:
 def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
            start: prototypes.Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
            ) -> tuple[Tensor, JsonObject]:
-    """Learn with a bar and a course; give the rows, and facts for the header."""
+    """Learn with a progress bar; return the rows, and facts for the header."""
     device = pool.embeddings.device
     index = start.class_index.to(device)
     course: list[list[float]] = []
@@ -193,7 +193,7 @@ def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
                           settings.iters * settings.rounds) as advance:
 
         def callback(record: SolverRecord) -> None:
-            # A round begins at step 0 again.
+            # Each round begins at step 0.
             done = course[-1][0] + 1 if course and record.step > course[-1][0] else 0
             advance(int(record.step + 1 - done), text=f"objective {record.objective:.4f} "
                                                       f"gradient {record.gradient:.2e}")

@@ -1,4 +1,4 @@
-"""`pack`: features of many photos in one tar, where a file a photo is too many files."""
+"""`pack`: features of many photos in a few tars, if one file per photo is too many."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
 
 
 def _left(features: InputFolder, ids: Sequence[str]) -> dict[str, Path]:
-    """Id to file of the photos to pack; deletes files that a killed run has packed."""
+    """Return the files to pack by id, and delete files that a killed run has packed."""
     files = {key: path for key in ids if (path := features.path_of(key)).exists()}
     for key in files.keys() & features.packed.keys():
         entry, path = features.packed[key], files[key]
@@ -83,7 +83,7 @@ def _left(features: InputFolder, ids: Sequence[str]) -> dict[str, Path]:
 
 
 def _batches(files: Mapping[str, Path], size: int) -> Iterator[dict[str, Path]]:
-    """Yield the files of a tar each, in order."""
+    """Yield the files of each tar, in order."""
     batch: dict[str, Path] = {}
     held = 0
     for key, path in files.items():
@@ -97,7 +97,7 @@ def _batches(files: Mapping[str, Path], size: int) -> Iterator[dict[str, Path]]:
 
 
 def _first_number(folder: Path, shard: shards.Shard) -> int:
-    """The number after those of the tars that earlier runs of this shard have finished."""
+    """Return the number that follows the tars of earlier runs of this shard."""
     stem = re.compile(rf"{shard.index}-of-{shard.count}-(\d{{6,}})")
     found = [stem.fullmatch(index.stem) for index in (folder / packed.PACKED).glob("*.json")]
     return max((int(match[1]) + 1 for match in found if match), default=0)

@@ -1,4 +1,4 @@
-"""`propose`: masks of what may be one thing, made from photos or brought from another tool."""
+"""`propose`: masks without classes, made from photos or imported from another tool."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
 
 def _start(method: Proposer, settings: ProposeSettings, request: ProposalRequest,
            jobs: list[tuple[str, Path]]) -> Iterator[photo_work.Made]:
-    """Check and load; the result yields each photo's proposals."""
+    """Check and load everything; return an iterator over each photo's proposals."""
     if not method.PROCESSES:
         request = replace(request, jobs=jobs, device=device.find_device(settings.device))
         return map(_made, method.propose(request, settings.of_method))
-    # Whatever can be refused is, before other processes start.
+    # Raises errors before other processes start.
     method.propose(replace(request, jobs=()), settings.of_method)
     count = settings.workers if settings.workers >= 0 else device.worker_count(-1) + 1
     return processes.run_jobs(_one_photo, jobs, count, _begin_worker,
@@ -109,7 +109,7 @@ def _made(found: tuple[str, Any]) -> photo_work.Made:
 
 
 def _painted(proposals: Proposals, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Labels (H, W) of the class words alone; words that are no class are background."""
+    """Paint labels (H, W) of those words that are classes; the rest is background."""
     labels = {plain_word(name): label for label, name in enumerate(classes, 1)}
     named = ((labels[plain_word(word)], inside) for word, inside in zip(
         proposals.words, proposals.masks(), strict=True) if plain_word(word) in labels)

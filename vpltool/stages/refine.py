@@ -1,4 +1,4 @@
-"""`refine`: CAMs made better with what else is known about the photo."""
+"""`refine`: CAMs refined with the photo and its features."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
     name = f"{opened.folder('cams').name}-refined"
 
     def write(output: OutputFolder, key: str, made: JsonObject) -> None:
-        # Here, so that on a GPU only the writing thread waits for the maps.
+        # Copied here, so that on a GPU only the writing thread waits.
         output.write_tensors(key, made | {"cam": made["cam"].to(dtype_of(settings.store)).cpu()})
 
     out = settings.out or kinds.place(workspace.path, "cams", name, split)
@@ -75,7 +75,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
 
 def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo: list[str]
            ) -> Iterator[photo_work.Made]:
-    """Load what the method reads; the result yields each photo's maps."""
+    """Load the method's inputs; return an iterator over each photo's maps."""
     features, cams = opened.features, opened.folder("cams")
     method.check(features.header.options, settings.of_method)
     loaded = opened.load()
@@ -94,7 +94,7 @@ def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo:
             maps = cams.read_tensors(key)
         except values.BadValues as error:
             return key, photo_work.Failed(error.message)
-        # Those of groups are on another grid.
+        # Maps of groups are on another grid.
         maps["cam"] = resample_maps(maps["cam"], grid)
         if space is not None and "patches" in tensors:
             tensors["patches"] = space(tensors["patches"].float())

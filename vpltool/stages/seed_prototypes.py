@@ -1,4 +1,4 @@
-"""`seed-prototypes`: from the pixels that CAMs are sure of to prototypes, without a solver."""
+"""`seed-prototypes`: prototypes from the seeds of CAMs, without a solver."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
 
 
 def _check_divides(settings: SeedPrototypesSettings, method: Estimator) -> None:
-    """Check that several processes can divide the work of a method: that it is sums."""
+    """Check that several processes can divide the work of a method, since it computes sums."""
     count = shards.rank_of_process()[1]
     if count > 1 and not method.divides(settings.of_method):
         raise VplError(f"`method={settings.method!r}` with these settings reads all pixels at "
@@ -84,7 +84,7 @@ def _check_divides(settings: SeedPrototypesSettings, method: Estimator) -> None:
 def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Estimator,
               pool: Pixels, text: prototypes.Prototypes, ranks: Ranks
               ) -> tuple[dict[str, Tensor], JsonObject]:
-    """Run the method; give the tensors of the file, and facts for its header."""
+    """Run the method; return the tensors of the file, and facts for its header."""
     device = pool.embeddings.device
     zs, zs_index = text.rows.to(device), text.class_index.to(device)
     _warn_of_missing_seeds(workspace, ranks.collect(pool.labels.unique().tolist()), zs_index)

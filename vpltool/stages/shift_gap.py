@@ -94,7 +94,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
 
 def _centroid(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
               text: prototypes.Prototypes, settings: ShiftGapSettings) -> tuple[Tensor, Tensor]:
-    """Give the centroid of the features (dim,), and which rows of the text count (rows,) bool."""
+    """Return the centroid of the features (dim,), and which text rows count (rows,) bool."""
     ids = photos.photos_with(workspace, settings.split, settings.limit, features,
                              *([maps] if maps else [])).ids
     space = prototypes.space_of(text)

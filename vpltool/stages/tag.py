@@ -1,4 +1,4 @@
-"""`tag`: tags of photos that nobody has tagged, from the names of the classes."""
+"""`tag`: tags of untagged photos from the class names."""
 
 from __future__ import annotations
 
@@ -94,14 +94,14 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
 
 
 def tagging_of(settings: TagSettings) -> tagging.TagSettings:
-    """How photos are tagged, by the settings of the stage."""
+    """Return the settings of `core.tagging`."""
     return tagging.TagSettings(settings.tau, settings.blocks, settings.votes,
                                settings.crop if settings.rescore else 0, settings.patches)
 
 
 def _start(opened: given.Given, settings: TagSettings, paths: Mapping[str, Path]
            ) -> Iterator[photo_work.Made]:
-    """Load the tower; the result yields each photo's scores."""
+    """Load the tower; return an iterator over each photo's scores."""
     device, prototypes = find_device(settings.device), opened.prototypes
     assert prototypes is not None
     dtype = find_precision(settings.precision, device, console.warn)
@@ -124,9 +124,9 @@ def _start(opened: given.Given, settings: TagSettings, paths: Mapping[str, Path]
 
 
 def _write_table(workspace: Workspace, settings: TagSettings, folder: Path) -> list[Path]:
-    """Write the tags as `prepare` takes them, and say what came out: both paths.
+    """Write the CSV of tags for `prepare`, and return its path and the folder.
 
-    Of several processes, each with a shard of the photos, the last one finds all scores and writes.
+    Of several shards, only the last one, which finds all scores, writes it.
     """
     photos, classes = workspace.photos(settings.split, settings.limit), workspace.classes
     scored, path = open_input(folder, ("tags",)), folder.parent / f"{folder.name}.csv"
@@ -162,6 +162,6 @@ def _write_table(workspace: Workspace, settings: TagSettings, folder: Path) -> l
 
 
 def _joined(names: Sequence[str]) -> str:
-    """Names as a field of a CSV; a single one with a space needs a semicolon."""
+    """Join names as a field of a CSV; a single one with a space needs a semicolon."""
     joined = ";".join(names)
     return f"{joined};" if " " in joined and len(names) == 1 else joined
