@@ -1,4 +1,4 @@
-"""The card of an exported segmenter: what is known of it, how its file was measured, its text."""
+"""The model card of an exported segmenter: facts, measurements, and text."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from vpltool.methods.interfaces import Exporter
 from vpltool.pictures.page import percent
 
 _MOST = 64
-"""Photos that an export is given, to calibrate on, and others to be measured on."""
+"""Maximum number of photos to calibrate an export on, and of photos to measure it on."""
 
 _MOST_LOST = 0.005
-"""mIoU that 8 bits may cost without a warning."""
+"""Loss of mIoU by 8 bits above which a warning is given."""
 
 _MEASURED = "## Measured when it was exported"
 
 _LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0",
              "bsd-3-clause", "gpl-3.0", "agpl-3.0")
-"""Licences as the hub spells them; any other is `other` there, with its name."""
+"""Licences known to the hub; any other is `other` there, with its name."""
 
 
 def some_photos(workspace: Workspace, header: Header) -> tuple[list[Path], list[Path]]:
-    """Some photos that a segmenter was trained on, and some that it was not; those that are there.
+    """Choose existing photos that a segmenter was trained on, and others that it was not.
 
-    Each list is in the same random order on every call, so the first few are of all of them.
+    Each list is in a fixed random order, so the first few represent all.
     """
     try:
         photos = workspace.photos()
@@ -55,11 +55,11 @@ def some_photos(workspace: Workspace, header: Header) -> tuple[list[Path], list[
 
 
 def about_segmenter(workspace: Workspace, segmenter: segmenters.SegmenterFile) -> dict[str, Any]:
-    """What is known of a segmenter in its workspace; counts, and no name of a photo.
+    """Return facts about a segmenter's training and scores, without names of photos.
 
     Returns:
-        `photos` that it was trained on, `tagged` with each class, `supervision`, the `scores` of
-        its predictions, and its `calibration`.
+        number of training `photos`, `tagged` per class, `supervision`, the `scores` of its
+        predictions, and its `calibration`.
     """
     header = segmenter.header
     about: dict[str, Any] = {"supervision": header.supervision or "tags"}
@@ -80,7 +80,7 @@ def about_segmenter(workspace: Workspace, segmenter: segmenters.SegmenterFile) -
 
 def _score(workspace: Workspace, segmenter: segmenters.SegmenterFile, path: Path
            ) -> dict[str, Any] | None:
-    """What a file of scores says of the present predictions of a segmenter; None: nothing."""
+    """Read the scores of a segmenter's present predictions; None if a file holds others."""
     try:
         found = read_json(path, "`eval()`")
         name = segmenter.path.stem
@@ -100,15 +100,14 @@ def _score(workspace: Workspace, segmenter: segmenters.SegmenterFile, path: Path
 
 def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_method: Any
              ) -> dict[str, Any]:
-    """Compare a file that a method of `exports` has written with `predict`, and time both.
+    """Compare an exported file with `predict`, and time both; no true mask is read.
 
-    The photos are those that the segmenter was not trained on, where there are some. No true mask
-    is read: the truth is what `predict` says.
+    Photos are held-out ones if there are any.
 
     Returns:
-        `photos`, whether they were `held` out, the share of `same` pixels, `miou` of the labels
-        against those of predict, and `seconds` a photo of the file and of `predict`; of a file in
-        8 bits also `whole`, the mIoU of the same file in float32. Empty, if nothing here runs it.
+        number of `photos`, whether they were `held` out, the share of `same` pixels, `miou`
+        against the labels of `predict`, and `seconds` per photo of the file and of `predict`; for
+        8 bits also `whole`, the mIoU of the same file in float32. Empty if the file cannot be run.
     """
     eight = getattr(of_method, "int8", False)
     most = of_method.measure if of_method.measure is not None else 50 if eight else 10
@@ -147,9 +146,9 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
 def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], Tensor]],
                      paths: Sequence[Path], side: int, title: str
                      ) -> list[tuple[float, float, float]]:
-    """Share of pixels that are as `predict` says, mIoU and seconds a photo of each way to logits.
+    """Compare each way to compute logits with `predict`, which is the last entry.
 
-    The last is that of `predict` itself.
+    Returns the share of equal pixels, mIoU, and seconds per photo, of each.
     """
     every = [*ways, lambda one: segment.photo_logits(
         segmenter.encoder.vision, segmenter.network, one)]
@@ -172,7 +171,7 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
 
 
 def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]) -> Path:
-    """Write the card beside a file: what it is, and how it was measured, see `measured`."""
+    """Write the card beside a file, with the results of `measured`."""
     model = segmenter.header.model
     lines = [f"# {path.name}", "", *_sections(segmenter.about)]
     if found:
@@ -196,7 +195,7 @@ def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]
 
 
 def measured_section(path: Path) -> list[str]:
-    """The lines of a file's card that say how it was measured; empty, if there are none."""
+    """Return the lines about measurements in a file's card; empty if there are none."""
     card = path.with_name(f"{path.name}.md")
     if not card.is_file():
         return []
@@ -205,10 +204,7 @@ def measured_section(path: Path) -> list[str]:
 
 
 def _sections(about: Mapping[str, Any]) -> list[str]:
-    """What a card says of training, scores, calibration and limits, as lines of Markdown.
-
-    What is said is what `about_segmenter` has found.
-    """
+    """Format training, scores, calibration and limits as Markdown, from `about_segmenter`."""
     lines = []
     if "photos" in about:
         lines += ["## Trained on", "", f"{about['photos']} photos; supervision: "
@@ -220,7 +216,7 @@ def _sections(about: Mapping[str, Any]) -> list[str]:
                   + ("among the tagged classes" if score["tags"] else "without tags"), "",
                   f"mIoU {100 * score['miou']:.1f}: " + ", ".join(
                       f"{name} {percent(value)}" for name, value in score["iou"].items()) + "."]
-        # Scores of very many classes have none.
+        # Scores of very many classes have no matrix.
         if matrix := score["confusion"]:
             lines += ["", "Share of the pixels of a class (rows) that get a label (columns), in %:",
                       "", "| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
@@ -289,12 +285,12 @@ The training photos may have their own licences.
 
 
 def model_card(header: Header, repository: str, measured: Sequence[str] = ()) -> str:
-    """Write the card of a bundle for the hub: its metadata, then text in Markdown.
+    """Format the card of a bundle for the hub: metadata, then text in Markdown.
 
     Args:
         header: of the bundle.
-        repository: where it is to lie, `ORGANISATION/NAME`.
-        measured: lines that say how the file was measured.
+        repository: `ORGANISATION/NAME`.
+        measured: lines about measurements.
     """
     from huggingface_hub import ModelCardData
 

@@ -1,4 +1,4 @@
-"""Training a segmenter: its settings, what it learns from, and the header of the result."""
+"""Training a decoder: its settings, masks, prototypes and layers, and the header of the result."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class TrainDecoderSettings(options.WholeSplit):
 
 def training_of(settings: TrainDecoderSettings, precision: torch.dtype
                 ) -> training.TrainingSettings:
-    """How steps are taken, by the settings of `train-decoder`; in this number format."""
+    """Return the settings of `core.training`."""
     return training.TrainingSettings(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
         lr=settings.lr or DEFAULT_LR[settings.optimizer], power=settings.power,
@@ -89,9 +89,9 @@ def training_of(settings: TrainDecoderSettings, precision: torch.dtype
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a segmenter learns from, and the file that is to come.
+    """The inputs of a training and the path of its result.
 
-    The photos are those that have masks and layers, in order.
+    `photos` are those with masks and layers, in order.
     """
 
     workspace: Workspace
@@ -105,25 +105,25 @@ class Lesson:
 
     @property
     def ids(self) -> list[str]:
-        """Ids of the photos."""
+        """Photo ids."""
         return [photo.id for photo in self.photos]
 
     @property
     def epoch(self) -> list[Photo]:
-        """The photos of an epoch: corrected ones several times, as the settings say."""
+        """The photos of an epoch, with corrected ones repeated as configured."""
         times, corrected = self.settings.corrected_times, self.masks.corrected
         return [photo for photo in self.photos
                 for _ in range(times if photo.id in corrected else 1)]
 
     def build(self) -> segmenter.SegmenterNetwork:
-        """Build the network that is trained, always the same one for a seed."""
+        """Build the initial network, which depends only on the seed."""
         torch.manual_seed(self.settings.seed)
         return self.method.build(
             SegmenterParts(self.frozen.layers, self.frozen.input_width, self.prototypes.rows,
                            self.prototypes.class_index), self.settings.of_method)
 
     def start(self) -> segmenters.SegmenterFile | None:
-        """The decoder that the training begins with, of the same CLIP; None: none is named."""
+        """Open the decoder to start from, which must be of the same CLIP; None: none is named."""
         if not self.settings.start:
             return None
         start = segmenters.find_segmenter(self.workspace.path, self.settings.start)
@@ -136,7 +136,7 @@ class Lesson:
 
     def header(self, start: segmenters.SegmenterFile | None, options: Mapping[str, object],
                unread: Collection[str], facts: JsonObject) -> Header:
-        """Make the header of the result: further options, those that are not read, and facts."""
+        """Make the header of the result; `unread` are the settings without effect."""
         workspace, masks, ids = self.workspace, self.masks, self.ids
         inputs: JsonObject = {
             **identities_of(masks, ids), "prototypes": self.prototypes.path,
@@ -150,7 +150,7 @@ class Lesson:
             workspace, "decoder", "train-decoder", self.settings, inputs=inputs,
             model=self.frozen.model, skip=unread,
             options={"prototypes": self.prototypes.path.stem, **options})
-        # The masks' identity is that of their bytes, not that of how they were made.
+        # Masks are identified by their bytes, not by their configuration.
         sources = {**header.sources, "masks": headers.relative_path(masks.path, workspace.path)}
         call = {name: value for name, value in header.call.items() if name != "masks"}
         return photos.with_photo_files(workspace, replace(
@@ -160,7 +160,7 @@ class Lesson:
 
 def find_lesson(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod
                 ) -> Lesson:
-    """Find what the settings of `train-decoder` name."""
+    """Find the inputs that the settings of `train-decoder` name."""
     listed = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = find_masks(workspace, settings.masks, settings.split, list(listed.values()))
     prototypes = read_prototypes(workspace, class_rows(workspace, settings))
@@ -172,7 +172,7 @@ def find_lesson(workspace: Workspace, settings: TrainDecoderSettings, method: Se
 
 def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod,
                    ids: Sequence[str]) -> tuple[Frozen, Sequence[str]]:
-    """Choose where the layers come from that a method reads, and which of the photos have them."""
+    """Choose the source of the layers that a method reads, and the photos that have them."""
     split, reads = settings.split, method.READS
     layers = getattr(settings.of_method, "layers", "")
     folder = settings.features or kinds.place(workspace.path, "features", split)
@@ -197,7 +197,7 @@ def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method:
 
 def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers: str | None
                    ) -> tuple[Frozen, Sequence[str]]:
-    """Take layers from features; `layers` None: none are read."""
+    """Use stored features; `layers` None: no layers are read."""
     ids = features.available(ids)
     name, model = str(features.path), features.header.model
     if layers is None:
@@ -216,11 +216,11 @@ def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers
 
 
 def _wanted_layers(features: InputFolder, layers: str, split: str) -> tuple[int, ...]:
-    """Resolve a list of blocks, or `spread`, for features that `extract` has stored."""
+    """Resolve a list of blocks, or `spread`, for stored features."""
     if layers != "spread":
         return tuple(parse_numbers(layers))
     stored = features.header.options["layers"]
-    # How many blocks the model has is not stored. By default `extract` keeps all but the last.
+    # The number of blocks is not stored. By default, `extract` keeps all but the last.
     made_with = features.header.call.get("layers", "")
     if made_with == "spread":
         return tuple(stored)

@@ -1,4 +1,4 @@
-"""`align`: patches and text mapped into a space of their own (CMPA of SSR)."""
+"""`align`: a new joint space of patches and text (CMPA of SSR)."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
 
 def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, settings: AlignSettings
             ) -> alignment.Regions:
-    """Read patches, and which regions they are in."""
+    """Read patches and their regions."""
     ids = list(photos.photos_with(workspace, settings.split, settings.limit, features, maps).ids)
     _check_tags(workspace, settings, ids)
     ids, share = _phase_one.pixels_per_photo(ids, settings.max_pixels)
@@ -149,7 +149,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
 
 
 def _check_tags(workspace: Workspace, settings: AlignSettings, ids: list[str]) -> None:
-    """Check that the photos are tagged with two classes at least."""
+    """Check that the photos are tagged with at least two classes."""
     wanted = {*ids}
     tagged = {name for photo in workspace.photos(settings.split) if photo.id in wanted
               for name in photo.tags}
@@ -160,7 +160,7 @@ def _check_tags(workspace: Workspace, settings: AlignSettings, ids: list[str]) -
 
 
 def _check_regions(workspace: Workspace, shown: set[int], maps: InputFolder, phi: float) -> None:
-    """Warn of classes without a region."""
+    """Check that two classes have regions, and warn of classes without any."""
     if len(shown) < 2:
         raise VplError(f"no CAMs in {maps.path} reach `phi={phi}` for two classes; alignment "
                        "needs two", f"lower it: `phi={round(phi / 2, 3)}`")
@@ -173,7 +173,7 @@ def _align(
     chosen: AlignSettings, regions: alignment.Regions, text: Prototypes, patches: str,
     header: Header, target: Path, start: checkpoints.Start,
 ) -> list[list[float]]:
-    """Train both networks, and write prototypes and the map of patches; returns the loss curve."""
+    """Train both networks, write prototypes and the map of patches, and return the loss curve."""
     training = alignment.AlignmentSettings(
         iterations=chosen.iters, batch_size=chosen.batch_size, patches=chosen.patches,
         refresh=chosen.refresh, lr=chosen.lr, weight_decay=chosen.weight_decay,
@@ -182,7 +182,7 @@ def _align(
     kept = torch.ones_like(text.class_index, dtype=torch.bool)
     if chosen.background == "none":
         kept = text.class_index != 0
-    # The networks begin as always for a seed.
+    # Initial weights depend only on the seed.
     torch.manual_seed(chosen.seed)
     aligner = alignment.Aligner(
         width=chosen.width, depth=chosen.depth, last_relu=chosen.last_relu,
@@ -215,7 +215,7 @@ def _align(
 
 def _changes(regions: alignment.Regions, text: Prototypes, space: aligned_space.AlignedSpace,
              rows: Tensor) -> JsonObject:
-    """Modality gap and class accuracy of the regions, before and after; noted, too."""
+    """Report and return modality gap and class accuracy of the regions, before and after."""
     facts = dict[str, Any](gap={}, accuracy={})
     named = regions.class_of != 0
     owner = regions.class_of[named].to(rows.device)

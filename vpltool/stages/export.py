@@ -1,4 +1,4 @@
-"""`export`: predictions, or a segmenter, as evaluation servers and other tools take them."""
+"""`export`: predictions or a segmenter in the formats of evaluation servers and other tools."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vpltool.stages._card import about_segmenter, measured, some_photos, write_c
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings(Settings):
-    """Settings that all formats share; the split is the method's, since its default is."""
+    """Settings that all formats share; each format has its own `split`, with its own default."""
 
     method: str = setting(help="Format.", metavar="NAME")
     what: str = setting("", "What to export: predictions/NAME, masks/NAME or a folder; of a "
@@ -76,11 +76,7 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter)
 
 
 def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
-    """Export the labels of a GeoTIFF.
-
-    Raises:
-        VplError: none is named and there is not one alone, or it was made by something else.
-    """
+    """Export the labels of a GeoTIFF: the named one, or else the only one."""
     home = place(workspace.path, "scenes", "").parent
     found = sorted(home.rglob("*.tif"))
     near = [path for path in (Path(settings.what), workspace.path / settings.what)
@@ -101,7 +97,7 @@ def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> 
 
 
 def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
-    """Export the predictions of a split, or of photos that were named to `predict`."""
+    """Export the predictions of a split, or of photos given to `predict`."""
     assert settings.of_method is not None
     _check_classes(workspace, getattr(method, "CLASSES", workspace.classes))
     source, photos, split = _find(workspace, settings, method)
@@ -127,7 +123,7 @@ def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporte
 
 def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
           ) -> tuple[InputFolder, list[Photo], str]:
-    """Find the folder to export, its photos, and the split or the folder of photos it is of."""
+    """Find the folder to export, its photos, and the name of their split or folder."""
     split: str = values_of(settings)["split"]
     kinds = (("predictions",) if method.EXPORTS == "predictions"
              else ("predictions", "masks"))
@@ -138,7 +134,7 @@ def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
                        for suffix in ("-crf", "")],
             full=method.FULL)
     except VplError:
-        # That a split is unknown says more.
+        # An unknown split is the better error message.
         workspace.photos(split)
         raise
     own = source.header.options.get("split", split)
@@ -154,7 +150,7 @@ def _splits(workspace: Workspace) -> set[str]:
 
 
 def _corrections(workspace: Workspace, photos: Sequence[Photo], split: str) -> dict[str, Path]:
-    """Id to path of the corrected masks of a split's photos; photos elsewhere have none."""
+    """Return the paths of corrected masks by id; photos outside of splits have none."""
     if split not in _splits(workspace):
         return {}
     corrected = corrections.corrections_of(workspace.path, [photo.id for photo in photos])
@@ -167,10 +163,9 @@ def _corrections(workspace: Workspace, photos: Sequence[Photo], split: str) -> d
 
 def _sizes(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], split: str,
            corrected: Mapping[str, Path]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """Id to (height, width) of the photos that can be exported, and to the reason of the others.
+    """Return (height, width) by id of the photos to export, and reasons by id of the others.
 
-    Raises:
-        VplError: a photo has no prediction although none failed on it, or none is left.
+    A missing prediction of a photo that has not failed is an error.
     """
     there = [photo for photo in photos if photo.id in corrected or source.holds(photo.id)]
     failed = source.left_out(photo.id for photo in photos if photo.id not in corrected)
@@ -191,14 +186,14 @@ def _sizes(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], s
 
 
 def _named(failed: Mapping[str, str], total: int) -> str:
-    """Name photos that are not exported, with the reasons."""
+    """Format the photos that are not exported, with the reasons."""
     reasons = [why if key in why else f"{key}: {why}" for key, why in sorted(failed.items())]
     return (part_of(len(failed), total, "photos", "cannot", "cannot")
             + f" be exported: {some(reasons, '; ')}")
 
 
 def _mended(source: InputFolder, split: str) -> str:
-    """Say how photos that failed come into an export."""
+    """Return the hint for exporting failed photos."""
     if "images" in source.header.sources or source.header.call.get("images"):
         return "fix or remove them, and predict again"
     return (f"fix them, and run `extract(split={split!r})`, `update()` and the export again; or "
@@ -206,7 +201,7 @@ def _mended(source: InputFolder, split: str) -> str:
 
 
 def _check_classes(workspace: Workspace, known: Sequence[str]) -> None:
-    """Check that the workspace has the classes that a server knows."""
+    """Check that the workspace has the classes of a server."""
     if workspace.classes != tuple(known):
         raise VplError(f"the workspace has {len(workspace.classes)} classes "
                        f"({', '.join(workspace.classes[:3])}, …), the server knows "
@@ -217,11 +212,7 @@ def _check_classes(workspace: Workspace, known: Sequence[str]) -> None:
 def _each(workspace: Workspace, source: InputFolder, photos: Sequence[Photo],
           sizes: Mapping[str, tuple[int, int]], corrected: Mapping[str, Path], title: str
           ) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
-    """Yield each photo with its labels.
-
-    Raises:
-        VplError: labels are damaged, of another size than the photo, or no class.
-    """
+    """Yield each photo with its labels, after checking their size and classes."""
     last, remake = len(workspace.classes), f"{again(source.header)} with `overwrite=True`"
     with console.progress(title, len(photos)) as advance:
         for photo in photos:

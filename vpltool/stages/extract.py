@@ -23,7 +23,7 @@ _OF_CLIP = ("patches", "calibrated_blocks", "calibrated_heads", "layers")
 """Settings without effect on a second encoder."""
 
 _WHOLE = ("tokens", "attention", "attentions")
-"""What a photo that is encoded in windows does not have: it belongs to all patches together."""
+"""Tensors that span all patches, so that photos encoded in windows lack them."""
 
 _UNCALIBRATED = NoEffect({"patches": ("block", "value")}, "no path goes beside the blocks")
 
@@ -77,7 +77,7 @@ class ExtractSettings(options.PerPhoto):
 
 
 _LEAST = 3
-"""Patches along the longer side of a photo: with fewer, all are at its border."""
+"""Minimum of patches along the longer side: with fewer, all are at the border."""
 
 STAGE = Stage(order=30, panel="1. Begin", reads=("workspace", "images"),
               writes=("features", "head"), settings=ExtractSettings)
@@ -130,7 +130,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
         header = replace(header, call=header.call | {"encoder": source.setting})
     home = kinds.SECOND_FOLDER if settings.encoder else "features"
     folder = settings.out or workspace.path / home / settings.split
-    # An encoder that runs by its own code has none.
+    # An encoder that runs its own code has none.
     head = None if second else getattr(encoder.vision, "head", None)
     beside = {} if head is None else {head_path(folder): (
         Header(kind="head", command="extract", model=encoder.identity,
@@ -144,7 +144,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
 def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str, ...],
            layers: list[int], paths: dict[str, Path], device: torch.device, dtype: torch.dtype
            ) -> Iterator[photo_work.Made]:
-    """Set the tower up; the result yields each photo's features."""
+    """Set up the tower; return an iterator over each photo's features."""
     vision = encoder.vision.to(dtype)
     patches = ("none" if "patches" not in kept
                else settings.patches if settings.encoder in ("", models.WORDS) else "last")
@@ -186,7 +186,7 @@ def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str
 
 
 def _kept(settings: ExtractSettings, *, second: bool) -> tuple[str, ...]:
-    """What is kept: of what is asked for, what a second encoder and windows leave."""
+    """Return the tensors to keep: of those requested, what a second encoder and windows allow."""
     kept = parse_kept("keep", settings.keep)
     if not kept:
         raise VplError("`keep=''` is empty", f"one or more of {', '.join(kinds.FEATURE_TENSORS)}")
@@ -207,7 +207,7 @@ def _kept(settings: ExtractSettings, *, second: bool) -> tuple[str, ...]:
 
 def _narrowed(settings: ExtractSettings, kept: tuple[str, ...], able: Collection[str], why: str,
               hint: str) -> tuple[str, ...]:
-    """Leave out what cannot be had, unless it was asked for, or nothing would be left."""
+    """Drop unavailable tensors; an error if they were explicitly requested, or none is left."""
     missing = [name for name in kept if name not in able]
     if missing and ("keep" in settings.given or len(missing) == len(kept)):
         raise VplError(f"`keep={settings.keep!r}`: {why.format(missing[0])}", hint)
@@ -216,7 +216,7 @@ def _narrowed(settings: ExtractSettings, kept: tuple[str, ...], able: Collection
 
 def _kept_of_encoder(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str, ...]
                      ) -> tuple[str, ...]:
-    """What is kept of an encoder: of what is asked for, what it gives."""
+    """Return the tensors to keep: of those requested, what the encoder provides."""
     if settings.patches != "block" and not settings.encoder:
         encoders.with_head(encoder, f"`patches={settings.patches!r}`")
     able, name = encoder.vision.able, encoder.identity["name"]

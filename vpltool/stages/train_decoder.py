@@ -1,4 +1,4 @@
-"""`train-decoder`: a segmenter on a frozen encoder, or with its last blocks, from pseudo masks."""
+"""`train-decoder`: a segmenter over a frozen or finetuned encoder, from pseudo masks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _STEPLESS = dict.fromkeys(
     ("iters", "batch_size", "crop", "lambda_ce", "lambda_rsc", "lambda_aff", "optimizer", "lr",
      "power", "balanced", "start", "checkpoint_every", "seed"),
     "it is computed in one pass, without steps")
-"""Settings of the training that a method with `fit` does not read, and why."""
+"""Settings without effect on a method with `fit`, and why."""
 
 _ENCODER_ONLY = "no encoder is run; `source='photos'` runs it"
 
@@ -113,7 +113,7 @@ def _train(lesson: Lesson, network: segmenter.SegmenterNetwork, data: TrainingDa
 
 
 def _unread(lesson: Lesson) -> dict[str, str]:
-    """Settings that are not read, and why."""
+    """Return the settings without effect, and why."""
     stepless, precision = lesson.method.stepless, lesson.settings.precision
     unread = dict(_STEPLESS) if stepless else {}
     if lesson.frozen.features:
@@ -121,22 +121,22 @@ def _unread(lesson: Lesson) -> dict[str, str]:
         if stepless:
             unread["precision"] = _ENCODER_ONLY
         elif precision == "fp16":
-            # They would need their losses scaled.
+            # It would need loss scaling.
             unread["precision"] = "steps are not computed in fp16; `precision='bf16'`"
     return unread
 
 
 def _precision_of_steps(lesson: Lesson) -> torch.dtype:
-    """The number format that the decoder's steps are computed in."""
+    """Return the number format of the decoder's training steps."""
     if lesson.method.stepless or lesson.settings.precision != "bf16":
         return torch.float32
-    # Where there is an encoder, it has warned of a format that is slow.
+    # Loading an encoder has already warned of a slow format.
     warn = console.warn if lesson.frozen.features else None
     return find_precision("bf16", find_device(lesson.settings.device), warn)
 
 
 def _check_network(lesson: Lesson, network: segmenter.SegmenterNetwork) -> None:
-    """Check that settings, features and prototypes suit the network."""
+    """Check that settings, features and prototypes fit the network."""
     settings, frozen, prototypes = lesson.settings, lesson.frozen, lesson.prototypes
     residual = hasattr(settings.of_method, "residual")
     if not lesson.method.stepless:
@@ -173,7 +173,7 @@ def _check_steps(settings: TrainDecoderSettings, network: segmenter.SegmenterNet
 
 def _take_weights(lesson: Lesson, network: segmenter.SegmenterNetwork,
                   start: segmenters.SegmenterFile) -> None:
-    """Begin with the weights of another decoder; prototypes stay the network's own."""
+    """Load the weights of another decoder, except for the prototypes."""
     path, other = start.path, start.network()
     if start.method != lesson.settings.method:
         raise VplError(f"{path} is of the method {start.method}", f"`method={start.method!r}`")
@@ -192,7 +192,7 @@ def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def _is_done(lesson: Lesson, header: Header) -> bool:
-    """Tell whether the decoder is there already."""
+    """Return whether the decoder already exists; see `check_file`."""
     target, ids = lesson.target, lesson.ids
     try:
         return headers.check_file(target, header, lesson.settings)
@@ -207,7 +207,7 @@ def _is_done(lesson: Lesson, header: Header) -> bool:
 
 def _fit(method: SegmenterMethod, network: segmenter.SegmenterNetwork, data: TrainingData,
          settings: TrainDecoderSettings, ranks: Ranks) -> None:
-    """Compute the parameters of a network; each process reads its share of the photos, whole."""
+    """Compute the parameters of a network; each process reads its share of the whole photos."""
     own = replace(data, photos=[photo for photo in data.photos if ranks.shard.holds(photo.id)])
     with console.progress("train-decoder", len(own.photos)) as advance:
         def counted() -> Generator[LabelledPhoto, None, None]:
@@ -219,8 +219,8 @@ def _fit(method: SegmenterMethod, network: segmenter.SegmenterNetwork, data: Tra
 
 
 _ITERS, _LR, _LOW_RANK = 1000, 3e-5, 10
-"""Where they are not given: a head that is computed needs few steps, and small ones. Updates of low
-rank need ten times the rate (Schulman et al., LoRA Without Regret, 2025)."""
+"""Defaults: a computed head needs few and small steps. Updates of low rank need ten times the rate
+(Schulman et al., LoRA Without Regret, 2025)."""
 
 _UNTUNED = dict.fromkeys(
     ("optimizer", "lambda_ce", "lambda_rsc", "lambda_aff", "balanced"),
@@ -229,7 +229,7 @@ _UNTUNED = dict.fromkeys(
 
 def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod
               ) -> Path:
-    """Train the last blocks of the encoder and a head that begins as the discriminant."""
+    """Train the encoder's last blocks, and a head initialised as the discriminant."""
     chosen: Any = settings.of_method
     settings = replace(settings, lr=settings.lr or _LR * (_LOW_RANK if chosen.rank else 1),
                        iters=settings.iters if "iters" in settings.given else _ITERS)
@@ -244,7 +244,7 @@ def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segm
     network, first = lesson.build(), lesson.start()
     if first:
         _take_head(network, first)
-    # Photos are as large as those of the features, unless another side is given.
+    # The default size of photos is that of the features.
     side = settings.max_side
     if frozen.features and "max_side" not in settings.given:
         side = int(frozen.features.header.options.get("max_side", side))
@@ -258,7 +258,7 @@ def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segm
     _joint.warn_of_little([workspace.indices_of(photo) for photo in lesson.photos],
                           workspace.classes)
     if first is None and not start.step:
-        # Each of several processes reads all photos, and has all of the discriminant.
+        # Each of several processes computes the whole discriminant.
         _fit(load_method(SegmenterMethod, "discriminant"), network,
              TrainingData(workspace, masks, lesson.photos, frozen, network.reads_patches, side),
              settings, Ranks(0, 1, find_device(settings.device)))
@@ -271,7 +271,7 @@ def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segm
 
 
 def _check_blocks(encoder: encoders.Encoder, blocks: int, rank: int) -> None:
-    """Check that the blocks that are to be trained are there, and can be told apart."""
+    """Check that the encoder has the blocks to train."""
     depth = encoders.with_head(encoder, f"`blocks={blocks}`").depth
     if blocks > depth:
         raise VplError(f"`blocks={blocks}`: the encoder has {depth}",
@@ -282,7 +282,7 @@ def _check_blocks(encoder: encoders.Encoder, blocks: int, rank: int) -> None:
 
 
 def _take_head(network: segmenter.SegmenterNetwork, start: segmenters.SegmenterFile) -> None:
-    """Begin with the map of another decoder."""
+    """Load the classifier of another decoder."""
     other = start.network()
     own, found = ({name: tensor for name, tensor in part.state_dict().items()
                    if name.startswith("classifier.")} for part in (network, other))

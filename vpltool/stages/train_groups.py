@@ -167,14 +167,14 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
         header = headers.make_header(
             workspace, "groups", "train-groups", settings,
             inputs={**source.identities, **({"begin": settings.begin} if settings.begin else {})},
-            # BatchNorm's statistics are a process's own.
+            # Each process has its own BatchNorm statistics.
             model=model, options={"processes": process.count} if process.count > 1 else {},
             skip=("split",) if settings.pairs else ())
         header = replace(header, facts={"config": shape.to_config(), "mean": list(MEAN),
                                         "std": list(STD)})
         if not headers.check_file(target, header, settings):
             start = checkpoints.read_checkpoint(target, header, settings)
-            # Always the same network for a seed.
+            # Initial weights depend only on the seed.
             torch.manual_seed(settings.seed)
             network = groups.GroupNetwork(shape)
             if settings.begin:
@@ -186,9 +186,9 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
 
 def _text_tower(workspace: Workspace, settings: TrainGroupsSettings, device: torch.device
                 ) -> tuple[Callable[[Sequence[str]], Tensor], Mapping[str, str]]:
-    """What turns captions into token numbers (B, length), or into a CLIP's vectors (B, dim).
+    """Return a CLIP's text encoder, to vectors (B, dim), and the CLIP's identity.
 
-    Its identity is that of the CLIP; empty: the network has a text tower of its own.
+    Without a CLIP, return a tokenizer, to token ids (B, length), and an empty identity.
     """
     if settings.text == "clip":
         return clip_encoder(workspace, device)
@@ -197,7 +197,7 @@ def _text_tower(workspace: Workspace, settings: TrainGroupsSettings, device: tor
 
 
 def _numbers(settings: TrainGroupsSettings, name: str, count: int) -> tuple[int, ...]:
-    """Read a list of whole numbers."""
+    """Parse a list of `count` positive integers."""
     text = getattr(settings, name)
     try:
         numbers = tuple(int(part) for part in text.split(","))
@@ -210,10 +210,10 @@ def _numbers(settings: TrainGroupsSettings, name: str, count: int) -> tuple[int,
 
 
 def shape_of(settings: TrainGroupsSettings) -> groups.GroupShape:
-    """Sizes of the network; the joint space of a CLIP is not known yet.
+    """Return the shape of the network, except for the dimensions of a CLIP's joint space.
 
     Raises:
-        VplError: they do not fit each other.
+        VplError: sizes do not fit each other.
     """
     for name, value, of, divisor in (
             ("side", settings.side, "patch", settings.patch),

@@ -1,4 +1,4 @@
-"""`train-student`: a small network that has learned what a segmenter says of photos."""
+"""`train-student`: a small network that learns the probabilities of a segmenter."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 """A plain ViT of 5.7 million parameters, Apache-2.0."""
 
 _SCALES = (0.7, 1.6)
-"""Factors on a photo's size. With WeCLIP's, of 0.5 to 2, fewer crops look as the photos do that a
-student will see; chosen by agreement with the teacher on photos that were not trained on."""
+"""Factors on a photo's size, chosen by agreement with the teacher on held-out photos. With
+WeCLIP's, 0.5 to 2, fewer crops resemble the photos in use."""
 
 _LAYER_DECAY = 0.65
-"""Chosen in the same way; 1 lost what the network's published weights know."""
+"""Chosen in the same way; with 1, the knowledge in published weights was lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +129,7 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What a student learns from: probabilities of its teacher, and masks that sharpen them.
-
-    Those of another folder's photos are in `also`.
-    """
+    """A teacher's probabilities, also of another folder's photos, and masks that sharpen them."""
 
     teacher: segmenters.SegmenterFile
     soft: InputFolder
@@ -160,7 +157,7 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
 
 def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
           ) -> tuple[list[Taught], InputFolder]:
-    """The photos of a folder without tags, and what the teacher says of them."""
+    """Find the photos of a folder without tags, and the teacher's probabilities of them."""
     (group,) = find_photos([folder], together=False)
     again = f"predict(images=[{str(folder)!r}], decoder={teacher.path.stem!r}, probabilities=True"
     soft = teacher.open_probabilities(workspace, group.name, again)
@@ -176,7 +173,7 @@ def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
 
 def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: segmenters.SegmenterFile,
                 photos: Sequence[Photo]) -> Masks | None:
-    """The masks that sharpen the teacher's probabilities: by default those that taught it."""
+    """Find the masks that sharpen the teacher's probabilities; default: those that taught it."""
     choice = settings.masks
     if not choice:
         taught = teacher.header.sources.get("masks", "")
@@ -187,7 +184,7 @@ def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: segmen
 
 
 def _warn_of_grid(soft: InputFolder, patch: int, max_side: int) -> None:
-    """Warn where a student's grid is far coarser than what it learns."""
+    """Warn if a student's grid is far coarser than its teacher's."""
     key = next((path.stem for path in soft.path.glob("*.safetensors")), "")
     if not key or not max_side:
         return
@@ -210,7 +207,7 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
         inputs |= identities_of(lesson.masks, lesson.masks.ids)
     decay = settings.layer_decay
     if decay is None:
-        # Random weights hold no knowledge that is to be kept.
+        # Random weights contain nothing to preserve.
         decay = 1.0 if settings.begin == "random" else _LAYER_DECAY
     header = headers.make_header(
         workspace, "decoder", "train-student", settings, inputs=inputs, model=model,
