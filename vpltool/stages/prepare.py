@@ -33,7 +33,7 @@ from vpltool.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings(ModelSettings):
-    """Settings that all data sets share."""
+    """Settings for all data sets."""
 
     method: str = setting(help="Layout of the data set.", metavar="NAME")
     classes: Path | None = setting(
@@ -68,18 +68,18 @@ STAGE = Stage(order=10, panel="1. Begin", reads=(),
               settings=PrepareSettings, methods="sources", subcommands=True, begins=True)
 
 _REMEMBERED = ("halve", "hold_out")
-"""Shared settings that a later call may leave out."""
+"""Shared settings that later calls may omit."""
 
 _MADE = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
-"""Folders of what later stages make."""
+"""Folders of later stages' results."""
 
 _NUMBERED = ("cams", "masks", "corrections", "decoder", "predictions")
-"""Folders of what holds numbers of classes."""
+"""Folders of results that contain numbers of classes."""
 
 
 @dataclass(frozen=True)
 class _Earlier:
-    """The workspace that is there already, its photos, and the settings that it was made with."""
+    """The existing workspace, its photos, and the settings of its call."""
 
     workspace: Workspace | None = None
     photos: Sequence[Photo] = ()
@@ -150,14 +150,14 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
 
 
 def changes_since(workspace: Workspace) -> list[str]:
-    """Say what another call would change, of photos in a folder and their CSV; see `_completed`.
+    """Describe what repeating the call would change, for photos in a folder with a CSV.
 
     Raises:
         VplError: the folder or the CSV cannot be used.
     """
     kept = _Earlier(workspace, workspace.photos(), last_call(workspace.path))
     if kept.call.get("method") != "folder":
-        # Others read all labels, or write files.
+        # Other methods read all labels, or write files.
         return []
     chosen = find_method("sources", "folder")
     own = _remembered(workspace.path, chosen.settings, kept.call)
@@ -173,7 +173,7 @@ def changes_since(workspace: Workspace) -> list[str]:
 
 def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier
                ) -> tuple[list[Photo], list[str]]:
-    """The photos with captions and splits, and remarks about captions."""
+    """Return the photos with captions and splits, and remarks about captions."""
     photos, doubts = (with_captions(source.photos, settings.captions) if settings.captions
                       else (list(source.photos), []))
     photos = hold_out(_with_earlier(photos, kept.photos), settings.hold_out, kept.photos)
@@ -181,7 +181,7 @@ def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier
 
 
 def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier:
-    """Read the workspace that is there, if any; a damaged one may be overwritten."""
+    """Read the existing workspace, if any; a damaged one may be overwritten."""
     if not (path / "workspace.json").exists():
         return _Earlier()
     try:
@@ -195,13 +195,13 @@ def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier:
 
 
 def _is_given(settings: Settings, name: str) -> bool:
-    """Whether a setting was given, by hand or by a preset."""
+    """Return whether a setting was given explicitly or by a preset."""
     default = next(entry.default for entry in described(type(settings)) if entry.name == name)
     return name in settings.given or getattr(settings, name) != default
 
 
 def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -> PrepareSettings:
-    """The settings, those of the earlier call in place of what is not given now."""
+    """Replace settings that are not given by those of the earlier call."""
     method = settings.of_method
     if method is not None and call.get("method") == settings.method:
         before = {name: value for name, value in _remembered(path, type(method), call).items()
@@ -217,12 +217,12 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
 
 
 def _call(path: Path, settings: PrepareSettings, kept: _Earlier) -> JsonObject:
-    """The settings that a later call may leave out; paths are relative to the workspace."""
+    """Return the settings that later calls may omit, with paths relative to the workspace."""
     call: JsonObject = {"method": settings.method}
     call |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
     if settings.captions:
         call["captions"] = _to_workspace(path, settings.captions)
-    # workspace.json has the classes; that they are not those of the tags is said here.
+    # workspace.json contains the classes; this records that they do not come from the tags.
     if settings.classes:
         call["classes"] = relative_to(settings.classes, path)
     elif "classes" in kept.call:
@@ -237,7 +237,7 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier) -> JsonObject:
 
 
 def _remembered(path: Path, method: type[Settings], call: Mapping[str, Any]) -> JsonObject:
-    """The settings of a method that an earlier call was made with."""
+    """Return the settings of a method in an earlier call."""
     return {entry.name: _from_workspace(path, entry.type, call[entry.name])
             for entry in described(method) if entry.name in call and not entry.by_hand}
 
@@ -255,7 +255,7 @@ def _from_workspace(path: Path, kind: type, value: Any) -> Any:
 
 
 def _named_classes(settings: PrepareSettings, kept: _Earlier) -> ClassFile:
-    """Classes of a class file, given now or earlier; no names if there is none."""
+    """Return the classes of a class file, given now or earlier; without one, no names."""
     if settings.classes is not None:
         return read_classes(settings.classes)
     if kept.workspace is None:
@@ -265,9 +265,9 @@ def _named_classes(settings: PrepareSettings, kept: _Earlier) -> ClassFile:
 
 
 def _ordered(source: Source, old: Workspace | None) -> tuple[str, ...]:
-    """Class names in index order. Those of tags come after known ones, which keep their index.
+    """Return class names in index order: known ones keep their index, new ones of tags follow.
 
-    Known ones that no photo has any more go, where that changes no number that something uses.
+    Known classes without photos are dropped if no result depends on the changed numbers.
     """
     if old is None or not source.from_tags:
         return source.classes
@@ -293,12 +293,12 @@ def _background(settings: PrepareSettings, source: Source, classes: Sequence[str
     words, new = source.background, set(classes)
     if old is not None:
         words, new = old.background, new - set(old.classes)
-    # A class must not compete with itself as a background word.
+    # A class must not also be a background word.
     return tuple(word for word in words if word not in new)
 
 
 def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Photo]:
-    """Keep what no data set says: fields that others added, and captions where it brings none."""
+    """Keep fields that other programs added, and earlier captions if there are no new ones."""
     known = {photo.id: photo for photo in before}
     captioned = any(photo.captions for photo in photos)
     return [replace(photo, more=known[photo.id].more,
@@ -308,7 +308,7 @@ def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Phot
 
 def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
                 photos: Sequence[Photo], settings: PrepareSettings) -> None:
-    """Check that the workspace is of the same photos and, where it has been used, encoder."""
+    """Check that the workspace has the same photos and, if it has results, the same encoder."""
     changes = []
     worked = any((workspace.path / name).is_dir() for name in _MADE)
     if old.root != workspace.root:
@@ -326,7 +326,7 @@ def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
 
 
 def _formatted(settings: PrepareSettings) -> str:
-    """The call that replaces a workspace; with the CLIP that was given, even the default."""
+    """Return the call that replaces a workspace, with the given CLIP even if it is the default."""
     clip = settings.given & {"model", "pretrained", "normalise"}
     values = changed(settings) | {name: getattr(settings, name) for name in sorted(clip)}
     words = [f"{name}={value!r}" for name, value in values.items() if name != "method"]
@@ -343,9 +343,9 @@ def _warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
 
 
 def _describe(workspace: Workspace, photos: Sequence[Photo], words: Words, afresh: str) -> None:
-    """Say what the workspace holds, what has changed (`words`), and what looks wrong.
+    """Report the workspace's contents, what has changed (`words`), and warnings.
 
-    `afresh` is the call that numbers classes anew, where they keep the numbers of an earlier one.
+    `afresh` is the call that renumbers the classes, if they keep earlier numbers.
     """
     splits = Counter(split for photo in photos for split in photo.splits)
     background = counted(len(workspace.background), "background word", "background words")
