@@ -117,7 +117,7 @@ class CheckpointRule:
         self.steps, self.seconds, self._clock = steps, seconds, clock
         self._since: float | None = None
 
-    def due(self, done: int, *, interrupted: bool = False) -> bool:
+    def due(self, done: int) -> bool:
         """Return whether to write a checkpoint after `done` steps; call once per step.
 
         After a checkpoint, time counts from the next step, so that training advances even if
@@ -126,7 +126,7 @@ class CheckpointRule:
         now = self._clock()
         self._since = now if self._since is None else self._since
         late = self.seconds > 0 and now - self._since >= self.seconds
-        if interrupted or late or (self.steps > 0 and done % self.steps == 0):
+        if late or (self.steps > 0 and done % self.steps == 0):
             self._since = None
             return True
         return False

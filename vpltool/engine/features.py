@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vpltool.clip import encoders
@@ -159,32 +159,22 @@ SECOND = {"second_patches": "patches", "second_attention": "attention"}
 """Tensors of the second encoder that a method may read: name in `READS` to name in the file."""
 
 
-@dataclass(frozen=True)
-class FoundEncoder:
-    """The source of a second encoder.
-
-    Args:
-        setting: value of the setting `encoder`, with a path relative to the workspace.
-        inputs: its weights file by role, if it is local.
-    """
-
-    setting: str
-    inputs: Mapping[str, Path]
-
-
 def load_second(workspace: Workspace, given: str, device: torch.device
-                ) -> tuple[encoders.Encoder, FoundEncoder]:
+                ) -> tuple[encoders.Encoder, str, dict[str, Path]]:
     """Load the second encoder that the setting `encoder` names.
+
+    Returns:
+        the encoder, the setting with a path relative to the workspace, and its weights file by
+        role, if it is local.
 
     Raises:
         VplError: there is no such encoder, or its tower is not supported.
     """
     # Paths are relative to the current folder, or to the workspace if `update` read a header.
     source = encoders.find_encoder(given, (Path(), workspace.path))
-    setting = source.setting(relative_path(source.path, workspace.path)
-                             if source.path else "")
-    inputs = {"weights": source.weights} if source.weights else {}
-    return encoders.load_encoder(source, device), FoundEncoder(setting, inputs)
+    path = relative_path(source.path, workspace.path) if source.path else ""
+    return (encoders.load_encoder(source, device), source.setting(path),
+            {"weights": source.weights} if source.weights else {})
 
 
 def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Collection[str]

@@ -23,10 +23,6 @@ from vpltool.parallel import batches
 from vpltool.settings import setting
 
 _PANEL = "Groups"
-GROUP_SETTINGS = ("classes", "prompts", "threshold", "top", "short_side", "window", "stride",
-                  "maps")
-"""Settings of `predict` that apply only to groups."""
-
 NETWORK_SETTINGS = ("scales", "flip", "average", "source", "features", "max_side", "tile",
                     "overlap", "precision")
 """Settings of `predict` that do not apply to groups."""

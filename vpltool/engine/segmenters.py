@@ -47,7 +47,7 @@ class SegmenterFile:
     """Kinds of file that hold further outputs per photo, besides labels and probabilities."""
 
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        groups.GROUP_SETTINGS, "only groups have it")
+        groups.GroupSettings.__annotations__, "only groups have it")
     """Settings without effect on it, and why."""
 
     @property

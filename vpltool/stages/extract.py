@@ -108,11 +108,11 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     opened = given.open_given(workspace, settings, ("photo",))
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
-    source = None
+    named, inputs = "", dict[str, Path]()
     if second:
         opened = opened.without_effect(dict.fromkeys(
             _OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
-        encoder, source = load_second(workspace, settings.encoder, device)
+        encoder, named, inputs = load_second(workspace, settings.encoder, device)
     else:
         load = models.load_clip_vision if settings.encoder else models.load_main
         encoder = load(workspace, device)
@@ -123,11 +123,11 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     kept = _kept_of_encoder(encoder, settings, kept)
     layers = parse_layers(settings.layers, encoder.vision.depth) if "layers" in kept else []
     header = opened.header(
-        "features", "extract", model=encoder.identity, inputs=source.inputs if source else {},
+        "features", "extract", model=encoder.identity, inputs=inputs,
         options={"keep": list(kept), "layers": layers, "precision": settings.precision,
                  **({"encoder": encoder.identity["name"]} if settings.encoder else {})})
-    if source:
-        header = replace(header, call=header.call | {"encoder": source.setting})
+    if second:
+        header = replace(header, call=header.call | {"encoder": named})
     home = kinds.SECOND_FOLDER if settings.encoder else "features"
     folder = settings.out or workspace.path / home / settings.split
     # An encoder that runs its own code has none.
