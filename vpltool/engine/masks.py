@@ -154,13 +154,9 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
                 and is_untagged(labels, workspace.indices_of(photo))
                 and formats.describe(path).header is None)
 
-    with console.progress(f"check {masks.name}", len(photos)) as advance:
-        untagged = []
-        for photo, odd in zip(photos, threads.in_threads(check, photos, _THREADS), strict=True):
-            if odd:
-                untagged.append(photo.id)
-            advance()
-    warn_of_untagged(untagged)
+    odd = list(photo_work.tracked(f"check {masks.name}", threads.in_threads(
+        check, photos, _THREADS), len(photos)))
+    warn_of_untagged([photo.id for photo, is_odd in zip(photos, odd, strict=True) if is_odd])
     if supervision := supervision_by(masks, [photo.id for photo in photos]):
         console.note(f"{masks.path}: supervised by {supervision}")
 

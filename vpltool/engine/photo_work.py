@@ -36,6 +36,18 @@ Made = tuple[str, Any]
 """A photo's id, and its result or `Failed`."""
 
 Batch = TypeVar("Batch", bound="memory.Divisible")
+Item = TypeVar("Item")
+
+
+def tracked(title: str, items: Iterable[Item], total: int) -> Iterator[Item]:
+    """Yield items, and show the progress of the work on them.
+
+    An iterator of threads must be passed without a name, so that an interrupt closes it at once.
+    """
+    with console.progress(title, total) as advance:
+        for item in items:
+            yield item
+            advance()
 
 
 def open_outputs(

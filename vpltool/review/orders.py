@@ -7,9 +7,10 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from vpltool import console, formats
+from vpltool import formats
 from vpltool.core import agreement
 from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.photo_work import tracked
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, Photo, Workspace, input_folders, kinds
 from vpltool.lazy import np, npt
@@ -50,11 +51,7 @@ def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], orde
         VplError: no probabilities or CAMs tell the uncertainty of these masks.
     """
     measure = ORDERS[order](workspace, shown, split)
-    with console.progress(f"order: {order}", len(photos)) as advance:
-        values = []
-        for value in in_threads(measure, photos, _THREADS):
-            values.append(value)
-            advance()
+    values = list(tracked(f"order: {order}", in_threads(measure, photos, _THREADS), len(photos)))
     return [photos[place].id for place in np.argsort(-np.array(values), kind="stable")]
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from vpltool import console, formats
 from vpltool.core import agreement
+from vpltool.engine.photo_work import tracked
 from vpltool.engine.reports import ENOUGH
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, manifest
@@ -126,12 +127,8 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
         return (agreement.class_shares(labels, count + 1)[1:], sure[1:],
                 formats.identity_of_file(source.path_of(photo.id)))
 
-    seen = []
-    with console.progress("eval", len(photos)) as advance:
-        for entry in threads.in_threads(read, photos, _THREADS):
-            seen.append(entry)
-            advance()
-    shares, sure, contents = zip(*seen, strict=True)
+    shares, sure, contents = zip(*tracked("eval", threads.in_threads(read, photos, _THREADS),
+                                          len(photos)), strict=True)
     return np.stack(shares), np.stack(sure), contents
 
 

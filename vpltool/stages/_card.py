@@ -12,7 +12,7 @@ from typing import Any
 
 from vpltool import console
 from vpltool.core import metrics, segment
-from vpltool.engine import reports, segmenters
+from vpltool.engine import photo_work, reports, segmenters
 from vpltool.errors import VplError, counted
 from vpltool.formats import Header, Workspace, atomic, kinds, open_input, read_json
 from vpltool.lazy import Tensor, np, torch
@@ -154,8 +154,9 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
         segmenter.encoder.vision, segmenter.network, one)]
     count = 1 + len(segmenter.classes)
     counts, times, seen = [metrics.Confusion(count, {}) for _ in every], np.zeros(len(every)), 0
-    with console.progress(title, len(paths)) as advance, torch.no_grad():
-        for size, pixels in photo_pixels(segmenter.encoder, paths, side):
+    with torch.no_grad():
+        for size, pixels in photo_work.tracked(
+                title, photo_pixels(segmenter.encoder, paths, side), len(paths)):
             labels, seen = [], seen + 1
             for number, run in enumerate(every):
                 begun = time.perf_counter()
@@ -164,7 +165,6 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
                 labels.append(segment.labels_of(logits[0].softmax(dim=0), size))
             counts = [before + metrics.confusion(labels[-1], own, count)
                       for before, own in zip(counts, labels, strict=True)]
-            advance()
     found = [metrics.scores(each) for each in counts]
     return [(each.accuracy, each.miou, taken)
             for each, taken in zip(found, (times / max(seen, 1)).tolist(), strict=True)]

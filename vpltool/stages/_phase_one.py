@@ -15,6 +15,7 @@ from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
 from vpltool.engine import prototypes
 from vpltool.engine.features import SEEDING, find_cams
+from vpltool.engine.photo_work import tracked
 from vpltool.engine.photos import photos_with
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace
@@ -125,22 +126,19 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     photo_of = [torch.empty(0, dtype=torch.long)]
     labels = [torch.empty(0, dtype=torch.long)]
     seen = count = 0
-    with console.progress("read features", len(mine)) as advance:
-        for number, key in mine:
-            patches = prototypes.read_patches(features, key, space)
-            seen += len(patches)
-            patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
-            patches, label = sample_pixels(patches, label, share,
-                                           settings.seed * 1_000_003 + number)
-            if not count:
-                # Joining a list of parts would take twice the memory; untouched rows take none.
-                store = torch.empty(share * len(mine), patches.shape[1],
-                                    dtype=torch.float16 if half else torch.float32)
-            store[count : count + len(patches)] = patches
-            count += len(patches)
-            photo_of.append(torch.full((len(patches),), number))
-            labels.append(label)
-            advance()
+    for number, key in tracked("read features", mine, len(mine)):
+        patches = prototypes.read_patches(features, key, space)
+        seen += len(patches)
+        patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
+        patches, label = sample_pixels(patches, label, share, settings.seed * 1_000_003 + number)
+        if not count:
+            # Joining a list of parts would take twice the memory; untouched rows take none.
+            store = torch.empty(share * len(mine), patches.shape[1],
+                                dtype=torch.float16 if half else torch.float32)
+        store[count : count + len(patches)] = patches
+        count += len(patches)
+        photo_of.append(torch.full((len(patches),), number))
+        labels.append(label)
     seen, used = (sum(parts) for parts in zip(*ranks.collect((seen, count)), strict=True))
     store = store.reshape(-1, max(ranks.collect(store.shape[-1])))
     seeds = any(ranks.collect(any(bool((part >= 0).any()) for part in labels)))
@@ -214,14 +212,12 @@ def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], p
     A class's region is where its CAM is the strongest and reaches Φ, in the given space.
     """
     parts = []
-    with console.progress("read regions", len(ids)) as advance:
-        for key in ids:
-            patches = prototypes.read_patches(features, key, space).float()
-            cam = read_maps(maps, features, key, len(patches))
-            labels = seed_labels(cam["cam"], cam["classes"], phi, phi_background=0)
-            parts.append(photo_regions(F.normalize(patches, dim=-1),
-                                       labels.new_zeros(len(labels)), labels))
-            advance()
+    for key in tracked("read regions", ids, len(ids)):
+        patches = prototypes.read_patches(features, key, space).float()
+        cam = read_maps(maps, features, key, len(patches))
+        labels = seed_labels(cam["cam"], cam["classes"], phi, phi_background=0)
+        parts.append(photo_regions(F.normalize(patches, dim=-1), labels.new_zeros(len(labels)),
+                                   labels))
     regions, classes = (torch.cat(part) for part in zip(*parts, strict=True))
     if not len(regions):
         raise VplError(f"no CAM in {maps.path} reaches `phi={phi}`",

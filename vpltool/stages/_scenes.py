@@ -11,7 +11,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core import agreement, grids, segment
 from vpltool.core.classes import label_type
-from vpltool.engine import headers, running
+from vpltool.engine import headers, photo_work, running
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import IGNORE, Header, describe, kinds, rasters, read_labels, write_labels
 from vpltool.lazy import Tensor, np, npt, torch
@@ -109,10 +109,9 @@ def _predict(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, 
     done = sum(1 for _ in takewhile(lambda file: _is_of(file, header), files))
     if done:
         console.note(f"{out}: {done} of {len(files)} rows of tiles are done already")
-    with console.progress(f"predict {scene.path.stem}", len(files) - done) as advance:
-        for number, row in _rows(work, tiled, scene, done, tops):
-            write_labels(files[number], row, header)
-            advance()
+    for number, row in photo_work.tracked(
+            f"predict {scene.path.stem}", _rows(work, tiled, scene, done, tops), len(files) - done):
+        write_labels(files[number], row, header)
     classes = work.named.classes
     labels = (read_labels(file).astype(label_type(len(classes)), copy=False) for file in files)
     rasters.write_scene(out, scene, labels, header, classes)

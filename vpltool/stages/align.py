@@ -10,7 +10,7 @@ from typing import Any
 from vpltool import console, options
 from vpltool.core import aligned_space, alignment, seeds
 from vpltool.core.gap import modality_gap
-from vpltool.engine import checkpoints, headers, models, photos
+from vpltool.engine import checkpoints, headers, models, photo_work, photos
 from vpltool.engine.features import check_kept, open_features
 from vpltool.engine.prototypes import Prototypes, patch_source, split_header
 from vpltool.errors import VplError
@@ -123,22 +123,20 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     low = settings.phi_background if settings.background == "regions" else None
     pixels, entries, counts, classes = [], [], [], []
     held = 0
-    with console.progress("read features", len(ids)) as advance:
-        for number, key in enumerate(ids):
-            patches = features.read_tensors(key, "patches")["patches"]
-            cam = _phase_one.read_maps(maps, features, key, len(patches))
-            weights, class_of = seeds.region_weights(cam["cam"], cam["classes"], settings.phi, low)
-            patches, weights = _phase_one.sample_pixels(patches, weights.T, share,
-                                                        settings.seed * 1_000_003 + number)
-            for weight, index in zip(weights.T, class_of.tolist(), strict=True):
-                inside = weight.nonzero()[:, 0]
-                if len(inside):
-                    entries.append((inside + held, weight[inside]))
-                    counts.append(len(inside))
-                    classes.append(index)
-            pixels.append(patches)
-            held += len(patches)
-            advance()
+    for number, key in enumerate(photo_work.tracked("read features", ids, len(ids))):
+        patches = features.read_tensors(key, "patches")["patches"]
+        cam = _phase_one.read_maps(maps, features, key, len(patches))
+        weights, class_of = seeds.region_weights(cam["cam"], cam["classes"], settings.phi, low)
+        patches, weights = _phase_one.sample_pixels(patches, weights.T, share,
+                                                    settings.seed * 1_000_003 + number)
+        for weight, index in zip(weights.T, class_of.tolist(), strict=True):
+            inside = weight.nonzero()[:, 0]
+            if len(inside):
+                entries.append((inside + held, weight[inside]))
+                counts.append(len(inside))
+                classes.append(index)
+        pixels.append(patches)
+        held += len(patches)
     _check_regions(workspace, {*classes} - {0}, maps, settings.phi)
     console.note(f"{len(counts)} regions of {len(ids)} photos, {held} patches")
     embeddings = torch.nn.functional.normalize(torch.cat(pixels).float(), dim=-1)

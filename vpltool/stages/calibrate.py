@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.agreement import fit_temperature, kept_at, spread
-from vpltool.engine import reports, segmenters
+from vpltool.engine import photo_work, reports, segmenters
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file, kinds, storage
 from vpltool.lazy import Tensor, np, torch
@@ -90,14 +90,12 @@ def _sample(workspace: Workspace, folder: InputFolder, photos: Sequence[Photo], 
     """Sample evenly spaced pixels of each photo: probabilities, and allowed classes (N, 1 + C)."""
     count = 1 + len(workspace.classes)
     probabilities, allowed = [], []
-    with console.progress("calibrate", len(photos)) as advance:
-        for photo in photos:
-            tensors = folder.read_tensors(photo.id)
-            flat = spread(tensors["probabilities"], tensors["classes"], count).flatten(1).T
-            places = np.linspace(0, len(flat) - 1, min(pixels, len(flat))).round().astype(int)
-            probabilities.append(flat[torch.from_numpy(places)])
-            own = torch.zeros(count, dtype=torch.bool)
-            own[[0, *workspace.indices_of(photo)]] = True
-            allowed.append(own.expand(len(places), -1))
-            advance()
+    for photo in photo_work.tracked("calibrate", photos, len(photos)):
+        tensors = folder.read_tensors(photo.id)
+        flat = spread(tensors["probabilities"], tensors["classes"], count).flatten(1).T
+        places = np.linspace(0, len(flat) - 1, min(pixels, len(flat))).round().astype(int)
+        probabilities.append(flat[torch.from_numpy(places)])
+        own = torch.zeros(count, dtype=torch.bool)
+        own[[0, *workspace.indices_of(photo)]] = True
+        allowed.append(own.expand(len(places), -1))
     return torch.cat(probabilities), torch.cat(allowed)

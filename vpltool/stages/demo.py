@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vpltool import console, demo, options
 from vpltool.demo import scenes
+from vpltool.engine.photo_work import tracked
 from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace, atomic, open_workspace, rasters, write_labels
 from vpltool.formats.geopackage import Polygon, write_geopackage
@@ -72,12 +73,10 @@ def run(path: Path, settings: DemoSettings) -> Path:
         with atomic.atomic_path(path / "clip" / file.name) as temporary:
             shutil.copyfile(file, temporary)
     tags, captions = {}, {}
-    with console.progress("demo", len(splits)) as advance:
-        for number, labels, texts in processes.run_jobs(
-                _draw_one, range(len(splits)), processes.core_count(), _start, (path, seed),
-                fewest=_MANY):
-            tags[number], captions[number] = labels, texts
-            advance()
+    for number, labels, texts in tracked("demo", processes.run_jobs(
+            _draw_one, range(len(splits)), processes.core_count(), _start, (path, seed),
+            fewest=_MANY), len(splits)):
+        tags[number], captions[number] = labels, texts
     photos = [Photo(key, f"photos/{key}.jpg", tags[number], (split,), f"truth/{key}.png",
                     tuple(dict.fromkeys(captions[number])))
               for number, (key, split) in enumerate(splits.items())]
@@ -165,13 +164,11 @@ def _draw(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Draw scenes side by side: RGB (H, W, 3) and labels (H, W)."""
     pixels = np.zeros((_ROWS * _HEIGHT, _COLUMNS * _WIDTH, 3), np.uint8)
     labels = np.zeros(pixels.shape[:2], np.uint8)
-    with console.progress("demo scene", _ROWS * _COLUMNS) as advance:
-        for number in range(_ROWS * _COLUMNS):
-            top, left = number // _COLUMNS * _HEIGHT, number % _COLUMNS * _WIDTH
-            drawn = scenes.draw_scene(seed, _FIRST + number, (_HEIGHT, _WIDTH))
-            pixels[top : top + _HEIGHT, left : left + _WIDTH] = drawn.image
-            labels[top : top + _HEIGHT, left : left + _WIDTH] = drawn.labels
-            advance()
+    for number in tracked("demo scene", range(_ROWS * _COLUMNS), _ROWS * _COLUMNS):
+        top, left = number // _COLUMNS * _HEIGHT, number % _COLUMNS * _WIDTH
+        drawn = scenes.draw_scene(seed, _FIRST + number, (_HEIGHT, _WIDTH))
+        pixels[top : top + _HEIGHT, left : left + _WIDTH] = drawn.image
+        labels[top : top + _HEIGHT, left : left + _WIDTH] = drawn.labels
     return pixels, labels
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from vpltool import console, formats, options
 from vpltool.core import metrics
 from vpltool.engine import features, reports
+from vpltool.engine.photo_work import tracked
 from vpltool.engine.photos import known_photo_size
 from vpltool.errors import VplError, part_of
 from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, kinds, manifest, shards
@@ -177,11 +178,10 @@ def _count_own(workspace: Workspace, source: InputFolder, photos: list[Photo], t
     have = set(source.available(photo.id for photo in photos))
     photos = [photo for photo in photos if photo.id in have]
     tally = _Tally()
-    with console.progress("eval", len(photos)) as advance:
-        for counted in in_threads(lambda photo: _count(workspace, source, photo, tolerance),
-                                  photos, min(8, os.cpu_count() or 1)):
-            tally.add(counted)
-            advance()
+    for counted in tracked("eval", in_threads(
+            lambda photo: _count(workspace, source, photo, tolerance), photos,
+            min(8, os.cpu_count() or 1)), len(photos)):
+        tally.add(counted)
     return tally
 
 

@@ -10,6 +10,7 @@ from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.datasets.tags import some
 from vpltool.engine import features, masks, panels, segmenters
+from vpltool.engine.photo_work import tracked
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, corrections, expect_header, find_folder
 from vpltool.formats.kinds import place
@@ -214,22 +215,17 @@ def _each(workspace: Workspace, source: InputFolder, photos: Sequence[Photo],
           ) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
     """Yield each photo with its labels, after checking their size and classes."""
     last, remake = len(workspace.classes), f"{again(source.header)} with `overwrite=True`"
-    with console.progress(title, len(photos)) as advance:
-        for photo in photos:
-            if photo.id in corrected:
-                yield photo, masks.read_mask(
-                    corrected[photo.id], workspace.image_path(photo), last)
-                advance()
-                continue
-            path, size = source.path_of(photo.id), sizes[photo.id]
-            found = size_of_labels(path)
-            if found != size:
-                raise VplError(f"{path} is {found[0]}×{found[1]} (height×width), its photo "
-                               f"{size[0]}×{size[1]}", remake)
-            labels = source.read_labels(photo.id)
-            highest = labels[labels != workspace.ignore].max(initial=0)
-            if highest > last:
-                raise VplError(f"{path} has the label {highest}, above the last class {last}",
-                               remake)
-            yield photo, labels
-            advance()
+    for photo in tracked(title, photos, len(photos)):
+        if photo.id in corrected:
+            yield photo, masks.read_mask(corrected[photo.id], workspace.image_path(photo), last)
+            continue
+        path, size = source.path_of(photo.id), sizes[photo.id]
+        found = size_of_labels(path)
+        if found != size:
+            raise VplError(f"{path} is {found[0]}×{found[1]} (height×width), its photo "
+                           f"{size[0]}×{size[1]}", remake)
+        labels = source.read_labels(photo.id)
+        highest = labels[labels != workspace.ignore].max(initial=0)
+        if highest > last:
+            raise VplError(f"{path} has the label {highest}, above the last class {last}", remake)
+        yield photo, labels

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import console, options
+from vpltool import options
 from vpltool.core import group_maps
-from vpltool.engine import reports
+from vpltool.engine import photo_work, reports
 from vpltool.formats import InputFolder, JsonObject, Workspace, find_folder, kinds
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -79,11 +79,9 @@ def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> JsonObje
 def _measure(folder: InputFolder, ids: list[str]) -> JsonObject:
     held = folder.available(ids)
     uses = []
-    with console.progress(f"group-use {folder.name}", len(held)) as advance:
-        for key in held:
-            maps = folder.read_tensors(key, *STAGES)
-            uses.append([group_maps.group_use(maps[stage].float()) for stage in STAGES])
-            advance()
+    for key in photo_work.tracked(f"group-use {folder.name}", held, len(held)):
+        maps = folder.read_tensors(key, *STAGES)
+        uses.append([group_maps.group_use(maps[stage].float()) for stage in STAGES])
     found: JsonObject = {"photos": len(held)}
     for stage, each in zip(STAGES, zip(*uses, strict=True), strict=True):
         found[f"{stage}_used"] = statistics.fmean(used for used, _ in each)

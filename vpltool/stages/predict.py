@@ -302,9 +302,9 @@ def _write_overlays(work: Chosen, predictions: Path, photos: Mapping[str, Path])
 
     todo = [key for key in photos if (predictions / f"{key}.png").exists()
             and _written(pictures / f"{key}.jpg") <= _written(predictions / f"{key}.png")]
-    with console.progress(f"pictures {pictures.name}", len(todo)) as advance:
-        for _ in threads.in_threads(draw, todo, device.worker_count(work.settings.workers)):
-            advance()
+    for _ in photo_work.tracked(f"pictures {pictures.name}", threads.in_threads(
+            draw, todo, device.worker_count(work.settings.workers)), len(todo)):
+        pass
     return pictures
 
 

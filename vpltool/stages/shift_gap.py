@@ -9,11 +9,11 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.gap import feature_centroid, shift_along_gap
-from vpltool.engine import headers, models, photos, prototypes
+from vpltool.engine import headers, models, photo_work, photos, prototypes
 from vpltool.engine.features import SEEDING, find_cams, open_features
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, kinds
-from vpltool.lazy import Tensor, torch
+from vpltool.lazy import F, Tensor, torch
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
@@ -104,11 +104,8 @@ def _centroid(workspace: Workspace, features: InputFolder, maps: InputFolder | N
         return centroid, seen[text.class_index]
 
     def pixels() -> Iterator[tuple[Tensor, Tensor]]:
-        with console.progress("read features", len(ids)) as advance:
-            for key in ids:
-                patches = prototypes.read_patches(features, key, space).float()
-                yield (torch.nn.functional.normalize(patches, dim=-1),
-                       torch.zeros(len(patches), dtype=torch.long))
-                advance()
+        for key in photo_work.tracked("read features", ids, len(ids)):
+            patches = prototypes.read_patches(features, key, space).float()
+            yield F.normalize(patches, dim=-1), torch.zeros(len(patches), dtype=torch.long)
 
     return feature_centroid(pixels(), groups=1)[0], text.class_index >= 0

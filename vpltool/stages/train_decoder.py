@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from vpltool.clip import encoders
 from vpltool.core import joint, segmenter, training
 from vpltool.engine import checkpoints, headers, models, segmenters
 from vpltool.engine.masks import check_masks
+from vpltool.engine.photo_work import tracked
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, changes, expect_header, shards
 from vpltool.lazy import torch
 from vpltool.methods import load_method
-from vpltool.methods.inputs import LabelledPhoto
 from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
@@ -209,13 +209,9 @@ def _fit(method: SegmenterMethod, network: segmenter.SegmenterNetwork, data: Tra
          settings: TrainDecoderSettings, ranks: Ranks) -> None:
     """Compute the parameters of a network; each process reads its share of the whole photos."""
     own = replace(data, photos=[photo for photo in data.photos if ranks.shard.holds(photo.id)])
-    with console.progress("train-decoder", len(own.photos)) as advance:
-        def counted() -> Generator[LabelledPhoto, None, None]:
-            for photo in whole_photos(own, ranks.device, worker_count(settings.workers)):
-                yield photo
-                advance()
-
-        method.fit(network.to(ranks.device), counted(), settings.of_method, ranks.total)
+    method.fit(network.to(ranks.device), tracked("train-decoder", whole_photos(
+        own, ranks.device, worker_count(settings.workers)), len(own.photos)),
+        settings.of_method, ranks.total)
 
 
 _ITERS, _LR, _LOW_RANK = 1000, 3e-5, 10
