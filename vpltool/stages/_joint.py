@@ -19,7 +19,7 @@ from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, k
 from vpltool.lazy import F, Tensor, np, torch
 from vpltool.parallel import device, threads
 from vpltool.parallel.ranks import joined
-from vpltool.stages._training_data import choose_crop, cut_pixels, normalised_crops
+from vpltool.stages._lesson import choose_crop, cut_pixels, normalised_crops
 
 FEW = 50
 """Number of photos below which a joint training warns."""

@@ -23,7 +23,7 @@ from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
-from vpltool.stages import _fitting, tag
+from vpltool.stages import _lesson, tag
 from vpltool.stages.train_student import DEFAULT_STUDENT, StudentSettings
 
 _LOOKED_AT = 40
@@ -265,7 +265,7 @@ def _step_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device:
     if not settings.iters:
         return 0.0
     side, network = settings.crop, _network(encoder, settings).to(device)
-    used = _fitting.training_of(_fitting.TrainDecoderSettings(
+    used = _lesson.training_of(_lesson.TrainDecoderSettings(
         iters=3, batch_size=settings.batch_size, crop=side, optimizer="adamw",
         lambda_rsc=float(network.in_joint_space)), torch.float32)
     batch = training.CropBatch(

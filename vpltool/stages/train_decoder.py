@@ -23,9 +23,8 @@ from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _joint
-from vpltool.stages._fitting import Lesson, TrainDecoderSettings, find_lesson, training_of
-from vpltool.stages._training_data import TrainingData, crop_batches, whole_photos
+from vpltool.stages import _joint, _lesson
+from vpltool.stages._lesson import Lesson, TrainDecoderSettings, TrainingData
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",), settings=TrainDecoderSettings, methods="segmenters",
@@ -61,11 +60,11 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     stepless = method.stepless
     if not stepless:
         shards.check_even(settings.batch_size)
-    lesson = find_lesson(workspace, settings, method)
+    lesson = _lesson.find_lesson(workspace, settings, method)
     frozen, target = lesson.frozen, lesson.target
     unread = _unread(lesson)
     warn_without_effect(settings, without=unread)
-    steps = training_of(settings, _precision_of_steps(lesson))
+    steps = _lesson.training_of(settings, _precision_of_steps(lesson))
     network = lesson.build()
     _check_network(lesson, network)
     start = None if stepless else lesson.start()
@@ -99,8 +98,9 @@ def _train(lesson: Lesson, network: segmenter.SegmenterNetwork, data: TrainingDa
     start = checkpoints.read_checkpoint(target, header, settings)
     check_masks(lesson.masks, lesson.workspace, lesson.photos)
     with (joined(settings.device) as ranks,
-          contextlib.closing(crop_batches(data, steps, start.step, device=ranks.device,
-                                          workers=worker_count(settings.workers))) as batches,
+          contextlib.closing(_lesson.crop_batches(
+              data, steps, start.step, device=ranks.device,
+              workers=worker_count(settings.workers))) as batches,
           checkpoints.too_many_crops(steps)):
         optimizer = training.make_optimizer(network.to(ranks.device), steps)
         curve = checkpoints.take_steps(
@@ -209,9 +209,9 @@ def _fit(method: SegmenterMethod, network: segmenter.SegmenterNetwork, data: Tra
          settings: TrainDecoderSettings, ranks: Ranks) -> None:
     """Compute the parameters of a network; each process reads its share of the whole photos."""
     own = replace(data, photos=[photo for photo in data.photos if ranks.shard.holds(photo.id)])
-    method.fit(network.to(ranks.device), tracked("train-decoder", whole_photos(
+    method.fit(network.to(ranks.device), tracked("train-decoder", _lesson.whole_photos(
         own, ranks.device, worker_count(settings.workers)), len(own.photos)),
-        settings.of_method, ranks.total)
+               settings.of_method, ranks.total)
 
 
 _ITERS, _LR, _LOW_RANK = 1000, 3e-5, 10
@@ -231,7 +231,7 @@ def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segm
                        iters=settings.iters if "iters" in settings.given else _ITERS)
     warn_without_effect(settings, without=_UNTUNED)
     shards.check_even(settings.batch_size)
-    lesson = find_lesson(workspace, settings, method)
+    lesson = _lesson.find_lesson(workspace, settings, method)
     frozen, masks, target = lesson.frozen, lesson.masks, lesson.target
     encoder = frozen.encoder or models.load_main(workspace, find_device(settings.device))
     headers.check_same_model(encoder.identity, frozen.model, f"the encoder and {frozen.name}")
