@@ -5,8 +5,6 @@ A unit is about an animal's height, or that of the foliage.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from vpltool.demo.canvas import (
@@ -258,7 +256,12 @@ def _cat_head(rng: Rng, cat: Drawing, place: tuple[float, float, float], fur: Co
     head = cat.add(at(curve((-.95, .1), (-.8, .6), (-.35, .82), (.35, .82), (.8, .6), (.95, .1),
                             (.78, -.42), (.3, -.78), (-.3, -.78), (-.78, -.42))), fur, .75, .5,
                    "fur", .09, .005)
-    _head_stripes(head, at, stripe)
+    if stripe is not None:
+        for start in (-.3, 0, .3):
+            head.mark(at(stroke(((start, .85), (start * .7, .42)), (.13, .05))), stripe, .8)
+        for side, low in ((-1, -.05), (-1, -.28), (1, -.05), (1, -.28)):
+            head.mark(at(stroke(((side * .98, low), (side * .6, low - .02)), (.1, .03))), stripe,
+                      .7)
     muzzle = white or lighter(fur, .3)
     for side in (-1, 1):
         head.mark(at(ellipse(side * .2, -.38, .3, .25)), muzzle, .9)
@@ -277,17 +280,6 @@ def _cat_head(rng: Rng, cat: Drawing, place: tuple[float, float, float], fur: Co
         for low in (-.3, -.42):
             cat.add(at(stroke(((side * .3, low), (side * 1.15, low + .12 * (low + .38))),
                               (.022, .012))), (244, 240, 234), 0, grain=0, opacity=.75)
-
-
-def _head_stripes(head: Part, at: Callable[[Points], Points], stripe: Colour | None) -> None:
-    if stripe is None:
-        return
-    for start in (-.3, 0, .3):
-        head.mark(at(stroke(((start, .85), (start * .7, .42)), (.13, .05))), stripe, .8)
-    for side in (-1, 1):
-        for low in (-.05, -.28):
-            head.mark(at(stroke(((side * .98, low), (side * .6, low - .02)), (.1, .03))), stripe,
-                      .7)
 
 
 _PLUMES: dict[str, tuple[Colour, Colour, Colour, Colour]] = {

@@ -194,11 +194,16 @@ def _bogie(train: Drawing, left: float, right: float, radius: float = .42) -> No
         wheel(train, axle, radius, (128, 120, 116), .72)
 
 
+def _chassis(train: Drawing, left: float, long: float, near: float, far: float) -> None:
+    """Draw a coupler and two bogies, from `near` to `far` from each end."""
+    train.add(box(left - .5, .9, left + .2, 1.15), (36, 35, 38), 0.1)
+    _bogie(train, left + near, left + far)
+    _bogie(train, left + long - far, left + long - near)
+
+
 def _carriage(train: Drawing, left: float, paint: Colour, second: Colour, rng: Rng) -> float:
     long = 8.0
-    train.add(box(left - .5, .9, left + .2, 1.15), (36, 35, 38), 0.1)
-    _bogie(train, left + .7, left + 2.4)
-    _bogie(train, left + long - 2.4, left + long - .7)
+    _chassis(train, left, long, .7, 2.4)
     body = train.add(box(left, .85, left + long, 3.7, .3), paint, 0.5, 0.15, grain=0.03)
     body.mark(box(left, 3.3, left + long, 3.9), (110, 112, 116))
     body.mark(box(left, 1.2, left + long, 1.55), second)
@@ -213,9 +218,7 @@ def _wagon(train: Drawing, left: float, paint: Colour, second: Colour, rng: Rng)
     """Draw a goods wagon: a van, an open wagon with a load, or a tank."""
     long, kind = 6.0, int(rng.integers(3))
     colour = pick(rng, ((132, 74, 54), (110, 116, 122), (168, 112, 60), (84, 104, 92)), 12)
-    train.add(box(left - .5, .9, left + .2, 1.15), (36, 35, 38), 0.1)
-    _bogie(train, left + .4, left + 1.9)
-    _bogie(train, left + long - 1.9, left + long - .4)
+    _chassis(train, left, long, .4, 1.9)
     train.add(box(left, .85, left + long, 1.15), (54, 52, 54), 0.2)
     if kind == 2:
         tank = train.add(box(left + .1, 1.1, left + long - .1, 3.2, 1), colour, 1.0, 0.45)

@@ -63,22 +63,19 @@ def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: 
     """
     if not is_same_model(first, second):
         beside = "encoder" in {*first} ^ {*second}
+        # The hash that distinguishes models of the same name.
+        key = ("fingerprint" if first.get("fingerprint") != second.get("fingerprint")
+               else "weights")
         names = [f"{model.get('name', '?')} ({model.get('pretrained', '?')}, "
-                 f"{_shown(model, other)}"
+                 f"{model.get(key, '?')[:6]}"
                  f"{', ' + model['normalise'] if 'normalise' in model else ''})"
-                 for model, other in ((first, second), (second, first))]
+                 for model in (first, second)]
         raise VplError(
             f"{what} come from different models: {names[0]} and {names[1]}",
             "the features of the CLIP are those of `extract(encoder='words')`: "
             "`features='features-second/SPLIT'`" if beside else
             "make one of them again with the workspace's model: "
             "`text_prototypes(overwrite=True)`, or `extract(overwrite=True)`")
-
-
-def _shown(model: Mapping[str, str], other: Mapping[str, str]) -> str:
-    """Return the abbreviated hash that distinguishes a model from another of the same name."""
-    key = "fingerprint" if model.get("fingerprint") != other.get("fingerprint") else "weights"
-    return model.get(key, "?")[:6]
 
 
 def check_file(path: Path, header: Header, settings: Replaces, *, by_model_name: bool = False

@@ -120,28 +120,25 @@ def columns_there(work: Path, split: str) -> list[str]:
 
 def holds_labels(path: Path) -> bool:
     """Return whether a folder not made by vpltool holds label images, that is, index PNGs."""
-    first = _first_photo(path)
-    return first is not None and _is_labels(first)
+    return _begins_with_labels(path) is True
 
 
 def holds_photos(path: Path) -> bool:
     """Return whether a folder not made by vpltool holds photos."""
-    first = _first_photo(path)
-    return first is not None and not _is_labels(first)
+    return _begins_with_labels(path) is False
 
 
-def _first_photo(path: Path) -> Path | None:
+def _begins_with_labels(path: Path) -> bool | None:
+    """Return whether the first photo is an index PNG; None if there is none, or vpltool made it."""
     if not path.is_dir() or any(path.rglob("artifact.json")):
         return None
-    return next(iter(photos_below(path)), None)
-
-
-def _is_labels(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            return image.format == "PNG" and image.mode in ("P", "L")
-    except OSError:
-        return False
+    for first in photos_below(path):
+        try:
+            with Image.open(first) as image:
+                return image.format == "PNG" and image.mode in ("P", "L")
+        except OSError:
+            return False
+    return None
 
 
 def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:

@@ -100,7 +100,12 @@ def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> 
 def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
     """Export the predictions of a split, or of photos given to `predict`."""
     assert settings.of_method is not None
-    _check_classes(workspace, getattr(method, "CLASSES", workspace.classes))
+    known = tuple(getattr(method, "CLASSES", workspace.classes))
+    if workspace.classes != known:
+        raise VplError(f"the workspace has {len(workspace.classes)} classes "
+                       f"({', '.join(workspace.classes[:3])}, …), the server knows "
+                       f"{len(known)} ({', '.join(known[:3])}, …)",
+                       "`export('masks')` and `export('coco-rle')` take any classes")
     source, photos, split = _find(workspace, settings, method)
     workspace.check_classes(source.header, source.path)
     corrected = _corrections(workspace, photos, split) if getattr(
@@ -199,15 +204,6 @@ def _mended(source: InputFolder, split: str) -> str:
         return "fix or remove them, and predict again"
     return (f"fix them, and run `extract(split={split!r})`, `update()` and the export again; or "
             "remove them and their rows, and prepare again")
-
-
-def _check_classes(workspace: Workspace, known: Sequence[str]) -> None:
-    """Check that the workspace has the classes of a server."""
-    if workspace.classes != tuple(known):
-        raise VplError(f"the workspace has {len(workspace.classes)} classes "
-                       f"({', '.join(workspace.classes[:3])}, …), the server knows "
-                       f"{len(known)} ({', '.join(known[:3])}, …)",
-                       "`export('masks')` and `export('coco-rle')` take any classes")
 
 
 def _each(workspace: Workspace, source: InputFolder, photos: Sequence[Photo],

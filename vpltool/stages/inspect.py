@@ -62,7 +62,13 @@ def run(work: Path, settings: InspectSettings) -> JsonObject:
 
 def _describe_file(path: Path) -> JsonObject:
     if path.suffix == ".json":
-        return _describe_json(path)
+        content = read_json(path, "")
+        if path.name == "workspace.json" or "header" in content:
+            return _describe_folder(path.parent)
+        if content.get("kind") in ("scores", "agreement", "gap"):
+            return {key: value for key, value in content.items()
+                    if key not in ("confusion", "sweep")}
+        return {"kind": "JSON", "keys": sorted(content)}
     if path.name == changes.FILE:
         return {"kind": "changes", "changes": [line.get("words", {})
                                                for line in changes.read_changes(path.parent)]}
@@ -81,15 +87,6 @@ def _describe_file(path: Path) -> JsonObject:
             name: f"{dtype} {' × '.join(map(str, shape)) or 'scalar'}"
             for name, (dtype, shape) in sorted(described.shapes.items())}
     return result
-
-
-def _describe_json(path: Path) -> JsonObject:
-    content = read_json(path, "")
-    if path.name == "workspace.json" or "header" in content:
-        return _describe_folder(path.parent)
-    if content.get("kind") in ("scores", "agreement", "gap"):
-        return {key: value for key, value in content.items() if key not in ("confusion", "sweep")}
-    return {"kind": "JSON", "keys": sorted(content)}
 
 
 def _describe_folder(path: Path) -> JsonObject:

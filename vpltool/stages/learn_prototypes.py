@@ -120,7 +120,11 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     targets = settings.targets
     settings = replace(settings,
                        targets=targets or ("text" if settings.pixels == "all" else "seeds"))
-    _check_reading(settings)
+    if settings.pixels == "all" and settings.targets == "seeds":
+        raise VplError("`targets='seeds'` needs seeds", "add `pixels='seeds'`")
+    if (settings.student, settings.classes, settings.targets) == ("present", "all", "text"):
+        raise VplError("`student='present'` cannot follow targets over all classes",
+                       "add `classes='present'`, or `student='all'`")
     warn_without_effect(settings)
     features = open_features(workspace, settings.features, settings.split)
     text = _phase_one.read_text(workspace, settings.text, features)
@@ -146,14 +150,6 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
                     target, header, {"prototypes": rows, "class_index": start.class_index}, facts,
                     text)
     return target
-
-
-def _check_reading(settings: LearnPrototypesSettings) -> None:
-    if settings.pixels == "all" and settings.targets == "seeds":
-        raise VplError("`targets='seeds'` needs seeds", "add `pixels='seeds'`")
-    if (settings.student, settings.classes, settings.targets) == ("present", "all", "text"):
-        raise VplError("`student='present'` cannot follow targets over all classes",
-                       "add `classes='present'`, or `student='all'`")
 
 
 def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, features: InputFolder,

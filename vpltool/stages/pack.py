@@ -11,7 +11,7 @@ from vpltool import console, options
 from vpltool.engine import photos
 from vpltool.engine.features import open_features
 from vpltool.errors import VplError, counted
-from vpltool.formats import InputFolder, Workspace, packed, shards
+from vpltool.formats import InputFolder, Workspace, packed
 from vpltool.parallel import once
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -60,7 +60,10 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
     at = settings.to
     if at and "://" not in at:
         at = f"file://{Path(at).resolve()}"
-    number = _first_number(features.path, shard)
+    # Tars are numbered after those of earlier runs of this shard.
+    stem = re.compile(rf"{shard.index}-of-{shard.count}-(\d{{6,}})")
+    done = [stem.fullmatch(index.stem) for index in (features.path / packed.PACKED).glob("*.json")]
+    number = max((int(match[1]) + 1 for match in done if match), default=0)
     with console.progress(f"pack {settings.split}", len(files)) as advance:
         for batch in _batches(files, settings.size * 1_000_000):
             name = f"{shard.index}-of-{shard.count}-{number:06}"
@@ -94,13 +97,6 @@ def _batches(files: Mapping[str, Path], size: int) -> Iterator[dict[str, Path]]:
             batch, held = {}, 0
     if batch:
         yield batch
-
-
-def _first_number(folder: Path, shard: shards.Shard) -> int:
-    """Return the number that follows the tars of earlier runs of this shard."""
-    stem = re.compile(rf"{shard.index}-of-{shard.count}-(\d{{6,}})")
-    found = [stem.fullmatch(index.stem) for index in (folder / packed.PACKED).glob("*.json")]
-    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _delete(files: Mapping[str, Path]) -> None:

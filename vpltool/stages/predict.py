@@ -163,6 +163,9 @@ def _named_tasks(work: Chosen) -> list[_Task]:
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
     shard = shards.WHOLE if _one_picture(settings) else chosen_shard(settings.shard)
     groups, tasks = find_photos(settings.images, together=settings.out is not None), []
+    # A folder that is called like a split must not share the split's predictions.
+    splits = ({split for photo in work.workspace.photos() for split in photo.splits}
+              if (work.workspace.path / "images.jsonl").exists() else ())
     left = settings.limit or sum(len(group.paths) for group in groups)
     for group in groups:
         paths = dict(list(group.paths.items())[:left])
@@ -171,16 +174,9 @@ def _named_tasks(work: Chosen) -> list[_Task]:
             break
         paths = {key: paths[key] for key in assigned(paths, shard)}
         photos = Photos(list(paths), file_identities(paths), {}, not settings.limit, shard)
-        tasks.append(_Task(_free_name(work.workspace, group.name), photos, paths,
-                           images=group.images))
+        name = f"{group.name}-photos" if group.name in splits else group.name
+        tasks.append(_Task(name, photos, paths, images=group.images))
     return tasks
-
-
-def _free_name(workspace: Workspace, name: str) -> str:
-    """Return the name of a folder of photos, changed if a split has it."""
-    splits = ({split for photo in workspace.photos() for split in photo.splits}
-              if (workspace.path / "images.jsonl").exists() else ())
-    return f"{name}-photos" if name in splits else name
 
 
 def _open(work: Chosen, task: _Task) -> list[OutputFolder]:

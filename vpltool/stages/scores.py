@@ -82,7 +82,9 @@ def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
         cells = [["" if against == "masks" else f"against {against}", "split", "photos",
                   *columns.values()]]
         cells += [[row["title"], row["split"], str(row["photos"]),
-                   *(_format(row[key]) for key in columns)] for row in rows]
+                   *("-" if None in row[key] else
+                     format_mean([100 * value for value in row[key]], 1) for key in columns)]
+                  for row in rows]
         if rows:
             tables.append(reports.format_table(cells, markdown=bool(values.get("markdown"))))
     return "\n\n".join(tables)
@@ -157,8 +159,3 @@ def _read(work: Path, path: Path) -> JsonObject:
                   if name != "background" and value is not None]
     return {**content, "against": "masks",
             "foreground": sum(foreground) / max(len(foreground), 1)}
-
-
-def _format(values: list[float | None]) -> str:
-    percents = [100 * value for value in values if value is not None]
-    return format_mean(percents, 1) if len(percents) == len(values) else "-"

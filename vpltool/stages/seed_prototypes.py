@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +52,12 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     """
     method = load_method(Estimator, settings.method)
     warn_without_effect(settings)
-    _check_divides(settings, method)
+    count = shards.rank_of_process()[1]
+    if count > 1 and not method.divides(settings.of_method):
+        raise VplError(f"`method={settings.method!r}` with these settings reads all pixels at "
+                       f"once, and this is one of {count} processes",
+                       "start it once, without torchrun; `method='means', background='words'` can "
+                       "be divided")
     features = open_features(workspace, settings.features, settings.split)
     text = _phase_one.read_start(workspace, prototypes.class_rows(workspace, settings, "text"),
                                  features)
@@ -71,23 +75,17 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     return target
 
 
-def _check_divides(settings: SeedPrototypesSettings, method: Estimator) -> None:
-    """Check that several processes can divide the work of a method, since it computes sums."""
-    count = shards.rank_of_process()[1]
-    if count > 1 and not method.divides(settings.of_method):
-        raise VplError(f"`method={settings.method!r}` with these settings reads all pixels at "
-                       f"once, and this is one of {count} processes",
-                       "start it once, without torchrun; `method='means', background='words'` can "
-                       "be divided")
-
-
 def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Estimator,
               pool: Pixels, text: prototypes.Prototypes, ranks: Ranks
               ) -> tuple[dict[str, Tensor], JsonObject]:
     """Run the method; return the tensors of the file, and facts for its header."""
     device = pool.embeddings.device
     zs, zs_index = text.rows.to(device), text.class_index.to(device)
-    _warn_of_missing_seeds(workspace, ranks.collect(pool.labels.unique().tolist()), zs_index)
+    seeded = {label for part in ranks.collect(pool.labels.unique().tolist()) for label in part}
+    without = [workspace.class_name(item) for item in zs_index.unique().tolist()
+               if item and item not in seeded]
+    if without:
+        console.warn(f"no seeds for {', '.join(without)}: the start's prototype is kept")
     together = {"group": ranks} if ranks.count > 1 else {}
     with _phase_one.memory_for(len(pool.embeddings)):
         rows, index, *more = method.estimate(pool, zs, zs_index, settings.of_method,
@@ -98,12 +96,3 @@ def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Es
         facts["photos"] = list(pool.ids)
     tensors = {"prototypes": rows, "class_index": index, **of_rows}
     return {name: tensor.cpu() for name, tensor in tensors.items()}, facts
-
-
-def _warn_of_missing_seeds(workspace: Workspace, labels: Sequence[Sequence[int]],
-                           text_index: Tensor) -> None:
-    seeded = {label for part in labels for label in part}
-    without = [workspace.class_name(item) for item in text_index.unique().tolist()
-               if item and item not in seeded]
-    if without:
-        console.warn(f"no seeds for {', '.join(without)}: the start's prototype is kept")
