@@ -13,7 +13,7 @@ from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
 from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, folder_of, place
 from vpltool.lazy import torch
-from vpltool.parallel.batches import Batch, FeatureBatch
+from vpltool.parallel.batches import Batch
 
 BEST_FIRST = ("vision-refined", "vision", "text-refined", "text",
               "tags-salient-refined", "tags-refined", "tags-salient", "tags")
@@ -212,13 +212,6 @@ def read_second(second: InputFolder | None, key: str, reads: Collection[str],
     resample = {"patches": grids.resample_patches, "attention": grids.resample_attention}
     return {name: resample[tensor](tensors[tensor], (height, width), grid)
             for name, tensor in names.items()}
-
-
-def read_batch(second: InputFolder | None, batch: FeatureBatch, reads: Collection[str]
-               ) -> dict[str, torch.Tensor]:
-    """Read and stack the second encoder's tensors of a batch of photos; see `read_second`."""
-    photos = [read_second(second, key, reads, batch.grid) for key in batch.ids]
-    return {name: torch.stack([photo[name] for photo in photos]) for name in photos[0]}
 
 
 HEAD = ".head.safetensors"

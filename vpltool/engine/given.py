@@ -170,8 +170,10 @@ class Given:
         device, found = find_device(self.settings.device), self.prototypes
         dtype = find_precision(precision if self.reads("head") else "fp32", device, console.warn)
         space = prototypes.space_of(found) if found else None
-        head = (prototypes.head_in_space(features.read_head(self.features), space)
-                if self.reads("head") else None)
+        head = features.read_head(self.features) if self.reads("head") else None
+        if head and space:
+            # Its output lies in the space of the prototypes.
+            head = aligned_space.AlignedHead.of(head, space).eval().requires_grad_(False)
         photos = {photo.id: photo for photo in self.workspace.photos(self.settings.split)}
         return Loaded(self, device, dtype, photos, head.to(device, dtype) if head else None,
                       space.to(device, dtype) if space else None,
@@ -222,9 +224,12 @@ class Loaded:
         names = given.tensors
 
         def run(batch: FeatureBatch) -> Iterable[photo_work.Made]:
+            others = [features.read_second(given.second, key, given.read, batch.grid)
+                      for key in batch.ids]
             tensors = to_device(
                 {name: batch.tensors[name] for name in names}
-                | features.read_batch(given.second, batch, given.read), self.device, self.dtype)
+                | {name: torch.stack([photo[name] for photo in others]) for name in others[0]},
+                self.device, self.dtype)
             if self.space is not None and "patches" in tensors:
                 tensors["patches"] = self.space(tensors["patches"])
             return make(batch, tensors)

@@ -24,7 +24,7 @@ from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, again
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import WHOLE, Shard, find_shard
-from vpltool.lazy import Tensor, np, npt, torch
+from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 
 _THREADS = 8
@@ -160,12 +160,6 @@ def tags_of(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, str]:
 def paths_of(workspace: Workspace, split: str) -> dict[str, Path]:
     """Return the paths of a split's photos by id."""
     return {photo.id: workspace.image_path(photo) for photo in workspace.photos(split)}
-
-
-def tag_tensors(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, Tensor]:
-    """Return class indices (K,) by photo id, on the host, so that reading them never waits."""
-    return {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
-            for photo in photos}
 
 
 def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:

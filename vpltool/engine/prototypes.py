@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool.core import aligned_space, vit
+from vpltool.core import aligned_space
 from vpltool.engine import headers, models
 from vpltool.engine.photos import photos_identity, with_photo_files
 from vpltool.errors import VplError
@@ -143,13 +143,6 @@ def space_of(prototypes: Prototypes) -> aligned_space.AlignedSpace | None:
         return None
     return aligned_space.AlignedSpace.from_tensors(prototypes.of_space,
                                                    _facts(prototypes)["last_relu"])
-
-
-def head_in_space(head: vit.Head, space: aligned_space.AlignedSpace | None) -> vit.Head:
-    """Append the map into an aligned space to CLIP's head; without one, return the head."""
-    if space is None:
-        return head
-    return aligned_space.AlignedHead.of(head, space).eval().requires_grad_(False)
 
 
 def split_header(workspace: Workspace, command: str, settings: Settings, features: InputFolder,

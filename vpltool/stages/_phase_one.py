@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core import aligned_space, grids
@@ -70,15 +69,6 @@ class PixelSettings(options.WholeSplit, shared=True):
                  "mean per class and photo.", choices=("seeds", "regions"))
     max_pixels: int = max_pixels()
     seed: int = options.seed()
-
-
-def read_start(workspace: Workspace, choice: str, features: InputFolder) -> prototypes.Prototypes:
-    """Read the prototypes to start from: those of the text, or of tags."""
-    if Path(choice).stem != prototypes.OF_TAGS:
-        return read_text(workspace, choice, features)
-    found = prototypes.read_prototypes(workspace, choice)
-    prototypes.check_fits(features, found)
-    return found
 
 
 def read_text(workspace: Workspace, choice: str, features: InputFolder, *, aligned: bool = True

@@ -118,7 +118,13 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
             ) -> alignment.Regions:
     """Read patches and their regions."""
     ids = list(photos.photos_with(workspace, settings.split, settings.limit, features, maps).ids)
-    _check_tags(workspace, settings, ids)
+    wanted = {*ids}
+    tagged = {name for photo in workspace.photos(settings.split) if photo.id in wanted
+              for name in photo.tags}
+    if len(tagged) < 2:
+        found = f"only the tag `{min(tagged)}`" if tagged else "no tag"
+        raise VplError(f"the photos of the split `{settings.split}` have {found}; alignment "
+                       "needs two classes", "choose a split with more tags: `split='NAME'`")
     ids, share = _phase_one.pixels_per_photo(ids, settings.max_pixels)
     low = settings.phi_background if settings.background == "regions" else None
     pixels, entries, counts, classes = [], [], [], []
@@ -137,34 +143,19 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
                 classes.append(index)
         pixels.append(patches)
         held += len(patches)
-    _check_regions(workspace, {*classes} - {0}, maps, settings.phi)
+    shown = {*classes} - {0}
+    if len(shown) < 2:
+        raise VplError(f"no CAMs in {maps.path} reach `phi={settings.phi}` for two classes; "
+                       "alignment needs two", f"lower it: `phi={round(settings.phi / 2, 3)}`")
+    absent = [name for index, name in enumerate(workspace.classes, 1) if index not in shown]
+    if absent:
+        console.warn(f"no regions of {', '.join(absent)}: the text is mapped, not aligned")
     console.note(f"{len(counts)} regions of {len(ids)} photos, {held} patches")
     embeddings = torch.nn.functional.normalize(torch.cat(pixels).float(), dim=-1)
     return alignment.Regions(embeddings.to(find_device(settings.device, double=True)),
                              torch.cat([pixel for pixel, _ in entries]),
                              torch.cat([weight for _, weight in entries]), torch.tensor(counts),
                              torch.tensor(classes))
-
-
-def _check_tags(workspace: Workspace, settings: AlignSettings, ids: list[str]) -> None:
-    """Check that the photos are tagged with at least two classes."""
-    wanted = {*ids}
-    tagged = {name for photo in workspace.photos(settings.split) if photo.id in wanted
-              for name in photo.tags}
-    if len(tagged) < 2:
-        found = f"only the tag `{min(tagged)}`" if tagged else "no tag"
-        raise VplError(f"the photos of the split `{settings.split}` have {found}; alignment "
-                       "needs two classes", "choose a split with more tags: `split='NAME'`")
-
-
-def _check_regions(workspace: Workspace, shown: set[int], maps: InputFolder, phi: float) -> None:
-    """Check that two classes have regions, and warn of classes without any."""
-    if len(shown) < 2:
-        raise VplError(f"no CAMs in {maps.path} reach `phi={phi}` for two classes; alignment "
-                       "needs two", f"lower it: `phi={round(phi / 2, 3)}`")
-    absent = [name for index, name in enumerate(workspace.classes, 1) if index not in shown]
-    if absent:
-        console.warn(f"no regions of {', '.join(absent)}: the text is mapped, not aligned")
 
 
 def _align(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import formats, options
-from vpltool.engine import given, photo_work, photos
+from vpltool.engine import given, photo_work
 from vpltool.formats.kinds import place
-from vpltool.lazy import Tensor
+from vpltool.lazy import Tensor, torch
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import CamBatch
 from vpltool.methods.interfaces import CamMethod
@@ -65,7 +65,9 @@ def run(workspace: formats.Workspace, settings: CamSettings) -> list[Path]:
         loaded = opened.load(settings.precision)
         prototypes, dtype = loaded.prototypes, device.dtype_of(settings.store)
         assert prototypes is not None
-        tags = photos.tag_tensors(workspace, (loaded.photos[key] for key in todo))
+        # On the host, so that reading them never waits for a GPU.
+        tags = {key: torch.tensor(workspace.indices_of(loaded.photos[key]), dtype=torch.long)
+                for key in todo}
 
         def draw(batch: batches.FeatureBatch, tensors: dict[str, Tensor]
                  ) -> Iterator[photo_work.Made]:

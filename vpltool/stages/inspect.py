@@ -97,25 +97,21 @@ def _describe_folder(path: Path) -> JsonObject:
             result["failed"] = found.failed
         return result
     if (path / "workspace.json").exists():
-        return _describe_workspace(path)
+        workspace = open_workspace(path)
+        photos = workspace.photos()
+        return {
+            "kind": "workspace", "data set": workspace.name, "root": workspace.root,
+            **({"encoder": workspace.encoder} if workspace.encoder else {}),
+            **({"model": f"{workspace.model} ({workspace.pretrained})"} if workspace.has_words
+               else {}), "photos": len(photos),
+            "splits": dict(Counter(split for photo in photos for split in photo.splits)),
+            "classes": list(workspace.classes),
+            "with true masks": sum(photo.mask is not None for photo in photos)}
     holds = _holdings(path)
     if not holds:
         raise VplError(f"{path} holds nothing that vpltool wrote",
                        "give a workspace, a folder in one, or a file")
     return {"kind": "folder", "holds": holds}
-
-
-def _describe_workspace(path: Path) -> JsonObject:
-    workspace = open_workspace(path)
-    photos = workspace.photos()
-    return {
-        "kind": "workspace", "data set": workspace.name, "root": workspace.root,
-        **({"encoder": workspace.encoder} if workspace.encoder else {}),
-        **({"model": f"{workspace.model} ({workspace.pretrained})"} if workspace.has_words
-           else {}), "photos": len(photos),
-        "splits": dict(Counter(split for photo in photos for split in photo.splits)),
-        "classes": list(workspace.classes),
-        "with true masks": sum(photo.mask is not None for photo in photos)}
 
 
 def _holdings(folder: Path) -> dict[str, JsonObject]:

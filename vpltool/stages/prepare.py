@@ -176,7 +176,13 @@ def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier
     """Return the photos with captions and splits, and remarks about captions."""
     photos, doubts = (with_captions(source.photos, settings.captions) if settings.captions
                       else (list(source.photos), []))
-    photos = hold_out(_with_earlier(photos, kept.photos), settings.hold_out, kept.photos)
+    # Fields that other programs added are kept, and earlier captions if there are no new ones.
+    known = {photo.id: photo for photo in kept.photos}
+    captioned = any(photo.captions for photo in photos)
+    photos = [replace(photo, more=known[photo.id].more,
+                      captions=photo.captions if captioned else known[photo.id].captions)
+              if photo.id in known else photo for photo in photos]
+    photos = hold_out(photos, settings.hold_out, kept.photos)
     return halve(photos, settings.halve, kept.photos), doubts
 
 
@@ -295,15 +301,6 @@ def _background(settings: PrepareSettings, source: Source, classes: Sequence[str
         words, new = old.background, new - set(old.classes)
     # A class must not also be a background word.
     return tuple(word for word in words if word not in new)
-
-
-def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Photo]:
-    """Keep fields that other programs added, and earlier captions if there are no new ones."""
-    known = {photo.id: photo for photo in before}
-    captioned = any(photo.captions for photo in photos)
-    return [replace(photo, more=known[photo.id].more,
-                    captions=photo.captions if captioned else known[photo.id].captions)
-            if photo.id in known else photo for photo in photos]
 
 
 def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,

@@ -47,7 +47,16 @@ def run(path: Path, settings: PushSettings) -> str:
         VplError: there is no bundle, or the hub cannot be reached, or refuses.
     """
     check_repository(settings.repository)
-    bundle = settings.segmenter or _only_bundle(path)
+    bundle = settings.segmenter
+    if bundle is None:
+        found = [file for file in sorted((path / "exports").glob("*.safetensors"))
+                 if (header := describe(file).header) and header.kind == "bundle"]
+        if len(found) != 1:
+            count = f"{len(found)} bundles" if found else "no bundle"
+            raise VplError(f"{count} in {path / 'exports'}",
+                           " or ".join(f"`segmenter='{file}'`" for file in found)
+                           or "`export('bundle')`")
+        bundle = found[0]
     card = model_card(expect_header(bundle, "bundle"), settings.repository,
                       measured_section(bundle))
     if settings.card:
@@ -62,15 +71,3 @@ def run(path: Path, settings: PushSettings) -> str:
                 CommitOperationAdd(FILE, str(bundle)),
                 CommitOperationAdd("README.md", card.encode())])
     return str(address)
-
-
-def _only_bundle(path: Path) -> Path:
-    """Return the path of the only bundle in exports/."""
-    found = [file for file in sorted((path / "exports").glob("*.safetensors"))
-             if (header := describe(file).header) and header.kind == "bundle"]
-    if len(found) != 1:
-        count = f"{len(found)} bundles" if found else "no bundle"
-        raise VplError(f"{count} in {path / 'exports'}",
-                       " or ".join(f"`segmenter='{file}'`" for file in found)
-                       or "`export('bundle')`")
-    return found[0]

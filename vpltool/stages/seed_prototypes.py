@@ -59,8 +59,12 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
                        "start it once, without torchrun; `method='means', background='words'` can "
                        "be divided")
     features = open_features(workspace, settings.features, settings.split)
-    text = _phase_one.read_start(workspace, prototypes.class_rows(workspace, settings, "text"),
-                                 features)
+    choice = prototypes.class_rows(workspace, settings, "text")
+    if Path(choice).stem == prototypes.OF_TAGS:
+        text = prototypes.read_prototypes(workspace, choice)
+        prototypes.check_fits(features, text)
+    else:
+        text = _phase_one.read_text(workspace, choice, features)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
     header = prototypes.split_header(workspace, "seed-prototypes", settings, features, text=text,
                                      cams=maps, tags=workspace.tags_identity(settings.split))
