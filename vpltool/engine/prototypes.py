@@ -16,7 +16,7 @@ from vpltool.formats import Header, InputFolder, JsonObject, Workspace, read_ten
 from vpltool.formats.kinds import place, results_of
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import Tensor, torch
-from vpltool.settings import Settings, described
+from vpltool.settings import Settings
 
 OF_TAGS = "tags"
 """Name of the prototypes made from tags alone."""
@@ -29,9 +29,7 @@ def class_rows(workspace: Workspace, settings: Settings, name: str = "prototypes
     prototypes from tags.
     """
     choice: str = getattr(settings, name)
-    default = next(entry.default for entry in described(type(settings)) if entry.name == name)
-    given = name in settings.given or choice != default
-    return OF_TAGS if workspace.encoder and not given else choice
+    return OF_TAGS if workspace.encoder and not models.is_given(settings, name) else choice
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from vpltool.datasets.captions import with_captions
 from vpltool.datasets.classes import ClassFile, read_classes
 from vpltool.datasets.splits import halve, hold_out
 from vpltool.engine import masks
-from vpltool.engine.models import ChosenModels, ModelSettings, choose_models
+from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, is_given
 from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import JsonObject, Photo, Workspace, kinds
 from vpltool.formats.changes import Words, count_photos, last_call
@@ -111,16 +111,14 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     old = earlier.workspace
     if kept.workspace:
         settings = _completed(path, settings, kept.call)
-    models = choose_models(
-        path, settings, [name for name in ("model", "pretrained") if _is_given(settings, name)],
-        old)
+    models = choose_models(path, settings, old)
     named = _named_classes(settings, kept)
     assert settings.of_method is not None
     source: Source = find_method("sources", settings.method).load().read(
         path, settings.of_method, SourceRequest(
             named.names, settings.overwrite, bool(settings.captions)))
     classes = kinds.numbered(_ordered(source, kept.workspace))
-    normalise = (old.normalise if old and not _is_given(settings, "normalise")
+    normalise = (old.normalise if old and not is_given(settings, "normalise")
                  else settings.normalise)
     workspace = Workspace(
         path, source.name, relative_to(source.root, path), classes,
@@ -200,22 +198,16 @@ def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier:
     return _Earlier(workspace, photos, last_call(path))
 
 
-def _is_given(settings: Settings, name: str) -> bool:
-    """Return whether a setting was given explicitly or by a preset."""
-    default = next(entry.default for entry in described(type(settings)) if entry.name == name)
-    return name in settings.given or getattr(settings, name) != default
-
-
 def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -> PrepareSettings:
     """Replace settings that are not given by those of the earlier call."""
     method = settings.of_method
     if method is not None and call.get("method") == settings.method:
         before = {name: value for name, value in _remembered(path, type(method), call).items()
-                  if not _is_given(method, name)}
+                  if not is_given(method, name)}
         method = make(type(method), values_of(method) | before, method.given)
     shared = {name: call[name] for name in _REMEMBERED
-              if name in call and not _is_given(settings, name)}
-    if not _is_given(settings, "captions"):
+              if name in call and not is_given(settings, name)}
+    if not is_given(settings, "captions"):
         files = call.get("captions")
         shared["captions"] = tuple(_from_workspace(
             path, Path, files if isinstance(files, list) else []))
