@@ -7,19 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from vpltool import console
+from vpltool import console, formats
 from vpltool.core.photos import describe_failure, photo_size, read_photo
 from vpltool.datasets import layouts
 from vpltool.errors import VplError, part_of
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    Photo,
-    Workspace,
-    identity_of_file,
-    identity_of_many,
-    open_input,
-)
+from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, again
 from vpltool.formats.outputs import replaced_photos
@@ -196,12 +188,12 @@ def photos_identity(workspace: Workspace, split: str, limit: int, *inputs: Input
     """
     ids = [photo.id for photo in workspace.photos(split, limit)]
     left_out = {key for folder in inputs for key in folder.left_out(ids)}
-    return identity_of_many({key: "" for key in ids if key not in left_out})
+    return formats.identity_of_many({key: "" for key in ids if key not in left_out})
 
 
 def file_identities(paths: Mapping[str, Path]) -> dict[str, str]:
     """Return a hash of each file's bytes by id, since a name may refer to another file later."""
-    hashes = threads.in_threads(identity_of_file, paths.values(), _THREADS)
+    hashes = threads.in_threads(formats.identity_of_file, paths.values(), _THREADS)
     return dict(zip(paths, hashes, strict=True))
 
 
@@ -232,7 +224,7 @@ def _files_identity(workspace: Workspace, header: Header) -> str:
     folders = list(_folders(workspace, header))
     left_out = {key for folder in folders for key in folder.left_out(
         [photo.id for photo in photos])}
-    return identity_of_many(known_hashes(
+    return formats.identity_of_many(known_hashes(
         workspace, (photo for photo in photos if photo.id not in left_out), folders))
 
 
@@ -261,7 +253,7 @@ def _folders(workspace: Workspace, header: Header) -> Iterator[InputFolder]:
     for source in header.sources.values():
         path = workspace.path / source
         if (path / MANIFEST).exists():
-            yield open_input(path, tuple(KINDS))
+            yield formats.open_input(path, tuple(KINDS))
 
 
 def given_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:

@@ -12,13 +12,7 @@ from typing import Protocol
 
 from vpltool import console, options
 from vpltool.core import grids, segment, segmenter
-from vpltool.core.photos import (
-    PhotoSettings,
-    describe_failure,
-    photo_size,
-    read_photo,
-    to_pixels,
-)
+from vpltool.core.photos import PhotoSettings, describe_failure, photo_size, read_photo, to_pixels
 from vpltool.engine.features import smaller_photos_hint
 from vpltool.engine.photo_work import Failed, Made, run_batches, run_photos
 from vpltool.errors import VplError, counted

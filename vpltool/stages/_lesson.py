@@ -10,15 +10,9 @@ from typing import Any
 from vpltool import console, options
 from vpltool.core import grids, segmenter, tower, training
 from vpltool.core.photos import fit_size, to_pixels
-from vpltool.engine import headers, models, segmenters
+from vpltool.engine import headers, models, photos, segmenters
 from vpltool.engine.features import open_features, parse_layers, parse_numbers
 from vpltool.engine.masks import Masks, find_masks, identities_of, supervision_by
-from vpltool.engine.photos import (
-    check_current,
-    known_photo_size,
-    read_known_photo,
-    with_photo_files,
-)
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, kinds
@@ -188,7 +182,7 @@ class Lesson:
         # Masks are identified by their bytes, not by their configuration.
         sources = {**header.sources, "masks": headers.relative_path(masks.path, workspace.path)}
         call = {name: value for name, value in header.call.items() if name != "masks"}
-        return with_photo_files(workspace, replace(
+        return photos.with_photo_files(workspace, replace(
             header, sources=sources, call=call, facts=facts, supervision=join_supervision(
                 [header.supervision, supervision_by(masks, ids)])))
 
@@ -214,7 +208,7 @@ def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method:
     if settings.source != "photos" and (folder / "artifact.json").exists():
         found = open_features(workspace, settings.features, split)
         if set(reads) <= set(found.header.options["keep"]):
-            check_current(workspace, ids, found)
+            photos.check_current(workspace, ids, found)
             return _stored_layers(found, ids, split, layers if "layers" in reads else None)
     if settings.source == "features":
         raise VplError(f"{folder} holds no {' and '.join(sorted(reads))}",
@@ -348,7 +342,7 @@ def _read_features(data: TrainingData, photo: Photo, *, grid_alone: bool = False
 def _read_pixels(data: TrainingData, photo: Photo) -> tuple[tuple[int, int], Tensor, None]:
     """Read a photo's grid, and in place of layers its pixels (1, 3, H, W), yet to be encoded."""
     encoder = data.frozen.encoder
-    pixels = read_known_photo(data.workspace, photo)
+    pixels = photos.read_known_photo(data.workspace, photo)
     patch = encoder.vision.patch
     size = fit_size((pixels.shape[0], pixels.shape[1]), patch, max_side=data.max_side)
     normalised = to_pixels(pixels, size, encoder.mean, encoder.std)
@@ -376,17 +370,18 @@ def _cut(data: TrainingData, settings: training.StepSettings, iteration: int) ->
     They are (B, 3, crop·patch, crop·patch) uint8, a quarter of the size of float32.
     """
     rng = training.generator_of(settings, iteration)
-    photos = [data.photos[number]
+    chosen = [data.photos[number]
               for number in training.chosen_photos(len(data.photos), settings, iteration)]
-    own = data.own(len(photos))
+    own = data.own(len(chosen))
     crops, layers, patches = [], [], []
-    for number, photo in enumerate(photos):
+    for number, photo in enumerate(chosen):
         if data.frozen.features is None:
             patch = data.frozen.encoder.vision.patch
             window = choose_crop(data.workspace, photo, patch, settings.crop, rng,
                                  scale=float(rng.uniform(0.5, 2.0)), max_side=data.max_side)
             if number in own:
-                layers.append(cut_pixels(read_known_photo(data.workspace, photo), window, patch))
+                pixels = photos.read_known_photo(data.workspace, photo)
+                layers.append(cut_pixels(pixels, window, patch))
         else:
             grid, some, embedded = _read_features(data, photo, grid_alone=number not in own)
             window = training.choose_window(grid, settings.crop, rng)
@@ -399,13 +394,13 @@ def _cut(data: TrainingData, settings: training.StepSettings, iteration: int) ->
     return training.CropBatch(
         torch.stack(layers) if layers else None, torch.stack(patches) if patches else None, labels,
         valid, [torch.tensor(data.workspace.indices_of(photo), dtype=torch.long)
-                for photo in photos])
+                for photo in chosen])
 
 
 def choose_crop(workspace: Workspace, photo: Photo, patch: int, side: int,
                 rng: np.random.Generator, *, scale: float, max_side: int) -> training.Window:
     """Choose a square of `side` patches in the grid of a photo scaled by a factor."""
-    height, width = fit_size(known_photo_size(workspace, photo), patch, scale=scale,
+    height, width = fit_size(photos.known_photo_size(workspace, photo), patch, scale=scale,
                              max_side=max_side)
     return training.choose_window((height // patch, width // patch), side, rng)
 

@@ -8,17 +8,9 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.gap import Gap, modality_gap
-from vpltool.engine import models, reports
+from vpltool.engine import models, prototypes, reports
 from vpltool.engine.features import SEEDING, find_cams, open_features
 from vpltool.engine.photos import photos_with
-from vpltool.engine.prototypes import (
-    Prototypes,
-    check_fits,
-    check_one_space,
-    find_prototypes,
-    read_prototypes,
-    space_of,
-)
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, atomic, identity_of_file, write_json
 from vpltool.formats.kinds import place
@@ -98,7 +90,7 @@ class _Measured:
     photos: int
     features: Tensor
     owner: Tensor
-    gaps: Mapping[str, tuple[Prototypes, Gap]]
+    gaps: Mapping[str, tuple[prototypes.Prototypes, Gap]]
 
 
 def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
@@ -108,23 +100,23 @@ def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
     maps = find_cams(workspace, settings.cams, settings.split, SEEDING)
     ids = photos_with(workspace, settings.split, settings.limit, source, maps).ids
     features, owner = _phase_one.read_regions(source, maps, ids, settings.phi,
-                                              space_of(next(iter(sets.values()))))
+                                              prototypes.space_of(next(iter(sets.values()))))
     return _Measured(source, maps, len(ids), features, owner, {
         name: (found, modality_gap(found.rows, found.class_index, features, owner))
         for name, found in sets.items()})
 
 
 def _read_sets(workspace: Workspace, choices: Sequence[str], features: InputFolder
-               ) -> dict[str, Prototypes]:
+               ) -> dict[str, prototypes.Prototypes]:
     """Read prototypes of one space by NAME or path; default: text, and vision if it exists."""
     if not choices:
-        vision = find_prototypes(workspace.path, "vision")
+        vision = prototypes.find_prototypes(workspace.path, "vision")
         choices = ["text", "vision"] if vision.exists() else ["text"]
-    sets: dict[str, Prototypes] = {}
+    sets: dict[str, prototypes.Prototypes] = {}
     for choice in choices:
-        found = read_prototypes(workspace, choice, aligned=True)
-        check_fits(features, found)
-        check_one_space(next(iter(sets.values()), found), found)
+        found = prototypes.read_prototypes(workspace, choice, aligned=True)
+        prototypes.check_fits(features, found)
+        prototypes.check_one_space(next(iter(sets.values()), found), found)
         if found.path.stem in sets:
             raise VplError(f"two of the prototypes are called `{found.path.stem}`",
                            "name each once; files need distinct names")

@@ -12,14 +12,7 @@ from vpltool import console, formats
 from vpltool.core import segment
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.engine import headers, photo_work, running
-from vpltool.engine.photos import (
-    Photos,
-    assigned,
-    chosen_shard,
-    file_identities,
-    find_photos,
-    photos_with,
-)
+from vpltool.engine import photos as selection
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, atomic, shards
 from vpltool.formats.kinds import place
@@ -73,7 +66,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     """
     work = choose_segmenter(path, settings)
     if settings.images and (scenes := scenes_among(settings.images)):
-        if len(scenes) < sum(len(group.paths) for group in find_photos(
+        if len(scenes) < sum(len(group.paths) for group in selection.find_photos(
                 settings.images, together=True)):
             raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
                            "predict them in two runs")
@@ -119,7 +112,7 @@ class _Task:
     """
 
     name: str
-    photos: Photos
+    photos: selection.Photos
     paths: Mapping[str, Path]
     features: InputFolder | None = None
     images: Sequence[Path] = ()
@@ -140,12 +133,12 @@ def _one_picture(settings: PredictSettings) -> Path | None:
 def _split_task(work: Chosen) -> _Task:
     """Select this process's photos of a split."""
     workspace, settings = work.workspace, work.settings
-    shard = chosen_shard(settings.shard)
-    listed = assigned(workspace.photos(settings.split, settings.limit), shard,
-                      lambda photo: photo.id)
+    shard = selection.chosen_shard(settings.shard)
+    listed = selection.assigned(workspace.photos(settings.split, settings.limit), shard,
+                                lambda photo: photo.id)
     features = work.segmenter.serving_features(workspace, settings, [photo.id for photo in listed])
-    photos = photos_with(workspace, settings.split, settings.limit,
-                         *([features] if features else []), shard=shard)
+    photos = selection.photos_with(workspace, settings.split, settings.limit,
+                                   *([features] if features else []), shard=shard)
     paths = {photo.id: workspace.image_path(photo) for photo in listed}
     if not settings.tags:
         return _Task(settings.split, replace(photos, per_photo_inputs={}), paths, features)
@@ -161,8 +154,8 @@ def _named_tasks(work: Chosen) -> list[_Task]:
                        "`split='NAME'`, or leave `tags` out")
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
-    shard = shards.WHOLE if _one_picture(settings) else chosen_shard(settings.shard)
-    groups, tasks = find_photos(settings.images, together=settings.out is not None), []
+    shard = shards.WHOLE if _one_picture(settings) else selection.chosen_shard(settings.shard)
+    groups, tasks = selection.find_photos(settings.images, together=settings.out is not None), []
     # A folder that is called like a split must not share the split's predictions.
     splits = ({split for photo in work.workspace.photos() for split in photo.splits}
               if (work.workspace.path / "images.jsonl").exists() else ())
@@ -172,8 +165,9 @@ def _named_tasks(work: Chosen) -> list[_Task]:
         left -= len(paths)
         if not paths:
             break
-        paths = {key: paths[key] for key in assigned(paths, shard)}
-        photos = Photos(list(paths), file_identities(paths), {}, not settings.limit, shard)
+        paths = {key: paths[key] for key in selection.assigned(paths, shard)}
+        photos = selection.Photos(list(paths), selection.file_identities(paths), {},
+                                  not settings.limit, shard)
         name = f"{group.name}-photos" if group.name in splits else group.name
         tasks.append(_Task(name, photos, paths, images=group.images))
     return tasks
@@ -242,7 +236,7 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
         raise VplError(f"{out} is one file, for {count} photos", "use a folder: `out='DIR'`")
     (task,) = tasks
     header = _make_header(work, task, "predictions")
-    header = replace(header, inputs=header.inputs | file_identities(task.paths))
+    header = replace(header, inputs=header.inputs | selection.file_identities(task.paths))
     made = [out]
     if not headers.check_file(out, header, settings):
         for _, seen in _start(work, task, list(task.photos.ids)):

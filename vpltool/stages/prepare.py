@@ -16,15 +16,9 @@ from vpltool.datasets.splits import halve, hold_out
 from vpltool.engine import masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, is_given
 from vpltool.errors import VplError, counted, part_of
-from vpltool.formats import JsonObject, Photo, Workspace, kinds
+from vpltool.formats import JsonObject, Photo, Workspace, kinds, open_workspace
 from vpltool.formats.changes import Words, count_photos, last_call
-from vpltool.formats.workspace import (
-    describe_change,
-    open_workspace,
-    read_images,
-    relative_to,
-    write_workspace,
-)
+from vpltool.formats.workspace import describe_change, read_images, relative_to, write_workspace
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
