@@ -30,7 +30,6 @@ class Start:
     """The state in which a training starts or resumes.
 
     Args:
-        step: first step.
         curve: loss curve so far: step, and mean losses.
         recent: losses of steps not yet in the curve.
         tensors: state of network and optimizer; empty: keep their initial state.
@@ -72,8 +71,6 @@ def read_checkpoint(target: Path, header: Header, settings: Replaces, *,
     """Read the checkpoint to resume from, if any; nothing is deleted.
 
     Args:
-        target: path of the training result.
-        header: header of the checkpoint.
         settings: `overwrite` starts over; `update` starts over if the same command had other
             options or inputs.
         keep: hint on how to keep a checkpoint of another configuration.

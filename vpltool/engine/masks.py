@@ -213,14 +213,7 @@ def _read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArr
 
 
 def take_corrections(workspace: Workspace, found: Found) -> list[Path]:
-    """Write corrected masks into the workspace, adding to earlier ones.
-
-    Args:
-        found: photo id to a function that returns its labels (H, W).
-
-    Returns:
-        their folder, if there are any.
-    """
+    """Write corrected masks into the workspace beside earlier ones; return their folder, if any."""
     if not found:
         return []
     folder = workspace.path / corrections.FOLDER
@@ -261,12 +254,7 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
 
 def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = False
               ) -> npt.NDArray[np.uint8]:
-    """Read a mask; check its classes, and its size if the photo exists.
-
-    The size is compared before any pixel is decoded.
-
-    Args:
-        other_palettes: see `read_drawn_labels`.
+    """Read a mask; check its classes, and before decoding its size, if the photo exists.
 
     Raises:
         VplError: a value is not a class, or the size differs from the photo's.
@@ -310,9 +298,6 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
 
     Args:
         path: file or folder of a labelling tool, or a folder with ID.png; None: no corrections.
-
-    Returns:
-        photo id to a function that returns its labels (H, W).
 
     Raises:
         VplError: the path is missing or of an unknown format, or its content does not fit the

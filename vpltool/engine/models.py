@@ -77,10 +77,7 @@ def load_clip_vision(workspace: Workspace, device: torch.device) -> encoders.Enc
 
 
 def check_words(workspace: Workspace, instead: str = "") -> None:
-    """Check that a workspace has a CLIP, before work that needs text.
-
-    Args:
-        instead: an alternative for the hint.
+    """Check that a workspace has a CLIP, before work that needs text; `instead` extends the hint.
 
     Raises:
         VplError: it has none.
@@ -98,7 +95,6 @@ class ChosenModels:
 
     Args:
         model: name of the CLIP; empty if there is none.
-        pretrained: its weights.
         encoder: image encoder used instead of the CLIP's.
     """
 

@@ -51,12 +51,11 @@ def tracked(title: str, items: Iterable[Item], total: int) -> Iterator[Item]:
 
 
 def open_outputs(
-    folders: Mapping[Path, Header], photos: Photos, settings: PerPhoto, labels: int = 0
+    folders: Mapping[Path, Header], photos: Photos, settings: PerPhoto, labels: int
 ) -> list[OutputFolder]:
     """Open a stage's output folders, the main one first; nothing is changed yet.
 
-    Args:
-        labels: number of labels including the background; 0: no limit.
+    `labels` is the number of labels including the background.
 
     Raises:
         VplError: a folder was made with other settings, or another command is writing to it.
@@ -173,9 +172,7 @@ def run_batches(
 ) -> Iterator[Made]:
     """Run batches, and yield results photo by photo; batches that exceed memory are split.
 
-    Args:
-        batches: the batches in order; photos in `batch.failed` could not be read.
-        too_large: returns the hint of the error raised if a single photo does not fit.
+    Photos in `batch.failed` could not be read. `too_large` returns the hint of the error.
 
     Raises:
         VplError: memory does not suffice for one photo.
@@ -195,14 +192,7 @@ def run_photos(
     device: torch.device, batch_size: int, workers: int,
     too_large: Callable[[batching.Batch], str] = smaller_side_hint,
 ) -> Iterator[Made]:
-    """Run a network over photos read by worker processes; see `load_batches` and `run_batches`.
-
-    Args:
-        too_large: returns the hint of the error raised if a single photo does not fit.
-
-    Raises:
-        VplError: memory does not suffice for one photo.
-    """
+    """Run a network over photos read by worker processes; see `load_batches` and `run_batches`."""
     return run_batches(batching.load_batches(
         list(paths.items()), seen, device=device, batch_size=batch_size,
         workers=worker_count(workers), sized=count_sizes(len(paths))), run, too_large)

@@ -107,11 +107,7 @@ class NamedPhotos:
 def find_photos(images: Sequence[Path], *, together: bool) -> list[NamedPhotos]:
     """Find the photos in files and folders, including sub-folders.
 
-    Args:
-        together: whether to return one group; otherwise one per folder, and one of single files.
-
-    Returns:
-        the groups; folders of the same name share a group.
+    Unless they are taken together, there is a group per name of a folder, and one of single files.
 
     Raises:
         VplError: a path is missing or not a photo by its suffix, or two photos have the same id.

@@ -247,14 +247,7 @@ class RunningSegmenter(Protocol):
 
 def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
                   paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
-    """Segment photos from their stored layers.
-
-    Args:
-        paths: path of each photo by id, to read its size.
-
-    Returns:
-        yields a `Segmented` for each photo.
-    """
+    """Segment photos from their stored layers; only their sizes are read from `paths`."""
     device = find_device(settings.device)
     network, reads = network.to(device), network.reads
 

@@ -100,10 +100,7 @@ class Stored:
              ) -> tuple[Tensor, Tensor]:
         """Return label scores of a part of the photo (L, *sides), and their classes (L,).
 
-        Args:
-            size: the photo's (height, width).
-            corner: first row and column of the part.
-            sides: (height, width) of the part.
+        The part begins at the row and column `corner`, in a photo of (height, width) `size`.
         """
         if self.kind == "predictions":
             (top, left), (height, width) = corner, sides
@@ -212,11 +209,7 @@ deviations of CLIP-ES's appearance kernel."""
 
 def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Field]
                      ) -> Iterator[Field]:
-    """Refine tiles like single photos, and blend marginals where tiles overlap.
-
-    Args:
-        tile: side of a tile in pixels.
-        refine: computes the marginals (L, h, w) of a tile.
+    """Refine tiles of a side in pixels like photos, and blend marginals where tiles overlap.
 
     Yields:
         marginals (L, rows, W) of the image rows completed by each row of tiles.
