@@ -42,9 +42,9 @@ from vpltool.core.crf import (
 from vpltool.core.grids import spans
 from vpltool.core.metrics import confusion, scores
 from vpltool.core.photos import PhotoSettings, read_photo
+from vpltool.engine.running import TiledSegmenter
 from vpltool.engine.scored import Read, Stored, refined_in_tiles
 from vpltool.engine.segmenters import open_segmenter
-from vpltool.engine.tiles import TiledSegmenter, Tiles
 from vpltool.formats import open_workspace, read_labels
 from vpltool.methods.inputs import ScoredPhoto
 
@@ -67,8 +67,8 @@ def seams(work: Path, photo: Path, decoder: Path, tile: int = 448) -> None:
     size = (rgb.shape[0], rgb.shape[1])
 
     def labels(side: int, overlap: float) -> Any:
-        tiles = Tiles(side, overlap, side)
-        return labels_of(TiledSegmenter(seen_by, seen, device, tiles, at_once=1).whole(rgb), size)
+        tiled = TiledSegmenter(seen_by, seen, device, side, overlap, side, at_once=1)
+        return labels_of(tiled.whole(rgb), size)
 
     whole = labels(max(size), 0)
     print(f"{photo.name}: {size[1]}×{size[0]}, {np.mean(whole > 0):.1%} of a class when seen whole")

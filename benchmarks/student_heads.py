@@ -31,11 +31,11 @@ from vpltool.core.segmenter import LightHead, SegmenterNetwork
 from vpltool.core.tower import DenseFeatures, Tower
 from vpltool.core.training import StepSettings
 from vpltool.engine.features import parse_layers
+from vpltool.engine.masks import find_masks
 from vpltool.engine.photos import read_known_photo
 from vpltool.engine.segmenters import find_segmenter
 from vpltool.formats import open_workspace, read_labels
 from vpltool.stages._joint import PixelData, Taught, pixel_batches
-from vpltool.stages._masks import find_masks
 
 _SIDE = 352
 _STRIDE = 32

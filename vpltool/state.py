@@ -11,8 +11,8 @@ from typing import Any
 
 from vpltool import formats
 from vpltool.datasets.words import read_classes
-from vpltool.engine.corrected_masks import identity_of_corrections
 from vpltool.engine.headers import relative_path
+from vpltool.engine.masks import content_identity, identity_of_corrections
 from vpltool.engine.models import WORDS, model_weights
 from vpltool.engine.photos import given_again, other_photos, tags_of
 from vpltool.errors import VplError, part_of
@@ -28,7 +28,6 @@ from vpltool.provenance import check_header
 from vpltool.settings import Values, described
 from vpltool.shell import command_line, program, settings_with
 from vpltool.stages import FoundStage, find_stages
-from vpltool.stages._masks import content_identity
 from vpltool.stages.text_prototypes import class_words, vocabulary_identity
 
 

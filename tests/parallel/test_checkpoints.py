@@ -1,14 +1,10 @@
-"""Checkpoints come by steps and by time, whichever is first, and at an interrupt."""
+"""Checkpoints come by steps and by time, whichever is first."""
 
 from __future__ import annotations
-
-import os
-import signal
 
 import pytest
 
 from vpltool.engine.checkpoints import CheckpointRule
-from vpltool.parallel.signals import defer_interrupts
 
 
 def due_steps(rule: CheckpointRule, count: int, step: float, clock: list[float],
@@ -42,17 +38,3 @@ def test_a_slow_disk_does_not_stop_the_steps() -> None:
     clock = [0.0]
     found = due_steps(CheckpointRule(0, 60, lambda: clock[0]), 100, 10, clock, writing=500)
     assert found[:3] == [7, 14, 21]
-
-
-def test_an_interrupt_is_always_kept() -> None:
-    rule, written = CheckpointRule(200), []
-    with pytest.raises(KeyboardInterrupt), defer_interrupts() as interrupted:
-        for done in range(1, 300):
-            if done == 13:
-                os.kill(os.getpid(), signal.SIGTERM)
-            stop = interrupted()
-            if rule.due(done, interrupted=stop):
-                written.append(done)
-            if stop:
-                raise KeyboardInterrupt
-    assert written == [13]

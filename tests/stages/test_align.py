@@ -83,7 +83,7 @@ def head_of(work: Path) -> Head:
 
 
 @pytest.mark.parametrize("method", ["dense", "gradcam"])
-def test_maps_are_those_of_the_aligned_space(method: str, run: Run, aligned: Path) -> None:
+def test_maps_are_those_of_the_alignment(method: str, run: Run, aligned: Path) -> None:
     result = run("cam", "--prototypes", "aligned", "--method", method, "--store", "fp32",
                  work=aligned)
     assert result.code == 0, result.err

@@ -17,11 +17,11 @@ from trainings import training_with
 from vpltool.core import joint
 from vpltool.engine import given
 from vpltool.engine.features import open_features
+from vpltool.engine.masks import Masks
 from vpltool.engine.models import load_main
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_tensors
 from vpltool.stages._joint import PixelData, Taught, pixel_batches
-from vpltool.stages._masks import Masks
 
 BASE = ("--masks", "text-refined", "--prototypes", "text", "--layers", "1,2")
 FINETUNE = ("train-decoder", "--method", "finetune", *BASE, "--crop", 3, "--batch-size", 2,

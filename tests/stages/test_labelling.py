@@ -17,7 +17,7 @@ from drawn_masks import EXACT, FORMATS, KEEPS_IGNORED, draw_made, masks_of
 from PIL import Image
 from reference.small_regions import without_small_regions
 
-from vpltool.engine.corrected_masks import read_corrections
+from vpltool.engine.masks import read_corrections
 from vpltool.errors import VplError
 from vpltool.formats import (
     open_workspace,

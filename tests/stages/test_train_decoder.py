@@ -32,8 +32,7 @@ from vpltool.core.training import (
 from vpltool.formats import describe, open_workspace, read_tensors
 from vpltool.methods import SegmenterMethod, load_method
 from vpltool.parallel import device
-from vpltool.stages._fitting import TrainDecoderSettings, find_lesson
-from vpltool.stages._training_data import TrainingData, crop_batches
+from vpltool.stages._lesson import TrainDecoderSettings, TrainingData, crop_batches, find_lesson
 
 
 def header_of(path: Path) -> Any:
@@ -561,7 +560,7 @@ def test_large_photos_are_cut_before_they_are_scaled(max_side: int, run: Run, wo
                                (size[0] // patch, size[1] // patch))
             seen.append(slow_window(image, labels, 20, patch, rng))
     with monkeypatch.context() as patched:
-        patched.setattr("vpltool.stages._training_data._encoded", lambda data, batches: batches)
+        patched.setattr("vpltool.stages._lesson._encoded", lambda data, batches: batches)
         cut = list(crop_batches(data, settings, 0, device=torch.device("cpu"), workers=0))
     for number, (image, labels, _) in enumerate(seen):
         batch = cut[number // 3]

@@ -19,6 +19,8 @@ from vpltool.demo.canvas import (
     darker,
     lighter,
     mix,
+    one_of,
+    pick,
     tile,
     vary,
     whole,
@@ -68,11 +70,6 @@ class Backdrop:
     tracks: tuple[float, ...] = ()
     mood: str = ""
     water: tuple[int, int] | None = None
-
-
-def pick(rng: Rng, colours: tuple[Colour, ...], amount: float = 8) -> Colour:
-    """Choose one of the colours, and vary it a little."""
-    return vary(rng, colours[int(rng.integers(len(colours)))], amount)
 
 
 def _mood(rng: Rng) -> str:
@@ -424,10 +421,10 @@ def _grass(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
     land.fence(0.25)
     land.tufts(green, int(rng.integers(40, 160)))
     if rng.random() < 0.4:
-        flower: tuple[Colour, ...] = (((250, 250, 245), (250, 215, 70)),
-                                      ((226, 150, 190), (245, 245, 250)),
-                                      ((214, 64, 50), (90, 110, 200)))[int(rng.integers(3))]
-        land.speckle(land.horizon, int(rng.integers(20, 90)), flower, 1.2, 0.9)
+        flowers = one_of(rng, (
+            ((250, 250, 245), (250, 215, 70)), ((226, 150, 190), (245, 245, 250)),
+            ((214, 64, 50), (90, 110, 200))))
+        land.speckle(land.horizon, int(rng.integers(20, 90)), flowers, 1.2, 0.9)
     return land.finished()
 
 
@@ -503,13 +500,14 @@ def _room(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
     wall = np.empty((height, width, 3), np.float32)
     wall[:] = paint
     columns = np.arange(width, dtype=np.float32)[None]
-    _WALLS[int(rng.integers(len(_WALLS)))](rng, wall, columns, paint)
+    draw_wall = one_of(rng, (_plain_wall, _striped_wall, _tiled_wall, _panelled_wall))
+    draw_wall(rng, wall, columns, paint)
     wall *= (1 + 0.02 * crop("mottle", (width, height), 2, rng)
              + 0.015 * crop("gravel", (width, height), 1, rng))[..., None]
     if rng.random() < 0.55:
         _window_or_picture(rng, wall, floor)
     plane = _Ground(rng, height - floor, width)
-    wall[floor:] = _FLOORS[int(rng.integers(len(_FLOORS)))](rng, plane)
+    wall[floor:] = one_of(rng, (_planks, _tiles, _carpet))(rng, plane)
     board = lighter(paint, 0.5) if rng.random() < 0.7 else darker(paint, 0.35)
     high = max(2, int(height * rng.uniform(0.02, 0.045)))
     wall[floor - high:floor] = board
@@ -518,7 +516,7 @@ def _room(rng: Rng, height: int, width: int, bank: bool) -> Backdrop:
     wall[floor:] *= (1 - shadow)[:, None, None]
     rows, spot = np.linspace(0, 1, height, dtype=np.float32)[:, None], rng.uniform(0, 1)
     away = np.hypot(rows - rng.uniform(0.1, 0.6), columns / width - spot)
-    warm = np.asarray(((1.05, 1.0, 0.9), (1, 1, 1), (0.96, 1, 1.05))[int(rng.integers(3))])
+    warm = np.asarray(one_of(rng, ((1.05, 1.0, 0.9), (1, 1, 1), (0.96, 1, 1.05))))
     wall *= ((1.14 - 0.4 * away)[..., None] * warm).astype(np.float32)
     return Backdrop(wall, floor, (floor + height // 14, height))
 
@@ -554,10 +552,6 @@ def _panelled_wall(rng: Rng, wall: Plane, columns: Plane, paint: Colour) -> None
     wall[row + 2:] *= np.where(joint, 0.86, 1).astype(np.float32)[..., None]
 
 
-_WALLS: tuple[Callable[[Rng, Plane, Plane, Colour], None], ...] = (
-    _plain_wall, _striped_wall, _tiled_wall, _panelled_wall)
-
-
 def _planks(rng: Rng, plane: _Ground) -> Plane:
     wood = pick(rng, ((160, 112, 70), (186, 140, 92), (120, 82, 56), (196, 164, 124)))
     wide = rng.uniform(16, 30)
@@ -586,9 +580,6 @@ def _carpet(rng: Rng, plane: _Ground) -> Plane:
     wool = pick(rng, ((150, 80, 70), (96, 110, 132), (140, 134, 120), (110, 126, 96),
                       (176, 150, 120)))
     return plane.soil(wool, lighter(wool, 0.1), "gravel", 0.09, 1.3)
-
-
-_FLOORS: tuple[Callable[[Rng, _Ground], Plane], ...] = (_planks, _tiles, _carpet)
 
 
 def _window_or_picture(rng: Rng, wall: Plane, floor: int) -> None:

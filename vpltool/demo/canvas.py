@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ Points = npt.NDArray[np.float64]
 Colour = tuple[float, float, float]
 Palette = Mapping[str, Colour]
 Rng = np.random.Generator
+Item = TypeVar("Item")
 
 FINER = 3
 """Outlines are drawn this many times finer than the photo, then averaged."""
@@ -51,9 +53,19 @@ def vary(rng: Rng, colour: Colour, amount: float = 12) -> Colour:
     return red, green, blue
 
 
+def one_of(rng: Rng, items: Sequence[Item]) -> Item:
+    """Choose one of the items at random."""
+    return items[int(rng.integers(len(items)))]
+
+
+def pick(rng: Rng, colours: Sequence[Colour], amount: float = 8) -> Colour:
+    """Choose one of the colours, and vary it a little."""
+    return vary(rng, one_of(rng, colours), amount)
+
+
 def choose(rng: Rng, palette: Palette, *names: str) -> tuple[str, Colour]:
     """Choose the name of a colour, from all or from the given ones, and a shade of it."""
-    name = str(rng.choice(list(names or palette)))
+    name = one_of(rng, names or list(palette))
     return name, vary(rng, palette[name], 10)
 
 

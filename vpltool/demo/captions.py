@@ -51,13 +51,10 @@ _NUMBERS = {1: "a", 2: "two", 3: "three"}
 def captions(rng: Rng, things: Sequence[Thing], background: str, moments: Sequence[str],
              count: int = 6) -> tuple[str, ...]:
     """Return captions that each name all things; `moments` are phrases for the time of day."""
-    return tuple(_bare(rng, things) if rng.random() < 0.25
-                 else _full(rng, things, background, moments) for _ in range(count))
-
-
-def _bare(rng: Rng, things: Sequence[Thing]) -> str:
-    return "a photo of " + _listed(rng, [_noun(rng, group, plain=True)
-                                         for group in _groups(things)])
+    return tuple("a photo of " + _listed(rng, [_noun(rng, group, plain=True)
+                                               for group in _groups(things)])
+                 if rng.random() < 0.25 else _full(rng, things, background, moments)
+                 for _ in range(count))
 
 
 def _full(rng: Rng, things: Sequence[Thing], background: str, moments: Sequence[str]) -> str:

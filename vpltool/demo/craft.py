@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from vpltool.demo.canvas import (
@@ -19,6 +17,7 @@ from vpltool.demo.canvas import (
     ellipse,
     lighter,
     mix,
+    one_of,
     points,
     stroke,
     vary,
@@ -31,7 +30,8 @@ def boat(rng: Rng) -> Drawing:
     name, paint = choose(rng, PAINTS, "red", "blue", "green", "white", "yellow", "black", "orange")
     boat = Drawing(name, waterline=0)
     second = another(rng, name, "white", "red", "blue", "yellow")
-    return _BOATS[int(rng.integers(len(_BOATS)))](rng, boat, paint, second)
+    draw = one_of(rng, (_sailing_boat, _sailing_boat, _motor_boat, _rowing_boat, _fishing_boat))
+    return draw(rng, boat, paint, second)
 
 
 def _hull(boat: Drawing, long: float, tall: float, paint: Colour, second: Colour,
@@ -135,10 +135,6 @@ def _fishing_boat(rng: Rng, boat: Drawing, paint: Colour, second: Colour) -> Dra
     return boat
 
 
-_BOATS: tuple[Callable[[Rng, Drawing, Colour, Colour], Drawing], ...] = (
-    _sailing_boat, _sailing_boat, _motor_boat, _rowing_boat, _fishing_boat)
-
-
 def aeroplane(rng: Rng) -> Drawing:
     """Draw an airliner or a small aeroplane with a propeller."""
     name, paint = choose(rng, PAINTS, "white", "white", "red", "blue", "yellow", "grey", "orange")
@@ -229,7 +225,7 @@ def balloon(rng: Rng) -> Drawing:
             balloon.add(stroke(((side * top, .8), (side * low * 1.1, .3)), (.025, .025)),
                         (70, 58, 48), 0)
     bag = balloon.add(smooth, paint, 1.0, 0.5, grain=0.02)
-    _BALLOON_PATTERNS[int(rng.integers(len(_BALLOON_PATTERNS)))](rng, bag, envelope, colours)
+    one_of(rng, (_gores, _gores, _bands, _zigzag))(rng, bag, envelope, colours)
     _gores(rng, bag, envelope, None)
     mouth = balloon.add(points((-.2 * wide, .8), (.2 * wide, .8), (.13, .62), (-.13, .62)),
                         darker(others[0], .25), 0.4)
@@ -273,7 +269,3 @@ def _zigzag(rng: Rng, bag: Part, envelope: Points, colours: list[Colour]) -> Non
         bag.mark(np.concatenate([edge, edge[::-1] + (0, .32)]),
                  colours[1 + number % (len(colours) - 1)])
     bag.mark(box(-1.2, 3.2, 1.2, 3.6), colours[1])
-
-
-_BALLOON_PATTERNS: tuple[Callable[[Rng, Part, Points, list[Colour]], None], ...] = (
-    _gores, _gores, _bands, _zigzag)

@@ -5,8 +5,6 @@ A unit is about an animal's height, or that of the foliage.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from vpltool.demo.canvas import (
@@ -23,6 +21,8 @@ from vpltool.demo.canvas import (
     darker,
     ellipse,
     lighter,
+    one_of,
+    pick,
     points,
     rotated,
     stroke,
@@ -58,7 +58,7 @@ _COATS: tuple[tuple[str, Colour, Colour | None], ...] = (
 
 def cow(rng: Rng) -> Drawing:
     """Draw a cow, grazing or with its head up, of one colour or with patches."""
-    word, base, patch = _COATS[int(rng.integers(len(_COATS)))]
+    word, base, patch = one_of(rng, _COATS)
     coat = vary(rng, base)
     cow = Drawing(word)
     pink, hoof = vary(rng, (216, 160, 148)), (52, 44, 42)
@@ -157,15 +157,15 @@ _FURS: dict[str, tuple[Colour, Colour]] = {
 
 def cat(rng: Rng) -> Drawing:
     """Draw a cat that sits, walks or lies, with or without stripes and a white bib."""
-    name = str(rng.choice(list(_FURS)))
+    name = one_of(rng, list(_FURS))
     fur, stripe = (vary(rng, colour, 8) for colour in _FURS[name])
     cat = Drawing(name)
     bib = rng.random() < .5 and name != "white"
     striped = rng.random() < .7 and name not in ("white", "black")
     white = vary(rng, (240, 234, 226), 5)
-    pose = _CATS[int(rng.integers(len(_CATS)))]
-    x, y, size = pose(rng, cat, fur, stripe if striped else None, white if bib else None)
-    _cat_head(rng, cat, x, y, size, fur, stripe if striped else None, white if bib else None)
+    colours = fur, stripe if striped else None, white if bib else None
+    pose = one_of(rng, (_sitting_cat, _standing_cat, _lying_cat))
+    _cat_head(rng, cat, pose(rng, cat, *colours), *colours)
     return cat
 
 
@@ -241,14 +241,10 @@ def _lying_cat(rng: Rng, cat: Drawing, fur: Colour, stripe: Colour | None,
     return .8, rng.uniform(.6, .68), .27
 
 
-_CATS: tuple[Callable[[Rng, Drawing, Colour, Colour | None, Colour | None],
-                      tuple[float, float, float]], ...] = (_sitting_cat, _standing_cat, _lying_cat)
-
-
-def _cat_head(rng: Rng, cat: Drawing, x: float, y: float, size: float, fur: Colour,
+def _cat_head(rng: Rng, cat: Drawing, place: tuple[float, float, float], fur: Colour,
               stripe: Colour | None, white: Colour | None) -> None:
-    """Draw a cat's face from the front, slightly tilted; `size` is half its width."""
-    tilt = rng.uniform(-10, 10)
+    """Draw a cat's face from the front, slightly tilted, at (x, y, half its width)."""
+    (x, y, size), tilt = place, rng.uniform(-10, 10)
 
     def at(shape: Points) -> Points:
         return rotated(shape, tilt) * size + (x, y)
@@ -260,12 +256,17 @@ def _cat_head(rng: Rng, cat: Drawing, x: float, y: float, size: float, fur: Colo
     head = cat.add(at(curve((-.95, .1), (-.8, .6), (-.35, .82), (.35, .82), (.8, .6), (.95, .1),
                             (.78, -.42), (.3, -.78), (-.3, -.78), (-.78, -.42))), fur, .75, .5,
                    "fur", .09, .005)
-    _head_stripes(head, at, stripe)
+    if stripe is not None:
+        for start in (-.3, 0, .3):
+            head.mark(at(stroke(((start, .85), (start * .7, .42)), (.13, .05))), stripe, .8)
+        for side, low in ((-1, -.05), (-1, -.28), (1, -.05), (1, -.28)):
+            head.mark(at(stroke(((side * .98, low), (side * .6, low - .02)), (.1, .03))), stripe,
+                      .7)
     muzzle = white or lighter(fur, .3)
     for side in (-1, 1):
         head.mark(at(ellipse(side * .2, -.38, .3, .25)), muzzle, .9)
     head.mark(at(ellipse(0, -.62, .22, .16)), muzzle, .9)
-    iris = ((150, 180, 70), (216, 172, 60), (110, 160, 190))[int(rng.integers(3))]
+    iris = one_of(rng, ((150, 180, 70), (216, 172, 60), (110, 160, 190)))
     sleepy = rng.uniform(.7, 1.15)
     for side in (-1, 1):
         head.mark(at(ellipse(side * .4, .1, .25, .21 * sleepy, side * 12)), (26, 22, 22))
@@ -279,17 +280,6 @@ def _cat_head(rng: Rng, cat: Drawing, x: float, y: float, size: float, fur: Colo
         for low in (-.3, -.42):
             cat.add(at(stroke(((side * .3, low), (side * 1.15, low + .12 * (low + .38))),
                               (.022, .012))), (244, 240, 234), 0, grain=0, opacity=.75)
-
-
-def _head_stripes(head: Part, at: Callable[[Points], Points], stripe: Colour | None) -> None:
-    if stripe is None:
-        return
-    for start in (-.3, 0, .3):
-        head.mark(at(stroke(((start, .85), (start * .7, .42)), (.13, .05))), stripe, .8)
-    for side in (-1, 1):
-        for low in (-.05, -.28):
-            head.mark(at(stroke(((side * .98, low), (side * .6, low - .02)), (.1, .03))), stripe,
-                      .7)
 
 
 _PLUMES: dict[str, tuple[Colour, Colour, Colour, Colour]] = {
@@ -345,10 +335,10 @@ _POTS: Palette = {"terracotta": (186, 98, 62), "white": (228, 226, 218), "blue":
 def plant(rng: Rng) -> Drawing:
     """Draw a potted plant: broad or long leaves, a bush that may flower, or a cactus."""
     plant = Drawing("green")
-    green = vary(rng, ((58, 118, 52), (84, 142, 62), (48, 104, 70),
-                       (112, 150, 74))[int(rng.integers(4))], 10)
+    green = pick(rng, ((58, 118, 52), (84, 142, 62), (48, 104, 70), (112, 150, 74)), 10)
     wide, tall = rng.uniform(.3, .42), rng.uniform(.5, .66)
-    _FOLIAGE[int(rng.integers(len(_FOLIAGE)))](rng, plant, green, tall, wide)
+    draw_foliage = one_of(rng, (_broad_leaves, _long_leaves, _bush, _cactus, _broad_leaves, _bush))
+    draw_foliage(rng, plant, green, tall, wide)
     _pot(rng, plant, wide, tall)
     return plant
 
@@ -410,8 +400,8 @@ def _bush(rng: Rng, plant: Drawing, green: Colour, tall: float, wide: float) -> 
     centre = tall + high * .75
     plant.add(bumpy(rng, ellipse(0, centre, reach, high), 16, .07), darker(green, .3), .7, .5,
               "leaf", .25)
-    bloom: Colour | None = ((226, 66, 92), (250, 214, 70), (240, 236, 240), (196, 92, 186),
-                            (240, 126, 60))[int(rng.integers(5))] if rng.random() < .7 else None
+    blooms = (226, 66, 92), (250, 214, 70), (240, 236, 240), (196, 92, 186), (240, 126, 60)
+    bloom = one_of(rng, blooms) if rng.random() < .7 else None
     spots = rng.uniform(-1, 1, (48, 2))
     for number, (x, y) in enumerate(spots[(spots**2).sum(1) < 1.0]):
         at = x * reach, centre + y * high
@@ -442,7 +432,3 @@ def _cactus(rng: Rng, plant: Drawing, green: Colour, tall: float, wide: float) -
             trunk.mark(ellipse(x, y, .016), (244, 240, 210))
     if rng.random() < .5:
         plant.add(bumpy(rng, ellipse(0, top + .03, .08), 6, .05), (230, 90, 130), .5)
-
-
-_FOLIAGE: tuple[Callable[[Rng, Drawing, Colour, float, float], None], ...] = (
-    _broad_leaves, _long_leaves, _bush, _cactus, _broad_leaves, _bush)

@@ -140,7 +140,9 @@ def _compose(rng: Rng, names: Sequence[str], background: str, backdrop: Backdrop
             if len(items) < len(drawings):
                 continue
             photo, labels, seen = _paint_all(rng, items, backdrop, light)
-            if _all_seen(items, labels, seen):
+            counts = np.bincount(labels.ravel(), minlength=len(CLASSES) + 1)
+            if min(seen) >= _LEAST_SEEN and all(
+                    counts[CLASSES.index(item.name) + 1] >= _LEAST * labels.size for item in items):
                 return items, photo, labels
         # A single object always fits in the end, since nothing is in front of it.
         drawings = drawings[:-1] if len(drawings) > 1 else [(names[0], OBJECTS[names[0]](rng))]
@@ -235,7 +237,10 @@ def _paint_all(rng: Rng, items: Sequence[_Item], backdrop: Backdrop, light: tupl
             whole.append(0)
             continue
         if item.afloat:
-            layer = _sunk(layer, item)
+            rows = np.arange(layer.cover.shape[0], dtype=np.float32)[:, None]
+            above = np.clip(_waterline(layer, item) - rows + 0.5, 0, 1)
+            layer = replace(layer, colours=layer.colours * above[..., None],
+                            cover=layer.cover * above)
             _reflect(rng, photo, layer, item, backdrop)
         elif not item.flies:
             _cast_shadow(photo, layer, item, light)
@@ -252,22 +257,9 @@ def _paint_all(rng: Rng, items: Sequence[_Item], backdrop: Backdrop, light: tupl
     return photo, values[owner], seen
 
 
-def _all_seen(items: Sequence[_Item], labels: npt.NDArray[np.uint8],
-              seen: Sequence[float]) -> bool:
-    counts = np.bincount(labels.ravel(), minlength=len(CLASSES) + 1)
-    return min(seen) >= _LEAST_SEEN and all(
-        counts[CLASSES.index(item.name) + 1] >= _LEAST * labels.size for item in items)
-
-
 def _waterline(layer: Layer, item: _Item) -> float:
     """Return the row of the layer at which an object goes under water."""
     return item.pose.row - (item.drawing.waterline or 0) * item.pose.scale - layer.top
-
-
-def _sunk(layer: Layer, item: _Item) -> Layer:
-    rows = np.arange(layer.cover.shape[0], dtype=np.float32)[:, None]
-    above = np.clip(_waterline(layer, item) - rows + 0.5, 0, 1)
-    return replace(layer, colours=layer.colours * above[..., None], cover=layer.cover * above)
 
 
 def _reflect(rng: Rng, photo: Plane, layer: Layer, item: _Item, backdrop: Backdrop) -> None:

@@ -178,9 +178,7 @@ def main() -> None:
     began = time.monotonic()
     losses = train(model.train(), photos, captions, steps=options.steps, batch=options.batch,
                    lr=options.lr, whole=options.whole, device=device, seed=options.seed)
-    facts = {
-        "scenes": options.scenes, "steps": options.steps, "batch": options.batch,
-        "lr": options.lr, "dropped": options.dropped, "whole": options.whole, "seed": options.seed,
+    facts = {name: value for name, value in vars(options).items() if name != "out"} | {
         "device": str(device), "minutes": round((time.monotonic() - began) / 60, 1),
         "loss_start": round(float(np.mean(losses[:50])), 3),
         "loss_end": round(float(np.mean(losses[-50:])), 3),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from vpltool.demo.canvas import (
@@ -21,6 +19,8 @@ from vpltool.demo.canvas import (
     ellipse,
     lighter,
     mix,
+    one_of,
+    pick,
     points,
     rotated,
     stroke,
@@ -113,7 +113,7 @@ height of the base of the glass, and the pillars."""
 
 def car(rng: Rng) -> Drawing:
     """Draw a car of one of several styles."""
-    outline, (base, rear, front, screen), belt, pillars = _CARS[str(rng.choice(list(_CARS)))]
+    outline, (base, rear, front, screen), belt, pillars = _CARS[one_of(rng, list(_CARS))]
     name, paint = choose(rng, PAINTS)
     car = Drawing(name)
     lift, radius = rng.uniform(0, 0.08), rng.uniform(0.31, 0.37)
@@ -194,11 +194,16 @@ def _bogie(train: Drawing, left: float, right: float, radius: float = .42) -> No
         wheel(train, axle, radius, (128, 120, 116), .72)
 
 
+def _chassis(train: Drawing, left: float, long: float, near: float, far: float) -> None:
+    """Draw a coupler and two bogies, from `near` to `far` from each end."""
+    train.add(box(left - .5, .9, left + .2, 1.15), (36, 35, 38), 0.1)
+    _bogie(train, left + near, left + far)
+    _bogie(train, left + long - far, left + long - near)
+
+
 def _carriage(train: Drawing, left: float, paint: Colour, second: Colour, rng: Rng) -> float:
     long = 8.0
-    train.add(box(left - .5, .9, left + .2, 1.15), (36, 35, 38), 0.1)
-    _bogie(train, left + .7, left + 2.4)
-    _bogie(train, left + long - 2.4, left + long - .7)
+    _chassis(train, left, long, .7, 2.4)
     body = train.add(box(left, .85, left + long, 3.7, .3), paint, 0.5, 0.15, grain=0.03)
     body.mark(box(left, 3.3, left + long, 3.9), (110, 112, 116))
     body.mark(box(left, 1.2, left + long, 1.55), second)
@@ -212,11 +217,8 @@ def _carriage(train: Drawing, left: float, paint: Colour, second: Colour, rng: R
 def _wagon(train: Drawing, left: float, paint: Colour, second: Colour, rng: Rng) -> float:
     """Draw a goods wagon: a van, an open wagon with a load, or a tank."""
     long, kind = 6.0, int(rng.integers(3))
-    colour = vary(rng, ((132, 74, 54), (110, 116, 122), (168, 112, 60),
-                        (84, 104, 92))[int(rng.integers(4))])
-    train.add(box(left - .5, .9, left + .2, 1.15), (36, 35, 38), 0.1)
-    _bogie(train, left + .4, left + 1.9)
-    _bogie(train, left + long - 1.9, left + long - .4)
+    colour = pick(rng, ((132, 74, 54), (110, 116, 122), (168, 112, 60), (84, 104, 92)), 12)
+    _chassis(train, left, long, .4, 1.9)
     train.add(box(left, .85, left + long, 1.15), (54, 52, 54), 0.2)
     if kind == 2:
         tank = train.add(box(left + .1, 1.1, left + long - .1, 3.2, 1), colour, 1.0, 0.45)
@@ -313,26 +315,22 @@ def _railcar(train: Drawing, left: float, paint: Colour, second: Colour, rng: Rn
     lamp(body, left + long - .7, nose + .12, .18, (255, 248, 220))
 
 
-_ENGINES: tuple[Callable[[Drawing, float, Colour, Colour, Rng], None], ...] = (
-    _steam_engine, _diesel_engine, _railcar)
-
-
 def train(rng: Rng) -> Drawing:
     """Draw an engine (steam, diesel or express) with up to three carriages or wagons."""
     name, paint = choose(rng, PAINTS, "red", "blue", "green", "yellow", "orange", "grey", "black",
                          "white")
     second = another(rng, name, "white", "yellow", "red", "blue")
     train = Drawing(name)
-    engine = int(rng.integers(3))
+    engine = one_of(rng, (_steam_engine, _diesel_engine, _railcar))
     behind = int(rng.choice((0, 1, 2, 3), p=(0.36, 0.42, 0.17, 0.05)))
-    coach = engine == 2 or rng.random() < 0.55
-    cars = paint if engine == 2 or rng.random() < 0.6 else another(rng, name)
+    coach = engine is _railcar or rng.random() < 0.55
+    cars = paint if engine is _railcar or rng.random() < 0.6 else another(rng, name)
     left = 0.0
     for _ in range(behind):
         left = (_carriage if coach else _wagon)(train, left, cars, second, rng)
     if behind:
         train.add(box(left - .6, .9, left + .3, 1.15), (36, 35, 38), 0.1)
-    _ENGINES[engine](train, left, paint, second, rng)
+    engine(train, left, paint, second, rng)
     return train
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vpltool.clip import encoders
-from vpltool.core import blocks, vit
-from vpltool.core.grids import is_same_view, resample_attention, resample_patches
+from vpltool.core import blocks, grids, vit
 from vpltool.engine.headers import check_same_model, relative_path
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
 from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, folder_of, place
 from vpltool.lazy import torch
-from vpltool.parallel.batches import Batch, FeatureBatch
+from vpltool.parallel.batches import Batch
 
 BEST_FIRST = ("vision-refined", "vision", "text-refined", "text",
               "tags-salient-refined", "tags-refined", "tags-salient", "tags")
@@ -160,32 +159,22 @@ SECOND = {"second_patches": "patches", "second_attention": "attention"}
 """Tensors of the second encoder that a method may read: name in `READS` to name in the file."""
 
 
-@dataclass(frozen=True)
-class FoundEncoder:
-    """The source of a second encoder.
-
-    Args:
-        setting: value of the setting `encoder`, with a path relative to the workspace.
-        inputs: its weights file by role, if it is local.
-    """
-
-    setting: str
-    inputs: Mapping[str, Path]
-
-
 def load_second(workspace: Workspace, given: str, device: torch.device
-                ) -> tuple[encoders.Encoder, FoundEncoder]:
+                ) -> tuple[encoders.Encoder, str, dict[str, Path]]:
     """Load the second encoder that the setting `encoder` names.
+
+    Returns:
+        the encoder, the setting with a path relative to the workspace, and its weights file by
+        role, if it is local.
 
     Raises:
         VplError: there is no such encoder, or its tower is not supported.
     """
     # Paths are relative to the current folder, or to the workspace if `update` read a header.
     source = encoders.find_encoder(given, (Path(), workspace.path))
-    setting = source.setting(relative_path(source.path, workspace.path)
-                             if source.path else "")
-    inputs = {"weights": source.weights} if source.weights else {}
-    return encoders.load_encoder(source, device), FoundEncoder(setting, inputs)
+    path = relative_path(source.path, workspace.path) if source.path else ""
+    return (encoders.load_encoder(source, device), source.setting(path),
+            {"weights": source.weights} if source.weights else {})
 
 
 def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Collection[str]
@@ -216,20 +205,13 @@ def read_second(second: InputFolder | None, key: str, reads: Collection[str],
     names = {name: tensor for name, tensor in SECOND.items() if name in reads}
     tensors = second.read_tensors(key, "grid", *names.values())
     height, width = tensors["grid"].tolist()
-    if not is_same_view((height, width), grid):
+    if not grids.is_same_view((height, width), grid):
         raise VplError(f"{key}: {second.path} has {height}×{width} patches (height×width), CLIP's "
                        f"features {grid[0]}×{grid[1]}: not of the same photo",
                        "make one of them again with `extract(overwrite=True)`")
-    resample = {"patches": resample_patches, "attention": resample_attention}
+    resample = {"patches": grids.resample_patches, "attention": grids.resample_attention}
     return {name: resample[tensor](tensors[tensor], (height, width), grid)
             for name, tensor in names.items()}
-
-
-def read_batch(second: InputFolder | None, batch: FeatureBatch, reads: Collection[str]
-               ) -> dict[str, torch.Tensor]:
-    """Read and stack the second encoder's tensors of a batch of photos; see `read_second`."""
-    photos = [read_second(second, key, reads, batch.grid) for key in batch.ids]
-    return {name: torch.stack([photo[name] for photo in photos]) for name in photos[0]}
 
 
 HEAD = ".head.safetensors"

@@ -11,15 +11,13 @@ opens it, checks it against the others, records it in the header, and knows wher
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vpltool import console, formats
 from vpltool.core import alignment, vit
-from vpltool.engine import features, prototypes, segmenters
-from vpltool.engine.headers import check_same_model, make_header
-from vpltool.engine.photo_work import Made, make_photos, open_outputs, run_batches
+from vpltool.engine import features, headers, photo_work, prototypes, segmenters
 from vpltool.engine.photos import TAGGED, chosen_shard, paths_of, photos_with, read_known_photo
 from vpltool.engine.prototypes import Prototypes
 from vpltool.errors import VplError
@@ -125,13 +123,13 @@ class Given:
             assert not isinstance(first, Path)
             model = first.header.model
         classes = {} if kind in _TAGLESS else {"classes": self.workspace.classes_identity}
-        return make_header(
+        return headers.make_header(
             self.workspace, kind, command, self.settings, model=model,
             inputs={name: files.pop(name) for name in self.required} | classes | files
             | dict(inputs or {}), options=options, skip={*skip, *self.unused})
 
     def make(self, title: str, folders: Mapping[Path, Header],
-             start: Callable[[list[str]], Iterable[Made]], *,
+             start: Callable[[list[str]], Iterable[photo_work.Made]], *,
              write: Callable[[OutputFolder, str, Any], None] | None = None,
              beside: Mapping[Path, tuple[Header, Mapping[str, Tensor]]] | None = None
              ) -> list[Path]:
@@ -153,14 +151,15 @@ class Given:
             shard=chosen_shard(settings.shard))
         if not any(header.kind in TAGGED for header in folders.values()):
             photos = replace(photos, per_photo_inputs={})
-        outputs = open_outputs(folders, photos, settings, 1 + len(self.workspace.classes))
+        outputs = photo_work.open_outputs(folders, photos, settings,
+                                          1 + len(self.workspace.classes))
 
         def write_beside() -> None:
             for path, (header, tensors) in (beside or {}).items():
                 if outputs[0].todo or not path.exists():
                     formats.write_tensors(path, header, tensors)
 
-        return make_photos(
+        return photo_work.make_photos(
             title, outputs, start,
             write or (lambda output, key, made: output.write_tensors(key, made)), settings,
             write_beside,
@@ -171,15 +170,14 @@ class Given:
         device, found = find_device(self.settings.device), self.prototypes
         dtype = find_precision(precision if self.reads("head") else "fp32", device, console.warn)
         space = prototypes.space_of(found) if found else None
-        head = (prototypes.head_in_space(features.read_head(self.features), space)
-                if self.reads("head") else None)
+        head = features.read_head(self.features) if self.reads("head") else None
+        if head and space:
+            # Its output lies in the space of the prototypes.
+            head = alignment.AlignedHead.of(head, space).eval().requires_grad_(False)
         photos = {photo.id: photo for photo in self.workspace.photos(self.settings.split)}
-        loaded = Loaded(self, device, dtype, photos, head.to(device, dtype) if head else None,
-                        space.to(device, dtype) if space else None)
-        return loaded if found is None else replace(
-            loaded, rows=found.rows.to(device), class_index=found.class_index.to(device),
-            of_rows={name: tensor.to(device) for name, tensor in found.of_rows.items()},
-            row_photos=found.photos)
+        return Loaded(self, device, dtype, photos, head.to(device, dtype) if head else None,
+                      space.to(device, dtype) if space else None,
+                      found.to(device) if found else None)
 
 
 @dataclass(frozen=True)
@@ -189,22 +187,15 @@ class Loaded:
     Args:
         head: CLIP's head, projecting into the space of the prototypes.
         space: the prototypes' space, unless it is CLIP's joint space.
-        rows: L2-normed prototypes (rows, dim).
-        class_index: class of each row (rows,); 0 is the background.
-        of_rows: further tensors with one entry per row.
-        row_photos: photo ids that `photo_of` indexes.
     """
 
     given: Given
     device: torch.device
     dtype: torch.dtype
     photos: Mapping[str, Photo]
-    head: vit.Head | None = None
-    space: alignment.AlignedSpace | None = None
-    rows: Tensor | None = None
-    class_index: Tensor | None = None
-    of_rows: Mapping[str, Tensor] = field(default_factory=dict)
-    row_photos: Sequence[str] = ()
+    head: vit.Head | None
+    space: alignment.AlignedSpace | None
+    prototypes: Prototypes | None
 
     def rgb(self, ids: Iterable[str]) -> list[npt.NDArray[np.uint8]]:
         """Read photos (H, W, 3) if the method needs them; otherwise return an empty list.
@@ -220,8 +211,8 @@ class Loaded:
         return ([self.photos[key].captions for key in ids] if self.given.reads("captions") else [])
 
     def run(self, todo: list[str],
-            make: Callable[[FeatureBatch, dict[str, Tensor]], Iterable[Made]],
-            copied: Sequence[str] = ()) -> Iterator[Made]:
+            make: Callable[[FeatureBatch, dict[str, Tensor]], Iterable[photo_work.Made]],
+            copied: Sequence[str] = ()) -> Iterator[photo_work.Made]:
         """Run a method over batches of stored features; see `run_batches`.
 
         Args:
@@ -232,10 +223,13 @@ class Loaded:
         given = self.given
         names = given.tensors
 
-        def run(batch: FeatureBatch) -> Iterable[Made]:
+        def run(batch: FeatureBatch) -> Iterable[photo_work.Made]:
+            others = [features.read_second(given.second, key, given.read, batch.grid)
+                      for key in batch.ids]
             tensors = to_device(
                 {name: batch.tensors[name] for name in names}
-                | features.read_batch(given.second, batch, given.read), self.device, self.dtype)
+                | {name: torch.stack([photo[name] for photo in others]) for name in others[0]},
+                self.device, self.dtype)
             if self.space is not None and "patches" in tensors:
                 tensors["patches"] = self.space(tensors["patches"])
             return make(batch, tensors)
@@ -243,7 +237,7 @@ class Loaded:
         batches = feature_batches(given.features, todo, list(dict.fromkeys([*names, *copied])),
                                   given.settings.batch_size, device=self.device)
         hint = features.smaller_photos_hint(given.features.header)
-        return run_batches(batches, run, lambda _: hint)
+        return photo_work.run_batches(batches, run, lambda _: hint)
 
 
 def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
@@ -315,7 +309,7 @@ def _find_decoder(workspace: Workspace, choice: str, stored: InputFolder) -> Pat
         raise VplError(f"{path} has an encoder of its own, and reads no stored features",
                        "`predict()` runs it; here, name a decoder of `train_decoder()` that was "
                        "trained on the frozen encoder")
-    check_same_model(stored.header.model, header.model, f"{stored.path} and {path}")
+    headers.check_same_model(stored.header.model, header.model, f"{stored.path} and {path}")
     reads, layers = segmenter.reads
     features.check_kept(stored, [name for name in FEATURE_TENSORS if name in reads])
     held = stored.header.options["layers"]

@@ -8,16 +8,13 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.clip import catalogue, load, weights
-from vpltool.core import group_maps, segment
+from vpltool.core import group_maps, prototypes, segment
 from vpltool.core import groups as networks
 from vpltool.core.photos import PhotoSettings, to_pixels
-from vpltool.core.prototypes import text_prototypes
 from vpltool.datasets.words import find_prompts
-from vpltool.engine.checkpoints import trained_header
-from vpltool.engine.models import check_words
+from vpltool.engine import checkpoints, models
 from vpltool.engine.photo_work import Made, run_photos
-from vpltool.engine.running import RunsSegmenter, Segmented
-from vpltool.engine.tiles import TiledSegmenter
+from vpltool.engine.running import RunsSegmenter, Segmented, TiledSegmenter
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, read_tensors
 from vpltool.formats.header import is_same_model
@@ -26,10 +23,6 @@ from vpltool.parallel import batches
 from vpltool.settings import setting
 
 _PANEL = "Groups"
-GROUP_SETTINGS = ("classes", "prompts", "threshold", "top", "short_side", "window", "stride",
-                  "maps")
-"""Settings of `predict` that apply only to groups."""
-
 NETWORK_SETTINGS = ("scales", "flip", "average", "source", "features", "max_side", "tile",
                     "overlap", "precision")
 """Settings of `predict` that do not apply to groups."""
@@ -43,7 +36,7 @@ def read_groups(path: Path) -> tuple[Header, networks.GroupNetwork]:
 
     `header.model` is the CLIP whose text tower was used in training; empty: the groups' own tower.
     """
-    header = trained_header(path, "groups")
+    header = checkpoints.trained_header(path, "groups")
     network = networks.GroupNetwork(networks.GroupShape.from_config(header.facts["config"]))
     network.load_state_dict(read_tensors(path, "groups")[1])
     return header, network.eval().requires_grad_(False)
@@ -110,7 +103,7 @@ def clip_encoder(workspace: Workspace, device: torch.device,
     Raises:
         VplError: it is unavailable, or differs from `model`.
     """
-    check_words(workspace, "`text='own'`")
+    models.check_words(workspace, "`text='own'`")
     clip = load.load_clip(workspace.model, workspace.pretrained, device, base=workspace.path)
     if model and not is_same_model(clip.identity, model):
         raise VplError(f"the groups were trained with the text of another CLIP than "
@@ -269,8 +262,8 @@ class GroupSegmenter:
         header, network = read_groups(path)
         network = network.to(device)
         short, view = view_of(network, settings)
-        texts = text_prototypes(workspace.classes, templates,
-                                text_encoder(workspace, network, header.model, device))
+        texts = prototypes.text_prototypes(workspace.classes, templates,
+                                           text_encoder(workspace, network, header.model, device))
         mean, std = header.facts["mean"], header.facts["std"]
         return cls(network, texts.to(device), view,
                    PhotoSettings(network.shape.patch, tuple(mean), tuple(std), short_side=short),

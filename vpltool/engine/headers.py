@@ -9,8 +9,7 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.errors import OtherSettings, VplError
-from vpltool.formats import Header, InputFolder, Workspace, expect_header, identity_of_file
-from vpltool.formats.changes import accepting, difference, tell_options
+from vpltool.formats import Header, InputFolder, Workspace, changes, expect_header, identity_of_file
 from vpltool.formats.header import is_same_model, is_stale
 from vpltool.formats.input_folders import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT, check_replacing
@@ -63,22 +62,19 @@ def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: 
     """
     if not is_same_model(first, second):
         beside = "encoder" in {*first} ^ {*second}
+        # The hash that distinguishes models of the same name.
+        key = ("fingerprint" if first.get("fingerprint") != second.get("fingerprint")
+               else "weights")
         names = [f"{model.get('name', '?')} ({model.get('pretrained', '?')}, "
-                 f"{_shown(model, other)}"
+                 f"{model.get(key, '?')[:6]}"
                  f"{', ' + model['normalise'] if 'normalise' in model else ''})"
-                 for model, other in ((first, second), (second, first))]
+                 for model in (first, second)]
         raise VplError(
             f"{what} come from different models: {names[0]} and {names[1]}",
             "the features of the CLIP are those of `extract(encoder='words')`: "
             "`features='features-second/SPLIT'`" if beside else
             "make one of them again with the workspace's model: "
             "`text_prototypes(overwrite=True)`, or `extract(overwrite=True)`")
-
-
-def _shown(model: Mapping[str, str], other: Mapping[str, str]) -> str:
-    """Return the abbreviated hash that distinguishes a model from another of the same name."""
-    key = "fingerprint" if model.get("fingerprint") != other.get("fingerprint") else "weights"
-    return model.get(key, "?")[:6]
 
 
 def check_file(path: Path, header: Header, settings: Replaces, *, by_model_name: bool = False
@@ -108,10 +104,10 @@ def check_file(path: Path, header: Header, settings: Replaces, *, by_model_name:
     stale = is_stale(header, found)
     check_replacing(path, same=stale)
     if settings.update and found.command == header.command:
-        tell_options(header, found, path)
+        changes.tell_options(header, found, path)
         return False
-    reasons = "; ".join(difference(header, found, path))
+    reasons = "; ".join(changes.difference(header, found, path))
     raise OtherSettings(f"{path} was made with other settings: {reasons}",
                         (UPDATE_HINT if stale else "")
                         + "`overwrite=True` replaces it; `out='FILE'` keeps both"
-                        + accepting(header, found))
+                        + changes.accepting(header, found))

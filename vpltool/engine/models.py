@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from vpltool.formats import Workspace
 from vpltool.formats.workspace import relative_to, without_folders
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
-from vpltool.settings import Settings, setting
+from vpltool.settings import Settings, described, setting
 
 WORDS = "words"
 """Value of `extract`'s setting `encoder` for the CLIP beside the workspace's encoder."""
@@ -95,10 +94,7 @@ def load_clip_vision(workspace: Workspace, device: torch.device) -> encoders.Enc
 
 
 def check_words(workspace: Workspace, instead: str = "") -> None:
-    """Check that a workspace has a CLIP, before work that needs text.
-
-    Args:
-        instead: an alternative for the hint.
+    """Check that a workspace has a CLIP, before work that needs text; `instead` extends the hint.
 
     Raises:
         VplError: it has none.
@@ -116,7 +112,6 @@ class ChosenModels:
 
     Args:
         model: name of the CLIP; empty if there is none.
-        pretrained: its weights.
         encoder: image encoder used instead of the CLIP's.
     """
 
@@ -168,18 +163,21 @@ class ModelSettings(Settings):
             "hf-hub:ORG/NAME, or a folder.", metavar="CLIP", brief=False)
 
 
-def choose_models(path: Path, settings: ModelSettings, clip_given: Sequence[str],
-                  earlier: Workspace | None) -> ChosenModels:
-    """Choose the models of a workspace: those given, else its present ones.
+def is_given(settings: Settings, name: str) -> bool:
+    """Return whether a setting was given explicitly or by a preset."""
+    default = next(entry.default for entry in described(type(settings)) if entry.name == name)
+    return name in settings.given or getattr(settings, name) != default
 
-    Args:
-        clip_given: which of `model` and `pretrained` were given explicitly or by a preset.
+
+def choose_models(path: Path, settings: ModelSettings, earlier: Workspace | None) -> ChosenModels:
+    """Choose the models of a workspace: those given, else its present ones.
 
     Raises:
         VplError: a model, tag, file or folder does not exist or is not supported, or two settings
             contradict each other.
     """
     encoder, words = settings.encoder, settings.words
+    clip_given = [name for name in ("model", "pretrained") if is_given(settings, name)]
     if encoder == AUTO and (clip_given or earlier):
         encoder = ""
     elif encoder == AUTO:

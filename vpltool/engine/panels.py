@@ -10,9 +10,7 @@ from pathlib import Path
 from vpltool import console, formats
 from vpltool.datasets.layouts import PHOTO_SUFFIXES, photos_below
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, Header, InputFolder, Workspace
-from vpltool.formats.input_folders import names_in
-from vpltool.formats.kinds import called, folder_of
+from vpltool.formats import IGNORE, Header, InputFolder, Workspace, input_folders, kinds
 from vpltool.formats.labels import read_legend
 from vpltool.lazy import F, Image, Tensor
 from vpltool.pictures.overlays import Rgb, SheetPanel, cams_over, classes_in, labels_over
@@ -116,34 +114,31 @@ def bare_workspace(work: Path, names: Sequence[str]) -> Workspace:
 
 def columns_there(work: Path, split: str) -> list[str]:
     """Return the names of all maps and labels of a split, except probabilities."""
-    return sorted(called(kind, name) for kind in KINDS[:4]
-                  for name in names_in(folder_of(work, kind), split))
+    return sorted(kinds.called(kind, name) for kind in KINDS[:4]
+                  for name in input_folders.names_in(kinds.folder_of(work, kind), split))
 
 
 def holds_labels(path: Path) -> bool:
     """Return whether a folder not made by vpltool holds label images, that is, index PNGs."""
-    first = _first_photo(path)
-    return first is not None and _is_labels(first)
+    return _begins_with_labels(path) is True
 
 
 def holds_photos(path: Path) -> bool:
     """Return whether a folder not made by vpltool holds photos."""
-    first = _first_photo(path)
-    return first is not None and not _is_labels(first)
+    return _begins_with_labels(path) is False
 
 
-def _first_photo(path: Path) -> Path | None:
+def _begins_with_labels(path: Path) -> bool | None:
+    """Return whether the first photo is an index PNG; None if there is none, or vpltool made it."""
     if not path.is_dir() or any(path.rglob("artifact.json")):
         return None
-    return next(iter(photos_below(path)), None)
-
-
-def _is_labels(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            return image.format == "PNG" and image.mode in ("P", "L")
-    except OSError:
-        return False
+    for first in photos_below(path):
+        try:
+            with Image.open(first) as image:
+                return image.format == "PNG" and image.mode in ("P", "L")
+        except OSError:
+            return False
+    return None
 
 
 def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:

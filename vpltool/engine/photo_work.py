@@ -15,9 +15,7 @@ from vpltool.core.photos import PhotoSettings
 from vpltool.engine.features import smaller_side_hint
 from vpltool.engine.photos import Photos
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, OutputFolder, finish_all, open_output
-from vpltool.formats.changes import count_photos
-from vpltool.formats.kinds import KINDS, BadValues
+from vpltool.formats import Header, OutputFolder, changes, finish_all, kinds, open_output
 from vpltool.formats.labels import read_labels
 from vpltool.lazy import np, npt, torch
 from vpltool.options import PerPhoto
@@ -38,15 +36,26 @@ Made = tuple[str, Any]
 """A photo's id, and its result or `Failed`."""
 
 Batch = TypeVar("Batch", bound="memory.Divisible")
+Item = TypeVar("Item")
+
+
+def tracked(title: str, items: Iterable[Item], total: int) -> Iterator[Item]:
+    """Yield items, and show the progress of the work on them.
+
+    An iterator of threads must be passed without a name, so that an interrupt closes it at once.
+    """
+    with console.progress(title, total) as advance:
+        for item in items:
+            yield item
+            advance()
 
 
 def open_outputs(
-    folders: Mapping[Path, Header], photos: Photos, settings: PerPhoto, labels: int = 0
+    folders: Mapping[Path, Header], photos: Photos, settings: PerPhoto, labels: int
 ) -> list[OutputFolder]:
     """Open a stage's output folders, the main one first; nothing is changed yet.
 
-    Args:
-        labels: number of labels including the background; 0: no limit.
+    `labels` is the number of labels including the background.
 
     Raises:
         VplError: a folder was made with other settings, or another command is writing to it.
@@ -101,7 +110,7 @@ def make_photos(
             elif key in keys:
                 try:
                     write(output, key, made)
-                except BadValues as error:
+                except kinds.BadValues as error:
                     output.fail(key, error.reason)
 
     with contextlib.ExitStack() as stack:
@@ -163,9 +172,7 @@ def run_batches(
 ) -> Iterator[Made]:
     """Run batches, and yield results photo by photo; batches that exceed memory are split.
 
-    Args:
-        batches: the batches in order; photos in `batch.failed` could not be read.
-        too_large: returns the hint of the error raised if a single photo does not fit.
+    Photos in `batch.failed` could not be read. `too_large` returns the hint of the error.
 
     Raises:
         VplError: memory does not suffice for one photo.
@@ -185,14 +192,7 @@ def run_photos(
     device: torch.device, batch_size: int, workers: int,
     too_large: Callable[[batching.Batch], str] = smaller_side_hint,
 ) -> Iterator[Made]:
-    """Run a network over photos read by worker processes; see `load_batches` and `run_batches`.
-
-    Args:
-        too_large: returns the hint of the error raised if a single photo does not fit.
-
-    Raises:
-        VplError: memory does not suffice for one photo.
-    """
+    """Run a network over photos read by worker processes; see `load_batches` and `run_batches`."""
     return run_batches(batching.load_batches(
         list(paths.items()), seen, device=device, batch_size=batch_size,
         workers=worker_count(workers), sized=count_sizes(len(paths))), run, too_large)
@@ -214,7 +214,7 @@ def packed(labels: npt.NDArray[np.uint8]) -> Packed:
 
 def _labels_before(output: OutputFolder) -> dict[str, Packed]:
     """Return label images about to be replaced, by id; empty if the files are not labels."""
-    if KINDS[output.header.kind].layout != "labels-folder":
+    if kinds.KINDS[output.header.kind].layout != "labels-folder":
         return {}
     there = [key for key in output.todo if output.path_of(key).exists()]
     found = {}
@@ -243,4 +243,4 @@ def _tell_changes(outputs: Sequence[OutputFolder], before: Mapping[Path, Mapping
                 pixels += labels.size
         if changed:
             console.note(f"{output.path}: {100 * changed / pixels:.1f} % of the pixels have "
-                         f"another label than before ({count_photos(photos)} compared)")
+                         f"another label than before ({changes.count_photos(photos)} compared)")

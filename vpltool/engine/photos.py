@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from vpltool import console
-from vpltool.core.photos import describe_failure, read_photo
+from vpltool import console, formats
+from vpltool.core.photos import describe_failure, photo_size, read_photo
+from vpltool.datasets import layouts
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, InputFolder, Photo, Workspace, identity_of_many, open_input
+from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.kinds import KINDS
 from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, again
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import WHOLE, Shard, find_shard
-from vpltool.lazy import Tensor, np, npt, torch
+from vpltool.lazy import np, npt
+from vpltool.parallel import threads
+
+_THREADS = 8
+"""Threads that hash files."""
 
 TAGGED = ("cams", "masks")
 """Kinds of file that depend on the photo's tags."""
@@ -54,6 +58,7 @@ def chosen_shard(choice: str) -> Shard:
 
 
 Named = TypeVar("Named")
+Result = TypeVar("Result")
 
 
 def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] = str
@@ -82,6 +87,37 @@ def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFold
     hashes = known_hashes(workspace, photos, inputs)
     return Photos(ids, tags_of(workspace, photos), left_out, not limit, shard,
                   {key: hashes[key] for key in (*ids, *left_out) if key in hashes})
+
+
+@dataclass(frozen=True)
+class NamedPhotos:
+    """A group of photos given as files and folders instead of a split.
+
+    Args:
+        name: name of their folder; `files` for single files.
+        paths: path by id; an id is the file's path in the folder, without suffix.
+        images: the folder or files that were given.
+    """
+
+    name: str
+    paths: Mapping[str, Path]
+    images: Sequence[Path]
+
+
+def find_photos(images: Sequence[Path], *, together: bool) -> list[NamedPhotos]:
+    """Find the photos in files and folders, including sub-folders.
+
+    Unless they are taken together, there is a group per name of a folder, and one of single files.
+
+    Raises:
+        VplError: a path is missing or not a photo by its suffix, or two photos have the same id.
+    """
+    groups: dict[str, list[Path]] = {}
+    for path in images:
+        own = path.resolve().name if path.is_dir() and not together else ""
+        groups.setdefault(own or "files", []).append(path)
+    return [NamedPhotos(name, layouts.named_photos(members), members)
+            for name, members in groups.items()]
 
 
 def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFolder) -> None:
@@ -114,32 +150,28 @@ def paths_of(workspace: Workspace, split: str) -> dict[str, Path]:
     return {photo.id: workspace.image_path(photo) for photo in workspace.photos(split)}
 
 
-def tag_tensors(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, Tensor]:
-    """Return class indices (K,) by photo id, on the host, so that reading them never waits."""
-    return {photo.id: torch.tensor(workspace.indices_of(photo), dtype=torch.long)
-            for photo in photos}
-
-
 def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:
     """Read a photo, RGB (H, W, 3), that an earlier stage could read.
 
     Raises:
         VplError: it can no longer be read; the message names the photo.
     """
-    path = workspace.image_path(photo)
-    with naming_photo(photo, path):
-        return read_photo(path)
+    return _read_known(workspace, photo, read_photo)
 
 
-@contextlib.contextmanager
-def naming_photo(photo: Photo, path: Path) -> Iterator[None]:
-    """Turn an OSError while reading a photo into an error that names it.
+def known_photo_size(workspace: Workspace, photo: Photo) -> tuple[int, int]:
+    """Read (height, width) of a photo that an earlier stage could read.
 
     Raises:
-        VplError: the photo cannot be read.
+        VplError: see `read_known_photo`.
     """
+    return _read_known(workspace, photo, photo_size)
+
+
+def _read_known(workspace: Workspace, photo: Photo, read: Callable[[Path], Result]) -> Result:
+    path = workspace.image_path(photo)
     try:
-        yield
+        return read(path)
     except OSError as error:
         raise VplError(f"{photo.id}: {describe_failure(path, error)}",
                        "fix it and run the same command again") from error
@@ -152,7 +184,13 @@ def photos_identity(workspace: Workspace, split: str, limit: int, *inputs: Input
     """
     ids = [photo.id for photo in workspace.photos(split, limit)]
     left_out = {key for folder in inputs for key in folder.left_out(ids)}
-    return identity_of_many({key: "" for key in ids if key not in left_out})
+    return formats.identity_of_many({key: "" for key in ids if key not in left_out})
+
+
+def file_identities(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Return a hash of each file's bytes by id, since a name may refer to another file later."""
+    hashes = threads.in_threads(formats.identity_of_file, paths.values(), _THREADS)
+    return dict(zip(paths, hashes, strict=True))
 
 
 def known_hashes(workspace: Workspace, photos: Iterable[Photo], inputs: Iterable[InputFolder]
@@ -182,7 +220,7 @@ def _files_identity(workspace: Workspace, header: Header) -> str:
     folders = list(_folders(workspace, header))
     left_out = {key for folder in folders for key in folder.left_out(
         [photo.id for photo in photos])}
-    return identity_of_many(known_hashes(
+    return formats.identity_of_many(known_hashes(
         workspace, (photo for photo in photos if photo.id not in left_out), folders))
 
 
@@ -211,7 +249,7 @@ def _folders(workspace: Workspace, header: Header) -> Iterator[InputFolder]:
     for source in header.sources.values():
         path = workspace.path / source
         if (path / MANIFEST).exists():
-            yield open_input(path, tuple(KINDS))
+            yield formats.open_input(path, tuple(KINDS))
 
 
 def given_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:

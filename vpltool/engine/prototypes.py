@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool.core import alignment, vit
-from vpltool.engine import models
-from vpltool.engine.headers import check_same_model, make_header
+from vpltool.core import alignment
+from vpltool.engine import headers, models
 from vpltool.engine.photos import photos_identity, with_photo_files
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, read_tensors, write_tensors
 from vpltool.formats.kinds import place, results_of
 from vpltool.formats.manifest import UPDATE_HINT
-from vpltool.lazy import Tensor
-from vpltool.settings import Settings, described
+from vpltool.lazy import Tensor, torch
+from vpltool.settings import Settings
 
 OF_TAGS = "tags"
 """Name of the prototypes made from tags alone."""
@@ -30,9 +29,7 @@ def class_rows(workspace: Workspace, settings: Settings, name: str = "prototypes
     prototypes from tags.
     """
     choice: str = getattr(settings, name)
-    default = next(entry.default for entry in described(type(settings)) if entry.name == name)
-    given = name in settings.given or choice != default
-    return OF_TAGS if workspace.encoder and not given else choice
+    return OF_TAGS if workspace.encoder and not models.is_given(settings, name) else choice
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,11 @@ class Prototypes:
     def photos(self) -> Sequence[str]:
         """Photo ids that `photo_of` indexes."""
         return tuple(self.header.facts.get("photos", ()))
+
+    def to(self, device: torch.device) -> Prototypes:
+        """Return a copy with its rows on a device."""
+        return replace(self, rows=self.rows.to(device), class_index=self.class_index.to(device),
+                       of_rows={name: tensor.to(device) for name, tensor in self.of_rows.items()})
 
 
 def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False) -> Prototypes:
@@ -141,13 +143,6 @@ def space_of(prototypes: Prototypes) -> alignment.AlignedSpace | None:
                                                    _facts(prototypes)["last_relu"])
 
 
-def head_in_space(head: vit.Head, space: alignment.AlignedSpace | None) -> vit.Head:
-    """Append the map into an aligned space to CLIP's head; without one, return the head."""
-    if space is None:
-        return head
-    return alignment.AlignedHead.of(head, space).eval().requires_grad_(False)
-
-
 def split_header(workspace: Workspace, command: str, settings: Settings, features: InputFolder,
                  **inputs: InputFolder | Prototypes | str) -> Header:
     """Make the header of prototypes computed from the features of a whole split.
@@ -156,7 +151,7 @@ def split_header(workspace: Workspace, command: str, settings: Settings, feature
     identity.
     """
     folders = [features, *(found for found in inputs.values() if isinstance(found, InputFolder))]
-    header = make_header(
+    header = headers.make_header(
         workspace, "prototypes", command, settings, model=features.header.model,
         inputs={"features": features, **{
             role: found.path if isinstance(found, Prototypes) else found
@@ -194,8 +189,8 @@ def check_fits(features: InputFolder, prototypes: Prototypes, *, head: bool = Fa
     Raises:
         VplError: they do not.
     """
-    check_same_model(features.header.model, prototypes.header.model,
-                     f"{features.path} and {prototypes.path}")
+    headers.check_same_model(features.header.model, prototypes.header.model,
+                             f"{features.path} and {prototypes.path}")
     wanted = _facts(prototypes).get("patches")
     found = "block" if head else patch_source(features)
     if wanted not in (None, found):

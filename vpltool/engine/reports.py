@@ -54,12 +54,7 @@ def read_scores(path: Path) -> JsonObject:
 
 
 def format_table(cells: Sequence[Sequence[str]], *, markdown: bool, left: int = 2) -> str:
-    """Format rows as a table, with the first columns left-aligned and the others right-aligned.
-
-    Args:
-        cells: column headings, followed by the rows.
-        left: number of left-aligned columns.
-    """
+    """Format headings and rows as a table, with the first `left` columns left-aligned."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = []
     for line in cells:

@@ -1,34 +1,31 @@
-"""Running a trained segmenter on a device: the common interface, and its version for networks."""
+"""Running a trained segmenter on a device, over whole photos and over large ones in tiles."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Protocol
 
 from vpltool import console, options
-from vpltool.core import segment, segmenter
-from vpltool.core.grids import layers_of
-from vpltool.core.photos import (
-    PhotoSettings,
-    describe_failure,
-    photo_size,
-    read_photo,
-    to_pixels,
-)
+from vpltool.core import grids, segment, segmenter
+from vpltool.core.photos import PhotoSettings, describe_failure, photo_size, read_photo, to_pixels
 from vpltool.engine.features import smaller_photos_hint
 from vpltool.engine.photo_work import Failed, Made, run_batches, run_photos
-from vpltool.engine.tiles import TiledSegmenter, divided, find_tiles
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder
-from vpltool.lazy import Tensor, np, npt, torch
-from vpltool.methods.inputs import TrainedSegmenter, side_of
+from vpltool.lazy import Image, Tensor, np, npt, torch
+from vpltool.methods.inputs import TrainedSegmenter, parse_tile, side_of
 from vpltool.parallel.batches import Batch, FeatureBatch, feature_batches
 from vpltool.parallel.device import find_device
+from vpltool.parallel.threads import in_threads
 from vpltool.settings import NoEffect, setting
+
+_TILE = 512
+"""Side of a tile with `tile='auto'`, if training did not fix a size."""
 
 _MOST_PATCHES = 16_384
 """Limit of patches per photo on a CPU: attention is quadratic, and a ViT-B/16 takes three minutes
@@ -97,6 +94,136 @@ class RunsSegmenter(options.PerPhoto, shared=True):
         return factors
 
 
+class Raster(Protocol):
+    """A picture that can be read in parts."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """Read RGB (height, width, 3); beyond the right and bottom edges the last pixels repeat."""
+
+
+@dataclass(frozen=True)
+class PhotoRaster:
+    """A photo in memory, RGB (H, W, 3)."""
+
+    pixels: npt.NDArray[np.uint8]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """See `Raster`."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """See `Raster`."""
+        return padded(self.pixels[top : top + height, left : left + width], height, width)
+
+
+def padded(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Pad RGB (h, w, 3) at the bottom and right to a size by repeating the edge."""
+    beyond = ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0))
+    return np.pad(pixels, beyond, mode="edge") if any(more for _, more in beyond) else pixels
+
+
+@dataclass(frozen=True)
+class TiledSegmenter:
+    """A segmenter that processes pictures in tiles.
+
+    Args:
+        segment: returns class probabilities (B, classes, h, w) of normalised pixels (B, 3, H, W).
+        seen: resizing of whole photos before division, and normalisation of tiles.
+        side: side of a tile in pixels.
+        overlap: overlap of neighbouring tiles, as a share of a tile.
+        least: photos are divided if their longer side exceeds this.
+        at_once: number of tiles per batch.
+    """
+
+    segment: Callable[[Tensor], Tensor]
+    seen: PhotoSettings
+    device: torch.device
+    side: int
+    overlap: float
+    least: int
+    at_once: int = 4
+
+    def __post_init__(self) -> None:
+        """Check the tile side.
+
+        Raises:
+            VplError: a tile is smaller than a patch.
+        """
+        patch = self.seen.patch
+        if self.side < patch:
+            raise VplError(f"`tile={str(self.side)!r}` is less than a patch, {patch} pixels",
+                           f"for example `tile='{32 * patch}'`")
+
+    def divides(self, size: tuple[int, int]) -> bool:
+        """Return whether a photo of (height, width) is processed in tiles."""
+        return max(size) > self.least and max(self.seen.fit(size)) > self.side
+
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the grid (h, w) in patches of a raster of (height, width) pixels."""
+        return -(-size[0] // self.seen.patch), -(-size[1] // self.seen.patch)
+
+    def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+        """Yield class probabilities, one row of tiles at a time; see `core.grids.blend`."""
+        patch, grid = self.seen.patch, self.grid(raster.size)
+        side = self.side // patch
+        height, width = (min(side, length) * patch for length in grid)
+
+        def see(corners: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+            return self._see(raster.read(top * patch, left * patch, height, width)
+                             for top, left in corners)
+
+        return grids.blend(grid, side, self.overlap, see, fineness=segment.FINENESS, first=first)
+
+    def _see(self, tiles: Iterator[npt.NDArray[np.uint8]]) -> Iterator[Tensor]:
+        """Yield class probabilities (classes, h, w) of each RGB tile.
+
+        On a GPU, tiles are batched. On a CPU, each tile runs in one thread: cores that share a tile
+        would wait for each other after every product, and idle between products.
+        """
+        if self.device.type != "cpu":
+            while batch := list(islice(tiles, self.at_once)):
+                yield from self._segment(batch)
+            return
+        threads = torch.get_num_threads()
+        workers = max(1, min(threads, self.at_once))
+
+        def alone(tile: npt.NDArray[np.uint8]) -> Tensor:
+            torch.set_num_threads(threads // workers)
+            return self._segment([tile])[0]
+
+        try:
+            yield from in_threads(alone, tiles, workers if workers > 1 else 0)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _segment(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
+        pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), self.seen.mean,
+                                        self.seen.std) for tile in tiles])
+        return self.segment(pixels.to(self.device))
+
+    def whole(self, rgb: npt.NDArray[np.uint8]) -> Tensor:
+        """Return class probabilities (classes, 4h, 4w) of a photo (H, W, 3)."""
+        size = self.seen.fit((rgb.shape[0], rgb.shape[1]))
+        if size != rgb.shape[:2]:
+            rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]),
+                                                         Image.Resampling.BICUBIC))
+        return torch.cat([part for _, part in self.rows(PhotoRaster(rgb))], dim=1)
+
+    def large(self, paths: Mapping[str, Path]) -> dict[str, Path]:
+        """Select the photos to process in tiles; unreadable ones fail when they are read."""
+        found = {}
+        for key, path in paths.items():
+            with contextlib.suppress(OSError):
+                if self.divides(photo_size(path)):
+                    found[key] = path
+        return found
+
+
 class RunningSegmenter(Protocol):
     """A trained segmenter on its device, as returned by `SegmenterFile.load`."""
 
@@ -120,21 +247,14 @@ class RunningSegmenter(Protocol):
 
 def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
                   paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
-    """Segment photos from their stored layers.
-
-    Args:
-        paths: path of each photo by id, to read its size.
-
-    Returns:
-        yields a `Segmented` for each photo.
-    """
+    """Segment photos from their stored layers; only their sizes are read from `paths`."""
     device = find_device(settings.device)
     network, reads = network.to(device), network.reads
 
     def decode(batch: FeatureBatch) -> Iterator[Made]:
         tensors = batch.tensors
-        layers = (layers_of(tensors["layers"], tensors["layer_index"][0].tolist(),
-                            network.layers) if "layers" in reads else None)
+        layers = (grids.layers_of(tensors["layers"], tensors["layer_index"][0].tolist(),
+                                  network.layers) if "layers" in reads else None)
         layers, patches = (
             None if tensor is None else tensor.to(device, non_blocking=True).float()
             for tensor in (layers, tensors["patches"] if "patches" in reads else None))
@@ -176,14 +296,15 @@ class RunningNetwork:
 
     def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
         """See `RunningSegmenter`."""
-        given = settings.max_side if "max_side" in settings.given else None
-        tiles = find_tiles(settings.tile, settings.overlap, self.trained.header, given)
-        if tiles is None:
+        if not settings.tile:
             return None
+        side, least = parse_tile(settings.tile, side_of(self.trained.header) or _TILE)
+        # Divided photos are scaled down only if a side is given.
+        most = settings.max_side if "max_side" in settings.given else None
         return TiledSegmenter(
             functools.partial(self._segment, settings=settings),
-            replace(self._seen(settings), max_side=tiles.max_side), self.device, tiles,
-            settings.batch_size)
+            replace(self._seen(settings), max_side=most or 0), self.device, side,
+            settings.overlap, least, settings.batch_size)
 
     def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
         """See `RunningSegmenter`."""
@@ -196,7 +317,7 @@ class RunningNetwork:
     def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
         """See `RunningSegmenter`."""
         device, seen, tiled = self.device, self._seen(settings), self.tiled(settings)
-        large = {key: paths[key] for key in divided(paths, tiled)}
+        large = tiled.large(paths) if tiled else {}
 
         def segment_batch(batch: Batch) -> Iterator[Made]:
             if reason := too_many_patches(batch.pixels, seen.patch, device, "tile='auto'",

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from vpltool.core import crf, segment
-from vpltool.core.grids import blend
+from vpltool.core import crf, grids, segment
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.core.proposals import Proposals, from_tensors
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder
-from vpltool.formats.kinds import IGNORE
-from vpltool.formats.manifest import again
+from vpltool.formats import InputFolder, kinds, manifest
 from vpltool.lazy import F, Tensor, np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
 
@@ -76,7 +73,7 @@ class Stored:
         source = scores.source
         if source.kind == "predictions":
             labels = source.read_labels(key)
-            shown = np.unique(np.where(labels == IGNORE, 0, labels)).astype(np.int64)
+            shown = np.unique(np.where(labels == kinds.IGNORE, 0, labels)).astype(np.int64)
             return cls(source.kind, torch.from_numpy(labels), torch.from_numpy(shown), 0)
         tensors = source.read_tensors(key)
         values = tensors["cam" if source.kind == "cams" else "probabilities"].float()
@@ -103,10 +100,7 @@ class Stored:
              ) -> tuple[Tensor, Tensor]:
         """Return label scores of a part of the photo (L, *sides), and their classes (L,).
 
-        Args:
-            size: the photo's (height, width).
-            corner: first row and column of the part.
-            sides: (height, width) of the part.
+        The part begins at the row and column `corner`, in a photo of (height, width) `size`.
         """
         if self.kind == "predictions":
             (top, left), (height, width) = corner, sides
@@ -205,7 +199,7 @@ def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
         return from_tensors(folder.read_tensors(key)).resized(size)
     except (ValueError, UnicodeDecodeError) as error:
         raise VplError(f"{folder.path_of(key)} is damaged ({error})",
-                       f"delete it and run: {again(folder.header)}") from error
+                       f"delete it and run: {manifest.again(folder.header)}") from error
 
 
 _OVERLAP = 0.25
@@ -215,11 +209,7 @@ deviations of CLIP-ES's appearance kernel."""
 
 def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Field]
                      ) -> Iterator[Field]:
-    """Refine tiles like single photos, and blend marginals where tiles overlap.
-
-    Args:
-        tile: side of a tile in pixels.
-        refine: computes the marginals (L, h, w) of a tile.
+    """Refine tiles of a side in pixels like photos, and blend marginals where tiles overlap.
 
     Yields:
         marginals (L, rows, W) of the image rows completed by each row of tiles.
@@ -241,4 +231,4 @@ def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Fiel
                 pixels, values.numpy(), tuple(photo.names[place] for place in places))))
             yield field
 
-    return (field.numpy() for _, field in blend(size, tile, _OVERLAP, see, fineness=1))
+    return (field.numpy() for _, field in grids.blend(size, tile, _OVERLAP, see, fineness=1))

@@ -14,17 +14,12 @@ from typing import Any, ClassVar
 from vpltool import console, formats
 from vpltool.clip import encoders, stored_towers
 from vpltool.core import blocks, segmenter
-from vpltool.engine import groups
-from vpltool.engine.checkpoints import trained_header
+from vpltool.engine import checkpoints, groups, headers, models
 from vpltool.engine.features import BEST_FIRST, open_features
-from vpltool.engine.headers import check_same_model
-from vpltool.engine.models import load_main, with_weights
 from vpltool.engine.running import RunningNetwork, RunningSegmenter, RunsSegmenter
 from vpltool.errors import VplError, near_name
-from vpltool.formats import Header, InputFolder, Workspace
-from vpltool.formats.kinds import folder_of, place, results_of
+from vpltool.formats import Header, InputFolder, Workspace, kinds, storage
 from vpltool.formats.manifest import again
-from vpltool.formats.storage import read_json, read_part
 from vpltool.lazy import Tensor, torch
 from vpltool.methods import SegmenterMethod, load_method
 from vpltool.methods.inputs import TrainedSegmenter, side_of
@@ -51,7 +46,7 @@ class SegmenterFile:
     """Kinds of file that hold further outputs per photo, besides labels and probabilities."""
 
     unused: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        groups.GROUP_SETTINGS, "only groups have it")
+        groups.GroupSettings.__annotations__, "only groups have it")
     """Settings without effect on it, and why."""
 
     @property
@@ -119,10 +114,10 @@ class SegmenterFile:
 
     def calibration(self, work: Path) -> Mapping[str, Any] | None:
         """Return the result of `calibrate` for this version of the file; None if there is none."""
-        path = place(work, "calibration", self.path.stem)
+        path = kinds.place(work, "calibration", self.path.stem)
         if not path.is_file():
             return None
-        found = read_json(path, "`calibrate()`")
+        found = storage.read_json(path, "`calibrate()`")
         return found if found.get("decoder") == formats.identity_of_file(self.path) else None
 
     def part(self, name: str) -> dict[str, Tensor]:
@@ -182,15 +177,15 @@ class SegmenterFile:
     def _named_encoder(self, workspace: Workspace, device: torch.device) -> encoders.Encoder:
         """Return the workspace's encoder, which must be the one in the header."""
         try:
-            encoder = load_main(workspace, device)
+            encoder = models.load_main(workspace, device)
         except VplError as error:
             if not self.portable and (workspace.path / "workspace.json").exists():
                 raise
             raise VplError(f"{self.path} only names its encoder: {error.message}",
                            "`export('bundle')` without `clip='identity'` puts it into the file"
                            ) from error
-        check_same_model(encoder.identity, self.header.model,
-                         f"{workspace.encoder or workspace.pretrained} and {self.path}")
+        headers.check_same_model(encoder.identity, self.header.model,
+                                 f"{workspace.encoder or workspace.pretrained} and {self.path}")
         return encoder
 
     def load(self, workspace: Workspace, settings: groups.GroupSettings) -> RunningSegmenter:
@@ -215,7 +210,7 @@ class SegmenterFile:
         Raises:
             VplError: features were requested but cannot be used; the message gives the reason.
         """
-        folder = settings.features or place(workspace.path, "features", settings.split)
+        folder = settings.features or kinds.place(workspace.path, "features", settings.split)
         if settings.source == "photos":
             return None
         if not (folder / "artifact.json").exists():
@@ -228,8 +223,8 @@ class SegmenterFile:
                 raise VplError(f"`source='features'`: {reason}", "`source='photos'`")
             console.note(f"photos are read, since {reason}")
             return None
-        check_same_model(features.header.model, self.header.model,
-                         f"{features.path} and the decoder")
+        headers.check_same_model(features.header.model, self.header.model,
+                                 f"{features.path} and the decoder")
         return features
 
     def _reason_against(self, features: InputFolder, settings: RunsSegmenter, ids: Sequence[str]
@@ -267,7 +262,7 @@ class SegmenterFile:
                 this name.
         """
         name = self.path.stem
-        path = place(workspace.path, "probabilities", name, split)
+        path = kinds.place(workspace.path, "probabilities", name, split)
         again = again or f"predict(split={split!r}, decoder={name!r}"
         if not (path / "artifact.json").exists():
             raise VplError(f"there are no probabilities in {path}", f"`{again})`")
@@ -297,7 +292,7 @@ class BundleFile(SegmenterFile):
 
     def part(self, name: str) -> dict[str, Tensor]:
         """See `SegmenterFile`."""
-        return read_part(self.path, name)[1]
+        return storage.read_part(self.path, name)[1]
 
 
 @dataclass(frozen=True)
@@ -349,7 +344,7 @@ def open_segmenter(path: Path) -> SegmenterFile:
     """
     found = formats.describe(path).header
     kind = found.kind if found and found.kind in _KINDS else "decoder"
-    return _KINDS[kind](path, trained_header(path, kind))
+    return _KINDS[kind](path, checkpoints.trained_header(path, kind))
 
 
 def find_segmenter(work: Path, choice: str, setting: str = "decoder") -> SegmenterFile:
@@ -360,13 +355,13 @@ def find_segmenter(work: Path, choice: str, setting: str = "decoder") -> Segment
     Raises:
         VplError: there is none, or several fit.
     """
-    decoders, others = (results_of(work, kind) for kind in ("decoder", "groups"))
+    decoders, others = (kinds.results_of(work, kind) for kind in ("decoder", "groups"))
     if not choice:
         listed = ([path for name in BEST_FIRST for path in decoders if path.stem == name][:1]
                   or decoders or others)
         if len(listed) != 1:
             raise VplError(f"{listed[0].parent} holds several segmenters" if listed else
-                           f"no segmenter in {folder_of(work, 'decoder')}",
+                           f"no segmenter in {kinds.folder_of(work, 'decoder')}",
                            " or ".join(f"`{setting}={path.stem!r}`" for path in listed)
                            or "`train_decoder()`, or `train_groups()`")
         return open_segmenter(listed[0])
@@ -375,7 +370,7 @@ def find_segmenter(work: Path, choice: str, setting: str = "decoder") -> Segment
         raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`",
                        f"name one by its path, such as {here[0]}")
     # A checkpoint is not a result; it is tried so that it gets its own error message.
-    for path in (*here, place(work, "decoder", choice), Path(choice), work / choice):
+    for path in (*here, kinds.place(work, "decoder", choice), Path(choice), work / choice):
         if path.is_file():
             return open_segmenter(path)
     names = [path.stem for path in (*decoders, *others)]
@@ -395,5 +390,5 @@ def stand_in_workspace(path: Path, model: Mapping[str, str], classes: Sequence[s
     clip = ("", "") if encoder else (model.get("name", ""),
                                      pretrained or model.get("pretrained", ""))
     return Workspace(path, "", "", tuple(classes), (), *clip,
-                     encoder=with_weights(encoder, pretrained) if pretrained else encoder,
+                     encoder=models.with_weights(encoder, pretrained) if pretrained else encoder,
                      normalise=model.get("normalise", "model"))

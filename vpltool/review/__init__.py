@@ -1,5 +1,5 @@
 """`vpltool review`: a local page in which a person corrects masks.
 
-`desk` knows the photos, what was corrected and how to undo it; `server` speaks HTTP; `training` is
-the child process that trains again; `page/` is what the browser gets.
+`desk` manages the photos, corrections and undoing; `server` serves HTTP; `training` is the child
+process that retrains; `page/` holds the files for the browser.
 """

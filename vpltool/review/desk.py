@@ -1,7 +1,7 @@
-"""The desk of a reviewer: photos with their masks, what was corrected, and what can be undone.
+"""The state of a review: photos with their masks, corrections, and undoing.
 
-Masks are edited on a grid of at most `GRID` pixels a side. Of a larger photo, those pixels of the
-mask change whose place on the grid does; the others stay as they were.
+Masks are edited on a grid of at most `GRID` pixels per side. Of a larger mask, only pixels change
+whose grid cell was edited.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from typing import Any
 from vpltool import console
 from vpltool.core.photos import photo_size
 from vpltool.core.proposals import from_tensors
-from vpltool.engine.corrected_masks import take_corrections
+from vpltool.engine.masks import take_corrections
 from vpltool.engine.panels import columns_there
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, JsonObject, open_input, open_workspace, read_labels
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import IGNORE, JsonObject, atomic, open_input, open_workspace, read_labels
 from vpltool.formats.changes import last_call
 from vpltool.formats.corrections import FOLDER
 from vpltool.formats.input_folders import names_in
@@ -52,7 +51,7 @@ class Desk:
     """Photos of a split, with their masks; all methods may be called from any thread."""
 
     def __init__(self, path: Path, what: str, split: str, order: str) -> None:
-        """Open the workspace, and finish what a kill has interrupted.
+        """Open the workspace, and finish writes that a kill interrupted.
 
         Raises:
             VplError: there are no masks, or nothing to order the photos by.
@@ -64,7 +63,7 @@ class Desk:
             if key in self.photos and stamp == UNWRITTEN:
                 self._publish(key)
             elif key in self.photos and stamp != self._stamp(key):
-                # Somebody else has replaced the mask.
+                # Another program has replaced the mask.
                 self.journal.forget([key])
         self.order = order
         self.ids = self.ordered(order)
@@ -78,28 +77,26 @@ class Desk:
             for name in names_in(folder_of(self.path, "proposals"), self.split)}
 
     def reopen(self, what: str) -> None:
-        """Show other masks, such as those after training; photos with edits keep theirs."""
+        """Show other masks, such as those after training, of photos without edits."""
         with self.lock:
             self._open(what)
             self.journal.forget(self.journal.unedited())
             self.ids = [key for key in self.ids if key in self.photos]
 
     def ordered(self, order: str) -> list[str]:
-        """Ids of all photos in an order, see `rank`."""
+        """Return the ids of all photos in an order, see `rank`."""
         return orders.rank(self.workspace, self.shown, list(self.photos.values()), order,
                            self.split)
 
     @property
     def what(self) -> str:
-        """Name of the masks that are shown, such as `predictions/segmenter`."""
+        """Name of the shown masks, such as `predictions/segmenter`."""
         return f"{self.shown.kind}/{self.shown.name}"
 
     @property
     def scored(self) -> JsonObject:
-        """What the curve is of, `split` and `against`, as `eval` has them.
-
-        The split is `val` if there is one; `tags` serve without true masks.
-        """
+        """Settings of `eval` for the curve: the split `val` if there is one, and tags if it has no
+        true masks."""
         photos = self.workspace.photos()
         name = "val" if any("val" in photo.splits for photo in photos) else self.split
         masks = any(photo.mask for photo in photos if name in photo.splits)
@@ -115,11 +112,11 @@ class Desk:
 
     @property
     def scales(self) -> list[str]:
-        """Names of the regions that a photo is cut into."""
+        """Names of the kinds of regions of a photo."""
         return [*pictures.SCALES, *(f"proposals {name}" for name in self.proposals)]
 
     def file(self, key: str) -> pictures.Stamped:
-        """A photo's file, see `pictures`; an id is never more than a key of the table `photos`.
+        """Return a photo's file, see `pictures`; ids are only looked up, never used as paths.
 
         Raises:
             KeyError: no photo has this id.
@@ -128,19 +125,19 @@ class Desk:
         return path, path.stat().st_mtime
 
     def regions(self, key: str) -> npt.NDArray[np.uint16]:
-        """Numbers of a photo's regions, one picture for each of `scales` (scales, h, w)."""
+        """Number a photo's regions at each of `scales` (scales, h, w)."""
         found = pictures.superpixels(self.file(key))
         return np.stack([*found, *(
             pictures.proposal_regions(from_tensors(folder.read_tensors(key)), found[0])
             if folder.holds(key) else found[0] for folder in self.proposals.values())])
 
     def status(self, key: str) -> Status:
-        """A photo's state and tags."""
+        """Return a photo's state and tags."""
         return self.journal.status(key) or Status("corrected" if self._stamp(key) else "new",
                                                   self.photos[key].tags)
 
     def describe(self, key: str) -> tuple[JsonObject, npt.NDArray[np.uint8]]:
-        """What the page shows of a photo: words, and its labels on the grid (h, w)."""
+        """Return a photo's data for the page, and its labels on the grid (h, w)."""
         with self.lock:
             status = self.status(key)
             return {"id": key, "version": self.journal.changed(key), "state": status.state,
@@ -149,7 +146,7 @@ class Desk:
                     "history": [edit.what for edit in self.journal.edits(key)]}, self._grid(key)
 
     def layer(self, key: str, name: str) -> npt.NDArray[np.uint8]:
-        """A photo's labels on the grid (h, w) in one of `layers`; `computed`: those shown."""
+        """Return a photo's labels on the grid (h, w) in one of `layers`; `computed`: as shown."""
         with self.lock:
             if name not in ("computed", *self.layers):
                 raise VplError(f"no masks are called {name!r}", "reload the page")
@@ -164,13 +161,13 @@ class Desk:
 
     def edit(self, key: str, version: int, op: str, what: str, box: Box, pixels: bytes,
              state: str, tags: tuple[int, ...] | None) -> None:
-        """Take an edit of a photo, see `Edit`, and write the corrected mask.
+        """Add an edit to a photo, see `Edit`, and write the corrected mask.
 
         Args:
             key, op, what, box, state: id of the photo; see `Edit`.
             version: number of the change after which the edit was made.
             pixels: the labels in the box, row by row.
-            tags: class indices of the photo's tags after it; None: as before.
+            tags: class indices of the photo's tags after the edit; None: unchanged.
 
         Raises:
             Conflict: the photo was changed since.
@@ -196,7 +193,7 @@ class Desk:
             self._publish(key)
 
     def move(self, key: str, version: int, *, back: bool) -> None:
-        """Undo a photo's last edit, or do the last undone one again.
+        """Undo a photo's last edit, or redo the last undone one.
 
         Raises:
             Conflict: the photo was changed since.
@@ -207,7 +204,7 @@ class Desk:
             self._publish(key)
 
     def states(self, since: int = -1) -> dict[str, str]:
-        """Id to state of the photos that were changed after a change; of all that are not new."""
+        """Return states by id of photos changed after a change; by default, of all but new ones."""
         with self.lock:
             found = {key: status.state for key, (status, _) in self.journal.known(since).items()
                      if key in self.photos}
@@ -222,7 +219,7 @@ class Desk:
         return self.workspace.path / FOLDER / f"{key}.png"
 
     def _stamp(self, key: str) -> str:
-        """Say which file a photo's corrected mask is; empty if there is none."""
+        """Identify the file of a photo's corrected mask; empty if there is none."""
         try:
             found = self._corrected(key).stat()
         except OSError:
@@ -230,7 +227,7 @@ class Desk:
         return f"{found.st_mtime_ns}:{found.st_size}"
 
     def _base(self, key: str) -> npt.NDArray[np.uint8]:
-        """What the photo showed before its first edit (H, W)."""
+        """Return a photo's mask before its first edit (H, W)."""
         if held := self.journal.base(key):
             return _decoded(held)
         if self._stamp(key):
@@ -240,7 +237,7 @@ class Desk:
             photo_size(self.file(key)[0]), IGNORE, np.uint8)
 
     def _grid(self, key: str) -> npt.NDArray[np.uint8]:
-        """A photo's labels on the grid (h, w), with all edits that are not undone."""
+        """Return a photo's labels on the grid (h, w), with all edits that are not undone."""
         base = self._base(key)
         grid = _scaled(base, _grid_of(base)).copy()
         for edit in self.journal.edits(key):
@@ -249,7 +246,7 @@ class Desk:
         return grid
 
     def _publish(self, key: str) -> None:
-        """Make mask and tags on disk what the journal says; again after a kill in between."""
+        """Write mask and tags as in the journal; repeatable after a kill."""
         status = self.status(key)
         if status.tags != self.photos[key].tags:
             self._set_tags(key, status.tags)
@@ -266,10 +263,9 @@ class Desk:
         self.journal.stamp(key, self._stamp(key))
 
     def _set_tags(self, key: str, tags: tuple[str, ...]) -> None:
-        """Give a photo other tags, in `images.jsonl`; the CSV of the user is left as it is.
+        """Change a photo's tags in `images.jsonl`, but not in the user's CSV.
 
-        A folder's tags come from its CSV, so a copy with the changes, `review/tags.csv`, takes its
-        place in later calls of `prepare`.
+        Later calls of `prepare` read a changed copy of that CSV, `review/tags.csv`.
         """
         workspace = open_workspace(self.path)
         photos = [replace(photo, tags=tags) if photo.id == key else photo
@@ -278,7 +274,7 @@ class Desk:
         if call.get("method") == "folder":
             call |= {"labels": f"{OWN}/tags.csv"}
             halves = {f"{call['halve']}-{half}" for half in "ab"} if call.get("halve") else set()
-            with atomic_path(self.path / OWN / "tags.csv") as path, path.open(
+            with atomic.atomic_path(self.path / OWN / "tags.csv") as path, path.open(
                     "w", encoding="utf-8", newline="") as file:
                 rows = csv.writer(file)
                 rows.writerow(("id", "labels", "split"))
@@ -301,7 +297,7 @@ def _grid_of(labels: npt.NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def _scaled(labels: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[Any]:
-    """Scale labels (H, W) to another size by the nearest pixel."""
+    """Scale labels (H, W) to another size by nearest neighbours."""
     if labels.shape == tuple(size):
         return labels
     rows = (np.arange(size[0]) + 0.5) * labels.shape[0] / size[0]

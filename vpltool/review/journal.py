@@ -1,6 +1,6 @@
-"""The journal of a review, `review/journal.sqlite`: every edit, so that each can be undone later.
+"""The journal of a review, `review/journal.sqlite`: all edits, which can be undone at any time.
 
-What a photo showed first is kept, too: the corrected mask is that, with the edits not undone.
+It also holds the original masks: a corrected mask is its original with the edits not undone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vpltool.errors import VplError
 from vpltool.lazy import np, npt
 
 UNWRITTEN = "unwritten"
-"""Stamp of a photo until its mask is written: a kill in between is seen by it."""
+"""Stamp of a photo until its mask is written, which reveals a kill in between."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS photos (id TEXT PRIMARY KEY, base BLOB, first TEXT, status TEXT,
@@ -39,10 +39,14 @@ class Status(NamedTuple):
 
 @dataclass(frozen=True)
 class Edit:
-    """One edit, with a name `op` that no other has, and words for the history.
+    """An edit of a photo.
 
-    In the box (x, y, width and height on the grid, which may be 0), `pixels` (height, width) are
-    the labels after the edit; `status` is the photo's then.
+    Args:
+        op: unique name.
+        what: description for the history.
+        box: x, y, width and height on the grid; they may be 0.
+        pixels: labels in the box after the edit (height, width).
+        status: of the photo after the edit.
     """
 
     op: str
@@ -53,10 +57,10 @@ class Edit:
 
 
 class Journal:
-    """The journal; its caller lets one thread in at a time."""
+    """The journal; callers must use it from one thread at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open it, or begin one.
+        """Open or create it.
 
         Raises:
             VplError: the file is damaged, or of another version.
@@ -72,7 +76,7 @@ class Journal:
                            "cannot be undone any more") from error
 
     def known(self, since: int = -1) -> dict[str, tuple[Status, str]]:
-        """Status, and the mask's stamp, of each photo that was changed after a number."""
+        """Return status and stamp of the mask, of each photo changed after a change."""
         return {key: (_status(status), stamp) for key, status, stamp in self._file.execute(
             "SELECT id, status, stamp FROM photos WHERE changed > ?", [since])}
 
@@ -82,16 +86,16 @@ class Journal:
         return int(self._file.execute("SELECT coalesce(max(changed), 0) FROM photos").fetchone()[0])
 
     def changed(self, key: str) -> int:
-        """Number of a photo's last change; 0: none."""
+        """Return the number of a photo's last change; 0: none."""
         return int(self._of(key, "changed") or 0)
 
     def status(self, key: str) -> Status | None:
-        """A photo's status; None if it was never changed."""
+        """Return a photo's status; None if it was never changed."""
         text = self._of(key, "status")
         return _status(text) if text else None
 
     def base(self, key: str) -> bytes | None:
-        """The mask that a photo showed first, as PNG; None if it was never changed."""
+        """Return a photo's original mask as PNG; None if it was never changed."""
         found: bytes | None = self._of(key, "base")
         return found
 
@@ -100,7 +104,7 @@ class Journal:
         return row[0] if row else None
 
     def edits(self, key: str, *, undone: bool = False) -> list[Edit]:
-        """A photo's edits that are not undone, or those that are; oldest first."""
+        """Return a photo's edits that are not undone, or those that are; oldest first."""
         found = []
         for op, what, text, pixels, status in self._file.execute(
                 "SELECT op, what, box, pixels, status FROM edits WHERE id = ? AND undone = ? "
@@ -111,13 +115,13 @@ class Journal:
         return found
 
     def has(self, op: str) -> bool:
-        """Tell whether an edit came before: a browser sends it again if it heard no answer."""
+        """Return whether an edit is known; a browser repeats it if it got no answer."""
         return bool(self._file.execute("SELECT 1 FROM edits WHERE op = ?", [op]).fetchone())
 
     def add(self, key: str, base: bytes, first: Status, edit: Edit) -> None:
-        """Add an edit of a photo; what was undone before cannot be done again.
+        """Add an edit of a photo; undone edits can no longer be redone.
 
-        Before its first edit it showed the mask `base`, a PNG, and had the status `first`.
+        `base` and `first` are its original mask, a PNG, and its original status.
         """
         with self._file:
             self._file.execute("BEGIN IMMEDIATE")
@@ -131,7 +135,7 @@ class Journal:
             self._touch(key)
 
     def move(self, key: str, *, back: bool) -> None:
-        """Undo a photo's last edit, or do the last undone one again, if there is one."""
+        """Undo a photo's last edit, or redo the last undone one, if there is one."""
         with self._file:
             self._file.execute("BEGIN IMMEDIATE")
             self._file.execute(
@@ -141,7 +145,7 @@ class Journal:
             self._touch(key)
 
     def stamp(self, key: str, stamp: str) -> None:
-        """Note that a photo's corrected mask is written, and which file it is."""
+        """Record that a photo's corrected mask is written, and its stamp."""
         self._file.execute("UPDATE photos SET stamp = ? WHERE id = ?", [stamp, key])
 
     def forget(self, keys: Iterable[str]) -> None:
@@ -153,7 +157,7 @@ class Journal:
                                        [(key,) for key in keys])
 
     def unedited(self) -> list[str]:
-        """Photos all of whose edits are undone."""
+        """Return the photos whose edits are all undone."""
         return [row[0] for row in self._file.execute(
             "SELECT id FROM photos WHERE id NOT IN (SELECT id FROM edits WHERE NOT undone)")]
 

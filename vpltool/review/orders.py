@@ -1,4 +1,4 @@
-"""Which photo a reviewer looks at first: orders of photos by their masks."""
+"""Orders of photos for a review, by how useful a look at their masks is."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from vpltool import console, formats
+from vpltool import formats
 from vpltool.core import agreement
 from vpltool.engine.features import BEST_FIRST
+from vpltool.engine.photo_work import tracked
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, InputFolder, Photo, Workspace
-from vpltool.formats.input_folders import open_probabilities
-from vpltool.formats.kinds import called
+from vpltool.formats import IGNORE, InputFolder, Photo, Workspace, input_folders, kinds
 from vpltool.lazy import np, npt
 from vpltool.parallel.threads import in_threads
 
 Labels: TypeAlias = "npt.NDArray[np.uint8]"
 
 Measure = Callable[[Photo], float]
-"""From a photo to how much a look at it is worth."""
+"""How useful a look at a photo is."""
 
 SHARE, _THREADS = 0.01, 4
 """Share of a photo that a class must cover to count as shown, as in `eval --against tags`."""
 
 
 def find_shown(workspace: Workspace, what: str, split: str) -> InputFolder:
-    """Find the masks to be corrected: those named, else predictions, else masks without 255.
+    """Find the masks to correct: the named ones, else predictions, else masks without 255.
 
     Raises:
         VplError: there are none, or several to choose from.
@@ -46,30 +45,28 @@ def labels_of(folder: InputFolder, photo_id: str) -> Labels | None:
 
 def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], order: str,
          split: str) -> list[str]:
-    """Ids of photos in one of `ORDERS`, those first of whose masks a look is worth most.
+    """Return photo ids in one of `ORDERS`, the most useful first.
 
     Raises:
-        VplError: nothing says how unsure these masks are.
+        VplError: no probabilities or CAMs tell the uncertainty of these masks.
     """
     measure = ORDERS[order](workspace, shown, split)
-    with console.progress(f"order: {order}", len(photos)) as advance:
-        values = []
-        for value in in_threads(measure, photos, _THREADS):
-            values.append(value)
-            advance()
+    values = list(tracked(f"order: {order}", in_threads(measure, photos, _THREADS), len(photos)))
     return [photos[place].id for place in np.argsort(-np.array(values), kind="stable")]
 
 
 def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
-    """How unsure a photo's mask is: its mean entropy, or the share that the CRF left open."""
+    """Measure uncertainty: the mean entropy, or the share of pixels that the CRF left at 255."""
     if shown.kind == "predictions":
-        folder = open_probabilities(workspace.path, shown.name, split, "`order='worst-tags'`")
+        folder = input_folders.open_probabilities(workspace.path, shown.name, split,
+                                                  "`order='worst-tags'`")
         return lambda photo: (
             agreement.mean_entropy(
                 folder.read_tensors(photo.id, "probabilities")["probabilities"])
             if folder.holds(photo.id) else 0.0)
     try:
-        unsure = find_shown(workspace, called("masks", shown.name.removesuffix("-full")), split)
+        masks = kinds.called("masks", shown.name.removesuffix("-full"))
+        unsure = find_shown(workspace, masks, split)
     except VplError:
         unsure = shown
 
@@ -81,8 +78,7 @@ def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
 
 
 def _worst_tags(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
-    """How far a photo's mask is from its tags; among photos with as many wrong classes, from
-    another mask of it."""
+    """Count classes that differ from the tags; `_doubt` decides between equal counts."""
     doubt = _doubt(workspace, shown, split)
 
     def measure(photo: Photo) -> float:
@@ -91,15 +87,14 @@ def _worst_tags(workspace: Workspace, shown: InputFolder, split: str) -> Measure
             return float("inf")
         shares = agreement.class_shares(labels, 1 + len(workspace.classes))
         tags = set(workspace.indices_of(photo))
-        said = {int(index) for index in np.flatnonzero(shares[1:] >= SHARE) + 1}
-        return len(said ^ tags) + (doubt(photo) + sum(shares[index] for index in said - tags)) / 2
+        shows = {int(index) for index in np.flatnonzero(shares[1:] >= SHARE) + 1}
+        return len(shows ^ tags) + (doubt(photo) + sum(shares[index] for index in shows - tags)) / 2
 
     return measure
 
 
 def _doubt(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
-    """In [0, 1]: how much of a photo is another class in masks or predictions, where there are
-    both; else how unsure its mask is."""
+    """Measure in [0, 1] how far masks and predictions differ, or else uncertainty."""
     other = "masks" if shown.kind == "predictions" else "predictions"
     with contextlib.suppress(VplError):
         second = formats.find_folder(workspace.path, (other,), "", split, (other,), "", BEST_FIRST,
@@ -112,13 +107,13 @@ def _doubt(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
 
 
 def _differing(one: Labels | None, other: Labels | None) -> float:
-    """The share of pixels that have another label; 0 where that cannot be said."""
+    """Return the share of pixels with different labels; 0 if it is unknown."""
     if one is None or other is None or one.shape != other.shape:
         return 0.0
     return float((one != other).mean())
 
 
-# The first is the default: it was the best of fourteen (docs/results.md).
+# The first is the default, the best of fourteen (docs/results.md).
 ORDERS: dict[str, Callable[[Workspace, InputFolder, str], Measure]] = {
     "worst-tags": _worst_tags, "uncertain": _uncertain,
     "random": lambda *_: lambda photo: random.Random(photo.id).random(),

@@ -1,7 +1,7 @@
 """Pictures of a photo for the page, and its regions: superpixels at two scales, and proposals.
 
-SLIC (Achanta et al., TPAMI 2012) in numpy. A pixel chooses among the nine centres around the cell
-of the grid that it lies in, so that an iteration is nine subtractions of whole pictures.
+SLIC (Achanta et al., TPAMI 2012) in numpy: a pixel chooses among the nine centres around its grid
+cell, so an iteration is nine subtractions of whole pictures.
 """
 
 from __future__ import annotations
@@ -10,26 +10,24 @@ import functools
 import io
 from pathlib import Path
 
-from vpltool.core import photos
-from vpltool.core.classes import paint
+from vpltool.core import classes, photos
 from vpltool.core.proposals import Proposals
 from vpltool.lazy import Image, ImageOps, np, npt
 
 SCREEN, THUMB = 2048, 224
-"""Longest sides in pixels: of a photo on the screen, of a thumbnail (twice what it takes there)."""
+"""Longest sides in pixels of a photo on the screen, and of a thumbnail (twice its size there)."""
 
 Stamped = tuple[Path, float]
-"""A photo's path, and when its file was written."""
+"""A photo's path, and the time of its file's last change."""
 
 SCALES = {"large": 120, "small": 600}
-"""About how many superpixels a photo has, coarse and fine."""
+"""Approximate numbers of superpixels of a photo, coarse and fine."""
 
 SIDE = 800
-"""Longer photos are scaled down to this before they are cut; their regions are scaled up again."""
+"""Longest side to which photos are scaled down for superpixels."""
 
 _COMPACTNESS, _ROUNDS = 12.0, 5
-"""Weight of the distance against the colour's, and rounds: SLIC's usual values (10 to 20, and 5 to
-10)."""
+"""Weight of distance relative to colour (usually 10 to 20), and rounds (usually 5 to 10)."""
 
 _TO_XYZ = ((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505))
 _WHITE = (0.95047, 1.0, 1.08883)
@@ -38,13 +36,13 @@ _WHITE = (0.95047, 1.0, 1.08883)
 
 @functools.lru_cache(maxsize=16)
 def screen(photo: Stamped) -> bytes:
-    """A photo for the screen, as JPEG."""
+    """Return a photo for the screen, as JPEG."""
     return _jpeg(Image.fromarray(_pixels(photo)), SCREEN, 88)
 
 
 @functools.lru_cache(maxsize=4000)
 def thumb(photo: Stamped) -> bytes:
-    """A thumbnail, as JPEG."""
+    """Return a thumbnail, as JPEG."""
     # A JPEG is decoded at an eighth of its size; other photos are read whole.
     with Image.open(photo[0]) as image:
         if image.format == "JPEG":
@@ -55,7 +53,7 @@ def thumb(photo: Stamped) -> bytes:
 
 @functools.lru_cache(maxsize=16)
 def superpixels(photo: Stamped) -> list[npt.NDArray[np.uint16]]:
-    """Its superpixels (h, w), see `photo_regions`."""
+    """Return a photo's superpixels (h, w), see `photo_regions`."""
     return photo_regions(_pixels(photo))
 
 
@@ -72,28 +70,28 @@ def _jpeg(image: Image.Image, side: int, quality: int) -> bytes:
 
 
 def photo_regions(photo: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint16]]:
-    """Cut a photo (H, W, 3) into superpixels at each of `SCALES`: the number of each pixel (h, w).
+    """Number the superpixels of a photo (H, W, 3), scaled to at most `SIDE`, at each of `SCALES`.
 
-    The photo is scaled to `SIDE` at most.
+    Each result is (h, w).
     """
     shrink = min(1.0, SIDE / max(photo.shape))
     height, width = (max(1, round(side * shrink)) for side in photo.shape[:2])
     small = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
-    # Noise of single pixels gives regions that fray; a median keeps edges where they are.
+    # Noise would fray the regions; a median preserves edges.
     colours = lab(_median(_median(small, 0), 1))
     return [slic(colours, count) for count in SCALES.values()]
 
 
 def proposal_regions(proposals: Proposals, rest: npt.NDArray[np.uint16]
                      ) -> npt.NDArray[np.uint16]:
-    """Number the smallest proposal that each pixel lies in; elsewhere superpixels (both h, w)."""
-    found = paint(rest.shape, enumerate(proposals.resized(rest.shape).masks(), int(rest.max()) + 1),
-                  smallest_on_top=True)
+    """Number the smallest proposal at each pixel, and superpixels elsewhere (both h, w)."""
+    numbered = enumerate(proposals.resized(rest.shape).masks(), int(rest.max()) + 1)
+    found = classes.paint(rest.shape, numbered, smallest_on_top=True)
     return np.where(found, found, rest)
 
 
 def _median(photo: npt.NDArray[np.uint8], axis: int) -> npt.NDArray[np.uint8]:
-    """The median of each pixel and its two neighbours along an axis."""
+    """Return the median of each pixel and its two neighbours along an axis."""
     places, last = np.arange(photo.shape[axis]), photo.shape[axis] - 1
     one, two, three = (photo.take(np.clip(places + by, 0, last), axis) for by in (-1, 0, 1))
     return np.maximum(np.minimum(one, two), np.minimum(np.maximum(one, two), three))

@@ -1,7 +1,7 @@
-"""The page over HTTP, for the browser of one person on this machine.
+"""The HTTP server of the page, for one person's browser on this machine.
 
-A token in the address becomes a cookie. A request needs it, a `Host` that is this machine's (a name
-of a stranger's could point here), and to change something an `Origin` that is this page.
+A token in the address becomes a cookie. A request needs the cookie, a `Host` of this machine (a
+foreign name could resolve to it), and for changes this page as its `Origin`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vpltool.review.training import Training, words_of
 _KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _FILES = {"/" if file.suffix == ".html" else f"/{file.name}": file
           for file in (Path(__file__).parent / "page").iterdir() if file.suffix in _KINDS}
-"""All files that are served, by address: no other address becomes a path."""
+"""All served files by address; no other address becomes a path."""
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -44,18 +44,18 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin", "Cross-Origin-Opener-Policy": "same-origin"}
 
 _LONGEST = 16 << 20
-"""Bytes of a request at most: all pixels of a grid, and their base64."""
+"""Maximum size of a request in bytes: all pixels of a grid in base64."""
 
 _FAILED: dict[type[Exception], tuple[int, str]] = {
     Conflict: (409, ""), VplError: (422, ""), KeyError: (404, "there is no "),
     OSError: (422, "the photo cannot be read: "), ValueError: (400, ""), TypeError: (400, "")}
-"""Status and first words of what went wrong, by its kind."""
+"""Status and prefix of the message by type of error."""
 
 _LOCAL = ("127.0.0.1", "localhost")
 
 
 class ReviewServer(ThreadingHTTPServer):
-    """The server: a desk, and who may sit at it."""
+    """The server of a desk, with access control."""
 
     daemon_threads = True
 
@@ -65,7 +65,7 @@ class ReviewServer(ThreadingHTTPServer):
         self.desk, self.token, self.host = desk, token, host
         self.training = Training(desk)
         self.cookie = f"vpltool-review-{self.server_port}"
-        # Heavy packages are imported, and the first photo is read, while the browser is opened.
+        # Import heavy packages and read the first photo while the browser opens.
         threading.Thread(target=self._warm, daemon=True).start()
 
     def _warm(self) -> None:
@@ -76,12 +76,12 @@ class ReviewServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        """Where a browser finds the page, token included."""
+        """Address of the page, including the token."""
         name = self.host if self.host not in ("", "0.0.0.0") else "127.0.0.1"
         return f"http://{name}:{self.server_port}/?token={self.token}"
 
     def serves(self, named: str) -> bool:
-        """Tell whether a `Host` header means this server, and no name that a stranger chose."""
+        """Return whether a `Host` header names this server, and not a foreign name."""
         name, _, port = named.rpartition(":")
         if port != str(self.server_port):
             return False
@@ -93,11 +93,11 @@ class ReviewServer(ThreadingHTTPServer):
             return name in (self.host, "localhost")
 
     def is_token(self, words: str) -> bool:
-        """Tell whether somebody knows the token."""
+        """Return whether a text is the token."""
         return secrets.compare_digest(words.encode(), self.token.encode())
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a browser that has closed its connection."""
+        """Ignore connections closed by the browser."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(status, why + words_of(error))
 
     def _refusal(self, path: str, query: Mapping[str, str]) -> str:
-        """Why a request is refused; empty if it is not."""
+        """Return why a request is refused; empty if it is not."""
         host = self.headers.get("Host", "")
         if not self.server.serves(host):
             return "this server is for another host name"
@@ -170,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _fail(self, status: int, message: str) -> None:
-        # What a refused request still sends is not read.
+        # The rest of a refused request is not read.
         self.close_connection = self.command == "POST" or self.close_connection
         self._send("application/json", json.dumps({"error": message}).encode(), status)
 
@@ -193,7 +193,7 @@ def _json(found: object) -> Answer:
 
 
 def _array(about: JsonObject, numbers: npt.NDArray[Any]) -> Answer:
-    """Send a line of JSON and an array (…, height, width); the browser inflates it."""
+    """Send a line of JSON and an array (…, height, width), deflated."""
     height, width = numbers.shape[-2:]
     line = json.dumps(about | {"width": width, "height": height}) + "\n"
     content = zlib.compress(line.encode() + np.ascontiguousarray(numbers).tobytes(), 1)

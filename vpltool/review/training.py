@@ -1,7 +1,7 @@
-"""Training again with what is corrected: a child process, and the curve of what it brought.
+"""Retraining with corrections in a child process, and the curve of scores.
 
-The child runs the same lines as a shell would: `update`, `predict`, `eval`. Run as a module, this
-file is the child; it says on stdout, in lines of JSON, how far it is.
+The child runs the lines of a shell: `update`, `predict`, `eval`. Run as a module, this file is the
+child; it reports progress on stdout in lines of JSON.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import JsonObject, read_json, write_json
-from vpltool.formats.kinds import called, place, results_of
+from vpltool.formats import JsonObject, kinds, read_json, write_json
 from vpltool.recipes.runner import run_line
 from vpltool.review.desk import OWN, Desk
 from vpltool.shell import command_line, program, to_shell
@@ -30,7 +29,7 @@ _UPDATE = "vpltool update"
 
 
 class Training:
-    """The child process of a desk, as the page sees it."""
+    """The child process of a desk, and its state for the page."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk, self._lock = desk, threading.Lock()
@@ -42,7 +41,7 @@ class Training:
         return self._desk.path / OWN / "scores.json"
 
     def state(self) -> JsonObject:
-        """What the child does, or did; the lines for a shell; and the curve."""
+        """Return the child's progress or result, its lines for a shell, and the curve."""
         desk = self._desk
         segmenter = segmenter_of(desk.path, desk.what)
         return {"runs": self._child is not None, "segmenter": segmenter, "curve": self._curve(),
@@ -51,7 +50,7 @@ class Training:
                 **self._said}
 
     def begin(self) -> JsonObject:
-        """Start the child, unless it runs.
+        """Start the child, unless it is running.
 
         Raises:
             VplError: there is no segmenter.
@@ -63,7 +62,7 @@ class Training:
                 if not segmenter:
                     raise VplError("there is no segmenter to train again",
                                    "`train_decoder()` trains the first one; then reload the page")
-                # The curve begins with the segmenter before any correction.
+                # The curve begins before any correction.
                 first = [] if self._curve() else steps(desk, segmenter, desk.scored["split"])
                 todo = [*first, _UPDATE, *steps(desk, segmenter, desk.split)]
                 self._said = {"step": "starting", "title": "", "done": 0, "total": 0, "error": ""}
@@ -77,7 +76,7 @@ class Training:
         return self.state()
 
     def stop(self) -> JsonObject:
-        """End the child; what it has finished is kept."""
+        """Terminate the child; finished results are kept."""
         if (child := self._child) is not None:
             child.terminate()
         return self.state()
@@ -102,35 +101,35 @@ class Training:
             self._said["error"] = "training has stopped; what is finished is kept"
         try:
             if not child.returncode:
-                self._desk.reopen(called("predictions", segmenter))
+                self._desk.reopen(kinds.called("predictions", segmenter))
         except VplError as error:
             self._said["error"] = error.message
         self._child = None
 
 
 def segmenter_of(path: Path, shown: str) -> str:
-    """Name the segmenter that is trained again: that of the masks shown, else the newest; or ``."""
+    """Return the segmenter to retrain: that of the shown masks, else the newest; empty: none."""
     kind, _, name = shown.partition("/")
-    there = {file.stem: file.stat().st_mtime for file in results_of(path, "decoder")}
+    there = {file.stem: file.stat().st_mtime for file in kinds.results_of(path, "decoder")}
     own = name.removesuffix("-crf")
     return own if kind == "predictions" and own in there else max(there, key=there.__getitem__,
                                                                   default="")
 
 
 def steps(desk: Desk, segmenter: str, split: str) -> list[str]:
-    """Return the lines that make a segmenter's masks of a split, and score it."""
-    predictions = place(desk.path, "predictions", segmenter, "")
-    # Predictions of a training that was stopped amid them are not complete.
+    """Return the lines that predict a split with a segmenter, and score it."""
+    predictions = kinds.place(desk.path, "predictions", segmenter, "")
+    # Predictions are incomplete if a training was stopped during them.
     manifests = {name: predictions / name / "artifact.json"
                  for name in (split, desk.scored["split"])}
     return [*(command_line("predict", {"split": name, "decoder": segmenter})
               for name, manifest in manifests.items()
               if not (manifest.exists() and read_json(manifest, "").get("complete"))),
-            command_line("eval", {"what": called("predictions", segmenter), **desk.scored})]
+            command_line("eval", {"what": kinds.called("predictions", segmenter), **desk.scored})]
 
 
 def _keep(old: Path, rounds: Path) -> None:
-    """Keep the masks that are about to change; links, as new files take the place of old ones."""
+    """Keep masks that will be replaced, as links, since new files replace old ones."""
     to = rounds / str(1 + sum(1 for _ in rounds.glob("*")))
     for path in old.rglob("*.png"):
         kept = to / path.relative_to(old)
@@ -158,18 +157,18 @@ class _Said(console.Silence):
 
 
 def words_of(error: Exception) -> str:
-    """Say in a line for the page what went wrong, as a shell would have it typed."""
+    """Format an error in one line for the page, with commands as in a shell."""
     return to_shell(str(error).replace("\nhint: ", "; "))
 
 
 def _say(**what: Any) -> None:
-    # A page that has gone is no reason to stop.
+    # Go on if the page is closed.
     with contextlib.suppress(OSError):
         print(json.dumps(what), flush=True)
 
 
 def main(path: Path, todo: Sequence[str]) -> int:
-    """Run lines, and say how far they are; return the exit status."""
+    """Run lines, report progress, and return the exit status."""
     with console.heard_by(_Said()):
         try:
             for line in todo:

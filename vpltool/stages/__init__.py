@@ -1,7 +1,6 @@
-"""The stages of the pipeline: a file each, found by its name.
+"""The stages of the pipeline, one file each, found by its name.
 
-Commands about the tool itself have the same form, and lie in `vpltool/commands`, since they stand
-above the stages.
+Commands about the tool itself have the same form, but are in `vpltool/commands`, a layer above.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from vpltool.stage import Stage
 
 @dataclass(frozen=True)
 class FoundStage:
-    """A stage that was found: the name of its command, such as `learn-prototypes`, and its file."""
+    """A stage: the name of its command, such as `learn-prototypes`, and its module."""
 
     name: str
     module: ModuleType
 
     @property
     def stage(self) -> Stage:
-        """What it declares."""
+        """Its declaration."""
         stage: Stage = self.module.STAGE
         return stage
 
@@ -45,21 +44,21 @@ class FoundStage:
 
     @property
     def show(self) -> Callable[..., str] | None:
-        """What spells its result for people, if paths are not all that there is to say."""
+        """The function that formats its result; None if the result is paths."""
         return getattr(self.module, "show", None)
 
     def lines(self, result: object, values: Mapping[str, object]) -> list[str]:
-        """What its command prints of a result: what `show` spells, else the paths."""
+        """Return the lines that its command prints: from `show`, or else the paths."""
         if self.show is not None:
             return [text] if (text := self.show(result, values)) else []
         parts = result if isinstance(result, (list, tuple)) else [result]
         return [str(part) for part in parts if part is not None]
 
     def judge(self, result: object) -> None:
-        """Refuse a result that is a verdict, once it is printed; notebooks get it as it is.
+        """Check a printed result that is a verdict; notebooks get it without this check.
 
         Raises:
-            VplError: the result says that something is wrong.
+            VplError: the result reports a problem.
         """
         if judge := getattr(self.module, "judge", None):
             judge(result)
@@ -67,9 +66,9 @@ class FoundStage:
 
 @dataclass(frozen=True)
 class Listed:
-    """What a list of all stages says of one, read from its file without importing it.
+    """The entry of a stage in lists, read from its file without importing it.
 
-    Order and panel are those of its `STAGE`, `about` the first paragraph of `run`'s docstring.
+    `about` is the first paragraph of `run`'s docstring.
     """
 
     order: int
@@ -81,11 +80,11 @@ _PACKAGES = ("vpltool.stages", "vpltool.commands")
 
 _LISTED = re.compile(r'^STAGE = Stage\(\s*order=(\d+), panel="([^"]+)".*?'
                      r'^def run\(.*?"""(.+?)(?:\n\n|""")', re.DOTALL | re.MULTILINE)
-"""How each file spells what is listed; a test compares it with what the file says when imported."""
+"""The entry in the text of a file; a test compares it with the imported module."""
 
 
 class Stages(Mapping[str, FoundStage]):
-    """Name to stage, in pipeline order. Looking one up imports its file alone."""
+    """Stages by name, in pipeline order. A look-up imports only the stage's own file."""
 
     def __init__(self) -> None:
         self._modules = {
@@ -107,7 +106,7 @@ class Stages(Mapping[str, FoundStage]):
 
     @functools.cached_property
     def listed(self) -> Mapping[str, Listed]:
-        """Name to what a list says."""
+        """Entries by name, in pipeline order."""
         found = {name: _listed(module) for name, module in self._modules.items()}
         return dict(sorted(found.items(), key=lambda item: item[1].order))
 
@@ -122,5 +121,5 @@ def _listed(module: str) -> Listed:
 
 @functools.cache
 def find_stages() -> Stages:
-    """Name to stage of every file in these two folders, in pipeline order."""
+    """Return all stages and commands by name, in pipeline order."""
     return Stages()

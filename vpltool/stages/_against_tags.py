@@ -1,4 +1,4 @@
-"""What `eval` says without true masks: how predictions agree with the tags of their photos."""
+"""Scores without true masks: agreement of predictions with the tags of their photos."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 
 from vpltool import console, formats
 from vpltool.core import agreement
+from vpltool.engine.photo_work import tracked
 from vpltool.engine.reports import ENOUGH
 from vpltool.errors import VplError, counted
-from vpltool.formats import InputFolder, JsonObject, Photo, Workspace
+from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, manifest
 from vpltool.formats.header import Header, current_preset
 from vpltool.formats.kinds import place
-from vpltool.formats.manifest import again
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 from vpltool.pictures.page import percent
@@ -29,9 +29,9 @@ _THREADS = 4
 
 def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], split: str,
                    share: float) -> JsonObject:
-    """Compare the classes that predictions show with the tags of their photos; opens no true mask.
+    """Compare the predicted classes with the tags of photos, without opening true masks.
 
-    A class counts as predicted that covers the `share` of a photo's pixels.
+    A class counts as predicted if it covers at least `share` of a photo's pixels.
 
     Raises:
         VplError: these are CAMs, no photo has a tag, or a prediction is damaged.
@@ -71,7 +71,7 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
 
 
 def _check_source(work: Path, source: InputFolder, split: str) -> None:
-    """Warn where the agreement is larger than on new photos; refuse CAMs."""
+    """Warn if the agreement is larger than on new photos; refuse CAMs."""
     if source.kind == "cams":
         raise VplError(f"{source.path} holds CAMs, which are made from the tags",
                        "compare predictions instead: `what='predictions/NAME'`")
@@ -85,7 +85,7 @@ def _check_source(work: Path, source: InputFolder, split: str) -> None:
 
 
 def _decoder_behind(work: Path, header: Header) -> Header | None:
-    """Header of the decoder that predictions come from, before a CRF too; None if it is gone."""
+    """Return the header of the decoder behind predictions, also before a CRF; None if gone."""
     decoder, what = (work / header.sources.get(role, ".missing") for role in ("decoder", "what"))
     if decoder.is_file():
         return formats.describe(decoder).header
@@ -96,7 +96,7 @@ def _decoder_behind(work: Path, header: Header) -> Header | None:
 
 
 def _probabilities_beside(source: InputFolder) -> InputFolder | None:
-    """The probabilities of the same run as predictions, if they were stored."""
+    """Open the probabilities of the same run as predictions, if they were stored."""
     if source.kind != "predictions" or source.path.parent.parent.name != "predictions":
         return None
     path = place(source.path.parents[2], "probabilities", source.path.parent.name, source.path.name)
@@ -109,7 +109,7 @@ def _probabilities_beside(source: InputFolder) -> InputFolder | None:
 
 def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | None,
               photos: Sequence[Photo], share: float) -> tuple[Values, Values, Sequence[str]]:
-    """Share that each class takes of each photo and how probable each is (N, classes); hashes."""
+    """Read shares and probabilities of classes per photo (N, classes), and hashes of files."""
     count = len(workspace.classes)
 
     def read(photo: Photo) -> tuple[Values, Values, str]:
@@ -117,7 +117,7 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
         highest = labels[labels != workspace.ignore].max(initial=0)
         if highest > count:
             raise VplError(f"{source.path_of(photo.id)}: the label {highest} is above {count}, the "
-                           "last class", f"{again(source.header)} recomputes it")
+                           "last class", f"{manifest.again(source.header)} recomputes it")
         # A class whose probability was not stored has 0.
         sure = np.zeros(count + 1)
         if beside:
@@ -127,21 +127,15 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
         return (agreement.class_shares(labels, count + 1)[1:], sure[1:],
                 formats.identity_of_file(source.path_of(photo.id)))
 
-    seen = []
-    with console.progress("eval", len(photos)) as advance:
-        for entry in threads.in_threads(read, photos, _THREADS):
-            seen.append(entry)
-            advance()
-    shares, sure, contents = zip(*seen, strict=True)
+    shares, sure, contents = zip(*tracked("eval", threads.in_threads(read, photos, _THREADS),
+                                          len(photos)), strict=True)
     return np.stack(shares), np.stack(sure), contents
 
 
 def _worst(workspace: Workspace, photos: Sequence[Photo], shares: Values,
            predicted: npt.NDArray[np.bool_], tagged: npt.NDArray[np.bool_]) -> list[JsonObject]:
-    """Photos whose classes are not those tagged: those that overlap least come first.
-
-    Among equals, those come first of which untagged classes take the larger share.
-    """
+    """List photos whose classes are not the tagged ones: least overlap first, then largest share
+    of untagged classes."""
     agreeing = agreement.overlap(predicted, tagged)
     wrong = (shares * (predicted & ~tagged)).sum(axis=1)
     order = sorted((index for index in range(len(photos)) if agreeing[index] < 1),
@@ -160,7 +154,7 @@ def _rounded(value: float) -> float | None:
 
 
 def show_of_tags(report: Mapping[str, Any]) -> list[str]:
-    """Lines of a report: scores of each class, calibration, the worst photos."""
+    """Format a report: scores of each class, calibration, and the worst photos."""
     width = max(len(name) for name in (*report["classes"], "mean"))
     lines = [f"{'':{width}}  tagged  predicted  precision  recall    F1"]
     for name, row in report["classes"].items():

@@ -1,4 +1,4 @@
-"""The card of an exported segmenter: what is known of it, how its file was measured, its text."""
+"""The model card of an exported segmenter: facts, measurements, and text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from typing import Any
 
 from vpltool import console
 from vpltool.core import metrics, segment
-from vpltool.engine import reports, segmenters
+from vpltool.engine import photo_work, reports, segmenters
 from vpltool.errors import VplError, counted
-from vpltool.formats import Header, Workspace, open_input, read_json
-from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import place, results_of
+from vpltool.formats import Header, Workspace, atomic, kinds, open_input, read_json
 from vpltool.lazy import Tensor, np, torch
 from vpltool.methods import Exporter
 from vpltool.methods.exports._segmenter import photo_pixels
@@ -24,13 +22,13 @@ from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.pictures.page import percent
 
 _MOST_LOST = 0.005
-"""mIoU that 8 bits may cost without a warning."""
+"""Loss of mIoU by 8 bits above which a warning is given."""
 
 _MEASURED = "## Measured when it was exported"
 
 _LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc0-1.0",
              "bsd-3-clause", "gpl-3.0", "agpl-3.0")
-"""Licences as the hub spells them; any other is `other` there, with its name."""
+"""Licences known to the hub; any other is `other` there, with its name."""
 
 
 def some_photos(workspace: Workspace, header: Header, most: int) -> tuple[list[Path], list[Path]]:
@@ -54,7 +52,7 @@ def some_photos(workspace: Workspace, header: Header, most: int) -> tuple[list[P
 
 
 def about_segmenter(workspace: Workspace, segmenter: segmenters.SegmenterFile) -> dict[str, Any]:
-    """What is known of a segmenter in its workspace; counts, and no name of a photo.
+    """Return facts about a segmenter's training and scores, without names of photos.
 
     Returns:
         `photos` that it was trained on, `tagged` with each class, `supervision`, the `scores` of
@@ -68,7 +66,7 @@ def about_segmenter(workspace: Workspace, segmenter: segmenters.SegmenterFile) -
     except VplError:
         return about
     tagged = Counter(name for photo in photos for name in set(photo.tags))
-    scores = [found for path in results_of(workspace.path, "scores")
+    scores = [found for path in kinds.results_of(workspace.path, "scores")
               if (found := _score(workspace, segmenter, path))]
     found = {"scores": [score for score in scores if "iou" in score],
              "agreement": [score for score in scores if "f1" in score],
@@ -90,7 +88,7 @@ def _score(workspace: Workspace, segmenter: segmenters.SegmenterFile, path: Path
         if found.get("what") != f"predictions-{name}":
             return None
         split = str(found["split"])
-        folder = open_input(place(workspace.path, "predictions", name, split),
+        folder = open_input(kinds.place(workspace.path, "predictions", name, split),
                             ("predictions",))
         if folder.identity != found["config"] or not segmenter.has_made(folder.header):
             return None
@@ -109,15 +107,14 @@ def _score(workspace: Workspace, segmenter: segmenters.SegmenterFile, path: Path
 
 def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_method: Any
              ) -> dict[str, Any]:
-    """Compare a file that a method of `exports` has written with `predict`, and time both.
+    """Compare an exported file with `predict`, and time both; no true mask is read.
 
-    The photos are those that the segmenter was not trained on, where there are some. No true mask
-    is read: the truth is what `predict` says.
+    Photos are held-out ones if there are any.
 
     Returns:
-        `photos`, whether they were `held` out, the share of `same` pixels, `miou` of the labels
-        against those of predict, and `seconds` a photo of the file and of `predict`; of a file in
-        8 bits also `whole`, the mIoU of the same file in float32. Empty, if nothing here runs it.
+        number of `photos`, whether they were `held` out, the share of `same` pixels, `miou`
+        against the labels of `predict`, and `seconds` per photo of the file and of `predict`; for
+        8 bits also `whole`, the mIoU of the same file in float32. Empty if the file cannot be run.
     """
     eight = getattr(of_method, "int8", False)
     most = of_method.measure if of_method.measure is not None else 50 if eight else 10
@@ -156,16 +153,17 @@ def measured(segmenter: TrainedSegmenter, method: Exporter, path: Path, of_metho
 def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], Tensor]],
                      paths: Sequence[Path], side: int, title: str
                      ) -> list[tuple[float, float, float]]:
-    """Share of pixels that are as `predict` says, mIoU and seconds a photo of each way to logits.
+    """Compare each way to compute logits with `predict`, which is the last entry.
 
-    The last is that of `predict` itself.
+    Returns the share of equal pixels, mIoU, and seconds per photo, of each.
     """
     every = [*ways, lambda one: segment.photo_logits(
         segmenter.encoder.vision, segmenter.network, one)]
     count = 1 + len(segmenter.classes)
     counts, times, seen = [metrics.Confusion(count, {}) for _ in every], np.zeros(len(every)), 0
-    with console.progress(title, len(paths)) as advance, torch.no_grad():
-        for size, pixels in photo_pixels(segmenter.encoder, paths, side):
+    with torch.no_grad():
+        for size, pixels in photo_work.tracked(
+                title, photo_pixels(segmenter.encoder, paths, side), len(paths)):
             labels, seen = [], seen + 1
             for number, run in enumerate(every):
                 begun = time.perf_counter()
@@ -174,14 +172,13 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
                 labels.append(segment.labels_of(logits[0].softmax(dim=0), size))
             counts = [before + metrics.confusion(labels[-1], own, count)
                       for before, own in zip(counts, labels, strict=True)]
-            advance()
     found = [metrics.scores(each) for each in counts]
     return [(each.accuracy, each.miou, taken)
             for each, taken in zip(found, (times / max(seen, 1)).tolist(), strict=True)]
 
 
 def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]) -> Path:
-    """Write the card beside a file: what it is, and how it was measured, see `measured`."""
+    """Write the card beside a file, with the results of `measured`."""
     model = segmenter.header.model
     lines = [f"# {path.name}", "", *_sections(segmenter.about)]
     if found:
@@ -198,14 +195,14 @@ def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]
                   f"- {size:.1f} MB.", ""]
     lines += [f"Encoder: {model.get('name', '?')} ({model.get('pretrained', '?')}).", ""]
     card = path.with_name(f"{path.name}.md")
-    with atomic_path(card) as temporary:
+    with atomic.atomic_path(card) as temporary:
         temporary.write_text("\n".join(lines), "utf-8")
     console.note(f"card: {card}")
     return card
 
 
 def measured_section(path: Path) -> list[str]:
-    """The lines of a file's card that say how it was measured; empty, if there are none."""
+    """Return the lines about measurements in a file's card; empty if there are none."""
     card = path.with_name(f"{path.name}.md")
     if not card.is_file():
         return []
@@ -214,10 +211,7 @@ def measured_section(path: Path) -> list[str]:
 
 
 def _sections(about: Mapping[str, Any]) -> list[str]:
-    """What a card says of training, scores, calibration and limits, as lines of Markdown.
-
-    What is said is what `about_segmenter` has found.
-    """
+    """Format training, scores, calibration and limits as Markdown, from `about_segmenter`."""
     lines = []
     if "photos" in about:
         lines += ["## Trained on", "", f"{about['photos']} photos; supervision: "
@@ -229,7 +223,7 @@ def _sections(about: Mapping[str, Any]) -> list[str]:
                   + ("among the tagged classes" if score["tags"] else "without tags"), "",
                   f"mIoU {100 * score['miou']:.1f}: " + ", ".join(
                       f"{name} {percent(value)}" for name, value in score["iou"].items()) + "."]
-        # Scores of very many classes have none.
+        # Scores of very many classes have no matrix.
         if matrix := score["confusion"]:
             lines += ["", "Share of the pixels of a class (rows) that get a label (columns), in %:",
                       "", "| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
@@ -303,12 +297,12 @@ The training photos may have their own licences.
 
 
 def model_card(header: Header, repository: str, measured: Sequence[str] = ()) -> str:
-    """Write the card of a bundle for the hub: its metadata, then text in Markdown.
+    """Format the card of a bundle for the hub: metadata, then text in Markdown.
 
     Args:
         header: of the bundle.
-        repository: where it is to lie, `ORGANISATION/NAME`.
-        measured: lines that say how the file was measured.
+        repository: `ORGANISATION/NAME`.
+        measured: lines about measurements.
     """
     from huggingface_hub import ModelCardData
 

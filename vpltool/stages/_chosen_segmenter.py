@@ -9,8 +9,7 @@ from pathlib import Path
 from vpltool import options
 from vpltool.core import agreement, segment
 from vpltool.datasets.words import read_classes
-from vpltool.engine import groups, running, segmenters
-from vpltool.engine.headers import make_header
+from vpltool.engine import groups, headers, running, segmenters
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, open_workspace
 from vpltool.lazy import np, npt
@@ -50,14 +49,13 @@ class PredictSettings(groups.GroupSettings):
 
 @dataclass(frozen=True)
 class Chosen:
-    """What all photos of a run have in common.
+    """A segmenter and its settings, which all photos of a run share.
 
     Args:
-        workspace: of the photos; of a bundle, a stand-in.
-        settings: of `predict`, with the side that the segmenter says.
-        segmenter: the file.
-        named: the workspace with the classes that are predicted: those of the words, for groups.
-        temperature: that `calibrate` has found, where labels may be left out.
+        workspace: of the photos; for a bundle, a stand-in.
+        settings: of `predict`, with `max_side` as in training unless it was given.
+        named: the workspace with the classes that are predicted: for groups, the requested words.
+        temperature: from `calibrate`; 1 if every pixel gets a label.
     """
 
     workspace: Workspace
@@ -68,9 +66,9 @@ class Chosen:
 
     def header(self, kind: str, inputs: Mapping[str, InputFolder | Path], options: JsonObject,
                *skip: str) -> Header:
-        """Make the header of what is written, with what its photos add; see `make_header`."""
+        """Make the header of an output, with further inputs and options; see `make_header`."""
         segmenter = self.segmenter
-        return make_header(
+        return headers.make_header(
             self.workspace, kind, "predict", self.settings,
             inputs={segmenter.role: segmenter.path, "classes": self.named.classes_identity,
                     **inputs},
@@ -79,7 +77,7 @@ class Chosen:
             skip=(*segmenter.unused, *skip))
 
     def labels(self, seen: running.Segmented) -> npt.NDArray[np.uint8]:
-        """Labels (H, W) of a photo, of its own size."""
+        """Return the labels (H, W) of a photo at its own size."""
         sure = agreement.tempered(seen.probabilities, self.temperature)
         return segment.labels_of(sure, seen.size, self.settings.abstain)
 
@@ -114,7 +112,7 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
 
 def _temperature(settings: PredictSettings, segmenter: segmenters.SegmenterFile, work: Path
                  ) -> float:
-    """The temperature of a segmenter; 1 where every pixel is labelled."""
+    """Return the temperature of a segmenter; 1 if every pixel is labelled."""
     if not settings.abstain:
         return 1.0
     found, file = segmenter.calibration(work), segmenter.path
@@ -125,7 +123,7 @@ def _temperature(settings: PredictSettings, segmenter: segmenters.SegmenterFile,
 
 
 def _sized(settings: PredictSettings, header: Header) -> PredictSettings:
-    """Have photos scaled down as in training, unless a side is given; in tiles, not at all."""
+    """Set `max_side` as in training, unless it is given; with tiles of a given side, to 0."""
     if settings.tile:
         parse_tile(settings.tile, 1)
     as_trained = 0 if settings.tile not in ("", AUTO) else None

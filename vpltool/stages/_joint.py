@@ -1,4 +1,4 @@
-"""Training a network with its encoder, on crops of photos: for students, and for finetuning."""
+"""Joint training of a network and its encoder on crops of photos: students and finetuning."""
 
 from __future__ import annotations
 
@@ -12,21 +12,17 @@ from vpltool import console
 from vpltool.clip import stored_towers
 from vpltool.core import joint, segmenter, training
 from vpltool.engine import checkpoints, segmenters
+from vpltool.engine.masks import Masks
 from vpltool.engine.photos import read_known_photo
 from vpltool.errors import counted
-from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace
-from vpltool.formats.kinds import IGNORE
-from vpltool.formats.storage import without_loss
+from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, kinds, storage
 from vpltool.lazy import F, Tensor, np, torch
-from vpltool.parallel import threads
-from vpltool.parallel.device import find_device, find_precision, worker_count
+from vpltool.parallel import device, threads
 from vpltool.parallel.ranks import joined
-from vpltool.stages import _steps
-from vpltool.stages._masks import Masks
-from vpltool.stages._training_data import choose_crop, cut_pixels, normalised_crops
+from vpltool.stages._lesson import choose_crop, cut_pixels, normalised_crops
 
 FEW = 50
-"""Photos below which a network with its encoder is said to have little to learn from."""
+"""Number of photos below which a joint training warns."""
 
 SCALES = (0.5, 2.0)
 """Factors on a photo's size, log-uniform: WeCLIP's."""
@@ -37,10 +33,12 @@ _COLOURS = 0.3
 
 @dataclass(frozen=True)
 class Taught:
-    """A photo that is learned from, of the workspace or a named one.
+    """A photo to learn from, of the workspace or another folder.
 
-    `soft` holds a teacher's probabilities of it, if there is one; `masked` says whether it has a
-    mask, `tagged` whether its tags are known, and veto what it may show.
+    Args:
+        soft: folder with a teacher's probabilities.
+        masked: whether it has a mask.
+        tagged: whether its tags are known, so that other classes are impossible.
     """
 
     photo: Photo
@@ -51,10 +49,10 @@ class Taught:
 
 @dataclass(frozen=True)
 class PixelData:
-    """What a network is trained on together with its encoder.
+    """The photos for a joint training of a network and its encoder.
 
-    Longer photos than `max_side` are scaled down to it, 0: never; then by a factor between the
-    `scales`. Several processes, `ranks`, share the crops of a step.
+    Photos longer than `max_side` are scaled down to it (0: never), then by a factor between the
+    `scales`. Several processes (`ranks`) share the crops of a step.
     """
 
     workspace: Workspace
@@ -71,9 +69,9 @@ def train_both(
     data: PixelData, network: segmenter.SegmenterNetwork, chosen: joint.JointSettings,
     settings: Any, header: Header, target: Path, start: checkpoints.Start, names: Sequence[str],
 ) -> None:
-    """Train a network with the encoder of `data`, both changed in place, and write their averages.
+    """Train a network with the encoder of `data`, both in place, and write their averages.
 
-    The settings are those of `train-decoder` or `train-student`; names are those of the losses.
+    The settings are those of `train-decoder` or `train-student`; `names` are those of the losses.
     """
     encoder = data.encoder
     # The learning rate rises in a tenth of the steps, and in `WARMUP` at most.
@@ -81,7 +79,7 @@ def train_both(
         iterations=settings.iters, batch_size=settings.batch_size, crop=settings.crop,
         lr=settings.lr, power=settings.power, seed=settings.seed,
         warmup=max(1, min(training.WARMUP, settings.iters // 10)),
-        precision=find_precision("bf16", find_device(settings.device), console.warn)
+        precision=device.find_precision("bf16", device.find_device(settings.device), console.warn)
         if settings.precision == "bf16" else torch.float32)
 
     def finish() -> tuple[Header, Mapping[str, Tensor]]:
@@ -89,29 +87,29 @@ def train_both(
         facts = {"config": network.config, "reads": list(network.reads),
                  "tower": stored_towers.tower_config(encoder.vision), "mean": list(encoder.mean),
                  "std": list(encoder.std)}
-        tower = {f"{segmenters.TOWER}{name}": without_loss(tensor)
+        tower = {f"{segmenters.TOWER}{name}": storage.without_loss(tensor)
                  for name, tensor in encoder.vision.state_dict().items()}
         return replace(header, facts=header.facts | facts), network.state_dict() | tower
 
     with (joined(settings.device) as ranks,
           contextlib.closing(pixel_batches(
               replace(data, rank=ranks.rank, ranks=ranks.count), steps, start.step,
-              workers=worker_count(settings.workers))) as batches,
-          _steps.too_many_crops(steps)):
+              workers=device.worker_count(settings.workers))) as batches,
+          checkpoints.too_many_crops(steps)):
         torch.manual_seed(steps.seed)
         pair = joint.Pair(encoder.vision.float().to(ranks.device), network.to(ranks.device), chosen)
         optimizer = joint.joint_optimizer(pair, steps)
-        curve = _steps.take_steps(
-            _steps.Steps(header, target, steps.iterations, pair, optimizer, names,
-                         settings.checkpoint_every),
+        curve = checkpoints.take_steps(
+            checkpoints.Steps(header, target, steps.iterations, pair, optimizer, names,
+                              settings.checkpoint_every),
             joint.train_jointly(pair, optimizer, steps, batches, start=start.step, group=ranks),
             start, ranks, finish)
         if ranks.rank == 0:
-            _steps.note_losses(names, curve)
+            checkpoints.note_losses(names, curve)
 
 
 def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> None:
-    """Warn where there are few photos, or classes without any; of each photo its class indices."""
+    """Warn of few photos and of untagged classes; `photos` are the class indices of each."""
     if len(photos) < FEW:
         console.warn(f"only {counted(len(photos), 'photo', 'photos')} for a network that is "
                      "trained with its encoder: compare its scores (`eval`) with its teacher's")
@@ -122,17 +120,14 @@ def warn_of_little(photos: Sequence[Sequence[int]], classes: Sequence[str]) -> N
 
 
 def facts_of(method: str, workspace: Workspace, max_side: int) -> JsonObject:
-    """What a header says of a segmenter, besides how its network is rebuilt."""
+    """Return the facts for a segmenter's header that any method needs."""
     return {"segmenter": method, "classes": list(workspace.classes),
             "normalise": workspace.normalise, "max_side": max_side}
 
 
 def pixel_batches(data: PixelData, settings: training.StepSettings, start: int, *, workers: int
                   ) -> Generator[joint.PixelBatch, None, None]:
-    """Make a batch of crops for each step from `start` on; it depends only on the step's number.
-
-    Threads, `workers` of them, make the next ones meanwhile; with 0 there are none.
-    """
+    """Make a batch of crops for each step from `start` on, which depends only on its number."""
     yield from threads.in_threads(lambda step: _batch(data, settings, step),
                                   range(start, settings.iterations), workers)
 
@@ -141,7 +136,7 @@ def _batch(data: PixelData, settings: training.StepSettings, step: int) -> joint
     share = settings.batch_size // data.ranks
     own = range(data.rank * share, (data.rank + 1) * share)
     chosen = training.chosen_photos(len(data.photos), settings, step)
-    # Each crop has random numbers of its own, so that processes need not make each other's.
+    # Each crop has its own generator, so processes need not draw each other's numbers.
     crops = [_crop(data, data.photos[chosen[number]], settings.crop,
                    np.random.default_rng((settings.seed, 3, step, number))) for number in own]
     images, labels, valid, shown, possible, soft = zip(*crops, strict=True)
@@ -154,7 +149,7 @@ def _batch(data: PixelData, settings: training.StepSettings, step: int) -> joint
 
 
 def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator) -> tuple[Any, ...]:
-    """Pixels, labels, valid patches, classes that are shown and possible, soft labels of a crop."""
+    """Cut pixels, labels, valid patches, shown and possible classes, and soft labels."""
     photo, patch = taught.photo, data.encoder.vision.patch
     window = choose_crop(data.workspace, photo, patch, side, rng,
                          scale=float(np.exp(rng.uniform(*np.log(data.scales)))),
@@ -164,20 +159,20 @@ def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator) 
     tags = data.workspace.indices_of(photo) if taught.tagged else range(1, count)
     possible = torch.zeros(count, dtype=torch.bool)
     possible[[0, *tags]] = True
-    labels = torch.full((4 * side, 4 * side), IGNORE, dtype=torch.uint8)
+    labels = torch.full((4 * side, 4 * side), kinds.IGNORE, dtype=torch.uint8)
     if taught.masked and data.masks is not None:
         labels = window.cut_labels(
             training.labels_at(data.masks.read_labels(photo.id), window.grid))
-    shown = labels.flatten().bincount(minlength=IGNORE + 1)[:count] > 0
+    shown = labels.flatten().bincount(minlength=kinds.IGNORE + 1)[:count] > 0
     soft = None if taught.soft is None else _soft_labels(taught.soft, photo.id, possible, window)
     return image, labels, window.valid(), shown & possible, possible, soft
 
 
 def _soft_labels(folder: InputFolder, key: str, possible: Tensor, window: training.Window
                  ) -> Tensor:
-    """Class probabilities of a crop (classes, 4·side, 4·side); 0 where there is padding.
+    """Cut class probabilities (classes, 4·side, 4·side), renormalised over possible classes.
 
-    Classes that the tags do not allow have none, and the others share what is left.
+    They are 0 in the padding.
     """
     tensors = folder.read_tensors(key)
     found = tensors["probabilities"].float()
@@ -187,7 +182,7 @@ def _soft_labels(folder: InputFolder, key: str, possible: Tensor, window: traini
     size = (4 * window.grid[0], 4 * window.grid[1])
     cut = window.cut(F.interpolate(whole[None], size, mode="bilinear", align_corners=False)[0], 4)
     total = cut.sum(dim=0)
-    # Where all of it went to classes that are not tagged, nothing is known.
+    # Nothing is known where impossible classes had almost all of it.
     return (cut / total.clamp_min(1e-6)) * (total > 0.1)
 
 

@@ -1,7 +1,7 @@
-"""Photo-caption pairs of a training: which ones a step takes, and how they are read and cut.
+"""Photo-caption pairs for each step of a training, read and cropped.
 
-Those of a workspace come in an order of each epoch's own; those of tars in an endless stream,
-shuffled in windows.
+Pairs of a workspace are permuted in each epoch; pairs of tars are an endless stream, shuffled in
+windows.
 """
 
 from __future__ import annotations
@@ -16,30 +16,32 @@ from vpltool import console
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.datasets.webdataset import NO_CAPTION, Flaw, Flaws, Pair, location_of, read_tar
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Workspace
-from vpltool.formats.header import identity_of_many
+from vpltool.formats import Workspace, header
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.parallel import threads
 
 _TOLD = 5
-"""Photos that cannot be read and are named; all are counted."""
+"""Maximum number of unreadable photos to name; all are counted."""
 
 _MAX_BROKEN = 1000
-"""Photos of tars in a row that cannot be read, after which a training ends."""
+"""Number of consecutive unreadable photos of tars at which a training ends."""
 
 _ROOM = 1 << 28
-"""Bytes of photos in a window, after which it is full."""
+"""Maximum size of a window, in bytes of photos."""
 
 UNREAD = "photos that cannot be read"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the steps of a process take pairs, and how photos are cut.
+    """How a process takes and crops pairs.
 
-    A cut photo has a side in pixels and the `least` share of the photo's area; 1: only proportions
-    change. `share` is the number of pairs a step, of this process; `workers` that of the threads
-    which read ahead, 0: none. Pinned memory is that from which a GPU copies without waiting.
+    Args:
+        side: side of a crop in pixels.
+        least: minimum share of a photo's area in a crop; 1: only proportions change.
+        share: number of pairs per step of this process.
+        workers: number of threads that read ahead; 0: none.
+        pinned: whether to use pinned memory, from which a GPU copies without waiting.
     """
 
     side: int
@@ -54,7 +56,7 @@ class Plan:
     pinned: bool = False
 
     def joined(self, pairs: Sequence[tuple[Tensor, str]]) -> ReadPairs:
-        """Put the pairs of a step together."""
+        """Stack the pairs of a step."""
         pixels = torch.stack([photo for photo, _ in pairs])
         return ReadPairs(pixels.pin_memory() if self.pinned else pixels,
                          [caption for _, caption in pairs])
@@ -62,7 +64,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class ReadPairs:
-    """Photos of a step (B, 3, side, side) uint8, and a caption of each."""
+    """Photos of a step (B, 3, side, side) uint8, and a caption for each."""
 
     pixels: Tensor
     captions: list[str]
@@ -70,13 +72,13 @@ class ReadPairs:
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place in the endless stream of pairs; begin there, and what follows is the same.
+    """A position in the endless stream of pairs, from which it can be resumed.
 
     Args:
         epoch: how often all tars have been read.
-        tar: number of the tar in the epoch's order, where the window begins.
-        item: how many pairs and flaws of that tar are before the window.
-        done: how many pairs of the window are done.
+        tar: index, in the epoch's order, of the tar where the window begins.
+        item: number of pairs and flaws of that tar before the window.
+        done: number of pairs of the window already taken.
     """
 
     epoch: int = 0
@@ -86,10 +88,10 @@ class Cursor:
 
 
 class WorkspacePairs:
-    """The photos of a split that have captions; the first `limit` of the split, 0: all."""
+    """The photos with captions among the first `limit` of a split; 0: all."""
 
     cursor: Cursor | None = None
-    """A step's number says which pairs it takes."""
+    """Not needed, since a step's number determines its pairs."""
 
     def __init__(self, workspace: Workspace, split: str, limit: int) -> None:
         photos = workspace.photos(split, limit)
@@ -107,7 +109,7 @@ class WorkspacePairs:
 
     @property
     def identities(self) -> dict[str, str]:
-        """What headers say of the pairs."""
+        """Hash of the captions."""
         return {"captions": self.workspace.captions_identity(self.split)}
 
     def steps(self, plan: Plan, start: int) -> Iterator[ReadPairs]:
@@ -120,7 +122,7 @@ class WorkspacePairs:
         return threads.in_threads(make, range(start, plan.iterations), plan.workers)
 
     def _read(self, plan: Plan, position: int) -> tuple[Tensor, str]:
-        """Read and cut the pair at a position of the stream; of a broken photo, the next one."""
+        """Read and crop the pair at a position of the stream, or the next readable one."""
         rng = np.random.default_rng((plan.seed, 3, position))
         count = len(self.photos)
         for further in range(10):
@@ -130,21 +132,19 @@ class WorkspacePairs:
             try:
                 pixels = read_photo(path)
             except OSError as error:
-                self._skip(f"{path}: {describe_failure(path, error)}")
+                reason = f"{path}: {describe_failure(path, error)}"
+                if reason not in self.broken:
+                    self.broken.add(reason)
+                    if len(self.broken) <= _TOLD:
+                        console.warn(f"{reason}; skipped")
                 continue
             return cut_photo(pixels, plan, rng), photo.captions[int(rng.integers(
                 len(photo.captions)))]
         raise VplError("ten photos in a row cannot be read",
                        "check that they are still where `prepare` found them")
 
-    def _skip(self, error: str) -> None:
-        if error not in self.broken:
-            self.broken.add(error)
-            if len(self.broken) <= _TOLD:
-                console.warn(f"{error}; skipped")
-
     def warn_of_skipped(self) -> None:
-        """Say how many photos could not be read, if any."""
+        """Report how many photos could not be read, if any."""
         if self.broken:
             console.warn(part_of(len(self.broken), len(self.photos),
                                  "photos could not be read, and", "was replaced by another",
@@ -153,15 +153,15 @@ class WorkspacePairs:
 
 @functools.lru_cache(maxsize=4)
 def _order(seed: int, epoch: int, count: int) -> npt.NDArray[np.uint32]:
-    """The order of an epoch: each pair once."""
+    """Return the permutation of an epoch."""
     return np.random.default_rng((seed, 1, epoch)).permutation(count).astype(np.uint32)
 
 
 def cut_photo(photo: npt.NDArray[np.uint8], plan: Plan, rng: np.random.Generator) -> Tensor:
-    """Cut a part out of a photo (H, W, 3) at random, scaled to a square (3, side, side) uint8.
+    """Crop a photo (H, W, 3) at random, and scale it to a square (3, side, side) uint8.
 
-    As Inception's training does: its area is a share of the photo's, its proportions are between
-    3:4 and 4:3 of the photo's own.
+    As in Inception's training, the crop has a random share of the photo's area, and between 3:4 and
+    4:3 of its proportions.
     """
     share = rng.uniform(plan.least, 1.0)
     ratio = math.exp(rng.uniform(-1, 1) * min(math.log(4 / 3), -math.log(share)))
@@ -178,10 +178,11 @@ def cut_photo(photo: npt.NDArray[np.uint8], plan: Plan, rng: np.random.Generator
 
 @dataclass
 class TarPairs:
-    """The pairs of tars, see `find_tars`, of which a window is shuffled together.
+    """The pairs of tars, see `find_tars`, shuffled in windows.
 
-    The cursor is the place after the pairs that the last step took; flaws are what was left out in
-    one epoch.
+    Args:
+        cursor: position after the last step.
+        flaws: what one epoch left out.
     """
 
     tars: Sequence[str]
@@ -191,18 +192,18 @@ class TarPairs:
 
     @property
     def identities(self) -> dict[str, str]:
-        """Hash of the addresses, and of the sizes of files: all bytes would take too long."""
-        return {"pairs": identity_of_many(
+        """Hash of the addresses and sizes of tars, since hashing all bytes would take too long."""
+        return {"pairs": header.identity_of_many(
             {tar: str(Path(tar).stat().st_size) if Path(tar).is_file() else ""
              for tar in self.tars})}
 
     def warn_of_skipped(self) -> None:
-        """Warn of what was left out."""
+        """Warn of pairs that were left out."""
         for remark in self.flaws.remarks():
             console.warn(remark)
 
     def steps(self, plan: Plan, start: int) -> Iterator[ReadPairs]:
-        """Read the pairs of each step from `start` on, from the cursor, which moves with each."""
+        """Read the pairs of each step from `start` on, beginning at the cursor, and advance it."""
         epoch, step, broken = self.cursor.epoch, start, 0
         pairs = stream_pairs(self.tars, seed=plan.seed, part=plan.rank, parts=plan.ranks,
                              window=self.window, start=self.cursor)
@@ -231,7 +232,7 @@ class TarPairs:
 
 def _decode(plan: Plan, item: tuple[Pair | Flaw, Cursor]
             ) -> tuple[tuple[Tensor, str] | Flaw, Cursor]:
-    """Decode and cut a pair's photo, and choose one of its captions; chance is the pair's own."""
+    """Decode and crop a pair's photo, and choose a caption, with a generator of the pair's own."""
     pair, cursor = item
     if isinstance(pair, Flaw):
         return pair, cursor
@@ -248,16 +249,17 @@ def stream_pairs(
     tars: Sequence[str], *, seed: int, part: int = 0, parts: int = 1, window: int = 512,
     start: Cursor = Cursor(),
 ) -> Iterator[tuple[Pair | Flaw, Cursor]]:
-    """Yield the pairs with captions of all tars, over and over, in an order of each epoch's own.
+    """Yield the pairs of all tars endlessly, each epoch in another order.
 
-    The order depends on the arguments alone: a generator that begins at a cursor yields what
-    would have followed there. Memory holds `window` pairs, however many there are.
-
-    Of the tars, see `find_tars`, each process takes its part of all parts; if there are fewer than
-    parts, of their pairs. A window of pairs is shuffled together.
+    The order depends only on the arguments, so a generator can resume at any cursor. Memory holds
+    one window of pairs, which are shuffled together. Each process takes its part of the tars, or of
+    the pairs if there are fewer tars than processes.
 
     Yields:
         a pair or a flaw, and the cursor after it.
+
+    Raises:
+        VplError: the tars contain no pair.
     """
     in_vain = 0
     while True:
@@ -265,7 +267,7 @@ def stream_pairs(
         for pair, cursor in _epoch(tars, seed, part, parts, window, start):
             in_vain = 0 if isinstance(pair, Pair) else in_vain
             yield pair, cursor
-        # A part has other tars in each epoch, so that one without a pair says little.
+        # A part has other tars in each epoch, so a single epoch without a pair proves nothing.
         if in_vain >= 2 * parts:
             raise VplError(f"no pair of a photo and a caption in {len(tars)} tars, such as "
                            f"{tars[0]}", "a pair is KEY.jpg and KEY.txt, one after the other")
@@ -274,7 +276,7 @@ def stream_pairs(
 
 def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, start: Cursor
            ) -> Iterator[tuple[Pair | Flaw, Cursor]]:
-    """Yield what is left of an epoch from a cursor on."""
+    """Yield the rest of an epoch from a cursor on."""
     order = np.random.default_rng((seed, 3, start.epoch)).permutation(len(tars)).tolist()
     by_tar = len(tars) >= parts
     own = order[part::parts] if by_tar else order
@@ -287,7 +289,7 @@ def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, s
             if not by_tar and (number + item) % parts != part:
                 continue
             if isinstance(pair, Flaw):
-                # Told once, when its window is read first.
+                # Reported once, when its window is first read.
                 if not done:
                     yield pair, opened
                 continue
@@ -302,7 +304,7 @@ def _epoch(tars: Sequence[str], seed: int, part: int, parts: int, window: int, s
 
 def _shuffled(pairs: list[Pair], seed: int, part: int, opened: Cursor, done: int, behind: Cursor
               ) -> Iterator[tuple[Pair, Cursor]]:
-    """Yield the pairs of a window, in an order that its beginning decides, each with a cursor."""
+    """Yield the pairs of a window with cursors, in an order determined by its beginning."""
     chance = np.random.default_rng((seed, 4, part, opened.epoch, opened.tar, opened.item))
     order = chance.permutation(len(pairs)).tolist()
     for position in range(done, len(order)):
@@ -317,7 +319,7 @@ def _captioned(address: str) -> Iterator[Pair | Flaw]:
     for pair in read_tar(address):
         if isinstance(pair, Flaw) or pair.captions:
             yield pair
-        # Where its caption is empty or no text, that was said just before.
+        # An empty or unreadable caption has just been reported as a flaw.
         elif not (isinstance(before, Flaw) and before.where == location_of(pair.tar, pair.key)):
             yield Flaw(NO_CAPTION, location_of(pair.tar, pair.key))
         before = pair

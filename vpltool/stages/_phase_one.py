@@ -1,4 +1,4 @@
-"""What the stages of phase 1 share: text prototypes; pixels and regions of many photos."""
+"""Inputs of the stages of phase 1: text prototypes, and the pixels and regions of many photos."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from vpltool import console, options
-from vpltool.core import alignment
+from vpltool.core import alignment, grids
 from vpltool.core.gap import Gap, photo_regions
-from vpltool.core.grids import resample_maps
 from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
 from vpltool.engine import prototypes
 from vpltool.engine.features import SEEDING, find_cams
+from vpltool.engine.photo_work import tracked
 from vpltool.engine.photos import photos_with
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace
@@ -26,32 +25,32 @@ from vpltool.settings import NoEffect, setting
 
 
 def phi(*no_effect: NoEffect, brief: bool = True) -> float:
-    """The CAM value at which seeds begin."""
+    """Declare the CAM value from which on pixels are seeds."""
     return setting(0.4, "Seed threshold; a pixel belongs to a class where its CAM reaches this.",
                    low=0, high=1, source="VPL, table 6", no_effect=no_effect, brief=brief)
 
 
 def phi_background(*no_effect: NoEffect, brief: bool = True) -> float:
-    """The CAM value below which background seeds lie."""
+    """Declare the CAM value below which pixels are background seeds."""
     return setting(0.15, "Background seed threshold; a pixel is background where all CAMs are "
                          "below this.",
                    low=0, high=1, source="vpltool", no_effect=no_effect, brief=brief)
 
 
 def max_pixels() -> int:
-    """Maximum number of pixels."""
+    """Declare the maximum number of pixels."""
     return setting(500_000, "Use this many pixels at most, the same share of each photo, to "
                             "limit memory and time.", low=1, metavar="N", source="vpltool")
 
 
 def cams(*no_effect: NoEffect, brief: bool = True) -> str:
-    """CAMs that label the pixels."""
+    """Declare the CAMs that label the pixels."""
     return setting("", "CAMs that give seeds or regions; default: text-refined, else text.",
                    metavar="NAME-OR-PATH", record="never", no_effect=no_effect, brief=brief)
 
 
 def text(*, brief: bool = True) -> str:
-    "Text prototypes."
+    """Declare the text prototypes."""
     return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never", brief=brief)
 
 
@@ -60,7 +59,7 @@ _REGIONS = NoEffect({"pixels": ("regions",)}, "regions need no threshold")
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSettings(options.WholeSplit, shared=True):
-    """Settings that choose the pixels which prototypes are made of."""
+    """Settings that choose the pixels from which prototypes are made."""
 
     cams: str = cams()
     phi: float = phi(_REGIONS)
@@ -72,20 +71,11 @@ class PixelSettings(options.WholeSplit, shared=True):
     seed: int = options.seed()
 
 
-def read_start(workspace: Workspace, choice: str, features: InputFolder) -> prototypes.Prototypes:
-    """Read the rows that others are made from: those of the text, or of tags."""
-    if Path(choice).stem != prototypes.OF_TAGS:
-        return read_text(workspace, choice, features)
-    found = prototypes.read_prototypes(workspace, choice)
-    prototypes.check_fits(features, found)
-    return found
-
-
 def read_text(workspace: Workspace, choice: str, features: InputFolder, *, aligned: bool = True
               ) -> prototypes.Prototypes:
-    """Read text prototypes by NAME or path; features of the same CLIP will be compared with them.
+    """Read text prototypes by NAME or path, which must be of the features' CLIP.
 
-    Where `aligned` is set, they may lie in the space of an alignment.
+    With `aligned`, they may lie in an aligned space.
     """
     found = prototypes.read_prototypes(workspace, choice, aligned=aligned)
     space = found.header.facts.get("space", "text")
@@ -107,11 +97,11 @@ def find_seeding_cams(workspace: Workspace, choice: str, split: str) -> InputFol
 def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
            settings: PixelSettings, ranks: Ranks, text: prototypes.Prototypes, *,
            unlabelled: bool = False) -> Pixels:
-    """Read the pixels that prototypes come from, in the space of the text, as the maps label them.
+    """Read the pixels from which prototypes are made, with labels from the maps.
 
-    Without maps all pixels are read, without labels; else seeds, or `unlabelled` ones, too. Of
-    several processes each reads the features of its own shard of the photos. Which pixels are drawn
-    depends on all photos, so that together they have those that one process would have.
+    The pixels are in the space of the text. Without maps, all pixels are read, unlabelled; with
+    maps only seeds, unless `unlabelled`. Each of several processes reads its own shard of the
+    photos. The sample depends on all photos, so together they read what one process would.
     """
     device, space = ranks.device, prototypes.space_of(text)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
@@ -120,31 +110,25 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         workspace, settings.split, settings.limit, *inputs, shard=ranks.shard).ids)))
     ids, share = pixels_per_photo([key for key in photos if key in found], settings.max_pixels)
     mine = [(number, key) for number, key in enumerate(ids) if ranks.shard.holds(key)]
-    # A GPU computes in float32 from features in half precision; on a CPU turning them to float32
-    # at each step takes too long.
+    # On a CPU, converting half precision to float32 at each step takes too long.
     half = device.type == "cuda" and settings.pixels != "regions"
     store = torch.empty(0)
     photo_of = [torch.empty(0, dtype=torch.long)]
     labels = [torch.empty(0, dtype=torch.long)]
     seen = count = 0
-    with console.progress("read features", len(mine)) as advance:
-        for number, key in mine:
-            patches = prototypes.read_patches(features, key, space)
-            all_of_it = len(patches)
-            patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
-            seen += all_of_it
-            patches, label = sample_pixels(patches, label, share,
-                                           settings.seed * 1_000_003 + number)
-            if not count:
-                # Filled photo by photo: a list of parts would be held twice when it is joined.
-                # What is not written to takes no memory.
-                store = torch.empty(share * len(mine), patches.shape[1],
-                                    dtype=torch.float16 if half else torch.float32)
-            store[count : count + len(patches)] = patches
-            count += len(patches)
-            photo_of.append(torch.full((len(patches),), number))
-            labels.append(label)
-            advance()
+    for number, key in tracked("read features", mine, len(mine)):
+        patches = prototypes.read_patches(features, key, space)
+        seen += len(patches)
+        patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
+        patches, label = sample_pixels(patches, label, share, settings.seed * 1_000_003 + number)
+        if not count:
+            # Joining a list of parts would take twice the memory; untouched rows take none.
+            store = torch.empty(share * len(mine), patches.shape[1],
+                                dtype=torch.float16 if half else torch.float32)
+        store[count : count + len(patches)] = patches
+        count += len(patches)
+        photo_of.append(torch.full((len(patches),), number))
+        labels.append(label)
     seen, used = (sum(parts) for parts in zip(*ranks.collect((seen, count)), strict=True))
     store = store.reshape(-1, max(ranks.collect(store.shape[-1])))
     seeds = any(ranks.collect(any(bool((part >= 0).any()) for part in labels)))
@@ -154,7 +138,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     console.note(f"{used} of {seen} patches of {len(ids)} photos are used")
     shown = [workspace.indices_of(photos[key]) for key in ids]
     if maps is not None and not any(shown):
-        # Maps of groups know the classes of photos without tags.
+        # Photos without tags have the classes of their maps, if groups made these.
         own = {key: sorted(set(part[part > 0].tolist()))
                for (_, key), part in zip(mine, labels[1:], strict=True)}
         of_all = {key: part for some in ranks.collect(own) for key, part in some.items()}
@@ -170,11 +154,11 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         # Photos with the same tags share a tensor.
         tensor_of = cache(lambda tags: torch.tensor(tags, dtype=torch.long, device=device))
         return Pixels(pixels, torch.cat(photo_of).to(device), torch.cat(labels).to(device),
-                      [tensor_of(tuple(classes)) for classes in shown], ids)
+                                [tensor_of(tuple(classes)) for classes in shown], ids)
 
 
 def pixels_per_photo(ids: list[str], most: int) -> tuple[list[str], int]:
-    """Which photos give pixels, and how many each at most, so that there are `most` at most."""
+    """Choose the photos to sample, and the maximum per photo, for at most `most` pixels."""
     if most < len(ids):
         console.warn(f"`max_pixels={most}` is below the number of photos: {most} of {len(ids)} "
                      "photos are used, spread evenly, and one pixel of each")
@@ -184,13 +168,13 @@ def pixels_per_photo(ids: list[str], most: int) -> tuple[list[str], int]:
 
 def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolder | None,
               settings: PixelSettings, unlabelled: bool) -> tuple[Tensor, Tensor]:
-    """Give those of a photo's patches that count (N, dim), and their labels (N,)."""
+    """Select a photo's patches (N, dim), and label them (N,)."""
     if maps is None:
         return patches, torch.full((len(patches),), UNSURE)
     cam = read_maps(maps, features, key, len(patches))
     if settings.pixels == "regions":
         regions, labels = region_features(patches, cam["cam"], cam["classes"])
-        # Where a map is empty there is no region.
+        # An empty map gives no region.
         there = regions.any(dim=-1)
         return regions[there], labels[there]
     labels = seed_labels(cam["cam"], cam["classes"], settings.phi, settings.phi_background)
@@ -200,14 +184,14 @@ def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolde
 
 
 def read_maps(maps: InputFolder, features: InputFolder, key: str, count: int) -> dict[str, Tensor]:
-    """Read a photo's maps (K, h, w) and their classes, on the grid of its features.
+    """Read a photo's maps (K, h, w) and classes, resampled to the `count` patches of its features.
 
-    The features have `count` patches of it; maps of groups are on another grid.
+    Maps of groups are on another grid.
     """
     found = maps.read_tensors(key)
     if found["cam"].shape[1] * found["cam"].shape[2] != count:
         height, width = features.read_tensors(key, "grid")["grid"].tolist()
-        found["cam"] = resample_maps(found["cam"], (height, width))
+        found["cam"] = grids.resample_maps(found["cam"], (height, width))
     return found
 
 
@@ -215,18 +199,15 @@ def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], p
                  space: alignment.AlignedSpace | None) -> tuple[Tensor, Tensor]:
     """Read the regions of photos: L2-normed mean features (R, dim), and their classes (R,).
 
-    A class's region in a photo is where its CAM is the strongest and reaches Φ; classes without
-    such a patch have none. With a space, patches are mapped into it first.
+    A class's region is where its CAM is the strongest and reaches Φ, in the given space.
     """
     parts = []
-    with console.progress("read regions", len(ids)) as advance:
-        for key in ids:
-            patches = prototypes.read_patches(features, key, space).float()
-            cam = read_maps(maps, features, key, len(patches))
-            labels = seed_labels(cam["cam"], cam["classes"], phi, phi_background=0)
-            parts.append(photo_regions(F.normalize(patches, dim=-1),
-                                       labels.new_zeros(len(labels)), labels)[:2])
-            advance()
+    for key in tracked("read regions", ids, len(ids)):
+        patches = prototypes.read_patches(features, key, space).float()
+        cam = read_maps(maps, features, key, len(patches))
+        labels = seed_labels(cam["cam"], cam["classes"], phi, phi_background=0)
+        parts.append(photo_regions(F.normalize(patches, dim=-1), labels.new_zeros(len(labels)),
+                                   labels))
     regions, classes = (torch.cat(part) for part in zip(*parts, strict=True))
     if not len(regions):
         raise VplError(f"no CAM in {maps.path} reaches `phi={phi}`",
@@ -235,7 +216,7 @@ def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], p
 
 
 def sample_pixels(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw `most` of the pixels, in their order; all if they are not more."""
+    """Draw at most `most` of the pixels, in order."""
     if len(pixels) <= most:
         return pixels, labels
     generator = torch.Generator().manual_seed(seed)
@@ -244,16 +225,16 @@ def sample_pixels(pixels: Tensor, labels: Tensor, most: int, seed: int) -> tuple
 
 
 def memory_for(count: int) -> AbstractContextManager[None]:
-    """Say which setting to lower where the memory does not suffice for so many pixels."""
+    """Explain an error if memory does not suffice for so many pixels."""
     return memory.explain_out_of_memory(f"{count} pixels", f"`max_pixels={max(count // 2, 1)}`")
 
 
 def facts_of(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes, rows: Tensor,
              index: Tensor, ranks: Ranks) -> JsonObject:
-    """Facts for the header of vision prototypes: whose rows they are, and the modality gap.
+    """Return facts for the header of vision prototypes: names of rows, and modality gaps.
 
-    The gap to the pool, which the processes hold, is that of the rows (rows, dim) with their
-    classes (rows,), and of the text or tags that they are made from.
+    The gaps to the pool are those of the rows (rows, dim) of classes `index` (rows,), and of the
+    text or tags from which they are made.
     """
     start = prototypes.OF_TAGS if text.header.command == "tag-prototypes" else "text"
     device = pool.embeddings.device

@@ -1,4 +1,4 @@
-"""GeoTIFFs predicted by rows of tiles: memory of one row, and after a stop the rest."""
+"""Prediction of GeoTIFFs by rows of tiles: memory for one row, and resumable after each."""
 
 from __future__ import annotations
 
@@ -9,34 +9,31 @@ from itertools import takewhile
 from pathlib import Path
 
 from vpltool import console
-from vpltool.core import segment
-from vpltool.core.agreement import tempered
+from vpltool.core import agreement, grids, segment
 from vpltool.core.classes import label_type
-from vpltool.core.grids import spans
-from vpltool.engine import headers, tiles
+from vpltool.engine import headers, photo_work, running
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import IGNORE, Header, describe, rasters, read_labels, write_labels
-from vpltool.formats.kinds import place
+from vpltool.formats import IGNORE, Header, describe, kinds, rasters, read_labels, write_labels
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO
 from vpltool.stages._chosen_segmenter import Chosen
 
 _ROWS = 128
-"""Rows of pixels that are made at a time."""
+"""Rows of pixels that are labelled at a time."""
 
 
 def scenes_among(images: Sequence[Path]) -> list[Path]:
-    """Return the GeoTIFFs of what is named, and of the folders among them."""
+    """Return the GeoTIFFs among files and in folders."""
     named = [path for image in images for path in (
         sorted(image.rglob("*")) if image.is_dir() else [image])]
     return [path for path in named if rasters.is_scene(path)]
 
 
 def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
-    """Predict GeoTIFFs, each into a GeoTIFF of labels.
+    """Predict the labels of GeoTIFFs as GeoTIFFs.
 
     Returns:
-        the files: `out`, or below it; by default scenes/SEGMENTER/NAME.tif.
+        the files: `out`, or files in it; by default scenes/SEGMENTER/NAME.tif.
 
     Raises:
         VplError: a file cannot be opened, or was predicted with other settings.
@@ -66,14 +63,15 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
 
 
 def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
-    """The file of each scene; an error, if two would be one file."""
+    """Return the output file of each scene; no two may be the same."""
     out = work.settings.out
     if out and out.suffix.lower() in rasters.SUFFIXES and not out.is_dir():
         if len(paths) > 1:
             raise VplError(f"{out} is one file, for {len(paths)} scenes",
                            "use a folder: `out='DIR'`")
         return [out]
-    folder = out or place(work.workspace.path, "scenes", work.segmenter.path.stem).with_suffix("")
+    folder = out or kinds.place(work.workspace.path, "scenes",
+                                work.segmenter.path.stem).with_suffix("")
     outs = [folder / f"{path.stem}.tif" for path in paths]
     for number, one in enumerate(outs):
         if one in outs[:number]:
@@ -90,7 +88,7 @@ def _header(work: Chosen, scene: rasters.Scene) -> Header:
     return replace(header, sources=sources)
 
 
-def _load(work: Chosen) -> tiles.TiledSegmenter:
+def _load(work: Chosen) -> running.TiledSegmenter:
     settings = work.settings
     if max(settings.factors) != 1:
         raise VplError(f"`scales={settings.scales!r}`: a GeoTIFF is seen at its own size",
@@ -101,30 +99,27 @@ def _load(work: Chosen) -> tiles.TiledSegmenter:
     return tiled
 
 
-def _predict(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, out: Path,
+def _predict(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, out: Path,
              header: Header) -> None:
-    """Predict a scene row of tiles by row of tiles, and join the rows."""
-    grid = tiled.grid(scene.size)
-    patch = tiled.seen.patch
-    tops = [span.start for span in spans(grid[0], tiled.tiles.side // patch, tiled.tiles.overlap)]
+    """Predict a scene by rows of tiles, and join the rows."""
+    tops = [span.start for span in grids.spans(tiled.grid(scene.size)[0],
+                                               tiled.side // tiled.seen.patch, tiled.overlap)]
     folder = out.with_name(out.name + ".rows")
     files = [folder / f"{number:05}.png" for number in range(len(tops))]
     done = sum(1 for _ in takewhile(lambda file: _is_of(file, header), files))
     if done:
         console.note(f"{out}: {done} of {len(files)} rows of tiles are done already")
-    with console.progress(f"predict {scene.path.stem}", len(files) - done) as advance:
-        for number, row in _rows(work, tiled, scene, done, tops):
-            write_labels(files[number], row, header)
-            advance()
+    for number, row in photo_work.tracked(
+            f"predict {scene.path.stem}", _rows(work, tiled, scene, done, tops), len(files) - done):
+        write_labels(files[number], row, header)
     classes = work.named.classes
-    kept = label_type(len(classes))
-    labels = (read_labels(file).astype(kept, copy=False) for file in files)
+    labels = (read_labels(file).astype(label_type(len(classes)), copy=False) for file in files)
     rasters.write_scene(out, scene, labels, header, classes)
     rasters.remove_rows(folder)
 
 
 def _is_of(file: Path, header: Header) -> bool:
-    """Whether rows are there, made by the same configuration."""
+    """Return whether a file of rows exists with the same configuration."""
     try:
         found = describe(file).header if file.is_file() else None
     except VplError:
@@ -132,12 +127,12 @@ def _is_of(file: Path, header: Header) -> bool:
     return found is not None and found.config_hash == header.config_hash
 
 
-def _rows(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, done: int,
+def _rows(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, done: int,
           tops: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
-    """Yield the labels (h, W) of each row of tiles that is left, with its number.
+    """Yield the number and the labels (h, W) of each remaining row of tiles.
 
-    A row of pixels lies between two rows of probabilities; so those of a row of tiles end half a
-    value before its last one, and the next row of tiles begins with that.
+    A row of pixels lies between two rows of probabilities, so a row of tiles ends half a value
+    before its last row of probabilities, with which the next row of tiles begins.
     """
     if done == len(tops):
         return
@@ -150,7 +145,7 @@ def _rows(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, done:
         bottom = segment.FINENESS * top + field.shape[1]
         begin = _first_after(segment.FINENESS * top, ratio) if top else 0
         end = height if number + 1 == len(tops) else min(_first_after(bottom, ratio), height)
-        field = tempered(field, work.temperature)
+        field = agreement.tempered(field, work.temperature)
         if number >= done:
             known = field if before is None else torch.cat([before, field], dim=1)
             parts = [np.zeros((0, width), np.uint8)]
@@ -165,5 +160,5 @@ def _rows(work: Chosen, tiled: tiles.TiledSegmenter, scene: rasters.Scene, done:
 
 
 def _first_after(row: int, ratio: float) -> int:
-    """The first row of pixels that needs a row of probabilities: see `labels_between`."""
+    """Return the first row of pixels that needs a row of probabilities; see `labels_between`."""
     return math.ceil((row - 0.5) / ratio - 0.5)

@@ -1,4 +1,4 @@
-"""Reading true masks: for `eval`, and to draw them for `show` and `report`; a test checks it."""
+"""Reading true masks: for `eval`, and to draw them in `show` and `report`; a test checks this."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from vpltool import console
 from vpltool.core.classes import label_type
 from vpltool.core.photos import photo_size
 from vpltool.errors import VplError
-from vpltool.formats import Photo, Workspace, read_labels
-from vpltool.formats.kinds import IGNORE, MOST_CLASSES
+from vpltool.formats import Photo, Workspace, kinds, read_labels
 from vpltool.formats.labels import size_of_labels
 from vpltool.lazy import np, npt
 from vpltool.names import short_path
 from vpltool.parallel import threads
 
 _FEW = 0.1
-"""Share of true masks with a class that is no tag of theirs up to which tags are incomplete."""
+"""Share of true masks with untagged classes above which the classes' numbers are in doubt."""
 
 _OTHER_NUMBERS = ("where the masks number the classes otherwise, `classes='FILE'` of prepare names "
                   "the classes in the masks' order")
@@ -26,27 +25,25 @@ _OTHER_NUMBERS = ("where the masks number the classes otherwise, `classes='FILE'
 def read_truth(
     workspace: Workspace, photo: Photo, size: tuple[int, ...], sized: object = "its photo"
 ) -> npt.NDArray[np.uint8]:
-    """Read a photo's true mask, as labels of the workspace.
+    """Read a photo's true mask as labels (height, width): classes, 0 and `workspace.ignore`.
 
-    It must have the (height, width) `size`, which is that of `sized`.
-
-    Returns:
-        labels (height, width): 0 to the number of classes, and `workspace.ignore`.
+    Args:
+        size: the expected (height, width), which is that of `sized`.
 
     Raises:
-        VplError: missing, damaged, of another size, or with a value that is neither a class nor
-            ignored.
+        VplError: the mask is missing, damaged or of another size, or a value is not a class.
     """
     path = workspace.path / workspace.root / str(photo.mask)
     found = size_of_labels(path)
     if found != size:
-        raise VplError(f"{short_path(path)} is {found[0]}×{found[1]} (height×width), {sized} "
-                       f"{size[0]}×{size[1]}", "a true mask has a pixel for each of its photo's")
+        raise VplError(f"{short_path(path)} is {found[0]}×{found[1]} (height×width), "
+                       f"{sized} {size[0]}×{size[1]}",
+                       "a true mask has a pixel for each of its photo's")
     values = read_labels(path)
     classes = len(workspace.classes)
-    # What no line of the class file names: 0 is background, 255 is not scored.
+    # Unless the class file names them, 0 is the background, and 255 is not scored.
     known = {0: 0, workspace.ignore: workspace.ignore, **(
-        {MOST_CLASSES + 1: workspace.ignore} if classes >= IGNORE else {}), **(
+        {kinds.MOST_CLASSES + 1: workspace.ignore} if classes >= kinds.IGNORE else {}), **(
         workspace.mask_values or {label: label for label in range(1, classes + 1)})}
     table = np.full(1 + max(*known, int(values.max(initial=0))), -1, np.int32)
     table[list(known)] = list(known.values())
@@ -64,10 +61,7 @@ def read_truth(
 
 
 def untagged_class(workspace: Workspace, photo: Photo, labels: npt.NDArray[np.uint8]) -> str:
-    """Name a class that a true mask holds though its photo has no such tag; empty if there is none.
-
-    A photo without any tag has no such class.
-    """
+    """Return the name of a class in a true mask that is not among the photo's tags, if any."""
     if not photo.tags:
         return ""
     there = set(np.bincount(labels.ravel()).nonzero()[0].tolist())
@@ -76,9 +70,11 @@ def untagged_class(workspace: Workspace, photo: Photo, labels: npt.NDArray[np.ui
 
 
 def warn_of_untagged_classes(untagged: Mapping[str, str], masks: int) -> None:
-    """Warn if many true masks hold classes that are no tags: their numbers may mean others.
+    """Warn if many true masks show untagged classes, since their values may mean other classes.
 
-    Id to such a class is given, and the number of true masks that were read.
+    Args:
+        untagged: `untagged_class` by id, where there is one.
+        masks: number of true masks that were read.
     """
     if len(untagged) > _FEW * masks:
         key, name = next(iter(untagged.items()))
@@ -87,11 +83,10 @@ def warn_of_untagged_classes(untagged: Mapping[str, str], masks: int) -> None:
 
 
 def check_truth(workspace: Workspace, photos: Iterable[Photo]) -> None:
-    """Check that the true masks of photos can be scored with; photos that are not there are not.
+    """Check that `read_truth` accepts the true masks of photos; missing photos are skipped.
 
     Raises:
-        VplError: a mask is missing, damaged, of another size than its photo, or has a value that
-            is no class; it is named.
+        VplError: see `read_truth`; the message names the mask.
     """
     def check(photo: Photo) -> None:
         try:

@@ -1,4 +1,4 @@
-"""`align`: patches and text mapped into a space of their own (CMPA of SSR)."""
+"""`align`: a new joint space of patches and text (CMPA of SSR)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
-from vpltool.core import alignment
+from vpltool.core import alignment, seeds
 from vpltool.core.gap import modality_gap
-from vpltool.core.seeds import region_weights
-from vpltool.engine import checkpoints, headers, models, photos
+from vpltool.engine import checkpoints, headers, models, photo_work, photos
 from vpltool.engine.features import check_kept, open_features
 from vpltool.engine.prototypes import Prototypes, patch_source, split_header
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, JsonObject, Workspace
-from vpltool.formats.kinds import place
+from vpltool.formats import Header, InputFolder, JsonObject, Workspace, kinds
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.device import find_device
 from vpltool.parallel.ranks import Ranks
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _phase_one, _steps
+from vpltool.stages import _phase_one
 
 _NO_REGIONS = NoEffect({"background": ("words", "none")}, "the background has no regions")
 
@@ -104,7 +102,7 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
     header = split_header(workspace, "align", settings, features, text=text, cams=maps,
                           tags=workspace.tags_identity(settings.split))
-    target = settings.out or place(workspace.path, "prototypes", "aligned")
+    target = settings.out or kinds.place(workspace.path, "prototypes", "aligned")
     if not headers.check_file(target, header, settings):
         start = checkpoints.read_checkpoint(target, replace(header, kind="alignment"), settings,
                                             keep="`out='FILE'` keeps it")
@@ -118,30 +116,40 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
 
 def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, settings: AlignSettings
             ) -> alignment.Regions:
-    """Read patches, and which regions they are in."""
+    """Read patches and their regions."""
     ids = list(photos.photos_with(workspace, settings.split, settings.limit, features, maps).ids)
-    _check_tags(workspace, settings, ids)
+    wanted = {*ids}
+    tagged = {name for photo in workspace.photos(settings.split) if photo.id in wanted
+              for name in photo.tags}
+    if len(tagged) < 2:
+        found = f"only the tag `{min(tagged)}`" if tagged else "no tag"
+        raise VplError(f"the photos of the split `{settings.split}` have {found}; alignment "
+                       "needs two classes", "choose a split with more tags: `split='NAME'`")
     ids, share = _phase_one.pixels_per_photo(ids, settings.max_pixels)
     low = settings.phi_background if settings.background == "regions" else None
     pixels, entries, counts, classes = [], [], [], []
     held = 0
-    with console.progress("read features", len(ids)) as advance:
-        for number, key in enumerate(ids):
-            patches = features.read_tensors(key, "patches")["patches"]
-            cam = _phase_one.read_maps(maps, features, key, len(patches))
-            weights, class_of = region_weights(cam["cam"], cam["classes"], settings.phi, low)
-            patches, weights = _phase_one.sample_pixels(patches, weights.T, share,
-                                                        settings.seed * 1_000_003 + number)
-            for weight, index in zip(weights.T, class_of.tolist(), strict=True):
-                inside = weight.nonzero()[:, 0]
-                if len(inside):
-                    entries.append((inside + held, weight[inside]))
-                    counts.append(len(inside))
-                    classes.append(index)
-            pixels.append(patches)
-            held += len(patches)
-            advance()
-    _check_regions(workspace, {*classes} - {0}, maps, settings.phi)
+    for number, key in enumerate(photo_work.tracked("read features", ids, len(ids))):
+        patches = features.read_tensors(key, "patches")["patches"]
+        cam = _phase_one.read_maps(maps, features, key, len(patches))
+        weights, class_of = seeds.region_weights(cam["cam"], cam["classes"], settings.phi, low)
+        patches, weights = _phase_one.sample_pixels(patches, weights.T, share,
+                                                    settings.seed * 1_000_003 + number)
+        for weight, index in zip(weights.T, class_of.tolist(), strict=True):
+            inside = weight.nonzero()[:, 0]
+            if len(inside):
+                entries.append((inside + held, weight[inside]))
+                counts.append(len(inside))
+                classes.append(index)
+        pixels.append(patches)
+        held += len(patches)
+    shown = {*classes} - {0}
+    if len(shown) < 2:
+        raise VplError(f"no CAMs in {maps.path} reach `phi={settings.phi}` for two classes; "
+                       "alignment needs two", f"lower it: `phi={round(settings.phi / 2, 3)}`")
+    absent = [name for index, name in enumerate(workspace.classes, 1) if index not in shown]
+    if absent:
+        console.warn(f"no regions of {', '.join(absent)}: the text is mapped, not aligned")
     console.note(f"{len(counts)} regions of {len(ids)} photos, {held} patches")
     embeddings = torch.nn.functional.normalize(torch.cat(pixels).float(), dim=-1)
     return alignment.Regions(embeddings.to(find_device(settings.device, double=True)),
@@ -150,32 +158,11 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
                              torch.tensor(classes))
 
 
-def _check_tags(workspace: Workspace, settings: AlignSettings, ids: list[str]) -> None:
-    """Check that the photos are tagged with two classes at least."""
-    wanted = {*ids}
-    tagged = {name for photo in workspace.photos(settings.split) if photo.id in wanted
-              for name in photo.tags}
-    if len(tagged) < 2:
-        found = f"only the tag `{min(tagged)}`" if tagged else "no tag"
-        raise VplError(f"the photos of the split `{settings.split}` have {found}; alignment "
-                       "needs two classes", "choose a split with more tags: `split='NAME'`")
-
-
-def _check_regions(workspace: Workspace, shown: set[int], maps: InputFolder, phi: float) -> None:
-    """Warn of classes without a region."""
-    if len(shown) < 2:
-        raise VplError(f"no CAMs in {maps.path} reach `phi={phi}` for two classes; alignment "
-                       "needs two", f"lower it: `phi={round(phi / 2, 3)}`")
-    absent = [name for index, name in enumerate(workspace.classes, 1) if index not in shown]
-    if absent:
-        console.warn(f"no regions of {', '.join(absent)}: the text is mapped, not aligned")
-
-
 def _align(
     chosen: AlignSettings, regions: alignment.Regions, text: Prototypes, patches: str,
     header: Header, target: Path, start: checkpoints.Start,
 ) -> list[list[float]]:
-    """Train both networks, and write prototypes and the map of patches; returns the loss curve."""
+    """Train both networks, write prototypes and the map of patches, and return the loss curve."""
     training = alignment.AlignmentSettings(
         iterations=chosen.iters, batch_size=chosen.batch_size, patches=chosen.patches,
         refresh=chosen.refresh, lr=chosen.lr, weight_decay=chosen.weight_decay,
@@ -184,7 +171,7 @@ def _align(
     kept = torch.ones_like(text.class_index, dtype=torch.bool)
     if chosen.background == "none":
         kept = text.class_index != 0
-    # The networks begin as always for a seed.
+    # Initial weights depend only on the seed.
     torch.manual_seed(chosen.seed)
     aligner = alignment.Aligner(
         width=chosen.width, depth=chosen.depth, last_relu=chosen.last_relu,
@@ -208,16 +195,16 @@ def _align(
         return replace(header, facts=facts), {
             "prototypes": rows.cpu(), "class_index": text.class_index, **space.tensors}
 
-    return _steps.take_steps(
-        _steps.Steps(replace(header, kind="alignment"), target, chosen.iters, aligner, optimizer,
-                     ("patches", "text"), chosen.checkpoint_every),
+    return checkpoints.take_steps(
+        checkpoints.Steps(replace(header, kind="alignment"), target, chosen.iters, aligner,
+                          optimizer, ("patches", "text"), chosen.checkpoint_every),
         alignment.train(aligner, optimizer, regions, training, start=start.step), start,
         Ranks(0, 1, where), finish)
 
 
 def _changes(regions: alignment.Regions, text: Prototypes, space: alignment.AlignedSpace,
              rows: Tensor) -> JsonObject:
-    """Modality gap and class accuracy of the regions, before and after; noted, too."""
+    """Report and return modality gap and class accuracy of the regions, before and after."""
     facts = dict[str, Any](gap={}, accuracy={})
     named = regions.class_of != 0
     owner = regions.class_of[named].to(rows.device)

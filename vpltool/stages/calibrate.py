@@ -1,4 +1,4 @@
-"""`calibrate`: how sure a segmenter may be, by the tags of photos that it has not learned from."""
+"""`calibrate`: calibration of a segmenter's probabilities by the tags of held-out photos."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.agreement import fit_temperature, kept_at, spread
-from vpltool.engine import reports, segmenters
+from vpltool.engine import photo_work, reports, segmenters
 from vpltool.errors import VplError, counted
-from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
-from vpltool.formats.kinds import place
-from vpltool.formats.storage import read_json, write_json
+from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file, kinds, storage
 from vpltool.lazy import Tensor, np, torch
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -66,8 +64,8 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
                      "is hardly better than none")
     probabilities, allowed = _sample(workspace, folder, photos, settings.pixels)
     temperature = fit_temperature(probabilities, allowed)
-    path = place(workspace.path, "calibration", segmenter.path.stem)
-    write_json(path, {
+    path = kinds.place(workspace.path, "calibration", segmenter.path.stem)
+    storage.write_json(path, {
         "kind": "calibration", "decoder": identity_of_file(segmenter.path), "split": settings.split,
         "photos": len(photos), "pixels": len(probabilities), "temperature": temperature,
         "kept": [{name: round(value, 4) if value == value else None
@@ -77,8 +75,8 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
 
 
 def show(path: Path, values: Mapping[str, object]) -> str:
-    """Format the temperature and what is kept at each level, and where it was written."""
-    found = read_json(path, "`calibrate()`")
+    """Format the temperature, the share of pixels kept at each level, and the path."""
+    found = storage.read_json(path, "`calibrate()`")
     lines = [f"temperature {found['temperature']:g}, from the tags of {found['photos']} photos of "
              f"`{found['split']}`", "abstain  pixels kept  share with a tagged class"]
     lines += [f"{row['level']:7.2f}  {100 * row['share']:10.1f} %  "
@@ -89,17 +87,15 @@ def show(path: Path, values: Mapping[str, object]) -> str:
 
 def _sample(workspace: Workspace, folder: InputFolder, photos: Sequence[Photo], pixels: int
             ) -> tuple[Tensor, Tensor]:
-    """Pixels of each photo, evenly spread, with what its tags allow."""
+    """Sample evenly spaced pixels of each photo: probabilities, and allowed classes (N, 1 + C)."""
     count = 1 + len(workspace.classes)
     probabilities, allowed = [], []
-    with console.progress("calibrate", len(photos)) as advance:
-        for photo in photos:
-            tensors = folder.read_tensors(photo.id)
-            flat = spread(tensors["probabilities"], tensors["classes"], count).flatten(1).T
-            places = np.linspace(0, len(flat) - 1, min(pixels, len(flat))).round().astype(int)
-            probabilities.append(flat[torch.from_numpy(places)])
-            own = torch.zeros(count, dtype=torch.bool)
-            own[[0, *workspace.indices_of(photo)]] = True
-            allowed.append(own.expand(len(places), -1))
-            advance()
+    for photo in photo_work.tracked("calibrate", photos, len(photos)):
+        tensors = folder.read_tensors(photo.id)
+        flat = spread(tensors["probabilities"], tensors["classes"], count).flatten(1).T
+        places = np.linspace(0, len(flat) - 1, min(pixels, len(flat))).round().astype(int)
+        probabilities.append(flat[torch.from_numpy(places)])
+        own = torch.zeros(count, dtype=torch.bool)
+        own[[0, *workspace.indices_of(photo)]] = True
+        allowed.append(own.expand(len(places), -1))
     return torch.cat(probabilities), torch.cat(allowed)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import formats, options
-from vpltool.engine import given, photo_work, photos
+from vpltool.engine import given, photo_work
 from vpltool.formats.kinds import place
-from vpltool.lazy import Tensor
+from vpltool.lazy import Tensor, torch
 from vpltool.methods import KINDS, CamMethod, load_method
 from vpltool.methods.inputs import CamBatch
 from vpltool.parallel import batches, device
@@ -62,17 +62,18 @@ def run(workspace: formats.Workspace, settings: CamSettings) -> list[Path]:
 
     def start(todo: list[str]) -> Iterator[photo_work.Made]:
         loaded = opened.load(settings.precision)
-        assert loaded.rows is not None and loaded.class_index is not None
-        rows, index = loaded.rows, loaded.class_index
-        dtype = device.dtype_of(settings.store)
-        tags = photos.tag_tensors(workspace, (loaded.photos[key] for key in todo))
+        prototypes, dtype = loaded.prototypes, device.dtype_of(settings.store)
+        assert prototypes is not None
+        # On the host, so that reading them never waits for a GPU.
+        tags = {key: torch.tensor(workspace.indices_of(loaded.photos[key]), dtype=torch.long)
+                for key in todo}
 
         def draw(batch: batches.FeatureBatch, tensors: dict[str, Tensor]
                  ) -> Iterator[photo_work.Made]:
             maps = method.make_cams(CamBatch(
-                batch.ids, batch.grid, tensors, [tags[key] for key in batch.ids], rows, index,
-                loaded.of_rows, loaded.row_photos, loaded.head, loaded.rgb(batch.ids),
-                loaded.captions(batch.ids)), settings.of_method)
+                batch.ids, batch.grid, tensors, [tags[key] for key in batch.ids], prototypes.rows,
+                prototypes.class_index, prototypes.of_rows, prototypes.photos, loaded.head,
+                loaded.rgb(batch.ids), loaded.captions(batch.ids)), settings.of_method)
             for key, cams in zip(batch.ids, maps, strict=True):
                 yield key, {"cam": cams.to(dtype).cpu(), "classes": tags[key]}
 

@@ -1,4 +1,4 @@
-"""`crf`: labels from CAMs or predictions, sharpened by what the photo shows."""
+"""`crf`: labels from CAMs or predictions, refined by the colours of the photo."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from vpltool.core.crf import labels_at
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.engine import given, photo_work, scored
 from vpltool.errors import is_out_of_memory
-from vpltool.formats import Header, OutputFolder, Workspace
-from vpltool.formats.kinds import place
+from vpltool.formats import Header, OutputFolder, Workspace, kinds
 from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, LabelRefiner, load_method
 from vpltool.methods.inputs import ScoredPhoto
@@ -59,7 +58,7 @@ STAGE = Stage(order=60, panel="3. Masks and segmenter",
               settings=CrfSettings, methods="label_refiners")
 
 _THREADS = 8
-"""Threads that read the sizes of photos."""
+"""Number of threads that read the sizes of photos."""
 
 _LOWER = "try `device='cpu', workers=1`, or `max_side=1024`"
 
@@ -102,8 +101,7 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
 
     def start(todo: list[str]) -> Iterator[photo_work.Made]:
         tags = {photo.id: photo.tags for photo in workspace.photos(settings.split)}
-        # Values, not settings: a worker process must find the method's file before it knows its
-        # class.
+        # Values, not settings: a worker must load the method before it can unpickle its class.
         task = _Task(scores, settings.method, values_of(settings.of_method or Settings()),
                      settings.device, tuple(confidences), 1 + max(len(tags[key]) for key in todo))
         return _start(task, settings, list(opened.paths(todo).items()))
@@ -116,25 +114,25 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
 
 def _folders(opened: given.Given, settings: CrfSettings, method: LabelRefiner
              ) -> dict[Path, Header]:
-    """Where the results go, and their headers; the masks to train on come first."""
+    """Return the output folders and their headers, the masks to train on first."""
     work, name, split = opened.workspace.path, opened.folder("what").name, settings.split
     options = method.recorded(settings.of_method)
     if opened.folder("what").kind != "cams":
-        return {settings.out or place(work, "predictions", f"{name}-crf", split):
+        return {settings.out or kinds.place(work, "predictions", f"{name}-crf", split):
                 opened.header("predictions", "crf", options=options)}
-    # The one that is asked for; else the method's own, CLIP-ES's if it has none.
+    # The method's default is CLIP-ES's unless it has its own.
     options["confidence"] = (method.CONFIDENCE if settings.confidence is None
                              else settings.confidence)
     header = opened.header("masks", "crf", options=options)
-    out = settings.out or place(work, "masks", name, split)
+    out = settings.out or kinds.place(work, "masks", name, split)
     full = (out.parent / f"{out.name}-full" if settings.out
-            else place(work, "masks", f"{name}-full", split))
+            else kinds.place(work, "masks", f"{name}-full", split))
     return {out: header, full: replace(header, options={**header.options, "confidence": 0.0})}
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What each worker needs to know; sent to it once."""
+    """The configuration of a worker, sent to it once."""
 
     scores: scored.Scores
     method: str
@@ -146,7 +144,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Worker:
-    """What a process holds while it works."""
+    """The state of a worker process."""
 
     task: _Task
     method: LabelRefiner
@@ -166,23 +164,23 @@ _worker: list[_Worker] = []
 
 def _start(task: _Task, settings: CrfSettings, jobs: Sequence[scored.Job]
            ) -> Iterator[photo_work.Made]:
-    """Check that the method can run here; the result yields labels, one for each confidence."""
+    """Check that the method can run; return an iterator over labels, one for each confidence."""
     worker = _Worker.of(task)
     if worker.device.type != "cpu":
         return _run_batches(worker, jobs, settings.batch_size)
     worker.method.warm_up(worker.settings, worker.device, task.labels)
-    # A method keeps one core busy, this thread only hands work out.
+    # A method keeps one core busy; this thread only distributes work.
     count = settings.workers if settings.workers >= 0 else worker_count(-1) + 1
     _warn_of_memory(worker, jobs, max(count, 1))
     if worker.method.frees_lock(worker.settings, worker.device):
-        # Threads are there at once, where a process imports torch first.
+        # A thread starts at once; a process would have to import torch first.
         _worker[:] = [worker]
         return threads.in_threads(_one_photo, jobs, count if count > 1 else 0)
     return run_jobs(_one_photo, jobs, count, _begin_worker, task)
 
 
 def _warn_of_memory(worker: _Worker, jobs: Sequence[scored.Job], processes: int) -> None:
-    """Warn if the largest photos may not fit into the memory, all processes together."""
+    """Warn if the largest photos of all processes together may exceed the memory."""
     def needed(job: scored.Job) -> int:
         try:
             size = worker.task.scores.size_at_once(photo_size(job[1]))
@@ -210,7 +208,7 @@ def _one_photo(job: scored.Job) -> photo_work.Made:
 
 def _run_batches(worker: _Worker, jobs: Sequence[scored.Job], size: int
                  ) -> Iterator[photo_work.Made]:
-    """Do the jobs on a device, photos of one size and number of labels together."""
+    """Run photos of the same size and number of labels together on a device."""
     read = (scored.read_scored(worker.task.scores, job) for job in jobs)
     alike = bucketed(read, lambda photo: (photo.scored.scores.shape, photo.stored is None), size)
     batches = threads.read_ahead(map(scored.ReadBatch, alike))
@@ -219,10 +217,9 @@ def _run_batches(worker: _Worker, jobs: Sequence[scored.Job], size: int
 
 
 def _solve(worker: _Worker, batch: Sequence[scored.Read]) -> list[photo_work.Made]:
-    """Refine the labels of photos of one size and number of labels.
+    """Refine the labels of photos of the same size and number of labels.
 
-    Raises:
-        RuntimeError: the memory does not suffice for so many; for a single one it is its result.
+    Insufficient memory is an error for several photos, and the result of a single one.
     """
     if batch[0].failure:
         return [(read.key, photo_work.Failed(read.failure)) for read in batch]
@@ -238,7 +235,7 @@ def _solve(worker: _Worker, batch: Sequence[scored.Read]) -> list[photo_work.Mad
             return [(read.key, photo_work.Failed(reason))]
         if is_out_of_memory(error):
             raise
-        # One of them is to blame.
+        # Find the photo that caused the error.
         return [result for read in batch for result in _solve(worker, [read])]
     return [(read.key, [labels_at(field, read.classes, read.size, confidence)
                         for confidence in worker.task.confidences])
@@ -246,7 +243,7 @@ def _solve(worker: _Worker, batch: Sequence[scored.Read]) -> list[photo_work.Mad
 
 
 def _in_tiles(worker: _Worker, read: scored.Read) -> list[npt.NDArray[np.uint8]]:
-    """Labels of a large photo, one for each confidence; memory is that of a row of tiles."""
+    """Refine a large photo in the memory of a row of tiles; one label image per confidence."""
     rows = [[labels_at(field, read.classes, confidence=each) for each in worker.task.confidences]
             for field in scored.refined_in_tiles(read, worker.task.scores.tile,
                                                  lambda photo: _marginals(worker, [photo])[0])]
@@ -254,7 +251,7 @@ def _in_tiles(worker: _Worker, read: scored.Read) -> list[npt.NDArray[np.uint8]]
 
 
 def _marginals(worker: _Worker, photos: Sequence[ScoredPhoto]) -> list[npt.NDArray[np.float32]]:
-    """Refine the scores of those photos where that changes a label."""
+    """Refine the scores of photos, skipping those whose labels cannot change."""
     known = [worker.method.decided(photo, max(worker.task.confidences)) for photo in photos]
     left = [photo for photo, field in zip(photos, known, strict=True) if field is None]
     made = iter(worker.method.refine_labels(left, worker.settings, worker.device) if left else ())

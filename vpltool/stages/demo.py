@@ -10,11 +10,10 @@ from pathlib import Path
 
 from vpltool import console, demo, options
 from vpltool.demo import scenes
+from vpltool.engine.photo_work import tracked
 from vpltool.errors import VplError
-from vpltool.formats import Header, Photo, Workspace, open_workspace, write_labels
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import Header, Photo, Workspace, atomic, open_workspace, rasters, write_labels
 from vpltool.formats.geopackage import Polygon, write_geopackage
-from vpltool.formats.rasters import check_rasterio
 from vpltool.formats.workspace import read_images, write_workspace
 from vpltool.lazy import Image, np, npt, rasterio
 from vpltool.parallel import processes
@@ -22,7 +21,7 @@ from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
 _BACKGROUND = ("grass", "field", "road", "railway", "water", "sky", "sand", "snow", "room")
-"""Background words: the names of what is drawn behind the objects."""
+"""Background words: the names of the drawn backgrounds."""
 
 _MANY = 100
 """Scenes from which drawing pays for worker processes."""
@@ -71,15 +70,13 @@ def run(path: Path, settings: DemoSettings) -> Path:
         console.note(f"{path}: {len(splits)} scenes already exist")
         return path / "workspace.json"
     for file in sorted((Path(demo.__path__[0]) / "clip").iterdir()):
-        with atomic_path(path / "clip" / file.name) as temporary:
+        with atomic.atomic_path(path / "clip" / file.name) as temporary:
             shutil.copyfile(file, temporary)
     tags, captions = {}, {}
-    with console.progress("demo", len(splits)) as advance:
-        for number, labels, texts in processes.run_jobs(
-                _draw_one, range(len(splits)), processes.core_count(), _start, (path, seed),
-                fewest=_MANY):
-            tags[number], captions[number] = labels, texts
-            advance()
+    for number, labels, texts in tracked("demo", processes.run_jobs(
+            _draw_one, range(len(splits)), processes.core_count(), _start, (path, seed),
+            fewest=_MANY), len(splits)):
+        tags[number], captions[number] = labels, texts
     photos = [Photo(key, f"photos/{key}.jpg", tags[number], (split,), f"truth/{key}.png",
                     tuple(dict.fromkeys(captions[number])))
               for number, (key, split) in enumerate(splits.items())]
@@ -94,7 +91,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
 
 
 _task: list[tuple[Path, int]] = []
-"""Folder and seed, which each worker is sent once."""
+"""Folder and seed, sent once to each worker."""
 
 
 def _start(task: tuple[Path, int]) -> None:
@@ -102,10 +99,10 @@ def _start(task: tuple[Path, int]) -> None:
 
 
 def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
-    """Draw a scene, and write its photo and true mask: its number, tags and captions."""
+    """Draw a scene, write its photo and true mask, and return its number, tags and captions."""
     path, seed = _task[0]
     scene, key = scenes.draw_scene(seed, number), f"s{seed}-{number:04}"
-    with atomic_path(path / f"photos/{key}.jpg") as temporary:
+    with atomic.atomic_path(path / f"photos/{key}.jpg") as temporary:
         Image.fromarray(scene.image).save(temporary, format="JPEG", quality=92)
     write_labels(path / f"truth/{key}.png", scene.labels,
                  Header(kind="masks", command="demo", options={"seed": seed}))
@@ -113,7 +110,7 @@ def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
 
 
 def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
-    """Whether this very demo is there; an error, if another workspace is."""
+    """Return whether this demo exists already; another workspace is an error."""
     if not (workspace.path / "workspace.json").exists():
         return False
     photos = read_images(workspace.path / "images.jsonl")
@@ -128,22 +125,22 @@ def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    with atomic_path(path) as temporary:
+    with atomic.atomic_path(path) as temporary:
         temporary.write_text("\n".join([*lines, ""]), "utf-8")
 
 
 _ROWS, _COLUMNS = 6, 6
 _HEIGHT, _WIDTH = 240, 320
 _FIRST = 100_000
-"""Number of the first drawn scene: none of those of the workspace."""
+"""Number of the first drawn scene, beyond those of the workspace."""
 
 _ORIGIN, _METRES, _EPSG = (500_000, 5_800_000), 0.5, 32633
-"""Where the upper left corner lies in UTM zone 33 N, and the side of a pixel."""
+"""Upper left corner in UTM zone 33 N, side of a pixel, and code of the zone."""
 
 
 def _write_demo_scene(folder: Path, seed: int) -> None:
     """Draw a GeoTIFF, rectangles around its objects as a GeoPackage, and its true mask."""
-    check_rasterio()
+    rasters.check_rasterio()
     file = folder / "photos/map.tif"
     if file.exists():
         console.note(f"{file} already exists")
@@ -155,7 +152,7 @@ def _write_demo_scene(folder: Path, seed: int) -> None:
     write_geopackage(folder / "regions.gpkg", _rectangles(labels, transform),
                      rasterio.crs.CRS.from_epsg(_EPSG).to_wkt(), _EPSG)
     # Last, since it marks the whole as done.
-    with atomic_path(file) as temporary, warnings.catch_warnings():
+    with atomic.atomic_path(file) as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with rasterio.open(temporary, "w", driver="GTiff", count=3, height=len(pixels),
                            width=pixels.shape[1], dtype="uint8", crs=f"EPSG:{_EPSG}",
@@ -167,19 +164,17 @@ def _draw(seed: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Draw scenes side by side: RGB (H, W, 3) and labels (H, W)."""
     pixels = np.zeros((_ROWS * _HEIGHT, _COLUMNS * _WIDTH, 3), np.uint8)
     labels = np.zeros(pixels.shape[:2], np.uint8)
-    with console.progress("demo scene", _ROWS * _COLUMNS) as advance:
-        for number in range(_ROWS * _COLUMNS):
-            top, left = number // _COLUMNS * _HEIGHT, number % _COLUMNS * _WIDTH
-            drawn = scenes.draw_scene(seed, _FIRST + number, (_HEIGHT, _WIDTH))
-            pixels[top : top + _HEIGHT, left : left + _WIDTH] = drawn.image
-            labels[top : top + _HEIGHT, left : left + _WIDTH] = drawn.labels
-            advance()
+    for number in tracked("demo scene", range(_ROWS * _COLUMNS), _ROWS * _COLUMNS):
+        top, left = number // _COLUMNS * _HEIGHT, number % _COLUMNS * _WIDTH
+        drawn = scenes.draw_scene(seed, _FIRST + number, (_HEIGHT, _WIDTH))
+        pixels[top : top + _HEIGHT, left : left + _WIDTH] = drawn.image
+        labels[top : top + _HEIGHT, left : left + _WIDTH] = drawn.labels
     return pixels, labels
 
 
 def _rectangles(labels: npt.NDArray[np.uint8], transform: object
                 ) -> Iterator[tuple[Polygon, str, int]]:
-    """Rectangles around the objects, as a person draws them: no outline is given away."""
+    """Yield rectangles around the objects, as a person would draw them, without outlines."""
     known = (labels > 0) & (labels <= len(scenes.CLASSES))
     for shape, value in rasterio.features.shapes(labels, mask=known, transform=transform,
                                                  connectivity=8):

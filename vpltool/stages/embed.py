@@ -65,7 +65,7 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
     features, held = opened.features, opened.features.header.options
     header = opened.header(
         "features", "embed", skip={"carry"},
-        # What later commands ask of features, whoever made them.
+        # Later commands read these options of any features.
         options={"keep": ["patches", *carried], "patches": settings.method,
                  "layers": held.get("layers", []) if "layers" in carried else [],
                  "scale": held["scale"], "max_side": held["max_side"]})

@@ -15,15 +15,14 @@ from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.photos import describe_failure, fit_size, photo_size
 from vpltool.engine import features, models
 from vpltool.errors import VplError, counted
-from vpltool.formats import JsonObject, Photo, Workspace, describe
-from vpltool.formats.kinds import folder_of, place, results_of
-from vpltool.lazy import np, torch
+from vpltool.formats import JsonObject, Photo, Workspace, describe, kinds
+from vpltool.lazy import F, np, torch
 from vpltool.methods import KINDS, SegmenterMethod, find_method, load_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import Settings, described, setting
 from vpltool.stage import Stage
-from vpltool.stages import _fitting, tag
+from vpltool.stages import _lesson, tag
 from vpltool.stages.train_student import DEFAULT_STUDENT, StudentSettings
 
 _LOOKED_AT = 40
@@ -73,10 +72,6 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
 
     Next: vpltool extract
 
-    Args:
-        workspace: whose photos are to be worked on.
-        settings: what the stages will be told.
-
     Returns:
         `photos`, `seconds` by stage and `total`, and `bytes` of features.
 
@@ -88,12 +83,12 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
     photos = everything = workspace.photos(settings.split)
     unmasked = len(photos)
     if settings.new:
-        folder = place(workspace.path, "features", settings.split)
+        folder = kinds.place(workspace.path, "features", settings.split)
         photos = [photo for photo in photos if not (folder / f"{photo.id}.safetensors").exists()]
         if not photos:
             return _estimate_missing(workspace, settings)
         masked = {path.relative_to(split).with_suffix("").as_posix()
-                  for split in folder_of(workspace.path, "masks").glob(f"*/{settings.split}")
+                  for split in kinds.folder_of(workspace.path, "masks").glob(f"*/{settings.split}")
                   for path in split.rglob("*.png")}
         unmasked = sum(photo.id not in masked for photo in everything)
     sizes, failed = _sizes(workspace, photos)
@@ -121,9 +116,8 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
     processes = worker_count(-1) + 1 if device.type == "cpu" else 1
     untagged = sum(not photo.tags for photo in photos) if settings.tag else 0
     seconds = {
-        **({"tag": untagged * _tag_seconds(workspace, side, device)}
-           if untagged else {}),
-        "extract": count * _encoder_seconds(encoder.vision.to(dtype), side, device),
+        **({"tag": untagged * _tag_seconds(workspace, side, device)} if untagged else {}),
+        "extract": count * _encoder_seconds(encoder.vision.to(dtype), side),
         "crf": max(0, unmasked - len(failed)) * _crf_seconds(pixels, device) / processes,
         "train-decoder": _training_seconds(encoder, settings, device, trained, mean)}
     # Last, since it trains the encoder that the others have used.
@@ -138,7 +132,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
 
 def _estimate_missing(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
     """Estimate the trainings with an encoder that have no result yet; no photo is to be encoded."""
-    headers = [describe(path).header for path in results_of(workspace.path, "decoder")]
+    headers = [describe(path).header for path in kinds.results_of(workspace.path, "decoder")]
     made = {header.options.get("method", header.command) for header in headers if header}
     settings = replace(settings, student="" if "train-student" in made else settings.student,
                        finetune=0 if "finetune" in made else settings.finetune)
@@ -158,7 +152,7 @@ def _totals(seconds: Mapping[str, float]) -> JsonObject:
 
 
 def show(_result: JsonObject, _values: Mapping[str, object]) -> str:
-    """Nothing: the note has said it."""
+    """Return nothing, since a note has said it."""
     return ""
 
 
@@ -170,13 +164,16 @@ def _formatted(report: Mapping[str, Any]) -> str:
 
 def _sizes(workspace: Workspace, photos: Sequence[Photo]
            ) -> tuple[list[tuple[int, int]], list[str]]:
-    """(height, width) of some photos, spread over all; and what is wrong with those unreadable."""
+    """Read (height, width) of some photos, spread over all, and the reasons for failures.
+
+    If none of these is readable, others are tried.
+    """
     sizes: list[tuple[int, int]] = []
     failed: list[str] = []
     spread = photos[:: max(1, len(photos) // _LOOKED_AT)]
-    seen = {photo.id for photo in spread}
-    for photo in [*spread, *(photo for photo in photos if photo.id not in seen)]:
-        if sizes and photo.id not in seen:
+    tried = {photo.id for photo in spread}
+    for photo in [*spread, *(photo for photo in photos if photo.id not in tried)]:
+        if sizes and photo.id not in tried:
             break
         path: Path = workspace.image_path(photo)
         try:
@@ -187,7 +184,7 @@ def _sizes(workspace: Workspace, photos: Sequence[Photo]
 
 
 def _seconds(work: Callable[[], object], rounds: int = 2) -> float:
-    """Fastest of a few rounds, after one to warm up."""
+    """Return the fastest of a few rounds, after one to warm up."""
     work()
     times = []
     for _ in range(rounds):
@@ -197,36 +194,39 @@ def _seconds(work: Callable[[], object], rounds: int = 2) -> float:
     return min(times)
 
 
+def _blank(vision: tower.Tower, side: int) -> torch.Tensor:
+    """Return a photo of side × side patches."""
+    weight = vision.weight
+    return torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=weight.device,
+                       dtype=weight.dtype)
+
+
 def _dim(encoder: encoders.Encoder) -> int:
-    """Dimensions of a patch embedding."""
-    side, weight = 2 * encoder.vision.patch, encoder.vision.weight
-    pixels = torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype)
+    """Return the dimensions of a patch embedding."""
     with torch.no_grad():
-        return int(encoder.vision(pixels, attention=False).patches.shape[-1])
+        return int(encoder.vision(_blank(encoder.vision, 2), attention=False).patches.shape[-1])
 
 
-def _encoder_seconds(vision: tower.Tower, side: int, device: torch.device) -> float:
-    """Seconds a photo of side × side patches."""
-    pixels = torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=device,
-                         dtype=vision.weight.dtype)
+def _encoder_seconds(vision: tower.Tower, side: int) -> float:
+    """Return the seconds per photo of side × side patches."""
+    pixels = _blank(vision, side)
     with torch.no_grad():
         return _seconds(lambda: vision(pixels, attention=False,
                                        layers=[vision.depth - 1]).patches.sum().item())
 
 
 def _tag_seconds(workspace: Workspace, side: int, device: torch.device) -> float:
-    """Seconds a photo of side × side patches, with words that are as likely as each other."""
+    """Return the seconds per photo of side × side patches, with equally likely words."""
     encoder = models.load_clip_vision(workspace, device)
     vision, classes = encoders.with_head(encoder, "`tag`"), max(len(workspace.classes), 1)
-    rows = torch.nn.functional.normalize(torch.randn(classes, _dim(encoder)), dim=-1)
+    rows = F.normalize(torch.randn(classes, _dim(encoder)), dim=-1)
     words = tagging.Vocabulary.of(rows.to(device), torch.arange(1, len(rows) + 1, device=device))
-    pixels = torch.zeros(1, 3, side * vision.patch, side * vision.patch, device=device)
-    settings = tag.tagging_of(tag.TagSettings())
+    pixels, settings = _blank(vision, side).float(), tag.tagging_of(tag.TagSettings())
     return _seconds(lambda: tagging.tag_scores(vision, pixels, words, settings).sum().item(), 1)
 
 
 def _crf_seconds(pixels: int, device: torch.device) -> float:
-    """Seconds a photo with two labels, by one process: of what `crf` would run here."""
+    """Return the seconds per photo with two labels, of one process, as `crf` would run here."""
     side = max(8, round(pixels ** 0.5))
     rng = np.random.default_rng(0)
     # Smooth, as photos are: noise would fill the lattice.
@@ -241,102 +241,82 @@ def _crf_seconds(pixels: int, device: torch.device) -> float:
 
 def _training_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device: torch.device,
                       photos: int, patches: int) -> float:
-    """Seconds of the training: its steps, or one pass where the method needs none."""
+    """Return the seconds of a training: its steps, or its pass if the method has no steps."""
     method = load_method(SegmenterMethod, settings.segmenter)
-    if method.stepless:
-        return photos * _fit_seconds(method, encoder, settings, device, patches)
-    return settings.iters * _step_seconds(encoder, settings, device)
-
-
-def _fit_seconds(method: SegmenterMethod, encoder: encoders.Encoder, settings: EstimateSettings,
-                 device: torch.device, patches: int) -> float:
-    """Seconds a photo of a method that is fitted in one pass."""
+    if not method.stepless:
+        return settings.iters * _step_seconds(encoder, settings, device)
     network = _network(encoder, settings).to(device)
-    layers = torch.randn(settings.layers, patches, encoder.vision.width, device=device)
     photo = LabelledPhoto(
-        layers, None, (1, patches),
-        torch.randint(0, 7, (4, 4 * patches), dtype=torch.uint8, device=device))
+        torch.randn(settings.layers, patches, encoder.vision.width, device=device), None,
+        (1, patches), torch.randint(0, 7, (4, 4 * patches), dtype=torch.uint8, device=device))
+
     def seconds(photos: int) -> float:
         return _seconds(lambda: method.fit(
             network, [photo] * photos, method.Settings(), lambda sums: sums), 1)
 
     # A pass ends in a solution, whose time does not grow with the photos.
-    return max(seconds(4) - seconds(1), 0.0) / 3
+    return photos * max(seconds(4) - seconds(1), 0.0) / 3
 
 
 def _step_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device: torch.device
                   ) -> float:
-    """Seconds a step of the segmenter."""
+    """Return the seconds per step of the segmenter."""
     if not settings.iters:
         return 0.0
-    vision, side = encoder.vision, settings.crop
-    network = _network(encoder, settings).to(device)
-    dim = network.prototypes.shape[1]
-    steps = 4
-    used = _fitting.training_of(_fitting.TrainDecoderSettings(
-        iters=steps, batch_size=settings.batch_size, crop=side, optimizer="adamw",
+    side, network = settings.crop, _network(encoder, settings).to(device)
+    used = _lesson.training_of(_lesson.TrainDecoderSettings(
+        iters=3, batch_size=settings.batch_size, crop=side, optimizer="adamw",
         lambda_rsc=float(network.in_joint_space)), torch.float32)
     batch = training.CropBatch(
-        torch.randn(used.batch_size, settings.layers, side * side, vision.width),
-        torch.nn.functional.normalize(torch.randn(used.batch_size, side * side, dim), dim=-1),
+        torch.randn(used.batch_size, settings.layers, side * side, encoder.vision.width),
+        F.normalize(torch.randn(used.batch_size, side * side, network.prototypes.shape[1]), dim=-1),
         torch.randint(0, 7, (used.batch_size, 4 * side, 4 * side), dtype=torch.uint8),
         torch.ones(used.batch_size, side * side, dtype=torch.bool),
         [torch.tensor([1, 2])] * used.batch_size)
-    times, last = [], time.perf_counter()
-    optimizer = training.make_optimizer(network, used)
-    for losses in training.train(network, optimizer, used, iter([batch] * steps)):
-        losses[0].item()
-        now = time.perf_counter()
-        times.append(now - last)
-        last = now
-    return min(times[1:])
+    records = training.train(network, training.make_optimizer(network, used), used,
+                             iter([batch] * 3))
+    return _seconds(lambda: next(records)[0].item())
 
 
 def _joint_training_seconds(workspace: Workspace, settings: EstimateSettings, vision: tower.Tower,
                             device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """Seconds of each training that includes an encoder; finetuning changes the given one."""
+    """Return the seconds of each training with an encoder; finetuning changes the given one."""
     classes, seconds = 1 + len(workspace.classes), dict[str, float]()
     if settings.student:
         seconds["train-student"] = settings.student_iters * _student_seconds(
             workspace, settings.student, classes, device, dtype)
     if settings.finetune:
-        seconds["finetune"] = settings.finetune * _finetune_seconds(
-            vision, settings, classes, device, dtype)
+        method = load_method(SegmenterMethod, "finetune")
+        used: Any = method.Settings()
+        layers = tuple(features.parse_layers("spread", vision.depth))
+        network = method.build(SegmenterParts(
+            layers, vision.width, F.normalize(torch.randn(classes, 1), dim=-1),
+            torch.arange(classes)), used)
+        blocks = used.blocks if isinstance(vision, vit.VisionTower) else 0
+        seconds["finetune"] = settings.finetune * settings.batch_size * _joint_seconds(
+            vision, network, joint.JointSettings(
+                used.average, blocks, doubt=used.doubt, lambda_tags=used.lambda_tags),
+            settings.crop, dtype, device)
     return seconds
 
 
 def _student_seconds(workspace: Workspace, name: str, classes: int, device: torch.device,
                      dtype: torch.dtype) -> float:
-    """Seconds a step of `train-student` at its defaults."""
+    """Return the seconds per step of `train-student` at its defaults."""
     source = encoders.find_encoder(DEFAULT_STUDENT if name == "small" else name,
                                    (Path(), workspace.path))
     vision = encoders.load_encoder(source, device).vision
     head = segmenter.LightHead(tuple(features.parse_layers("spread", vision.depth)), vision.width,
-                                classes, StudentSettings.width)
+                               classes, StudentSettings.width)
     return StudentSettings.batch_size * _joint_seconds(
         vision, head, joint.JointSettings(StudentSettings.average), StudentSettings.crop, dtype,
         device, soft=True)
 
 
-def _finetune_seconds(vision: tower.Tower, settings: EstimateSettings, classes: int,
-                      device: torch.device, dtype: torch.dtype) -> float:
-    """Seconds a step of `train-decoder --method finetune` at its defaults."""
-    method = load_method(SegmenterMethod, "finetune")
-    used: Any = method.Settings()
-    prototypes = torch.nn.functional.normalize(torch.randn(classes, 1), dim=-1)
-    network = method.build(SegmenterParts(
-        tuple(features.parse_layers("spread", vision.depth)), vision.width, prototypes,
-        torch.arange(classes)), used)
-    blocks = used.blocks if isinstance(vision, vit.VisionTower) else 0
-    return settings.batch_size * _joint_seconds(vision, network, joint.JointSettings(
-        used.average, blocks, doubt=used.doubt, lambda_tags=used.lambda_tags), settings.crop,
-        dtype, device)
-
-
 def _joint_seconds(vision: tower.Tower, network: segmenter.SegmenterNetwork,
                    settings: joint.JointSettings, crop: int, dtype: torch.dtype,
                    device: torch.device, *, soft: bool = False) -> float:
-    """Seconds a crop, in training a network together with its encoder."""
+    """Return the seconds per crop when a network is trained together with its encoder."""
     steps = training.StepSettings(iterations=3, batch_size=1, crop=crop, lr=1e-5, power=0.9,
                                   warmup=1, seed=0, precision=dtype)
     pair = joint.Pair(vision.float(), network.to(device), settings)
@@ -357,7 +337,7 @@ def _network(encoder: encoders.Encoder, settings: EstimateSettings
     method = find_method("segmenters", settings.segmenter).load()
     wanted = {"width": settings.width, "residual": True}
     known = {entry.name for entry in described(method.Settings)}
-    prototypes = torch.nn.functional.normalize(torch.randn(24, _dim(encoder)), dim=-1)
+    prototypes = F.normalize(torch.randn(24, _dim(encoder)), dim=-1)
     network: segmenter.SegmenterNetwork = method.build(
         SegmenterParts(tuple(range(settings.layers)), encoder.vision.width, prototypes,
                        torch.arange(24) % 7),

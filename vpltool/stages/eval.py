@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vpltool import console, formats, options
 from vpltool.core import metrics
 from vpltool.engine import features, reports
+from vpltool.engine.photo_work import tracked
+from vpltool.engine.photos import known_photo_size
 from vpltool.errors import VplError, part_of
-from vpltool.formats import InputFolder, JsonObject, Workspace
+from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, kinds, manifest, shards
 from vpltool.formats.header import current_preset, format_preset
-from vpltool.formats.kinds import place
-from vpltool.formats.shards import rank_of_process
+from vpltool.formats.kinds import check_values
+from vpltool.lazy import F, np, npt
+from vpltool.parallel.ranks import joined
+from vpltool.parallel.threads import in_threads
 from vpltool.pictures.page import percent
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
-from vpltool.stages._pixel_counts import Tally, count_pixels
+from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,13 +115,111 @@ def run(workspace: Workspace, settings: EvalSettings) -> reports.Report:
         console.warn(part_of(total - len(photos), total, "photos",
                              "has no true mask and is skipped",
                              "have no true mask and are skipped"))
-    tally = count_pixels(workspace, source, photos, settings.boundary)
+    tally = _count_pixels(workspace, source, photos, settings.boundary)
     report = _report(workspace, source, tally, split, given)
     if settings.boundary and source.kind != "cams":
         report["boundary"] = {"tolerance": settings.boundary,
                               "f": round(metrics.boundary_f(tally.boundaries), 6)}
     report["photos_left_out"] = total - len(tally.parts)
     return _written(workspace, settings, report, f"{_name(source)}-{split}")
+
+
+@dataclass
+class _Tally:
+    """Counts over photos.
+
+    Args:
+        counts: `Confusion`, or `SeedHistogram` of CAMs; 0 before the first photo.
+        parts: id to identity of the file, of each scored photo.
+        untagged: id to a class that the true mask shows and the tags lack.
+        each: id to the photo's own `Confusion`; empty for CAMs.
+        boundaries: see `boundary_counts`; 0 if they are not scored.
+    """
+
+    counts: Any = 0
+    parts: dict[str, str] = field(default_factory=dict)
+    untagged: dict[str, str] = field(default_factory=dict)
+    each: dict[str, metrics.Confusion] = field(default_factory=dict)
+    boundaries: Any = 0
+
+    def add(self, other: _Tally) -> None:
+        """Add the counts of other photos."""
+        if other.parts:
+            self.counts += other.counts
+            self.boundaries += other.boundaries
+            self.parts |= other.parts
+            self.untagged |= other.untagged
+            self.each |= other.each
+
+
+def _count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo],
+                  tolerance: float) -> _Tally:
+    """Count the pixels of those photos that the source has, by label and true label.
+
+    Boundaries are scored with a tolerance, a share of the diagonal; 0: they are not. Under torchrun
+    each process counts its shard of the photos. The sums are whole numbers, so they do not depend
+    on the number of processes.
+    """
+    if shards.rank_of_process()[1] == 1:
+        tally = _count_own(workspace, source, photos, tolerance)
+    else:
+        with joined("cpu") as ranks:
+            mine = [photo for photo in photos if ranks.shard.holds(photo.id)]
+            tally = _Tally()
+            for part in ranks.collect(_count_own(workspace, source, mine, tolerance)):
+                tally.add(part)
+        tally.each = {photo.id: tally.each[photo.id] for photo in photos if photo.id in tally.each}
+    warn_of_untagged_classes(tally.untagged, len(tally.parts))
+    return tally
+
+
+def _count_own(workspace: Workspace, source: InputFolder, photos: list[Photo], tolerance: float
+               ) -> _Tally:
+    have = set(source.available(photo.id for photo in photos))
+    photos = [photo for photo in photos if photo.id in have]
+    tally = _Tally()
+    for counted in tracked("eval", in_threads(
+            lambda photo: _count(workspace, source, photo, tolerance), photos,
+            min(8, os.cpu_count() or 1)), len(photos)):
+        tally.add(counted)
+    return tally
+
+
+def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: float) -> _Tally:
+    classes, ignore = len(workspace.classes) + 1, workspace.ignore
+    path = source.path_of(photo.id)
+    if source.kind == "cams":
+        truth = read_truth(workspace, photo, known_photo_size(workspace, photo))
+        best, best_class = _strongest(source, photo.id, truth.shape, classes)
+        tally = _Tally(metrics.seed_histogram(truth, best, best_class, classes, ignore))
+    else:
+        label = source.read_labels(photo.id)
+        truth = read_truth(workspace, photo, label.shape, path)
+        if (label[label != ignore] >= classes).any():
+            raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
+                           "correct it, or delete it: "
+                           f"{manifest.again(source.header)} recomputes it")
+        counts = metrics.confusion(truth, label, classes, ignore)
+        tally = _Tally(counts, each={photo.id: counts})
+        if tolerance:
+            tally.boundaries = metrics.boundary_counts(truth, label, classes, tolerance, ignore)
+    if stray := untagged_class(workspace, photo, truth):
+        tally.untagged[photo.id] = stray
+    tally.parts[photo.id] = formats.identity_of_file(path)
+    return tally
+
+
+def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...], labels: int
+               ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Value and class of the strongest map at each pixel, both (H, W)."""
+    tensors = source.read_tensors(photo_id)
+    check_values(source.kind, tensors, str(source.path_of(photo_id)),
+                 manifest.again(source.header), labels)
+    if not len(tensors["classes"]):
+        return np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
+    cam = F.interpolate(tensors["cam"].float()[None], size=tuple(shape), mode="bilinear",
+                        align_corners=False)[0]
+    return metrics.strongest(cam.numpy(), tensors["classes"].tolist())
 
 
 def _without_masks(workspace: Workspace, source: InputFolder, split: str) -> str:
@@ -132,8 +236,8 @@ def _without_masks(workspace: Workspace, source: InputFolder, split: str) -> str
 
 def _written(workspace: Workspace, settings: EvalSettings, report: JsonObject, name: str
              ) -> reports.Report:
-    path = settings.out or place(workspace.path, "scores", name)
-    if rank_of_process()[0] == 0:
+    path = settings.out or kinds.place(workspace.path, "scores", name)
+    if shards.rank_of_process()[0] == 0:
         formats.write_json(path, report)
     return reports.Report(report, path)
 
@@ -162,7 +266,7 @@ def _given_threshold(settings: EvalSettings) -> float:
     return float(found)
 
 
-def _report(workspace: Workspace, source: InputFolder, tally: Tally, split: str, given: float
+def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str, given: float
             ) -> JsonObject:
     report: JsonObject = {
         "kind": "scores", "what": _name(source), "scored": source.kind, "split": split,

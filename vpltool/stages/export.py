@@ -1,4 +1,4 @@
-"""`export`: predictions, or a segmenter, as evaluation servers and other tools take them."""
+"""`export`: predictions or a segmenter in the formats of evaluation servers and other tools."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.datasets.tags import some
-from vpltool.engine import corrected_masks, features, panels, segmenters
+from vpltool.engine import features, masks, panels, segmenters
+from vpltool.engine.photo_work import tracked
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
-from vpltool.formats import InputFolder, Photo, Workspace, expect_header, find_folder
-from vpltool.formats.corrections import corrections_of
+from vpltool.formats import InputFolder, Photo, Workspace, corrections, expect_header, find_folder
 from vpltool.formats.kinds import place
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
@@ -28,7 +28,7 @@ from vpltool.stages._card import about_segmenter, measured, some_photos, write_c
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings(Settings):
-    """Settings that all formats share; the split is the method's, since its default is."""
+    """Settings that all formats share; each format has its own `split`, with its own default."""
 
     method: str = setting(help="Format.", metavar="NAME")
     what: str = setting("", "What to export: predictions/NAME, masks/NAME or a folder; of a "
@@ -77,11 +77,7 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter)
 
 
 def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
-    """Export the labels of a GeoTIFF.
-
-    Raises:
-        VplError: none is named and there is not one alone, or it was made by something else.
-    """
+    """Export the labels of a GeoTIFF: the named one, or else the only one."""
     home = place(workspace.path, "scenes", "").parent
     found = sorted(home.rglob("*.tif"))
     near = [path for path in (Path(settings.what), workspace.path / settings.what)
@@ -102,9 +98,14 @@ def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> 
 
 
 def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
-    """Export the predictions of a split, or of photos that were named to `predict`."""
+    """Export the predictions of a split, or of photos given to `predict`."""
     assert settings.of_method is not None
-    _check_classes(workspace, getattr(method, "CLASSES", workspace.classes))
+    known = tuple(getattr(method, "CLASSES", workspace.classes))
+    if workspace.classes != known:
+        raise VplError(f"the workspace has {len(workspace.classes)} classes "
+                       f"({', '.join(workspace.classes[:3])}, …), the server knows "
+                       f"{len(known)} ({', '.join(known[:3])}, …)",
+                       "`export('masks')` and `export('coco-rle')` take any classes")
     source, photos, split = _find(workspace, settings, method)
     workspace.check_classes(source.header, source.path)
     corrected = _corrections(workspace, photos, split) if getattr(
@@ -128,7 +129,7 @@ def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporte
 
 def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
           ) -> tuple[InputFolder, list[Photo], str]:
-    """Find the folder to export, its photos, and the split or the folder of photos it is of."""
+    """Find the folder to export, its photos, and the name of their split or folder."""
     split: str = values_of(settings)["split"]
     kinds = (("predictions",) if method.EXPORTS == "predictions"
              else ("predictions", "masks"))
@@ -139,7 +140,7 @@ def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
                        for suffix in ("-crf", "")],
             full=method.FULL)
     except VplError:
-        # That a split is unknown says more.
+        # An unknown split is the better error message.
         workspace.photos(split)
         raise
     own = source.header.options.get("split", split)
@@ -155,11 +156,11 @@ def _splits(workspace: Workspace) -> set[str]:
 
 
 def _corrections(workspace: Workspace, photos: Sequence[Photo], split: str) -> dict[str, Path]:
-    """Id to path of the corrected masks of a split's photos; photos elsewhere have none."""
+    """Return the paths of corrected masks by id; photos outside of splits have none."""
     if split not in _splits(workspace):
         return {}
-    corrected = corrections_of(workspace.path, [photo.id for photo in photos])
-    corrected_masks.check_corrections(workspace, corrected)
+    corrected = corrections.corrections_of(workspace.path, [photo.id for photo in photos])
+    masks.check_corrections(workspace, corrected)
     if corrected:
         console.note(counted(len(corrected), "corrected mask takes", "corrected masks take")
                      + " the place of computed ones; `corrections=False` exports those")
@@ -168,10 +169,9 @@ def _corrections(workspace: Workspace, photos: Sequence[Photo], split: str) -> d
 
 def _sizes(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], split: str,
            corrected: Mapping[str, Path]) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """Id to (height, width) of the photos that can be exported, and to the reason of the others.
+    """Return (height, width) by id of the photos to export, and reasons by id of the others.
 
-    Raises:
-        VplError: a photo has no prediction although none failed on it, or none is left.
+    A missing prediction of a photo that has not failed is an error.
     """
     there = [photo for photo in photos if photo.id in corrected or source.holds(photo.id)]
     failed = source.left_out(photo.id for photo in photos if photo.id not in corrected)
@@ -192,54 +192,36 @@ def _sizes(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], s
 
 
 def _named(failed: Mapping[str, str], total: int) -> str:
-    """Name photos that are not exported, with the reasons."""
+    """Format the photos that are not exported, with the reasons."""
     reasons = [why if key in why else f"{key}: {why}" for key, why in sorted(failed.items())]
     return (part_of(len(failed), total, "photos", "cannot", "cannot")
             + f" be exported: {some(reasons, '; ')}")
 
 
 def _mended(source: InputFolder, split: str) -> str:
-    """Say how photos that failed come into an export."""
+    """Return the hint for exporting failed photos."""
     if "images" in source.header.sources or source.header.call.get("images"):
         return "fix or remove them, and predict again"
     return (f"fix them, and run `extract(split={split!r})`, `update()` and the export again; or "
             "remove them and their rows, and prepare again")
 
 
-def _check_classes(workspace: Workspace, known: Sequence[str]) -> None:
-    """Check that the workspace has the classes that a server knows."""
-    if workspace.classes != tuple(known):
-        raise VplError(f"the workspace has {len(workspace.classes)} classes "
-                       f"({', '.join(workspace.classes[:3])}, …), the server knows "
-                       f"{len(known)} ({', '.join(known[:3])}, …)",
-                       "`export('masks')` and `export('coco-rle')` take any classes")
-
-
 def _each(workspace: Workspace, source: InputFolder, photos: Sequence[Photo],
           sizes: Mapping[str, tuple[int, int]], corrected: Mapping[str, Path], title: str
           ) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
-    """Yield each photo with its labels.
-
-    Raises:
-        VplError: labels are damaged, of another size than the photo, or no class.
-    """
+    """Yield each photo with its labels, after checking their size and classes."""
     last, remake = len(workspace.classes), f"{again(source.header)} with `overwrite=True`"
-    with console.progress(title, len(photos)) as advance:
-        for photo in photos:
-            if photo.id in corrected:
-                yield photo, corrected_masks.read_mask(
-                    corrected[photo.id], workspace.image_path(photo), last)
-                advance()
-                continue
-            path, size = source.path_of(photo.id), sizes[photo.id]
-            found = size_of_labels(path)
-            if found != size:
-                raise VplError(f"{path} is {found[0]}×{found[1]} (height×width), its photo "
-                               f"{size[0]}×{size[1]}", remake)
-            labels = source.read_labels(photo.id)
-            highest = labels[labels != workspace.ignore].max(initial=0)
-            if highest > last:
-                raise VplError(f"{path} has the label {highest}, above the last class {last}",
-                               remake)
-            yield photo, labels
-            advance()
+    for photo in tracked(title, photos, len(photos)):
+        if photo.id in corrected:
+            yield photo, masks.read_mask(corrected[photo.id], workspace.image_path(photo), last)
+            continue
+        path, size = source.path_of(photo.id), sizes[photo.id]
+        found = size_of_labels(path)
+        if found != size:
+            raise VplError(f"{path} is {found[0]}×{found[1]} (height×width), its photo "
+                           f"{size[0]}×{size[1]}", remake)
+        labels = source.read_labels(photo.id)
+        highest = labels[labels != workspace.ignore].max(initial=0)
+        if highest > last:
+            raise VplError(f"{path} has the label {highest}, above the last class {last}", remake)
+        yield photo, labels

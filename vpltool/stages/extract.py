@@ -8,13 +8,11 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.clip import encoders
-from vpltool.core import grids, tower
-from vpltool.core.photos import PhotoSettings
+from vpltool.core import grids, photos, tower
 from vpltool.engine import given, models, photo_work, running
 from vpltool.engine.features import SECOND, head_path, load_second, parse_kept, parse_layers
 from vpltool.errors import VplError
-from vpltool.formats import Header, Workspace
-from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER
+from vpltool.formats import Header, Workspace, kinds
 from vpltool.lazy import torch
 from vpltool.parallel import batches
 from vpltool.parallel.device import dtype_of, find_device, find_precision
@@ -25,7 +23,7 @@ _OF_CLIP = ("patches", "calibrated_blocks", "calibrated_heads", "layers")
 """Settings without effect on a second encoder."""
 
 _WHOLE = ("tokens", "attention", "attentions")
-"""What a photo that is encoded in windows does not have: it belongs to all patches together."""
+"""Tensors that span all patches, so that photos encoded in windows lack them."""
 
 _UNCALIBRATED = NoEffect({"patches": ("block", "value")}, "no path goes beside the blocks")
 
@@ -79,7 +77,7 @@ class ExtractSettings(options.PerPhoto):
 
 
 _LEAST = 3
-"""Patches along the longer side of a photo: with fewer, all are at its border."""
+"""Minimum of patches along the longer side: with fewer, all are at the border."""
 
 STAGE = Stage(order=30, panel="1. Begin", reads=("workspace", "images"),
               writes=("features", "head"), settings=ExtractSettings)
@@ -110,11 +108,11 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     opened = given.open_given(workspace, settings, ("photo",))
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
-    source = None
+    named, inputs = "", dict[str, Path]()
     if second:
         opened = opened.without_effect(dict.fromkeys(
             _OF_CLIP, "a second encoder has no joint space, and its layers are not kept"))
-        encoder, source = load_second(workspace, settings.encoder, device)
+        encoder, named, inputs = load_second(workspace, settings.encoder, device)
     else:
         load = models.load_clip_vision if settings.encoder else models.load_main
         encoder = load(workspace, device)
@@ -125,14 +123,14 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     kept = _kept_of_encoder(encoder, settings, kept)
     layers = parse_layers(settings.layers, encoder.vision.depth) if "layers" in kept else []
     header = opened.header(
-        "features", "extract", model=encoder.identity, inputs=source.inputs if source else {},
+        "features", "extract", model=encoder.identity, inputs=inputs,
         options={"keep": list(kept), "layers": layers, "precision": settings.precision,
                  **({"encoder": encoder.identity["name"]} if settings.encoder else {})})
-    if source:
-        header = replace(header, call=header.call | {"encoder": source.setting})
-    folder = settings.out or (workspace.path / (SECOND_FOLDER if settings.encoder else "features")
-                              / settings.split)
-    # An encoder that runs by its own code has none.
+    if second:
+        header = replace(header, call=header.call | {"encoder": named})
+    home = kinds.SECOND_FOLDER if settings.encoder else "features"
+    folder = settings.out or workspace.path / home / settings.split
+    # An encoder that runs its own code has none.
     head = None if second else getattr(encoder.vision, "head", None)
     beside = {} if head is None else {head_path(folder): (
         Header(kind="head", command="extract", model=encoder.identity,
@@ -146,7 +144,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
 def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str, ...],
            layers: list[int], paths: dict[str, Path], device: torch.device, dtype: torch.dtype
            ) -> Iterator[photo_work.Made]:
-    """Set the tower up; the result yields each photo's features."""
+    """Set up the tower; return an iterator over each photo's features."""
     vision = encoder.vision.to(dtype)
     patches = ("none" if "patches" not in kept
                else settings.patches if settings.encoder in ("", models.WORDS) else "last")
@@ -181,17 +179,17 @@ def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str
                         **{name: field[number] for name, field in fields.items()}}
 
     return photo_work.run_photos(
-        paths, PhotoSettings(vision.patch, encoder.mean, encoder.std, settings.scale,
-                             settings.max_side),
+        paths, photos.PhotoSettings(vision.patch, encoder.mean, encoder.std, settings.scale,
+                                    settings.max_side),
         encode, device=device, workers=settings.workers,
         batch_size=1 if window else settings.batch_size)
 
 
 def _kept(settings: ExtractSettings, *, second: bool) -> tuple[str, ...]:
-    """What is kept: of what is asked for, what a second encoder and windows leave."""
+    """Return the tensors to keep: of those requested, what a second encoder and windows allow."""
     kept = parse_kept("keep", settings.keep)
     if not kept:
-        raise VplError("`keep=''` is empty", f"one or more of {', '.join(FEATURE_TENSORS)}")
+        raise VplError("`keep=''` is empty", f"one or more of {', '.join(kinds.FEATURE_TENSORS)}")
     if second:
         readable = tuple(SECOND.values())
         kept = _narrowed(settings, kept, readable, "nothing reads {} of a second encoder",
@@ -201,7 +199,7 @@ def _kept(settings: ExtractSettings, *, second: bool) -> tuple[str, ...]:
             raise VplError(f"`window={settings.window}`: photos are scaled down to "
                            f"`max_side={settings.max_side}` first, so that none is larger than "
                            "that", f"`window={settings.window}, max_side=0`")
-        kept = _narrowed(settings, kept, set(FEATURE_TENSORS) - set(_WHOLE),
+        kept = _narrowed(settings, kept, set(kinds.FEATURE_TENSORS) - set(_WHOLE),
                          "photos in windows have no {}, which all patches share",
                          "`keep='patches'`, the default with `window`")
     return kept
@@ -209,7 +207,7 @@ def _kept(settings: ExtractSettings, *, second: bool) -> tuple[str, ...]:
 
 def _narrowed(settings: ExtractSettings, kept: tuple[str, ...], able: Collection[str], why: str,
               hint: str) -> tuple[str, ...]:
-    """Leave out what cannot be had, unless it was asked for, or nothing would be left."""
+    """Drop unavailable tensors; an error if they were explicitly requested, or none is left."""
     missing = [name for name in kept if name not in able]
     if missing and ("keep" in settings.given or len(missing) == len(kept)):
         raise VplError(f"`keep={settings.keep!r}`: {why.format(missing[0])}", hint)
@@ -218,7 +216,7 @@ def _narrowed(settings: ExtractSettings, kept: tuple[str, ...], able: Collection
 
 def _kept_of_encoder(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str, ...]
                      ) -> tuple[str, ...]:
-    """What is kept of an encoder: of what is asked for, what it gives."""
+    """Return the tensors to keep: of those requested, what the encoder provides."""
     if settings.patches != "block" and not settings.encoder:
         encoders.with_head(encoder, f"`patches={settings.patches!r}`")
     able, name = encoder.vision.able, encoder.identity["name"]

@@ -8,20 +8,11 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.gap import Gap, modality_gap
-from vpltool.engine import models, reports
+from vpltool.engine import models, prototypes, reports
 from vpltool.engine.features import SEEDING, find_cams, open_features
 from vpltool.engine.photos import photos_with
-from vpltool.engine.prototypes import (
-    Prototypes,
-    check_fits,
-    check_one_space,
-    find_prototypes,
-    read_prototypes,
-    space_of,
-)
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, JsonObject, Workspace, identity_of_file, write_json
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import InputFolder, JsonObject, Workspace, atomic, identity_of_file, write_json
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor
 from vpltool.pictures import scatter
@@ -80,54 +71,52 @@ def run(workspace: Workspace, settings: GapSettings) -> reports.Report:
         scatter.check_matplotlib("the picture of the gap")
     except VplError as error:
         console.note(f"{error.message}: {error.hint}")
-        # That of an earlier run shows other numbers.
+        # An earlier picture shows other numbers.
         picture.unlink(missing_ok=True)
         return reports.Report(report, path, classes=workspace.classes)
     names = {index: workspace.class_name(index) for index in measured.owner.unique().tolist()}
-    with atomic_path(picture) as temporary:
+    with atomic.atomic_path(picture) as temporary:
         scatter.draw_panels([_panel(measured)], names, temporary)
     return reports.Report(report, path, picture, classes=workspace.classes)
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """Regions of so many photos, and the gap of each set of prototypes to them, by name.
-
-    `features` are those of the regions (R, dim), `owner` is the class of each (R,).
-    """
+    """Regions of photos, with features (R, dim) and classes `owner` (R,), and the gap of each set
+    of prototypes to them, by name."""
 
     source: InputFolder
     maps: InputFolder
     photos: int
     features: Tensor
     owner: Tensor
-    gaps: Mapping[str, tuple[Prototypes, Gap]]
+    gaps: Mapping[str, tuple[prototypes.Prototypes, Gap]]
 
 
 def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
-    """Gather the regions of all photos, and measure the gap of each set of prototypes to them."""
+    """Measure the gap between each set of prototypes and the regions of all photos."""
     source = open_features(workspace, settings.features, settings.split)
     sets = _read_sets(workspace, settings.prototypes, source)
     maps = find_cams(workspace, settings.cams, settings.split, SEEDING)
     ids = photos_with(workspace, settings.split, settings.limit, source, maps).ids
     features, owner = _phase_one.read_regions(source, maps, ids, settings.phi,
-                                              space_of(next(iter(sets.values()))))
+                                              prototypes.space_of(next(iter(sets.values()))))
     return _Measured(source, maps, len(ids), features, owner, {
         name: (found, modality_gap(found.rows, found.class_index, features, owner))
         for name, found in sets.items()})
 
 
 def _read_sets(workspace: Workspace, choices: Sequence[str], features: InputFolder
-               ) -> dict[str, Prototypes]:
-    """Read prototypes of one space by NAME or path; none: text, and vision if it is there."""
+               ) -> dict[str, prototypes.Prototypes]:
+    """Read prototypes of one space by NAME or path; default: text, and vision if it exists."""
     if not choices:
-        vision = find_prototypes(workspace.path, "vision")
+        vision = prototypes.find_prototypes(workspace.path, "vision")
         choices = ["text", "vision"] if vision.exists() else ["text"]
-    sets: dict[str, Prototypes] = {}
+    sets: dict[str, prototypes.Prototypes] = {}
     for choice in choices:
-        found = read_prototypes(workspace, choice, aligned=True)
-        check_fits(features, found)
-        check_one_space(next(iter(sets.values()), found), found)
+        found = prototypes.read_prototypes(workspace, choice, aligned=True)
+        prototypes.check_fits(features, found)
+        prototypes.check_one_space(next(iter(sets.values()), found), found)
         if found.path.stem in sets:
             raise VplError(f"two of the prototypes are called `{found.path.stem}`",
                            "name each once; files need distinct names")
@@ -145,7 +134,7 @@ def panel(workspace: Workspace, settings: GapSettings) -> scatter.Panel:
 
 
 def _panel(measured: _Measured) -> scatter.Panel:
-    """The picture's panel, see `gap_panel`, with the numbers below its title."""
+    """Draw the panel, see `gap_panel`, with the numbers below its title."""
     numbers = ",  ".join(f"{name} {gap.centroid:.2f} / {gap.cosine:.2f}"
                          for name, (_, gap) in measured.gaps.items())
     return scatter.gap_panel(
@@ -173,7 +162,7 @@ def _report(workspace: Workspace, measured: _Measured, settings: GapSettings) ->
 
 
 def show(report: reports.Report, _values: Mapping[str, object]) -> str:
-    """Format two columns for each set of prototypes, a line for each class, and one for all."""
+    """Format two columns per set of prototypes, a line per class, and one for all classes."""
     shown, sets = report["classes"], report["prototypes"]
     every = {"regions": sum(entry["regions"] for entry in shown.values()),
              "spread": report["spread"]}

@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import console, options
+from vpltool import options
 from vpltool.core import group_maps
-from vpltool.engine import reports
-from vpltool.formats import InputFolder, JsonObject, Workspace, find_folder
-from vpltool.formats.kinds import folder_of
+from vpltool.engine import photo_work, reports
+from vpltool.formats import InputFolder, JsonObject, Workspace, find_folder, kinds
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages.scores import format_mean, matching, write_table
 
 STAGES = ("first", "second")
-"""Of grouping, as the tensors of group maps are called."""
+"""Stages of grouping, the names of the tensors of group maps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ def run(workspace: Workspace, settings: GroupUseSettings) -> list[JsonObject]:
 
 def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> JsonObject:
     title, equals, names = row.partition("=")
-    home = folder_of(workspace.path, "group-maps")
+    home = kinds.folder_of(workspace.path, "group-maps")
     folders = [find_folder(workspace.path, ("group-maps",), name, settings.split, ("group-maps",),
                            f"`predict(split={settings.split!r})`, with a `decoder` of "
                            "`train_groups()`")
@@ -80,11 +79,9 @@ def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> JsonObje
 def _measure(folder: InputFolder, ids: list[str]) -> JsonObject:
     held = folder.available(ids)
     uses = []
-    with console.progress(f"group-use {folder.name}", len(held)) as advance:
-        for key in held:
-            maps = folder.read_tensors(key, *STAGES)
-            uses.append([group_maps.group_use(maps[stage].float()) for stage in STAGES])
-            advance()
+    for key in photo_work.tracked(f"group-use {folder.name}", held, len(held)):
+        maps = folder.read_tensors(key, *STAGES)
+        uses.append([group_maps.group_use(maps[stage].float()) for stage in STAGES])
     found: JsonObject = {"photos": len(held)}
     for stage, each in zip(STAGES, zip(*uses, strict=True), strict=True):
         found[f"{stage}_used"] = statistics.fmean(used for used, _ in each)
@@ -93,7 +90,7 @@ def _measure(folder: InputFolder, ids: list[str]) -> JsonObject:
 
 
 def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
-    """Format the rows as a table; in Markdown where that is asked for."""
+    """Format the rows as a table, in Markdown if requested."""
     keys = [f"{stage}_{what}" for stage in STAGES for what in ("used", "overlap")]
     cells = [["", "split", "photos", *(key.replace("_", " ") for key in keys)]]
     cells += [[row["title"], row["split"], str(row["photos"]),

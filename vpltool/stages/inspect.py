@@ -18,10 +18,10 @@ from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 
 MOST_TENSORS = 20
-"""A file of more tensors is told in groups of them."""
+"""Maximum number of tensors to list one by one; more are listed in groups."""
 
 _DEEPEST = 3
-"""Folders are searched this deep: `cams/NAME/SPLIT` from the workspace."""
+"""Depth to which folders are searched: `cams/NAME/SPLIT` from the workspace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,13 @@ def run(work: Path, settings: InspectSettings) -> JsonObject:
 
 def _describe_file(path: Path) -> JsonObject:
     if path.suffix == ".json":
-        return _describe_json(path)
+        content = read_json(path, "")
+        if path.name == "workspace.json" or "header" in content:
+            return _describe_folder(path.parent)
+        if content.get("kind") in ("scores", "agreement", "gap"):
+            return {key: value for key, value in content.items()
+                    if key not in ("confusion", "sweep")}
+        return {"kind": "JSON", "keys": sorted(content)}
     if path.name == changes.FILE:
         return {"kind": "changes", "changes": [line.get("words", {})
                                                for line in changes.read_changes(path.parent)]}
@@ -83,15 +89,6 @@ def _describe_file(path: Path) -> JsonObject:
     return result
 
 
-def _describe_json(path: Path) -> JsonObject:
-    content = read_json(path, "")
-    if path.name == "workspace.json" or "header" in content:
-        return _describe_folder(path.parent)
-    if content.get("kind") in ("scores", "agreement", "gap"):
-        return {key: value for key, value in content.items() if key not in ("confusion", "sweep")}
-    return {"kind": "JSON", "keys": sorted(content)}
-
-
 def _describe_folder(path: Path) -> JsonObject:
     if (path / "artifact.json").exists():
         found = manifest_of(path)
@@ -100,7 +97,16 @@ def _describe_folder(path: Path) -> JsonObject:
             result["failed"] = found.failed
         return result
     if (path / "workspace.json").exists():
-        return _describe_workspace(path)
+        workspace = open_workspace(path)
+        photos = workspace.photos()
+        return {
+            "kind": "workspace", "data set": workspace.name, "root": workspace.root,
+            **({"encoder": workspace.encoder} if workspace.encoder else {}),
+            **({"model": f"{workspace.model} ({workspace.pretrained})"} if workspace.has_words
+               else {}), "photos": len(photos),
+            "splits": dict(Counter(split for photo in photos for split in photo.splits)),
+            "classes": list(workspace.classes),
+            "with true masks": sum(photo.mask is not None for photo in photos)}
     holds = _holdings(path)
     if not holds:
         raise VplError(f"{path} holds nothing that vpltool wrote",
@@ -108,21 +114,8 @@ def _describe_folder(path: Path) -> JsonObject:
     return {"kind": "folder", "holds": holds}
 
 
-def _describe_workspace(path: Path) -> JsonObject:
-    workspace = open_workspace(path)
-    photos = workspace.photos()
-    return {
-        "kind": "workspace", "data set": workspace.name, "root": workspace.root,
-        **({"encoder": workspace.encoder} if workspace.encoder else {}),
-        **({"model": f"{workspace.model} ({workspace.pretrained})"} if workspace.has_words
-           else {}), "photos": len(photos),
-        "splits": dict(Counter(split for photo in photos for split in photo.splits)),
-        "classes": list(workspace.classes),
-        "with true masks": sum(photo.mask is not None for photo in photos)}
-
-
 def _holdings(folder: Path) -> dict[str, JsonObject]:
-    """Relative path to a few words about everything in a folder that vpltool wrote."""
+    """Return kind, command and state of everything in a folder that vpltool wrote, by path."""
     found: dict[str, JsonObject] = {}
     for depth in range(1, _DEEPEST):
         for manifest in folder.glob("/".join(["*"] * depth + ["artifact.json"])):
@@ -130,7 +123,7 @@ def _holdings(folder: Path) -> dict[str, JsonObject]:
             found[manifest.parent.relative_to(folder).as_posix()] = {
                 "kind": inside.header.kind, "made by": inside.header.command} | _state_of(inside)
     for file in folder.iterdir():
-        # A damaged file is left out, like one of others.
+        # Damaged files are left out, as are those of other programs.
         with contextlib.suppress(VplError):
             if file.suffix in (".safetensors", ".png") and (header := describe(file).header):
                 found[file.name] = {"kind": header.kind, "made by": header.command}
@@ -157,7 +150,7 @@ def _of_header(header: Mapping[str, Any]) -> JsonObject:
 
 
 def show(found: Mapping[str, Any], _values: Mapping[str, object]) -> str:
-    """Format it for people: a line each; hashes after what they are of, many tensors in groups."""
+    """Format a line per entry, with many tensors in groups, and hashes after their objects."""
     shown = dict(found)
     if "inputs" in shown:
         sources = shown.pop("sources", {})
@@ -188,7 +181,7 @@ _ROLES = {"classes": "the class names", "tags": "the photos' tags", "photos": "t
 
 
 def _format_input(role: str, identity: str, source: str) -> str:
-    """Where an input was, and the hash that stands for it, with what it is a hash of."""
+    """Format the path of an input, and its hash with the object of the hash."""
     if not source:
         return f"{_ROLES.get(role, role)} (hash {identity})"
     return f"{source} ({'content' if Path(source).suffix else 'config'} {identity})"
@@ -202,7 +195,7 @@ def _format_content(entry: Mapping[str, Any]) -> str:
 
 
 def _groups(tensors: Mapping[str, str]) -> dict[str, str]:
-    """Group tensors by the first parts of their names; as many parts as give few groups."""
+    """Group tensors by the first parts of their names, by as many parts as give few groups."""
     groups: dict[str, list[str]] = {}
     for depth in range(9, 0, -1):
         groups = defaultdict(list)

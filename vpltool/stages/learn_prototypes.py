@@ -12,8 +12,7 @@ from vpltool.core.prototypes import SolverRecord
 from vpltool.engine import headers, models, prototypes
 from vpltool.engine.features import open_features
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, JsonObject, Workspace
-from vpltool.formats.kinds import place
+from vpltool.formats import InputFolder, JsonObject, Workspace, kinds
 from vpltool.lazy import Tensor
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import NoEffect, setting, warn_without_effect
@@ -121,7 +120,11 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     targets = settings.targets
     settings = replace(settings,
                        targets=targets or ("text" if settings.pixels == "all" else "seeds"))
-    _check_reading(settings)
+    if settings.pixels == "all" and settings.targets == "seeds":
+        raise VplError("`targets='seeds'` needs seeds", "add `pixels='seeds'`")
+    if (settings.student, settings.classes, settings.targets) == ("present", "all", "text"):
+        raise VplError("`student='present'` cannot follow targets over all classes",
+                       "add `classes='present'`, or `student='all'`")
     warn_without_effect(settings)
     features = open_features(workspace, settings.features, settings.split)
     text = _phase_one.read_text(workspace, settings.text, features)
@@ -136,7 +139,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         header.options["start"] = "text"
     if targets is None:
         header.call.pop("targets", None)
-    target = settings.out or place(workspace.path, "prototypes", "vision")
+    target = settings.out or kinds.place(workspace.path, "prototypes", "vision")
     if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks, text)
@@ -149,17 +152,9 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     return target
 
 
-def _check_reading(settings: LearnPrototypesSettings) -> None:
-    if settings.pixels == "all" and settings.targets == "seeds":
-        raise VplError("`targets='seeds'` needs seeds", "add `pixels='seeds'`")
-    if (settings.student, settings.classes, settings.targets) == ("present", "all", "text"):
-        raise VplError("`student='present'` cannot follow targets over all classes",
-                       "add `classes='present'`, or `student='all'`")
-
-
 def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, features: InputFolder,
                 text: prototypes.Prototypes) -> prototypes.Prototypes:
-    """Read the prototypes that W begins as: those of `text`, or others."""
+    """Read the initial prototypes W: those of `text`, or others."""
     if settings.start == "text":
         return text
     start = prototypes.read_prototypes(workspace, settings.start, aligned=True)
@@ -186,7 +181,7 @@ def _format_rows(index: list[int]) -> str:
 def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
            start: prototypes.Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
            ) -> tuple[Tensor, JsonObject]:
-    """Learn with a bar and a course; give the rows, and facts for the header."""
+    """Learn with a progress bar; return the rows, and facts for the header."""
     device = pool.embeddings.device
     index = start.class_index.to(device)
     course: list[list[float]] = []
@@ -194,7 +189,7 @@ def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
                           settings.iters * settings.rounds) as advance:
 
         def callback(record: SolverRecord) -> None:
-            # A round begins at step 0 again.
+            # Each round begins at step 0.
             done = course[-1][0] + 1 if course and record.step > course[-1][0] else 0
             advance(int(record.step + 1 - done), text=f"objective {record.objective:.4f} "
                                                       f"gradient {record.gradient:.2e}")

@@ -1,4 +1,4 @@
-"""`pack`: features of many photos in one tar, where a file a photo is too many files."""
+"""`pack`: features of many photos in a few tars, if one file per photo is too many."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from vpltool import console, options
 from vpltool.engine import photos
 from vpltool.engine.features import open_features
 from vpltool.errors import VplError, counted
-from vpltool.formats import InputFolder, Workspace
-from vpltool.formats.packed import PACKED, read_packed, write_tar
-from vpltool.formats.shards import Shard
+from vpltool.formats import InputFolder, Workspace, packed
 from vpltool.parallel import once
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -62,11 +60,14 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
     at = settings.to
     if at and "://" not in at:
         at = f"file://{Path(at).resolve()}"
-    number = _first_number(features.path, shard)
+    # Tars are numbered after those of earlier runs of this shard.
+    stem = re.compile(rf"{shard.index}-of-{shard.count}-(\d{{6,}})")
+    done = [stem.fullmatch(index.stem) for index in (features.path / packed.PACKED).glob("*.json")]
+    number = max((int(match[1]) + 1 for match in done if match), default=0)
     with console.progress(f"pack {settings.split}", len(files)) as advance:
         for batch in _batches(files, settings.size * 1_000_000):
-            entry = write_tar(features.path, f"{shard.index}-of-{shard.count}-{number:06}", at,
-                              batch)
+            name = f"{shard.index}-of-{shard.count}-{number:06}"
+            entry = packed.write_tar(features.path, name, at, batch)
             _delete(batch)
             console.note(f"{counted(len(batch), 'photo is', 'photos are')} in {entry}")
             number += 1
@@ -75,17 +76,17 @@ def run(workspace: Workspace, settings: PackSettings) -> Path:
 
 
 def _left(features: InputFolder, ids: Sequence[str]) -> dict[str, Path]:
-    """Id to file of the photos to pack; deletes files that a killed run has packed."""
+    """Return the files to pack by id, and delete files that a killed run has packed."""
     files = {key: path for key in ids if (path := features.path_of(key)).exists()}
     for key in files.keys() & features.packed.keys():
         entry, path = features.packed[key], files[key]
-        if read_packed(entry, key + path.suffix) == path.read_bytes():
+        if packed.read_packed(entry, key + path.suffix) == path.read_bytes():
             _delete({key: files.pop(key)})
     return files
 
 
 def _batches(files: Mapping[str, Path], size: int) -> Iterator[dict[str, Path]]:
-    """Yield the files of a tar each, in order."""
+    """Yield the files of each tar, in order."""
     batch: dict[str, Path] = {}
     held = 0
     for key, path in files.items():
@@ -96,13 +97,6 @@ def _batches(files: Mapping[str, Path], size: int) -> Iterator[dict[str, Path]]:
             batch, held = {}, 0
     if batch:
         yield batch
-
-
-def _first_number(folder: Path, shard: Shard) -> int:
-    """The number after those of the tars that earlier runs of this shard have finished."""
-    stem = re.compile(rf"{shard.index}-of-{shard.count}-(\d{{6,}})")
-    found = [stem.fullmatch(index.stem) for index in (folder / PACKED).glob("*.json")]
-    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _delete(files: Mapping[str, Path]) -> None:

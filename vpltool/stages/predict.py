@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import glob
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vpltool import console
+from vpltool import console, formats
 from vpltool.core import segment
 from vpltool.core.photos import describe_failure, read_photo
-from vpltool.engine import headers, named_photos, photo_work, running
-from vpltool.engine.photos import Photos, assigned, chosen_shard, photos_with
+from vpltool.engine import headers, photo_work, running
+from vpltool.engine import photos as selection
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, read_labels
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, atomic, shards
 from vpltool.formats.kinds import check_values, place
-from vpltool.formats.labels import write_labels
-from vpltool.formats.shards import WHOLE
+from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.methods.inputs import side_of
+from vpltool.names import short_path
 from vpltool.parallel import device, threads
 from vpltool.pictures.overlays import overlay
 from vpltool.settings import warn_without_effect
@@ -65,7 +65,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     """
     work = choose_segmenter(path, settings)
     if settings.images and (scenes := scenes_among(settings.images)):
-        if len(scenes) < sum(len(group.paths) for group in named_photos.find_photos(
+        if len(scenes) < sum(len(group.paths) for group in selection.find_photos(
                 settings.images, together=True)):
             raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
                            "predict them in two runs")
@@ -104,14 +104,14 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
 
 @dataclass(frozen=True)
 class _Task:
-    """Photos whose predictions go to one folder, called as their split or folder.
+    """Photos whose predictions go to one folder, named after their split or folder.
 
-    `features` are stored layers that serve, `images` what was named, `tagged` the classes of each
-    photo that may compete, where only some may.
+    `features` are stored layers to use instead of the photos, `images` the given files and folders,
+    `tagged` the only classes that may compete, by id.
     """
 
     name: str
-    photos: Photos
+    photos: selection.Photos
     paths: Mapping[str, Path]
     features: InputFolder | None = None
     images: Sequence[Path] = ()
@@ -119,26 +119,25 @@ class _Task:
 
 
 def _keeps_named(settings: PredictSettings) -> bool:
-    """Whether probabilities of named photos are stored: only where that is asked for by name."""
-    return (settings.probabilities and "probabilities" in settings.given
-            and settings.out is None)
+    """Return whether probabilities of named photos are stored: only if explicitly requested."""
+    return settings.probabilities and "probabilities" in settings.given and settings.out is None
 
 
 def _one_picture(settings: PredictSettings) -> Path | None:
-    """The single PNG that `out` names; None if it names a folder, or nothing."""
+    """Return the PNG that `out` names; None if it names a folder, or nothing."""
     out = settings.out
     return out if out and out.suffix.lower() == ".png" and not out.is_dir() else None
 
 
 def _split_task(work: Chosen) -> _Task:
-    """The photos of a split of the workspace that are this process's."""
+    """Select this process's photos of a split."""
     workspace, settings = work.workspace, work.settings
-    shard = chosen_shard(settings.shard)
-    listed = assigned(workspace.photos(settings.split, settings.limit), shard,
-                      lambda photo: photo.id)
+    shard = selection.chosen_shard(settings.shard)
+    listed = selection.assigned(workspace.photos(settings.split, settings.limit), shard,
+                                lambda photo: photo.id)
     features = work.segmenter.serving_features(workspace, settings, [photo.id for photo in listed])
-    photos = photos_with(workspace, settings.split, settings.limit,
-                         *([features] if features else []), shard=shard)
+    photos = selection.photos_with(workspace, settings.split, settings.limit,
+                                   *([features] if features else []), shard=shard)
     paths = {photo.id: workspace.image_path(photo) for photo in listed}
     if not settings.tags:
         return _Task(settings.split, replace(photos, per_photo_inputs={}), paths, features)
@@ -147,40 +146,37 @@ def _split_task(work: Chosen) -> _Task:
 
 
 def _named_tasks(work: Chosen) -> list[_Task]:
-    """The photos that were named: a task for each folder, and one for single files."""
+    """Make a task for each given folder of photos, and one for single files."""
     settings = work.settings
     if settings.tags:
         raise VplError("`tags=True` is for photos of the workspace: named ones have no tags",
                        "`split='NAME'`, or leave `tags` out")
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
-    shard = WHOLE if _one_picture(settings) else chosen_shard(settings.shard)
-    groups, tasks = named_photos.find_photos(settings.images, together=settings.out is not None), []
+    shard = shards.WHOLE if _one_picture(settings) else selection.chosen_shard(settings.shard)
+    groups, tasks = selection.find_photos(settings.images, together=settings.out is not None), []
+    # A folder that is called like a split must not share the split's predictions.
+    splits = ({split for photo in work.workspace.photos() for split in photo.splits}
+              if (work.workspace.path / "images.jsonl").exists() else ())
     left = settings.limit or sum(len(group.paths) for group in groups)
     for group in groups:
         paths = dict(list(group.paths.items())[:left])
         left -= len(paths)
         if not paths:
             break
-        paths = {key: paths[key] for key in assigned(paths, shard)}
-        photos = Photos(list(paths), named_photos.photo_identities(paths), {}, not settings.limit,
-                        shard)
-        tasks.append(_Task(_free_name(work.workspace, group), photos, paths, images=group.images))
+        paths = {key: paths[key] for key in selection.assigned(paths, shard)}
+        photos = selection.Photos(list(paths), selection.file_identities(paths), {},
+                                  not settings.limit, shard)
+        name = f"{group.name}-photos" if group.name in splits else group.name
+        tasks.append(_Task(name, photos, paths, images=group.images))
     return tasks
-
-
-def _free_name(workspace: Workspace, group: named_photos.NamedPhotos) -> str:
-    """A folder that is called as a split must not share the split's predictions."""
-    splits = ({split for photo in workspace.photos() for split in photo.splits}
-              if (workspace.path / "images.jsonl").exists() else ())
-    return f"{group.name}-photos" if group.name in splits else group.name
 
 
 def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
     base, name, settings = work.workspace.path, work.segmenter.path.stem, work.settings
     masks = settings.out or place(base, "predictions", name, task.name)
     if not settings.overwrite:
-        named_photos.check_same_folder(masks, task.images, task.paths, base)
+        _check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
     if not (settings.out or settings.images) or _keeps_named(settings):
         more = ["probabilities"] if settings.probabilities else []
@@ -189,6 +185,24 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
                     for kind in more}
     return photo_work.open_outputs(folders, task.photos, settings,
                                    1 + len(work.named.classes))
+
+
+def _check_same_folder(masks: Path, images: Sequence[Path], ids: Iterable[str], base: Path
+                       ) -> None:
+    """Check that the photos of a folder do not replace masks of another folder's photos.
+
+    Photos of a second folder with the same name are added unless their names collide.
+    """
+    if len(images) != 1 or not images[0].is_dir() or not (masks / MANIFEST).exists():
+        return
+    before = manifest_of(masks, "predict").header.sources.get("images", "")
+    other = base / before
+    if not before or not other.is_dir() or other.samefile(images[0]):
+        return
+    for key in ids:
+        if (masks / f"{key}.png").exists() and any(other.glob(f"{glob.escape(key)}.*")):
+            raise VplError(f"{masks} holds the masks of {short_path(other)}, which also has a "
+                           f"photo {key}", "`out='DIR'` keeps both")
 
 
 def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
@@ -221,13 +235,13 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
         raise VplError(f"{out} is one file, for {count} photos", "use a folder: `out='DIR'`")
     (task,) = tasks
     header = _make_header(work, task, "predictions")
-    header = replace(header, inputs=header.inputs | named_photos.photo_identities(task.paths))
+    header = replace(header, inputs=header.inputs | selection.file_identities(task.paths))
     made = [out]
     if not headers.check_file(out, header, settings):
         for _, seen in _start(work, task, list(task.photos.ids)):
             if isinstance(seen, photo_work.Failed):
                 raise VplError(f"{seen.reason}", "fix it and run the same command again")
-            write_labels(out, work.labels(seen), header)
+            formats.write_labels(out, work.labels(seen), header)
     if settings.overlay:
         (photo,) = task.paths.values()
         made.append(_write_overlay(work.named, photo, out,
@@ -236,7 +250,7 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
 
 
 def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[photo_work.Made]:
-    """Load and check what is needed; the result yields each photo's probabilities."""
+    """Load and check everything; return an iterator over each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
     made = (running.from_features(work.segmenter.network(), task.features, paths, settings)
             if task.features else work.segmenter.load(work.named, settings).photos(paths, settings))
@@ -245,7 +259,7 @@ def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[photo_work.Ma
 
 def _among_tags(made: Iterator[photo_work.Made], tagged: Mapping[str, Sequence[int]]
                 ) -> Iterator[photo_work.Made]:
-    """Let only tagged classes compete."""
+    """Set the probabilities of untagged classes to zero."""
     for key, seen in made:
         if isinstance(seen, running.Segmented):
             seen = replace(seen, probabilities=segment.only_classes(
@@ -263,10 +277,9 @@ def _write(work: Chosen, output: OutputFolder, key: str, seen: running.Segmented
 
 
 def _write_overlays(work: Chosen, predictions: Path, photos: Mapping[str, Path]) -> Path:
-    """Draw the predictions that are there and have no picture, or an older one.
+    """Draw the predictions without an up-to-date picture, and return the folder of pictures.
 
-    Returns:
-        the folder of pictures: below pictures/, or beside predictions that lie elsewhere.
+    It is below pictures/, or beside predictions outside the workspace.
     """
     base, pictures = work.workspace.path, predictions.with_name(f"{predictions.name}-overlays")
     if base.resolve() in predictions.resolve().parents:
@@ -278,9 +291,9 @@ def _write_overlays(work: Chosen, predictions: Path, photos: Mapping[str, Path])
 
     todo = [key for key in photos if (predictions / f"{key}.png").exists()
             and _written(pictures / f"{key}.jpg") <= _written(predictions / f"{key}.png")]
-    with console.progress(f"pictures {pictures.name}", len(todo)) as advance:
-        for _ in threads.in_threads(draw, todo, device.worker_count(work.settings.workers)):
-            advance()
+    for _ in photo_work.tracked(f"pictures {pictures.name}", threads.in_threads(
+            draw, todo, device.worker_count(work.settings.workers)), len(todo)):
+        pass
     return pictures
 
 
@@ -291,12 +304,12 @@ def _write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Pat
     except OSError as error:
         console.warn(f"no picture of {describe_failure(photo, error)}")
         return picture
-    page = overlay(pixels, read_labels(labels), dict(enumerate(workspace.classes, 1)))
-    with atomic_path(picture) as temporary:
+    page = overlay(pixels, formats.read_labels(labels), dict(enumerate(workspace.classes, 1)))
+    with atomic.atomic_path(picture) as temporary:
         page.save(temporary, format="JPEG", quality=_QUALITY)
     return picture
 
 
 def _written(path: Path) -> float:
-    """When a file was written; 0 if it is not there."""
+    """Return the time of a file's last change; 0 if it does not exist."""
     return path.stat().st_mtime if path.exists() else 0.0

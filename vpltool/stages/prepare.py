@@ -9,24 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
-from vpltool.datasets import layouts
+from vpltool.datasets import layouts, tags
 from vpltool.datasets.captions import with_captions
 from vpltool.datasets.splits import halve, hold_out
-from vpltool.datasets.tags import class_counts, some
 from vpltool.datasets.words import ClassFile, read_classes, read_lines
-from vpltool.engine import corrected_masks
-from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
+from vpltool.engine import masks
+from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, is_given, only_moved
 from vpltool.errors import VplError, counted, part_of
-from vpltool.formats import JsonObject, Photo, Workspace
+from vpltool.formats import JsonObject, Photo, Workspace, kinds, open_workspace
 from vpltool.formats.changes import Words, count_photos, last_call
-from vpltool.formats.kinds import MOST_CLASSES, folder_of, numbered
-from vpltool.formats.workspace import (
-    describe_change,
-    open_workspace,
-    read_images,
-    relative_to,
-    write_workspace,
-)
+from vpltool.formats.workspace import describe_change, read_images, relative_to, write_workspace
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
@@ -35,7 +27,7 @@ from vpltool.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings(ModelSettings):
-    """Settings that all data sets share."""
+    """Settings for all data sets."""
 
     method: str = setting(help="Layout of the data set.", metavar="NAME")
     classes: Path | None = setting(
@@ -70,18 +62,18 @@ STAGE = Stage(order=10, panel="1. Begin", reads=(),
               settings=PrepareSettings, methods="sources", subcommands=True, begins=True)
 
 _REMEMBERED = ("halve", "hold_out")
-"""Shared settings that a later call may leave out."""
+"""Shared settings that later calls may omit."""
 
 _MADE = ("prototypes", "features", "cams", "masks", "decoder", "predictions")
-"""Folders of what later stages make."""
+"""Folders of later stages' results."""
 
 _NUMBERED = ("cams", "masks", "corrections", "decoder", "predictions")
-"""Folders of what holds numbers of classes."""
+"""Folders of results that contain numbers of classes."""
 
 
 @dataclass(frozen=True)
 class _Earlier:
-    """The workspace that is there already, its photos, and the settings that it was made with."""
+    """The existing workspace, its photos, and the settings of its call."""
 
     workspace: Workspace | None = None
     photos: Sequence[Photo] = ()
@@ -113,16 +105,14 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     old = earlier.workspace
     if kept.workspace:
         settings = _completed(path, settings, kept.call)
-    models = choose_models(
-        path, settings, [name for name in ("model", "pretrained") if _is_given(settings, name)],
-        old)
+    models = choose_models(path, settings, old)
     named = _named_classes(settings, kept)
     assert settings.of_method is not None
     source: Source = find_method("sources", settings.method).load().read(
         path, settings.of_method, SourceRequest(
             named.names, settings.overwrite, bool(settings.captions)))
-    classes = numbered(_ordered(source, kept.workspace))
-    normalise = (old.normalise if old and not _is_given(settings, "normalise")
+    classes = kinds.numbered(_ordered(source, kept.workspace))
+    normalise = (old.normalise if old and not is_given(settings, "normalise")
                  else settings.normalise)
     workspace = Workspace(
         path, source.name, relative_to(source.root, path), classes,
@@ -134,8 +124,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
     _warn_of_truncated(source.root, photos)
-    corrected = corrected_masks.read_corrections(workspace, photos, settings.corrections,
-                                                 source.root)
+    corrected = masks.read_corrections(workspace, photos, settings.corrections, source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
     if not old or ChosenModels.of(old) != models:
@@ -144,7 +133,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     _describe(workspace, photos, words,
               _formatted(settings) if source.from_tags and kept.workspace else "")
     paths = [path / "workspace.json", *(output.path for output in outputs),
-             *corrected_masks.take_corrections(workspace, corrected)]
+             *masks.take_corrections(workspace, corrected)]
     for output in outputs:
         output.finish()
     for output in outputs:
@@ -153,14 +142,14 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
 
 
 def changes_since(workspace: Workspace) -> list[str]:
-    """Say what another call would change, of photos in a folder and their CSV; see `_completed`.
+    """Describe what repeating the call would change, for photos in a folder with a CSV.
 
     Raises:
         VplError: the folder or the CSV cannot be used.
     """
     kept = _Earlier(workspace, workspace.photos(), last_call(workspace.path))
     if kept.call.get("method") != "folder":
-        # Others read all labels, or write files.
+        # Other methods read all labels, or write files.
         return []
     chosen = find_method("sources", "folder")
     own = _remembered(workspace.path, chosen.settings, kept.call)
@@ -169,22 +158,28 @@ def changes_since(workspace: Workspace) -> list[str]:
     source: Source = chosen.load().read(workspace.path, settings.of_method, SourceRequest(
         _named_classes(settings, kept).names, captioned=bool(settings.captions)))
     photos, _ = _photos_of(source, settings, kept)
-    new = replace(workspace, classes=numbered(_ordered(source, workspace)))
+    new = replace(workspace, classes=kinds.numbered(_ordered(source, workspace)))
     return [phrase for phrases in describe_change(workspace, kept.photos, new, photos).values()
             for phrase in phrases]
 
 
 def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier
                ) -> tuple[list[Photo], list[str]]:
-    """The photos with captions and splits, and remarks about captions."""
+    """Return the photos with captions and splits, and remarks about captions."""
     photos, doubts = (with_captions(source.photos, settings.captions) if settings.captions
                       else (list(source.photos), []))
-    photos = hold_out(_with_earlier(photos, kept.photos), settings.hold_out, kept.photos)
+    # Fields that other programs added are kept, and earlier captions if there are no new ones.
+    known = {photo.id: photo for photo in kept.photos}
+    captioned = any(photo.captions for photo in photos)
+    photos = [replace(photo, more=known[photo.id].more,
+                      captions=photo.captions if captioned else known[photo.id].captions)
+              if photo.id in known else photo for photo in photos]
+    photos = hold_out(photos, settings.hold_out, kept.photos)
     return halve(photos, settings.halve, kept.photos), doubts
 
 
 def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier:
-    """Read the workspace that is there, if any; a damaged one may be overwritten."""
+    """Read the existing workspace, if any; a damaged one may be overwritten."""
     if not (path / "workspace.json").exists():
         return _Earlier()
     try:
@@ -197,22 +192,16 @@ def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier:
     return _Earlier(workspace, photos, last_call(path))
 
 
-def _is_given(settings: Settings, name: str) -> bool:
-    """Whether a setting was given, by hand or by a preset."""
-    default = next(entry.default for entry in described(type(settings)) if entry.name == name)
-    return name in settings.given or getattr(settings, name) != default
-
-
 def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -> PrepareSettings:
-    """The settings, those of the earlier call in place of what is not given now."""
+    """Replace settings that are not given by those of the earlier call."""
     method = settings.of_method
     if method is not None and call.get("method") == settings.method:
         before = {name: value for name, value in _remembered(path, type(method), call).items()
-                  if not _is_given(method, name)}
+                  if not is_given(method, name)}
         method = make(type(method), values_of(method) | before, method.given)
     shared = {name: call[name] for name in _REMEMBERED
-              if name in call and not _is_given(settings, name)}
-    if not _is_given(settings, "captions"):
+              if name in call and not is_given(settings, name)}
+    if not is_given(settings, "captions"):
         files = call.get("captions")
         shared["captions"] = tuple(_from_workspace(
             path, Path, files if isinstance(files, list) else []))
@@ -220,12 +209,12 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
 
 
 def _call(path: Path, settings: PrepareSettings, kept: _Earlier) -> JsonObject:
-    """The settings that a later call may leave out; paths are relative to the workspace."""
+    """Return the settings that later calls may omit, with paths relative to the workspace."""
     call: JsonObject = {"method": settings.method}
     call |= {name: getattr(settings, name) for name in _REMEMBERED if getattr(settings, name)}
     if settings.captions:
         call["captions"] = _to_workspace(path, settings.captions)
-    # workspace.json has the classes; that they are not those of the tags is said here.
+    # workspace.json contains the classes; this records that they do not come from the tags.
     if settings.classes:
         call["classes"] = relative_to(settings.classes, path)
     elif "classes" in kept.call:
@@ -240,7 +229,7 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier) -> JsonObject:
 
 
 def _remembered(path: Path, method: type[Settings], call: Mapping[str, Any]) -> JsonObject:
-    """The settings of a method that an earlier call was made with."""
+    """Return the settings of a method in an earlier call."""
     return {entry.name: _from_workspace(path, entry.type, call[entry.name])
             for entry in described(method) if entry.name in call and not entry.by_hand}
 
@@ -258,7 +247,7 @@ def _from_workspace(path: Path, kind: type, value: Any) -> Any:
 
 
 def _named_classes(settings: PrepareSettings, kept: _Earlier) -> ClassFile:
-    """Classes of a class file, given now or earlier; no names if there is none."""
+    """Return the classes of a class file, given now or earlier; without one, no names."""
     if settings.classes is not None:
         return read_classes(settings.classes)
     if kept.workspace is None:
@@ -268,21 +257,21 @@ def _named_classes(settings: PrepareSettings, kept: _Earlier) -> ClassFile:
 
 
 def _ordered(source: Source, old: Workspace | None) -> tuple[str, ...]:
-    """Class names in index order. Those of tags come after known ones, which keep their index.
+    """Return class names in index order: known ones keep their index, new ones of tags follow.
 
-    Known ones that no photo has any more go, where that changes no number that something uses.
+    Known classes without photos are dropped if no result depends on the changed numbers.
     """
     if old is None or not source.from_tags:
         return source.classes
     path, used, known = old.path, set(source.classes), list(old.classes)
     if not any((path / name).is_dir() for name in _NUMBERED):
         known = [name for name in known if name in used]
-    while known and known[-1] not in used and not folder_of(path, "corrections").is_dir():
+    while known and known[-1] not in used and not kinds.folder_of(path, "corrections").is_dir():
         known.pop()
     classes = (*known, *(name for name in source.classes if name not in known))
-    if len(classes) > MOST_CLASSES:
+    if len(classes) > kinds.MOST_CLASSES:
         raise VplError(f"{path / 'workspace.json'} would have {len(classes)} classes; "
-                       f"{MOST_CLASSES} at most are possible",
+                       f"{kinds.MOST_CLASSES} at most are possible",
                        "`overwrite=True` drops those that no photo has")
     return classes
 
@@ -296,22 +285,13 @@ def _background(settings: PrepareSettings, source: Source, classes: Sequence[str
     words, new = source.background, set(classes)
     if old is not None:
         words, new = old.background, new - set(old.classes)
-    # A class must not compete with itself as a background word.
+    # A class must not also be a background word.
     return tuple(word for word in words if word not in new)
-
-
-def _with_earlier(photos: Sequence[Photo], before: Sequence[Photo]) -> list[Photo]:
-    """Keep what no data set says: fields that others added, and captions where it brings none."""
-    known = {photo.id: photo for photo in before}
-    captioned = any(photo.captions for photo in photos)
-    return [replace(photo, more=known[photo.id].more,
-                    captions=photo.captions if captioned else known[photo.id].captions)
-            if photo.id in known else photo for photo in photos]
 
 
 def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
                 photos: Sequence[Photo], settings: PrepareSettings) -> None:
-    """Check that the workspace is of the same photos and, where it has been used, encoder."""
+    """Check that the workspace has the same photos and, if it has results, the same encoder."""
     changes = []
     worked = any((workspace.path / name).is_dir() for name in _MADE)
     if old.root != workspace.root:
@@ -330,7 +310,7 @@ def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
 
 
 def _formatted(settings: PrepareSettings) -> str:
-    """The call that replaces a workspace; with the CLIP that was given, even the default."""
+    """Return the call that replaces a workspace, with the given CLIP even if it is the default."""
     clip = settings.given & {"model", "pretrained", "normalise"}
     values = changed(settings) | {name: getattr(settings, name) for name in sorted(clip)}
     words = [f"{name}={value!r}" for name, value in values.items() if name != "method"]
@@ -342,14 +322,14 @@ def _warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
     names = {root / photo.image: photo.image for photo in photos}
     if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
         console.warn(part_of(len(truncated), len(photos), "photos", "is", "are")
-                     + f" empty or truncated: {some(truncated)}; extract or download "
+                     + f" empty or truncated: {tags.some(truncated)}; extract or download "
                      + ("it again" if len(truncated) == 1 else "them again"))
 
 
 def _describe(workspace: Workspace, photos: Sequence[Photo], words: Words, afresh: str) -> None:
-    """Say what the workspace holds, what has changed (`words`), and what looks wrong.
+    """Report the workspace's contents, what has changed (`words`), and warnings.
 
-    `afresh` is the call that numbers classes anew, where they keep the numbers of an earlier one.
+    `afresh` is the call that renumbers the classes, if they keep earlier numbers.
     """
     splits = Counter(split for photo in photos for split in photo.splits)
     background = counted(len(workspace.background), "background word", "background words")
@@ -360,7 +340,7 @@ def _describe(workspace: Workspace, photos: Sequence[Photo], words: Words, afres
     if captions := [len(photo.captions) for photo in photos if photo.captions]:
         console.note(f"{count_photos(len(captions))} with captions, {sum(captions)} in all")
     if workspace.classes:
-        console.note(class_counts(photos, workspace.classes))
+        console.note(tags.class_counts(photos, workspace.classes))
     if words:
         console.note("; ".join(phrase for phrases in words.values() for phrase in phrases))
     if afresh and "classes" in words:
@@ -396,9 +376,9 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], afresh: str) ->
     for name in unused if len(unused) <= 5 else ():
         console.warn(f"no photo has the tag `{name}`{why}")
     if len(unused) > 5:
-        console.warn(f"no photo has the tag of {len(unused)} classes: {some(unused)}")
+        console.warn(f"no photo has the tag of {len(unused)} classes: {tags.some(unused)}")
     untagged = [photo.id for photo in photos if not photo.tags and photo.splits != ("test",)]
     if untagged:
         console.warn(counted(len(untagged), "photo has no tag and counts",
                              "photos have no tag and count")
-                     + f" as background only: {some(untagged)}")
+                     + f" as background only: {tags.some(untagged)}")

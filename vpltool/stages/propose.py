@@ -1,4 +1,4 @@
-"""`propose`: masks of what may be one thing, made from photos or brought from another tool."""
+"""`propose`: masks without classes, made from photos or imported from another tool."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 from vpltool import options
 from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals, plain_word, to_tensors
-from vpltool.engine import corrected_masks, given, photo_work
-from vpltool.formats import OutputFolder, Workspace
+from vpltool.engine import given, masks, photo_work
+from vpltool.formats import OutputFolder, Workspace, kinds
 from vpltool.formats.header import join_supervision
-from vpltool.formats.kinds import place
 from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, Proposer, load_method
 from vpltool.methods.inputs import ProposalRequest
@@ -68,17 +67,17 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
     header = replace(header, supervision=join_supervision([header.supervision,
                                                            method.SUPERVISION]))
     name = settings.name or settings.method
-    folder = settings.out or place(workspace.path, "proposals", name, settings.split)
+    folder = settings.out or kinds.place(workspace.path, "proposals", name, settings.split)
     folders = {folder: header}
     if settings.method != "files":
         opened = opened.without_effect({"paint": f"`{settings.method}` gives no words"})
     elif settings.paint:
         painted = (folder.parent / f"{folder.name}-painted" if settings.out
-                   else place(workspace.path, "predictions", name, settings.split))
+                   else kinds.place(workspace.path, "predictions", name, settings.split))
         folders[painted] = replace(header, kind="predictions", format=0, inputs={
             **header.inputs, "classes": workspace.classes_identity})
     request = ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,
-                              corrected_masks.by_name(workspace.photos()), workspace.classes)
+                              masks.by_name(workspace.photos()), workspace.classes)
 
     def write(output: OutputFolder, key: str, made: Proposals) -> None:
         if output.header.kind == "predictions":
@@ -92,11 +91,11 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
 
 def _start(method: Proposer, settings: ProposeSettings, request: ProposalRequest,
            jobs: list[tuple[str, Path]]) -> Iterator[photo_work.Made]:
-    """Check and load; the result yields each photo's proposals."""
+    """Check and load everything; return an iterator over each photo's proposals."""
     if not method.PROCESSES:
         request = replace(request, jobs=jobs, device=device.find_device(settings.device))
         return map(_made, method.propose(request, settings.of_method))
-    # Whatever can be refused is, before other processes start.
+    # Raises errors before other processes start.
     method.propose(replace(request, jobs=()), settings.of_method)
     count = settings.workers if settings.workers >= 0 else device.worker_count(-1) + 1
     return processes.run_jobs(_one_photo, jobs, count, _begin_worker,
@@ -109,7 +108,7 @@ def _made(found: tuple[str, Any]) -> photo_work.Made:
 
 
 def _painted(proposals: Proposals, classes: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Labels (H, W) of the class words alone; words that are no class are background."""
+    """Paint labels (H, W) of those words that are classes; the rest is background."""
     labels = {plain_word(name): label for label, name in enumerate(classes, 1)}
     named = ((labels[plain_word(word)], inside) for word, inside in zip(
         proposals.words, proposals.masks(), strict=True) if plain_word(word) in labels)

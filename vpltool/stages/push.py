@@ -10,7 +10,7 @@ from vpltool.formats import describe, expect_header
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
 from vpltool.stages._card import measured_section, model_card
-from vpltool.stages._hub import check_repository, upload
+from vpltool.stages.pull import FILE, check_repository, explaining
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,21 +47,27 @@ def run(path: Path, settings: PushSettings) -> str:
         VplError: there is no bundle, or the hub cannot be reached, or refuses.
     """
     check_repository(settings.repository)
-    bundle = settings.segmenter or _only_bundle(path)
+    bundle = settings.segmenter
+    if bundle is None:
+        found = [file for file in sorted((path / "exports").glob("*.safetensors"))
+                 if (header := describe(file).header) and header.kind == "bundle"]
+        if len(found) != 1:
+            count = f"{len(found)} bundles" if found else "no bundle"
+            raise VplError(f"{count} in {path / 'exports'}",
+                           " or ".join(f"`segmenter='{file}'`" for file in found)
+                           or "`export('bundle')`")
+        bundle = found[0]
     card = model_card(expect_header(bundle, "bundle"), settings.repository,
                       measured_section(bundle))
     if settings.card:
         return card
-    return upload(settings.repository, bundle, card, private=settings.private)
+    from huggingface_hub import CommitOperationAdd, HfApi
 
-
-def _only_bundle(path: Path) -> Path:
-    """The bundle in exports/; an error, if there is none, or there are several."""
-    found = [file for file in sorted((path / "exports").glob("*.safetensors"))
-             if (header := describe(file).header) and header.kind == "bundle"]
-    if len(found) != 1:
-        count = f"{len(found)} bundles" if found else "no bundle"
-        raise VplError(f"{count} in {path / 'exports'}",
-                       " or ".join(f"`segmenter='{file}'`" for file in found)
-                       or "`export('bundle')`")
-    return found[0]
+    api = HfApi()
+    with explaining(settings.repository):
+        address = api.create_repo(settings.repository, private=settings.private, exist_ok=True)
+        api.create_commit(
+            settings.repository, commit_message=f"vpltool push {bundle.name}", operations=[
+                CommitOperationAdd(FILE, str(bundle)),
+                CommitOperationAdd("README.md", card.encode())])
+    return str(address)

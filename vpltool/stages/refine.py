@@ -1,4 +1,4 @@
-"""`refine`: CAMs made better with what else is known about the photo."""
+"""`refine`: CAMs refined with the photo and its features."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from vpltool import options
 from vpltool.core.grids import layers_of, resample_maps
 from vpltool.engine import given, photo_work, segmenters
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
-from vpltool.formats import JsonObject, OutputFolder, Workspace
-from vpltool.formats.kinds import FEATURE_TENSORS, BadValues, place
+from vpltool.formats import JsonObject, OutputFolder, Workspace, kinds
 from vpltool.methods import KINDS, Refiner, load_method
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.parallel import batches, memory
@@ -65,36 +64,36 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
     name = f"{opened.folder('cams').name}-refined"
 
     def write(output: OutputFolder, key: str, made: JsonObject) -> None:
-        # Here, so that on a GPU only the writing thread waits for the maps.
+        # Copied here, so that on a GPU only the writing thread waits.
         output.write_tensors(key, made | {"cam": made["cam"].to(dtype_of(settings.store)).cpu()})
 
-    return opened.make(f"refine {name} {split}", {
-        settings.out or place(workspace.path, "cams", name, split): opened.header("cams", "refine")
-    }, lambda todo: _start(opened, method, settings, todo), write=write)
+    out = settings.out or kinds.place(workspace.path, "cams", name, split)
+    return opened.make(f"refine {name} {split}", {out: opened.header("cams", "refine")},
+                       lambda todo: _start(opened, method, settings, todo), write=write)
 
 
 def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo: list[str]
            ) -> Iterator[photo_work.Made]:
-    """Load what the method reads; the result yields each photo's maps."""
+    """Load the method's inputs; return an iterator over each photo's maps."""
     features, cams = opened.features, opened.folder("cams")
     method.check(features.header.options, settings.of_method)
     loaded = opened.load()
-    device, space = loaded.device, loaded.space
+    device, space, rows = loaded.device, loaded.space, loaded.prototypes
     network = (segmenters.open_segmenter(opened.decoder).network().to(device) if opened.decoder
                else None)
     reads = {*method.READS, *(network.reads if network else ())}
-    wanted = [name for name in FEATURE_TENSORS if name in reads]
+    wanted = [name for name in kinds.FEATURE_TENSORS if name in reads]
     stored = features.header.options["layers"]
-    of_prototypes: JsonObject = {} if loaded.rows is None else {
-        "prototypes": loaded.rows, "class_index": loaded.class_index, "of_rows": loaded.of_rows,
-        "row_photos": loaded.row_photos}
+    of_prototypes: JsonObject = {} if rows is None else {
+        "prototypes": rows.rows, "class_index": rows.class_index, "of_rows": rows.of_rows,
+        "row_photos": rows.photos}
 
     def refined(key: str, grid: tuple[int, int], tensors: JsonObject) -> photo_work.Made:
         try:
             maps = cams.read_tensors(key)
-        except BadValues as error:
+        except kinds.BadValues as error:
             return key, photo_work.Failed(error.message)
-        # Those of groups are on another grid.
+        # Maps of groups are on another grid.
         maps["cam"] = resample_maps(maps["cam"], grid)
         if space is not None and "patches" in tensors:
             tensors["patches"] = space(tensors["patches"].float())

@@ -12,8 +12,7 @@ from vpltool import console
 from vpltool.engine import reports
 from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
-from vpltool.formats import JsonObject, identity_of_many, open_workspace, read_json
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import JsonObject, atomic, identity_of_many, open_workspace, read_json
 from vpltool.formats.kinds import folder_of, results_of
 from vpltool.settings import Settings, setting
 from vpltool.stage import Stage
@@ -39,7 +38,7 @@ STAGE = Stage(order=94, panel="4. Scores and pictures", reads=("scores",), write
 _COLUMNS: Mapping[str, Mapping[str, str]] = {
     "masks": {"miou": "mIoU", "foreground": "foreground", "accuracy": "accuracy"},
     "tags": {"precision": "precision", "recall": "recall", "f1": "F1"}}
-"""What was compared with: key of a score to the title of its column."""
+"""Title of a column by key of a score, for scores against masks and against tags."""
 
 
 def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
@@ -59,7 +58,7 @@ def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
     """
     rows: tuple[str, ...] | list[str] = settings.rows
     if not rows:
-        # `gap` writes there, too.
+        # `gap` writes to the same folder.
         rows = [str(file) for file in results_of(path, "scores")
                 if read_json(file, "`eval()`").get("kind") in ("scores", "agreement")]
         if not rows:
@@ -76,14 +75,16 @@ def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
 
 
 def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
-    """Format the rows as a table, or one for each thing compared with; in Markdown if asked for."""
+    """Format a table each of scores against masks and against tags; in Markdown if requested."""
     tables = []
     for against, columns in _COLUMNS.items():
         rows = [row for row in table if row["against"] == against]
         cells = [["" if against == "masks" else f"against {against}", "split", "photos",
                   *columns.values()]]
         cells += [[row["title"], row["split"], str(row["photos"]),
-                   *(_format(row[key]) for key in columns)] for row in rows]
+                   *("-" if None in row[key] else
+                     format_mean([100 * value for value in row[key]], 1) for key in columns)]
+                  for row in rows]
         if rows:
             tables.append(reports.format_table(cells, markdown=bool(values.get("markdown"))))
     return "\n\n".join(tables)
@@ -111,9 +112,9 @@ _CHANGED = " (changed since)"
 
 
 def _has_changed(work: Path, entry: Mapping[str, Any]) -> bool:
-    """Tell whether a folder that was scored holds other files than then, of as many photos.
+    """Return whether a scored folder now holds other files of as many photos.
 
-    Where there are more photos now, or the folder is gone, nothing is known.
+    Nothing is known, and False returned, if the number differs or the folder is gone.
     """
     kind, what = str(entry.get("scored") or ""), str(entry.get("what", ""))
     name, split = what.removeprefix(f"{kind}-"), str(entry["split"])
@@ -130,19 +131,19 @@ def _has_changed(work: Path, entry: Mapping[str, Any]) -> bool:
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
-    """What a pattern stands for in a folder, sorted; empty if it is no pattern, or of nothing."""
+    """Return the sorted matches of a pattern in a folder; empty if it is not a pattern."""
     return sorted(folder.glob(pattern)) if any(sign in pattern for sign in "*?[") else []
 
 
 def write_table(path: Path | None, table: str) -> None:
-    """Write a table to the file that `out` names, if it does."""
+    """Write a table to a file, if one is given."""
     if path is not None:
-        with atomic_path(path) as temporary:
+        with atomic.atomic_path(path) as temporary:
             temporary.write_text(f"{table}\n", "utf-8")
 
 
 def format_mean(values: Sequence[float], digits: int) -> str:
-    """Format the mean of values; of several with their standard deviation."""
+    """Format the mean of values, with the standard deviation of several."""
     mean = f"{statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
@@ -158,8 +159,3 @@ def _read(work: Path, path: Path) -> JsonObject:
                   if name != "background" and value is not None]
     return {**content, "against": "masks",
             "foreground": sum(foreground) / max(len(foreground), 1)}
-
-
-def _format(values: list[float | None]) -> str:
-    percents = [100 * value for value in values if value is not None]
-    return format_mean(percents, 1) if len(percents) == len(values) else "-"

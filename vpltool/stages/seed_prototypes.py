@@ -1,8 +1,7 @@
-"""`seed-prototypes`: from the pixels that CAMs are sure of to prototypes, without a solver."""
+"""`seed-prototypes`: prototypes from the seeds of CAMs, without a solver."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +10,7 @@ from vpltool.core.phase_one import Pixels
 from vpltool.engine import headers, prototypes
 from vpltool.engine.features import open_features
 from vpltool.errors import VplError
-from vpltool.formats import JsonObject, Workspace
-from vpltool.formats.kinds import place
-from vpltool.formats.shards import rank_of_process
+from vpltool.formats import JsonObject, Workspace, kinds, shards
 from vpltool.lazy import Tensor
 from vpltool.methods import KINDS, Estimator, load_method
 from vpltool.parallel.ranks import Ranks, joined
@@ -54,14 +51,23 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     """
     method = load_method(Estimator, settings.method)
     warn_without_effect(settings)
-    _check_divides(settings, method)
+    count = shards.rank_of_process()[1]
+    if count > 1 and not method.divides(settings.of_method):
+        raise VplError(f"`method={settings.method!r}` with these settings reads all pixels at "
+                       f"once, and this is one of {count} processes",
+                       "start it once, without torchrun; `method='means', background='words'` can "
+                       "be divided")
     features = open_features(workspace, settings.features, settings.split)
-    text = _phase_one.read_start(workspace, prototypes.class_rows(workspace, settings, "text"),
-                                 features)
+    choice = prototypes.class_rows(workspace, settings, "text")
+    if Path(choice).stem == prototypes.OF_TAGS:
+        text = prototypes.read_prototypes(workspace, choice)
+        prototypes.check_fits(features, text)
+    else:
+        text = _phase_one.read_text(workspace, choice, features)
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
     header = prototypes.split_header(workspace, "seed-prototypes", settings, features, text=text,
                                      cams=maps, tags=workspace.tags_identity(settings.split))
-    target = settings.out or place(workspace.path, "prototypes", "seeds")
+    target = settings.out or kinds.place(workspace.path, "prototypes", "seeds")
     if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks, text,
@@ -72,23 +78,17 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     return target
 
 
-def _check_divides(settings: SeedPrototypesSettings, method: Estimator) -> None:
-    """Check that several processes can divide the work of a method: that it is sums."""
-    count = rank_of_process()[1]
-    if count > 1 and not method.divides(settings.of_method):
-        raise VplError(f"`method={settings.method!r}` with these settings reads all pixels at "
-                       f"once, and this is one of {count} processes",
-                       "start it once, without torchrun; `method='means', background='words'` can "
-                       "be divided")
-
-
 def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Estimator,
               pool: Pixels, text: prototypes.Prototypes, ranks: Ranks
               ) -> tuple[dict[str, Tensor], JsonObject]:
-    """Run the method; give the tensors of the file, and facts for its header."""
+    """Run the method; return the tensors of the file, and facts for its header."""
     device = pool.embeddings.device
     zs, zs_index = text.rows.to(device), text.class_index.to(device)
-    _warn_of_missing_seeds(workspace, ranks.collect(pool.labels.unique().tolist()), zs_index)
+    seeded = {label for part in ranks.collect(pool.labels.unique().tolist()) for label in part}
+    without = [workspace.class_name(item) for item in zs_index.unique().tolist()
+               if item and item not in seeded]
+    if without:
+        console.warn(f"no seeds for {', '.join(without)}: the start's prototype is kept")
     together = {"group": ranks} if ranks.count > 1 else {}
     with _phase_one.memory_for(len(pool.embeddings)):
         rows, index, *more = method.estimate(pool, zs, zs_index, settings.of_method,
@@ -99,12 +99,3 @@ def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Es
         facts["photos"] = list(pool.ids)
     tensors = {"prototypes": rows, "class_index": index, **of_rows}
     return {name: tensor.cpu() for name, tensor in tensors.items()}, facts
-
-
-def _warn_of_missing_seeds(workspace: Workspace, labels: Sequence[Sequence[int]],
-                           text_index: Tensor) -> None:
-    seeded = {label for part in labels for label in part}
-    without = [workspace.class_name(item) for item in text_index.unique().tolist()
-               if item and item not in seeded]
-    if without:
-        console.warn(f"no seeds for {', '.join(without)}: the start's prototype is kept")

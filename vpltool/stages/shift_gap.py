@@ -9,13 +9,11 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.gap import feature_centroid, shift_along_gap
-from vpltool.engine import headers, models, prototypes
+from vpltool.engine import headers, models, photo_work, photos, prototypes
 from vpltool.engine.features import SEEDING, find_cams, open_features
-from vpltool.engine.photos import photos_with
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, Workspace
-from vpltool.formats.kinds import place
-from vpltool.lazy import Tensor, torch
+from vpltool.formats import InputFolder, Workspace, kinds
+from vpltool.lazy import F, Tensor, torch
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
 from vpltool.stages import _phase_one
@@ -76,7 +74,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
         "cams": maps, "tags": workspace.tags_identity(settings.split)}
     header = prototypes.split_header(workspace, "shift-gap", settings, features, text=text,
                                      **inputs)
-    target = settings.out or place(workspace.path, "prototypes", "shifted")
+    target = settings.out or kinds.place(workspace.path, "prototypes", "shifted")
     if headers.check_file(target, header, settings):
         return target
     centroid, counted = _centroid(workspace, features, maps, text, settings)
@@ -96,9 +94,9 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
 
 def _centroid(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
               text: prototypes.Prototypes, settings: ShiftGapSettings) -> tuple[Tensor, Tensor]:
-    """Give the centroid of the features (dim,), and which rows of the text count (rows,) bool."""
-    ids = photos_with(workspace, settings.split, settings.limit, features,
-                      *([maps] if maps else [])).ids
+    """Return the centroid of the features (dim,), and which text rows count (rows,) bool."""
+    ids = photos.photos_with(workspace, settings.split, settings.limit, features,
+                             *([maps] if maps else [])).ids
     space = prototypes.space_of(text)
     if maps:
         regions = _phase_one.read_regions(features, maps, ids, settings.phi, space)
@@ -106,11 +104,8 @@ def _centroid(workspace: Workspace, features: InputFolder, maps: InputFolder | N
         return centroid, seen[text.class_index]
 
     def pixels() -> Iterator[tuple[Tensor, Tensor]]:
-        with console.progress("read features", len(ids)) as advance:
-            for key in ids:
-                patches = prototypes.read_patches(features, key, space).float()
-                yield (torch.nn.functional.normalize(patches, dim=-1),
-                       torch.zeros(len(patches), dtype=torch.long))
-                advance()
+        for key in photo_work.tracked("read features", ids, len(ids)):
+            patches = prototypes.read_patches(features, key, space).float()
+            yield F.normalize(patches, dim=-1), torch.zeros(len(patches), dtype=torch.long)
 
     return feature_centroid(pixels(), groups=1)[0], text.class_index >= 0

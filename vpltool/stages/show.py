@@ -1,4 +1,4 @@
-"""`show`: a sheet of pictures. Reads the true masks, to show them."""
+"""`show`: a sheet of photos, maps and masks. Reads true masks to show them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from vpltool.core.photos import describe_failure, read_photo
 from vpltool.datasets.layouts import named_photos
 from vpltool.engine import panels, reports
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
-from vpltool.formats import Photo, Workspace, find_folder, open_workspace
-from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import place
+from vpltool.formats import Photo, Workspace, atomic, find_folder, kinds, open_workspace
 from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over, sheet
 from vpltool.settings import Settings, setting, warn_without_effect
 from vpltool.stage import Stage
@@ -57,7 +55,7 @@ STAGE = Stage(order=92, panel="4. Scores and pictures",
 
 @dataclass(frozen=True)
 class _Row:
-    """A photo to show; of the workspace's, with its entry there."""
+    """A photo to show, with its entry in the workspace if it has one."""
 
     id: str
     path: Path
@@ -66,10 +64,10 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Sheet:
-    """Draws photos, and notes by their ids what could not be drawn.
+    """A sheet in the making.
 
-    `worst` says why a photo is among the worst, `failed` why a panel is missing, and `untagged`
-    what `untagged_class` says of each true mask.
+    By id, `worst` holds why a photo is among the worst, `failed` why a panel is missing, and
+    `untagged` the `untagged_class` of each true mask.
     """
 
     workspace: Workspace
@@ -80,13 +78,13 @@ class _Sheet:
     untagged: dict[str, str] = field(default_factory=dict)
 
     def rows(self, rows: Sequence[_Row]) -> list[list[SheetPanel]]:
-        """Draw photos; one that cannot be read takes a row only if it was asked for by its id."""
+        """Draw photos; unreadable ones get a row only if requested by id."""
         drawn = [list(self.panels_of(row)) for row in rows]
         readable = [panels for panels in drawn if not isinstance(panels[0].picture, str)]
         return drawn if self.settings.ids or self.worst or not readable else readable
 
     def panels_of(self, row: _Row) -> Iterator[SheetPanel]:
-        """Draw a photo with all that there is of it."""
+        """Draw a photo and all its panels."""
         tags = ", ".join(row.photo.tags) if row.photo else ""
         about = self.worst.get(row.id, tags)
         title = f"{row.id}: {about}" if about or row.photo else row.id
@@ -160,7 +158,7 @@ def run(work: Path, settings: ShowSettings) -> Path:
     drawn = _Sheet(workspace, columns, settings, worst)
     page = sheet(drawn.rows(rows), dict(enumerate(("background", *workspace.classes))))
     path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"
-    with atomic_path(path) as temporary:
+    with atomic.atomic_path(path) as temporary:
         page.save(temporary, format="PNG")
     if settings.terminal:
         console.picture(path)
@@ -177,7 +175,7 @@ def run(work: Path, settings: ShowSettings) -> Path:
 
 def _named_rows(paths: Mapping[str, Path], columns: Sequence[panels.Column], settings: ShowSettings
                 ) -> list[_Row]:
-    """The photos that any of the columns has a file of; all if there is no column."""
+    """Select the photos with a file in any column; without columns, all."""
     why = "the photos are not the workspace's"
     warn_without_effect(settings, without={"split": why, "truth": why, "tagged": why})
     rows = [_Row(key, path) for key, path in paths.items()
@@ -191,9 +189,9 @@ def _named_rows(paths: Mapping[str, Path], columns: Sequence[panels.Column], set
 
 def _split_rows(workspace: Workspace, columns: Sequence[panels.Column], settings: ShowSettings
                 ) -> list[_Row]:
-    """The photos of the split, or of a class of it, that any column has something of, or else all.
+    """Select the photos of the split, or of a class in it, with a file in any column, or else all.
 
-    Columns may hold a part of them. Photos that are asked for by their ids are never left out.
+    Photos requested by id are never left out.
     """
     photos = workspace.photos(settings.split)
     if settings.tagged:
@@ -210,7 +208,7 @@ def _split_rows(workspace: Workspace, columns: Sequence[panels.Column], settings
 
 
 def _chosen(rows: list[_Row], wanted: Sequence[str], limit: int) -> list[_Row]:
-    """The rows of the ids that are wanted; of none, some that are evenly spread."""
+    """Select rows by id; without ids, evenly spread ones."""
     if wanted == [""]:
         return rows[:: max(1, len(rows) // limit)][:limit]
     known = {row.id: row for row in rows}
@@ -222,7 +220,7 @@ def _chosen(rows: list[_Row], wanted: Sequence[str], limit: int) -> list[_Row]:
 
 
 def _check_columns(columns: Sequence[panels.Column], rows: Sequence[_Row]) -> None:
-    """Check that each column has something to show, or a reason why not."""
+    """Check that each column has a file to show, or a recorded failure."""
     for column in columns:
         if not any(column.file_of(row.id).exists() or (
                 column.source and row.id in column.source.failed) for row in rows):
@@ -232,7 +230,7 @@ def _check_columns(columns: Sequence[panels.Column], rows: Sequence[_Row]) -> No
 
 
 def _stem(where: str, names: Sequence[str], settings: ShowSettings) -> str:
-    """Name a sheet after what it shows, so that another one does not replace it."""
+    """Name a sheet after its contents, so that others do not replace it."""
     named = [[part for part in Path(name).parts if part.strip("/.")] for name in names]
     parts = [where, *("-".join(part[-3:]) for part in named),
              *filter(None, [settings.tagged]),
@@ -243,12 +241,7 @@ def _stem(where: str, names: Sequence[str], settings: ShowSettings) -> str:
 
 
 def _of_worst(workspace: Workspace, settings: ShowSettings) -> tuple[ShowSettings, dict[str, str]]:
-    """The settings, with what scores were made of; and id to reason, the worst photo first.
-
-    Raises:
-        VplError: there are no such scores, they tell of no single photo, or no photo is worse than
-            the others.
-    """
+    """Return the settings for the scored results, and reasons by id, the worst photo first."""
     path = settings.scores or _scores_of(workspace, settings)
     content = reports.read_scores(path)
     if "worst" not in content:
@@ -265,12 +258,12 @@ def _of_worst(workspace: Workspace, settings: ShowSettings) -> tuple[ShowSetting
 
 
 def _scores_of(workspace: Workspace, settings: ShowSettings) -> Path:
-    """Path of the scores of the predictions or masks that are shown first; by tags, if only so."""
+    """Return the path of the scores of the first results shown, preferably against masks."""
     split = settings.split
     source = find_folder(workspace.path, ("predictions", "masks"), next(iter(settings.what), ""),
                          split, ("predictions", "masks", "cams"), f"`predict(split={split!r})`")
     name = f"{source.kind}-{source.name}-{split}"
-    for path in (place(workspace.path, "scores", end) for end in (name, f"{name}-tags")):
+    for path in (kinds.place(workspace.path, "scores", end) for end in (name, f"{name}-tags")):
         if path.exists():
             return path
     wanted = f"what='{source.kind}/{source.name}', split={split!r}"

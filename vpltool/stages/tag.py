@@ -1,4 +1,4 @@
-"""`tag`: tags of photos that nobody has tagged, from the names of the classes."""
+"""`tag`: tags of untagged photos from the class names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from vpltool.core import tagging
 from vpltool.core.photos import PhotoSettings
 from vpltool.engine import given, headers, models, photo_work
 from vpltool.errors import PhotosFailed, counted
-from vpltool.formats import Workspace, open_input
-from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import folder_of
+from vpltool.formats import Workspace, atomic, kinds, open_input
 from vpltool.names import csv_id
 from vpltool.parallel.batches import Batch
 from vpltool.parallel.device import find_device, find_precision
@@ -85,7 +83,7 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
     """
     models.check_words(workspace)
     opened = given.open_given(workspace, settings, ("photo",), ("prototypes",))
-    folder = settings.out or folder_of(workspace.path, "tags") / settings.split
+    folder = settings.out or kinds.folder_of(workspace.path, "tags") / settings.split
     try:
         opened.make(f"tag {settings.split}", {folder: opened.header("tags", "tag")},
                     lambda todo: _start(opened, settings, opened.paths(todo)))
@@ -96,14 +94,14 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
 
 
 def tagging_of(settings: TagSettings) -> tagging.TagSettings:
-    """How photos are tagged, by the settings of the stage."""
+    """Return the settings of `core.tagging`."""
     return tagging.TagSettings(settings.tau, settings.blocks, settings.votes,
                                settings.crop if settings.rescore else 0, settings.patches)
 
 
 def _start(opened: given.Given, settings: TagSettings, paths: Mapping[str, Path]
            ) -> Iterator[photo_work.Made]:
-    """Load the tower; the result yields each photo's scores."""
+    """Load the tower; return an iterator over each photo's scores."""
     device, prototypes = find_device(settings.device), opened.prototypes
     assert prototypes is not None
     dtype = find_precision(settings.precision, device, console.warn)
@@ -126,9 +124,9 @@ def _start(opened: given.Given, settings: TagSettings, paths: Mapping[str, Path]
 
 
 def _write_table(workspace: Workspace, settings: TagSettings, folder: Path) -> list[Path]:
-    """Write the tags as `prepare` takes them, and say what came out: both paths.
+    """Write the CSV of tags for `prepare`, and return its path and the folder.
 
-    Of several processes, each with a shard of the photos, the last one finds all scores and writes.
+    Of several shards, only the last one, which finds all scores, writes it.
     """
     photos, classes = workspace.photos(settings.split, settings.limit), workspace.classes
     scored, path = open_input(folder, ("tags",)), folder.parent / f"{folder.name}.csv"
@@ -139,7 +137,8 @@ def _write_table(workspace: Workspace, settings: TagSettings, folder: Path) -> l
                      "photos remain")
         return [folder]
     tags: dict[str, list[str]] = {}
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+    with (atomic.atomic_path(path) as temporary,
+          temporary.open("w", encoding="utf-8", newline="") as file):
         table = csv.writer(file)
         table.writerow(["id", "labels", "split", "scores"])
         for photo in photos:
@@ -163,6 +162,6 @@ def _write_table(workspace: Workspace, settings: TagSettings, folder: Path) -> l
 
 
 def _joined(names: Sequence[str]) -> str:
-    """Names as a field of a CSV; a single one with a space needs a semicolon."""
+    """Join names as a field of a CSV; a single one with a space needs a semicolon."""
     joined = ";".join(names)
     return f"{joined};" if " " in joined and len(names) == 1 else joined

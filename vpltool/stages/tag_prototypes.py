@@ -11,8 +11,7 @@ from vpltool.core.affinity import salient_means
 from vpltool.engine import headers, photos, prototypes
 from vpltool.engine.features import check_kept, open_features
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, Workspace, write_tensors
-from vpltool.formats.kinds import RESERVED, place
+from vpltool.formats import InputFolder, Workspace, kinds, write_tensors
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel import batches
 from vpltool.parallel.device import find_device
@@ -52,7 +51,7 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
     header = prototypes.split_header(workspace, "tag-prototypes", settings, features,
                                      classes=workspace.classes_identity,
                                      tags=workspace.tags_identity(settings.split))
-    path = settings.out or place(workspace.path, "prototypes", "tags")
+    path = settings.out or kinds.place(workspace.path, "prototypes", "tags")
     if headers.check_file(path, header, settings):
         return path
     ids = photos.photos_with(workspace, settings.split, settings.limit, features).ids
@@ -64,7 +63,7 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
                        "give tags to `prepare('folder', images='IMAGES', labels='FILE.csv')`")
     rows = _class_means(features, tagged, tags, len(workspace.classes), settings)
     without = [name for name, row in zip(workspace.classes, rows, strict=True)
-               if not row.any() and name != RESERVED]
+               if not row.any() and name != kinds.RESERVED]
     if without:
         console.warn(f"no photo is tagged with {', '.join(without)}: their prototypes are zero, "
                      "and nothing resembles them")

@@ -20,8 +20,7 @@ from vpltool.datasets.words import (
 from vpltool.engine import headers
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError, counted, near_name
-from vpltool.formats import Workspace, identity_of_many, write_tensors
-from vpltool.formats.kinds import RESERVED, place
+from vpltool.formats import Workspace, identity_of_many, kinds, write_tensors
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
 from vpltool.settings import setting, warn_without_effect
@@ -66,14 +65,14 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         VplError: no such prompts, a file that does not fit the classes, or no such CLIP.
     """
     check_words(workspace, "`tag_prototypes()` makes prototypes from tags")
-    path = settings.out or place(workspace.path, "prototypes", "text")
+    path = settings.out or kinds.place(workspace.path, "prototypes", "text")
     if not workspace.classes:
         raise VplError(f"{workspace.path / 'workspace.json'} names no class",
                        "the same `prepare` again, with `classes='FILE'`: one class per line")
     templates = find_prompts(settings.prompts)
     words = class_words(workspace, synonyms=settings.synonyms, file=settings.words)
     described = _read_attributes(workspace, settings)
-    # The fingerprint of the model is not known before it is loaded, nor where a download lies.
+    # Before it is loaded, neither the model's fingerprint nor the path of a download is known.
     source = models.find_source(workspace.model, workspace.pretrained, workspace.path)
     weights = models.local_weights(workspace.model, workspace.pretrained, workspace.path)
     header = headers.make_header(
@@ -102,9 +101,9 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         vectors[classes] = with_attributes(vectors[classes], centres, settings.attribute_share)
         console.note(f"{len(described)} descriptions in {len(centres)} attributes")
     index = [*range(1, len(words) + 1), *(0 for _ in workspace.background)]
-    if RESERVED in words:
-        # Nothing resembles a row of zeros, as those of classes that no photo has.
-        vectors[workspace.classes.index(RESERVED)] = 0
+    if kinds.RESERVED in words:
+        # Nothing resembles a row of zeros.
+        vectors[workspace.classes.index(kinds.RESERVED)] = 0
     header = replace(header, model=clip.identity, facts={
         "space": "text", "rows": [*workspace.classes, *workspace.background],
         "words": list(words.values())})
@@ -119,7 +118,7 @@ _OF_ATTRIBUTES = ("attribute_clusters", "attribute_share")
 
 
 def _read_attributes(workspace: Workspace, settings: TextPrototypesSettings) -> list[str]:
-    """Read the descriptions of all classes; empty if there is no file of them."""
+    """Read the descriptions of all classes; empty without a file."""
     if settings.attributes is None:
         warn_without_effect(settings, without=dict.fromkeys(
             _OF_ATTRIBUTES, "there are no descriptions"))
@@ -132,18 +131,18 @@ def _read_attributes(workspace: Workspace, settings: TextPrototypesSettings) -> 
 
 
 def vocabulary_identity(workspace: Workspace, words: Mapping[str, str]) -> str:
-    """Hash of the words of all classes and of the background."""
+    """Return a hash of the words of all classes and of the background."""
     return identity_of_many(dict(words) | {"": "\n".join(workspace.background)})
 
 
 def class_words(workspace: Workspace, *, synonyms: bool, file: Path | None) -> Mapping[str, str]:
-    """Class name to the words that go into the prompts, in class order.
+    """Return the words for the prompts by class name, in class order.
 
     Synonyms are CLIP-ES's words for VOC and COCO, by the workspace's name. Lines `CLASS: WORDS` of
-    a file go before them.
+    a file override them.
 
     Raises:
-        VplError: a line of the file is something else, or names no class.
+        VplError: a line of the file is malformed, or names no class.
     """
     vocabulary = VOCABULARIES.get(workspace.name)
     known = vocabulary.synonyms if vocabulary and synonyms else SPLIT_WORDS

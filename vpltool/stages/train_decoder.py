@@ -1,9 +1,9 @@
-"""`train-decoder`: a segmenter on a frozen encoder, or with its last blocks, from pseudo masks."""
+"""`train-decoder`: a segmenter over a frozen or finetuned encoder, from pseudo masks."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,18 @@ from vpltool import console
 from vpltool.clip import encoders
 from vpltool.core import joint, segmenter, training
 from vpltool.engine import checkpoints, headers, models, segmenters
+from vpltool.engine.masks import check_masks
+from vpltool.engine.photo_work import tracked
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, Workspace, expect_header
-from vpltool.formats.changes import changed_inputs
-from vpltool.formats.shards import check_even, rank_of_process
+from vpltool.formats import Header, Workspace, changes, expect_header, shards
 from vpltool.lazy import torch
 from vpltool.methods import SegmenterMethod, load_method
-from vpltool.methods.inputs import LabelledPhoto
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _joint, _masks, _steps
-from vpltool.stages._fitting import Lesson, TrainDecoderSettings, find_lesson, training_of
-from vpltool.stages._training_data import TrainingData, crop_batches, whole_photos
+from vpltool.stages import _joint, _lesson
+from vpltool.stages._lesson import Lesson, TrainDecoderSettings, TrainingData
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",), settings=TrainDecoderSettings, methods="segmenters",
@@ -37,7 +35,7 @@ _STEPLESS = dict.fromkeys(
     ("iters", "batch_size", "crop", "lambda_ce", "lambda_rsc", "lambda_aff", "optimizer", "lr",
      "power", "balanced", "start", "checkpoint_every", "seed"),
     "it is computed in one pass, without steps")
-"""Settings of the training that a method with `fit` does not read, and why."""
+"""Settings without effect on a method with `fit`, and why."""
 
 _ENCODER_ONLY = "no encoder is run; `source='photos'` runs it"
 
@@ -60,12 +58,12 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         return _finetune(workspace, settings, method)
     stepless = method.stepless
     if not stepless:
-        check_even(settings.batch_size)
-    lesson = find_lesson(workspace, settings, method)
+        shards.check_even(settings.batch_size)
+    lesson = _lesson.find_lesson(workspace, settings, method)
     frozen, target = lesson.frozen, lesson.target
     unread = _unread(lesson)
     warn_without_effect(settings, without=unread)
-    steps = training_of(settings, _precision_of_steps(lesson))
+    steps = _lesson.training_of(settings, _precision_of_steps(lesson))
     network = lesson.build()
     _check_network(lesson, network)
     start = None if stepless else lesson.start()
@@ -81,13 +79,13 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
         "config": network.config, "reads": list(network.reads)})
     if not _is_done(lesson, header):
         data = TrainingData(workspace, lesson.masks, lesson.epoch, frozen, network.reads_patches,
-                            settings.max_side, *rank_of_process())
+                            settings.max_side, *shards.rank_of_process())
         if stepless:
-            _masks.check_masks(lesson.masks, workspace, lesson.photos)
+            check_masks(lesson.masks, workspace, lesson.photos)
             with joined(settings.device, double=True) as ranks:
                 _fit(method, network, data, settings, ranks)
                 if ranks.rank == 0:
-                    _steps.write_trained(target, header, network.state_dict(), [])
+                    checkpoints.write_trained(target, header, network.state_dict(), [])
         else:
             _train(lesson, network, data, steps, header)
     return target
@@ -97,23 +95,24 @@ def _train(lesson: Lesson, network: segmenter.SegmenterNetwork, data: TrainingDa
            steps: training.TrainingSettings, header: Header) -> None:
     settings, target = lesson.settings, lesson.target
     start = checkpoints.read_checkpoint(target, header, settings)
-    _masks.check_masks(lesson.masks, lesson.workspace, lesson.photos)
+    check_masks(lesson.masks, lesson.workspace, lesson.photos)
     with (joined(settings.device) as ranks,
-          contextlib.closing(crop_batches(data, steps, start.step, device=ranks.device,
-                                          workers=worker_count(settings.workers))) as batches,
-          _steps.too_many_crops(steps)):
+          contextlib.closing(_lesson.crop_batches(
+              data, steps, start.step, device=ranks.device,
+              workers=worker_count(settings.workers))) as batches,
+          checkpoints.too_many_crops(steps)):
         optimizer = training.make_optimizer(network.to(ranks.device), steps)
-        curve = _steps.take_steps(
-            _steps.Steps(header, target, steps.iterations, network, optimizer, _LOSSES,
-                         settings.checkpoint_every),
+        curve = checkpoints.take_steps(
+            checkpoints.Steps(header, target, steps.iterations, network, optimizer, _LOSSES,
+                              settings.checkpoint_every),
             training.train(network, optimizer, steps, batches, start=start.step, group=ranks),
             start, ranks, lambda: (header, network.state_dict()))
         if ranks.rank == 0:
-            _steps.note_losses(_LOSSES, curve)
+            checkpoints.note_losses(_LOSSES, curve)
 
 
 def _unread(lesson: Lesson) -> dict[str, str]:
-    """Settings that are not read, and why."""
+    """Return the settings without effect, and why."""
     stepless, precision = lesson.method.stepless, lesson.settings.precision
     unread = dict(_STEPLESS) if stepless else {}
     if lesson.frozen.features:
@@ -121,22 +120,22 @@ def _unread(lesson: Lesson) -> dict[str, str]:
         if stepless:
             unread["precision"] = _ENCODER_ONLY
         elif precision == "fp16":
-            # They would need their losses scaled.
+            # It would need loss scaling.
             unread["precision"] = "steps are not computed in fp16; `precision='bf16'`"
     return unread
 
 
 def _precision_of_steps(lesson: Lesson) -> torch.dtype:
-    """The number format that the decoder's steps are computed in."""
+    """Return the number format of the decoder's training steps."""
     if lesson.method.stepless or lesson.settings.precision != "bf16":
         return torch.float32
-    # Where there is an encoder, it has warned of a format that is slow.
+    # Loading an encoder has already warned of a slow format.
     warn = console.warn if lesson.frozen.features else None
     return find_precision("bf16", find_device(lesson.settings.device), warn)
 
 
 def _check_network(lesson: Lesson, network: segmenter.SegmenterNetwork) -> None:
-    """Check that settings, features and prototypes suit the network."""
+    """Check that settings, features and prototypes fit the network."""
     settings, frozen, prototypes = lesson.settings, lesson.frozen, lesson.prototypes
     residual = hasattr(settings.of_method, "residual")
     if not lesson.method.stepless:
@@ -173,7 +172,7 @@ def _check_steps(settings: TrainDecoderSettings, network: segmenter.SegmenterNet
 
 def _take_weights(lesson: Lesson, network: segmenter.SegmenterNetwork,
                   start: segmenters.SegmenterFile) -> None:
-    """Begin with the weights of another decoder; prototypes stay the network's own."""
+    """Load the weights of another decoder, except for the prototypes."""
     path, other = start.path, start.network()
     if start.method != lesson.settings.method:
         raise VplError(f"{path} is of the method {start.method}", f"`method={start.method!r}`")
@@ -192,33 +191,31 @@ def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
 
 
 def _is_done(lesson: Lesson, header: Header) -> bool:
-    """Tell whether the decoder is there already."""
+    """Return whether the decoder already exists; see `check_file`."""
     target, ids = lesson.target, lesson.ids
     try:
         return headers.check_file(target, header, lesson.settings)
     except VplError as error:
-        if target.exists() and "masks" in changed_inputs(header, expect_header(target, "decoder")):
-            newer = _masks.newer_than(lesson.masks, target, ids)
+        if target.exists() and "masks" in changes.changed_inputs(
+                header, expect_header(target, "decoder")):
+            written = target.stat().st_mtime
+            newer = sum(lesson.masks.path_of(key).stat().st_mtime > written for key in ids)
             error.message += f" ({part_of(newer, len(ids), 'masks', 'is', 'are')} newer than it)"
         raise
 
 
 def _fit(method: SegmenterMethod, network: segmenter.SegmenterNetwork, data: TrainingData,
          settings: TrainDecoderSettings, ranks: Ranks) -> None:
-    """Compute the parameters of a network; each process reads its share of the photos, whole."""
+    """Compute the parameters of a network; each process reads its share of the whole photos."""
     own = replace(data, photos=[photo for photo in data.photos if ranks.shard.holds(photo.id)])
-    with console.progress("train-decoder", len(own.photos)) as advance:
-        def counted() -> Generator[LabelledPhoto, None, None]:
-            for photo in whole_photos(own, ranks.device, worker_count(settings.workers)):
-                yield photo
-                advance()
-
-        method.fit(network.to(ranks.device), counted(), settings.of_method, ranks.total)
+    method.fit(network.to(ranks.device), tracked("train-decoder", _lesson.whole_photos(
+        own, ranks.device, worker_count(settings.workers)), len(own.photos)),
+               settings.of_method, ranks.total)
 
 
 _ITERS, _LR, _LOW_RANK = 1000, 3e-5, 10
-"""Where they are not given: a head that is computed needs few steps, and small ones. Updates of low
-rank need ten times the rate (Schulman et al., LoRA Without Regret, 2025)."""
+"""Defaults: a computed head needs few and small steps. Updates of low rank need ten times the rate
+(Schulman et al., LoRA Without Regret, 2025)."""
 
 _UNTUNED = dict.fromkeys(
     ("optimizer", "lambda_ce", "lambda_rsc", "lambda_aff", "balanced"),
@@ -227,13 +224,13 @@ _UNTUNED = dict.fromkeys(
 
 def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod
               ) -> Path:
-    """Train the last blocks of the encoder and a head that begins as the discriminant."""
+    """Train the encoder's last blocks, and a head initialised as the discriminant."""
     chosen: Any = settings.of_method
     settings = replace(settings, lr=settings.lr or _LR * (_LOW_RANK if chosen.rank else 1),
                        iters=settings.iters if "iters" in settings.given else _ITERS)
     warn_without_effect(settings, without=_UNTUNED)
-    check_even(settings.batch_size)
-    lesson = find_lesson(workspace, settings, method)
+    shards.check_even(settings.batch_size)
+    lesson = _lesson.find_lesson(workspace, settings, method)
     frozen, masks, target = lesson.frozen, lesson.masks, lesson.target
     encoder = frozen.encoder or models.load_main(workspace, find_device(settings.device))
     headers.check_same_model(encoder.identity, frozen.model, f"the encoder and {frozen.name}")
@@ -242,7 +239,7 @@ def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segm
     network, first = lesson.build(), lesson.start()
     if first:
         _take_head(network, first)
-    # Photos are as large as those of the features, unless another side is given.
+    # The default size of photos is that of the features.
     side = settings.max_side
     if frozen.features and "max_side" not in settings.given:
         side = int(frozen.features.header.options.get("max_side", side))
@@ -252,11 +249,11 @@ def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segm
     if headers.check_file(target, header, settings):
         return target
     start = checkpoints.read_checkpoint(target, header, settings)
-    _masks.check_masks(masks, workspace, lesson.photos)
+    check_masks(masks, workspace, lesson.photos)
     _joint.warn_of_little([workspace.indices_of(photo) for photo in lesson.photos],
                           workspace.classes)
     if first is None and not start.step:
-        # Each of several processes reads all photos, and has all of the discriminant.
+        # Each of several processes computes the whole discriminant.
         _fit(load_method(SegmenterMethod, "discriminant"), network,
              TrainingData(workspace, masks, lesson.photos, frozen, network.reads_patches, side),
              settings, Ranks(0, 1, find_device(settings.device)))
@@ -269,7 +266,7 @@ def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segm
 
 
 def _check_blocks(encoder: encoders.Encoder, blocks: int, rank: int) -> None:
-    """Check that the blocks that are to be trained are there, and can be told apart."""
+    """Check that the encoder has the blocks to train."""
     depth = encoders.with_head(encoder, f"`blocks={blocks}`").depth
     if blocks > depth:
         raise VplError(f"`blocks={blocks}`: the encoder has {depth}",
@@ -280,7 +277,7 @@ def _check_blocks(encoder: encoders.Encoder, blocks: int, rank: int) -> None:
 
 
 def _take_head(network: segmenter.SegmenterNetwork, start: segmenters.SegmenterFile) -> None:
-    """Begin with the map of another decoder."""
+    """Load the classifier of another decoder."""
     other = start.network()
     own, found = ({name: tensor for name, tensor in part.state_dict().items()
                    if name.startswith("classifier.")} for part in (network, other))

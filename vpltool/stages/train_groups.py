@@ -13,16 +13,13 @@ from vpltool.datasets.webdataset import find_tars
 from vpltool.engine import checkpoints, headers, models
 from vpltool.engine.groups import MEAN, STD, caption_tokenizer, clip_encoder, take_weights
 from vpltool.errors import VplError
-from vpltool.formats import Header, Workspace
-from vpltool.formats.kinds import place
-from vpltool.formats.shards import check_even
+from vpltool.formats import Header, Workspace, kinds, shards
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel import memory
 from vpltool.parallel.device import find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import NoEffect, setting, warn_without_effect
 from vpltool.stage import Stage
-from vpltool.stages import _steps
 from vpltool.stages._pairs import Cursor, Plan, TarPairs, WorkspacePairs
 
 _LOSSES = ("pairs", "first", "second", "text")
@@ -156,13 +153,13 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     source = (TarPairs(find_tars(settings.pairs, allow_pipe=allowed), settings.window)
               if settings.pairs else WorkspacePairs(workspace, settings.split, settings.limit))
     shape = shape_of(settings)
-    check_even(settings.batch_size)
+    shards.check_even(settings.batch_size)
     if settings.precision == "fp16":
         raise VplError("`precision='fp16'`: gradients underflow", "`precision='bf16'`")
     if settings.begin and not settings.begin.is_file():
         raise VplError(f"{settings.begin}: there is no such file",
                        "a .safetensors of `train_groups()`, or GroupViT's")
-    target = settings.out or place(workspace.path, "groups", settings.name)
+    target = settings.out or kinds.place(workspace.path, "groups", settings.name)
     with joined(settings.device) as process:
         encode, model = _text_tower(workspace, settings, process.device)
         if model:
@@ -170,14 +167,14 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
         header = headers.make_header(
             workspace, "groups", "train-groups", settings,
             inputs={**source.identities, **({"begin": settings.begin} if settings.begin else {})},
-            # BatchNorm's statistics are a process's own.
+            # Each process has its own BatchNorm statistics.
             model=model, options={"processes": process.count} if process.count > 1 else {},
             skip=("split",) if settings.pairs else ())
         header = replace(header, facts={"config": shape.to_config(), "mean": list(MEAN),
                                         "std": list(STD)})
         if not headers.check_file(target, header, settings):
             start = checkpoints.read_checkpoint(target, header, settings)
-            # Always the same network for a seed.
+            # Initial weights depend only on the seed.
             torch.manual_seed(settings.seed)
             network = groups.GroupNetwork(shape)
             if settings.begin:
@@ -189,9 +186,9 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
 
 def _text_tower(workspace: Workspace, settings: TrainGroupsSettings, device: torch.device
                 ) -> tuple[Callable[[Sequence[str]], Tensor], Mapping[str, str]]:
-    """What turns captions into token numbers (B, length), or into a CLIP's vectors (B, dim).
+    """Return a CLIP's text encoder, to vectors (B, dim), and the CLIP's identity.
 
-    Its identity is that of the CLIP; empty: the network has a text tower of its own.
+    Without a CLIP, return a tokenizer, to token ids (B, length), and an empty identity.
     """
     if settings.text == "clip":
         return clip_encoder(workspace, device)
@@ -200,7 +197,7 @@ def _text_tower(workspace: Workspace, settings: TrainGroupsSettings, device: tor
 
 
 def _numbers(settings: TrainGroupsSettings, name: str, count: int) -> tuple[int, ...]:
-    """Read a list of whole numbers."""
+    """Parse a list of `count` positive integers."""
     text = getattr(settings, name)
     try:
         numbers = tuple(int(part) for part in text.split(","))
@@ -213,10 +210,10 @@ def _numbers(settings: TrainGroupsSettings, name: str, count: int) -> tuple[int,
 
 
 def shape_of(settings: TrainGroupsSettings) -> groups.GroupShape:
-    """Sizes of the network; the joint space of a CLIP is not known yet.
+    """Return the shape of the network, except for the dimensions of a CLIP's joint space.
 
     Raises:
-        VplError: they do not fit each other.
+        VplError: sizes do not fit each other.
     """
     for name, value, of, divisor in (
             ("side", settings.side, "patch", settings.patch),
@@ -274,9 +271,9 @@ def _train(
     with (contextlib.closing(batches()) as read, memory.explain_out_of_memory(
             f"{settings.batch_size} pairs of {settings.side}×{settings.side} pixels",
             f"`batch_size={max(settings.batch_size // 2, 2)}, overwrite=True`")):
-        curve = _steps.take_steps(
-            _steps.Steps(header, target, settings.iters, network, optimizer, _LOSSES,
-                         settings.checkpoint_every, cursors),
+        curve = checkpoints.take_steps(
+            checkpoints.Steps(header, target, settings.iters, network, optimizer, _LOSSES,
+                              settings.checkpoint_every, cursors),
             group_training.train(objective, network, optimizer, training, read, start=start.step,
                                  rank=process.rank),
             start, process, lambda: (header, network.state_dict()))

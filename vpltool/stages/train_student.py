@@ -1,4 +1,4 @@
-"""`train-student`: a small network that has learned what a segmenter says of photos."""
+"""`train-student`: a small network that learns the probabilities of a segmenter."""
 
 from __future__ import annotations
 
@@ -9,29 +9,27 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.clip import encoders
 from vpltool.core import joint, segmenter
-from vpltool.engine import checkpoints, features, headers, named_photos, segmenters
-from vpltool.engine.photos import check_current, with_photo_files
+from vpltool.engine import checkpoints, features, headers, segmenters
+from vpltool.engine.masks import Masks, check_masks, find_masks, identities_of
+from vpltool.engine.photos import check_current, find_photos, with_photo_files
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, InputFolder, Photo, Workspace
-from vpltool.formats.kinds import place
-from vpltool.formats.shards import check_even
+from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, shards
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
 from vpltool.settings import setting
 from vpltool.stage import Stage
-from vpltool.stages import _masks
 from vpltool.stages._joint import PixelData, Taught, facts_of, train_both, warn_of_little
 
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 """A plain ViT of 5.7 million parameters, Apache-2.0."""
 
 _SCALES = (0.7, 1.6)
-"""Factors on a photo's size. With WeCLIP's, of 0.5 to 2, fewer crops look as the photos do that a
-student will see; chosen by agreement with the teacher on photos that were not trained on."""
+"""Factors on a photo's size, chosen by agreement with the teacher on held-out photos. With
+WeCLIP's, 0.5 to 2, fewer crops resemble the photos in use."""
 
 _LAYER_DECAY = 0.65
-"""Chosen in the same way; 1 lost what the network's published weights know."""
+"""Chosen in the same way; with 1, the knowledge in published weights was lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +96,9 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     Raises:
         VplError: an input is missing or is of other classes, or a setting is refused.
     """
-    check_even(settings.batch_size)
+    shards.check_even(settings.batch_size)
     lesson = _find_lesson(workspace, settings)
-    target = settings.out or place(workspace.path, "decoder", settings.name)
+    target = settings.out or kinds.place(workspace.path, "decoder", settings.name)
     if target.resolve() == lesson.teacher.path.resolve():
         raise VplError(f"{target} is the teacher", "`name='NAME'` gives the student another name")
     source = encoders.find_encoder(settings.encoder, (Path(), workspace.path))
@@ -113,7 +111,7 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
         return target
     start = checkpoints.read_checkpoint(target, header, settings)
     if lesson.masks:
-        _masks.check_masks(lesson.masks, workspace, [taught.photo for taught in lesson.photos
+        check_masks(lesson.masks, workspace, [taught.photo for taught in lesson.photos
                                                      if taught.masked])
     warn_of_little([workspace.indices_of(taught.photo) for taught in lesson.photos
                     if taught.tagged], workspace.classes)
@@ -131,15 +129,12 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What a student learns from: probabilities of its teacher, and masks that sharpen them.
-
-    Those of another folder's photos are in `also`.
-    """
+    """A teacher's probabilities, also of another folder's photos, and masks that sharpen them."""
 
     teacher: segmenters.SegmenterFile
     soft: InputFolder
     also: InputFolder | None
-    masks: _masks.Masks | None
+    masks: Masks | None
     photos: Sequence[Taught]
 
 
@@ -162,8 +157,8 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
 
 def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
           ) -> tuple[list[Taught], InputFolder]:
-    """The photos of a folder without tags, and what the teacher says of them."""
-    (group,) = named_photos.find_photos([folder], together=False)
+    """Find the photos of a folder without tags, and the teacher's probabilities of them."""
+    (group,) = find_photos([folder], together=False)
     again = f"predict(images=[{str(folder)!r}], decoder={teacher.path.stem!r}, probabilities=True"
     soft = teacher.open_probabilities(workspace, group.name, again)
     root = workspace.path / workspace.root
@@ -177,19 +172,19 @@ def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
 
 
 def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: segmenters.SegmenterFile,
-                photos: Sequence[Photo]) -> _masks.Masks | None:
-    """The masks that sharpen the teacher's probabilities: by default those that taught it."""
+                photos: Sequence[Photo]) -> Masks | None:
+    """Find the masks that sharpen the teacher's probabilities; default: those that taught it."""
     choice = settings.masks
     if not choice:
         taught = teacher.header.sources.get("masks", "")
         choice = taught if taught and (workspace.path / taught).is_dir() else "none"
     if choice == "none" or not settings.lambda_masks:
         return None
-    return _masks.find_masks(workspace, choice, settings.split, photos)
+    return find_masks(workspace, choice, settings.split, photos)
 
 
 def _warn_of_grid(soft: InputFolder, patch: int, max_side: int) -> None:
-    """Warn where a student's grid is far coarser than what it learns."""
+    """Warn if a student's grid is far coarser than its teacher's."""
     key = next((path.stem for path in soft.path.glob("*.safetensors")), "")
     if not key or not max_side:
         return
@@ -209,10 +204,10 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
     if lesson.also:
         inputs["also-probabilities"] = lesson.also
     if lesson.masks:
-        inputs |= _masks.identities_of(lesson.masks, lesson.masks.ids)
+        inputs |= identities_of(lesson.masks, lesson.masks.ids)
     decay = settings.layer_decay
     if decay is None:
-        # Random weights hold no knowledge that is to be kept.
+        # Random weights contain nothing to preserve.
         decay = 1.0 if settings.begin == "random" else _LAYER_DECAY
     header = headers.make_header(
         workspace, "decoder", "train-student", settings, inputs=inputs, model=model,

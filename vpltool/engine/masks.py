@@ -1,12 +1,14 @@
-"""Masks corrected by hand: read from labelling tools or PNGs, checked, and imported.
+"""Masks that a segmenter learns from: computed ones, one's own, and those corrected by hand.
 
-They are stronger supervision than tags, which results record (`Header.supervision`). True masks of
-the workspace never count as corrections.
+Corrected masks are read from labelling tools or PNGs, checked, and imported. They are stronger
+supervision than tags, which results record (`Header.supervision`). True masks of the workspace
+never count as corrections.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,34 +16,154 @@ from vpltool import console, formats
 from vpltool.core.classes import label_type
 from vpltool.core.photos import photo_size
 from vpltool.datasets.tags import some
-from vpltool.engine.photo_work import Packed, packed
+from vpltool.engine import features, photo_work
+from vpltool.engine.photos import check_current, file_identities
 from vpltool.errors import VplError, counted, near_name, part_of
-from vpltool.formats import IGNORE, Header, Photo, Workspace
-from vpltool.formats.corrections import FOLDER, import_call, is_edited
-from vpltool.formats.kinds import results_of
+from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
+from vpltool.formats.header import join_supervision
 from vpltool.formats.labels import size_of_labels
 from vpltool.lazy import np, npt
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
+from vpltool.parallel import threads
 
-Found: TypeAlias = dict[str, Packed]
+Found: TypeAlias = dict[str, photo_work.Packed]
 """Photo id to a function that returns its labels (H, W)."""
 
+_THREADS = 8
+"""Threads that read masks: decoding a PNG lets others run."""
 
-def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path | None
-                     ) -> dict[str, Path]:
-    """Find corrected masks of photos, without those that are unchanged.
+
+@dataclass(frozen=True)
+class Masks:
+    """A folder of masks: palette or greyscale PNGs, named as the photos' ids.
 
     Args:
-        folder: folder with ID.png; None: no corrections.
+        name: name of the folder, and default name of a decoder trained on it.
+        ids: photos that have a mask.
+        corrected: path by id, of masks that a person has corrected; they replace the folder's.
+        header: of the folder, if vpltool made it.
+    """
 
-    Returns:
-        path by id.
+    path: Path
+    name: str
+    ids: Sequence[str]
+    corrected: Mapping[str, Path] = field(default_factory=dict)
+    header: Header | None = None
+
+    def path_of(self, photo_id: str) -> Path:
+        """Return the path of a photo's mask."""
+        return self.corrected.get(photo_id) or self.path / f"{photo_id}.png"
+
+    def read_labels(self, photo_id: str) -> npt.NDArray[np.uint8]:
+        """Read a photo's labels (height, width)."""
+        return formats.read_drawn_labels(self.path_of(photo_id),
+                                         other_palettes=self.has_other_palettes(photo_id))
+
+    def has_other_palettes(self, photo_id: str) -> bool:
+        """Return whether a mask may have any palette, since vpltool never wrote it."""
+        return self.header is None and photo_id not in self.corrected
+
+
+def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[Photo]) -> Masks:
+    """Find masks of `crf` by NAME or path, or one's own by path; default: of the most refined CAMs.
+
+    Photos without a mask are left out with a warning.
 
     Raises:
-        VplError: the folder holds no mask of these photos, no changed mask, or the true masks.
+        VplError: there are none, they are of other classes, or they are the true masks.
     """
-    if folder is None:
-        return {}
+    ids = [photo.id for photo in photos]
+    corrected = corrections.corrections_of(workspace.path, ids)
+    check_corrections(workspace, corrected)
+    # The maps of a corrected photo may have failed.
+    masks = _pseudo_masks(workspace, choice, split, [key for key in ids if key not in corrected])
+    learned = {*masks.ids, *corrected}
+    return replace(masks, corrected=corrected, ids=[key for key in ids if key in learned])
+
+
+def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[str]) -> Masks:
+    try:
+        found = formats.find_folder(workspace.path, ("masks",), choice, split, ("masks",),
+                                    f"`crf(split={split!r})`", preferred=features.BEST_FIRST)
+    except VplError:
+        for folder in (Path(choice), workspace.path / choice) if choice else ():
+            if folder.is_dir() and not (folder / manifest.MANIFEST).exists():
+                return _own_masks(workspace, folder, ids)
+        raise
+    workspace.check_classes(found.header, found.path)
+    there = found.available(ids) if ids else []
+    check_current(workspace, there, found)
+    return Masks(found.path, found.name, there, header=found.header)
+
+
+def _own_masks(workspace: Workspace, folder: Path, ids: Sequence[str]) -> Masks:
+    if workspace.has_true_masks_in(folder):
+        raise VplError(f"{folder} holds the true masks of this workspace, which are for `eval`",
+                       "train on the masks of `crf()`, or on others")
+    masks = Masks(folder, folder.resolve().name, ids)
+    have = [key for key in ids if masks.path_of(key).is_file()]
+    if ids and not have:
+        raise VplError(f"{folder} holds no mask of the selected photos",
+                       f"a mask has its photo's name: {masks.path_of(ids[0])}")
+    if len(have) < len(ids):
+        console.warn(part_of(len(ids) - len(have), len(ids), "photos",
+                             f"has no mask in {folder}; it is skipped",
+                             f"have no mask in {folder}; they are skipped"))
+    return Masks(folder, masks.name, have)
+
+
+def content_identity(folder: Path, ids: Iterable[str]) -> str:
+    """Return a hash of the bytes of a folder's masks, since masks can be corrected by hand."""
+    return formats.identity_of_many(file_identities(
+        {key: path for key in ids if (path := folder / f"{key}.png").exists()}))
+
+
+def identities_of(masks: Masks, ids: Collection[str]) -> dict[str, str]:
+    """Return hashes of photos' masks by role in a header; `corrections` if some are corrected."""
+    corrected = {key: path for key, path in masks.corrected.items() if key in ids}
+    return {"masks": content_identity(masks.path, ids)} | (
+        {"corrections": identity_of_corrections(corrected)} if corrected else {})
+
+
+def supervision_by(masks: Masks, ids: Sequence[str]) -> str:
+    """Describe the supervision in masks beyond tags; see `Header`."""
+    # A mask that another program wrote into a folder of vpltool has no header.
+    corrected = [key for key in ids if key in masks.corrected or (
+        masks.header is not None and formats.describe(masks.path_of(key)).header is None)]
+    own = 0 if masks.header else len(ids) - len(corrected)
+    return join_supervision([
+        masks.header.supervision if masks.header else "",
+        f"tags and {own} mask{'s' * (own > 1)} of one's own" if own else "",
+        f"tags and {len(corrected)} corrected mask{'s' * (len(corrected) > 1)}" if corrected
+        else ""])
+
+
+def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> None:
+    """Check that masks show only classes of the workspace, and have the size of their photos.
+
+    Raises:
+        VplError: a value is not a class, or a mask has another size than its photo; the message
+            names the first such file.
+    """
+    def check(photo: Photo) -> bool:
+        path = masks.path_of(photo.id)
+        labels = read_mask(path, workspace.image_path(photo), len(workspace.classes),
+                           other_palettes=masks.has_other_palettes(photo.id))
+        # `prepare` has warned of imported masks; masks that vpltool computed may exceed the tags.
+        return (photo.id not in masks.corrected
+                and is_untagged(labels, workspace.indices_of(photo))
+                and formats.describe(path).header is None)
+
+    odd = list(photo_work.tracked(f"check {masks.name}", threads.in_threads(
+        check, photos, _THREADS), len(photos)))
+    warn_of_untagged([photo.id for photo, is_odd in zip(photos, odd, strict=True) if is_odd])
+    if supervision := supervision_by(masks, [photo.id for photo in photos]):
+        console.note(f"{masks.path}: supervised by {supervision}")
+
+
+def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
+                      ) -> dict[str, Path]:
+    """Find the changed masks ID.png in a folder, path by id."""
     if not folder.is_dir():
         raise VplError(f"{folder} is not a folder", "give the folder that holds the masks ID.png")
     if workspace.has_true_masks_in(folder, photos):
@@ -62,7 +184,7 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
                              "does not have a photo's name and is skipped",
                              "do not have a photo's name and are skipped")
                      + f", such as {odd}.png")
-    edited = {key: path for key, path in found.items() if is_edited(path)}
+    edited = {key: path for key, path in found.items() if corrections.is_edited(path)}
     if len(edited) < len(found):
         console.note(part_of(len(found) - len(edited), len(found), f"masks in {folder}",
                              "is unchanged, and is skipped", "are unchanged, and are skipped"))
@@ -72,14 +194,11 @@ def find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
     return edited
 
 
-def read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArray[np.uint8]:
-    """Read and check a corrected mask; copies of imported masks name the classes of their values.
-
-    Raises:
-        VplError: see `read_mask`; or the workspace lacks a class of an imported mask.
-    """
+def _read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArray[np.uint8]:
+    """Read a corrected mask; copies of imported masks name the classes of their values."""
     header = formats.describe(path).header
-    names = tuple(header.facts.get("classes", ())) if header and header.kind == FOLDER else ()
+    names = (tuple(header.facts.get("classes", ()))
+             if header and header.kind == corrections.FOLDER else ())
     if names in ((), workspace.classes[:len(names)]):
         return read_mask(path, photo, len(workspace.classes))
     labels = read_mask(path, photo, len(names))
@@ -94,23 +213,16 @@ def read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArra
 
 
 def take_corrections(workspace: Workspace, found: Found) -> list[Path]:
-    """Write corrected masks into the workspace, adding to earlier ones.
-
-    Args:
-        found: photo id to a function that returns its labels (H, W).
-
-    Returns:
-        their folder, if there are any.
-    """
+    """Write corrected masks into the workspace beside earlier ones; return their folder, if any."""
     if not found:
         return []
-    folder = workspace.path / FOLDER
+    folder = workspace.path / corrections.FOLDER
     header = Header(kind="corrections", command="prepare", supervision="a corrected mask",
                     facts={"classes": list(workspace.classes)})
     for key, labels in found.items():
         formats.write_labels(folder / f"{key}.png", labels(), header)
     total = len(list(folder.rglob("*.png")))
-    trained = any(results_of(workspace.path, "decoder"))
+    trained = any(kinds.results_of(workspace.path, "decoder"))
     console.note(counted(len(found), "corrected mask is", "corrected masks are")
                  + f" imported, {total} in total; "
                  f"{'`update()`' if trained else '`train_decoder()`'} trains on "
@@ -120,8 +232,7 @@ def take_corrections(workspace: Workspace, found: Found) -> list[Path]:
 
 def identity_of_corrections(corrected: Mapping[str, Path]) -> str:
     """Return a hash of the files of corrected masks; empty if there are none."""
-    hashes = {key: formats.identity_of_file(path) for key, path in corrected.items()}
-    return formats.identity_of_many(hashes) if hashes else ""
+    return formats.identity_of_many(file_identities(corrected)) if corrected else ""
 
 
 def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> None:
@@ -137,18 +248,13 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
             raise VplError(
                 f"{path} was imported when the classes were {', '.join(names)}; now they are "
                 f"{', '.join(workspace.classes)}",
-                f"correct it again, or move it away; {import_call(workspace, 'DIR')} imports masks "
-                "of the current classes")
+                "correct it again, or move it away; "
+                f"{corrections.import_call(workspace, 'DIR')} imports masks of the current classes")
 
 
 def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = False
               ) -> npt.NDArray[np.uint8]:
-    """Read a mask; check its classes, and its size if the photo exists.
-
-    The size is compared before any pixel is decoded.
-
-    Args:
-        other_palettes: see `read_drawn_labels`.
+    """Read a mask; check its classes, and before decoding its size, if the photo exists.
 
     Raises:
         VplError: a value is not a class, or the size differs from the photo's.
@@ -193,9 +299,6 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
     Args:
         path: file or folder of a labelling tool, or a folder with ID.png; None: no corrections.
 
-    Returns:
-        photo id to a function that returns its labels (H, W).
-
     Raises:
         VplError: the path is missing or of an unknown format, or its content does not fit the
             photos and classes.
@@ -206,8 +309,8 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
     if tool is None:
         known = {photo.id: photo for photo in photos}
         entries = (Labelled(known[key],
-                            read_correction(workspace, file, root / known[key].image), str(file))
-                   for key, file in find_corrections(workspace, photos, path).items())
+                            _read_correction(workspace, file, root / known[key].image), str(file))
+                   for key, file in _find_corrections(workspace, photos, path).items())
         return _checked(entries, workspace.classes, every=True)
     name, reader = tool
     request = LabellingRequest(root, workspace.classes, by_name(photos))
@@ -238,7 +341,7 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
             continue
         if is_untagged(entry.labels, tags):
             untagged.append(photo.id)
-        found[photo.id] = packed(entry.labels)
+        found[photo.id] = photo_work.packed(entry.labels)
     if blank:
         console.warn(counted(len(blank), "photo has tags, but no region, and is",
                              "photos have tags, but no region, and are")
