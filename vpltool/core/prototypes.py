@@ -223,8 +223,7 @@ def solve_pgd(
             value, slope = objective_and_gradient(pixels, moments, entropy, prototypes, tau,
                                                   allowed, weights, joint)
         else:
-            value, slope = None, gradient(pixels, moments, prototypes, tau, allowed, weights,
-                                          joint)
+            value, slope = None, gradient(pixels, moments, prototypes, tau, allowed, weights, joint)
         norm = slope.norm()
         if halve_lr:
             rate = torch.where(norm > previous, rate / 2, rate)
@@ -328,8 +327,7 @@ def text_prototypes(
     Each template contains one `{}`; `encode` maps prompts to L2-normed vectors (prompts, dim). The
     result is L2-normed (words, dim), float32.
     """
-    rows = [encode([template.format(word) for template in templates]).mean(dim=0)
-            for word in words]
+    rows = [encode([template.format(word) for template in templates]).mean(dim=0) for word in words]
     return F.normalize(torch.stack(rows).float().cpu(), dim=-1)
 
 

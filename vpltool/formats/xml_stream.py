@@ -33,8 +33,7 @@ def parse_xml(content: bytes, start: Start, end: Callable[[str], None] | None = 
     parser = expat.ParserCreate()
 
     def refuse(*_: object) -> None:
-        raise DamagedXml("a document type is not allowed",
-                         parser.CurrentLineNumber)
+        raise DamagedXml("a document type is not allowed", parser.CurrentLineNumber)
 
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = lambda name, attributes: start(

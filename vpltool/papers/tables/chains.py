@@ -226,8 +226,7 @@ def seconds_a_step(work: api.Workspace, values: Mapping[str, Any]) -> float:
     """
     watch = _Watch()
     with tempfile.TemporaryDirectory() as folder, console.heard_by(watch):
-        work.train_decoder(**{**values, "iters": _STEPS,
-                              "out": Path(folder) / "trial.safetensors"})
+        work.train_decoder(**{**values, "iters": _STEPS, "out": Path(folder) / "trial.safetensors"})
     return statistics.median(after - before for before, after in itertools.pairwise(watch.times))
 
 
