@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import functools
 import gc
 import io
 import json
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -24,7 +27,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from vpltool import cli, file_hashes
+from vpltool import cli, file_hashes, methods
 from vpltool.formats import atomic
 
 # Two threads on tensors this small only wait for each other: one is up to 80 times as fast.
@@ -74,11 +77,15 @@ LONGEST = (
 """Files that take ten seconds of a core and more, the longest first."""
 
 
+LAST = "test_deletion"
+"""It listens to every opened file, and Python cannot take that back: all that follows is slower."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the longest files, where several processes share them: else one ends late."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST
-                   else len(LONGEST))
+                   else len(LONGEST) + (item.path.stem == LAST))
 
 
 def pytest_collection_finish() -> None:
@@ -266,6 +273,14 @@ def _no_workers_unless_asked() -> Iterator[None]:
     from vpltool.parallel import device
 
     with mock.patch.object(device, "default_workers", lambda: 0):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _methods_parsed_once() -> Iterator[None]:
+    """A command reads its method's docstring from the file; here hundreds would parse the same."""
+    parser = SimpleNamespace(parse=functools.cache(ast.parse), get_docstring=ast.get_docstring)
+    with mock.patch.object(methods, "ast", parser):
         yield
 
 

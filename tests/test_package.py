@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -102,19 +103,19 @@ def test_typed_from_outside(python: Path, tmp_path: Path) -> None:
     config = tmp_path / "mypy.ini"
     config.write_text("[mypy]\nstrict = true\n[mypy-torch.*]\nfollow_imports = skip\n")
 
-    def check(program: str) -> str:
-        (tmp_path / "user.py").write_text(program)
-        done = subprocess.run(
-            [sys.executable, "-m", "mypy", "--config-file", config, "--python-executable", python,
-             "--cache-dir", tmp_path / "cache", "user.py"], cwd=tmp_path, check=False,
-            env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
-        return done.stdout + done.stderr
-
     program = (ROOT / "tests/typed_user.py").read_text("utf-8")
-    assert check(program) == "Success: no issues found in 1 source file\n"
     wrong = program.replace('device="cpu"', "device=0")
     assert wrong != program
-    assert '"device" to "load" of "Segmenter" has incompatible type "int"' in check(wrong)
+    (tmp_path / "user.py").write_text(program)
+    (tmp_path / "wrong.py").write_text(wrong)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", config, "--python-executable", python,
+         "--cache-dir", os.devnull, "user.py", "wrong.py"], cwd=tmp_path, check=False,
+        env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    error, end = (done.stdout + done.stderr).splitlines()
+    assert error.startswith("wrong.py:")
+    assert '"device" to "load" of "Segmenter" has incompatible type "int"' in error
+    assert end == "Found 1 error in 1 file (checked 2 source files)"
 
 
 def test_what_the_project_says_of_itself_agrees() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from vpltool.pictures import overlays
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import (
     PANEL_WIDTH,
@@ -97,6 +98,16 @@ def test_specks_are_coloured_without_a_contour() -> None:
     result = labels_over(np.full((40, 40, 3), 200, np.uint8), labels)
     colours = {tuple(colour) for colour in result.reshape(-1, 3).tolist()}
     assert colours == {(200, 200, 200), (89, 152, 187)}
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2), (3, 4), (60, 70)])
+@pytest.mark.parametrize(("values", "side"), [(2, 1), (4, 1), (5, 2), (256, 1), (6, 9)])
+def test_labels_are_smoothed_as_by_pillow(shape: tuple[int, int], values: int, side: int) -> None:
+    """Noise and regions, ties, and the border of the image."""
+    drawn = np.random.default_rng(values).integers(0, values, shape, np.uint8)
+    labels = np.kron(drawn, np.ones((side, side), np.uint8))
+    wanted = Image.fromarray(labels).filter(ImageFilter.ModeFilter(3))
+    np.testing.assert_array_equal(overlays._smooth(labels), np.asarray(wanted))
 
 
 def test_labels_of_another_size_are_scaled() -> None:

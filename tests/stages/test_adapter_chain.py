@@ -23,7 +23,7 @@ STAGES: dict[str, Any] = {"hidden_sizes": [16, 24, 32, 40], "depths": [1, 1, 1, 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "tokens": ("DINOv3ViT", SMALL | {"num_register_tokens": 4}),
     "maps": ("DINOv3ConvNext", STAGES),
-    "fixed": ("Tipsv2Vision", SMALL),
+    "fixed": ("Tipsv2Vision", SMALL | {"num_hidden_layers": 1}),
 }
 """Tokens, maps of several levels, and one whose positions are resampled for a size only."""
 

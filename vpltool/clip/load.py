@@ -163,8 +163,7 @@ def _shape_of_config(config: Mapping[str, Any]) -> _Shape:
     vision = config["vision_cfg"]
     patch = int(vision.get("patch_size") or 16)
     side = int(vision.get("image_size", 224)) // patch
-    return (config["embed_dim"], vision.get("layers"), vision.get("width"), side * side + 1,
-            patch)
+    return (config["embed_dim"], vision.get("layers"), vision.get("width"), side * side + 1, patch)
 
 
 def check_weights(source: ModelSource) -> None:

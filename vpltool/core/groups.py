@@ -320,8 +320,7 @@ class GroupEncoder(nn.Module):
         if grid == self.grid:
             return self.positions
         table = self.positions.view(1, *self.grid, -1).permute(0, 3, 1, 2)
-        return F.interpolate(table, size=grid, mode="bicubic", align_corners=False
-                             ).flatten(2)[0].mT
+        return F.interpolate(table, size=grid, mode="bicubic", align_corners=False).flatten(2)[0].mT
 
 
 class GroupNetwork(nn.Module):

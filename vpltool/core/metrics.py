@@ -154,8 +154,7 @@ def strongest(cams: npt.NDArray[np.float32], classes: Sequence[int]
 
     Of equal CAMs the first counts; `classes` are their class indices.
     """
-    best, best_class = cams[0], np.full(cams.shape[1:], classes[0],
-                                        label_type(max(classes)))
+    best, best_class = cams[0], np.full(cams.shape[1:], classes[0], label_type(max(classes)))
     # Class by class: an argmax over so few values a pixel takes twice as long.
     for cam, label in zip(cams[1:], classes[1:], strict=True):
         np.putmask(best_class, cam > best, label)

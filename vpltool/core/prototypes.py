@@ -277,8 +277,7 @@ def text_prototypes(
     Each template contains one `{}`; `encode` maps prompts to L2-normed vectors (prompts, dim). The
     result is L2-normed (words, dim), float32.
     """
-    rows = [encode([template.format(word) for template in templates]).mean(dim=0)
-            for word in words]
+    rows = [encode([template.format(word) for template in templates]).mean(dim=0) for word in words]
     return F.normalize(torch.stack(rows).float().cpu(), dim=-1)
 
 

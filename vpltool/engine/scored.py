@@ -157,8 +157,7 @@ class ReadBatch:
 
     def split(self, size: int) -> list[ReadBatch]:
         """Split into batches of at most `size` photos."""
-        return [ReadBatch(self.photos[start : start + size])
-                for start in range(0, len(self), size)]
+        return [ReadBatch(self.photos[start : start + size]) for start in range(0, len(self), size)]
 
 
 def read_scored(scores: Scores, job: Job) -> Read:
@@ -223,8 +222,7 @@ def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Fiel
         for top, left in corners:
             values, classes = stored.part(size, (top, left), sides)
             places = [place_of[label] for label in classes.tolist()]
-            pixels = np.ascontiguousarray(
-                photo.photo[top : top + sides[0], left : left + sides[1]])
+            pixels = np.ascontiguousarray(photo.photo[top : top + sides[0], left : left + sides[1]])
             # A label absent from a tile has probability zero in it.
             field = torch.zeros(len(place_of), *sides)
             field[places] = torch.from_numpy(refine(ScoredPhoto(

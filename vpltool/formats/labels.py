@@ -28,13 +28,14 @@ _STEPS = {2: 85, 4: 17}
 """Factor by which Pillow scales grey values, by bit depth."""
 
 
-def voc_palette() -> list[int]:
-    """Return the 256 colours of PASCAL VOC, flat (r, g, b, r, g, b, …).
+_COLOURS = tuple(sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
+                 for index in range(256) for channel in range(3))
+"""The bits of an index are spread over the three channels, as in VOC's devkit."""
 
-    The bits of an index are spread over the three channels, as in VOC's devkit.
-    """
-    return [sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3))
-            for index in range(256) for channel in range(3)]
+
+def voc_palette() -> list[int]:
+    """Return the 256 colours of PASCAL VOC, flat (r, g, b, r, g, b, …)."""
+    return [*_COLOURS]
 
 
 def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header,
@@ -65,10 +66,8 @@ def legend(name: str, classes: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     The colours are VOC's, in a palette named `name` for GIMP and Krita.
     """
     yield LEGEND[0], "".join(f"{entry}\n" for entry in classes).encode()
-    flat = voc_palette()
-    colours = [" ".join(f"{value:3}" for value in flat[3 * index : 3 * index + 3])
-               for index in range(len(classes))]
-    lines = [f"{colour}\t{named}" for colour, named in zip(colours, classes, strict=True)]
+    lines = ["{:3} {:3} {:3}\t{}".format(*_COLOURS[3 * index : 3 * index + 3], named)
+             for index, named in enumerate(classes)]
     yield LEGEND[1], "\n".join(["GIMP Palette", f"Name: {name}", "#", *lines, ""]).encode()
 
 

@@ -341,6 +341,7 @@ _entry_points = functools.cache(entry_points)
 """Entry points of all packages; looked up once: it takes tens of milliseconds."""
 
 
+@functools.cache
 def _by_entry_point(kind: str) -> list[Method]:
     found = []
     for entry in _entry_points().select(group=f"vpltool.{kind}"):

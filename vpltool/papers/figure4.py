@@ -66,8 +66,7 @@ def figure4(options: argparse.Namespace) -> str:
     masks = find_masks(options.work, options.masks, options.split, decoders[0].header)
     workspace.check_classes(masks.header, masks.path)
     features = open_features(workspace, options.features, options.split)
-    ids = masks.available(features.available(
-        photo.id for photo in workspace.photos(options.split)))
+    ids = masks.available(features.available(photo.id for photo in workspace.photos(options.split)))
     for decoder in decoders:
         workspace.check_classes(decoder.header, decoder.path)
         check_same_model(features.header.model, decoder.header.model,

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
-from vpltool.lazy import Image, ImageDraw, ImageFilter, ImageFont, np, npt
+from vpltool.lazy import Image, ImageDraw, ImageFont, np, npt
 from vpltool.pictures.colours import class_palette
 
 Rgb: TypeAlias = "npt.NDArray[np.uint8]"
@@ -22,6 +22,9 @@ MAP_OPACITY, LABEL_OPACITY, LINE_OPACITY = 0.85, 0.55, 0.7
 
 _INSIDE, _OUTSIDE = 254, 253
 """Labels that stand for the two lines of a contour, in a layer."""
+
+_NOWHERE = 256
+"""Stands for the label of what lies outside of an image."""
 
 _NOISY = 0.12
 """Share of pixels on contours from which a layer's labels are smoothed first."""
@@ -111,8 +114,7 @@ def labels_over(photo: Rgb, labels: Labels) -> Rgb:
     labels = _as_bytes(labels)
     weight = np.where(labels == 0, 0.0, LABEL_OPACITY)[..., None]
     result = photo * (1 - weight) + _colour_table()[labels] * weight
-    smooth = Image.fromarray(_without_ignored(labels)).filter(ImageFilter.ModeFilter(3))
-    border, inside = _contours(np.asarray(smooth))
+    border, inside = _contours(_smooth(_without_ignored(labels)))
     line = np.where(inside[border], 255, 0)[:, None]
     result[border] = result[border] * (1 - LINE_OPACITY) + line * LINE_OPACITY
     return result.astype(np.uint8)
@@ -164,8 +166,7 @@ def label_layer(labels: Labels) -> Image.Image:
     if labels.size and regions.max() < min(_OUTSIDE, _INSIDE):
         border, inside = _contours(regions)
         if border.mean() > _NOISY:
-            border, inside = _contours(np.asarray(
-                Image.fromarray(regions).filter(ImageFilter.ModeFilter(3))))
+            border, inside = _contours(_smooth(regions))
         drawn = np.where(border, np.where(inside, np.uint8(_INSIDE), np.uint8(_OUTSIDE)), labels)
         colours[_INSIDE], colours[_OUTSIDE] = 255, 0
         alphas[[_INSIDE, _OUTSIDE]] = round(255 * LINE_OPACITY)
@@ -178,6 +179,22 @@ def label_layer(labels: Labels) -> Image.Image:
 def _without_ignored(labels: Labels) -> Labels:
     """Return labels (H, W) without ignored pixels, which have no contours."""
     return np.where(labels == IGNORED, np.uint8(0), labels)
+
+
+def _smooth(regions: Labels) -> Labels:
+    """Give each pixel the commonest label of the 3×3 around it, if three have it; else its own.
+
+    As Pillow's ModeFilter, which also counts where all are the same: it takes ten times as long.
+    """
+    result, border = regions.copy(), _contours(regions)[0]
+    padded = np.pad(regions.astype(np.int16), 1, constant_values=_NOWHERE)
+    near = np.lib.stride_tricks.sliding_window_view(padded, (3, 3))[border].reshape(-1, 9)
+    counts = np.stack([(near == near[:, [place]]).sum(axis=1) for place in range(9)], axis=1)
+    counts[near == _NOWHERE] = 0
+    # Of labels that are equally common, the smallest.
+    best = np.arange(len(near)), (256 * counts - near).argmax(axis=1)
+    result[border] = np.where(counts[best] > 2, near[best], regions[border])
+    return result
 
 
 def _contours(regions: Labels) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -271,8 +288,7 @@ def _in_columns(strips: Sequence[Image.Image]) -> Image.Image:
     if len(strips) < 2 or page.height <= page.width:
         return page
     tops = [sum(strip.height for strip in strips[:count]) for count in range(1, len(strips))]
-    half = 1 + min(range(len(tops)), key=lambda index: (
-        abs(2 * tops[index] - page.height), -index))
+    half = 1 + min(range(len(tops)), key=lambda index: (abs(2 * tops[index] - page.height), -index))
     first, second = _stacked(strips[:half]), _stacked(strips[half:])
     left = first.width + 2 * _GAP
     beside = Image.new("RGB", (left + second.width, max(first.height, second.height)), "white")

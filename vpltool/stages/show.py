@@ -159,7 +159,7 @@ def run(work: Path, settings: ShowSettings) -> Path:
     page = sheet(drawn.rows(rows), dict(enumerate(("background", *workspace.classes))))
     path = settings.out or workspace.path / "pictures" / f"{_stem(where, names, settings)}.png"
     with atomic.atomic_path(path) as temporary:
-        page.save(temporary, format="PNG")
+        page.save(temporary, format="PNG", compress_level=1)
     if settings.terminal:
         console.picture(path)
     warn_of_untagged_classes({key: name for key, name in drawn.untagged.items() if name},

@@ -122,8 +122,7 @@ read = reading.painting(outlined)
 
 def _read_task(task: Mapping[str, Any], request: reading.LabellingRequest, where: str
                ) -> reading.Outlined | None:
-    submitted = [entry for entry in task.get("annotations", ())
-                 if not entry.get("was_cancelled")]
+    submitted = [entry for entry in task.get("annotations", ()) if not entry.get("was_cancelled")]
     if not submitted:
         return None
     newest = max(submitted, key=lambda entry: entry.get("updated_at") or "")

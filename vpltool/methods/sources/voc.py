@@ -29,8 +29,7 @@ from vpltool.settings import setting
 class Settings(settings.Settings):
     """Settings of a VOC2012 folder."""
 
-    root: Path = setting(help="The folder that holds JPEGImages.", metavar="ROOT",
-                         positional=True)
+    root: Path = setting(help="The folder that holds JPEGImages.", metavar="ROOT", positional=True)
     lists: tuple[Path, ...] = setting(
         (), "Another list of photos, such as voc12/train_aug.txt; its name becomes a split. "
             "Repeatable.", flag="--list", metavar="FILE")

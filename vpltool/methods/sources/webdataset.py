@@ -41,8 +41,7 @@ class Settings(settings.Settings):
     tars: tuple[str, ...] = setting(
         help="Tars of the split train, folders of tars, or addresses such as s3://…; {000..009} "
              "stands for ten.", metavar="TARS...", positional=True)
-    val: tuple[str, ...] = setting((), "Tars of the split val. Repeatable.",
-                                   metavar="TARS")
+    val: tuple[str, ...] = setting((), "Tars of the split val. Repeatable.", metavar="TARS")
     allow_pipe: bool = options.allow_pipe()
 
 

@@ -11,13 +11,7 @@ from vpltool import api, console
 from vpltool.core.photos import fit_size, photo_size
 from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError
-from vpltool.formats import (
-    Photo,
-    Workspace,
-    open_workspace,
-    read_json,
-    write_json,
-)
+from vpltool.formats import Photo, Workspace, open_workspace, read_json, write_json
 from vpltool.formats.workspace import relative_to, write_workspace
 from vpltool.papers.tables.chains import Chains, listed
 from vpltool.papers.tables.rows import made_scored, unmasked
@@ -101,8 +95,7 @@ def check(chains: Chains, numbers: Collection[int]) -> None:
             raise VplError(f"{without} of {len(photos)} photos of `{split}` have no true mask to "
                            "score with", f"--split takes one of: {', '.join(masked) or 'none'}")
         check_truth(source, photos)
-    splits = {chains.learn, chains.cut,
-              *([chains.split] if {*numbers} - {1, 2} else [])} - {""}
+    splits = {chains.learn, chains.cut, *([chains.split] if {*numbers} - {1, 2} else [])} - {""}
     splits = {split for split in splits if not chains.features_are_stored(split)}
     photos = [photo for photo in source.photos() if splits & {*photo.splits}]
     if not photos:
