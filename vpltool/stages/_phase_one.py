@@ -207,7 +207,7 @@ def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], p
         cam = read_maps(maps, features, key, len(patches))
         labels = seed_labels(cam["cam"], cam["classes"], phi, phi_background=0)
         parts.append(photo_regions(F.normalize(patches, dim=-1), labels.new_zeros(len(labels)),
-                                   labels))
+                                   labels)[:2])
     regions, classes = (torch.cat(part) for part in zip(*parts, strict=True))
     if not len(regions):
         raise VplError(f"no CAM in {maps.path} reaches `phi={phi}`",
