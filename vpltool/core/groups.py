@@ -350,18 +350,18 @@ class GroupNetwork(nn.Module):
             nn.init.trunc_normal_(stage.tokens, std=0.02)
         nn.init.trunc_normal_(self.vision.positions, std=0.02)
 
-    def embed_parts(self, seen: EncodedPhotos) -> Tensor:
+    def embed_parts(self, encoded: EncodedPhotos) -> Tensor:
         """Project parts into the joint space (B, G, dim), with the projector in evaluation mode."""
         trained = self.project_vision.training
         # BatchNorm's statistics are those of whole photos, not of parts.
         self.project_vision.eval()
-        parts: Tensor = self.project_vision(seen.segments.flatten(0, 1))
+        parts: Tensor = self.project_vision(encoded.segments.flatten(0, 1))
         self.project_vision.train(trained)
-        return parts.unflatten(0, seen.segments.shape[:2])
+        return parts.unflatten(0, encoded.segments.shape[:2])
 
-    def embed_photos(self, seen: EncodedPhotos) -> Tensor:
+    def embed_photos(self, encoded: EncodedPhotos) -> Tensor:
         """Return the photos' embeddings in the joint space, L2-normed (B, dim)."""
-        return F.normalize(self.project_vision(seen.segments.mean(dim=1)).float(), dim=-1)
+        return F.normalize(self.project_vision(encoded.segments.mean(dim=1)).float(), dim=-1)
 
     def embed_captions(self, texts: Tensor) -> Tensor:
         """Return the captions' embeddings in the joint space, L2-normed (B, dim).

@@ -24,21 +24,21 @@ from vpltool.core.prototypes import Callback
 from vpltool.lazy import F, Tensor, torch
 
 _FIRST, _LEAST, _MOST = 50, 20, 600
-"""Plain steps of a long step: of the first one, at least, and at most."""
+"""Length of long steps in plain ones: of the first, and the range of all."""
 
 _BEFORE, _AGAIN = 60, 25
-"""Plain steps before the first long one; and after a halving, or one that was given up."""
+"""Plain steps before the first long one; and after a halving, or a long step that is not taken."""
 
 _CHECKED = 3
-"""Plain steps after each long one, whose gradients must go on to shrink."""
+"""Plain steps after each long one, whose gradients must continue to shrink."""
 
 _STEEPEST = 1.9
-"""Plain steps over the steepest direction's own scale: from 2 on they diverge, and the rate is
-about to be halved."""
+"""Largest reach of a plain step along the steepest direction: from 2 on steps diverge, and the rate
+is about to be halved."""
 
 _SHARE = 30
-"""What a long step may be off, in parts of its share of the tolerance: later ones make it smaller.
-On three problems rows ended a fifth of the tolerance apart, at most."""
+"""Error allowed in a long step, in multiples of its share of the tolerance: later steps reduce it.
+On three problems rows differed by at most a fifth of the tolerance in the end."""
 
 _PROBE = 1e-3
 
@@ -147,7 +147,7 @@ def gaps(pixels: Pixels, text: Tensor, text_index: Tensor, rows: Tensor, index: 
     if group.count == 1:
         regions, region_class, _ = found
     else:
-        # In the order of the photos, whoever has them: sums of a class are then the same.
+        # In the order of the photos, for the same sums however many processes there are.
         parts = group.collect([part.cpu() for part in found])
         regions, region_class, numbers = (torch.cat(part).to(rows.device)
                                           for part in zip(*parts, strict=True))
@@ -159,13 +159,13 @@ def gaps(pixels: Pixels, text: Tensor, text_index: Tensor, rows: Tensor, index: 
 
 @dataclass
 class _Path:
-    """Where the descent is, and what is known of the path."""
+    """State of the descent."""
 
     rows: Tensor
-    step: int = 0
-    length: int = _FIRST
-    calm: int = _BEFORE
-    steepest: Tensor | None = None
+    step: int = 0  # plain steps so far
+    length: int = _FIRST  # of the next long step, in plain steps
+    calm: int = _BEFORE  # plain step before which no long one begins
+    steepest: Tensor | None = None  # direction, from power iteration
 
 
 def solve_rkc(objective: solve.Objective, start: Tensor, *, iters: int, lr: float,
@@ -211,10 +211,10 @@ def solve_rkc(objective: solve.Objective, start: Tensor, *, iters: int, lr: floa
 
 
 def _long(path: _Path, after: Tensor, norm: float, iters: int, stepped: Step, each: float) -> float:
-    """Take a long step, and the plain ones that check it; the last gradient's norm, 0: not taken.
+    """Take a long step, and the plain ones that check it; return the last gradient's norm.
 
-    `after` are the rows after a plain step, `norm` is that of the gradient before it. Rows may be
-    off by `each` for every plain step that the long one stands for.
+    0: it is not taken. `after` are the rows after a plain step, `norm` is that of the gradient
+    before it. `each` is the largest error of rows per plain step that the long one replaces.
     """
     length = min(path.length, iters - path.step - _CHECKED - 2)
     if path.step < path.calm or length < _LEAST:
@@ -251,7 +251,7 @@ def _long(path: _Path, after: Tensor, norm: float, iters: int, stepped: Step, ea
 
 
 def _steepest(path: _Path, first: Tensor, move: Callable[[Tensor], Tensor]) -> float:
-    """How far a plain step reaches along the steepest direction, by power iteration."""
+    """Return the reach of a plain step along the steepest direction, by power iteration."""
     rounds, way = 1, path.steepest
     if way is None:
         generator = torch.Generator().manual_seed(0)
@@ -268,7 +268,7 @@ def _steepest(path: _Path, first: Tensor, move: Callable[[Tensor], Tensor]) -> f
 
 def _chebyshev(move: Callable[[Tensor], Tensor], rows: Tensor, first: Tensor, length: float,
                stages: int) -> Tensor:
-    """Follow d rows = move(rows) for a length, by the second-order method of so many stages."""
+    """Follow d rows = move(rows) for a length, by the second-order method with these stages."""
     start, terms = _coefficients(stages)
     older, newer = rows, rows + start * length * first
     for mu, nu, own, initial in terms:
@@ -280,7 +280,7 @@ def _chebyshev(move: Callable[[Tensor], Tensor], rows: Tensor, first: Tensor, le
 
 @cache
 def _coefficients(stages: int) -> tuple[float, list[tuple[float, float, float, float]]]:
-    """Coefficients of the first stage, and of each later one: μ, ν, μ̃, γ̃ (damping 2/13)."""
+    """Return the coefficients of the first stage, and μ, ν, μ̃, γ̃ of later ones (damping 2/13)."""
     centre = 1 + 2 / 13 / stages**2
     value, slope, bend = [1.0, centre], [0.0, 1.0], [0.0, 0.0]
     for number in range(2, stages + 1):

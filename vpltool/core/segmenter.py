@@ -154,13 +154,6 @@ class ChannelDropout(nn.Dropout2d):
         return crops * every.chunk(self.group.count)[self.group.rank]
 
 
-def share_dropout(network: nn.Module, group: Group) -> None:
-    """Make a network's dropout draw its masks for the crops of all processes of a group."""
-    for module in network.modules():
-        if isinstance(module, ChannelDropout):
-            module.group = group
-
-
 class Decoder(SegmenterNetwork):
     """WeCLIP's multi-layer decoder, from frozen layers to embeddings in CLIP's joint space.
 

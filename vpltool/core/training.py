@@ -246,7 +246,9 @@ def train(
     """
     device = network.prototypes.device
     network.train()
-    segmenter.share_dropout(network, group)
+    for module in network.modules():
+        if isinstance(module, segmenter.ChannelDropout):
+            module.group = group
     losses_of: Callable[[CropBatch], Losses] = share_losses(
         network, lambda batch: step_losses(network, batch, settings, group), group)
     for iteration, batch in zip(range(start, settings.iterations), batches, strict=False):

@@ -1,4 +1,4 @@
-"""What methods are given, by kind.
+"""What methods are given, by kind; and the base of their settings.
 
 Methods of `estimators` are given `Pixels`: those of a whole split, with their seed labels.
 """
@@ -6,16 +6,19 @@ Methods of `estimators` are given `Pixels`: those of a whole split, with their s
 from __future__ import annotations
 
 import functools
+import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, FrozenInstanceError, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpltool import formats
+from vpltool import formats, settings
 from vpltool.errors import VplError
 from vpltool.lazy import Tensor, np, npt, torch
 
 if TYPE_CHECKING:
+    from typing import dataclass_transform
+
     from vpltool.clip.encoders import Encoder
     from vpltool.core.phase_one import Pixels as Pixels
     from vpltool.core.proposals import Proposals
@@ -24,6 +27,28 @@ if TYPE_CHECKING:
     from vpltool.formats import Header, OutputFolder, Photo, Workspace
 
     Paint = Callable[[Workspace, Sequence[Photo]], tuple[list[Photo], list[OutputFolder]]]
+else:
+    # Python 3.10 has none.
+    dataclass_transform = getattr(typing, "dataclass_transform", lambda **_: lambda kind: kind)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class MethodSettings(settings.Settings):
+    """Base of the settings of a method; its subclasses become frozen dataclasses.
+
+    A subclass that is also declared one, `@dataclass(frozen=True, kw_only=True)`, is one twice.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own = {name: entry for name, entry in vars(cls).items() if isinstance(entry, Field)}
+        dataclass(frozen=True, kw_only=True)(cls)
+        for name, entry in own.items():
+            setattr(cls, name, entry)
+        del cls.__setattr__, cls.__delattr__
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise FrozenInstanceError(f"cannot assign to {name}")
 
 
 @dataclass(frozen=True)
@@ -31,10 +56,10 @@ class SourceRequest:
     """What is settled before a data set is read, for a method of `sources`.
 
     Args:
-        classes: class names in index order, where a class file or the workspace names them; empty:
+        classes: class names in index order, if a class file or the workspace names them; empty:
             the data set's own, or those of its tags.
         overwrite: whether files that the method makes in the workspace are recomputed.
-        captioned: whether captions are given; then neither tags nor classes need be.
+        captioned: whether captions are given; then neither tags nor classes are needed.
     """
 
     classes: tuple[str, ...] = ()
@@ -119,7 +144,7 @@ class TrainedSegmenter:
         classes: names of the classes, the first is label 1.
         photos: some of those that it was trained on, on which an export is calibrated.
         held: some that it was not trained on, on which an export is measured; may be empty.
-        about: what its card says of it: what it was trained on, its scores, how sure it may be.
+        about: facts for its card: its training data, scores and calibration.
     """
 
     path: Path
@@ -173,8 +198,8 @@ class CamBatch:
         present: class indices of each photo's tags (K_i,), on the host.
         prototypes: L2-normed rows (rows, dim).
         class_index: class of each row (rows,), 0 is the background.
-        of_rows: what else the file of prototypes says of each row: `context_of` (rows,), the class
-            whose context it is, 0 for none; `photo_of` (rows,), which photo it comes from.
+        of_rows: further tensors of the rows: `context_of` (rows,), the class whose context a row
+            describes, 0 for none; `photo_of` (rows,), the number of its photo.
         row_photos: ids of the photos that `photo_of` numbers.
         head: CLIP's last block and projection, if the method reads `head`.
         photos: RGB (H, W, 3) of each photo, if the method reads `photo`.
@@ -267,11 +292,11 @@ class ProposalRequest:
 class SegmenterParts:
     """What a network is built of, for a method of `segmenters`.
 
-    Its `build(parts, settings)` gives a `vpltool.core.segmenter.SegmenterNetwork`: that says what
-    training and `predict` need of a network. Its `rebuild(config)` gives an empty one, for a state
-    dict. Where it defines `fit(network, photos, settings, total)`, the network is not trained in
-    steps: `fit` computes its parameters from one pass over `LabelledPhoto`s. Each of several
-    processes has photos of its own, and `total` adds up a tensor over all of them.
+    Its `build(parts, settings)` returns a `vpltool.core.segmenter.SegmenterNetwork`, the interface
+    for training and `predict`. Its `rebuild(config)` returns an empty one, for a state dict. If it
+    defines `fit(network, photos, settings, total)`, the network is not trained in steps: `fit`
+    computes its parameters in one pass over `LabelledPhoto`s. Each of several processes has photos
+    of its own, and `total` adds up a tensor over all of them.
 
     Args:
         layers: indices of the CLIP blocks whose output is read; empty if the method reads none.
@@ -304,9 +329,9 @@ class LabelledPhoto:
 
 
 def side_of(header: Header, given: int | None = None) -> int:
-    """Return the side that longer photos are scaled down to before a segmenter sees them; 0: never.
+    """Return the side to which longer photos are scaled down for a segmenter; 0: never.
 
-    It is what the user has `given`, or as in training; 1,024, as in `extract`, if no file says it.
+    It is `given` by the user, or that of training, or 1,024 as in `extract`.
     """
     return int(header.facts.get("max_side", 1024)) if given is None else given
 
@@ -315,10 +340,10 @@ AUTO = "auto"
 
 
 def parse_tile(choice: str, auto: int) -> tuple[int, int]:
-    """Read the setting `tile`: the side of a tile, and which photos are longer than that is for.
+    """Parse the setting `tile`: the side of a tile, and the length above which photos are cut.
 
-    It is in pixels, or `auto`, for a side that is given here and photos longer than three times
-    that; else a VplError.
+    Both are the given number of pixels; the setting `auto` means `auto` pixels, and three times
+    that. Raises a VplError for any other value.
     """
     if choice == AUTO:
         return auto, 3 * auto

@@ -13,10 +13,10 @@ _TEMPLATES = Path(__file__).parent / "report"
 
 
 def render_page(content: Mapping[str, object]) -> Iterator[str]:
-    """Yield the page piece by piece: `report/page.html`, which says what `content` it shows.
+    """Yield the page piece by piece: `report/page.html`, which names the `content` it shows.
 
-    Script and style are inside, and the page's policy allows these alone, by their hashes: what
-    names of classes or photos may hold is never run, and nothing is fetched.
+    Script and style are inside, and the page's policy allows only these, by their hashes: content
+    of names of classes or photos is never run, and nothing is fetched.
     """
     import jinja2
 
@@ -35,13 +35,13 @@ def percent(share: float | None) -> str:
 
 
 def data_uri(path: Path) -> str:
-    """Format a picture, a JPEG or PNG, as an address that holds it."""
+    """Format a picture, a JPEG or PNG, as a data URI."""
     kind = "jpeg" if path.suffix == ".jpg" else path.suffix[1:]
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _hash(text: str) -> str:
-    """Hash of a script or style, as a content security policy names it."""
+    """Return the hash of a script or style for a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
@@ -51,28 +51,28 @@ WIDTH, HEIGHT = 560, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 12, 34
 
 _TICKS = 5
-"""About so many marks on an axis."""
+"""Approximate number of marks on an axis."""
 
 _MOST_POINTS = 400
-"""Longer courses are drawn by every n-th point."""
+"""Number of points above which only every n-th is drawn."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A mark of an axis: where it is in the view box, and the number there."""
+    """A mark of an axis."""
 
-    at: float
-    text: str
+    at: float  # position in the view box
+    text: str  # the number there
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line: its name, and points as SVG takes them; first and last value as they are read out."""
+    """A line of a chart."""
 
     name: str
-    points: str
-    first: str
-    last: str
+    points: str  # as SVG takes them
+    first: str  # first value, for screen readers
+    last: str  # last value
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Chart:
 
     @property
     def description(self) -> str:
-        """What it shows, for those who do not see it."""
+        """Its content in words, for screen readers."""
         lines = "; ".join(f"{line.name} from {line.first} to {line.last}" for line in self.lines)
         return (f"{self.title}, {self.x_name} {self.x_ticks[0].text} to {self.x_ticks[-1].text}: "
                 f"{lines}")
@@ -123,7 +123,7 @@ def line_chart(title: str, x_name: str, xs: Sequence[float],
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Round numbers at even distances, which enclose a range: steps of 1, 2 or 5 times 10ⁿ."""
+    """Return evenly spaced round numbers that enclose a range: steps of 1, 2 or 5 times 10ⁿ."""
     span = high - low or abs(high) or 1.0
     rough = span / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
@@ -133,6 +133,6 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _scale(marks: Sequence[float], start: float, end: float) -> Callable[[float], float]:
-    """What takes the first mark to `start`, the last to `end`, and a value between them."""
+    """Return the linear map that takes the first mark to `start` and the last to `end`."""
     factor = (end - start) / (marks[-1] - marks[0])
     return lambda value: factor * value + (start - factor * marks[0])

@@ -5,18 +5,14 @@ The attention is softmax(q qᵀ / √d) + softmax(k kᵀ / √d), a sum; the blo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from vpltool import settings
 from vpltool.lazy import Tensor, no_grad
-from vpltool.methods.inputs import EmbeddingBatch
+from vpltool.methods.inputs import EmbeddingBatch, MethodSettings
 from vpltool.settings import setting
 
 READS = ("tokens", "head")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
+class Settings(MethodSettings):
     """Settings of the correlative self-attention."""
 
     residual: bool = setting(True, "Keep the block's residual and MLP.",

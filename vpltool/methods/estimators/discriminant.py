@@ -18,14 +18,13 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from vpltool import settings
 from vpltool.core.classes import BACKGROUND, allowed_rows
 from vpltool.core.discriminant import Moments, discriminant, shrunk
 from vpltool.core.distributed import ALONE, Group
 from vpltool.core.phase_one import Pixels
 from vpltool.lazy import F, Tensor, torch
+from vpltool.methods.inputs import MethodSettings
 from vpltool.settings import setting
 
 READS = ("patches",)
@@ -40,8 +39,7 @@ UNLABELLED = True
 """Whether pixels that are no seeds are read too."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
+class Settings(MethodSettings):
     """Settings of the discriminant and its rounds."""
 
     rounds: int = setting(6, "Rounds of labelling all pixels and fitting again.", low=0,

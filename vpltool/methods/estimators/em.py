@@ -13,8 +13,6 @@ photos a batch, and passes. The range of the rejection is that of all pairs of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vpltool.core import npr
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
@@ -25,7 +23,6 @@ from vpltool.settings import setting
 READS = ("patches",)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Settings(kmeans.Settings):
     """Settings of expectation-maximisation."""
 

@@ -13,8 +13,6 @@ Example: `vpltool seed-prototypes --method lpcam --phi 0.1 --phi-background 0.1`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vpltool import console
 from vpltool.core.classes import allowed_rows
 from vpltool.core.phase_one import Pixels
@@ -26,7 +24,6 @@ from vpltool.settings import setting
 READS = ("patches",)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Settings(vda.TextFilterSettings):
     """Settings of clusters and filter."""
 

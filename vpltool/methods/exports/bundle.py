@@ -12,7 +12,6 @@ Next: vpltool predict PHOTOS --segmenter FILE, or vpltool push ORGANISATION/NAME
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.clip import stored_towers
@@ -29,7 +28,6 @@ EXPORTS = "segmenter"
 SUFFIX = ".safetensors"
 
 
-@dataclass(frozen=True, kw_only=True)
 class Settings(SegmenterSettings):
     """Settings of a bundle."""
 

@@ -9,20 +9,18 @@ Example: vpltool export masks --split val
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import options, settings
+from vpltool import options
 from vpltool.formats.archives import write_folder
 from vpltool.formats.labels import LEGEND, legend, png_bytes
 from vpltool.methods.exports._folders import corrections_setting
-from vpltool.methods.inputs import Predictions
+from vpltool.methods.inputs import MethodSettings, Predictions
 
 SUFFIX = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
+class Settings(MethodSettings):
     """Settings of plain masks."""
 
     split: str = options.split("val")

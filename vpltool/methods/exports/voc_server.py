@@ -8,23 +8,21 @@ Example: vpltool export voc-server --split test
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import options, settings
+from vpltool import options
 from vpltool.datasets.words import VOC
 from vpltool.formats import IGNORE
 from vpltool.formats.archives import write_tgz
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import np
-from vpltool.methods.inputs import Predictions
+from vpltool.methods.inputs import MethodSettings, Predictions
 
 CLASSES = VOC.classes
 SUFFIX = ".tgz"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
+class Settings(MethodSettings):
     """Settings of VOC's server."""
 
     split: str = options.split("test")

@@ -10,12 +10,10 @@ share of a pixel's scores, and is 0 unless given, as WeCLIP ignores no pixel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from vpltool import settings
 from vpltool.errors import VplError
 from vpltool.lazy import F, Tensor, np, npt, torch
-from vpltool.methods.inputs import ScoredPhoto
+from vpltool.methods.inputs import MethodSettings, ScoredPhoto
 from vpltool.settings import setting
 
 READS = ("photo",)
@@ -24,8 +22,7 @@ CONFIDENCE = 0.0
 """The stage's `confidence` unless it is given; source: WeCLIP, official code."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
+class Settings(MethodSettings):
     """Settings of PAR."""
 
     iterations: int = setting(20, "Number of iterations.", low=0, source="WeCLIP, official code")

@@ -14,11 +14,10 @@ import csv
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpltool import console, settings
+from vpltool import console
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted
@@ -27,7 +26,7 @@ from vpltool.formats.labels import read_legend, read_numbers, read_soft, size_of
 from vpltool.lazy import np, npt, scipy
 from vpltool.methods import labels
 from vpltool.methods.exports.coco import outline_region, score_of
-from vpltool.methods.inputs import ProposalRequest
+from vpltool.methods.inputs import MethodSettings, ProposalRequest
 from vpltool.settings import NoEffect, setting
 
 READS = ("photo",)
@@ -43,8 +42,7 @@ Made = Callable[[Fits], Proposals]
 """Reads the proposals of a photo."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
+class Settings(MethodSettings):
     """Settings of imported proposals."""
 
     path: Path | None = setting(None, "File or folder that another tool wrote.", metavar="PATH",

@@ -12,20 +12,16 @@ scored, not regions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from vpltool import settings
 from vpltool.core.classes import BACKGROUND
 from vpltool.core.seeds import nearest_rows, region_features, rows_of_others
 from vpltool.lazy import F, Tensor, torch
-from vpltool.methods.inputs import PhotoMaps
+from vpltool.methods.inputs import MethodSettings, PhotoMaps
 from vpltool.settings import setting
 
 READS = ("patches", "prototypes", "photo_of")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
+class Settings(MethodSettings):
     """Settings of the retrieval."""
 
     neighbours: int = setting(20, "Number of similar regions that are averaged.", low=1,

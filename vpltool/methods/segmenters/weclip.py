@@ -7,13 +7,11 @@ prototypes are the pixel classifier (VPL, eq. 12).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from vpltool import settings
 from vpltool.core import segmenter
 from vpltool.errors import VplError
-from vpltool.methods.inputs import SegmenterParts
+from vpltool.methods.inputs import MethodSettings, SegmenterParts
 from vpltool.methods.segmenters.linear import layers_setting
 from vpltool.settings import setting
 
@@ -23,8 +21,7 @@ _HEAD_WIDTH = 32
 """Channels of an attention head: WeCLIP's 256 in 8 heads. Narrow decoders have fewer heads."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings(settings.Settings):
+class Settings(MethodSettings):
     """Settings of the decoder."""
 
     tau: float = setting(0.07, "Temperature of the pixel classifier.", low=1e-3,
