@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from vpltool.errors import VplError
-from vpltool.methods.refiners import attention
 from vpltool.settings import (
     NoEffect,
     Settings,
@@ -102,28 +100,3 @@ def test_defaults_and_presets_are_not_warned_about(values: dict[str, object]) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Declared(attention.Settings):
-    """Settings of a method that says once more what its base class does."""
-
-    steps: int = setting(2, "Steps.", low=1)
-
-
-class Undeclared(attention.Settings):
-    """The same without the decorator."""
-
-    steps: int = setting(2, "Steps.", low=1)
-
-
-@pytest.mark.parametrize("kind", [Declared, Undeclared])
-def test_settings_of_a_method_are_frozen_dataclasses(kind: type[Declared]) -> None:
-    assert [entry.name for entry in described(kind)][-1] == "steps"
-    found = kind(steps=3, threshold=0.5)
-    assert (found.steps, found.threshold, found.mask) == (3, 0.5, "box")
-    assert pickle.loads(pickle.dumps(found)) == found
-    with pytest.raises(FrozenInstanceError):
-        found.steps = 4  # type: ignore[misc]
-    with pytest.raises(VplError, match="at least 1"):
-        kind(steps=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import Field, FrozenInstanceError, dataclass, field
+from dataclasses import Field, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,21 +34,15 @@ else:
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 class MethodSettings(settings.Settings):
-    """Base of the settings of a method; its subclasses become frozen dataclasses.
-
-    A subclass that is also declared one, `@dataclass(frozen=True, kw_only=True)`, is one twice.
-    """
+    """Base of the settings of a method; its subclasses become frozen dataclasses."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         own = {name: entry for name, entry in vars(cls).items() if isinstance(entry, Field)}
         dataclass(frozen=True, kw_only=True)(cls)
         for name, entry in own.items():
+            # For a subclass that is declared a dataclass again.
             setattr(cls, name, entry)
-        del cls.__setattr__, cls.__delattr__
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise FrozenInstanceError(f"cannot assign to {name}")
 
 
 @dataclass(frozen=True)
