@@ -1,4 +1,4 @@
-"""What methods are given, by kind; and the base of their settings.
+"""What methods are given, by kind.
 
 Methods of `estimators` are given `Pixels`: those of a whole split, with their seed labels.
 """
@@ -6,19 +6,16 @@ Methods of `estimators` are given `Pixels`: those of a whole split, with their s
 from __future__ import annotations
 
 import functools
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vpltool import formats, settings
+from vpltool import formats
 from vpltool.errors import VplError
 from vpltool.lazy import Tensor, np, npt, torch
 
 if TYPE_CHECKING:
-    from typing import dataclass_transform
-
     from vpltool.clip.encoders import Encoder
     from vpltool.core.phase_one import Pixels as Pixels
     from vpltool.core.proposals import Proposals
@@ -27,22 +24,6 @@ if TYPE_CHECKING:
     from vpltool.formats import Header, OutputFolder, Photo, Workspace
 
     Paint = Callable[[Workspace, Sequence[Photo]], tuple[list[Photo], list[OutputFolder]]]
-else:
-    # Python 3.10 has none.
-    dataclass_transform = getattr(typing, "dataclass_transform", lambda **_: lambda kind: kind)
-
-
-@dataclass_transform(frozen_default=True, kw_only_default=True)
-class MethodSettings(settings.Settings):
-    """Base of the settings of a method; its subclasses become frozen dataclasses."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        own = {name: entry for name, entry in vars(cls).items() if isinstance(entry, Field)}
-        dataclass(frozen=True, kw_only=True)(cls)
-        for name, entry in own.items():
-            # For a subclass that is declared a dataclass again.
-            setattr(cls, name, entry)
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,19 @@ A patch's score is the cosine of its embedding to the prototypes; no network is 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vpltool import settings
 from vpltool.core.classes import allowed_rows, class_scores
 from vpltool.lazy import Tensor, no_grad
-from vpltool.methods.inputs import CamBatch, MethodSettings
+from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting
 
 READS = ("patches",)
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the dense maps."""
 
     tau: float = setting(0.05, "Temperature of the softmax.", low=1e-6,

@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vpltool import settings
 from vpltool.core import blocks
 from vpltool.core.classes import allowed_rows
 from vpltool.core.grids import min_max
 from vpltool.lazy import F, Tensor, no_grad, torch
-from vpltool.methods.inputs import CamBatch, MethodSettings
+from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting
 
 READS = ("tokens", "head")
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of GradCAM."""
 
     tau: float = setting(0.01, "Temperature of the class scores.", low=1e-6,

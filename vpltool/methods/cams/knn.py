@@ -9,15 +9,19 @@ does not grow with it. For a second round, make a bank of the result.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vpltool import settings
 from vpltool.core.seeds import nearest_rows, rows_of_others
 from vpltool.lazy import Tensor, torch
-from vpltool.methods.inputs import CamBatch, MethodSettings
+from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting
 
 READS = ("patches", "photo_of")
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the neighbours."""
 
     neighbours: int = setting(30, "Nearest rows of the bank that a patch is compared with.", low=1,

@@ -6,16 +6,20 @@ Patches that do not look like the photo's border are salient (the border prior o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vpltool import settings
 from vpltool.core.affinity import border_saliency
 from vpltool.core.classes import class_scores
 from vpltool.lazy import Tensor
-from vpltool.methods.inputs import CamBatch, MethodSettings
+from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting
 
 READS = ("patches",)
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the salient maps."""
 
     tau: float = setting(0.05, "Temperature of the class probabilities.", low=1e-6,

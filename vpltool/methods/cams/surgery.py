@@ -12,15 +12,19 @@ any case. The code stretches a map over the patches and the class token, here ov
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vpltool import settings
 from vpltool.core.grids import min_max
 from vpltool.lazy import Tensor, no_grad, torch
-from vpltool.methods.inputs import CamBatch, MethodSettings
+from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting
 
 READS = ("tokens", "patches", "head")
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the similarity."""
 
     scale: float = setting(2.0, "Factor of the photo's class scores before their softmax.", low=0,

@@ -6,14 +6,18 @@ MLP. As in the official code, the Gaussian's maximum is 1, and the class token i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vpltool import settings
 from vpltool.lazy import F, Tensor, no_grad, torch
-from vpltool.methods.inputs import EmbeddingBatch, MethodSettings
+from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.settings import setting
 
 READS = ("tokens", "head")
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the neighbourhood."""
 
     sigma: float = setting(5.0, "Standard deviation of the Gaussian, in patches.", low=0.1,

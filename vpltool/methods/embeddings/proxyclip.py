@@ -9,14 +9,18 @@ itself included, where all patches look alike: here it attends to itself.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vpltool import settings
 from vpltool.lazy import F, Tensor, no_grad, torch
-from vpltool.methods.inputs import EmbeddingBatch, MethodSettings
+from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.settings import setting
 
 READS = ("tokens", "head", "second_patches")
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the proxy attention."""
 
     beta: float = setting(1.2, "Share of the photo's mean cosine that is subtracted.", low=0,

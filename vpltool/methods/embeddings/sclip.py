@@ -5,14 +5,18 @@ The attention is softmax(q qᵀ / √d) + softmax(k kᵀ / √d), a sum; the blo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vpltool import settings
 from vpltool.lazy import Tensor, no_grad
-from vpltool.methods.inputs import EmbeddingBatch, MethodSettings
+from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.settings import setting
 
 READS = ("tokens", "head")
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the correlative self-attention."""
 
     residual: bool = setting(True, "Keep the block's residual and MLP.",

@@ -10,6 +10,8 @@ Example: `vpltool seed-prototypes --method context --pixels regions --out contex
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vpltool.core.gap import photo_regions
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
@@ -20,6 +22,7 @@ from vpltool.settings import setting
 READS = ("patches",)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(means.Settings):
     """Settings of the context prototypes."""
 

@@ -18,13 +18,14 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from vpltool import settings
 from vpltool.core.classes import BACKGROUND, allowed_rows
 from vpltool.core.discriminant import Moments, discriminant, shrunk
 from vpltool.core.distributed import ALONE, Group
 from vpltool.core.phase_one import Pixels
 from vpltool.lazy import F, Tensor, torch
-from vpltool.methods.inputs import MethodSettings
 from vpltool.settings import setting
 
 READS = ("patches",)
@@ -39,7 +40,8 @@ UNLABELLED = True
 """Whether pixels that are no seeds are read too."""
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the discriminant and its rounds."""
 
     rounds: int = setting(6, "Rounds of labelling all pixels and fitting again.", low=0,

@@ -13,6 +13,8 @@ photos a batch, and passes. The range of the rejection is that of all pairs of a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vpltool.core import npr
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
@@ -23,6 +25,7 @@ from vpltool.settings import setting
 READS = ("patches",)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(kmeans.Settings):
     """Settings of expectation-maximisation."""
 

@@ -6,6 +6,8 @@ look.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.lazy import Tensor
@@ -15,6 +17,7 @@ from vpltool.settings import setting
 READS = ("patches",)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(means.Settings):
     """Settings of the clusters."""
 

@@ -13,6 +13,8 @@ Example: `vpltool seed-prototypes --method lpcam --phi 0.1 --phi-background 0.1`
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vpltool import console
 from vpltool.core.classes import allowed_rows
 from vpltool.core.phase_one import Pixels
@@ -24,6 +26,7 @@ from vpltool.settings import setting
 READS = ("patches",)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(vda.TextFilterSettings):
     """Settings of clusters and filter."""
 

@@ -7,20 +7,22 @@ class looks like.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+from vpltool import settings
 from vpltool.core.classes import BACKGROUND
 from vpltool.core.distributed import ALONE, Group
 from vpltool.core.phase_one import Pixels
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.errors import VplError
 from vpltool.lazy import F, Tensor, torch
-from vpltool.methods.inputs import MethodSettings
 from vpltool.settings import NoEffect, setting
 
 READS = ("patches",)
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the background's rows, which other estimators inherit."""
 
     background: str = setting(

@@ -12,6 +12,8 @@ Example: `vpltool seed-prototypes --method vda --pixels regions`
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vpltool import console
 from vpltool.core.classes import BACKGROUND, class_scores
 from vpltool.core.gap import photo_regions
@@ -23,6 +25,7 @@ from vpltool.settings import NoEffect, setting
 READS = ("patches",)
 
 
+@dataclass(frozen=True, kw_only=True)
 class TextFilterSettings(means.Settings):
     """The text's softmax."""
 
@@ -33,6 +36,7 @@ class TextFilterSettings(means.Settings):
                           source="vpltool")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(TextFilterSettings):
     """Settings of filter and mixture."""
 

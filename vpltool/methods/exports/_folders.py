@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
-from vpltool import console, options
+from vpltool import console, options, settings
 from vpltool.core import photos
 from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import read_photo
@@ -18,7 +19,7 @@ from vpltool.formats import IGNORE, Photo
 from vpltool.formats.archives import Member, splits_in, write_tree
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import Image, np, npt
-from vpltool.methods.inputs import MethodSettings, Predictions
+from vpltool.methods.inputs import Predictions
 from vpltool.pictures.colours import class_palette
 from vpltool.settings import NoEffect, setting, warn_without_effect
 
@@ -67,7 +68,8 @@ def corrections_setting() -> bool:
     return setting(True, "Use corrected masks in place of computed ones.")
 
 
-class LabellingSettings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class LabellingSettings(settings.Settings):
     """Settings that all exports for labelling and training share."""
 
     split: str = options.split("train")

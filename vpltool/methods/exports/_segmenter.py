@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpltool import console
+from vpltool import console, settings
 from vpltool.clip import models
 from vpltool.core.photos import describe_failure, fit_size, read_photo, to_pixels
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject
 from vpltool.lazy import Tensor
-from vpltool.methods.inputs import MethodSettings, TrainedSegmenter, side_of
+from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.settings import setting
 
 
-class SegmenterSettings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class SegmenterSettings(settings.Settings):
     """Settings of every export of a segmenter."""
 
     max_side: int | None = setting(

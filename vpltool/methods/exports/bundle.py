@@ -12,6 +12,7 @@ Next: vpltool predict PHOTOS --segmenter FILE, or vpltool push ORGANISATION/NAME
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.clip import stored_towers
@@ -28,6 +29,7 @@ EXPORTS = "segmenter"
 SUFFIX = ".safetensors"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(SegmenterSettings):
     """Settings of a bundle."""
 

@@ -36,6 +36,7 @@ _TAKEN = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 NEEDS = ("pycocotools",)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(_folders.LabellingSettings):
     """Settings of COCO's instances."""
 

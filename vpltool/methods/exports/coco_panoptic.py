@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import options
+from vpltool import options, settings
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.errors import VplError
 from vpltool.formats import Photo
@@ -21,13 +22,14 @@ from vpltool.formats.labels import png_bytes
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np
 from vpltool.methods.exports._folders import classes_in
-from vpltool.methods.inputs import MethodSettings, Predictions
+from vpltool.methods.inputs import Predictions
 
 CLASSES = COCO.classes
 SUFFIX = "-panoptic.zip"
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of COCO's panoptic format."""
 
     split: str = options.split("val")

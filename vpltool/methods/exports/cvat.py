@@ -48,6 +48,7 @@ _SHAPES = ("mask", "polygon", "box")
 _OTHERS = ("polyline", "points", "ellipse", "cuboid", "skeleton", "track")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(_folders.LabellingSettings):
     """Settings of CVAT's XML."""
 

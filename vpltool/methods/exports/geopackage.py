@@ -9,21 +9,23 @@ Example: vpltool export geopackage --what scenes/segmenter/map.tif
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import console
+from vpltool import console, settings
 from vpltool.errors import counted
 from vpltool.formats.geopackage import Polygon, polygon_area, write_geopackage
 from vpltool.formats.rasters import check_rasterio, reading
 from vpltool.lazy import rasterio
-from vpltool.methods.inputs import MethodSettings, PredictedScene
+from vpltool.methods.inputs import PredictedScene
 from vpltool.settings import setting
 
 EXPORTS = "scene"
 SUFFIX = ".gpkg"
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of a GeoPackage."""
 
     min_area: int = setting(16, "Minimum size of a region in pixels; smaller ones are left out. "

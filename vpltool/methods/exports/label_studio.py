@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -42,6 +43,7 @@ _TASKS = "tasks.json"
 _AGAIN = "export it from Label Studio as JSON"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(_folders.LabellingSettings):
     """Settings of Label Studio's tasks."""
 

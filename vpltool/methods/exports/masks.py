@@ -9,18 +9,20 @@ Example: vpltool export masks --split val
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import options
+from vpltool import options, settings
 from vpltool.formats.archives import write_folder
 from vpltool.formats.labels import LEGEND, legend, png_bytes
 from vpltool.methods.exports._folders import corrections_setting
-from vpltool.methods.inputs import MethodSettings, Predictions
+from vpltool.methods.inputs import Predictions
 
 SUFFIX = ""
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of plain masks."""
 
     split: str = options.split("val")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ _FAR = 1e-4
 """Largest difference of onnxruntime from torch, of the largest logit; rounding: about 1e-6."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(_segmenter.SegmenterSettings):
     """Settings of an ONNX file."""
 

@@ -17,9 +17,10 @@ import contextlib
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import console, options
+from vpltool import console, options, settings
 from vpltool.core.agreement import mean_entropy, mean_margin
 from vpltool.errors import VplError, counted
 from vpltool.formats import Header, Photo, Workspace, corrections
@@ -28,7 +29,7 @@ from vpltool.formats.input_folders import open_probabilities
 from vpltool.formats.labels import LEGEND, identity_of_labels, legend, png_bytes
 from vpltool.lazy import np
 from vpltool.methods.exports._folders import copied_bytes, copied_suffix, keep_exif_setting
-from vpltool.methods.inputs import MethodSettings, Predictions
+from vpltool.methods.inputs import Predictions
 from vpltool.names import csv_id, id_of_csv
 from vpltool.settings import setting
 
@@ -39,7 +40,8 @@ _LIST = "review.csv"
 _FILES = (_LIST, "README.md", *LEGEND)
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of photos to review."""
 
     split: str = options.split("train")

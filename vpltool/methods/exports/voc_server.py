@@ -8,21 +8,23 @@ Example: vpltool export voc-server --split test
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import options
+from vpltool import options, settings
 from vpltool.datasets.words import VOC
 from vpltool.formats import IGNORE
 from vpltool.formats.archives import write_tgz
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import np
-from vpltool.methods.inputs import MethodSettings, Predictions
+from vpltool.methods.inputs import Predictions
 
 CLASSES = VOC.classes
 SUFFIX = ".tgz"
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of VOC's server."""
 
     split: str = options.split("test")

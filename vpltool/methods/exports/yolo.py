@@ -13,6 +13,7 @@ Source: Ultralytics, "Instance Segmentation Datasets Overview"
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool.core.outlines import fill, outlines_of
@@ -31,6 +32,7 @@ NEEDS = ("cv2", "yaml")
 DESCRIPTION = "data.yaml"
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(_folders.LabellingSettings):
     """Settings of YOLO's polygons."""
 

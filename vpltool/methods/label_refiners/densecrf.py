@@ -9,16 +9,16 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vpltool import console
+from vpltool import console, settings
 from vpltool.core import crf, crf_numba
 from vpltool.core.crf import KERNELS, CrfKernels
 from vpltool.errors import VplError, near_name
 from vpltool.formats import read_json
 from vpltool.lazy import np, npt, torch
-from vpltool.methods.inputs import MethodSettings, ScoredPhoto
+from vpltool.methods.inputs import ScoredPhoto
 from vpltool.presets import preset_files
 from vpltool.settings import RUNNING, setting
 
@@ -34,7 +34,8 @@ CONFIDENCE = 0.95
 """The stage's `confidence` unless it is given; source: CLIP-ES, official code."""
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the dense CRF."""
 
     kernels: str = setting("clip-es", "Parameters of the CRF: clip-es, weclip, or a JSON file.",

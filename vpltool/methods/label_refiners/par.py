@@ -10,10 +10,12 @@ share of a pixel's scores, and is 0 unless given, as WeCLIP ignores no pixel.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from vpltool import settings
 from vpltool.errors import VplError
 from vpltool.lazy import F, Tensor, np, npt, torch
-from vpltool.methods.inputs import MethodSettings, ScoredPhoto
+from vpltool.methods.inputs import ScoredPhoto
 from vpltool.settings import setting
 
 READS = ("photo",)
@@ -22,7 +24,8 @@ CONFIDENCE = 0.0
 """The stage's `confidence` unless it is given; source: WeCLIP, official code."""
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of PAR."""
 
     iterations: int = setting(20, "Number of iterations.", low=0, source="WeCLIP, official code")

@@ -12,11 +12,13 @@ and scores disagree, a pixel is unsure: below `confidence`, it becomes 255.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from vpltool import settings
 from vpltool.core.proposals import means_inside, plain_word, with_votes
 from vpltool.errors import VplError
 from vpltool.lazy import np, npt, torch
-from vpltool.methods.inputs import MethodSettings, ScoredPhoto
+from vpltool.methods.inputs import ScoredPhoto
 from vpltool.methods.label_refiners import densecrf
 from vpltool.methods.labels import BACKGROUND_WORDS
 from vpltool.settings import NoEffect, setting
@@ -28,7 +30,8 @@ CONFIDENCE = 0.6
 thirds (docs/results.md, masks of other tools)."""
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the votes of proposals."""
 
     base: str = setting("densecrf", "Scores that proposals refine: of the dense CRF, or cams, as "

@@ -8,11 +8,13 @@ Each scale covers the photo. No weights. Needs scikit-image: pip install 'vpltoo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from vpltool import settings
 from vpltool.core.proposals import Proposals
 from vpltool.errors import check_skimage
 from vpltool.lazy import skimage
-from vpltool.methods.inputs import MethodSettings, ProposalRequest
+from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers import _photos
 from vpltool.settings import setting
 
@@ -20,7 +22,8 @@ READS = ("photo",)
 PROCESSES = True
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of Felzenszwalb's segments."""
 
     scales: str = setting("50,100,150,300", "Scales: the larger, the larger the segments. Each is "

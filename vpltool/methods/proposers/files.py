@@ -14,10 +14,11 @@ import csv
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpltool import console
+from vpltool import console, settings
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.datasets.tags import some
 from vpltool.errors import VplError, counted
@@ -26,7 +27,7 @@ from vpltool.formats.labels import read_legend, read_numbers, read_soft, size_of
 from vpltool.lazy import np, npt, scipy
 from vpltool.methods import labels
 from vpltool.methods.exports.coco import outline_region, score_of
-from vpltool.methods.inputs import MethodSettings, ProposalRequest
+from vpltool.methods.inputs import ProposalRequest
 from vpltool.settings import NoEffect, setting
 
 READS = ("photo",)
@@ -42,7 +43,8 @@ Made = Callable[[Fits], Proposals]
 """Reads the proposals of a photo."""
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of imported proposals."""
 
     path: Path | None = setting(None, "File or folder that another tool wrote.", metavar="PATH",

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+from vpltool import settings
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.errors import VplError, first_line
 from vpltool.lazy import Image, np, npt
-from vpltool.methods.inputs import MethodSettings, ProposalRequest
+from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers._photos import max_side_setting, of_photos
 from vpltool.settings import RUNNING, setting
 
@@ -22,7 +24,8 @@ READS = ("photo",)
 SUPERVISION = "tags, and masks that SAM learned from"
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of SAM."""
 
     model: str = setting("facebook/sam2.1-hiera-tiny", "Model: a name on the hub, or a folder.",

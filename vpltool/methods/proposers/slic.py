@@ -7,11 +7,13 @@ Needs scikit-image: pip install 'vpltool[superpixels]'.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from vpltool import settings
 from vpltool.core.proposals import Proposals
 from vpltool.errors import check_skimage
 from vpltool.lazy import skimage
-from vpltool.methods.inputs import MethodSettings, ProposalRequest
+from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers import _photos
 from vpltool.settings import setting
 
@@ -19,7 +21,8 @@ READS = ("photo",)
 PROCESSES = True
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of SLIC."""
 
     segments: str = setting("50,100,200,400", "Approximate numbers of superpixels.", metavar="LIST")

@@ -6,11 +6,13 @@ Patches that attend to the object join it; a CAM stays inside the boxes of its c
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from vpltool import settings
 from vpltool.core.affinity import attention_walk, box_mask
 from vpltool.core.grids import min_max
 from vpltool.lazy import Tensor
-from vpltool.methods.inputs import MethodSettings, PhotoMaps
+from vpltool.methods.inputs import PhotoMaps
 from vpltool.settings import NoEffect, setting
 
 READS = ("attention",)
@@ -40,7 +42,8 @@ def box(no_effect: NoEffect = _UNMASKED) -> str:
         choices=("inclusive", "exclusive"), record="changed", no_effect=[no_effect])
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Boxes, and the scale of the result; other refiners inherit them."""
 
     mask: str = mask("box")

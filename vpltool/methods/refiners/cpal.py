@@ -12,15 +12,19 @@ temperature, and how far the prototypes are moved: settings, all chosen.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vpltool import settings
 from vpltool.core.grids import min_max
 from vpltool.lazy import F, Tensor, no_grad, torch
-from vpltool.methods.inputs import MethodSettings, PhotoMaps
+from vpltool.methods.inputs import PhotoMaps
 from vpltool.settings import setting
 
 READS = ("patches", "prototypes")
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the prototype-aware maps."""
 
     instance: float = setting(0.5, "Threshold of the instance, as a share of a CAM's maximum.",

@@ -15,6 +15,7 @@ hurt, so there are none by default.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from vpltool.core.affinity import sinkhorn_scaling, symmetric_product
 from vpltool.core.classes import allowed_rows
@@ -27,6 +28,7 @@ from vpltool.settings import setting
 READS = ("attention", "patches", "prototypes")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(attention.Settings):
     """Settings of the divergence affinity."""
 

@@ -8,6 +8,7 @@ reads the attention of each block, so that their number is a setting of each run
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from vpltool.errors import VplError
@@ -19,6 +20,7 @@ from vpltool.settings import setting
 READS = ("attentions",)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(attention.Settings):
     """Settings of ExCEL's affinity."""
 

@@ -5,6 +5,8 @@ The walk goes by the cosine of centred patch embeddings; no attention is needed.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vpltool.core.affinity import patch_walk
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
@@ -14,6 +16,7 @@ from vpltool.settings import setting
 READS = ("patches",)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(attention.Settings):
     """Settings of the random walk."""
 

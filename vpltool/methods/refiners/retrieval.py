@@ -12,16 +12,20 @@ scored, not regions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vpltool import settings
 from vpltool.core.classes import BACKGROUND
 from vpltool.core.seeds import nearest_rows, region_features, rows_of_others
 from vpltool.lazy import F, Tensor, torch
-from vpltool.methods.inputs import MethodSettings, PhotoMaps
+from vpltool.methods.inputs import PhotoMaps
 from vpltool.settings import setting
 
 READS = ("patches", "prototypes", "photo_of")
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the retrieval."""
 
     neighbours: int = setting(20, "Number of similar regions that are averaged.", low=1,

@@ -11,6 +11,8 @@ Zhang et al., CVPR 2024, and its code.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vpltool.core.training import patch_affinity
 from vpltool.errors import VplError
 from vpltool.lazy import Tensor, no_grad, torch
@@ -22,6 +24,7 @@ from vpltool.settings import setting
 READS = ("attentions", "layers", "decoder")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(attention.Settings):
     """Settings of the refining module."""
 

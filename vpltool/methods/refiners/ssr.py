@@ -9,6 +9,8 @@ install 'vpltool[superpixels]'.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners import superpixels
@@ -17,6 +19,7 @@ from vpltool.settings import setting
 READS = ("attention", "second_attention", "photo")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(superpixels.Settings):
     """Settings of both encoders and the superpixels."""
 

@@ -8,6 +8,7 @@ that its map is sure of. Needs scikit-image: pip install 'vpltool[superpixels]'.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from vpltool.core.affinity import attention_walk, box_mask
@@ -28,6 +29,7 @@ _NO_REGIONS = NoEffect({"mask": ("none", "box")}, "there are no superpixels")
 _NO_BOXES = NoEffect({"mask": ("none", "superpixel")}, "there are no boxes")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(attention.Settings):
     """Superpixels, and which of their regions a map stays in; beside boxes."""
 

@@ -10,15 +10,19 @@ to grow.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from vpltool import settings
 from vpltool.core.grids import min_max
 from vpltool.lazy import F, Tensor, no_grad, torch
-from vpltool.methods.inputs import MethodSettings, PhotoMaps
+from vpltool.methods.inputs import PhotoMaps
 from vpltool.settings import setting
 
 READS = ("patches", "second_patches")
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the transport."""
 
     background: float = setting(0.4, "Background threshold: patches where all maps are below it "

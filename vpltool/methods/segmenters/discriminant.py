@@ -10,6 +10,7 @@ all patches the covariance. Patches that are partly of a class count for it by t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from vpltool.core import segmenter
 from vpltool.core.discriminant import Moments, discriminant, label_shares
@@ -22,6 +23,7 @@ from vpltool.settings import setting
 READS = ("layers",)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(linear.Settings):
     """Settings of the linear discriminant."""
 
@@ -44,7 +46,9 @@ def fit(network: segmenter.SegmenterNetwork, photos: Iterable[LabelledPhoto], se
 
     Raises a VplError if no patch of the masks is labelled.
     """
-    assert isinstance(network, segmenter.LinearSegmenter)
+    from vpltool.core.segmenter import LinearSegmenter
+
+    assert isinstance(network, LinearSegmenter)
     weight, bias = network.classifier.weight, network.classifier.bias
     moments = Moments.zeros(len(bias), weight.shape[1], weight.device)
     with torch.no_grad():

@@ -9,6 +9,8 @@ are a second target. The file holds the whole encoder.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vpltool.methods.segmenters import discriminant
 from vpltool.settings import setting
 
@@ -16,6 +18,7 @@ READS = ("layers",)
 TRAINS_ENCODER = True
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings(discriminant.Settings):
     """Settings of the finetuning."""
 

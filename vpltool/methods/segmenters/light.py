@@ -7,17 +7,20 @@ CVPR 2016). Here it is trained on the frozen encoder, with `--lambda-rsc 0`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from vpltool import settings
 from vpltool.core import segmenter
-from vpltool.methods.inputs import MethodSettings, SegmenterParts
+from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.segmenters.linear import layers_setting
 from vpltool.settings import setting
 
 READS = ("layers",)
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the light head."""
 
     layers: str = layers_setting()

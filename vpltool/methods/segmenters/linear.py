@@ -11,10 +11,12 @@ are, nothing else, so there is no regional contrast: `--lambda-rsc 0`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from vpltool import settings
 from vpltool.core import segmenter
-from vpltool.methods.inputs import MethodSettings, SegmenterParts
+from vpltool.methods.inputs import SegmenterParts
 from vpltool.settings import setting
 
 READS = ("layers",)
@@ -26,7 +28,8 @@ def layers_setting(source: str = "") -> str:
                        "those stored, or all but the last.", metavar="LIST", source=source)
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the linear classifier."""
 
     layers: str = layers_setting("DINOv2 reads four")

@@ -7,11 +7,13 @@ prototypes are the pixel classifier (VPL, eq. 12).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from vpltool import settings
 from vpltool.core import segmenter
 from vpltool.errors import VplError
-from vpltool.methods.inputs import MethodSettings, SegmenterParts
+from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.segmenters.linear import layers_setting
 from vpltool.settings import setting
 
@@ -21,7 +23,8 @@ _HEAD_WIDTH = 32
 """Channels of an attention head: WeCLIP's 256 in 8 heads. Narrow decoders have fewer heads."""
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of the decoder."""
 
     tau: float = setting(0.07, "Temperature of the pixel classifier.", low=1e-3,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool import console, formats, options
+from vpltool import console, formats, options, settings
 from vpltool.core.outlines import check_pycocotools, label_map
 from vpltool.datasets.layouts import check_labels, found_in
 from vpltool.datasets.tags import read_tags, tags_of
@@ -28,7 +28,7 @@ from vpltool.formats import Header, OutputFolder, Photo, Workspace
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.streams import read_span, stream_objects
 from vpltool.formats.workspace import relative_to
-from vpltool.methods.inputs import MethodSettings, Source, SourceRequest
+from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.parallel.device import worker_count
 from vpltool.parallel.processes import run_jobs
 from vpltool.settings import NoEffect, setting, warn_without_effect
@@ -41,7 +41,8 @@ _DOWNLOADS = ("extract train2014.zip, val2014.zip and annotations_trainval2014.z
 _NO_MASKS = NoEffect({"truth": (False,)}, "no true masks are made")
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of a COCO 2014 folder."""
 
     root: Path = setting(help="The folder that holds train2014, val2014 and annotations.",

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
-from vpltool import console, formats, options
+from vpltool import console, formats, options, settings
 from vpltool.core import grids
 from vpltool.core.photos import photo_size, read_photo, rgb_of
 from vpltool.datasets import layouts, tile_tags
@@ -37,7 +37,7 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.formats.rasters import SUFFIXES, Scaling, Scene, check_alike, is_scene
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
-from vpltool.methods.inputs import MethodSettings, Source, SourceRequest, parse_tile
+from vpltool.methods.inputs import Source, SourceRequest, parse_tile
 from vpltool.settings import setting
 
 _AUTO = 512
@@ -53,7 +53,8 @@ _STAMP = "source.json"
 """File beside the tiles of a photo that records their origin."""
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of a folder of photos."""
 
     images: Path = setting(help="Folder of photos.", metavar="IMAGES", positional=True)

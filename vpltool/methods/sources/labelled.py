@@ -13,11 +13,11 @@ Next: vpltool text-prototypes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-from vpltool import console, formats
+from vpltool import console, formats, settings
 from vpltool.datasets.layouts import check_class_count, photos_below
 from vpltool.datasets.tags import some
 from vpltool.datasets.words import VOC
@@ -25,7 +25,7 @@ from vpltool.errors import VplError, counted
 from vpltool.formats import IGNORE, Header, OutputFolder, Photo, Workspace
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np
-from vpltool.methods.inputs import MethodSettings, Source, SourceRequest
+from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.methods.labels import FirstRequest, LabellingRequest, find_reader
 from vpltool.settings import setting
 
@@ -37,7 +37,8 @@ _LABELS = {"masks", "labels", "ann_dir", "annotations"}
 """Folders whose pictures are labels, not photos."""
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of a labelled set."""
 
     path: Path = setting(help="Folder or file that a labelling tool wrote.", metavar="PATH",

@@ -11,19 +11,22 @@ Next: vpltool text-prototypes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from vpltool import settings
 from vpltool.datasets.layouts import PHOTO_SUFFIXES, check_labels, found_in
 from vpltool.datasets.tags import tags_of
 from vpltool.datasets.words import VOC, read_lines
 from vpltool.errors import VplError, counted, other_case, part_of
 from vpltool.formats import Photo
 from vpltool.formats.streams import parse_xml
-from vpltool.methods.inputs import MethodSettings, Source, SourceRequest
+from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import setting
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of a VOC2012 folder."""
 
     root: Path = setting(help="The folder that holds JPEGImages.", metavar="ROOT", positional=True)

@@ -12,9 +12,10 @@ Next: vpltool text-prototypes
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool import console, options
+from vpltool import console, options, settings
 from vpltool.datasets import webdataset as tars
 from vpltool.datasets.layouts import check_class_count, check_labels
 from vpltool.datasets.tags import class_remarks
@@ -23,7 +24,7 @@ from vpltool.errors import VplError, counted, part_of
 from vpltool.file_hashes import hashes_of, identity_of_bytes
 from vpltool.formats import OutputFolder, Photo, Workspace
 from vpltool.formats.atomic import atomic_path
-from vpltool.methods.inputs import MethodSettings, Source, SourceRequest
+from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.names import leads_out
 from vpltool.settings import setting
 
@@ -33,7 +34,8 @@ FOLDER = "unpacked"
 OUTSIDE = "names that lead out of their folder"
 
 
-class Settings(MethodSettings):
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
     """Settings of WebDataset tars."""
 
     tars: tuple[str, ...] = setting(
