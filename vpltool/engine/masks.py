@@ -17,6 +17,7 @@ from vpltool.core.classes import label_type
 from vpltool.core.photos import photo_size
 from vpltool.datasets.tags import some
 from vpltool.engine import features, photo_work
+from vpltool.engine.headers import relative_path
 from vpltool.engine.photos import check_current, file_identities
 from vpltool.errors import VplError, counted, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
@@ -123,6 +124,13 @@ def identities_of(masks: Masks, ids: Collection[str]) -> dict[str, str]:
     corrected = {key: path for key, path in masks.corrected.items() if key in ids}
     return {"masks": content_identity(masks.path, ids)} | (
         {"corrections": identity_of_corrections(corrected)} if corrected else {})
+
+
+def with_masks(header: Header, masks: Masks, workspace: Workspace) -> Header:
+    """Record masks as a source; they are identified by their bytes, not by their configuration."""
+    sources = {**header.sources, "masks": relative_path(masks.path, workspace.path)}
+    call = {name: value for name, value in header.call.items() if name != "masks"}
+    return replace(header, sources=sources, call=call)
 
 
 def supervision_by(masks: Masks, ids: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from vpltool.core import grids, segmenter, tower, training
 from vpltool.core.photos import fit_size, to_pixels
 from vpltool.engine import headers, models, photos, segmenters
 from vpltool.engine.features import open_features, parse_layers, parse_numbers
-from vpltool.engine.masks import Masks, find_masks, identities_of, supervision_by
+from vpltool.engine.masks import Masks, find_masks, identities_of, supervision_by, with_masks
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, kinds
@@ -179,11 +179,8 @@ class Lesson:
             workspace, "decoder", "train-decoder", self.settings, inputs=inputs,
             model=self.frozen.model, skip=unread,
             options={"prototypes": self.prototypes.path.stem, **options})
-        # Masks are identified by their bytes, not by their configuration.
-        sources = {**header.sources, "masks": headers.relative_path(masks.path, workspace.path)}
-        call = {name: value for name, value in header.call.items() if name != "masks"}
         return photos.with_photo_files(workspace, replace(
-            header, sources=sources, call=call, facts=facts, supervision=join_supervision(
+            with_masks(header, masks, workspace), facts=facts, supervision=join_supervision(
                 [header.supervision, supervision_by(masks, ids)])))
 
 

@@ -10,7 +10,7 @@ from vpltool import console, options
 from vpltool.clip import encoders
 from vpltool.core import joint, segmenter
 from vpltool.engine import checkpoints, features, headers, segmenters
-from vpltool.engine.masks import Masks, check_masks, find_masks, identities_of
+from vpltool.engine.masks import Masks, check_masks, find_masks, identities_of, with_masks
 from vpltool.engine.photos import check_current, find_photos, with_photo_files
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, shards
@@ -212,12 +212,10 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
     header = headers.make_header(
         workspace, "decoder", "train-student", settings, inputs=inputs, model=model,
         options={"layers": layers, "layer_decay": decay})
-    sources = dict(header.sources)
     if lesson.masks:
-        sources["masks"] = headers.relative_path(lesson.masks.path, workspace.path)
+        header = with_masks(header, lesson.masks, workspace)
     if settings.also:
-        sources["also"] = headers.relative_path(settings.also, workspace.path)
-    call = {name: value for name, value in header.call.items() if name not in ("masks", "also")}
+        header.call.pop("also")
+        header.sources["also"] = headers.relative_path(settings.also, workspace.path)
     return with_photo_files(workspace, replace(
-        header, sources=sources, call=call,
-        facts=facts_of("light", workspace, settings.max_side)))
+        header, facts=facts_of("light", workspace, settings.max_side)))
