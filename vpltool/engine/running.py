@@ -133,7 +133,7 @@ class TiledSegmenter:
 
     Args:
         segment: returns class probabilities (B, classes, h, w) of normalised pixels (B, 3, H, W).
-        seen: resizing of whole photos before division, and normalisation of tiles.
+        preprocess: resizing of whole photos before division, and normalisation of tiles.
         side: side of a tile in pixels.
         overlap: overlap of neighbouring tiles, as a share of a tile.
         least: photos are divided if their longer side exceeds this.
@@ -141,7 +141,7 @@ class TiledSegmenter:
     """
 
     segment: Callable[[Tensor], Tensor]
-    seen: PhotoSettings
+    preprocess: PhotoSettings
     device: torch.device
     side: int
     overlap: float
@@ -154,22 +154,22 @@ class TiledSegmenter:
         Raises:
             VplError: a tile is smaller than a patch.
         """
-        patch = self.seen.patch
+        patch = self.preprocess.patch
         if self.side < patch:
             raise VplError(f"`tile={str(self.side)!r}` is less than a patch, {patch} pixels",
                            f"for example `tile='{32 * patch}'`")
 
     def divides(self, size: tuple[int, int]) -> bool:
         """Return whether a photo of (height, width) is processed in tiles."""
-        return max(size) > self.least and max(self.seen.fit(size)) > self.side
+        return max(size) > self.least and max(self.preprocess.fit(size)) > self.side
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the grid (h, w) in patches of a raster of (height, width) pixels."""
-        return -(-size[0] // self.seen.patch), -(-size[1] // self.seen.patch)
+        return -(-size[0] // self.preprocess.patch), -(-size[1] // self.preprocess.patch)
 
     def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
         """Yield class probabilities, one row of tiles at a time; see `core.grids.blend`."""
-        patch, grid = self.seen.patch, self.grid(raster.size)
+        patch, grid = self.preprocess.patch, self.grid(raster.size)
         side = self.side // patch
         height, width = (min(side, length) * patch for length in grid)
 
@@ -202,13 +202,13 @@ class TiledSegmenter:
             torch.set_num_threads(threads)
 
     def _segment(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), self.seen.mean,
-                                        self.seen.std) for tile in tiles])
+        pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), self.preprocess.mean,
+                                        self.preprocess.std) for tile in tiles])
         return self.segment(pixels.to(self.device))
 
     def whole(self, rgb: npt.NDArray[np.uint8]) -> Tensor:
         """Return class probabilities (classes, 4h, 4w) of a photo (H, W, 3)."""
-        size = self.seen.fit((rgb.shape[0], rgb.shape[1]))
+        size = self.preprocess.fit((rgb.shape[0], rgb.shape[1]))
         if size != rgb.shape[:2]:
             rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]),
                                                          Image.Resampling.BICUBIC))
@@ -281,7 +281,7 @@ class RunningNetwork:
     trained: TrainedSegmenter
     device: torch.device
 
-    def _seen(self, settings: RunsSegmenter) -> PhotoSettings:
+    def _preprocessing(self, settings: RunsSegmenter) -> PhotoSettings:
         """Return the preprocessing of whole photos."""
         encoder = self.trained.encoder
         return PhotoSettings(encoder.vision.patch, encoder.mean, encoder.std,
@@ -303,35 +303,36 @@ class RunningNetwork:
         most = settings.max_side if "max_side" in settings.given else None
         return TiledSegmenter(
             functools.partial(self._segment, settings=settings),
-            replace(self._seen(settings), max_side=most or 0), self.device, side,
+            replace(self._preprocessing(settings), max_side=most or 0), self.device, side,
             settings.overlap, least, settings.batch_size)
 
     def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
         """See `RunningSegmenter`."""
-        size, tiled, seen = (rgb.shape[0], rgb.shape[1]), self.tiled(settings), self._seen(settings)
+        size, tiled = (rgb.shape[0], rgb.shape[1]), self.tiled(settings)
+        preprocess = self._preprocessing(settings)
         if tiled and tiled.divides(size):
             return tiled.whole(rgb)
-        pixels = to_pixels(rgb, seen.fit(size), seen.mean, seen.std)[None]
+        pixels = to_pixels(rgb, preprocess.fit(size), preprocess.mean, preprocess.std)[None]
         return self._segment(pixels.to(self.device), settings)[0]
 
     def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
         """See `RunningSegmenter`."""
-        device, seen, tiled = self.device, self._seen(settings), self.tiled(settings)
+        device, preprocess, tiled = self.device, self._preprocessing(settings), self.tiled(settings)
         large = tiled.large(paths) if tiled else {}
 
         def segment_batch(batch: Batch) -> Iterator[Made]:
-            if reason := too_many_patches(batch.pixels, seen.patch, device, "tile='auto'",
-                                          seen.scale):
+            if reason := too_many_patches(batch.pixels, preprocess.patch, device, "tile='auto'",
+                                          preprocess.scale):
                 yield from ((key, Failed(reason)) for key in batch.ids)
                 return
             result = self._segment(batch.pixels.to(device, non_blocking=True), settings)
             for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
                 yield key, Segmented(part, size)
 
-        rest = {key: path for key, path in paths.items() if key not in large}
+        small = {key: path for key, path in paths.items() if key not in large}
         whole = (_warn_of_background(run_photos(
-            rest, seen, segment_batch, device=device, batch_size=settings.batch_size,
-            workers=settings.workers), seen.max_side) if rest else ())
+            small, preprocess, segment_batch, device=device, batch_size=settings.batch_size,
+            workers=settings.workers), preprocess.max_side) if small else ())
         return chain(whole, _in_tiles(tiled, large) if tiled else ())
 
 
@@ -368,11 +369,11 @@ def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: st
 def _warn_of_background(made: Iterator[Made], side: int) -> Iterator[Made]:
     """Warn of photos without any object after scaling down to `side`."""
     empty = []
-    for key, seen in made:
-        if isinstance(seen, Segmented) and 0 < side < max(seen.size) and not (
-                seen.probabilities.argmax(dim=0).any()):
+    for key, result in made:
+        if isinstance(result, Segmented) and 0 < side < max(result.size) and not (
+                result.probabilities.argmax(dim=0).any()):
             empty.append(key)
-        yield key, seen
+        yield key, result
     names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else "")
     if empty:
         console.warn(f"{counted(len(empty), 'photo is', 'photos are')} all background after being "

@@ -57,7 +57,7 @@ class SegmenterFile:
         Raises:
             VplError: the header lacks them.
         """
-        return self._said("classes", tuple, "its classes")
+        return self._fact("classes", tuple, "its classes")
 
     @property
     def method(self) -> str:
@@ -66,14 +66,14 @@ class SegmenterFile:
         Raises:
             VplError: the header lacks it.
         """
-        return self._said("segmenter", str, "the method of its network")
+        return self._fact("segmenter", str, "the method of its network")
 
     @property
     def again(self) -> str:
         """The call that makes the file again, for hints."""
         return again(self.header)
 
-    def _said(self, name: str, kind: type, what: str) -> Any:
+    def _fact(self, name: str, kind: type, what: str) -> Any:
         if name not in self.header.facts:
             raise VplError(f"{self.path} does not name {what}", self.again)
         return kind(self.header.facts[name])

@@ -297,10 +297,10 @@ class TrainingData:
     def encode(self, pixels: Tensor) -> tower.DenseFeatures:
         """Encode normalised photos (B, 3, H, W) with the frozen encoder."""
         vision = self.frozen.encoder.vision
-        seen: tower.DenseFeatures = vision(
+        encoded: tower.DenseFeatures = vision(
             pixels.to(vision.weight.device, vision.weight.dtype), attention=False,
             layers=self.frozen.layers, patches="block" if self.reads_patches else "none")
-        return seen
+        return encoded
 
 
 def whole_photos(data: TrainingData, device: torch.device, workers: int
@@ -316,8 +316,8 @@ def whole_photos(data: TrainingData, device: torch.device, workers: int
         found = [photo.layers, photo.patches]
         if not stored:
             assert photo.layers is not None
-            seen = data.encode(photo.layers)
-            found = [None if part is None else part[0] for part in (seen.layers, seen.patches)]
+            batch = data.encode(photo.layers)
+            found = [None if part is None else part[0] for part in (batch.layers, batch.patches)]
         layers, patches = (None if part is None else part.float().to(device) for part in found)
         yield LabelledPhoto(layers, patches, photo.grid, photo.labels.to(device))
 

@@ -180,10 +180,10 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
         _check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
     if not (settings.out or settings.images) or _keeps_named(settings):
-        more = ["probabilities"] if settings.probabilities else []
-        more += work.segmenter.maps if settings.maps else ()
+        stored = ["probabilities"] if settings.probabilities else []
+        stored += work.segmenter.maps if settings.maps else ()
         folders |= {place(base, kind, name, task.name): _make_header(work, task, kind)
-                    for kind in more}
+                    for kind in stored}
     return photo_work.open_outputs(folders, task.photos, settings,
                                    1 + len(work.named.classes))
 
@@ -239,10 +239,10 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     header = replace(header, inputs=header.inputs | selection.file_identities(task.paths))
     made = [out]
     if not headers.check_file(out, header, settings):
-        for _, seen in _start(work, task, list(task.photos.ids)):
-            if isinstance(seen, photo_work.Failed):
-                raise VplError(f"{seen.reason}", "fix it and run the same command again")
-            formats.write_labels(out, work.labels(seen), header)
+        for _, segmented in _start(work, task, list(task.photos.ids)):
+            if isinstance(segmented, photo_work.Failed):
+                raise VplError(f"{segmented.reason}", "fix it and run the same command again")
+            formats.write_labels(out, work.labels(segmented), header)
     if settings.overlay:
         (photo,) = task.paths.values()
         made.append(_write_overlay(work.named, photo, out,
@@ -261,20 +261,20 @@ def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[photo_work.Ma
 def _among_tags(made: Iterator[photo_work.Made], tagged: Mapping[str, Sequence[int]]
                 ) -> Iterator[photo_work.Made]:
     """Set the probabilities of untagged classes to zero."""
-    for key, seen in made:
-        if isinstance(seen, running.Segmented):
-            seen = replace(seen, probabilities=segment.only_classes(
-                seen.probabilities, tagged[key]))
-        yield key, seen
+    for key, segmented in made:
+        if isinstance(segmented, running.Segmented):
+            segmented = replace(segmented, probabilities=segment.only_classes(
+                segmented.probabilities, tagged[key]))
+        yield key, segmented
 
 
-def _write(work: Chosen, output: OutputFolder, key: str, seen: running.Segmented) -> None:
+def _write(work: Chosen, output: OutputFolder, key: str, segmented: running.Segmented) -> None:
     # Labels of NaN would be those of the background.
-    check_values(output.header.kind, {"probabilities": seen.probabilities}, "")
+    check_values(output.header.kind, {"probabilities": segmented.probabilities}, "")
     if output.header.kind == "predictions":
-        output.write_labels(key, work.labels(seen))
+        output.write_labels(key, work.labels(segmented))
     else:
-        output.write_tensors(key, seen.tensors(output.header.kind))
+        output.write_tensors(key, segmented.tensors(output.header.kind))
 
 
 def _write_overlays(work: Chosen, predictions: Path, photos: Mapping[str, Path]) -> Path:

@@ -150,8 +150,8 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
               if photo.id in there]
     also = None
     if settings.also:
-        more, also = _also(workspace, teacher, settings.also)
-        photos += more
+        added, also = _also(workspace, teacher, settings.also)
+        photos += added
     return _Lesson(teacher, soft, also, masks, photos)
 
 
