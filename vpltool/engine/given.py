@@ -256,9 +256,7 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
     if "what" in named:
         folders["what"] = features.find_scores(workspace, named["what"], split)
     if not set(reads).isdisjoint(features.SECOND):
-        second = features.open_second(workspace, named["second"], split, reads)
-        assert second is not None
-        folders["second"] = second
+        folders["second"] = features.open_second(workspace, named["second"], split, reads)
     if "words" in named:
         rows = prototypes.read_prototypes(workspace, named["words"])
     if "prototypes" in named and "prototypes" in names:
