@@ -362,8 +362,7 @@ class _Land:
         with self.sheet() as (brush, width, _):
             for share in (0.06, 0.16):
                 high = top + share * 120 * unit
-                brush.line((0, high, width, high), fill=(70, 70, 76),
-                           width=max(1, int(unit * 0.6)))
+                brush.line((0, high, width, high), fill=(70, 70, 76), width=max(1, int(unit * 0.6)))
             for left in np.arange(rng.uniform(10, 120), 400, rng.uniform(110, 190)) * unit:
                 brush.rectangle((left, top - 6 * unit, left + 3.5 * unit, row * 2 + 4 * unit),
                                 fill=(104, 106, 108))

@@ -329,8 +329,7 @@ def _shading(part: Part, mask: Image.Image, pose: Pose, light: tuple[float, floa
         coarse = padded.resize((max(2, round(padded.width / step)),
                                 max(2, round(padded.height / step))), Image.Resampling.BILINEAR)
         puffed = np.asarray(coarse.resize(padded.size, Image.Resampling.BICUBIC))
-        across, down = (np.gradient(puffed * np.float32(step / 255), axis=axis)
-                        for axis in (1, 0))
+        across, down = (np.gradient(puffed * np.float32(step / 255), axis=axis) for axis in (1, 0))
         slope = -(across * light[0] + down * light[1])
         inner = slope[margin:-margin, margin:-margin]
         shade += (part.volume * weight) * np.clip(inner, -1.2, 1.2)

@@ -35,8 +35,7 @@ class Column:
 
     def file_of(self, photo_id: str) -> Path:
         """Return the path of a photo's file."""
-        return (self.source.path_of(photo_id) if self.source
-                else self.path / f"{photo_id}.png")
+        return (self.source.path_of(photo_id) if self.source else self.path / f"{photo_id}.png")
 
     def panels(self, photo_id: str, picture: Rgb) -> list[SheetPanel]:
         """Draw a photo's maps or labels over its picture (H, W, 3); groups give two panels.

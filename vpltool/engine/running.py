@@ -51,8 +51,7 @@ class RunsSegmenter(options.PerPhoto, shared=True):
     """Settings of how a segmenter processes photos."""
 
     split: str = options.split("val")
-    scales: str = setting("1", "Scales whose results are averaged; WeCLIP: 1,0.75.",
-                          metavar="LIST")
+    scales: str = setting("1", "Scales whose results are averaged; WeCLIP: 1,0.75.", metavar="LIST")
     flip: bool = setting(False, "Also predict the mirrored photo, and average.")
     average: str = setting(
         "probabilities", "What is averaged; probabilities, or logits as in WeCLIP.",

@@ -157,8 +157,7 @@ class ReadBatch:
 
     def split(self, size: int) -> list[ReadBatch]:
         """Split into batches of at most `size` photos."""
-        return [ReadBatch(self.photos[start : start + size])
-                for start in range(0, len(self), size)]
+        return [ReadBatch(self.photos[start : start + size]) for start in range(0, len(self), size)]
 
 
 def read_scored(scores: Scores, job: Job) -> Read:
@@ -190,8 +189,7 @@ def _names(scores: Scores, classes: Tensor) -> tuple[str, ...]:
                  for label in classes.tolist())
 
 
-def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
-                  ) -> Proposals | None:
+def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]) -> Proposals | None:
     """Return a photo's proposals at a size; None if none are read."""
     if folder is None:
         return None
@@ -223,8 +221,7 @@ def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Fiel
         for top, left in corners:
             values, classes = stored.part(size, (top, left), sides)
             places = [place_of[label] for label in classes.tolist()]
-            pixels = np.ascontiguousarray(
-                photo.photo[top : top + sides[0], left : left + sides[1]])
+            pixels = np.ascontiguousarray(photo.photo[top : top + sides[0], left : left + sides[1]])
             # A label absent from a tile has probability zero in it.
             field = torch.zeros(len(place_of), *sides)
             field[places] = torch.from_numpy(refine(ScoredPhoto(

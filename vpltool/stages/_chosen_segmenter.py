@@ -43,8 +43,7 @@ class PredictSettings(groups.GroupSettings):
         0.0, "Write 255 where the label has a smaller probability than this; probabilities are "
              "calibrated by `calibrate` first. 0: label each pixel.", low=0, high=1,
         record="changed")
-    overlay: bool = setting(False, "Also draw each photo with labels and names.",
-                            record="never")
+    overlay: bool = setting(False, "Also draw each photo with labels and names.", record="never")
 
 
 @dataclass(frozen=True)

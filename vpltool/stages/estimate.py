@@ -332,8 +332,7 @@ def _joint_seconds(vision: tower.Tower, network: segmenter.SegmenterNetwork,
     return _seconds(lambda: next(records)[0].item())
 
 
-def _network(encoder: encoders.Encoder, settings: EstimateSettings
-             ) -> segmenter.SegmenterNetwork:
+def _network(encoder: encoders.Encoder, settings: EstimateSettings) -> segmenter.SegmenterNetwork:
     """Build an untrained segmenter of seven classes."""
     method = find_method("segmenters", settings.segmenter).load()
     wanted = {"width": settings.width, "residual": True}

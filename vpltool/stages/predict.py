@@ -184,12 +184,10 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
         stored += work.segmenter.maps if settings.maps else ()
         folders |= {place(base, kind, name, task.name): _make_header(work, task, kind)
                     for kind in stored}
-    return photo_work.open_outputs(folders, task.photos, settings,
-                                   1 + len(work.named.classes))
+    return photo_work.open_outputs(folders, task.photos, settings, 1 + len(work.named.classes))
 
 
-def _check_same_folder(masks: Path, images: Sequence[Path], ids: Iterable[str], base: Path
-                       ) -> None:
+def _check_same_folder(masks: Path, images: Sequence[Path], ids: Iterable[str], base: Path) -> None:
     """Check that the photos of a folder do not replace masks of another folder's photos.
 
     Photos of a second folder with the same name are added unless their names collide.
@@ -287,8 +285,7 @@ def _write_overlays(work: Chosen, predictions: Path, photos: Mapping[str, Path])
         pictures = base / "pictures" / predictions.resolve().relative_to(base.resolve())
 
     def draw(key: str) -> None:
-        _write_overlay(work.named, photos[key], predictions / f"{key}.png",
-                       pictures / f"{key}.jpg")
+        _write_overlay(work.named, photos[key], predictions / f"{key}.png", pictures / f"{key}.jpg")
 
     todo = [key for key in photos if (predictions / f"{key}.png").exists()
             and _written(pictures / f"{key}.jpg") <= _written(predictions / f"{key}.png")]
