@@ -216,8 +216,7 @@ def _read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArr
             raise VplError(f"{path} shows `{names[label - 1]}`, which is not a class of the "
                            "workspace", near_name(names[label - 1], workspace.classes))
         table[label] = workspace.index_of(names[label - 1])
-    moved: npt.NDArray[np.uint8] = table.astype(label_type(len(table) - 1))[labels]
-    return moved
+    return table.astype(label_type(len(table) - 1))[labels]
 
 
 def take_corrections(workspace: Workspace, found: Found) -> list[Path]:

@@ -279,8 +279,7 @@ class BundleFile(SegmenterFile):
 
     def calibration(self, work: Path) -> Mapping[str, Any] | None:
         """Return the calibration at the time of export."""
-        found: Mapping[str, Any] | None = self.header.facts.get("about", {}).get("calibration")
-        return found
+        return self.header.facts.get("about", {}).get("calibration")
 
     def part(self, name: str) -> dict[str, Tensor]:
         """See `SegmenterFile`."""

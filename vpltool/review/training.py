@@ -83,9 +83,7 @@ class Training:
         return self.state()
 
     def _curve(self) -> list[JsonObject]:
-        rounds: list[JsonObject] = (read_json(self._scores, "")["rounds"]
-                                    if self._scores.exists() else [])
-        return rounds
+        return read_json(self._scores, "")["rounds"] if self._scores.exists() else []
 
     def _listen(self, child: subprocess.Popen[str], segmenter: str) -> None:
         states = list(self._desk.states().values())

@@ -297,10 +297,9 @@ class TrainingData:
     def encode(self, pixels: Tensor) -> tower.DenseFeatures:
         """Encode normalised photos (B, 3, H, W) with the frozen encoder."""
         vision = self.frozen.encoder.vision
-        encoded: tower.DenseFeatures = vision(
+        return vision(
             pixels.to(vision.weight.device, vision.weight.dtype), attention=False,
             layers=self.frozen.layers, patches="block" if self.reads_patches else "none")
-        return encoded
 
 
 def whole_photos(data: TrainingData, device: torch.device, workers: int

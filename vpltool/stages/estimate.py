@@ -338,8 +338,7 @@ def _network(encoder: encoders.Encoder, settings: EstimateSettings) -> segmenter
     wanted = {"width": settings.width, "residual": True}
     known = {entry.name for entry in described(method.Settings)}
     prototypes = F.normalize(torch.randn(24, _dim(encoder)), dim=-1)
-    network: segmenter.SegmenterNetwork = method.build(
+    return method.build(
         SegmenterParts(tuple(range(settings.layers)), encoder.vision.width, prototypes,
                        torch.arange(24) % 7),
         method.Settings(**{name: value for name, value in wanted.items() if name in known}))
-    return network
