@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from vpltool import console, options
 from vpltool.core import grids, segment, segmenter
@@ -93,37 +93,8 @@ class RunsSegmenter(options.PerPhoto, shared=True):
         return factors
 
 
-class Raster(Protocol):
-    """A picture that can be read in parts."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-
-    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """Read RGB (height, width, 3); beyond the right and bottom edges the last pixels repeat."""
-
-
-@dataclass(frozen=True)
-class PhotoRaster:
-    """A photo in memory, RGB (H, W, 3)."""
-
-    pixels: npt.NDArray[np.uint8]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """See `Raster`."""
-        return self.pixels.shape[0], self.pixels.shape[1]
-
-    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """See `Raster`."""
-        return padded(self.pixels[top : top + height, left : left + width], height, width)
-
-
-def padded(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Pad RGB (h, w, 3) at the bottom and right to a size by repeating the edge."""
-    beyond = ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0))
-    return np.pad(pixels, beyond, mode="edge") if any(more for _, more in beyond) else pixels
+ReadWindow: TypeAlias = "Callable[[int, int, int, int], npt.NDArray[np.uint8]]"
+"""Reads RGB (height, width, 3) at (top, left, height, width); past the edges, pixels repeat."""
 
 
 @dataclass(frozen=True)
@@ -163,17 +134,21 @@ class TiledSegmenter:
         return max(size) > self.least and max(self.preprocess.fit(size)) > self.side
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the grid (h, w) in patches of a raster of (height, width) pixels."""
+        """Return the grid (h, w) in patches of a picture of (height, width) pixels."""
         return -(-size[0] // self.preprocess.patch), -(-size[1] // self.preprocess.patch)
 
-    def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
-        """Yield class probabilities, one row of tiles at a time; see `core.grids.blend`."""
-        patch, grid = self.preprocess.patch, self.grid(raster.size)
+    def rows(self, size: tuple[int, int], read: ReadWindow, first: int = 0
+             ) -> Iterator[tuple[int, Tensor]]:
+        """Yield class probabilities, one row of tiles at a time; see `core.grids.blend`.
+
+        The picture has a `size` (height, width).
+        """
+        patch, grid = self.preprocess.patch, self.grid(size)
         side = self.side // patch
         height, width = (min(side, length) * patch for length in grid)
 
         def see(corners: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-            return self._see(raster.read(top * patch, left * patch, height, width)
+            return self._see(read(top * patch, left * patch, height, width)
                              for top, left in corners)
 
         return grids.blend(grid, side, self.overlap, see, fineness=segment.FINENESS, first=first)
@@ -211,7 +186,13 @@ class TiledSegmenter:
         if size != rgb.shape[:2]:
             rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]),
                                                          Image.Resampling.BICUBIC))
-        return torch.cat([part for _, part in self.rows(PhotoRaster(rgb))], dim=1)
+
+        def read(top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+            part = rgb[top : top + height, left : left + width]
+            beyond = height - part.shape[0], width - part.shape[1]
+            return np.pad(part, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge")
+
+        return torch.cat([part for _, part in self.rows(size, read)], dim=1)
 
     def large(self, paths: Mapping[str, Path]) -> dict[str, Path]:
         """Select the photos to process in tiles; unreadable ones fail when they are read."""

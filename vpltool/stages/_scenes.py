@@ -140,7 +140,7 @@ def _rows(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, don
     patch, grid = tiled.preprocess.patch, tiled.grid(scene.size)
     ratio = segment.FINENESS / patch
     before: Tensor | None = None
-    for top, field in tiled.rows(scene, max(done - 1, 0)):
+    for top, field in tiled.rows(scene.size, scene.read, max(done - 1, 0)):
         number = tops.index(top)
         bottom = segment.FINENESS * top + field.shape[1]
         begin = _first_after(segment.FINENESS * top, ratio) if top else 0
