@@ -11,6 +11,7 @@ from pathlib import Path
 from vpltool import console, formats
 from vpltool.core import segment
 from vpltool.core.photos import describe_failure, read_photo
+from vpltool.datasets.layouts import named_photos
 from vpltool.engine import headers, photo_work, running
 from vpltool.engine import photos as selection
 from vpltool.errors import PhotosFailed, VplError
@@ -66,8 +67,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     """
     work = choose_segmenter(path, settings)
     if settings.images and (scenes := scenes_among(settings.images)):
-        if len(scenes) < sum(len(group.paths) for group in selection.find_photos(
-                settings.images, together=True)):
+        if len(scenes) < len(named_photos(settings.images)):
             raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
                            "predict them in two runs")
         return predict_scenes(work, scenes)
@@ -155,21 +155,25 @@ def _named_tasks(work: Chosen) -> list[_Task]:
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
     shard = shards.WHOLE if _one_picture(settings) else selection.chosen_shard(settings.shard)
-    groups, tasks = selection.find_photos(settings.images, together=settings.out is not None), []
+    images: dict[str, list[Path]] = {}
+    for path in settings.images:
+        own = path.resolve().name if path.is_dir() and not settings.out else ""
+        images.setdefault(own or "files", []).append(path)
+    groups, tasks = {name: named_photos(members) for name, members in images.items()}, []
     # A folder that is called like a split must not share the split's predictions.
     splits = ({split for photo in work.workspace.photos() for split in photo.splits}
               if (work.workspace.path / "images.jsonl").exists() else ())
-    left = settings.limit or sum(len(group.paths) for group in groups)
-    for group in groups:
-        paths = dict(list(group.paths.items())[:left])
+    left = settings.limit or sum(map(len, groups.values()))
+    for name, found in groups.items():
+        paths = dict(list(found.items())[:left])
         left -= len(paths)
         if not paths:
             break
         paths = {key: paths[key] for key in selection.assigned(paths, shard)}
         photos = selection.Photos(list(paths), selection.file_identities(paths), {},
                                   not settings.limit, shard)
-        name = f"{group.name}-photos" if group.name in splits else group.name
-        tasks.append(_Task(name, photos, paths, images=group.images))
+        tasks.append(_Task(f"{name}-photos" if name in splits else name, photos, paths,
+                           images=images[name]))
     return tasks
 
 

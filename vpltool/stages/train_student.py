@@ -9,9 +9,10 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.clip import encoders
 from vpltool.core import joint, segmenter
+from vpltool.datasets.layouts import named_photos
 from vpltool.engine import checkpoints, features, headers, segmenters
 from vpltool.engine.masks import Masks, check_masks, find_masks, identities_of, with_masks
-from vpltool.engine.photos import check_current, find_photos, with_photo_files
+from vpltool.engine.photos import check_current, with_photo_files
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, shards
 from vpltool.formats.workspace import relative_to
@@ -158,17 +159,17 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
 def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
           ) -> tuple[list[Taught], InputFolder]:
     """Find the photos of a folder without tags, and the teacher's probabilities of them."""
-    (group,) = find_photos([folder], together=False)
+    name, paths = folder.resolve().name if folder.is_dir() else "files", named_photos([folder])
     again = f"predict(images=[{str(folder)!r}], decoder={teacher.path.stem!r}, probabilities=True"
-    soft = teacher.open_probabilities(workspace, group.name, again)
+    soft = teacher.open_probabilities(workspace, name, again)
     root = workspace.path / workspace.root
-    ids = soft.available(list(group.paths))
-    if len(ids) < len(group.paths):
-        console.warn(part_of(len(group.paths) - len(ids), len(group.paths), f"photos of {folder}",
+    ids = soft.available(list(paths))
+    if len(ids) < len(paths):
+        console.warn(part_of(len(paths) - len(ids), len(paths), f"photos of {folder}",
                              "has no probabilities; it is skipped",
                              "have no probabilities; they are skipped"))
-    return [Taught(Photo(key, relative_to(group.paths[key], root), (), (group.name,)), soft,
-                   masked=False, tagged=False) for key in ids], soft
+    return [Taught(Photo(key, relative_to(paths[key], root), (), (name,)), soft, masked=False,
+                   tagged=False) for key in ids], soft
 
 
 def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: segmenters.SegmenterFile,
