@@ -144,7 +144,7 @@ def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:
     for name, photos in found:
         first, shown = found[0]
         if bool(photos) != bool(shown) or any(paths.get(key, path) != path
-                                               for key, path in photos.items()):
+                                              for key, path in photos.items()):
             raise VplError(f"{first} and {name} are of different photos",
                            "show them apart, or name the folder of all photos: `photos='DIR'`")
         paths |= photos

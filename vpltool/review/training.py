@@ -174,9 +174,9 @@ def main(path: Path, todo: Sequence[str]) -> int:
                 _report(step=line, title="", done=0, total=0)
                 call, found, _ = run_line(shlex.split(line)[1:], path)
                 if call.found.name == "eval" and isinstance(found, Mapping):
-                    _report(point=({"score": 100 * found["miou"], "measure": "mIoU"}
-                                if "miou" in found else
-                                {"score": 100 * found["mean"]["f1"], "measure": "F1 against tags"}))
+                    score, measure = ((found["miou"], "mIoU") if "miou" in found
+                                      else (found["mean"]["f1"], "F1 against tags"))
+                    _report(point={"score": 100 * score, "measure": measure})
         except (VplError, OSError, RuntimeError, MemoryError) as problem:
             _report(error=words_of(problem))
             return 1

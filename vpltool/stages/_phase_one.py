@@ -154,7 +154,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         # Photos with the same tags share a tensor.
         tensor_of = cache(lambda tags: torch.tensor(tags, dtype=torch.long, device=device))
         return Pixels(pixels, torch.cat(photo_of).to(device), torch.cat(labels).to(device),
-                                [tensor_of(tuple(classes)) for classes in shown], ids)
+                      [tensor_of(tuple(classes)) for classes in shown], ids)
 
 
 def pixels_per_photo(ids: list[str], most: int) -> tuple[list[str], int]:

@@ -93,7 +93,7 @@ def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Es
     together = {"group": ranks} if ranks.count > 1 else {}
     with _phase_one.memory_for(len(pool.embeddings)):
         rows, index, *extra = method.estimate(pool, zs, zs_index, settings.of_method,
-                                             settings.seed, **together)
+                                              settings.seed, **together)
         of_rows: dict[str, Tensor] = extra[0] if extra else {}
         facts = _phase_one.facts_of(workspace, pool, text, rows, index, ranks)
     if "photo_of" in of_rows:

@@ -113,7 +113,7 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     start = checkpoints.read_checkpoint(target, header, settings)
     if lesson.masks:
         check_masks(lesson.masks, workspace, [taught.photo for taught in lesson.photos
-                                                     if taught.masked])
+                                              if taught.masked])
     warn_of_little([workspace.indices_of(taught.photo) for taught in lesson.photos
                     if taught.tagged], workspace.classes)
     torch.manual_seed(settings.seed)
