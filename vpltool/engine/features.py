@@ -8,10 +8,11 @@ from pathlib import Path
 
 from vpltool.clip import encoders
 from vpltool.core import blocks, grids, vit
-from vpltool.engine.headers import check_same_model, relative_path
+from vpltool.engine.headers import check_same_model
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
 from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, folder_of, place
+from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
 from vpltool.parallel.batches import Batch
 
@@ -170,7 +171,7 @@ def load_second(workspace: Workspace, given: str, device: torch.device
     """
     # Paths are relative to the current folder, or to the workspace if `update` read a header.
     source = encoders.find_encoder(given, (Path(), workspace.path))
-    path = relative_path(source.path, workspace.path) if source.path else ""
+    path = relative_to(source.path, workspace.path) if source.path else ""
     return (encoders.load_encoder(source, device), source.setting(path),
             {"weights": source.weights} if source.weights else {})
 

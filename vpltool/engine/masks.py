@@ -17,12 +17,12 @@ from vpltool.core.classes import label_type
 from vpltool.core.photos import photo_size
 from vpltool.datasets.tags import some
 from vpltool.engine import features, photo_work
-from vpltool.engine.headers import relative_path
 from vpltool.engine.photos import check_current, file_identities
 from vpltool.errors import VplError, counted, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
 from vpltool.formats.header import join_supervision
 from vpltool.formats.labels import size_of_labels
+from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np, npt
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
 from vpltool.parallel import threads
@@ -128,7 +128,7 @@ def identities_of(masks: Masks, ids: Collection[str]) -> dict[str, str]:
 
 def with_masks(header: Header, masks: Masks, workspace: Workspace) -> Header:
     """Record masks as a source; they are identified by their bytes, not by their configuration."""
-    sources = {**header.sources, "masks": relative_path(masks.path, workspace.path)}
+    sources = {**header.sources, "masks": relative_to(masks.path, workspace.path)}
     call = {name: value for name, value in header.call.items() if name != "masks"}
     return replace(header, sources=sources, call=call)
 

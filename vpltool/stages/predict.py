@@ -20,6 +20,7 @@ from vpltool.formats.kinds import place
 from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.values import check_values
 from vpltool.formats.whereabouts import short_path
+from vpltool.formats.workspace import relative_to
 from vpltool.methods.inputs import side_of
 from vpltool.parallel import device, threads
 from vpltool.pictures.overlays import overlay
@@ -215,7 +216,7 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
         options |= {"scales": settings.factors, "source": "features" if task.features else "photos"}
     header = (work.header(kind, {"features": task.features}, options, "precision")
               if task.features else work.header(kind, {}, options))
-    images = [headers.relative_path(path, workspace.path) for path in task.images]
+    images = [relative_to(path, workspace.path) for path in task.images]
     # The same call finds the side of the training again.
     implied = ({"max_side"} - settings.given
                if settings.max_side == side_of(segmenter.header) else set())
@@ -223,7 +224,7 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
             if key not in {"images", "classes"} | implied}
     sources = dict(header.sources)
     if settings.classes:
-        sources["classes"] = headers.relative_path(settings.classes, workspace.path)
+        sources["classes"] = relative_to(settings.classes, workspace.path)
     if len(images) == 1:
         sources["images"] = images[0]
     elif images:

@@ -217,6 +217,6 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
         header = with_masks(header, lesson.masks, workspace)
     if settings.also:
         header.call.pop("also")
-        header.sources["also"] = headers.relative_path(settings.also, workspace.path)
+        header.sources["also"] = relative_to(settings.also, workspace.path)
     return with_photo_files(workspace, replace(
         header, facts=facts_of("light", workspace, settings.max_side)))
