@@ -11,7 +11,6 @@ from typing import Any
 
 from vpltool import formats
 from vpltool.datasets.words import read_classes
-from vpltool.engine.headers import relative_path
 from vpltool.engine.masks import content_identity, identity_of_corrections
 from vpltool.engine.models import WORDS, model_weights
 from vpltool.engine.photos import given_again, other_photos, tags_of
@@ -23,6 +22,7 @@ from vpltool.formats.kinds import KINDS, SECOND_FOLDER, called, folders_of, resu
 from vpltool.formats.manifest import PHOTO_FOLDERS, manifest_of, orphaned_folders
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
+from vpltool.formats.workspace import relative_to
 from vpltool.names import short_path
 from vpltool.provenance import check_header
 from vpltool.settings import Values, described
@@ -364,7 +364,7 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
         except VplError as error:
             if not passes_over:
                 raise
-            damaged[relative_path(path, workspace.path)] = error
+            damaged[relative_to(path, workspace.path)] = error
         else:
             if artifact is not None:
                 found[artifact.name] = artifact
@@ -373,7 +373,7 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
     # Folders that a stage filled, but that lack a manifest.
     for path, header in orphaned_folders(workspace.path, known).items():
         if header.command.split()[0] in find_stages():
-            artifact = Artifact(relative_path(path, workspace.path), path, workspace.path, header,
+            artifact = Artifact(relative_to(path, workspace.path), path, workspace.path, header,
                                 InputFolder(path, header, {}, complete=False, replaced=True))
             found.setdefault(artifact.name, artifact)
     return State(workspace, found, damaged)
@@ -401,7 +401,7 @@ def read_artifact(workspace: Workspace, path: Path) -> Artifact | None:
     Raises:
         VplError: it is damaged.
     """
-    name = relative_path(path, workspace.path)
+    name = relative_to(path, workspace.path)
     if path.is_dir():
         folder = formats.open_input(path, tuple(KINDS))
         header = folder.header

@@ -115,6 +115,7 @@ def test_it_learns_what_its_teacher_says(run: Run, work: Path) -> None:
     curve = torch.tensor(header.facts["curve"])
     assert curve[-5:, 1].mean() < 0.8 * curve[:3, 1].mean()
     assert curve.shape[1] == 2, "without masks there is one loss"
+    assert header.call["masks"] == "none", "`update` trains without masks again"
     assert any(name.startswith("tower.") for name in tensors)
 
 

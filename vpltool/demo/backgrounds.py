@@ -121,17 +121,13 @@ def _sky(rng: Rng, height: int, width: int, mood: Mood) -> Plane:
                        - 0.08 * np.clip(noise, 0, 2)[..., None] * amount), 0, 255)
     sky = _blend(sky, white, cover * rng.uniform(0.65, 0.95))
     if amount < 0.75 and rng.random() < 0.3:
-        _add_sun(rng, sky)
+        # The sun with its glow.
+        row, column = rng.uniform(0.1, 0.8) * height, rng.uniform(0.05, 0.95) * width
+        rows, columns = np.ogrid[:height, :width]
+        away = np.hypot(rows - row, columns - column) / width
+        glow = np.exp(-away * 9) * 0.6 + _steps(-away.astype(np.float32), -0.035, -0.025)
+        sky += (np.asarray((255, 246, 214), np.float32) - sky) * np.clip(glow, 0, 1)[..., None]
     return sky
-
-
-def _add_sun(rng: Rng, sky: Plane) -> None:
-    height, width = sky.shape[:2]
-    row, column = rng.uniform(0.1, 0.8) * height, rng.uniform(0.05, 0.95) * width
-    rows, columns = np.ogrid[:height, :width]
-    away = np.hypot(rows - row, columns - column) / width
-    glow = np.exp(-away * 9) * 0.6 + _steps(-away.astype(np.float32), -0.035, -0.025)
-    sky += (np.asarray((255, 246, 214), np.float32) - sky) * np.clip(glow, 0, 1)[..., None]
 
 
 class _Ground:

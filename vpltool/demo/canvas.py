@@ -153,15 +153,6 @@ def bumpy(rng: Rng, shape: Points, bumps: int, size: float) -> Points:
 
 # Parts and drawings
 
-@dataclass(frozen=True)
-class Mark:
-    """A flat shape on a part, clipped to the part's outline."""
-
-    shape: Points
-    colour: Colour
-    opacity: float = 1
-
-
 @dataclass
 class Part:
     """A shape of one material, shaded as if it were round, with marks on it.
@@ -179,11 +170,11 @@ class Part:
     grain: float
     soft: float
     opacity: float
-    marks: list[Mark] = field(default_factory=list)
+    marks: list[tuple[Points, Colour, float]] = field(default_factory=list)
 
     def mark(self, shape: Points, colour: Colour, opacity: float = 1) -> Part:
-        """Put a flat shape on the part."""
-        self.marks.append(Mark(shape, colour, opacity))
+        """Put a flat shape on the part, clipped to the part's outline."""
+        self.marks.append((shape, colour, opacity))
         return self
 
 
@@ -291,9 +282,9 @@ def _paint_part(part: Part, shape: Points, window: tuple[int, int, int, int], po
     if part.marks:
         sheet = Image.new("RGB", fine, whole(part.colour))
         brush = ImageDraw.Draw(sheet, "RGBA")
-        for mark in part.marks:
-            brush.polygon(_flat(pose.place(mark.shape), left, top),
-                          fill=(*whole(mark.colour), int(mark.opacity * 255)))
+        for outline, ink, opacity in part.marks:
+            brush.polygon(_flat(pose.place(outline), left, top),
+                          fill=(*whole(ink), int(opacity * 255)))
         colour[:] = np.asarray(sheet.reduce(FINER))
     else:
         colour[:] = part.colour

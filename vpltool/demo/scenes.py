@@ -139,9 +139,9 @@ def _compose(rng: Rng, names: Sequence[str], background: str, backdrop: Backdrop
             items = _arrange(rng, drawings, background, backdrop, size, 0.93**attempt)
             if len(items) < len(drawings):
                 continue
-            photo, labels, seen = _paint_all(rng, items, backdrop, light)
+            photo, labels, visible = _paint_all(rng, items, backdrop, light)
             counts = np.bincount(labels.ravel(), minlength=len(CLASSES) + 1)
-            if min(seen) >= _LEAST_SEEN and all(
+            if min(visible) >= _LEAST_SEEN and all(
                     counts[CLASSES.index(item.name) + 1] >= _LEAST * labels.size for item in items):
                 return items, photo, labels
         # A single object always fits in the end, since nothing is in front of it.
@@ -252,9 +252,10 @@ def _paint_all(rng: Rng, items: Sequence[_Item], backdrop: Backdrop, light: tupl
         solid = layer.cover >= 0.5
         whole.append(int(solid.sum()))
         owner[layer.window][solid] = number
-    seen = [float((owner == number).sum()) / max(1, pixels) for number, pixels in enumerate(whole)]
+    visible = [float((owner == number).sum()) / max(1, pixels)
+               for number, pixels in enumerate(whole)]
     values = np.array([CLASSES.index(item.name) + 1 for item in items] + [0], np.uint8)
-    return photo, values[owner], seen
+    return photo, values[owner], visible
 
 
 def _waterline(layer: Layer, item: _Item) -> float:
@@ -332,8 +333,8 @@ def _develop(rng: Rng, photo: Plane) -> npt.NDArray[np.uint8]:
     exposure = rng.uniform(0.88, 1.1) * (
         1 - rng.uniform(0, 0.16) * (rows**2 + columns**2) / 2
         + rng.uniform(-0.07, 0.07) * columns + rng.uniform(-0.05, 0.05) * rows)
-    seen = 118 + (photo * exposure[..., None] - 118) * rng.uniform(0.88, 1.12)
-    image = Image.fromarray(seen.clip(0, 255).astype(np.uint8))
+    exposed = 118 + (photo * exposure[..., None] - 118) * rng.uniform(0.88, 1.12)
+    image = Image.fromarray(exposed.clip(0, 255).astype(np.uint8))
     focus = rng.uniform(-0.5, 0.8)
     image = image.filter(ImageFilter.GaussianBlur(focus) if focus > 0 else
                          ImageFilter.UnsharpMask(1, int(-focus * 100), 0))

@@ -95,8 +95,8 @@ def train(model: Any, photos: Tensor, captions: list[Tensor], *, steps: int, bat
         tokens = torch.stack([captions[number][chance.integers(len(captions[number]))]
                             for number in chosen])
         with torch.autocast(device.type, torch.bfloat16):
-            seen = to_input(photos[torch.from_numpy(chosen)], device, torch.bfloat16)
-            images = model.encode_image(seen, normalize=True)
+            pixels = to_input(photos[torch.from_numpy(chosen)], device, torch.bfloat16)
+            images = model.encode_image(pixels, normalize=True)
             texts = model.encode_text(tokens.to(device), normalize=True)
         loss = clip_loss(images.float(), texts.float(), model.logit_scale.exp())
         optimizer.zero_grad(set_to_none=True)

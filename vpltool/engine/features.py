@@ -8,10 +8,11 @@ from pathlib import Path
 
 from vpltool.clip import encoders
 from vpltool.core import blocks, grids, vit
-from vpltool.engine.headers import check_same_model, relative_path
+from vpltool.engine.headers import check_same_model
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
 from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, folder_of, place
+from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
 from vpltool.parallel.batches import Batch
 
@@ -44,9 +45,19 @@ def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
     """
     kept = features.header.options["keep"]
     missing = [name for name in wanted if name not in kept]
-    if missing:
-        raise VplError(f"{features.path} holds {', '.join(kept)}, but no {missing[0]}",
-                       _keeping(features.header, list(dict.fromkeys([*kept, *missing]))))
+    if not missing:
+        return
+    header, names = features.header, list(dict.fromkeys([*kept, *missing]))
+    split, every = header.options["split"], ",".join(names)
+    if header.command == "extract":
+        encoder = header.call.get("encoder")
+        hint = (f"`extract(split={split!r}, keep={every!r}, "
+                f"{f'encoder={encoder!r}, ' if encoder else ''}overwrite=True)`")
+    else:
+        carried = ",".join(name for name in names if name != "patches")
+        hint = (f"`embed(method={header.options['method']!r}, split={split!r}, "
+                f"carry={carried!r}, overwrite=True)`, where the features that it reads hold them")
+    raise VplError(f"{features.path} holds {', '.join(kept)}, but no {missing[0]}", hint)
 
 
 def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
@@ -91,18 +102,6 @@ def parse_numbers(choice: str) -> list[int]:
     except ValueError:
         raise VplError(f"`layers={choice!r}` is not a list of block numbers",
                        "for example `layers='2,5,8,11'`") from None
-
-
-def _keeping(header: Header, names: Sequence[str]) -> str:
-    """Return a hint with the call that recomputes features with these tensors."""
-    split, every = header.options["split"], ",".join(names)
-    if header.command == "extract":
-        encoder = header.call.get("encoder")
-        return (f"`extract(split={split!r}, keep={every!r}, "
-                f"{f'encoder={encoder!r}, ' if encoder else ''}overwrite=True)`")
-    carried = ",".join(name for name in names if name != "patches")
-    return (f"`embed(method={header.options['method']!r}, split={split!r}, carry={carried!r}, "
-            "overwrite=True)`, where the features that it reads hold them")
 
 
 def smaller_photos_hint(header: Header) -> str:
@@ -172,24 +171,21 @@ def load_second(workspace: Workspace, given: str, device: torch.device
     """
     # Paths are relative to the current folder, or to the workspace if `update` read a header.
     source = encoders.find_encoder(given, (Path(), workspace.path))
-    path = relative_path(source.path, workspace.path) if source.path else ""
+    path = relative_to(source.path, workspace.path) if source.path else ""
     return (encoders.load_encoder(source, device), source.setting(path),
             {"weights": source.weights} if source.weights else {})
 
 
 def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Collection[str]
-                ) -> InputFolder | None:
-    """Open the features of a second encoder that a method reads; None if it reads none.
+                ) -> InputFolder:
+    """Open the features of a second encoder that a method reads.
 
     Raises:
         VplError: they do not exist, or lack a tensor.
     """
-    wanted = [tensor for name, tensor in SECOND.items() if name in reads]
-    if not wanted:
-        return None
     folder = choice or workspace.path / SECOND_FOLDER / split
     found = open_input(folder, ("features",), f"`extract(split={split!r}, encoder='WEIGHTS')`")
-    check_kept(found, wanted)
+    check_kept(found, [tensor for name, tensor in SECOND.items() if name in reads])
     return found
 
 

@@ -36,8 +36,6 @@ _ABOUT = {"second": "second encoder", "prototypes": "prototypes", "decoder": "de
 _TAGLESS = ("features", "proposals")
 """Kinds of file that do not depend on the class names."""
 
-Opened = InputFolder | Prototypes | Path
-
 
 @dataclass(frozen=True)
 class Given:
@@ -46,7 +44,9 @@ class Given:
     Args:
         read: names of the inputs read per photo, as in `READS` of methods.
         required: names of the inputs that the stage reads with any method.
-        opened: input by setting name: a folder, prototypes, or the path of a decoder.
+        folders: input folder by setting name, such as `cams`.
+        prototypes: the prototypes, if the stage or method reads them.
+        decoder: path of a trained decoder, if the method reads one.
         unused: reason by name, of settings without effect.
     """
 
@@ -54,36 +54,20 @@ class Given:
     settings: PerPhoto
     read: Collection[str]
     required: Sequence[str]
-    opened: Mapping[str, Opened]
+    folders: Mapping[str, InputFolder]
+    prototypes: Prototypes | None
+    decoder: Path | None
     unused: Mapping[str, str]
 
     @property
     def features(self) -> InputFolder:
         """Stored CLIP features of the split."""
-        return self.folder("features")
+        return self.folders["features"]
 
     @property
     def second(self) -> InputFolder | None:
         """Features of the second encoder, if the method reads them."""
-        return self.folder("second") if "second" in self.opened else None
-
-    @property
-    def prototypes(self) -> Prototypes | None:
-        """The prototypes, if the stage or method reads them."""
-        found = self.opened.get("prototypes")
-        return found if isinstance(found, Prototypes) else None
-
-    @property
-    def decoder(self) -> Path | None:
-        """Path of a trained decoder, if the method reads one."""
-        found = self.opened.get("decoder")
-        return found if isinstance(found, Path) else None
-
-    def folder(self, name: str) -> InputFolder:
-        """Return the input folder that a setting such as `cams` names."""
-        found = self.opened[name]
-        assert isinstance(found, InputFolder)
-        return found
+        return self.folders.get("second")
 
     def paths(self, ids: Iterable[str]) -> dict[str, Path]:
         """Return the paths of photos by id."""
@@ -115,12 +99,14 @@ class Given:
             inputs: further inputs.
             skip: settings that do not change the result, besides those without effect.
         """
-        files: dict[str, InputFolder | Path | str] = {
-            name: found.path if isinstance(found, Prototypes) else found
-            for name, found in self.opened.items()}
+        files: dict[str, InputFolder | Path | str] = {**self.folders}
+        if self.prototypes:
+            files["prototypes"] = self.prototypes.path
+        if self.decoder:
+            files["decoder"] = self.decoder
         if model is None:
-            first = self.opened["features" if "features" in self.opened else self.required[0]]
-            assert not isinstance(first, Path)
+            first = next(iter(self.folders.values()), self.prototypes)
+            assert first is not None
             model = first.header.model
         classes = {} if kind in _TAGLESS else {"classes": self.workspace.classes_identity}
         return headers.make_header(
@@ -147,7 +133,7 @@ class Given:
         warn_without_effect(settings, without=self.unused)
         photos = photos_with(
             self.workspace, settings.split, settings.limit,
-            *(found for found in self.opened.values() if isinstance(found, InputFolder)),
+            *self.folders.values(),
             shard=chosen_shard(settings.shard))
         if not any(header.kind in TAGGED for header in folders.values()):
             photos = replace(photos, per_photo_inputs={})
@@ -258,37 +244,39 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
     """
     split, names = settings.split, {*required, *reads}
     workspace.photos(split)
-    opened: dict[str, Opened] = {}
+    folders: dict[str, InputFolder] = {}
+    rows: Prototypes | None = None
+    decoder: Path | None = None
     named = {entry.reads: getattr(settings, entry.name)
              for entry in described(type(settings)) if entry.reads}
     if "features" in named:
-        stored = opened["features"] = features.open_features(workspace, named["features"], split)
+        stored = folders["features"] = features.open_features(workspace, named["features"], split)
     if "cams" in named:
-        opened["cams"] = features.find_cams(workspace, named["cams"], split, preferred)
+        folders["cams"] = features.find_cams(workspace, named["cams"], split, preferred)
     if "what" in named:
-        opened["what"] = features.find_scores(workspace, named["what"], split)
+        folders["what"] = features.find_scores(workspace, named["what"], split)
     if not set(reads).isdisjoint(features.SECOND):
-        second = features.open_second(workspace, named["second"], split, reads)
-        assert second is not None
-        opened["second"] = second
+        folders["second"] = features.open_second(workspace, named["second"], split, reads)
     if "words" in named:
-        opened["prototypes"] = prototypes.read_prototypes(workspace, named["words"])
+        rows = prototypes.read_prototypes(workspace, named["words"])
     if "prototypes" in named and "prototypes" in names:
-        rows = prototypes.class_rows(workspace, settings)
-        found = opened["prototypes"] = prototypes.read_prototypes(workspace, rows, aligned=True)
-        prototypes.check_rows(found, reads)
-        prototypes.check_fits(stored, found, head="head" in reads)
+        choice = prototypes.class_rows(workspace, settings)
+        rows = prototypes.read_prototypes(workspace, choice, aligned=True)
+        prototypes.check_rows(rows, reads)
+        prototypes.check_fits(stored, rows, head="head" in reads)
     if "decoder" in named and "decoder" in reads:
-        opened["decoder"] = _find_decoder(workspace, named["decoder"], stored)
+        decoder = _find_decoder(workspace, named["decoder"], stored)
     if "proposals" in named and "proposals" in reads:
         kinds = ("proposals",)
-        opened["proposals"] = formats.find_folder(workspace.path, kinds, named["proposals"], split,
-                                                  kinds, f"`propose(split={split!r})`")
+        folders["proposals"] = formats.find_folder(workspace.path, kinds, named["proposals"],
+                                                   split, kinds, f"`propose(split={split!r})`")
     if "features" in named:
         # After all that a typo can name: its cure takes seconds, that of missing tensors hours.
         features.check_kept(stored, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
-    return Given(workspace, settings, reads, required, opened,
-                 _without_effect(settings, named.keys() - opened.keys(), reads))
+    unread = named.keys() - folders.keys() - ({"prototypes"} if rows else set()) - (
+        {"decoder"} if decoder else set())
+    return Given(workspace, settings, reads, required, folders, rows, decoder,
+                 _without_effect(settings, unread, reads))
 
 
 def _without_effect(settings: PerPhoto, unread: Collection[str], reads: Collection[str]

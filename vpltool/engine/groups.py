@@ -240,13 +240,13 @@ class GroupSegmenter:
     """A `RunningSegmenter` of trained groups and encoded class names.
 
     The network is in evaluation mode, on the device. `texts` are class vectors (C, dim), `view` the
-    sliding windows, `seen` the preprocessing of photos; `maps` requests group maps as well.
+    sliding windows, `preprocess` that of photos; `maps` requests group maps as well.
     """
 
     network: networks.GroupNetwork
     texts: Tensor
     view: group_maps.GroupView
-    seen: PhotoSettings
+    preprocess: PhotoSettings
     device: torch.device
     maps: bool
 
@@ -285,8 +285,8 @@ class GroupSegmenter:
         if settings.factors != [1] or settings.flip or settings.tile:
             raise VplError("groups see a photo by windows of their own, at one scale, and not "
                            "mirrored", "leave out `scales`, `flip` and `tile`")
-        size = self.seen.fit((rgb.shape[0], rgb.shape[1]))
-        pixels = to_pixels(rgb, size, self.seen.mean, self.seen.std)
+        size = self.preprocess.fit((rgb.shape[0], rgb.shape[1]))
+        pixels = to_pixels(rgb, size, self.preprocess.mean, self.preprocess.std)
         return self.segment(pixels[None])[0].probabilities
 
     def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
@@ -297,6 +297,6 @@ class GroupSegmenter:
                 yield key, SegmentedByGroups(photo.probabilities, size, photo.maps, photo.groups)
 
         return run_photos(
-            paths, self.seen, segment_batch, device=self.device, batch_size=settings.batch_size,
-            workers=settings.workers,
-            too_large=lambda _: f"`short_side={self.seen.short_side // 2}, overwrite=True`")
+            paths, self.preprocess, segment_batch, device=self.device,
+            batch_size=settings.batch_size, workers=settings.workers,
+            too_large=lambda _: f"`short_side={self.preprocess.short_side // 2}, overwrite=True`")

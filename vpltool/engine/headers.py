@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from vpltool.formats import Header, InputFolder, Workspace, changes, expect_head
 from vpltool.formats.header import is_same_model, is_stale
 from vpltool.formats.input_folders import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT, check_replacing
+from vpltool.formats.workspace import relative_to
 from vpltool.options import Replaces
 from vpltool.parallel import once
 from vpltool.settings import Settings, changed, recorded
@@ -38,20 +38,15 @@ def make_header(
             continue
         identities[role], path = ((item.identity, item.path) if isinstance(item, InputFolder)
                                   else (identity_of_file(item), item))
-        sources[role] = relative_path(path, workspace.path)
+        sources[role] = relative_to(path, workspace.path)
     call = {name: value for name, value in changed(settings).items() if name not in sources}
     out = getattr(settings, "out", None)
     # `out` outside the workspace is not recorded: nothing tracks it, and bytes must not vary.
-    if out is not None and not (inside := relative_path(out, workspace.path)).startswith(".."):
+    if out is not None and not (inside := relative_to(out, workspace.path)).startswith(".."):
         call["out"] = inside
     return Header(kind=kind, command=command, model=dict(model), inputs=identities, call=call,
                   options=recorded(settings, skip) | dict(options or {}), sources=sources,
                   supervision=supervision_of(inputs.values()))
-
-
-def relative_path(path: Path, base: Path) -> str:
-    """Return a path relative to a folder."""
-    return Path(os.path.relpath(path.resolve(), base.resolve())).as_posix()
 
 
 def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: str) -> None:

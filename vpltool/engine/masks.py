@@ -22,6 +22,7 @@ from vpltool.errors import VplError, counted, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
 from vpltool.formats.header import join_supervision
 from vpltool.formats.labels import size_of_labels
+from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np, npt
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
 from vpltool.parallel import threads
@@ -125,6 +126,13 @@ def identities_of(masks: Masks, ids: Collection[str]) -> dict[str, str]:
         {"corrections": identity_of_corrections(corrected)} if corrected else {})
 
 
+def with_masks(header: Header, masks: Masks, workspace: Workspace) -> Header:
+    """Record masks as a source; they are identified by their bytes, not by their configuration."""
+    sources = {**header.sources, "masks": relative_to(masks.path, workspace.path)}
+    call = {name: value for name, value in header.call.items() if name != "masks"}
+    return replace(header, sources=sources, call=call)
+
+
 def supervision_by(masks: Masks, ids: Sequence[str]) -> str:
     """Describe the supervision in masks beyond tags; see `Header`."""
     # A mask that another program wrote into a folder of vpltool has no header.
@@ -208,8 +216,7 @@ def _read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArr
             raise VplError(f"{path} shows `{names[label - 1]}`, which is not a class of the "
                            "workspace", near_name(names[label - 1], workspace.classes))
         table[label] = workspace.index_of(names[label - 1])
-    moved: npt.NDArray[np.uint8] = table.astype(label_type(len(table) - 1))[labels]
-    return moved
+    return table.astype(label_type(len(table) - 1))[labels]
 
 
 def take_corrections(workspace: Workspace, found: Found) -> list[Path]:

@@ -61,7 +61,6 @@ class Column:
 
 def _group_panel(name: str, shares: Tensor, picture: Rgb) -> SheetPanel:
     """Draw the strongest of the groups (G, h, w) at each pixel; colours do not denote classes."""
-
     whole = F.interpolate(shares.float()[None], size=picture.shape[:2], mode="bilinear",
                           align_corners=False)[0]
     strongest = whole.argmax(dim=0)
@@ -76,7 +75,7 @@ def open_column(workspace: Workspace, name: str, split: str) -> Column:
         VplError: there is none, or its classes differ from the workspace's.
     """
     for path in (Path(name), workspace.path / name):
-        if path.is_dir() and holds_labels(path):
+        if holds_labels(path):
             return Column(name, path, None)
     found = formats.find_folder(workspace.path, KINDS, name, split, KINDS, "`cam()` makes one")
     workspace.check_classes(found.header, found.path)
@@ -117,18 +116,11 @@ def columns_there(work: Path, split: str) -> list[str]:
                   for name in input_folders.names_in(kinds.folder_of(work, kind), split))
 
 
-def holds_labels(path: Path) -> bool:
-    """Return whether a folder not made by vpltool holds label images, that is, index PNGs."""
-    return _begins_with_labels(path) is True
+def holds_labels(path: Path) -> bool | None:
+    """Return whether a folder holds label images, that is, index PNGs, rather than photos.
 
-
-def holds_photos(path: Path) -> bool:
-    """Return whether a folder not made by vpltool holds photos."""
-    return _begins_with_labels(path) is False
-
-
-def _begins_with_labels(path: Path) -> bool | None:
-    """Return whether the first photo is an index PNG; None if there is none, or vpltool made it."""
+    None: it holds neither, or vpltool made it.
+    """
     if not path.is_dir() or any(path.rglob("artifact.json")):
         return None
     for first in photos_below(path):
@@ -150,9 +142,9 @@ def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:
              for column in columns if column.source]
     paths: dict[str, Path] = {}
     for name, photos in found:
-        first, others = found[0]
-        if bool(photos) != bool(others) or any(paths.get(key, path) != path
-                                               for key, path in photos.items()):
+        first, shown = found[0]
+        if bool(photos) != bool(shown) or any(paths.get(key, path) != path
+                                              for key, path in photos.items()):
             raise VplError(f"{first} and {name} are of different photos",
                            "show them apart, or name the folder of all photos: `photos='DIR'`")
         paths |= photos

@@ -187,14 +187,14 @@ def run_batches(
 
 
 def run_photos(
-    paths: Mapping[str, Path], seen: PhotoSettings,
+    paths: Mapping[str, Path], preprocess: PhotoSettings,
     run: Callable[[batching.Batch], Iterable[Made]], *,
     device: torch.device, batch_size: int, workers: int,
     too_large: Callable[[batching.Batch], str] = smaller_side_hint,
 ) -> Iterator[Made]:
     """Run a network over photos read by worker processes; see `load_batches` and `run_batches`."""
     return run_batches(batching.load_batches(
-        list(paths.items()), seen, device=device, batch_size=batch_size,
+        list(paths.items()), preprocess, device=device, batch_size=batch_size,
         workers=worker_count(workers), sized=count_sizes(len(paths))), run, too_large)
 
 

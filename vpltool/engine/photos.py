@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from vpltool import console, formats
 from vpltool.core.photos import describe_failure, photo_size, read_photo
-from vpltool.datasets import layouts
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.kinds import KINDS
@@ -87,37 +86,6 @@ def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFold
     hashes = known_hashes(workspace, photos, inputs)
     return Photos(ids, tags_of(workspace, photos), left_out, not limit, shard,
                   {key: hashes[key] for key in (*ids, *left_out) if key in hashes})
-
-
-@dataclass(frozen=True)
-class NamedPhotos:
-    """A group of photos given as files and folders instead of a split.
-
-    Args:
-        name: name of their folder; `files` for single files.
-        paths: path by id; an id is the file's path in the folder, without suffix.
-        images: the folder or files that were given.
-    """
-
-    name: str
-    paths: Mapping[str, Path]
-    images: Sequence[Path]
-
-
-def find_photos(images: Sequence[Path], *, together: bool) -> list[NamedPhotos]:
-    """Find the photos in files and folders, including sub-folders.
-
-    Unless they are taken together, there is a group per name of a folder, and one of single files.
-
-    Raises:
-        VplError: a path is missing or not a photo by its suffix, or two photos have the same id.
-    """
-    groups: dict[str, list[Path]] = {}
-    for path in images:
-        own = path.resolve().name if path.is_dir() and not together else ""
-        groups.setdefault(own or "files", []).append(path)
-    return [NamedPhotos(name, layouts.named_photos(members), members)
-            for name, members in groups.items()]
 
 
 def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFolder) -> None:

@@ -172,8 +172,7 @@ def write_prototypes(path: Path, header: Header, tensors: Mapping[str, Tensor], 
 
 
 def _facts(prototypes: Prototypes) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = prototypes.header.facts.get("aligned", {})
-    return found
+    return prototypes.header.facts.get("aligned", {})
 
 
 def patch_source(features: InputFolder) -> str:

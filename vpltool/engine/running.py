@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from vpltool import console, options
 from vpltool.core import grids, segment, segmenter
@@ -51,8 +51,7 @@ class RunsSegmenter(options.PerPhoto, shared=True):
     """Settings of how a segmenter processes photos."""
 
     split: str = options.split("val")
-    scales: str = setting("1", "Scales whose results are averaged; WeCLIP: 1,0.75.",
-                          metavar="LIST")
+    scales: str = setting("1", "Scales whose results are averaged; WeCLIP: 1,0.75.", metavar="LIST")
     flip: bool = setting(False, "Also predict the mirrored photo, and average.")
     average: str = setting(
         "probabilities", "What is averaged; probabilities, or logits as in WeCLIP.",
@@ -94,37 +93,8 @@ class RunsSegmenter(options.PerPhoto, shared=True):
         return factors
 
 
-class Raster(Protocol):
-    """A picture that can be read in parts."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-
-    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """Read RGB (height, width, 3); beyond the right and bottom edges the last pixels repeat."""
-
-
-@dataclass(frozen=True)
-class PhotoRaster:
-    """A photo in memory, RGB (H, W, 3)."""
-
-    pixels: npt.NDArray[np.uint8]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """See `Raster`."""
-        return self.pixels.shape[0], self.pixels.shape[1]
-
-    def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """See `Raster`."""
-        return padded(self.pixels[top : top + height, left : left + width], height, width)
-
-
-def padded(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Pad RGB (h, w, 3) at the bottom and right to a size by repeating the edge."""
-    beyond = ((0, height - pixels.shape[0]), (0, width - pixels.shape[1]), (0, 0))
-    return np.pad(pixels, beyond, mode="edge") if any(more for _, more in beyond) else pixels
+ReadWindow: TypeAlias = "Callable[[int, int, int, int], npt.NDArray[np.uint8]]"
+"""Reads RGB (height, width, 3) at (top, left, height, width); past the edges, pixels repeat."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +103,7 @@ class TiledSegmenter:
 
     Args:
         segment: returns class probabilities (B, classes, h, w) of normalised pixels (B, 3, H, W).
-        seen: resizing of whole photos before division, and normalisation of tiles.
+        preprocess: resizing of whole photos before division, and normalisation of tiles.
         side: side of a tile in pixels.
         overlap: overlap of neighbouring tiles, as a share of a tile.
         least: photos are divided if their longer side exceeds this.
@@ -141,7 +111,7 @@ class TiledSegmenter:
     """
 
     segment: Callable[[Tensor], Tensor]
-    seen: PhotoSettings
+    preprocess: PhotoSettings
     device: torch.device
     side: int
     overlap: float
@@ -154,27 +124,31 @@ class TiledSegmenter:
         Raises:
             VplError: a tile is smaller than a patch.
         """
-        patch = self.seen.patch
+        patch = self.preprocess.patch
         if self.side < patch:
             raise VplError(f"`tile={str(self.side)!r}` is less than a patch, {patch} pixels",
                            f"for example `tile='{32 * patch}'`")
 
     def divides(self, size: tuple[int, int]) -> bool:
         """Return whether a photo of (height, width) is processed in tiles."""
-        return max(size) > self.least and max(self.seen.fit(size)) > self.side
+        return max(size) > self.least and max(self.preprocess.fit(size)) > self.side
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the grid (h, w) in patches of a raster of (height, width) pixels."""
-        return -(-size[0] // self.seen.patch), -(-size[1] // self.seen.patch)
+        """Return the grid (h, w) in patches of a picture of (height, width) pixels."""
+        return -(-size[0] // self.preprocess.patch), -(-size[1] // self.preprocess.patch)
 
-    def rows(self, raster: Raster, first: int = 0) -> Iterator[tuple[int, Tensor]]:
-        """Yield class probabilities, one row of tiles at a time; see `core.grids.blend`."""
-        patch, grid = self.seen.patch, self.grid(raster.size)
+    def rows(self, size: tuple[int, int], read: ReadWindow, first: int = 0
+             ) -> Iterator[tuple[int, Tensor]]:
+        """Yield class probabilities, one row of tiles at a time; see `core.grids.blend`.
+
+        The picture has a `size` (height, width).
+        """
+        patch, grid = self.preprocess.patch, self.grid(size)
         side = self.side // patch
         height, width = (min(side, length) * patch for length in grid)
 
         def see(corners: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-            return self._see(raster.read(top * patch, left * patch, height, width)
+            return self._see(read(top * patch, left * patch, height, width)
                              for top, left in corners)
 
         return grids.blend(grid, side, self.overlap, see, fineness=segment.FINENESS, first=first)
@@ -202,17 +176,23 @@ class TiledSegmenter:
             torch.set_num_threads(threads)
 
     def _segment(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), self.seen.mean,
-                                        self.seen.std) for tile in tiles])
+        pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), self.preprocess.mean,
+                                        self.preprocess.std) for tile in tiles])
         return self.segment(pixels.to(self.device))
 
     def whole(self, rgb: npt.NDArray[np.uint8]) -> Tensor:
         """Return class probabilities (classes, 4h, 4w) of a photo (H, W, 3)."""
-        size = self.seen.fit((rgb.shape[0], rgb.shape[1]))
+        size = self.preprocess.fit((rgb.shape[0], rgb.shape[1]))
         if size != rgb.shape[:2]:
             rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]),
                                                          Image.Resampling.BICUBIC))
-        return torch.cat([part for _, part in self.rows(PhotoRaster(rgb))], dim=1)
+
+        def read(top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+            part = rgb[top : top + height, left : left + width]
+            beyond = height - part.shape[0], width - part.shape[1]
+            return np.pad(part, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge")
+
+        return torch.cat([part for _, part in self.rows(size, read)], dim=1)
 
     def large(self, paths: Mapping[str, Path]) -> dict[str, Path]:
         """Select the photos to process in tiles; unreadable ones fail when they are read."""
@@ -281,7 +261,7 @@ class RunningNetwork:
     trained: TrainedSegmenter
     device: torch.device
 
-    def _seen(self, settings: RunsSegmenter) -> PhotoSettings:
+    def _preprocessing(self, settings: RunsSegmenter) -> PhotoSettings:
         """Return the preprocessing of whole photos."""
         encoder = self.trained.encoder
         return PhotoSettings(encoder.vision.patch, encoder.mean, encoder.std,
@@ -303,35 +283,36 @@ class RunningNetwork:
         most = settings.max_side if "max_side" in settings.given else None
         return TiledSegmenter(
             functools.partial(self._segment, settings=settings),
-            replace(self._seen(settings), max_side=most or 0), self.device, side,
+            replace(self._preprocessing(settings), max_side=most or 0), self.device, side,
             settings.overlap, least, settings.batch_size)
 
     def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
         """See `RunningSegmenter`."""
-        size, tiled, seen = (rgb.shape[0], rgb.shape[1]), self.tiled(settings), self._seen(settings)
+        size, tiled = (rgb.shape[0], rgb.shape[1]), self.tiled(settings)
+        preprocess = self._preprocessing(settings)
         if tiled and tiled.divides(size):
             return tiled.whole(rgb)
-        pixels = to_pixels(rgb, seen.fit(size), seen.mean, seen.std)[None]
+        pixels = to_pixels(rgb, preprocess.fit(size), preprocess.mean, preprocess.std)[None]
         return self._segment(pixels.to(self.device), settings)[0]
 
     def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
         """See `RunningSegmenter`."""
-        device, seen, tiled = self.device, self._seen(settings), self.tiled(settings)
+        device, preprocess, tiled = self.device, self._preprocessing(settings), self.tiled(settings)
         large = tiled.large(paths) if tiled else {}
 
         def segment_batch(batch: Batch) -> Iterator[Made]:
-            if reason := too_many_patches(batch.pixels, seen.patch, device, "tile='auto'",
-                                          seen.scale):
+            if reason := too_many_patches(batch.pixels, preprocess.patch, device, "tile='auto'",
+                                          preprocess.scale):
                 yield from ((key, Failed(reason)) for key in batch.ids)
                 return
             result = self._segment(batch.pixels.to(device, non_blocking=True), settings)
             for key, size, part in zip(batch.ids, batch.sizes, result, strict=True):
                 yield key, Segmented(part, size)
 
-        rest = {key: path for key, path in paths.items() if key not in large}
+        small = {key: path for key, path in paths.items() if key not in large}
         whole = (_warn_of_background(run_photos(
-            rest, seen, segment_batch, device=device, batch_size=settings.batch_size,
-            workers=settings.workers), seen.max_side) if rest else ())
+            small, preprocess, segment_batch, device=device, batch_size=settings.batch_size,
+            workers=settings.workers), preprocess.max_side) if small else ())
         return chain(whole, _in_tiles(tiled, large) if tiled else ())
 
 
@@ -368,11 +349,11 @@ def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: st
 def _warn_of_background(made: Iterator[Made], side: int) -> Iterator[Made]:
     """Warn of photos without any object after scaling down to `side`."""
     empty = []
-    for key, seen in made:
-        if isinstance(seen, Segmented) and 0 < side < max(seen.size) and not (
-                seen.probabilities.argmax(dim=0).any()):
+    for key, result in made:
+        if isinstance(result, Segmented) and 0 < side < max(result.size) and not (
+                result.probabilities.argmax(dim=0).any()):
             empty.append(key)
-        yield key, seen
+        yield key, result
     names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else "")
     if empty:
         console.warn(f"{counted(len(empty), 'photo is', 'photos are')} all background after being "

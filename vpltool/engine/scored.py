@@ -189,8 +189,7 @@ def _names(scores: Scores, classes: Tensor) -> tuple[str, ...]:
                  for label in classes.tolist())
 
 
-def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]
-                  ) -> Proposals | None:
+def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]) -> Proposals | None:
     """Return a photo's proposals at a size; None if none are read."""
     if folder is None:
         return None

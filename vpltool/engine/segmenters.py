@@ -56,7 +56,7 @@ class SegmenterFile:
         Raises:
             VplError: the header lacks them.
         """
-        return self._said("classes", tuple, "its classes")
+        return self._fact("classes", tuple, "its classes")
 
     @property
     def method(self) -> str:
@@ -65,14 +65,14 @@ class SegmenterFile:
         Raises:
             VplError: the header lacks it.
         """
-        return self._said("segmenter", str, "the method of its network")
+        return self._fact("segmenter", str, "the method of its network")
 
     @property
     def again(self) -> str:
         """The call that makes the file again, for hints."""
         return again(self.header)
 
-    def _said(self, name: str, kind: type, what: str) -> Any:
+    def _fact(self, name: str, kind: type, what: str) -> Any:
         if name not in self.header.facts:
             raise VplError(f"{self.path} does not name {what}", self.again)
         return kind(self.header.facts[name])
@@ -287,8 +287,7 @@ class BundleFile(SegmenterFile):
 
     def calibration(self, work: Path) -> Mapping[str, Any] | None:
         """Return the calibration at the time of export."""
-        found: Mapping[str, Any] | None = self.header.facts.get("about", {}).get("calibration")
-        return found
+        return self.header.facts.get("about", {}).get("calibration")
 
     def part(self, name: str) -> dict[str, Tensor]:
         """See `SegmenterFile`."""

@@ -152,7 +152,7 @@ class Scaling:
 
 
 class Scene:
-    """A GeoTIFF opened for reading in windows; implements the engine's `Raster`.
+    """A GeoTIFF opened for reading in windows.
 
     Raises:
         VplError: it cannot be read, lacks a band, or has no valid pixel.

@@ -96,8 +96,7 @@ class Journal:
 
     def base(self, key: str) -> bytes | None:
         """Return a photo's original mask as PNG; None if it was never changed."""
-        found: bytes | None = self._of(key, "base")
-        return found
+        return self._of(key, "base")
 
     def _of(self, key: str, column: str) -> Any:
         row = self._file.execute(f"SELECT {column} FROM photos WHERE id = ?", [key]).fetchone()

@@ -48,7 +48,7 @@ def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], orde
     """Return photo ids in one of `ORDERS`, the most useful first.
 
     Raises:
-        VplError: no probabilities or CAMs tell the uncertainty of these masks.
+        VplError: this order needs probabilities, and there are none.
     """
     measure = ORDERS[order](workspace, shown, split)
     values = list(tracked(f"order: {order}", in_threads(measure, photos, _THREADS), len(photos)))

@@ -82,8 +82,7 @@ def photo_regions(photo: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint16]]:
     return [slic(colours, count) for count in SCALES.values()]
 
 
-def proposal_regions(proposals: Proposals, rest: npt.NDArray[np.uint16]
-                     ) -> npt.NDArray[np.uint16]:
+def proposal_regions(proposals: Proposals, rest: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint16]:
     """Number the smallest proposal at each pixel, and superpixels elsewhere (both h, w)."""
     numbered = enumerate(proposals.resized(rest.shape).masks(), int(rest.max()) + 1)
     found = classes.paint(rest.shape, numbered, smallest_on_top=True)

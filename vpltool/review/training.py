@@ -34,7 +34,7 @@ class Training:
     def __init__(self, desk: Desk) -> None:
         self._desk, self._lock = desk, threading.Lock()
         self._child: subprocess.Popen[str] | None = None
-        self._said: JsonObject = {}
+        self._progress: JsonObject = {}
 
     @property
     def _scores(self) -> Path:
@@ -47,7 +47,7 @@ class Training:
         return {"runs": self._child is not None, "segmenter": segmenter, "curve": self._curve(),
                 "lines": [line.replace("vpltool", shlex.join(program(desk.path)), 1)
                           for line in (_UPDATE, *steps(desk, segmenter, desk.split))],
-                **self._said}
+                **self._progress}
 
     def begin(self) -> JsonObject:
         """Start the child, unless it is running.
@@ -65,7 +65,8 @@ class Training:
                 # The curve begins before any correction.
                 first = [] if self._curve() else steps(desk, segmenter, desk.scored["split"])
                 todo = [*first, _UPDATE, *steps(desk, segmenter, desk.split)]
-                self._said = {"step": "starting", "title": "", "done": 0, "total": 0, "error": ""}
+                self._progress = {"step": "starting", "title": "", "done": 0, "total": 0,
+                                  "error": ""}
                 _keep(desk.shown.path, desk.path / OWN / "rounds")
                 self._child = subprocess.Popen(
                     [sys.executable, "-m", "vpltool.review.training", str(desk.path.resolve()),
@@ -82,9 +83,7 @@ class Training:
         return self.state()
 
     def _curve(self) -> list[JsonObject]:
-        rounds: list[JsonObject] = (read_json(self._scores, "")["rounds"]
-                                    if self._scores.exists() else [])
-        return rounds
+        return read_json(self._scores, "")["rounds"] if self._scores.exists() else []
 
     def _listen(self, child: subprocess.Popen[str], segmenter: str) -> None:
         states = list(self._desk.states().values())
@@ -92,18 +91,18 @@ class Training:
         assert child.stdout is not None
         for line in child.stdout:
             with contextlib.suppress(ValueError):
-                self._said |= json.loads(line)
-            if point := self._said.pop("point", None):
+                self._progress |= json.loads(line)
+            if point := self._progress.pop("point", None):
                 rounds = self._curve()
                 rounds.append(point | {"photos": corrected if rounds else 0})
                 write_json(self._scores, {"rounds": rounds})
-        if child.wait() and not self._said["error"]:
-            self._said["error"] = "training has stopped; what is finished is kept"
+        if child.wait() and not self._progress["error"]:
+            self._progress["error"] = "training has stopped; what is finished is kept"
         try:
             if not child.returncode:
                 self._desk.reopen(kinds.called("predictions", segmenter))
         except VplError as error:
-            self._said["error"] = error.message
+            self._progress["error"] = error.message
         self._child = None
 
 
@@ -140,7 +139,7 @@ def _keep(old: Path, rounds: Path) -> None:
             shutil.copy2(path, kept)
 
 
-class _Said(console.Silence):
+class _JsonLines(console.Silence):
     """Progress as lines of JSON on stdout."""
 
     @contextlib.contextmanager
@@ -150,7 +149,7 @@ class _Said(console.Silence):
         def advance(count: int = 1, text: str = "") -> None:
             nonlocal done
             done += count
-            _say(title=title, done=done, total=total)
+            _report(title=title, done=done, total=total)
 
         advance(0)
         yield advance
@@ -161,7 +160,7 @@ def words_of(error: Exception) -> str:
     return to_shell(str(error).replace("\nhint: ", "; "))
 
 
-def _say(**what: Any) -> None:
+def _report(**what: Any) -> None:
     # Go on if the page is closed.
     with contextlib.suppress(OSError):
         print(json.dumps(what), flush=True)
@@ -169,17 +168,17 @@ def _say(**what: Any) -> None:
 
 def main(path: Path, todo: Sequence[str]) -> int:
     """Run lines, report progress, and return the exit status."""
-    with console.heard_by(_Said()):
+    with console.heard_by(_JsonLines()):
         try:
             for line in todo:
-                _say(step=line, title="", done=0, total=0)
+                _report(step=line, title="", done=0, total=0)
                 call, found, _ = run_line(shlex.split(line)[1:], path)
                 if call.found.name == "eval" and isinstance(found, Mapping):
-                    _say(point=({"score": 100 * found["miou"], "measure": "mIoU"}
-                                if "miou" in found else
-                                {"score": 100 * found["mean"]["f1"], "measure": "F1 against tags"}))
+                    score, measure = ((found["miou"], "mIoU") if "miou" in found
+                                      else (found["mean"]["f1"], "F1 against tags"))
+                    _report(point={"score": 100 * score, "measure": measure})
         except (VplError, OSError, RuntimeError, MemoryError) as problem:
-            _say(error=words_of(problem))
+            _report(error=words_of(problem))
             return 1
     return 0
 

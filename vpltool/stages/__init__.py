@@ -28,8 +28,7 @@ class FoundStage:
     @property
     def stage(self) -> Stage:
         """Its declaration."""
-        stage: Stage = self.module.STAGE
-        return stage
+        return self.module.STAGE
 
     @property
     def function_name(self) -> str:
@@ -39,8 +38,7 @@ class FoundStage:
     @property
     def run(self) -> Callable[..., Any]:
         """Its work: `run(workspace, settings)`."""
-        run: Callable[..., Any] = self.module.run
-        return run
+        return self.module.run
 
     @property
     def show(self) -> Callable[..., str] | None:

@@ -160,11 +160,11 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
     every = [*ways, lambda one: segment.photo_logits(
         segmenter.encoder.vision, segmenter.network, one)]
     count = 1 + len(segmenter.classes)
-    counts, times, seen = [metrics.Confusion(count, {}) for _ in every], np.zeros(len(every)), 0
+    counts, times, photos = [metrics.Confusion(count, {}) for _ in every], np.zeros(len(every)), 0
     with torch.no_grad():
         for size, pixels in photo_work.tracked(
                 title, photo_pixels(segmenter.encoder, paths, side), len(paths)):
-            labels, seen = [], seen + 1
+            labels, photos = [], photos + 1
             for number, run in enumerate(every):
                 begun = time.perf_counter()
                 logits = run(pixels)
@@ -174,7 +174,7 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
                       for before, own in zip(counts, labels, strict=True)]
     found = [metrics.scores(each) for each in counts]
     return [(each.accuracy, each.miou, taken)
-            for each, taken in zip(found, (times / max(seen, 1)).tolist(), strict=True)]
+            for each, taken in zip(found, (times / max(photos, 1)).tolist(), strict=True)]
 
 
 def write_card(segmenter: TrainedSegmenter, path: Path, found: Mapping[str, Any]) -> Path:
@@ -206,8 +206,8 @@ def measured_section(path: Path) -> list[str]:
     card = path.with_name(f"{path.name}.md")
     if not card.is_file():
         return []
-    _, heading, rest = card.read_text("utf-8").partition(_MEASURED)
-    return [heading, *rest.rpartition("Encoder:")[0].rstrip().splitlines(), ""] if heading else []
+    _, heading, text = card.read_text("utf-8").partition(_MEASURED)
+    return [heading, *text.rpartition("Encoder:")[0].rstrip().splitlines(), ""] if heading else []
 
 
 def _sections(about: Mapping[str, Any]) -> list[str]:

@@ -43,8 +43,7 @@ class PredictSettings(groups.GroupSettings):
         0.0, "Write 255 where the label has a smaller probability than this; probabilities are "
              "calibrated by `calibrate` first. 0: label each pixel.", low=0, high=1,
         record="changed")
-    overlay: bool = setting(False, "Also draw each photo with labels and names.",
-                            record="never")
+    overlay: bool = setting(False, "Also draw each photo with labels and names.", record="never")
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,10 @@ class Chosen:
             options=options | ({"temperature": self.temperature} if self.settings.abstain else {}),
             skip=(*segmenter.unused, *skip))
 
-    def labels(self, seen: running.Segmented) -> npt.NDArray[np.uint8]:
+    def labels(self, segmented: running.Segmented) -> npt.NDArray[np.uint8]:
         """Return the labels (H, W) of a photo at its own size."""
-        sure = agreement.tempered(seen.probabilities, self.temperature)
-        return segment.labels_of(sure, seen.size, self.settings.abstain)
+        sure = agreement.tempered(segmented.probabilities, self.temperature)
+        return segment.labels_of(sure, segmented.size, self.settings.abstain)
 
 
 def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:

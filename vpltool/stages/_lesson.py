@@ -12,7 +12,7 @@ from vpltool.core import grids, segmenter, tower, training
 from vpltool.core.photos import fit_size, to_pixels
 from vpltool.engine import headers, models, photos, segmenters
 from vpltool.engine.features import open_features, parse_layers, parse_numbers
-from vpltool.engine.masks import Masks, find_masks, identities_of, supervision_by
+from vpltool.engine.masks import Masks, find_masks, identities_of, supervision_by, with_masks
 from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, kinds
@@ -178,11 +178,8 @@ class Lesson:
             workspace, "decoder", "train-decoder", self.settings, inputs=inputs,
             model=self.frozen.model, skip=unread,
             options={"prototypes": self.prototypes.path.stem, **options})
-        # Masks are identified by their bytes, not by their configuration.
-        sources = {**header.sources, "masks": headers.relative_path(masks.path, workspace.path)}
-        call = {name: value for name, value in header.call.items() if name != "masks"}
         return photos.with_photo_files(workspace, replace(
-            header, sources=sources, call=call, facts=facts, supervision=join_supervision(
+            with_masks(header, masks, workspace), facts=facts, supervision=join_supervision(
                 [header.supervision, supervision_by(masks, ids)])))
 
 
@@ -299,10 +296,9 @@ class TrainingData:
     def encode(self, pixels: Tensor) -> tower.DenseFeatures:
         """Encode normalised photos (B, 3, H, W) with the frozen encoder."""
         vision = self.frozen.encoder.vision
-        seen: tower.DenseFeatures = vision(
+        return vision(
             pixels.to(vision.weight.device, vision.weight.dtype), attention=False,
             layers=self.frozen.layers, patches="block" if self.reads_patches else "none")
-        return seen
 
 
 def whole_photos(data: TrainingData, device: torch.device, workers: int
@@ -318,8 +314,8 @@ def whole_photos(data: TrainingData, device: torch.device, workers: int
         found = [photo.layers, photo.patches]
         if not stored:
             assert photo.layers is not None
-            seen = data.encode(photo.layers)
-            found = [None if part is None else part[0] for part in (seen.layers, seen.patches)]
+            batch = data.encode(photo.layers)
+            found = [None if part is None else part[0] for part in (batch.layers, batch.patches)]
         layers, patches = (None if part is None else part.float().to(device) for part in found)
         yield LabelledPhoto(layers, patches, photo.grid, photo.labels.to(device))
 

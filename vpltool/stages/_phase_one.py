@@ -115,10 +115,10 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     store = torch.empty(0)
     photo_of = [torch.empty(0, dtype=torch.long)]
     labels = [torch.empty(0, dtype=torch.long)]
-    seen = count = 0
+    total = count = 0
     for number, key in tracked("read features", mine, len(mine)):
         patches = prototypes.read_patches(features, key, space)
-        seen += len(patches)
+        total += len(patches)
         patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
         patches, label = sample_pixels(patches, label, share, settings.seed * 1_000_003 + number)
         if not count:
@@ -129,13 +129,13 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         count += len(patches)
         photo_of.append(torch.full((len(patches),), number))
         labels.append(label)
-    seen, used = (sum(parts) for parts in zip(*ranks.collect((seen, count)), strict=True))
+    total, used = (sum(parts) for parts in zip(*ranks.collect((total, count)), strict=True))
     store = store.reshape(-1, max(ranks.collect(store.shape[-1])))
     seeds = any(ranks.collect(any(bool((part >= 0).any()) for part in labels)))
     if not used or (unlabelled and not seeds):
         raise VplError(f"no pixel reaches `phi={settings.phi}`",
                        f"lower it: `phi={round(settings.phi / 2, 3)}`")
-    console.note(f"{used} of {seen} patches of {len(ids)} photos are used")
+    console.note(f"{used} of {total} patches of {len(ids)} photos are used")
     shown = [workspace.indices_of(photos[key]) for key in ids]
     if maps is not None and not any(shown):
         # Photos without tags have the classes of their maps, if groups made these.
@@ -154,7 +154,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
         # Photos with the same tags share a tensor.
         tensor_of = cache(lambda tags: torch.tensor(tags, dtype=torch.long, device=device))
         return Pixels(pixels, torch.cat(photo_of).to(device), torch.cat(labels).to(device),
-                                [tensor_of(tuple(classes)) for classes in shown], ids)
+                      [tensor_of(tuple(classes)) for classes in shown], ids)
 
 
 def pixels_per_photo(ids: list[str], most: int) -> tuple[list[str], int]:

@@ -103,7 +103,7 @@ def _predict(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, 
              header: Header) -> None:
     """Predict a scene by rows of tiles, and join the rows."""
     tops = [span.start for span in grids.spans(tiled.grid(scene.size)[0],
-                                               tiled.side // tiled.seen.patch, tiled.overlap)]
+                                               tiled.side // tiled.preprocess.patch, tiled.overlap)]
     folder = out.with_name(out.name + ".rows")
     files = [folder / f"{number:05}.png" for number in range(len(tops))]
     done = sum(1 for _ in takewhile(lambda file: _is_of(file, header), files))
@@ -137,10 +137,10 @@ def _rows(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, don
     if done == len(tops):
         return
     height, width = scene.size
-    patch, grid = tiled.seen.patch, tiled.grid(scene.size)
+    patch, grid = tiled.preprocess.patch, tiled.grid(scene.size)
     ratio = segment.FINENESS / patch
     before: Tensor | None = None
-    for top, field in tiled.rows(scene, max(done - 1, 0)):
+    for top, field in tiled.rows(scene.size, scene.read, max(done - 1, 0)):
         number = tops.index(top)
         bottom = segment.FINENESS * top + field.shape[1]
         begin = _first_after(segment.FINENESS * top, ratio) if top else 0

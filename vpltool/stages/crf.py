@@ -87,11 +87,11 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     """
     method = load_method(LabelRefiner, settings.method)
     opened = given.open_given(workspace, settings, ("photo", *method.READS), ("what",))
-    source = opened.folder("what")
+    source = opened.folders["what"]
     if source.kind != "cams":
         opened = opened.without_effect({"alpha": "predictions have a background",
                                         "confidence": "predictions keep every pixel"})
-    proposals = opened.folder("proposals") if opened.reads("proposals") else None
+    proposals = opened.folders.get("proposals")
     if proposals:
         opened = opened.without_effect({"tile": "proposals are of whole photos"})
     folders = _folders(opened, settings, method)
@@ -115,9 +115,9 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
 def _folders(opened: given.Given, settings: CrfSettings, method: LabelRefiner
              ) -> dict[Path, Header]:
     """Return the output folders and their headers, the masks to train on first."""
-    work, name, split = opened.workspace.path, opened.folder("what").name, settings.split
+    work, name, split = opened.workspace.path, opened.folders["what"].name, settings.split
     options = method.recorded(settings.of_method)
-    if opened.folder("what").kind != "cams":
+    if opened.folders["what"].kind != "cams":
         return {settings.out or kinds.place(work, "predictions", f"{name}-crf", split):
                 opened.header("predictions", "crf", options=options)}
     # The method's default is CLIP-ES's unless it has its own.

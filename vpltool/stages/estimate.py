@@ -331,15 +331,13 @@ def _joint_seconds(vision: tower.Tower, network: segmenter.SegmenterNetwork,
     return _seconds(lambda: next(records)[0].item())
 
 
-def _network(encoder: encoders.Encoder, settings: EstimateSettings
-             ) -> segmenter.SegmenterNetwork:
+def _network(encoder: encoders.Encoder, settings: EstimateSettings) -> segmenter.SegmenterNetwork:
     """Build an untrained segmenter of seven classes."""
     method = find_method("segmenters", settings.segmenter).load()
     wanted = {"width": settings.width, "residual": True}
     known = {entry.name for entry in described(method.Settings)}
     prototypes = F.normalize(torch.randn(24, _dim(encoder)), dim=-1)
-    network: segmenter.SegmenterNetwork = method.build(
+    return method.build(
         SegmenterParts(tuple(range(settings.layers)), encoder.vision.width, prototypes,
                        torch.arange(24) % 7),
         method.Settings(**{name: value for name, value in wanted.items() if name in known}))
-    return network

@@ -131,8 +131,7 @@ def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
           ) -> tuple[InputFolder, list[Photo], str]:
     """Find the folder to export, its photos, and the name of their split or folder."""
     split: str = values_of(settings)["split"]
-    kinds = (("predictions",) if method.EXPORTS == "predictions"
-             else ("predictions", "masks"))
+    kinds = (("predictions",) if method.EXPORTS == "predictions" else ("predictions", "masks"))
     try:
         source = find_folder(
             workspace.path, kinds, settings.what, split, kinds, f"`predict(split={split!r})`",

@@ -11,12 +11,14 @@ from pathlib import Path
 from vpltool import console, formats
 from vpltool.core import segment
 from vpltool.core.photos import describe_failure, read_photo
+from vpltool.datasets.layouts import named_photos
 from vpltool.engine import headers, photo_work, running
 from vpltool.engine import photos as selection
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, atomic, shards
 from vpltool.formats.kinds import check_values, place
 from vpltool.formats.manifest import MANIFEST, manifest_of
+from vpltool.formats.workspace import relative_to
 from vpltool.methods.inputs import side_of
 from vpltool.names import short_path
 from vpltool.parallel import device, threads
@@ -65,8 +67,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     """
     work = choose_segmenter(path, settings)
     if settings.images and (scenes := scenes_among(settings.images)):
-        if len(scenes) < sum(len(group.paths) for group in selection.find_photos(
-                settings.images, together=True)):
+        if len(scenes) < len(named_photos(settings.images)):
             raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
                            "predict them in two runs")
         return predict_scenes(work, scenes)
@@ -154,21 +155,25 @@ def _named_tasks(work: Chosen) -> list[_Task]:
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
     shard = shards.WHOLE if _one_picture(settings) else selection.chosen_shard(settings.shard)
-    groups, tasks = selection.find_photos(settings.images, together=settings.out is not None), []
+    images: dict[str, list[Path]] = {}
+    for path in settings.images:
+        own = path.resolve().name if path.is_dir() and not settings.out else ""
+        images.setdefault(own or "files", []).append(path)
+    groups, tasks = {name: named_photos(members) for name, members in images.items()}, []
     # A folder that is called like a split must not share the split's predictions.
     splits = ({split for photo in work.workspace.photos() for split in photo.splits}
               if (work.workspace.path / "images.jsonl").exists() else ())
-    left = settings.limit or sum(len(group.paths) for group in groups)
-    for group in groups:
-        paths = dict(list(group.paths.items())[:left])
+    left = settings.limit or sum(map(len, groups.values()))
+    for name, found in groups.items():
+        paths = dict(list(found.items())[:left])
         left -= len(paths)
         if not paths:
             break
         paths = {key: paths[key] for key in selection.assigned(paths, shard)}
         photos = selection.Photos(list(paths), selection.file_identities(paths), {},
                                   not settings.limit, shard)
-        name = f"{group.name}-photos" if group.name in splits else group.name
-        tasks.append(_Task(name, photos, paths, images=group.images))
+        tasks.append(_Task(f"{name}-photos" if name in splits else name, photos, paths,
+                           images=images[name]))
     return tasks
 
 
@@ -179,16 +184,14 @@ def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
         _check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
     if not (settings.out or settings.images) or _keeps_named(settings):
-        more = ["probabilities"] if settings.probabilities else []
-        more += work.segmenter.maps if settings.maps else ()
+        stored = ["probabilities"] if settings.probabilities else []
+        stored += work.segmenter.maps if settings.maps else ()
         folders |= {place(base, kind, name, task.name): _make_header(work, task, kind)
-                    for kind in more}
-    return photo_work.open_outputs(folders, task.photos, settings,
-                                   1 + len(work.named.classes))
+                    for kind in stored}
+    return photo_work.open_outputs(folders, task.photos, settings, 1 + len(work.named.classes))
 
 
-def _check_same_folder(masks: Path, images: Sequence[Path], ids: Iterable[str], base: Path
-                       ) -> None:
+def _check_same_folder(masks: Path, images: Sequence[Path], ids: Iterable[str], base: Path) -> None:
     """Check that the photos of a folder do not replace masks of another folder's photos.
 
     Photos of a second folder with the same name are added unless their names collide.
@@ -212,7 +215,7 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
         options |= {"scales": settings.factors, "source": "features" if task.features else "photos"}
     header = (work.header(kind, {"features": task.features}, options, "precision")
               if task.features else work.header(kind, {}, options))
-    images = [headers.relative_path(path, workspace.path) for path in task.images]
+    images = [relative_to(path, workspace.path) for path in task.images]
     # The same call finds the side of the training again.
     implied = ({"max_side"} - settings.given
                if settings.max_side == side_of(segmenter.header) else set())
@@ -220,7 +223,7 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
             if key not in {"images", "classes"} | implied}
     sources = dict(header.sources)
     if settings.classes:
-        sources["classes"] = headers.relative_path(settings.classes, workspace.path)
+        sources["classes"] = relative_to(settings.classes, workspace.path)
     if len(images) == 1:
         sources["images"] = images[0]
     elif images:
@@ -238,10 +241,10 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
     header = replace(header, inputs=header.inputs | selection.file_identities(task.paths))
     made = [out]
     if not headers.check_file(out, header, settings):
-        for _, seen in _start(work, task, list(task.photos.ids)):
-            if isinstance(seen, photo_work.Failed):
-                raise VplError(f"{seen.reason}", "fix it and run the same command again")
-            formats.write_labels(out, work.labels(seen), header)
+        for _, segmented in _start(work, task, list(task.photos.ids)):
+            if isinstance(segmented, photo_work.Failed):
+                raise VplError(f"{segmented.reason}", "fix it and run the same command again")
+            formats.write_labels(out, work.labels(segmented), header)
     if settings.overlay:
         (photo,) = task.paths.values()
         made.append(_write_overlay(work.named, photo, out,
@@ -260,20 +263,20 @@ def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[photo_work.Ma
 def _among_tags(made: Iterator[photo_work.Made], tagged: Mapping[str, Sequence[int]]
                 ) -> Iterator[photo_work.Made]:
     """Set the probabilities of untagged classes to zero."""
-    for key, seen in made:
-        if isinstance(seen, running.Segmented):
-            seen = replace(seen, probabilities=segment.only_classes(
-                seen.probabilities, tagged[key]))
-        yield key, seen
+    for key, segmented in made:
+        if isinstance(segmented, running.Segmented):
+            segmented = replace(segmented, probabilities=segment.only_classes(
+                segmented.probabilities, tagged[key]))
+        yield key, segmented
 
 
-def _write(work: Chosen, output: OutputFolder, key: str, seen: running.Segmented) -> None:
+def _write(work: Chosen, output: OutputFolder, key: str, segmented: running.Segmented) -> None:
     # Labels of NaN would be those of the background.
-    check_values(output.header.kind, {"probabilities": seen.probabilities}, "")
+    check_values(output.header.kind, {"probabilities": segmented.probabilities}, "")
     if output.header.kind == "predictions":
-        output.write_labels(key, work.labels(seen))
+        output.write_labels(key, work.labels(segmented))
     else:
-        output.write_tensors(key, seen.tensors(output.header.kind))
+        output.write_tensors(key, segmented.tensors(output.header.kind))
 
 
 def _write_overlays(work: Chosen, predictions: Path, photos: Mapping[str, Path]) -> Path:
@@ -286,8 +289,7 @@ def _write_overlays(work: Chosen, predictions: Path, photos: Mapping[str, Path])
         pictures = base / "pictures" / predictions.resolve().relative_to(base.resolve())
 
     def draw(key: str) -> None:
-        _write_overlay(work.named, photos[key], predictions / f"{key}.png",
-                       pictures / f"{key}.jpg")
+        _write_overlay(work.named, photos[key], predictions / f"{key}.png", pictures / f"{key}.jpg")
 
     todo = [key for key in photos if (predictions / f"{key}.png").exists()
             and _written(pictures / f"{key}.jpg") <= _written(predictions / f"{key}.png")]

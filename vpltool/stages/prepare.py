@@ -222,8 +222,7 @@ def _call(path: Path, settings: PrepareSettings, kept: _Earlier) -> JsonObject:
     assert settings.of_method is not None
     for entry in described(type(settings.of_method)):
         value = getattr(settings.of_method, entry.name)
-        if (value != entry.default and entry.panel != RUNNING
-                and not entry.by_hand):
+        if value != entry.default and entry.panel != RUNNING and not entry.by_hand:
             call[entry.name] = _to_workspace(path, value)
     return call
 

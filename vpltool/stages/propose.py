@@ -28,8 +28,7 @@ class ProposeSettings(options.PerPhoto):
 
     method: str = setting(KINDS["proposers"].default, "Method that makes the proposals.",
                           metavar="NAME")
-    name: str = setting("", "Name of the result; default: the method.", record="never",
-                        inside=True)
+    name: str = setting("", "Name of the result; default: the method.", record="never", inside=True)
     paint: bool = setting(False, "Also paint the class words, the smallest on top, as "
                                  "predictions/NAME: the other tool's masks alone, which `eval "
                                  "--against tags` can check, since no tag was used.", off="-",
@@ -64,8 +63,7 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
     opened = given.open_given(workspace, settings, ("photo",))
     header = opened.header("proposals", "propose", model={},
                            inputs=method.identities(settings.of_method))
-    header = replace(header, supervision=join_supervision([header.supervision,
-                                                           method.SUPERVISION]))
+    header = replace(header, supervision=join_supervision([header.supervision, method.SUPERVISION]))
     name = settings.name or settings.method
     folder = settings.out or kinds.place(workspace.path, "proposals", name, settings.split)
     folders = {folder: header}

@@ -61,7 +61,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
     split, method = settings.split, load_method(Refiner, settings.method)
     opened = given.open_given(workspace, settings, method.READS, ("cams", "features"),
                               preferred=UNREFINED)
-    name = f"{opened.folder('cams').name}-refined"
+    name = f"{opened.folders['cams'].name}-refined"
 
     def write(output: OutputFolder, key: str, made: JsonObject) -> None:
         # Copied here, so that on a GPU only the writing thread waits.
@@ -75,7 +75,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
 def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo: list[str]
            ) -> Iterator[photo_work.Made]:
     """Load the method's inputs; return an iterator over each photo's maps."""
-    features, cams = opened.features, opened.folder("cams")
+    features, cams = opened.features, opened.folders["cams"]
     method.check(features.header.options, settings.of_method)
     loaded = opened.load()
     device, space, rows = loaded.device, loaded.space, loaded.prototypes

@@ -157,5 +157,4 @@ def _read(work: Path, path: Path) -> JsonObject:
     content = {**dict.fromkeys(_COLUMNS["masks"]), **content}
     foreground = [value for name, value in content["iou"].items()
                   if name != "background" and value is not None]
-    return {**content, "against": "masks",
-            "foreground": sum(foreground) / max(len(foreground), 1)}
+    return {**content, "against": "masks", "foreground": sum(foreground) / max(len(foreground), 1)}

@@ -91,9 +91,9 @@ def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Es
         console.warn(f"no seeds for {', '.join(without)}: the start's prototype is kept")
     together = {"group": ranks} if ranks.count > 1 else {}
     with _phase_one.memory_for(len(pool.embeddings)):
-        rows, index, *more = method.estimate(pool, zs, zs_index, settings.of_method,
-                                             settings.seed, **together)
-        of_rows: dict[str, Tensor] = more[0] if more else {}
+        rows, index, *extra = method.estimate(pool, zs, zs_index, settings.of_method,
+                                              settings.seed, **together)
+        of_rows: dict[str, Tensor] = extra[0] if extra else {}
         facts = _phase_one.facts_of(workspace, pool, text, rows, index, ranks)
     if "photo_of" in of_rows:
         facts["photos"] = list(pool.ids)

@@ -100,8 +100,8 @@ def _centroid(workspace: Workspace, features: InputFolder, maps: InputFolder | N
     space = prototypes.space_of(text)
     if maps:
         regions = _phase_one.read_regions(features, maps, ids, settings.phi, space)
-        centroid, seen = feature_centroid([regions], len(workspace.classes) + 1)
-        return centroid, seen[text.class_index]
+        centroid, present = feature_centroid([regions], len(workspace.classes) + 1)
+        return centroid, present[text.class_index]
 
     def pixels() -> Iterator[tuple[Tensor, Tensor]]:
         for key in photo_work.tracked("read features", ids, len(ids)):

@@ -141,7 +141,7 @@ def run(work: Path, settings: ShowSettings) -> Path:
     if settings.worst:
         settings, worst = _of_worst(open_workspace(work), settings)
     root, names = settings.photos, list(settings.what)
-    if root is None and len(names) > 1 and panels.holds_photos(Path(names[0])):
+    if root is None and len(names) > 1 and panels.holds_labels(Path(names[0])) is False:
         root, names = Path(names[0]), names[1:]
     bare = root is not None and names and not (work / "workspace.json").exists()
     workspace = panels.bare_workspace(work, names) if bare else open_workspace(work)

@@ -9,9 +9,10 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.clip import encoders
 from vpltool.core import joint, segmenter
+from vpltool.datasets.layouts import named_photos
 from vpltool.engine import checkpoints, features, headers, segmenters
-from vpltool.engine.masks import Masks, check_masks, find_masks, identities_of
-from vpltool.engine.photos import check_current, find_photos, with_photo_files
+from vpltool.engine.masks import Masks, check_masks, find_masks, identities_of, with_masks
+from vpltool.engine.photos import check_current, with_photo_files
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, shards
 from vpltool.formats.workspace import relative_to
@@ -112,7 +113,7 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     start = checkpoints.read_checkpoint(target, header, settings)
     if lesson.masks:
         check_masks(lesson.masks, workspace, [taught.photo for taught in lesson.photos
-                                                     if taught.masked])
+                                              if taught.masked])
     warn_of_little([workspace.indices_of(taught.photo) for taught in lesson.photos
                     if taught.tagged], workspace.classes)
     torch.manual_seed(settings.seed)
@@ -150,25 +151,25 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
               if photo.id in there]
     also = None
     if settings.also:
-        more, also = _also(workspace, teacher, settings.also)
-        photos += more
+        added, also = _also(workspace, teacher, settings.also)
+        photos += added
     return _Lesson(teacher, soft, also, masks, photos)
 
 
 def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
           ) -> tuple[list[Taught], InputFolder]:
     """Find the photos of a folder without tags, and the teacher's probabilities of them."""
-    (group,) = find_photos([folder], together=False)
+    name, paths = folder.resolve().name if folder.is_dir() else "files", named_photos([folder])
     again = f"predict(images=[{str(folder)!r}], decoder={teacher.path.stem!r}, probabilities=True"
-    soft = teacher.open_probabilities(workspace, group.name, again)
+    soft = teacher.open_probabilities(workspace, name, again)
     root = workspace.path / workspace.root
-    ids = soft.available(list(group.paths))
-    if len(ids) < len(group.paths):
-        console.warn(part_of(len(group.paths) - len(ids), len(group.paths), f"photos of {folder}",
+    ids = soft.available(list(paths))
+    if len(ids) < len(paths):
+        console.warn(part_of(len(paths) - len(ids), len(paths), f"photos of {folder}",
                              "has no probabilities; it is skipped",
                              "have no probabilities; they are skipped"))
-    return [Taught(Photo(key, relative_to(group.paths[key], root), (), (group.name,)), soft,
-                   masked=False, tagged=False) for key in ids], soft
+    return [Taught(Photo(key, relative_to(paths[key], root), (), (name,)), soft, masked=False,
+                   tagged=False) for key in ids], soft
 
 
 def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: segmenters.SegmenterFile,
@@ -212,12 +213,10 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
     header = headers.make_header(
         workspace, "decoder", "train-student", settings, inputs=inputs, model=model,
         options={"layers": layers, "layer_decay": decay})
-    sources = dict(header.sources)
     if lesson.masks:
-        sources["masks"] = headers.relative_path(lesson.masks.path, workspace.path)
+        header = with_masks(header, lesson.masks, workspace)
     if settings.also:
-        sources["also"] = headers.relative_path(settings.also, workspace.path)
-    call = {name: value for name, value in header.call.items() if name not in ("masks", "also")}
+        header.call.pop("also")
+        header.sources["also"] = relative_to(settings.also, workspace.path)
     return with_photo_files(workspace, replace(
-        header, sources=sources, call=call,
-        facts=facts_of("light", workspace, settings.max_side)))
+        header, facts=facts_of("light", workspace, settings.max_side)))
