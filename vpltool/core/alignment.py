@@ -219,27 +219,32 @@ def train(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
     The aligner is on the regions' device. After the last step, call `refresh`. Yields both losses
     of each step, from patches to P_T and from text to P_I, and the temperature.
     """
-    device = regions.embeddings.device
     for iteration in range(start, settings.iterations):
         if iteration % settings.refresh == 0:
             refresh(aligner, regions, settings)
         aligner.train()
-        # Not the seed of `calibrate`, which is the draw before the first.
-        pixels, region = regions.draw(settings.batch_size, settings.patches,
-                                      settings.seed * 1_000_003 + iteration + 1)
-        patches = F.normalize(aligner.vision(regions.embeddings[pixels.to(device)]), dim=-1)
-        words = aligner.align_text(aligner.words)
-        tau = aligner.log_tau.exp()
-        vision = contrast(patches, aligner.labels[region.to(device)], aligner.text_prototypes,
-                          aligner.word_class, tau)
-        text = contrast(words, aligner.word_class, aligner.vision_prototypes,
-                        regions.classes.to(device), tau)
-        optimizer.zero_grad(set_to_none=True)
-        ((vision + text) / 2).backward()
-        optimizer.step()
-        with torch.no_grad():
-            aligner.log_tau.clamp_(min=torch.tensor(MIN_TAU).log().item())
-        yield vision.detach(), text.detach(), tau.detach()
+        yield _step(aligner, optimizer, regions, settings, iteration)
+
+
+def _step(aligner: Aligner, optimizer: torch.optim.Optimizer, regions: Regions,
+          settings: AlignmentSettings, iteration: int) -> Losses:
+    device = regions.embeddings.device
+    # Not the seeds of `calibrate`, which is the draw before the first.
+    pixels, region = regions.draw(settings.batch_size, settings.patches,
+                                  settings.seed * 1_000_003 + iteration + 1)
+    patches = F.normalize(aligner.vision(regions.embeddings[pixels.to(device)]), dim=-1)
+    words = aligner.align_text(aligner.words)
+    tau = aligner.log_tau.exp()
+    vision = contrast(patches, aligner.labels[region.to(device)], aligner.text_prototypes,
+                      aligner.word_class, tau)
+    text = contrast(words, aligner.word_class, aligner.vision_prototypes,
+                    regions.classes.to(device), tau)
+    optimizer.zero_grad(set_to_none=True)
+    ((vision + text) / 2).backward()
+    optimizer.step()
+    with torch.no_grad():
+        aligner.log_tau.clamp_(min=torch.tensor(MIN_TAU).log().item())
+    return vision.detach(), text.detach(), tau.detach()
 
 
 def class_accuracy(features: Tensor, class_of: Tensor, rows: Tensor, class_index: Tensor) -> float:

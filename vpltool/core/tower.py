@@ -106,7 +106,7 @@ class Tower(nn.Module):
             raise VplError(f"{name} gives no {missing}",
                            INSTEAD_OF["tokens" if missing == "tokens" else "attention"])
 
-    @abstractmethod
+    @torch.no_grad()
     def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
                 attentions: bool = False, attention_blocks: int = ATTENTION_BLOCKS,
                 layers: Sequence[int] = (), calibration: Calibration | None = None
@@ -124,7 +124,19 @@ class Tower(nn.Module):
             attention_blocks: number of these blocks.
             layers: indices of the blocks whose outputs are wanted (0 is the first).
             calibration: how the second path is made; for `calibrated` alone.
+
+        Raises:
+            VplError: a model's own code does not give what is asked for.
         """
+        blocks = min(attention_blocks, self.depth) if attention or attentions else 0
+        return DenseFeatures.joined([
+            self.encode(part, patches, blocks, attention, attentions, layers, calibration)
+            for part in cache_parts(pixels, self.patch)])
+
+    def encode(self, pixels: Tensor, patches: str, blocks: int, attention: bool, attentions: bool,
+               layers: Sequence[int], calibration: Calibration | None) -> DenseFeatures:
+        """Encode a part of a batch; `blocks` are the last ones whose attention is wanted."""
+        raise NotImplementedError
 
 
 def cache_parts(pixels: Tensor, patch: int) -> tuple[Tensor, ...]:
@@ -217,39 +229,25 @@ class AdaptedTower(Tower):
         last blocks whose attention is wanted.
         """
 
-    @torch.no_grad()
-    def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
-                attentions: bool = False, attention_blocks: int = ATTENTION_BLOCKS,
-                layers: Sequence[int] = (), calibration: Calibration | None = None
-                ) -> DenseFeatures:
-        """Encode a batch; see `Tower.forward`.
-
-        Raises:
-            VplError: the model's own code does not give what is asked for.
-        """
+    def encode(self, pixels: Tensor, patches: str, blocks: int, attention: bool, attentions: bool,
+               layers: Sequence[int], calibration: Calibration | None) -> DenseFeatures:
+        """Encode a part of a batch; see `Tower.encode`."""
         if patches in ("value", "calibrated"):
             raise VplError(f"{self.name} has no {patches} patches: its blocks run by its own code",
                            INSTEAD_OF["value"])
         if attention or attentions:
             self.check_able(["attention"], self.name)
-        blocks = min(attention_blocks, self.depth) if attention or attentions else 0
-        return DenseFeatures.joined([
-            self._encode(part, patches != "none", tuple(layers), blocks, attention, attentions)
-            for part in cache_parts(pixels, self.patch)])
-
-    def _encode(self, pixels: Tensor, patches: bool, layers: Sequence[int], blocks: int,
-                attention: bool, attentions: bool) -> DenseFeatures:
         grid = (pixels.shape[2] // self.patch, pixels.shape[3] // self.patch)
         unit = max(level.stride for level in self.levels)
         if unit != self.patch:
             down, across = (-side % unit for side in pixels.shape[2:])
             pixels = F.pad(pixels, (0, across, 0, down), mode="replicate")
         size = (pixels.shape[2], pixels.shape[3])
-        joins = self.joins[:-1] if patches else ()
+        joins = self.joins[:-1] if patches != "none" else ()
         passed = self.run(pixels, sorted({*layers, *joins}), blocks)
         weights = [part[:, self.prefix:, self.prefix:] for part in passed.attentions]
         embedded = stacked = None
-        if patches:
+        if patches != "none":
             parts = zip(self.joins, [*(passed.outputs[index] for index in joins), passed.last],
                         strict=True)
             found = [self._on_grid(F.normalize(tokens, dim=-1), index, size, grid)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpltool.core.blocks import ACTIVATIONS, Block, BlockShape, check_heads, check_numbers
-from vpltool.core.tower import ATTENTION_BLOCKS, Calibration, DenseFeatures, Tower, cache_parts
+from vpltool.core.tower import Calibration, DenseFeatures, Tower, cache_parts
 
 
 @dataclass(frozen=True)
@@ -243,23 +243,12 @@ class VisionTower(Tower):
             mode=how.mode, align_corners=False, antialias=how.antialias)
         return torch.cat([own, table.flatten(2)[0].T])
 
-    @torch.no_grad()
-    def forward(self, pixels: Tensor, *, patches: str = "block", attention: bool = True,
-                attentions: bool = False, attention_blocks: int = ATTENTION_BLOCKS,
-                layers: Sequence[int] = (), calibration: Calibration | None = None
-                ) -> DenseFeatures:
-        """Encode a batch and compute only the requested features; see `Tower.forward`."""
-        blocks = min(attention_blocks, self.depth) if attention or attentions else 0
-        parts = [self._encode(part, patches, blocks, attention, attentions, layers, calibration)
-                 for part in cache_parts(pixels, self.patch)]
-        return DenseFeatures.joined(parts)
-
-    def _encode(self, pixels: Tensor, patches: str, attention_blocks: int, attention: bool,
-                attentions: bool, layers: Sequence[int], calibration: Calibration | None
-                ) -> DenseFeatures:
+    def encode(self, pixels: Tensor, patches: str, blocks: int, attention: bool, attentions: bool,
+               layers: Sequence[int], calibration: Calibration | None) -> DenseFeatures:
+        """Encode a part of a batch; see `Tower.encode`."""
         x = self.embed(pixels)
         last, prefix = self.depth - 1, self.head.prefix
-        first = self.depth - attention_blocks
+        first = self.depth - blocks
         whole = patches in ("block", "last") or last in layers
         total: Tensor | None = None
         each: list[Tensor] = []
