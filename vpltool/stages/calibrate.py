@@ -14,8 +14,7 @@ from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file
 from vpltool.formats.kinds import place
 from vpltool.formats.storage import read_json, write_json
 from vpltool.lazy import Tensor, np, torch
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import CamBatch
 from vpltool.methods.interfaces import CamMethod
 from vpltool.parallel import batches, device
-from vpltool.settings import setting
-from vpltool.stage import Stage
+from vpltool.settings import Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,7 @@ from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.methods.interfaces import EmbeddingMethod
 from vpltool.parallel import batches, device
-from vpltool.settings import setting
-from vpltool.stage import Stage
+from vpltool.settings import Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

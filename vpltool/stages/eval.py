@@ -15,8 +15,7 @@ from vpltool.formats.header import current_preset, format_preset
 from vpltool.formats.kinds import place
 from vpltool.formats.shards import rank_of_process
 from vpltool.pictures.page import percent
-from vpltool.settings import Settings, setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting, warn_without_effect
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
 from vpltool.stages._pixel_counts import Tally, count_pixels
 

@@ -25,8 +25,7 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor
 from vpltool.pictures import scatter
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 from vpltool.stages import _phase_one
 
 

@@ -12,8 +12,7 @@ from vpltool.core import group_maps
 from vpltool.engine import reports
 from vpltool.formats import InputFolder, JsonObject, Workspace, find_folder
 from vpltool.formats.kinds import folder_of
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 from vpltool.stages.scores import format_mean, matching, write_table
 
 STAGES = ("first", "second")

@@ -16,8 +16,7 @@ from vpltool.formats import InputFolder, JsonObject, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor
 from vpltool.parallel.ranks import Ranks, joined
-from vpltool.settings import NoEffect, setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import NoEffect, Stage, setting, warn_without_effect
 from vpltool.stages import _phase_one
 
 NOT_LEARNED = NoEffect({"iters": (0,)}, "the start is the result")

@@ -15,8 +15,7 @@ from vpltool.formats import InputFolder, Workspace
 from vpltool.formats.packed import PACKED, read_packed, write_tar
 from vpltool.formats.shards import Shard
 from vpltool.parallel import once
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,8 +29,7 @@ from vpltool.formats.workspace import (
 )
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
-from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
-from vpltool.stage import Stage
+from vpltool.settings import RUNNING, Settings, Stage, changed, described, make, setting, values_of
 
 
 @dataclass(frozen=True, kw_only=True)

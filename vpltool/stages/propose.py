@@ -20,8 +20,7 @@ from vpltool.methods import KINDS, load_method
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.interfaces import Proposer
 from vpltool.parallel import device, processes
-from vpltool.settings import Settings, make, setting, values_of
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, make, setting, values_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,7 @@ from vpltool import options
 from vpltool.errors import VplError
 from vpltool.formats import expect_header
 from vpltool.formats.atomic import atomic_path
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 from vpltool.stages._hub import check_repository, download
 
 

@@ -18,8 +18,7 @@ from vpltool.lazy import Tensor
 from vpltool.methods import KINDS, load_method
 from vpltool.methods.interfaces import Estimator
 from vpltool.parallel.ranks import Ranks, joined
-from vpltool.settings import setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import Stage, setting, warn_without_effect
 from vpltool.stages import _phase_one
 
 

@@ -16,8 +16,7 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor, torch
-from vpltool.settings import NoEffect, setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import NoEffect, Stage, setting, warn_without_effect
 from vpltool.stages import _phase_one
 
 _ALL_PIXELS = NoEffect({"centroid": ("pixels",)}, "no CAM is read")

@@ -17,8 +17,7 @@ from vpltool.formats import Photo, Workspace, find_folder, open_workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import place
 from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over, sheet
-from vpltool.settings import Settings, setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting, warn_without_effect
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
 

@@ -22,8 +22,7 @@ from vpltool.methods.inputs import LabelledPhoto
 from vpltool.methods.interfaces import SegmenterMethod
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
-from vpltool.settings import warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import Stage, warn_without_effect
 from vpltool.stages import _joint, _masks, _steps
 from vpltool.stages._fitting import Lesson, TrainDecoderSettings, find_lesson, training_of
 from vpltool.stages._training_data import TrainingData, crop_batches, whole_photos

@@ -18,8 +18,7 @@ from vpltool.formats.shards import check_even
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
-from vpltool.settings import setting
-from vpltool.stage import Stage
+from vpltool.settings import Stage, setting
 from vpltool.stages import _masks
 from vpltool.stages._joint import PixelData, Taught, facts_of, train_both, warn_of_little
 
