@@ -262,7 +262,7 @@ def without_effect(settings: Settings) -> dict[str, NoEffect]:
             if all(name in known and known[name] in held for name, held in reason.where.items())}
 
 
-def _entries(settings: Settings) -> Iterator[tuple[Described, Any]]:
+def _entries(settings: Settings) -> Iterator[tuple[Described, object]]:
     """Yield each setting with its value, the method's included."""
     for entry in described(type(settings)):
         yield entry, getattr(settings, entry.name)
@@ -314,9 +314,9 @@ def changed(settings: Settings) -> Values:
     for entry, value in _entries(settings):
         running = entry.record == "never" and entry.panel == RUNNING
         if value != entry.default and not running and not entry.by_hand:
-            items = [str(item) if isinstance(item, Path) else item
-                     for item in (value if entry.many else [value])]
-            found[entry.name] = items if entry.many else items[0]
+            items = value if isinstance(value, (list, tuple)) else [value]
+            plain = [str(item) if isinstance(item, Path) else item for item in items]
+            found[entry.name] = plain if items is value else plain[0]
     return found
 
 
