@@ -16,8 +16,8 @@ import vpltool
 from vpltool.formats import KINDS, Photo, describe
 from vpltool.formats.workspace import read_images
 from vpltool.methods import find_methods
+from vpltool.settings import Stage
 from vpltool.shell import to_shell
-from vpltool.stage import Stage
 from vpltool.stages import FoundStage, find_stages
 
 COMMANDS: dict[str, FoundStage] = find_stages()

@@ -55,7 +55,7 @@ def imports_of(path: Path, *, top_level: bool = False) -> frozenset[str]:
 
 
 LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "lazy", "__version__"}
-FILES = LOWEST | {"formats", "datasets", "settings", "options", "stage"}
+FILES = LOWEST | {"formats", "datasets", "settings", "options"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 ENGINE = FILES | WORK | {"methods", "engine"}
 STAGES = ENGINE | {"stages", "presets"}
@@ -75,7 +75,6 @@ MAY_IMPORT = {
     "demo": {"demo", "core", "clip", "lazy"},
     "settings": LOWEST,
     "options": {"settings"},
-    "stage": {"settings"},
     "formats": LOWEST | {"formats"},
     "datasets": {"datasets", "formats", "console", "errors", "lazy", "json_text", "names"},
     "presets": {"presets", "errors"},

@@ -2,7 +2,7 @@
 
 A header is trusted only if its command makes such a file, and only with settings that the command
 records. What is replaced, where results go, and which programs are started is set by hand alone
-(`by_hand`, see `About`).
+(`by_hand` of a setting).
 """
 
 from __future__ import annotations

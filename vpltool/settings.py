@@ -1,4 +1,4 @@
-"""Settings: name, type, default, range, help and source of each value, declared once.
+"""What a stage declares: its data flow, and name, type, default, help and source of its settings.
 
 The settings of a stage or a method are a frozen dataclass whose fields are made by `setting`. The
 command line, presets, headers, documentation and the Python API are derived from it.
@@ -12,7 +12,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeAlias, TypeVar
 
@@ -43,8 +43,8 @@ class NoEffect:
 
 
 @dataclass(frozen=True)
-class About:
-    """The declaration of a setting, without its name and type.
+class Described:
+    """A setting. `setting` declares it; `described` adds name and type, and fills `flag` and `off`.
 
     Args:
         default: its default; a setting without one is required.
@@ -70,6 +70,10 @@ class About:
         reads: the input that it names, which `engine.given` opens: `features`, `second`,
             `prototypes` (`words`: in the space of the CLIP's words), `cams` (`what`: predictions,
             too), `decoder` or `proposals`.
+        name: its name in Python, presets and documentation.
+        recorded_name: its name in headers.
+        type: `str`, `int`, `float`, `bool` or `Path`; of a list, that of its items.
+        many: whether it is a list.
     """
 
     default: object = field(default_factory=lambda: dataclasses.MISSING)
@@ -92,58 +96,10 @@ class About:
     no_effect: Sequence[NoEffect] = ()
     aliases: Sequence[str] = ()
     reads: str = ""
-
-
-def _as_field(kind: Callable[_Arguments, About]) -> Callable[_Arguments, Any]:
-    def make_field(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Any:
-        about = kind(*args, **kwargs)
-        return field(default=about.default, metadata={_KEY: about})
-
-    return make_field
-
-
-setting = _as_field(About)
-"""Make the field of a setting: `split: str = setting("train", "Split of the data set.")`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Base class of the settings of a stage or a method.
-
-    Settings of a base class with `shared=True` are listed after a stage's own.
-
-    Args:
-        given: names of the settings that were given explicitly.
-        of_method: settings of the method, if the stage has methods.
-    """
-
-    shared: ClassVar[bool] = False
-    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
-    of_method: Settings | None = field(default=None, repr=False)
-
-    def __init_subclass__(cls, *, shared: bool = False) -> None:
-        cls.shared = shared
-
-    def __post_init__(self) -> None:
-        for entry in described(type(self)):
-            entry.check(getattr(self, entry.name))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Described(About):
-    """A setting with its name and type, and with `flag` and `off` filled in.
-
-    Args:
-        name: its name in Python, presets and documentation.
-        recorded_name: its name in headers.
-        type: `str`, `int`, `float`, `bool` or `Path`; of a list, that of its items.
-        many: whether it is a list.
-    """
-
-    name: str
-    recorded_name: str
-    type: type
-    many: bool
+    name: str = ""
+    recorded_name: str = ""
+    type: type = str
+    many: bool = False
 
     def check(self, value: Any) -> None:
         """Check a value's type, range and choice.
@@ -174,10 +130,78 @@ class Described(About):
             raise VplError(f"{shown}: {' and '.join(bounds)}", self.help)
 
 
+def _as_field(kind: Callable[_Arguments, Described]) -> Callable[_Arguments, Any]:
+    def make_field(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Any:
+        declared = kind(*args, **kwargs)
+        return field(default=declared.default, metadata={_KEY: declared})
+
+    return make_field
+
+
+setting = _as_field(Described)
+"""Make the field of a setting: `split: str = setting("train", "Split of the data set.")`."""
+
 _TAKEN: dict[type, Any] = {float: (int, float), Path: (str, Path)}
 
 _TYPE_NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false",
                Path: "a path"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base class of the settings of a stage or a method.
+
+    Settings of a base class with `shared=True` are listed after a stage's own.
+
+    Args:
+        given: names of the settings that were given explicitly.
+        of_method: settings of the method, if the stage has methods.
+    """
+
+    shared: ClassVar[bool] = False
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    of_method: Settings | None = field(default=None, repr=False)
+
+    def __init_subclass__(cls, *, shared: bool = False) -> None:
+        cls.shared = shared
+
+    def __post_init__(self) -> None:
+        for entry in described(type(self)):
+            entry.check(getattr(self, entry.name))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline: its settings, and its data flow.
+
+    The file of a stage holds a `STAGE`, and a function `run(workspace, settings)` whose docstring
+    is the help of its command. A function `show(result, values) -> str`, if there is one, spells
+    the result for people (`values`: setting to value); otherwise it is a path, or several.
+
+    Args:
+        order: position in the pipeline; commands are listed in this order.
+        panel: heading under which `--help` shows the command.
+        reads: kinds of file that it reads.
+        writes: kinds of file that it writes.
+        settings: its settings.
+        methods: kind of method that its setting `method` chooses from; empty: none.
+        subcommands: whether methods are subcommands (`prepare voc`), not values of `--method`.
+        begins: whether it can run where there is no workspace yet; its `run` is given the path.
+        together: whether processes that torchrun starts do it together (`parallel.ranks`): only
+            the first of them writes files and speaks. Others share the photos, see `shard`.
+        moved: option that has become another call, to that call, see `VplError`.
+    """
+
+    order: int
+    panel: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    settings: type[Settings]
+    methods: str = ""
+    subcommands: bool = False
+    begins: bool = False
+    together: bool = False
+    moved: Mapping[str, str] = field(default_factory=dict)
 
 
 def described(kind: type[Settings]) -> tuple[Described, ...]:
@@ -196,11 +220,11 @@ def _described(kind: Any) -> tuple[Described, ...]:
     for entry in sorted(dataclasses.fields(kind), key=lambda entry: order.index(entry.name)):
         if _KEY in entry.metadata:
             base, many = _base_type(hints[entry.name])
-            about: About = entry.metadata[_KEY]
-            flag = about.flag or "--" + entry.name.replace("_", "-")
-            spelled = {"flag": flag, "off": about.off or "--no-" + flag[2:]}
-            found.append(Described(**vars(about) | spelled, name=entry.name, type=base, many=many,
-                                   recorded_name=about.flag[2:] or entry.name))
+            declared: Described = entry.metadata[_KEY]
+            flag = declared.flag or "--" + entry.name.replace("_", "-")
+            found.append(replace(
+                declared, flag=flag, off=declared.off or "--no-" + flag[2:], name=entry.name,
+                recorded_name=declared.flag[2:] or entry.name, type=base, many=many))
     return tuple(found)
 
 
@@ -238,7 +262,7 @@ def without_effect(settings: Settings) -> dict[str, NoEffect]:
             if all(name in known and known[name] in held for name, held in reason.where.items())}
 
 
-def _entries(settings: Settings) -> Iterator[tuple[Described, Any]]:
+def _entries(settings: Settings) -> Iterator[tuple[Described, object]]:
     """Yield each setting with its value, the method's included."""
     for entry in described(type(settings)):
         yield entry, getattr(settings, entry.name)
@@ -290,9 +314,9 @@ def changed(settings: Settings) -> Values:
     for entry, value in _entries(settings):
         running = entry.record == "never" and entry.panel == RUNNING
         if value != entry.default and not running and not entry.by_hand:
-            items = [str(item) if isinstance(item, Path) else item
-                     for item in (value if entry.many else [value])]
-            found[entry.name] = items if entry.many else items[0]
+            items = value if isinstance(value, (list, tuple)) else [value]
+            plain = [str(item) if isinstance(item, Path) else item for item in items]
+            found[entry.name] = plain if items is value else plain[0]
     return found
 
 

@@ -30,9 +30,8 @@ from vpltool.formats.manifest import MANIFEST, first_header, manifest_of, orphan
 from vpltool.formats.storage import check_file, salvaged_header
 from vpltool.names import short_path
 from vpltool.next_step import prepare_line
-from vpltool.settings import Settings, setting
+from vpltool.settings import Settings, Stage, setting
 from vpltool.shell import command_line, program, to_shell
-from vpltool.stage import Stage
 from vpltool.stages import find_stages
 from vpltool.state import Artifact, State, read_artifact, read_state
 

@@ -13,8 +13,7 @@ from vpltool.core.phase_one import Pixels
 from vpltool.errors import VplError, near_name
 from vpltool.json_text import JsonObject
 from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
-from vpltool.settings import Settings, described, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, described, setting
 from vpltool.stages import find_stages
 
 

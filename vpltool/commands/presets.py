@@ -8,8 +8,7 @@ from pathlib import Path
 
 from vpltool.preset import read_preset
 from vpltool.presets import find_preset, preset_files
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,8 @@ from vpltool.lazy import torch
 from vpltool.recipes.parse import commands_of, find_recipe, read_recipe
 from vpltool.recipes.runner import checked_steps, run_call
 from vpltool.recipes.terms import check_paths
-from vpltool.settings import Settings, setting
+from vpltool.settings import Settings, Stage, setting
 from vpltool.shell import settings_with, to_shell
-from vpltool.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

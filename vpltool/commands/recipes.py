@@ -8,8 +8,7 @@ from pathlib import Path
 
 from vpltool.json_text import JsonObject
 from vpltool.recipes.parse import find_recipe, read_recipe, recipe_files
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,7 @@ from vpltool.parallel import device, threads
 from vpltool.pictures.colours import class_palette
 from vpltool.pictures.overlays import shown_as
 from vpltool.pictures.page import Chart, data_uri, line_chart, render_page
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 from vpltool.state import Artifact, State, read_state, settings_shown
 
 

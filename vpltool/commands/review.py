@@ -13,8 +13,7 @@ from vpltool.formats import Workspace
 from vpltool.formats.kinds import IGNORE
 from vpltool.parallel.once import once
 from vpltool.review.orders import ORDERS
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 
 _LOCAL = ("127.0.0.1", "localhost")
 _SHORTEST = 16

@@ -21,9 +21,8 @@ from vpltool.recipes.parse import Recipe, Rounds, find_recipe, read_recipe, reci
 from vpltool.recipes.runner import Job, checked_steps, run_steps, shell_lines
 from vpltool.recipes.runs import keep_sheets, last_values, run_of, table_of, tell_values, with_run
 from vpltool.recipes.terms import check_encoders, check_paths, path_in, path_names
-from vpltool.settings import RUNNING, Settings, setting
+from vpltool.settings import RUNNING, Settings, Stage, setting
 from vpltool.shell import program
-from vpltool.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,8 @@ from vpltool.errors import counted
 from vpltool.formats import Workspace
 from vpltool.json_text import JsonObject
 from vpltool.next_step import warn_of_changes
-from vpltool.settings import Settings, setting
+from vpltool.settings import Settings, Stage, setting
 from vpltool.shell import command_line, program, to_shell
-from vpltool.stage import Stage
 from vpltool.state import read_state, settings_shown
 
 

@@ -14,8 +14,7 @@ from vpltool.formats.shards import check_alone
 from vpltool.next_step import warn_of_changes
 from vpltool.provenance import reason_by_hand
 from vpltool.recipes.runner import run_through
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 from vpltool.state import read_state
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from vpltool.stage import Stage
+from vpltool.settings import Stage
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from vpltool.formats import Header, InputFolder, JsonObject, Workspace, kinds
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel.device import find_device
 from vpltool.parallel.ranks import Ranks
-from vpltool.settings import NoEffect, setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import NoEffect, Stage, setting, warn_without_effect
 from vpltool.stages import _phase_one
 
 _NO_REGIONS = NoEffect({"background": ("words", "none")}, "the background has no regions")

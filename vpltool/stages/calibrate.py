@@ -12,8 +12,7 @@ from vpltool.engine import photo_work, reports, segmenters
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file, kinds, storage
 from vpltool.lazy import Tensor, np, torch
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,8 +21,7 @@ from vpltool.parallel import memory, threads
 from vpltool.parallel.batches import bucketed
 from vpltool.parallel.device import find_device, worker_count
 from vpltool.parallel.processes import run_jobs
-from vpltool.settings import Settings, make, setting, values_of
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, make, setting, values_of
 
 
 @dataclass(frozen=True, kw_only=True)

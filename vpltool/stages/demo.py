@@ -17,8 +17,7 @@ from vpltool.formats.geopackage import Polygon, write_geopackage
 from vpltool.formats.workspace import read_images, write_workspace
 from vpltool.lazy import Image, np, npt, rasterio
 from vpltool.parallel import processes
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 
 _BACKGROUND = ("grass", "field", "road", "railway", "water", "sky", "sand", "snow", "room")
 """Background words: the names of the drawn backgrounds."""

@@ -15,8 +15,7 @@ from vpltool.lazy import Tensor, torch
 from vpltool.methods import KINDS, EmbeddingMethod, load_method
 from vpltool.methods.inputs import EmbeddingBatch
 from vpltool.parallel import batches, device
-from vpltool.settings import setting
-from vpltool.stage import Stage
+from vpltool.settings import Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,7 @@ from vpltool.lazy import F, np, torch
 from vpltool.methods import KINDS, SegmenterMethod, find_method, load_method
 from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
 from vpltool.parallel.device import find_device, find_precision, worker_count
-from vpltool.settings import Settings, described, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, described, setting
 from vpltool.stages import _lesson, tag
 from vpltool.stages.train_student import DEFAULT_STUDENT, StudentSettings
 

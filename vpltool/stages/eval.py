@@ -21,8 +21,7 @@ from vpltool.lazy import F, np, npt
 from vpltool.parallel.ranks import joined
 from vpltool.parallel.threads import in_threads
 from vpltool.pictures.page import percent
-from vpltool.settings import Settings, setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting, warn_without_effect
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 

@@ -21,8 +21,7 @@ from vpltool.lazy import np, npt
 from vpltool.methods import Exporter, load_method
 from vpltool.methods.inputs import PredictedScene, Predictions
 from vpltool.parallel import device
-from vpltool.settings import Settings, make, setting, values_of
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, make, setting, values_of
 from vpltool.stages._card import about_segmenter, measured, some_photos, write_card
 
 

@@ -16,8 +16,7 @@ from vpltool.formats import Header, Workspace, kinds
 from vpltool.lazy import torch
 from vpltool.parallel import batches
 from vpltool.parallel.device import dtype_of, find_device, find_precision
-from vpltool.settings import NoEffect, setting
-from vpltool.stage import Stage
+from vpltool.settings import NoEffect, Stage, setting
 
 _OF_CLIP = ("patches", "calibrated_blocks", "calibrated_heads", "layers")
 """Settings without effect on a second encoder."""

@@ -16,8 +16,7 @@ from vpltool.formats import InputFolder, JsonObject, Workspace, atomic, identity
 from vpltool.formats.kinds import place
 from vpltool.lazy import Tensor
 from vpltool.pictures import scatter
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 from vpltool.stages import _phase_one
 
 

@@ -11,8 +11,7 @@ from vpltool import options
 from vpltool.core import group_maps
 from vpltool.engine import photo_work, reports
 from vpltool.formats import InputFolder, JsonObject, Workspace, find_folder, kinds
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 from vpltool.stages.scores import format_mean, matching, write_table
 
 STAGES = ("first", "second")

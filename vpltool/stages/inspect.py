@@ -14,8 +14,7 @@ from typing import Any
 from vpltool.errors import VplError, near_name
 from vpltool.formats import KINDS, JsonObject, changes, describe, open_workspace, read_json
 from vpltool.formats.manifest import Manifest, manifest_of
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 
 MOST_TENSORS = 20
 """Maximum number of tensors to list one by one; more are listed in groups."""

@@ -15,8 +15,7 @@ from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, kinds
 from vpltool.lazy import Tensor
 from vpltool.parallel.ranks import Ranks, joined
-from vpltool.settings import NoEffect, setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import NoEffect, Stage, setting, warn_without_effect
 from vpltool.stages import _phase_one
 
 NOT_LEARNED = NoEffect({"iters": (0,)}, "the start is the result")

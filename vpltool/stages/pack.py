@@ -13,8 +13,7 @@ from vpltool.engine.features import open_features
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, Workspace, packed
 from vpltool.parallel import once
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

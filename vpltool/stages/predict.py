@@ -23,8 +23,7 @@ from vpltool.methods.inputs import side_of
 from vpltool.names import short_path
 from vpltool.parallel import device, threads
 from vpltool.pictures.overlays import overlay
-from vpltool.settings import warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import Stage, warn_without_effect
 from vpltool.stages._chosen_segmenter import Chosen, PredictSettings, choose_segmenter
 from vpltool.stages._scenes import predict_scenes, scenes_among
 

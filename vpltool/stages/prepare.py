@@ -21,8 +21,7 @@ from vpltool.formats.changes import Words, count_photos, last_call
 from vpltool.formats.workspace import describe_change, read_images, relative_to, write_workspace
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
-from vpltool.settings import RUNNING, Settings, changed, described, make, setting, values_of
-from vpltool.stage import Stage
+from vpltool.settings import RUNNING, Settings, Stage, changed, described, make, setting, values_of
 
 
 @dataclass(frozen=True, kw_only=True)

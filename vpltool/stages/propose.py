@@ -18,8 +18,7 @@ from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, Proposer, load_method
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.parallel import device, processes
-from vpltool.settings import Settings, make, setting, values_of
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, make, setting, values_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,7 @@ from pathlib import Path
 from vpltool import options
 from vpltool.errors import VplError, first_line, silent
 from vpltool.formats import atomic, expect_header
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.formats import describe, expect_header
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 from vpltool.stages._card import measured_section, model_card
 from vpltool.stages.pull import FILE, check_repository, explaining
 

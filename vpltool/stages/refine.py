@@ -15,8 +15,7 @@ from vpltool.methods import KINDS, Refiner, load_method
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.parallel import batches, memory
 from vpltool.parallel.device import dtype_of
-from vpltool.settings import setting
-from vpltool.stage import Stage
+from vpltool.settings import Stage, setting
 
 UNREFINED = tuple(name for name in BEST_FIRST if not name.endswith("-refined"))
 

@@ -14,8 +14,7 @@ from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import JsonObject, atomic, identity_of_many, open_workspace, read_json
 from vpltool.formats.kinds import folder_of, results_of
-from vpltool.settings import Settings, setting
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,7 @@ from vpltool.formats import JsonObject, Workspace, kinds, shards
 from vpltool.lazy import Tensor
 from vpltool.methods import KINDS, Estimator, load_method
 from vpltool.parallel.ranks import Ranks, joined
-from vpltool.settings import setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import Stage, setting, warn_without_effect
 from vpltool.stages import _phase_one
 
 

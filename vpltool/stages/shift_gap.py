@@ -14,8 +14,7 @@ from vpltool.engine.features import SEEDING, find_cams, open_features
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, kinds
 from vpltool.lazy import F, Tensor, torch
-from vpltool.settings import NoEffect, setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import NoEffect, Stage, setting, warn_without_effect
 from vpltool.stages import _phase_one
 
 _ALL_PIXELS = NoEffect({"centroid": ("pixels",)}, "no CAM is read")

@@ -15,8 +15,7 @@ from vpltool.engine import panels, reports
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
 from vpltool.formats import Photo, Workspace, atomic, find_folder, kinds, open_workspace
 from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over, sheet
-from vpltool.settings import Settings, setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import Settings, Stage, setting, warn_without_effect
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
 

@@ -18,8 +18,7 @@ from vpltool.formats import Workspace, atomic, kinds, open_input
 from vpltool.names import csv_id
 from vpltool.parallel.batches import Batch
 from vpltool.parallel.device import find_device, find_precision
-from vpltool.settings import NoEffect, setting
-from vpltool.stage import Stage
+from vpltool.settings import NoEffect, Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

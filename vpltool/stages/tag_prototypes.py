@@ -15,8 +15,7 @@ from vpltool.formats import InputFolder, Workspace, kinds, write_tensors
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel import batches
 from vpltool.parallel.device import find_device
-from vpltool.settings import setting
-from vpltool.stage import Stage
+from vpltool.settings import Stage, setting
 
 
 @dataclass(frozen=True, kw_only=True)

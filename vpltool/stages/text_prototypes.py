@@ -23,8 +23,7 @@ from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import Workspace, identity_of_many, kinds, write_tensors
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
-from vpltool.settings import setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import Stage, setting, warn_without_effect
 
 
 @dataclass(frozen=True, kw_only=True)

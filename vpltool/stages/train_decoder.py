@@ -20,8 +20,7 @@ from vpltool.lazy import torch
 from vpltool.methods import SegmenterMethod, load_method
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
-from vpltool.settings import warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import Stage, warn_without_effect
 from vpltool.stages import _joint, _lesson
 from vpltool.stages._lesson import Lesson, TrainDecoderSettings, TrainingData
 

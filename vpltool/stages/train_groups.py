@@ -18,8 +18,7 @@ from vpltool.lazy import Tensor, torch
 from vpltool.parallel import memory
 from vpltool.parallel.device import find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
-from vpltool.settings import NoEffect, setting, warn_without_effect
-from vpltool.stage import Stage
+from vpltool.settings import NoEffect, Stage, setting, warn_without_effect
 from vpltool.stages._pairs import Cursor, Plan, TarPairs, WorkspacePairs
 
 _LOSSES = ("pairs", "first", "second", "text")

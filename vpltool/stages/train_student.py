@@ -18,8 +18,7 @@ from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, shards
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
-from vpltool.settings import setting
-from vpltool.stage import Stage
+from vpltool.settings import Stage, setting
 from vpltool.stages._joint import PixelData, Taught, facts_of, train_both, warn_of_little
 
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
