@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,17 +18,33 @@ from vpltool.formats import describe
 from vpltool.formats.workspace import read_images
 
 
-@pytest.fixture
-def own(tmp_path: Path, tiny_clip: Path) -> Path:
-    write_scenes(tmp_path, draw_scenes())
-    (tmp_path / "new").mkdir()
-    Image.fromarray(draw_scenes(10, seed=4)[9].photo).save(tmp_path / "new/holiday.png")
-    return tmp_path
+def write_own(folder: Path) -> Path:
+    write_scenes(folder, draw_scenes())
+    (folder / "new").mkdir()
+    Image.fromarray(draw_scenes(10, seed=4)[9].photo).save(folder / "new/holiday.png")
+    return folder
 
 
 @pytest.fixture
-def recipe(run: Run, own: Path, tiny_clip: Path) -> Result:
-    return again(run, own, tiny_clip)
+def own(tmp_path: Path) -> Path:
+    return write_own(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made(run: Run, tmp_path_factory: pytest.TempPathFactory, tiny_clip: Path
+         ) -> tuple[Path, Result]:
+    """A folder in which the recipe has run once, and what it said."""
+    folder = write_own(tmp_path_factory.mktemp("own"))
+    return folder, again(run, folder, tiny_clip)
+
+
+@pytest.fixture
+def recipe(made: tuple[Path, Result], own: Path) -> Result:
+    """The same in `own`, by a copy of the files and their times."""
+    folder, said = made
+    shutil.copytree(folder, own, symlinks=True, dirs_exist_ok=True)
+    return replace(said, out=said.out.replace(str(folder), str(own)),
+                   err=said.err.replace(str(folder), str(own)))
 
 
 def again(run: Run, own: Path, tiny_clip: Path, *values: str) -> Result:
