@@ -82,6 +82,12 @@ def test_what_is_damaged_is_named_and_the_rest_is_listed(run: Run, copied: Path)
     refused = run("update", work=work)
     assert refused.code == 1 and len(refused.lines("error:")) == 1
     assert listed["features/val"]["line"] == f"vpltool -C {work} doctor"
+    (work / "prototypes/text.safetensors").unlink()
+    (work / "prototypes/text.safetensors").symlink_to("nowhere")
+    shown = run("status", work=work)
+    assert shown.code == 0, shown.err
+    assert "damaged  prototypes/nowhere" in shown.out.splitlines()
+    assert " days " not in shown.out
 
 
 def test_the_tree_is_what_was_made_from_what(run: Run, copied: Path) -> None:

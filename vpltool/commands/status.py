@@ -77,15 +77,19 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[JsonObject]:
 
 
 def _measured(path: Path) -> tuple[int, float]:
-    """Return the bytes of a file or of a folder's files, and the last modification in s."""
+    """Return the bytes of a file or of a folder's files, and the last modification in s.
+
+    Both are 0 if there is none.
+    """
     files = (Path(root, name) for root, _, names in os.walk(path, followlinks=True)
              for name in names) if path.is_dir() else [path]
     found = []
     for file in files:
-        # Another process may have renamed its temporary file.
+        # A link may lead nowhere, and another process may have renamed its temporary file.
         with contextlib.suppress(FileNotFoundError):
             found.append(file.stat())
-    return sum(entry.st_size for entry in found), round(max(entry.st_mtime for entry in found), 3)
+    return (sum(entry.st_size for entry in found),
+            round(max((entry.st_mtime for entry in found), default=0.0), 3))
 
 
 def show(result: list[JsonObject], values: Mapping[str, object]) -> str:
@@ -122,8 +126,9 @@ def _format_tree(listed: Sequence[JsonObject]) -> str:
                   ] if entry["failed"] else []
         if (mark := _mark(entry)) != "ok":
             notes.append(mark.upper())
+        written = age(max(now - entry["written"], 0)) if entry["written"] else ""
         lines.append(f"{name:{width}}  {size(entry['bytes']):>7}  "
-                     f"{age(max(now - entry['written'], 0)):>8}  {'; '.join(notes)}")
+                     f"{written:>8}  {'; '.join(notes)}")
     return "\n".join(lines)
 
 
