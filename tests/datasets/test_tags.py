@@ -117,6 +117,15 @@ def test_all_rows_without_a_photo_of_their_name_are_told_at_once(folder: Path) -
     assert "did you mean `a`? " in caught.value.hint
 
 
+def test_leading_zeros_that_a_spreadsheet_has_dropped(folder: Path) -> None:
+    (folder / "photos/a.jpg").rename(folder / "photos/0007.jpg")
+    (folder / "tags.csv").write_text("id,labels\n7,cat\nb,cat\n")
+    with pytest.raises(VplError) as caught:
+        read_folder(folder / "photos", folder / "tags.csv", None)
+    assert "line 2" in caught.value.message or ":2: no photo called 7" in caught.value.message
+    assert "did you mean `0007`? Spreadsheets drop leading zeros" in caught.value.hint
+
+
 def test_rows_without_a_photo_do_not_list_the_folder_each(
         folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "tags.csv").write_text(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -191,9 +191,9 @@ def _look_alikes(names: Sequence[str]) -> list[str]:
     return [f"names of different photos look the same: {some(pairs, '; ')}"] if pairs else []
 
 
-def _misnamed(images: Path, labels: Path, rows: Sequence[TagRow], known: Iterable[str]
+def _misnamed(images: Path, labels: Path, rows: Sequence[TagRow], known: Collection[str]
               ) -> dict[int, VplError]:
-    """Return line to error, of rows that name a file of another suffix, or in another case."""
+    """Return line to error, of rows whose photo has another suffix, case, or leading zeros."""
     # The folder is searched once, since all rows of a CSV may be of another folder.
     others = [file for file in sorted(images.rglob("*"), reverse=True)
               if file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()] if rows else []
@@ -201,12 +201,18 @@ def _misnamed(images: Path, labels: Path, rows: Sequence[TagRow], known: Iterabl
     cases: dict[str, list[str]] = defaultdict(list)
     for name in known if rows else ():
         cases[name.casefold()].append(name)
+    padded = {name.lstrip("0"): name for name in known if name.isdigit()}
     found = {}
     for row in rows:
         if file := files.get(images / row.id):
             error = wrong_suffix(file)
             found[row.line] = VplError(f"{labels}:{row.line}: {error.message}", error.hint)
-        elif hint := other_case(row.id, cases[row.id.casefold()]):
+            continue
+        hint = other_case(row.id, cases[row.id.casefold()])
+        if row.id in padded:
+            hint = (f"did you mean `{padded[row.id]}`? Spreadsheets drop leading zeros, unless the "
+                    "column is text")
+        if hint:
             found[row.line] = VplError(
                 f"{labels}:{row.line}: no photo called {row.id} in {images}", hint)
     return found
