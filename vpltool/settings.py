@@ -169,6 +169,11 @@ class Settings:
         for entry in described(type(self)):
             entry.check(getattr(self, entry.name))
 
+    def is_given(self, name: str) -> bool:
+        """Return whether a setting was given explicitly or by a preset."""
+        default = next(entry.default for entry in described(type(self)) if entry.name == name)
+        return name in self.given or getattr(self, name) != default
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -194,12 +194,14 @@ def _look_alikes(names: Sequence[str]) -> list[str]:
 def _misnamed(images: Path, labels: Path, rows: Sequence[TagRow], known: Collection[str]
               ) -> dict[int, VplError]:
     """Return line to error, of rows whose photo has another suffix, case, or leading zeros."""
+    if not rows:
+        return {}
     # The folder is searched once, since all rows of a CSV may be of another folder.
     others = [file for file in sorted(images.rglob("*"), reverse=True)
-              if file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()] if rows else []
+              if file.suffix.lower() not in PHOTO_SUFFIXES and file.is_file()]
     files = {file.with_suffix(""): file for file in others} | {file: file for file in others}
     cases: dict[str, list[str]] = defaultdict(list)
-    for name in known if rows else ():
+    for name in known:
         cases[name.casefold()].append(name)
     padded = {name.lstrip("0"): name for name in known if name.isdigit()}
     found = {}

@@ -13,7 +13,7 @@ from vpltool.formats import Workspace
 from vpltool.formats.workspace import relative_to, without_folders
 from vpltool.lazy import torch
 from vpltool.parallel.device import find_device
-from vpltool.settings import Settings, described, setting
+from vpltool.settings import Settings, setting
 
 WORDS = "words"
 """Value of `extract`'s setting `encoder` for the CLIP beside the workspace's encoder."""
@@ -62,11 +62,9 @@ def only_moved(old: Workspace, new: Workspace) -> bool:
     Headers hold the names of files, so names must be equal. A file that is gone cannot be compared,
     and counts as the same.
     """
-    def names(workspace: Workspace) -> tuple[str, ...]:
-        return tuple(map(without_folders, (workspace.encoder, workspace.model,
-                                           workspace.pretrained)))
-
-    if names(old) != names(new):
+    names, others = (list(map(without_folders, (found.encoder, found.model, found.pretrained)))
+                     for found in (old, new))
+    if names != others:
         return False
     now = model_weights(new)
     return all(before in ("", now[model]) for model, before in model_weights(old).items())
@@ -163,12 +161,6 @@ class ModelSettings(Settings):
             "hf-hub:ORG/NAME, or a folder.", metavar="CLIP", brief=False)
 
 
-def is_given(settings: Settings, name: str) -> bool:
-    """Return whether a setting was given explicitly or by a preset."""
-    default = next(entry.default for entry in described(type(settings)) if entry.name == name)
-    return name in settings.given or getattr(settings, name) != default
-
-
 def choose_models(path: Path, settings: ModelSettings, earlier: Workspace | None) -> ChosenModels:
     """Choose the models of a workspace: those given, else its present ones.
 
@@ -177,7 +169,7 @@ def choose_models(path: Path, settings: ModelSettings, earlier: Workspace | None
             contradict each other.
     """
     encoder, words = settings.encoder, settings.words
-    clip_given = [name for name in ("model", "pretrained") if is_given(settings, name)]
+    clip_given = [name for name in ("model", "pretrained") if settings.is_given(name)]
     if encoder == AUTO and (clip_given or earlier):
         encoder = ""
     elif encoder == AUTO:

@@ -29,7 +29,7 @@ def class_rows(workspace: Workspace, settings: Settings, name: str = "prototypes
     prototypes from tags.
     """
     choice: str = getattr(settings, name)
-    return OF_TAGS if workspace.encoder and not models.is_given(settings, name) else choice
+    return OF_TAGS if workspace.encoder and not settings.is_given(name) else choice
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def difference(expected: Header, found: Header, path: Path) -> list[str]:
     There is one phrase per difference; the change log of the workspace provides details.
     """
     work = workspace_around(path)
-    phrases, roles = [], changed_inputs(expected, found)
+    phrases, roles = [], differing(expected.inputs, found.inputs)
     if expected.command != found.command:
         phrases.append(f"{found.command} made it, not {expected.command}")
     if expected.kind != found.kind:
@@ -143,10 +143,9 @@ def difference(expected: Header, found: Header, path: Path) -> list[str]:
 
 def option_changes(expected: Header, found: Header) -> list[str]:
     """Describe which options differ, one phrase each: `alpha was 4, now 2.5`."""
-    pairs = {name: (found.options.get(name), expected.options.get(name))
-             for name in sorted(set(expected.options) | set(found.options))}
-    return [f"{name} was {_brief(old)}, now {_brief(new)}"
-            for name, (old, new) in pairs.items() if new != old]
+    return [f"{name} was {_brief(found.options.get(name))}, "
+            f"now {_brief(expected.options.get(name))}"
+            for name in differing(expected.options, found.options)]
 
 
 def accepting(expected: Header, found: Header) -> str:
@@ -154,8 +153,7 @@ def accepting(expected: Header, found: Header) -> str:
 
     It is empty unless settings that the artifact's call has given are all that differs.
     """
-    names = [name for name in sorted(set(expected.options) | set(found.options))
-             if expected.options.get(name) != found.options.get(name)]
+    names = differing(expected.options, found.options)
     if (not all(name in found.call for name in names)
             or replace(expected, options=found.options).config_hash != found.config_hash):
         return ""
@@ -168,10 +166,10 @@ def tell_options(expected: Header, found: Header, path: Path) -> None:
         console.note(f"{path}: {'; '.join(changes)}")
 
 
-def changed_inputs(expected: Header, found: Header) -> list[str]:
-    """Return the roles of inputs that differ between two headers."""
-    return [role for role in sorted(set(expected.inputs) | set(found.inputs))
-            if expected.inputs.get(role) != found.inputs.get(role)]
+def differing(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
+    """Return the names whose values differ, sorted."""
+    return [name for name in sorted(set(first) | set(second))
+            if first.get(name) != second.get(name)]
 
 
 _INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags have changed",

@@ -121,15 +121,14 @@ def check_encoders(terms: Terms, steps: Iterable[Step | Rounds], work: Path) -> 
         given = terms.value(name)
         if given in ("", "auto") or given not in step.words:
             continue
-        found = False
+        source = None
         try:
             source = encoders.find_encoder(given, (Path(), work))
-            found = True
             encoders.check_encoder(source)
         except VplError as error:
             hint = terms.spell(error.hint, step.words[0])
             raise VplError(terms.spell(error.message, step.words[0]),
-                           hint if found else terms.recipe.hint(name, hint)) from error
+                           hint if source else terms.recipe.hint(name, hint)) from error
 
 
 def _filled(recipe: Recipe) -> Iterator[tuple[str, Described, str]]:

@@ -14,7 +14,7 @@ from vpltool.datasets.captions import with_captions
 from vpltool.datasets.splits import halve, hold_out
 from vpltool.datasets.words import ClassFile, read_classes, read_lines
 from vpltool.engine import masks
-from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, is_given, only_moved
+from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
 from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import JsonObject, Photo, Workspace, kinds, open_workspace
 from vpltool.formats.changes import Words, count_photos, last_call
@@ -111,7 +111,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
         path, settings.of_method, SourceRequest(
             named.names, settings.overwrite, bool(settings.captions)))
     classes = kinds.numbered(_ordered(source, kept.workspace))
-    normalise = (old.normalise if old and not is_given(settings, "normalise")
+    normalise = (old.normalise if old and not settings.is_given("normalise")
                  else settings.normalise)
     workspace = Workspace(
         path, source.name, relative_to(source.root, path), classes,
@@ -196,11 +196,11 @@ def _completed(path: Path, settings: PrepareSettings, call: Mapping[str, Any]) -
     method = settings.of_method
     if method is not None and call.get("method") == settings.method:
         before = {name: value for name, value in _remembered(path, type(method), call).items()
-                  if not is_given(method, name)}
+                  if not method.is_given(name)}
         method = make(type(method), values_of(method) | before, method.given)
     shared = {name: call[name] for name in _REMEMBERED
-              if name in call and not is_given(settings, name)}
-    if not is_given(settings, "captions"):
+              if name in call and not settings.is_given(name)}
+    if not settings.is_given("captions"):
         files = call.get("captions")
         shared["captions"] = tuple(_from_workspace(
             path, Path, files if isinstance(files, list) else []))
@@ -295,8 +295,10 @@ def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
     if old.root != workspace.root:
         changes.append(f"the photos' folder was {old.root}, now {workspace.root}")
     if worked:
-        if not only_moved(old, workspace):
-            changes += ChosenModels.of(workspace).changes_since(ChosenModels.of(old))
+        others = ChosenModels.of(workspace).changes_since(ChosenModels.of(old))
+        # Files are read only if their paths differ.
+        if others and not only_moved(old, workspace):
+            changes += others
         if old.normalise != workspace.normalise:
             changes.append(f"normalise was {old.normalise}, now {workspace.normalise}")
     if not changes and {photo.id for photo in before}.isdisjoint(photo.id for photo in photos):

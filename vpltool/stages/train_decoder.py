@@ -15,7 +15,7 @@ from vpltool.engine import checkpoints, headers, models, segmenters
 from vpltool.engine.masks import check_masks
 from vpltool.engine.photo_work import tracked
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, Workspace, changes, expect_header, shards
+from vpltool.formats import Header, Workspace, expect_header, shards
 from vpltool.lazy import torch
 from vpltool.methods import SegmenterMethod, load_method
 from vpltool.parallel.device import find_device, find_precision, worker_count
@@ -195,8 +195,8 @@ def _is_done(lesson: Lesson, header: Header) -> bool:
     try:
         return headers.check_file(target, header, lesson.settings)
     except VplError as error:
-        if target.exists() and "masks" in changes.changed_inputs(
-                header, expect_header(target, "decoder")):
+        if target.exists() and header.inputs.get("masks") != expect_header(
+                target, "decoder").inputs.get("masks"):
             written = target.stat().st_mtime
             newer = sum(lesson.masks.path_of(key).stat().st_mtime > written for key in ids)
             error.message += f" ({part_of(newer, len(ids), 'masks', 'is', 'are')} newer than it)"

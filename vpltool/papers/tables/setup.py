@@ -12,6 +12,7 @@ from vpltool.core.photos import fit_size, photo_size
 from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError
 from vpltool.formats import Photo, Workspace, open_workspace, read_json, write_json
+from vpltool.formats.changes import differing
 from vpltool.formats.workspace import relative_to, write_workspace
 from vpltool.papers.tables.chains import Chains, listed
 from vpltool.papers.tables.rows import made_scored, unmasked
@@ -70,7 +71,7 @@ def keep_protocol(chains: Chains) -> None:
     file = path / "protocol.json"
     before = read_json(file, "") if file.exists() else now
     changes = [f"{name} was {before.get(name, 'the default')}, now {now.get(name, 'the default')}"
-               for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+               for name in differing(before, now)]
     if changes:
         raise OtherSettings(f"{path} was made under another protocol: {'; '.join(changes)}",
                             f"--name {path.name}-2 starts over beside it; or take away {path}")
