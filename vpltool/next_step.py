@@ -39,6 +39,11 @@ class Step(NamedTuple):
 
 def next_step(workspace: Workspace, state: State) -> Step:
     """Find the next step: an unfinished recipe, a stale result, a missing one, or looking at it."""
+    photos = workspace.photos()
+    gone = sum(not workspace.image_path(photo).is_file() for photo in photos)
+    if gone:
+        return _step(workspace, part_of(gone, len(photos), "photos", "is", "are")
+                     + " not where `prepare` found them; this says how to repair it", "doctor")
     started = read_started(workspace.path)
     if started and not started.done:
         return Step(f"the recipe {started.name} is not finished",
@@ -48,7 +53,7 @@ def next_step(workspace: Workspace, state: State) -> Step:
         return _step(workspace, part_of(stale, len(state.artifacts), "results", "is", "are")
                      + " stale or not finished", "update")
     there = _kinds(workspace, state)
-    if not any(photo.tags for photo in workspace.photos()) and (
+    if not any(photo.tags for photo in photos) and (
             found := _tagging(workspace, state)):
         return found
     last = ""
@@ -165,7 +170,8 @@ def advice(work: Path) -> str:
 def prepare_line(workspace: Workspace) -> str:
     """Return the last line of `prepare`, with only those settings that it does not remember.
 
-    `changes.jsonl` is data, so the line is printed and not run.
+    A path that is gone is replaced by a placeholder. `changes.jsonl` is data, so the line is
+    printed and not run.
     """
     call = last_call(workspace.path)
     methods = find_methods("sources")
@@ -173,7 +179,12 @@ def prepare_line(workspace: Workspace) -> str:
         return shlex.join([*program(workspace.path), "prepare", "--help"])
     values = {"method": call["method"]}
     for entry in described(methods[call["method"]].settings):
-        if entry.positional and isinstance(value := call.get(entry.name), str):
+        value = call.get(entry.name)
+        gone = (entry.type is Path and isinstance(value, str)
+                and not (workspace.path / value).exists())
+        if gone:
+            values[entry.name] = entry.metavar
+        elif entry.positional and isinstance(value, str):
             values[entry.name] = (short_path(workspace.path / value) if entry.type is Path
                                   else value)
     return command_line("prepare", values, program(workspace.path))
@@ -186,7 +197,8 @@ def warn_of_changes(workspace: Workspace) -> bool:
         with console.heard_by(console.Silence()):
             changes = changes_since(workspace)
     except VplError as error:
-        console.warn(f"photos and tags cannot be compared with the workspace: {error.message}")
+        console.warn(f"photos and tags cannot be compared with the workspace: {error.message}; "
+                     f"{command_line('doctor', {}, program(workspace.path))} says how to repair it")
         return False
     if changes:
         console.warn(f"photos or tags have changed since `prepare`: {'; '.join(changes)}; "

@@ -294,12 +294,46 @@ def refused(base: Path, result: Result, said: str) -> None:
     assert " replaces it" in result.lines("hint:")[0]
 
 
+def turn_all(photos: Path) -> None:
+    for file in photos.iterdir():
+        Image.open(file).rotate(180).save(file)
+
+
+def test_photos_that_have_moved_keep_splits_and_results(copied: Path, run: Run) -> None:
+    """Neither the held-out photos nor any result may depend on where the photos are."""
+    work = copied / "work"
+    splits = {photo.id: photo.splits for photo in open_workspace(work).photos()}
+    new = copied / "new"
+    for name in ("photos", "tags.csv"):
+        new.mkdir(exist_ok=True)
+        shutil.move(copied / name, new / name)
+    first = run(work=work)
+    assert "8 of 8 photos are not where `prepare` found them" in first.out
+    assert first.out.splitlines()[3].endswith(" doctor")
+    broken = run("doctor", "--no-machine", work=work)
+    assert broken.code == 1
+    assert " prepare folder IMAGES --labels FILE.csv" in broken.out
+    bare = run("prepare", "folder", new / "photos", work=work)
+    assert bare.lines("error:")[0].endswith(
+        "tags.csv, which an earlier call has named, does not exist")
+    shutil.copytree(new / "photos", copied / "turned")
+    turn_all(copied / "turned")
+    other = run("prepare", "folder", copied / "turned", "--labels", new / "tags.csv", work=work)
+    refused(copied, other, "the photos' folder was ../photos, now ../turned, where no photo is")
+    taken(run("prepare", "folder", new / "photos", "--labels", new / "tags.csv", work=work))
+    assert {photo.id: photo.splits for photo in open_workspace(work).photos()} == splits
+    assert "everything is up to date" in taken(run("status", "--stale", work=work)).out
+    assert run("doctor", "--no-machine", work=work).code == 0
+
+
 def test_other_photos_are_refused(base: Path, run: Run) -> None:
     files = files_of(base / "work")
     shutil.copytree(base / "photos", base / "elsewhere")
+    turn_all(base / "elsewhere")
     result = run("prepare", "folder", base / "elsewhere", "--labels", base / "tags.csv",
                  work=base / "work")
-    refused(base, result, "the photos' folder was ../photos, now ../elsewhere")
+    refused(base, result,
+            "the photos' folder was ../photos, now ../elsewhere, where no photo is the same")
     add_photo(base, "new", "box,train")
     lines = (base / "tags.csv").read_text().splitlines()
     (base / "tags.csv").write_text(f"{lines[0]}\n{lines[-1]}\n")
@@ -504,11 +538,10 @@ def test_masks_that_have_gone_can_be_forgotten(base: Path, run: Run) -> None:
     assert all(photo.mask for photo in photos_of(base).values())
     shutil.move(base / "masks", base / "truth")
     result = again(base, run)
-    assert result.lines("error:")[0].endswith("masks does not exist")
-    hint = result.lines("hint:")[0]
-    assert "an earlier call has named it; vpltool prepare folder " in hint
-    line = hint.partition("vpltool ")[2].partition(" forgets it")[0]
-    taken(run(*shlex.split(line), work=base / "work"))
+    assert result.lines("error:")[0].endswith(
+        "masks, which an earlier call has named, does not exist")
+    assert result.lines("hint:")[0].endswith("; or --masks '' forgets it")
+    taken(again(base, run, "--masks", ""))
     assert not any(photo.mask for photo in photos_of(base).values())
     assert "masks" not in last_call(base / "work")
     taken(again(base, run))

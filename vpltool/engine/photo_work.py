@@ -136,8 +136,8 @@ def _check_there(outputs: Sequence[OutputFolder], paths: Mapping[str, Path]) -> 
                 f"and {output.path} holds results of {'it' if len(gone) == 1 else 'them'}, which "
                 f"would be deleted: {', '.join(str(paths[key]) for key in gone[:3])}"
                 f"{' …' if gone[3:] else ''}",
-                "see that the disk with the photos is there; the same `prepare` again leaves out "
-                "photos that are gone")
+                "see that the disk with the photos is there; `prepare` with another folder follows "
+                "photos that have moved, and leaves out photos that are gone")
 
 
 def _write_ahead(settings: PerPhoto) -> int:

@@ -105,9 +105,12 @@ def check_paths(recipe: Recipe, given: Mapping[str, str], kept: Collection[str] 
     for name in path_names(recipe):
         if given.get(name) and not Path(given[name]).exists():
             hint = near_path(Path(given[name])) or recipe.hint(name, f"{name} is: ")
-            raise VplError(f"{name}={given[name]}: {given[name]} does not exist"
-                           + (", as the last run was given" if name in kept else ""),
-                           f"`{name}=` leaves it out; {hint}" if name in kept else hint)
+            if name in kept:
+                optional = all(value.name != name for value in recipe.missing({}))
+                hint = (f"if it has moved, give `{name}=PATH`"
+                        + (f"; `{name}=` leaves it out" if optional else ""))
+            raise VplError(f"{name}={given[name]}{' of the last run' if name in kept else ''}: "
+                           f"{given[name]} does not exist", hint)
 
 
 def check_encoders(terms: Terms, steps: Iterable[Step | Rounds], work: Path) -> None:

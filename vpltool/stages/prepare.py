@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, on
 from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import JsonObject, Photo, Workspace, kinds, open_workspace
 from vpltool.formats.changes import Words, count_photos, last_call
+from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.workspace import describe_change, read_images, relative_to, write_workspace
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
@@ -83,8 +85,8 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     """Make a workspace from photos and tags.
 
     Run it again to add photos, tags, classes or masks; omitted settings stay as they
-    were. Other photos or another encoder are refused unless you overwrite the workspace; even then
-    CLIP or encoder stay unless you name one.
+    were. If photos have moved, name their new folder. Other photos or another encoder are refused
+    unless you overwrite the workspace; even then CLIP or encoder stay unless you name one.
 
     Next: vpltool text-prototypes
 
@@ -293,7 +295,11 @@ def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
     changes = []
     worked = any((workspace.path / name).is_dir() for name in _MADE)
     if old.root != workspace.root:
-        changes.append(f"the photos' folder was {old.root}, now {workspace.root}")
+        change = f"the photos' folder was {old.root}, now {workspace.root}"
+        if not _has_moved(old, before, workspace, photos):
+            changes.append(f"{change}, where no photo is the same")
+        else:
+            console.note(change)
     if worked:
         others = ChosenModels.of(workspace).changes_since(ChosenModels.of(old))
         # Files are read only if their paths differ.
@@ -307,6 +313,22 @@ def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
         raise VplError(f"{workspace.path / 'workspace.json'} was made with other settings: "
                        f"{'; '.join(changes)}",
                        f"{_formatted(settings)} replaces it; another workspace folder keeps both")
+
+
+def _has_moved(old: Workspace, before: Sequence[Photo], workspace: Workspace,
+               photos: Sequence[Photo]) -> bool:
+    """Return whether photos of the old folder are in the new one, by the hashes of their files.
+
+    Results record the hashes of photos that are gone. Without any result all photos count as moved.
+    """
+    known: dict[str, str] = {}
+    for folder in kinds.folders_of(per_photo=True):
+        for file in (workspace.path / folder).rglob(MANIFEST):
+            with contextlib.suppress(VplError):
+                known |= manifest_of(file.parent).photos
+    known |= old.hashes_of(before)
+    found = workspace.hashes_of(photo for photo in photos if photo.id in known)
+    return not known or any(found[key] == known[key] for key in found)
 
 
 def _formatted(settings: PrepareSettings) -> str:

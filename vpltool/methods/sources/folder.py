@@ -38,6 +38,7 @@ from vpltool.formats.rasters import SUFFIXES, Scaling, Scene, check_alike, is_sc
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Source, SourceRequest, parse_tile
+from vpltool.names import short_path
 from vpltool.settings import setting
 
 _AUTO = 512
@@ -93,11 +94,16 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     if not settings.images.exists():
         raise VplError(f"{settings.images} does not exist",
                        near_path(settings.images) or "give the folder that holds the photos")
+    for name, path, what in (("labels", settings.labels, "the CSV of tags"),
+                             ("masks", settings.masks, "the folder of true masks ID.png")):
+        if path and not path.exists() and name not in settings.given:
+            raise VplError(
+                f"{short_path(path)}, which an earlier call has named, does not exist",
+                f"give {what}: `prepare('folder', images={str(settings.images)!r}, "
+                f"{name}='PATH')`; or `{name}=''` forgets it")
     if settings.masks and not settings.masks.exists():
-        given = near_path(settings.masks) or "give the folder of true masks ID.png, or none"
-        raise VplError(f"{settings.masks} does not exist", given if "masks" in settings.given else
-                       f"an earlier call has named it; `prepare('folder', "
-                       f"images={str(settings.images)!r}, masks='')` forgets it")
+        raise VplError(f"{settings.masks} does not exist", near_path(settings.masks)
+                       or "give the folder of true masks ID.png, or none")
     places = (settings.labels if settings.labels and tile_tags.tells_places(settings.labels)
               else None)
     if places and not settings.tile:
