@@ -59,7 +59,7 @@ def test_a_csv_that_is_gone_is_said_and_hinders_nothing(copied: Path, run: Run) 
     (copied / "tags.csv").unlink()
     said = run("update", work=copied / "work")
     assert said.code == 0
-    assert "tags.csv does not exist" in said.lines("warning:")[0]
+    assert "tags.csv, which an earlier call has named, does not exist" in said.lines("warning:")[0]
 
 
 @pytest.mark.parametrize("call", [
