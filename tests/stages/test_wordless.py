@@ -363,6 +363,15 @@ def test_the_next_steps(base: Path, tmp_path: Path, tiny_clip: Path, run: Run) -
     assert found[1].line.endswith("cam --method salient")
 
 
+@pytest.mark.parametrize(("name", "meant"), [("visoin", "did you mean `vision`? "), ("vision", "")])
+def test_no_hint_names_a_call_that_needs_words(name: str, meant: str, whole: Path, run: Run
+                                               ) -> None:
+    result = run("cam", "--prototypes", name, "--method", "dense", work=whole / "work")
+    assert result.lines("hint:") == [
+        f"{meant}`vision` needs words; without them, vpltool tag-prototypes makes `tags` and "
+        "vpltool seed-prototypes makes `seeds`"]
+
+
 def test_the_comparison_leaves_out_what_needs_words() -> None:
     begin, methods = read_methods(BUNDLED, {"words": "", "salient": "tags-salient"}, (0,), Path())
     kept = {method.name for method in methods}

@@ -73,7 +73,7 @@ def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False)
     path = find_prototypes(workspace.path, choice)
     if choice == "text" and not path.exists():
         models.check_words(workspace, "`prototypes='tags'`, which `tag_prototypes()` makes")
-    hint = prototypes_hint(workspace.path, choice)
+    hint = prototypes_hint(workspace, choice)
     header, tensors = read_tensors(path, "prototypes", made_by=hint)
     owners = tensors["class_index"].tolist()
     named = dict(zip(owners, header.facts.get("rows", []), strict=False))
@@ -124,15 +124,27 @@ _MAKERS = {"text": "`text_prototypes()`", "vision": "`learn_prototypes()`",
            "shifted": "`shift_gap()`", "seeds": "`seed_prototypes()`", "aligned": "`align()`",
            OF_TAGS: "`tag_prototypes()`"}
 
+_WITHOUT_WORDS = (OF_TAGS, "seeds")
+"""Prototypes that a workspace without words can make."""
 
-def prototypes_hint(work: Path, choice: str) -> str:
+
+def prototypes_hint(workspace: Workspace, choice: str) -> str:
     """Return the call that makes prototypes of a name, or the nearest name if it is unknown."""
-    there = [path.stem for path in results_of(work, "prototypes")]
-    near = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
-    if choice in _MAKERS or not near:
-        return _MAKERS.get(choice, f"there are {', '.join(there)}" if there else _MAKERS["text"])
-    made = "" if near[0] in there else f" {_MAKERS[near[0]]} makes it"
-    return f"did you mean `{near[0]}`?{made}"
+    there = [path.stem for path in results_of(workspace.path, "prototypes")]
+    close = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
+    name = choice if choice in _MAKERS or not close else close[0]
+    made = _MAKERS.get(name, "")
+    if name in there:
+        made = made if name == choice else ""
+    elif made and not (workspace.has_words or name in _WITHOUT_WORDS):
+        made = f"`{name}` needs words; without them, " + " and ".join(
+            f"{_MAKERS[other]} makes `{other}`" for other in _WITHOUT_WORDS)
+    elif made and name != choice:
+        made += " makes it"
+    if name != choice:
+        return f"did you mean `{name}`? {made}".rstrip()
+    return made or (f"there are {', '.join(there)}" if there else
+                    _MAKERS["text" if workspace.has_words else OF_TAGS])
 
 
 def space_of(prototypes: Prototypes) -> alignment.AlignedSpace | None:
