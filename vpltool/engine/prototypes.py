@@ -120,31 +120,22 @@ def find_prototypes(work: Path, choice: str) -> Path:
     return Path(choice) if not named.exists() and choice.endswith(".safetensors") else named
 
 
-_MAKERS = {"text": "`text_prototypes()`", "vision": "`learn_prototypes()`",
-           "shifted": "`shift_gap()`", "seeds": "`seed_prototypes()`", "aligned": "`align()`",
-           OF_TAGS: "`tag_prototypes()`"}
-
-_WITHOUT_WORDS = (OF_TAGS, "seeds")
-"""Prototypes that a workspace without words can make."""
+_MAKERS = {"text": "`text_prototypes()`", OF_TAGS: "`tag_prototypes()`",
+           "vision": "`learn_prototypes()`", "shifted": "`shift_gap()`",
+           "seeds": "`seed_prototypes()`", "aligned": "`align()`"}
 
 
 def prototypes_hint(workspace: Workspace, choice: str) -> str:
     """Return the call that makes prototypes of a name, or the nearest name if it is unknown."""
     there = [path.stem for path in results_of(workspace.path, "prototypes")]
-    close = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
-    name = choice if choice in _MAKERS or not close else close[0]
-    made = _MAKERS.get(name, "")
-    if name in there:
-        made = made if name == choice else ""
-    elif made and not (workspace.has_words or name in _WITHOUT_WORDS):
-        made = f"`{name}` needs words; without them, " + " and ".join(
-            f"{_MAKERS[other]} makes `{other}`" for other in _WITHOUT_WORDS)
-    elif made and name != choice:
-        made += " makes it"
-    if name != choice:
-        return f"did you mean `{name}`? {made}".rstrip()
-    return made or (f"there are {', '.join(there)}" if there else
-                    _MAKERS["text" if workspace.has_words else OF_TAGS])
+    makers = {name: call for name, call in _MAKERS.items()
+              if workspace.has_words or name in (OF_TAGS, "seeds")}
+    listed = f"there are {', '.join(there)}" if there else next(iter(makers.values()))
+    near = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
+    if choice in _MAKERS or not near:
+        return makers.get(choice, listed)
+    made = f" {makers[near[0]]} makes it" if near[0] in makers else f" It needs words; {listed}"
+    return f"did you mean `{near[0]}`?{'' if near[0] in there else made}"
 
 
 def space_of(prototypes: Prototypes) -> alignment.AlignedSpace | None:
