@@ -17,6 +17,7 @@ from vpltool.completion import workspaces
 from vpltool.errors import ReaderGone, VplError, explain
 from vpltool.formats.shards import rank_of_process
 from vpltool.formats.workspace import check_folder, near_workspace
+from vpltool.methods import fault_of
 from vpltool.parallel import signals
 from vpltool.preset import read_preset
 from vpltool.shell import to_shell
@@ -137,8 +138,9 @@ def main() -> None:
             path = getattr(getattr(error, "ctx", None), "command_path", "vpltool")
             console.error(text[0].lower() + text[1:], f"{path} --help")
             sys.exit(2)
-        shown = (explain(error) if isinstance(error, (VplError, OSError, RuntimeError, MemoryError))
-                 else None)
+        shown = fault_of(error) or (
+            explain(error) if isinstance(error, (VplError, OSError, RuntimeError, MemoryError))
+            else None)
         if shown is None or os.environ.get("VPLTOOL_DEBUG"):
             raise
         rank, count = rank_of_process()

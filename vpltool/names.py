@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 _LONGEST = 255 - len(".safetensors")
 """Bytes of a file's name that systems allow, less the longest suffix of a result."""
 
 _FORMULA = ("=", "+", "-", "@")
+
+_FOLDERS = re.compile(r"[^,:]*/(?=[^/])")
+_ABSOLUTE = re.compile(r"((?:[^/]*[,:])?)(/[^/].*)")
 
 
 def leads_out(name: str) -> bool:
@@ -53,3 +58,16 @@ def short_path(path: Path) -> str:
     """Return a path relative to the current folder, or absolute if that is shorter."""
     whole = path.resolve()
     return min(os.path.relpath(whole), str(whole), key=len)
+
+
+def without_folders(encoder: str) -> str:
+    """Strip the folders from a path given as `encoder`; names on the Hub are returned unchanged."""
+    return encoder if encoder.startswith(("hf:", "hf-hub:")) else _FOLDERS.sub("", encoder)
+
+
+def without_home(value: object, spell: Callable[[Path], str] = lambda path: path.name) -> object:
+    """Spell the absolute path in a setting's value (`PATH`, `dino:PATH`, `MODEL,PATH`), if any."""
+    if isinstance(value, (list, tuple)):
+        return [without_home(item, spell) for item in value]
+    found = _ABSOLUTE.fullmatch(value) if isinstance(value, str) else None
+    return found[1] + spell(Path(found[2])) if found else value

@@ -10,6 +10,7 @@ from pathlib import Path
 from vpltool.errors import VplError, near_name
 from vpltool.formats.header import identity_of_many
 from vpltool.methods import KINDS, find_methods
+from vpltool.names import without_home
 from vpltool.presets import find_preset
 from vpltool.settings import Described, Values
 from vpltool.shell import settings_with
@@ -47,8 +48,8 @@ class Preset:
         method = str(values.get("method", ""))
         sets = self.values(found, method)
         known = settings_with(found, method)
-        other = {known[name].flag[2:]: values.get(name) for name, value in sets.items()
-                 if name in known and values.get(name) != value}
+        other = {known[name].flag[2:]: without_home(values.get(name))
+                 for name, value in sets.items() if name in known and values.get(name) != value}
         return {"name": self.name, "hash": self.identity, "given": other} if sets else {}
 
 

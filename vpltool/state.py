@@ -64,8 +64,9 @@ class Artifact:
     def call(self) -> Values:
         """Return the settings that recompute it, with paths relative to the current folder."""
         entries = settings_with(self.stage, str(self.header.call.get("method", "")))
-        call = {name: self._seen(value) if name in entries and entries[name].type is Path else value
-                for name, value in self.header.call.items()}
+        call = {name: self._seen(value) if name in entries and (
+            entries[name].type is Path or self._is_path(value)) else value
+            for name, value in self.header.call.items()}
         for role, source in self.header.sources.items():
             name = self._name_of(source, role)
             if role in entries and name not in ("", None if self.names_rows
@@ -78,6 +79,10 @@ class Artifact:
         more = {"shard": shard} if shard else {}
         return command_line(self.stage.name, self.call() | {"update": True} | more,
                             program(self.work))
+
+    def _is_path(self, value: object) -> bool:
+        """Return whether a value, which may also be a name, is a path from the workspace."""
+        return isinstance(value, str) and "/" in value and (self.work / value).exists()
 
     def _seen(self, path: Any) -> Any:
         return ([short_path(self.work / one) for one in path] if isinstance(path, list)

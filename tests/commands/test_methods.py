@@ -468,3 +468,45 @@ def test_the_page_names_every_field_that_a_method_is_given() -> None:
             for entry in fields(found):
                 assert re.search(rf"^\| `{entry.name}` \| `[^`]+` \| \S.* \|$", table, re.M), (
                     f"{name}.{entry.name}")
+
+
+FAULTS = {
+    "return batch.nothing": "AttributeError: 'CamBatch' object has no attribute 'nothing'",
+    "return []": "make_cams returned 0 maps for 3 photos",
+    "return [torch.zeros(5, 2) for _ in batch.ids]": "make_cams returned a Tensor (5, 2) for ",
+    "return [torch.zeros(len(one), 1, 1).numpy() for one in batch.present]":
+        "make_cams returned a ndarray (",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_of_ones_own_method_is_told_with_its_line(
+        fault: str, tmp_path: Path, ready: Path, tiny_clip: Path, run: Run,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+    does, reads, more, _ = BODIES["cams"]
+    file = write_toy(tmp_path / "mine", "cams", text=HEAD.format(
+        does=does, reads=reads, more=more) + f"""
+@torch.no_grad()
+def make_cams(batch, settings):
+    {fault}
+""")
+    monkeypatch.setenv(FOLDERS, str(tmp_path / "mine"))
+    result = run("cam", "--method", "toy", work=work)
+    assert result.code == 1
+    line = next(number for number, text in enumerate(file.read_text().splitlines(), 1)
+                if (fault if ".nothing" in fault else "@torch") in text)
+    assert result.lines("error:")[0].startswith(f"{file}:{line}: {FAULTS[fault]}")
+    monkeypatch.delenv(FOLDERS)
+    gone = run("update", work=work)
+    assert gone.code == 1
+    assert "VPLTOOL_METHODS=FOLDER finds FOLDER/cams/toy.py; then vpltool update continues" in (
+        gone.lines("hint:")[0])
+
+
+def test_a_fault_of_vpltool_keeps_its_traceback(work: Path, toys: Path, run: Run,
+                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    run("methods", "cams", "toy")
+    monkeypatch.setattr("vpltool.methods.cams.dense.make_cams", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run("cam", "--method", "dense", work=work / "work")

@@ -16,7 +16,7 @@ from vpltool.datasets.tags import read_tags
 from vpltool.datasets.words import read_classes
 from vpltool.errors import VplError
 from vpltool.formats.storage import expect_header
-from vpltool.names import csv_id, id_of_csv, spelled
+from vpltool.names import csv_id, id_of_csv, spelled, without_home
 
 
 @pytest.fixture
@@ -145,3 +145,14 @@ def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(VplError, match="is a folder, and should be a file") as caught:
         expect_header(tmp_path / "text.safetensors", "prototypes")
     assert caught.value.hint.startswith("move it away; then ")
+
+
+@pytest.mark.parametrize(("value", "name", "moved"), [
+    ("/a/k.json", "k.json", "<k.json>"), ("timm:vit,/a/x.pt", "timm:vit,x.pt", "timm:vit,<x.pt>"),
+    ("dino:/a/x.pth", "dino:x.pth", "dino:<x.pth>"), (["/a/b", "c"], ["b", "c"], ["<b>", "c"]),
+    *((same, same, same) for same in ("weclip", "hf:org/name", "../w/x.pt", 3, None,
+                                      "s3://bucket/x", "a photo of a {} and/or a cat"))])
+def test_absolute_paths_do_not_get_into_headers(value: object, name: object, moved: object
+                                                ) -> None:
+    assert without_home(value) == name
+    assert without_home(value, lambda path: f"<{path.name}>") == moved

@@ -49,6 +49,42 @@ def test_rows_know_their_lines_and_splits(tags: Path) -> None:
         (3, "a", ("val",)), (4, "b", ("train",)), (5, "c", ("val", "test"))]
 
 
+@pytest.mark.parametrize("text", [
+    "id;labels\na;Big Dog, person\nb;Big Dog\nc;Big Dog,\n",
+    "id,labels\na,Big Dog;person\nb,Big Dog\nc,Big Dog;\n",
+    "id\tlabels\na\tBig Dog|person\nb\tBig Dog\nc\tBig Dog;\n",
+])
+def test_the_column_decides_how_labels_are_separated(tags: Path, text: str) -> None:
+    """A name with a space is one label in every row, whether others stand beside it or not."""
+    assert labels_of(tags, text) == {
+        "a": ("Big Dog", "person"), "b": ("Big Dog",), "c": ("Big Dog",)}
+    assert read_tags(tags)[1] == []
+
+
+def test_spaces_that_may_separate_labels_are_told(tags: Path) -> None:
+    tags.write_text("id,labels\na,cat;dog\nb,cat dog\nc,fire truck\n")
+    rows, remarks = read_tags(tags)
+    assert rows[1].labels == ("cat dog",)
+    assert remarks == [f"{tags}: labels are separated by `;`, so 1 row has one label with a space, "
+                       "such as `cat dog`; `cat;dog` has several"]
+
+
+@pytest.mark.parametrize(("split", "meant"), [
+    ("Train", "train"), ("training", "train"), ("trian", "train"), ("Val", "val"),
+    ("validation", "val"), ("TEST", "test"), ("farm", "Farm")])
+def test_misspelt_splits_are_refused_with_the_line(tags: Path, split: str, meant: str) -> None:
+    tags.write_text(f"id,labels,split\na,cat,train\nb,dog,Farm\nc,dog,{split}\n")
+    with pytest.raises(VplError) as caught:
+        read_tags(tags)
+    assert caught.value.message == f"{tags}:4 has the split `{split}`; did you mean `{meant}`?"
+
+
+def test_other_names_are_splits_of_their_own(tags: Path) -> None:
+    names = ["train2", "train-a", "trainval", "test-dev", "cal", "rest", "dev", "minival", "Farm"]
+    tags.write_text("id,labels,split\n" + "".join(f"{name},cat,{name}\n" for name in names))
+    assert [row.splits for row in read_tags(tags)[0]] == [(name,) for name in names]
+
+
 ROW = "id,labels\n"
 WRONG_FILES: dict[str, tuple[bytes, list[str], str]] = {
     "json": (json.dumps({"a": ["cat"]}).encode(), ["JSON"], "id,labels"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -264,3 +266,25 @@ def test_a_reader_that_stops_does_not_wait_for_the_disk() -> None:
     while threading.active_count() >= before and time.time() < deadline:
         time.sleep(0.01)
     assert threading.active_count() < before
+
+
+BUSY = """
+import torch
+from vpltool.parallel.threads import read_ahead
+
+def work():
+    while True:
+        yield torch.randn(3000, 3000).sort()
+
+batches = read_ahead(work())
+next(batches)
+raise ValueError("as it was")
+"""
+
+
+def test_an_exception_does_not_end_in_an_abort() -> None:
+    """The traceback keeps the iterator, whose thread is in torch when the interpreter ends."""
+    ended = subprocess.run([sys.executable, "-c", BUSY], check=False, text=True,
+                           capture_output=True, cwd=Path(__file__).parents[2])
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("ValueError: as it was\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Result, Run, draw_scenes, write_scenes
+from safetensors.torch import save_file
 
 from vpltool.recipes.parse import read_recipe, recipe_files
 from vpltool.recipes.terms import path_names, terms_of
@@ -106,9 +107,15 @@ def test_the_corrected_line_is_whole(words: tuple[str, ...], line: str, run: Run
     ("student=timm:vit,no.pth", "student=timm:vit,no.pth: there is no no.pth", "student is: "),
     ("student=timm:resnet81", "timm has no model `resnet81`", "student=timm:resnet"),
     ("student=tags.csv", "tags.csv is text that begins `", "download it again"),
-    ("encoder=dinov2", "encoder=dinov2: no such file", "encoder is: ")])
+    ("encoder=dinov2", "encoder=dinov2: no such file", "encoder is: "),
+    ("encoder=x.safetensors", "x.safetensors has no tensors with DINO's names, but `x`", "give a"),
+    ("student=timm.safetensors", "timm.safetensors is a model of timm: it has `head.weight`",
+     "student=timm:MODEL,timm.safetensors names")])
 def test_an_encoder_that_is_none_is_told_before_anything_is_run(
         value: str, message: str, hint: str, run: Run, own: Path) -> None:
+    save_file({"x": torch.zeros(1)}, "x.safetensors")
+    save_file({name: torch.zeros(1) for name in (
+        "head.weight", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight")}, "timm.safetensors")
     error, advice = said(run("run", "own-photos", "photos=photos", "tags=tags.csv", value,
                              work=Path("w")))
     assert error.startswith(message)
@@ -159,6 +166,15 @@ def test_a_word_in_place_of_a_number(words: tuple[str, ...], message: str, run: 
     assert message in " ".join(result.err.replace("│", " ").split())
 
 
-def test_paths_are_not_checked_for_a_dry_run(run: Run, own: Path) -> None:
-    shutil.rmtree(own / "photos")
-    assert run("run", "own-photos", "photos=photos", "--dry-run", work=Path("w")).code == 0
+def test_a_dry_run_warns_of_what_is_not_there(run: Run, own: Path) -> None:
+    """Its lines may be for another machine."""
+    for value, warning in (
+            ("photos=fotos", "photos=fotos: fotos does not exist; did you mean `photos`?"),
+            ("tags=tagz.csv", "tags=tagz.csv: tagz.csv does not exist; did you mean `tags.csv`?"),
+            ("encoder=dinov2", "encoder=dinov2: no such file, and not of the form")):
+        values = {"photos": "photos", "tags": "tags.csv"} | dict([value.split("=")])
+        result = run("run", "own-photos", *(f"{name}={item}" for name, item in values.items()),
+                     "--dry-run", work=Path("w"))
+        assert result.code == 0
+        assert result.lines("warning:")[0].startswith(warning)
+        assert "vpltool -C w prepare folder" in result.out

@@ -21,6 +21,7 @@ from conftest import Run
 
 import vpltool
 from vpltool.formats import describe
+from vpltool.formats.storage import read_part, write_bundle
 
 TOKEN = "hf_of_the_test"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -186,6 +187,19 @@ def test_no_hub_at_all(bundle: Path, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "me/shapes on the hub: " in result.stderr
     assert "check the network" in result.stderr
+
+
+def test_a_folder_of_this_machine_is_not_published(bundle: Path, tmp_path: Path, run: Run) -> None:
+    """Of an encoder, as bundles of earlier versions hold it."""
+    header = describe(bundle).header
+    assert header is not None
+    header.facts["trained"]["options"]["encoder"] = "timm:vit,/home/alice/vit.pth"
+    write_bundle(tmp_path / "b.safetensors", header, *(
+        read_part(bundle, part)[1] for part in ("decoder", "tower")))
+    result = run("push", "me/shapes", "--segmenter", tmp_path / "b.safetensors", "--card")
+    assert result.code == 1
+    assert result.lines("error:")[0].endswith("names a folder of the machine that made it")
+    assert result.lines("hint:") == ["vpltool export bundle again leaves it out"]
 
 
 @pytest.mark.parametrize(("words", "said"), [

@@ -85,7 +85,7 @@ def test_status_and_update_know_the_encoder(changeable: Path, run: Run, tmp_path
     torch.save(dino.random_state(patch=4, scaled=True, seed=9), changeable / "dino.pth")
     said = run("status", "--stale", work=work).out
     assert "../dino.pth has changed" in said
-    assert "extract --encoder ../dino.pth --store fp32 --update" in said
+    assert "extract --encoder world/dino.pth --store fp32 --update" in said
     assert "features-second/train is not up to date" in said
     assert "--second" not in said
     before = cams(work / "cams/both/train")

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import torch
 from conftest import Run, copy_workspace
 from PIL import Image
+from reference import dino
 from stopping import stop_after
 
 from vpltool import Segmenter
 from vpltool import Workspace as Notebook
 from vpltool.core import joint
-from vpltool.formats import describe, read_tensors
+from vpltool.formats import describe, open_workspace, read_tensors, write_tensors
+from vpltool.names import short_path
+from vpltool.state import read_state
 
 STUDENT = ("train-student", "--teacher", "tiny", "--begin", "random", "--max-side", 64,
            "--batch-size", 2, "--crop", 3)
@@ -117,6 +122,37 @@ def test_it_learns_what_its_teacher_says(run: Run, work: Path) -> None:
     assert curve.shape[1] == 2, "without masks there is one loss"
     assert header.call["masks"] == "none", "`update` trains without masks again"
     assert any(name.startswith("tower.") for name in tensors)
+
+
+def test_the_folder_of_its_encoder_stays_private(
+        run: Run, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is recorded; `update` finds the file; files that hold the folder go on working."""
+    weights = tmp_path / "alice" / "dino.pth"
+    weights.parent.mkdir()
+    torch.save(dino.random_state(patch=8, scaled=True), weights)
+    line = ("train-student", "--teacher", "tiny", "--max-side", 64, "--batch-size", 2, "--crop", 3,
+            "--encoder", weights, "--iters", 1)
+    path, bundle = work / "decoder/student.safetensors", tmp_path / "bundle.safetensors"
+    assert run(*line, work=work).code == 0
+    content = path.read_bytes()
+    assert str(tmp_path).encode() not in content
+    header = describe(path).header
+    assert header is not None and header.options["encoder"] == "dino.pth"
+    assert header.call["encoder"] == "../../alice/dino.pth"
+    monkeypatch.chdir("/")
+    assert read_state(open_workspace(work)).artifacts["decoder/student.safetensors"].call()[
+        "encoder"] == short_path(weights)
+
+    with safetensors.safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    options = header.options | {"encoder": str(weights)}
+    write_tensors(path, replace(header, options=options, call=header.call | {
+        "encoder": str(weights)}), tensors)
+    old = path.read_bytes()
+    assert str(weights).encode() in old
+    assert "made with the same settings" in run(*line, work=work).err
+    assert run("export", "bundle", "--what", "student", "--out", bundle, work=work).code == 0
+    assert str(tmp_path).encode() not in bundle.read_bytes()
 
 
 def test_photos_without_tags_teach_too(run: Run, work: Path, tmp_path: Path) -> None:

@@ -363,6 +363,14 @@ def test_the_next_steps(base: Path, tmp_path: Path, tiny_clip: Path, run: Run) -
     assert found[1].line.endswith("cam --method salient")
 
 
+@pytest.mark.parametrize(("name", "hint"), [
+    ("visoin", "did you mean `vision`? It needs words; there are "), ("vision", "there are ")])
+def test_no_hint_names_a_call_that_needs_words(name: str, hint: str, whole: Path, run: Run) -> None:
+    result = run("cam", "--prototypes", name, "--method", "dense", work=whole / "work")
+    (found,) = result.lines("hint:")
+    assert found.startswith(hint) and found.endswith(", tags")
+
+
 def test_the_comparison_leaves_out_what_needs_words() -> None:
     begin, methods = read_methods(BUNDLED, {"words": "", "salient": "tags-salient"}, (0,), Path())
     kept = {method.name for method in methods}

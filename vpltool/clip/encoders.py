@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from vpltool.clip.load import fingerprint, load_clip, normalised
 from vpltool.clip.models import CONFIG as OPEN_CLIP
@@ -143,10 +142,12 @@ def check_encoder(source: EncoderSource) -> None:
     """Check an encoder's file and its name in timm, without loading it.
 
     Raises:
-        VplError: the file holds no weights, or timm has no such model.
+        VplError: the file holds no weights, or a .safetensors those of no encoder of this form, or
+            timm has no such model.
     """
-    if source.weights:
-        recognise(source.weights)
+    file = recognise(source.weights) if source.weights else None
+    if file and file.names and source.form in ("state", "dino"):
+        _check_state(source, file.names)
     if source.form == "timm":
         check_timm(source.model)
 
@@ -207,13 +208,22 @@ def _load_state(source: EncoderSource) -> tuple[Tower, Colours]:
     """Load a file with the names of DINO's code, which timm shares, with other colours."""
     assert source.path is not None
     state = read_weights(recognise(source.path))
-    if not is_state_of_vit(state):
-        raise VplError(f"{source.path} {_other_format(state)}", f"give {FORMS}")
-    tower = tower_from_state(state, str(source.path))
-    timms = next((name for name in state if name.startswith(_TIMMS)), "")
-    named = source.path.name.startswith("dino") or not state.keys().isdisjoint(_DINOS)
+    # What it says of a tower that does not fit is more precise.
+    tower = tower_from_state(state, str(source.path)) if is_state_of_vit(state) else None
+    _check_state(source, tuple(state))
+    assert tower is not None
+    return tower, IMAGENET
+
+
+def _check_state(source: EncoderSource, names: Sequence[str]) -> None:
+    """Check that tensors of these names are DINO's or DINOv2's, not another model's of timm."""
+    assert source.path is not None
+    if not is_state_of_vit(names):
+        raise VplError(f"{source.path} {_other_format(names)}", f"give {FORMS}")
+    timms = next((name for name in names if name.startswith(_TIMMS)), "")
+    named = source.path.name.startswith("dino") or not {*names}.isdisjoint(_DINOS)
     if source.form == "dino" or named and not timms:
-        return tower, IMAGENET
+        return
     raise VplError(f"{source.path} " + (
         f"is a model of timm: it has `{timms}`" if timms else
         "may be DINO's or a model of timm: their tensors have the same names, their photos may be "
@@ -222,12 +232,12 @@ def _load_state(source: EncoderSource) -> tuple[Tower, Colours]:
         f"`encoder='{DINO}{source.path}'`, if it is DINO's or DINOv2's")
 
 
-def _other_format(state: Mapping[str, Tensor]) -> str:
-    if any(name.startswith("visual.") for name in state):
+def _other_format(names: Sequence[str]) -> str:
+    if any(name.startswith("visual.") for name in names):
         return "holds a CLIP, and does not say which"
-    if any(name.startswith(("encoder.layer.", "vision_model.")) for name in state):
+    if any(name.startswith(("encoder.layer.", "vision_model.")) for name in names):
         return "is in the format of the package transformers, not DINO's own"
-    return f"has no tensors with DINO's names, but `{next(iter(state))}`"
+    return f"has no tensors with DINO's names, but `{names[0]}`"
 
 
 def _load_transformers(source: EncoderSource) -> tuple[Tower, Colours]:

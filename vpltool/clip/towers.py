@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -191,9 +191,9 @@ def tower_from_timm(model: nn.Module, name: str) -> VisionTower:
     return tower
 
 
-def is_state_of_vit(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a state dict has the names of DINO's code."""
-    return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(state)
+def is_state_of_vit(names: Iterable[str]) -> bool:
+    """Return whether the tensors of a state dict have the names of DINO's code."""
+    return {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(names)
 
 
 def tower_from_state(

@@ -51,6 +51,7 @@ class WeightFile:
     path: Path
     form: str  # `safetensors`, `torchscript` (the archives that OpenAI publishes), or `torch`
     openai: bool  # whether it has the mark of OpenAI's own files
+    names: tuple[str, ...] = ()  # of its tensors; empty if only reading it tells
 
 
 def recognise(path: Path) -> WeightFile:
@@ -72,7 +73,9 @@ def recognise(path: Path) -> WeightFile:
         # the beginning of a safetensors may have the same first byte.
         return WeightFile(path, "torch", False)
     if len(start) > 8 and start[8:9] == b"{":
-        return WeightFile(path, "safetensors", OPENAI_MARK in _safetensors_entries(path, size))
+        names = tuple(_safetensors_entries(path, size))
+        return WeightFile(path, "safetensors", OPENAI_MARK in names, tuple(
+            name.removeprefix("module.") for name in names if name != "__metadata__"))
     if start.startswith(b"version https://git-lfs"):
         raise VplError(f"{path} is a Git LFS pointer, not the file that it points to",
                        "run git lfs pull, or download the file itself")

@@ -76,12 +76,18 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     taken = given | _kept_precision(recipe, given, path)
     steps, terms = checked_steps(recipe, taken, path, preset)
     tell_values(recipe, last, typed, steps, taken, path)
+    try:
+        check_paths(recipe, given, last.keys() - typed.keys())
+        check_encoders(terms, steps, path)
+    except VplError as error:
+        if not settings.dry_run:
+            raise
+        # The lines may be for another machine.
+        console.warn(f"{error.message}; {error.hint}")
     if settings.dry_run:
         protocol = ["--preset", settings.preset] if preset else []
         return list(shell_lines(steps, ["vpltool", "-C", str(path), *protocol]))
     check_alone("a recipe")
-    check_paths(recipe, given, last.keys() - typed.keys())
-    check_encoders(terms, steps, path)
 
     on_cpu = device.find_device("auto").type == "cpu"
     job = Job(path, preset, terms, processes=settings.jobs or (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -102,6 +103,13 @@ class CsvFile:
             # The following rows cannot be read.
             refused.append(error)
         refuse_rows(self.path, refused)
+
+    def fields_of(self, column: str) -> Iterator[str]:
+        """Yield the fields of a column, up to a row that cannot be read."""
+        place = self.columns.index(column)
+        with contextlib.suppress(VplError):
+            for _, fields in self._rows():
+                yield from fields[place:place + 1]
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """Yield first line number and fields of each row below the first, except blank ones."""

@@ -37,8 +37,8 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
     """Read a CSV with the columns `id`, `labels` and, if wanted, `split` (default: `train`).
 
     Fields are separated by `,`, `;` or tabs, as in the first line, whose case does not matter.
-    Labels and splits are separated by `;`, or by spaces if the field has no `;`; if `,` does not
-    separate fields, `,` or `|` may separate labels. With `classes_known`, the caller checks the
+    Labels are separated by `;` or, if no row does so, by spaces; if `,` does not separate fields,
+    `,` or `|` may separate labels (see `LabelColumn`). With `classes_known`, the caller checks the
     labels against a list: they may be missing, and cause no remarks.
 
     Returns:
@@ -46,27 +46,30 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
 
     Raises:
         VplError: the file is missing or of another kind, lacks a column, lists an id twice, has
-            the tag `background`, separates labels by commas, or has no label at all.
+            the tag `background` or a misspelt split, separates labels by commas, or has no label
+            at all.
     """
     table = CsvFile(path, TAGS)
-    separators = ";" if table.delimiter == "," else ";,|"
+    column = LabelColumn(table)
     first_lines: dict[str, int] = {}
+    known_splits: dict[str, str] = {}
 
     def take(line: int, entry: Mapping[str, str]) -> TagRow:
         key, field = entry["id"], entry["labels"]
         if key and (first := first_lines.setdefault(key, line)) != line:
             raise VplError(f"{path}:{line}: {key} is listed twice, first in line {first}",
                            "join the rows: labels separated by ;")
-        labels = split_labels(field, separators)
-        splits = split_labels(entry.get("split") or "train", separators)
-        _check_names(path, line, labels, splits)
+        labels = column.labels_of(field)
+        splits = _parts(entry.get("split") or "train", column.marks)
+        _check_names(path, line, labels)
+        check_splits(f"{path}:{line}", splits, known_splits)
         return TagRow(line, key, labels, splits, field)
 
     rows = list(table.read(take, "separate labels by "
                            f"{';' if table.delimiter == ',' else ','} or by spaces"))
     at_commas = {row.line: row.field for row in rows if "," in row.field}
     whole = {label for row in rows if "," not in row.field for label in row.labels}
-    if "," not in separators and not classes_known:
+    if "," not in column.marks and not classes_known:
         _check_commas(path, at_commas, whole)
     if not rows:
         raise VplError(f"{path} has no rows", "add a row for each photo: id,labels")
@@ -76,10 +79,11 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
         raise VplError(f"{path} has no classes: " + (f"none of its {len(rows)} rows has a label"
                                                     if rows[1:] else "its only row has no label"),
                        "write what each photo shows in the column labels")
-    at_spaces = [row.field for row in rows if len(row.labels) > 1
-                 and not any(mark in row.field for mark in separators)]
-    return rows, [*_odd_labels(path, rows), *_split_at_spaces(path, at_spaces),
-                  *_splits_like_labels(path, rows)]
+    spaced = [row for row in rows if " " in row.field
+              and not any(mark in row.field for mark in column.marks)]
+    doubts = (_kept_at_spaces(path, spaced, column.mark, rows) if column.mark
+              else _split_at_spaces(path, [row.field for row in spaced if len(row.labels) > 1]))
+    return rows, [*_odd_labels(path, rows), *doubts, *_splits_like_labels(path, rows)]
 
 
 def tags_of(path: Path, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -170,6 +174,16 @@ def _split_at_spaces(path: Path, fields: Sequence[str]) -> list[str]:
             f"`{fields[0]};`"]
 
 
+def _kept_at_spaces(path: Path, spaced: Sequence[TagRow], mark: str, rows: Sequence[TagRow]
+                    ) -> list[str]:
+    """Remark on labels with a space if their words are labels of other rows."""
+    labels = {label for row in rows for label in row.labels}
+    fields = [row.field for row in spaced if not labels.isdisjoint(row.field.split())]
+    return [f"{path}: labels are separated by `{mark}`, so "
+            f"{counted(len(fields), 'row has', 'rows have')} one label with a space, such as "
+            f"`{fields[0]}`; `{mark.join(fields[0].split())}` has several"] if fields else []
+
+
 def _check_commas(path: Path, fields: Mapping[int, str], labels: Collection[str]) -> None:
     """Check that commas do not separate labels; a comma may be part of a name."""
     parts = {line: [part.strip() for part in field.split(",")] for line, field in fields.items()}
@@ -191,20 +205,65 @@ def _splits_like_labels(path: Path, rows: Sequence[TagRow]) -> list[str]:
             ";, as in cat;dog" for row in rows for name in row.splits if name in labels][:1]
 
 
-def _check_names(path: Path, line: int, labels: Sequence[str], splits: Sequence[str]) -> None:
+def _check_names(path: Path, line: int, labels: Sequence[str]) -> None:
     for label in labels:
         if label.casefold() in _BACKGROUND:
             raise VplError(f"{path}:{line} has the tag `{label}`; the background is not a class "
                            "but index 0", "leave the tag out; the field may be empty")
+
+
+_MISSPELT = {"train": ("trains", "training"), "val": ("vals", "valid", "validation"),
+             "test": ("tests", "testing")}
+"""Split of a stage's default to names that were meant as it."""
+
+
+def check_splits(where: str, splits: Sequence[str], known: dict[str, str]) -> None:
+    """Check the splits of the row at `where`; `known` collects the file's, by case-folded name.
+
+    Any other name than train, val and test is a split of its own, such as `train2`.
+
+    Raises:
+        VplError: a name leads out of a folder, is probably a misspelt one, or differs only in case
+            from another.
+    """
     for split in splits:
         if leads_out(split):
-            raise VplError(f"{path}:{line} has the split `{split}`, which leads out of a folder",
+            raise VplError(f"{where} has the split `{split}`, which leads out of a folder",
                            "a split is a name such as train or val")
+        plain = _plain(split)
+        meant = next((name for name, others in _MISSPELT.items() if split != name and (
+            plain in others or sorted(plain) == sorted(name))),
+            known.setdefault(split.casefold(), split))
+        if meant != split:
+            raise VplError(f"{where} has the split `{split}`; did you mean `{meant}`?",
+                           "write each split the same way, train and val in lower case; "
+                           "a split of its own has another name, such as train2")
 
 
-def split_labels(field: str, separators: str) -> tuple[str, ...]:
-    """Split a field at the first separator that it contains, else at spaces, without repeats."""
-    mark = next((mark for mark in separators if mark in field), None)
+class LabelColumn:
+    """How the column of labels in a CSV is separated: by `mark`, in all of its rows.
+
+    The mark is the first of `marks` that stands between two labels in any row. If none does,
+    labels are separated by spaces, except in a field that ends in a mark, such as `traffic light;`.
+    """
+
+    def __init__(self, table: CsvFile) -> None:
+        self.marks = ";" if table.delimiter == "," else ";,|"
+        fields = list(table.fields_of("labels"))
+        self.mark = next((mark for mark in self.marks if any(
+            len(_parts(field, mark)) > 1 for field in fields if mark in field)), "")
+
+    def labels_of(self, field: str) -> tuple[str, ...]:
+        """Return the labels of a field, without repeats."""
+        if not self.mark:
+            return _parts(field, self.marks)
+        return tuple(dict.fromkeys(label for part in field.split(self.mark)
+                                   if (label := part.strip(f" {self.marks}"))))
+
+
+def _parts(field: str, marks: str) -> tuple[str, ...]:
+    """Split a field at the first mark that it contains, else at spaces, without repeats."""
+    mark = next((mark for mark in marks if mark in field), None)
     return tuple(dict.fromkeys(part.strip() for part in field.split(mark) if part.strip()))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.datasets.csv_files import CsvFile
-from vpltool.datasets.tags import split_labels
+from vpltool.datasets.tags import LabelColumn, check_splits
 from vpltool.errors import VplError, near_name
 from vpltool.formats.geopackage import polygon_area, read_geopackage, ring_area
 from vpltool.formats.kinds import IGNORE, RESERVED
@@ -97,6 +97,7 @@ def read_regions(path: Path, column: str) -> list[Region]:
     found = _table_of(path)
     assert found is not None, "`tells_places` was asked first"
     table, place = found
+    column_of_labels, known_splits = LabelColumn(table), dict[str, str]()
 
     def take(line: int, entry: Mapping[str, str]) -> Region:
         try:
@@ -105,14 +106,15 @@ def read_regions(path: Path, column: str) -> list[Region]:
             raise VplError(
                 f"{path}:{line}: {','.join(entry[name] for name in place)} are not the numbers "
                 f"{','.join(place)}", "pixels from the left and the top, or coordinates") from None
-        labels = split_labels(entry["labels"], ";" if table.delimiter == "," else ";,|")
+        split = entry.get("split", "")
+        check_splits(f"{path}:{line}", [split] if split else [], known_splits)
         left, top, *size = numbers
         ring = [(left, top)]
         if size:
             right, bottom = left + size[0], top + size[1]
             ring += [(right, top), (right, bottom), (left, bottom)]
-        return Region(f"{path}:{line}", labels, [ring], entry["id"], entry.get("split", ""),
-                      bool(size), _PLACES[place])
+        return Region(f"{path}:{line}", column_of_labels.labels_of(entry["labels"]), [ring],
+                      entry["id"], split, bool(size), _PLACES[place])
 
     return list(table.read(take, "separate labels by ;"))
 

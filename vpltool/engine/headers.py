@@ -13,6 +13,7 @@ from vpltool.formats.header import is_same_model, is_stale
 from vpltool.formats.input_folders import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT, check_replacing
 from vpltool.formats.workspace import relative_to
+from vpltool.names import without_home
 from vpltool.options import Replaces
 from vpltool.parallel import once
 from vpltool.settings import Settings, changed, recorded
@@ -39,13 +40,15 @@ def make_header(
         identities[role], path = ((item.identity, item.path) if isinstance(item, InputFolder)
                                   else (identity_of_file(item), item))
         sources[role] = relative_to(path, workspace.path)
-    call = {name: value for name, value in changed(settings).items() if name not in sources}
+    call = {name: without_home(value, lambda path: relative_to(path, workspace.path))
+            for name, value in changed(settings).items() if name not in sources}
     out = getattr(settings, "out", None)
     # `out` outside the workspace is not recorded: nothing tracks it, and bytes must not vary.
     if out is not None and not (inside := relative_to(out, workspace.path)).startswith(".."):
         call["out"] = inside
     return Header(kind=kind, command=command, model=dict(model), inputs=identities, call=call,
-                  options=recorded(settings, skip) | dict(options or {}), sources=sources,
+                  options={name: without_home(value) for name, value in
+                           recorded(settings, skip).items()} | dict(options or {}), sources=sources,
                   supervision=supervision_of(inputs.values()))
 
 

@@ -10,8 +10,9 @@ from vpltool import console
 from vpltool.clip import catalogue, encoders, load, models
 from vpltool.errors import VplError
 from vpltool.formats import Workspace
-from vpltool.formats.workspace import relative_to, without_folders
+from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
+from vpltool.names import without_folders
 from vpltool.parallel.device import find_device
 from vpltool.settings import Settings, setting
 

@@ -73,7 +73,7 @@ def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False)
     path = find_prototypes(workspace.path, choice)
     if choice == "text" and not path.exists():
         models.check_words(workspace, "`prototypes='tags'`, which `tag_prototypes()` makes")
-    hint = prototypes_hint(workspace.path, choice)
+    hint = prototypes_hint(workspace, choice)
     header, tensors = read_tensors(path, "prototypes", made_by=hint)
     owners = tensors["class_index"].tolist()
     named = dict(zip(owners, header.facts.get("rows", []), strict=False))
@@ -120,19 +120,22 @@ def find_prototypes(work: Path, choice: str) -> Path:
     return Path(choice) if not named.exists() and choice.endswith(".safetensors") else named
 
 
-_MAKERS = {"text": "`text_prototypes()`", "vision": "`learn_prototypes()`",
-           "shifted": "`shift_gap()`", "seeds": "`seed_prototypes()`", "aligned": "`align()`",
-           OF_TAGS: "`tag_prototypes()`"}
+_MAKERS = {"text": "`text_prototypes()`", OF_TAGS: "`tag_prototypes()`",
+           "vision": "`learn_prototypes()`", "shifted": "`shift_gap()`",
+           "seeds": "`seed_prototypes()`", "aligned": "`align()`"}
 
 
-def prototypes_hint(work: Path, choice: str) -> str:
+def prototypes_hint(workspace: Workspace, choice: str) -> str:
     """Return the call that makes prototypes of a name, or the nearest name if it is unknown."""
-    there = [path.stem for path in results_of(work, "prototypes")]
+    there = [path.stem for path in results_of(workspace.path, "prototypes")]
+    makers = {name: call for name, call in _MAKERS.items()
+              if workspace.has_words or name in (OF_TAGS, "seeds")}
+    listed = f"there are {', '.join(there)}" if there else next(iter(makers.values()))
     near = difflib.get_close_matches(choice, {*there, *_MAKERS}, n=1)
     if choice in _MAKERS or not near:
-        return _MAKERS.get(choice, f"there are {', '.join(there)}" if there else _MAKERS["text"])
-    made = "" if near[0] in there else f" {_MAKERS[near[0]]} makes it"
-    return f"did you mean `{near[0]}`?{made}"
+        return makers.get(choice, listed)
+    made = f" {makers[near[0]]} makes it" if near[0] in makers else f" It needs words; {listed}"
+    return f"did you mean `{near[0]}`?{'' if near[0] in there else made}"
 
 
 def space_of(prototypes: Prototypes) -> alignment.AlignedSpace | None:

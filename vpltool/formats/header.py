@@ -14,6 +14,7 @@ from vpltool.file_hashes import identity_of_bytes
 from vpltool.formats.fields import NUMBER, NUMBERS, OBJECT, SIZE, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.kinds import KINDS
 from vpltool.json_text import JsonObject, parse_json
+from vpltool.names import without_folders
 
 METADATA_KEY = "vpltool"
 """Metadata key of the header, stored as JSON in .safetensors files and PNGs."""
@@ -149,6 +150,10 @@ class Header:
                                "pip install -U vpltool")
             if content.get("preset"):
                 check_fields(content["preset"], {"name": TEXT, "hash": TEXT, "given": OBJECT})
+            if content["command"] == "train-student" and isinstance(
+                    given := content.get("options", {}).get("encoder"), str):
+                # Older files hold its folder, too.
+                content["options"]["encoder"] = without_folders(given)
             header = cls(**({"preset": {}} | content))
         except ValueError as error:
             raise VplError(f"{where}: its vpltool header cannot be read ({error})",

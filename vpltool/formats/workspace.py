@@ -6,7 +6,6 @@ import contextlib
 import difflib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -20,9 +19,7 @@ from vpltool.formats.fields import NUMBER, NUMBER_OF, TEXT, TEXT_OR_NONE, TEXTS,
 from vpltool.formats.header import Header, identity_of_many
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.json_text import JsonObject, parse_json
-from vpltool.names import leads_out
-
-_FOLDERS = re.compile(r"[^,:]*/(?=[^/])")
+from vpltool.names import leads_out, without_folders
 
 _PREPARE = "`prepare('folder', images='IMAGES', labels='FILE.csv')`"
 
@@ -323,11 +320,6 @@ def read_images(path: Path) -> list[Photo]:
     except UnicodeDecodeError as error:
         raise VplError(f"{path} is not UTF-8 ({error})", _PREPARE) from error
     return photos
-
-
-def without_folders(encoder: str) -> str:
-    """Strip the folders from a path given as `encoder`; names on the Hub are returned unchanged."""
-    return encoder if encoder.startswith(("hf:", "hf-hub:")) else _FOLDERS.sub("", encoder)
 
 
 def relative_to(path: Path, folder: Path) -> str:

@@ -16,8 +16,11 @@ import ast
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -26,7 +29,7 @@ from types import ModuleType
 from typing import Protocol, TypeAlias, TypeVar
 
 from vpltool.core import distributed, phase_one, proposals, segmenter
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, counted, first_line, is_out_of_memory, near_name
 from vpltool.formats.kinds import FEATURE_TENSORS
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods import inputs
@@ -262,6 +265,8 @@ class Method:
 
         Raises a VplError if it lacks what a method of its kind needs.
         """
+        if not self.module.startswith("vpltool."):
+            _foreign.add(str(self.path.absolute()))
         module = (importlib.import_module(self.module) if self.module
                   else _import_file(self.path, f"vpltool_method_{self.kind}_{self.path.stem}"))
         needs = KINDS[self.kind].needs
@@ -281,6 +286,49 @@ class Method:
     def settings(self) -> type[Settings]:
         """The class of its settings; imports the file."""
         return self.load().Settings
+
+
+_foreign: set[str] = set()
+"""Files of the methods that were loaded and are not vpltool's own."""
+
+
+def fault_of(error: Exception) -> VplError | None:
+    """Return the error for an exception from the file of somebody's own method, with its line.
+
+    None if it is vpltool's. The text of the traceback decides, which tells of worker processes,
+    too.
+    """
+    if isinstance(error, VplError) or is_out_of_memory(error):
+        return None
+    shown = "".join(traceback.format_exception(error))
+    found = [(match.start(), f"{path}:{match[1]}") for path in _foreign
+             for match in re.finditer(rf'File "{re.escape(path)}", line (\d+)', shown)]
+    return VplError(f"{max(found)[1]}: {type(error).__name__}: {first_line(error)}",
+                    "VPLTOOL_DEBUG=1 shows the traceback") if found else None
+
+
+def check_maps(function: Callable[..., object], maps: Sequence[Tensor], classes: Mapping[str, int]
+               ) -> None:
+    """Check the maps that a function of somebody's own method returned.
+
+    `classes` has the number of classes of each photo.
+
+    Raises:
+        VplError: they are not a tensor (K, h, w) for each photo.
+    """
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or code.co_filename not in _foreign:
+        return
+    returned = f"{code.co_filename}:{code.co_firstlineno}: {function.__name__} returned"
+    if len(maps) != len(classes):
+        raise VplError(f"{returned} {counted(len(maps), 'map', 'maps')} for "
+                       f"{counted(len(classes), 'photo', 'photos')}",
+                       "return the maps (K, h, w) of each photo")
+    for (key, count), made in zip(classes.items(), maps, strict=True):
+        shape = tuple(getattr(made, "shape", ()))
+        if not isinstance(made, torch.Tensor) or len(shape) != 3 or shape[0] != count:
+            raise VplError(f"{returned} a {type(made).__name__} {shape} for {key}",
+                           f"return a tensor ({count}, h, w): a map of each of its classes")
 
 
 def _import_file(path: Path, name: str) -> ModuleType:
@@ -317,7 +365,9 @@ def find_method(kind: str, name: str) -> Method:
     """Find a method by its name; raise a VplError if there is none."""
     methods = find_methods(kind)
     if name not in methods:
-        raise VplError(f"`method={name!r}`: no such method", near_name(name, methods))
+        hint = near_name(name, methods)
+        raise VplError(f"`method={name!r}`: no such method", hint if hint.endswith("?") else
+                       f"{hint}; {FOLDERS}=FOLDER finds FOLDER/{kind}/{name}.py")
     return methods[name]
 
 

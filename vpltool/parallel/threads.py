@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import queue
 import threading
@@ -12,6 +13,17 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_reading: dict[threading.Thread, threading.Event] = {}
+"""Threads of `read_ahead` to the events that stop them."""
+
+
+@atexit.register
+def _stop_reading() -> None:
+    """Stop threads that a traceback has kept: torch aborts if the interpreter ends beneath it."""
+    for thread, stopped in list(_reading.items()):
+        stopped.set()
+        thread.join(timeout=1)
 
 
 def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
@@ -36,9 +48,13 @@ def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
             offer(None)
         except BaseException as error:  # noqa: BLE001 - it is raised again by the reader
             offer(error)
+        finally:
+            _reading.pop(thread, None)
 
     # Not a pool, whose threads are joined at exit: Ctrl-C would wait for a disk that hangs.
-    threading.Thread(target=fill, daemon=True).start()
+    thread = threading.Thread(target=fill, daemon=True)
+    _reading[thread] = stopped
+    thread.start()
     try:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):

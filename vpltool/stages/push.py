@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.formats import describe, expect_header
+from vpltool.names import without_home
 from vpltool.settings import Settings, Stage, setting
 from vpltool.stages._card import measured_section, model_card
 from vpltool.stages.pull import FILE, check_repository, explaining
@@ -56,8 +57,12 @@ def run(path: Path, settings: PushSettings) -> str:
                            " or ".join(f"`segmenter='{file}'`" for file in found)
                            or "`export('bundle')`")
         bundle = found[0]
-    card = model_card(expect_header(bundle, "bundle"), settings.repository,
-                      measured_section(bundle))
+    header = expect_header(bundle, "bundle")
+    card = model_card(header, settings.repository, measured_section(bundle))
+    given = list(header.facts["trained"]["options"].values())
+    if without_home(given) != given:
+        raise VplError(f"{bundle} names a folder of the machine that made it",
+                       "`export('bundle')` again leaves it out")
     if settings.card:
         return card
     from huggingface_hub import CommitOperationAdd, HfApi

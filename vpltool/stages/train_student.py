@@ -17,6 +17,7 @@ from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, shards
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
+from vpltool.names import without_folders
 from vpltool.parallel.device import find_device
 from vpltool.settings import Stage, setting
 from vpltool.stages._joint import PixelData, Taught, facts_of, train_both, warn_of_little
@@ -107,6 +108,8 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     _warn_of_grid(lesson.soft, encoder.vision.patch, settings.max_side)
     layers = features.parse_layers(settings.layers, encoder.vision.depth)
     header = _make_header(workspace, settings, lesson, encoder.identity, layers)
+    if source.path:
+        header.call["encoder"] = source.setting(relative_to(source.path, workspace.path))
     if headers.check_file(target, header, settings):
         return target
     start = checkpoints.read_checkpoint(target, header, settings)
@@ -211,7 +214,8 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
         decay = 1.0 if settings.begin == "random" else _LAYER_DECAY
     header = headers.make_header(
         workspace, "decoder", "train-student", settings, inputs=inputs, model=model,
-        options={"layers": layers, "layer_decay": decay})
+        options={"layers": layers, "layer_decay": decay,
+                 "encoder": without_folders(settings.encoder)})
     if lesson.masks:
         header = with_masks(header, lesson.masks, workspace)
     if settings.also:
