@@ -243,6 +243,30 @@ def test_scores_of_files_that_are_others_now(copied: Path, run: Run) -> None:
     assert "changed since" not in run("scores", work=work).out
 
 
+@pytest.mark.parametrize("against", ["masks", "tags"])
+def test_a_class_that_is_only_predicted_has_no_score(against: str, copied: Path, run: Run) -> None:
+    """It would count as 0 in `foreground`, and be printed as 0 though no mean counts it."""
+    work, scene = copied / "work", TRAIN[0]
+    absent = next(index for index in range(1, len(SHAPES) + 1) if index not in scene.mask)
+    labels = scene.mask.copy()
+    labels[:20] = absent
+    Image.fromarray(labels).save(work / f"masks/text-refined/train/{scene.id}.png")
+    result = run("eval", "--split", "train", "--what", "masks/text-refined", "--limit", 1,
+                 "--against", against, "--out", work / "scores/a.json", work=work)
+    assert result.code == 0, result.err
+    (row,) = [line for line in result.out.splitlines() if line.startswith(SHAPES[absent - 1])]
+    assert row.split()[-1] == "-"
+    assert "-: no " in result.out and "the mean does not count it" in result.out
+    report = json.loads((work / "scores/a.json").read_text())
+    shown = run("scores", work=work).out.splitlines()[1].split()
+    if against == "tags":
+        assert report["mean"] == {"precision": 1, "recall": 1, "f1": 1}
+        return
+    own = [report["iou"][SHAPES[index - 1]] for index in np.unique(scene.mask) if index]
+    assert shown[-2] == f"{100 * np.mean(own):.1f}"
+    assert f"{SHAPES[absent - 1]} -" in report["worst"][0]["why"]
+
+
 def test_scores_against_tags_are_a_table_of_their_own(copied: Path, run: Run) -> None:
     work = copied / "work"
     assert "--against tags" in run("scores", work=work).lines("hint:")[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, read_json
@@ -51,6 +53,13 @@ def read_scores(path: Path) -> JsonObject:
     except ValueError as error:
         raise VplError(f"{path} is not valid: {error}", hint) from error
     return content
+
+
+def foreground(scores: Mapping[str, Any]) -> float | None:
+    """Return the mean IoU over the classes of the true masks, without the background."""
+    shown = [value for name, value in scores["iou"].items()
+             if name != "background" and value is not None]
+    return fmean(shown) if shown else None
 
 
 def format_table(cells: Sequence[Sequence[str]], *, markdown: bool, left: int = 2) -> str:

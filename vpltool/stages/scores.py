@@ -154,6 +154,4 @@ def _read(work: Path, path: Path) -> JsonObject:
     if content["kind"] == "agreement":
         return {**dict.fromkeys(_COLUMNS["tags"]), **content, **content["mean"], "against": "tags"}
     content = {**dict.fromkeys(_COLUMNS["masks"]), **content}
-    foreground = [value for name, value in content["iou"].items()
-                  if name != "background" and value is not None]
-    return {**content, "against": "masks", "foreground": sum(foreground) / max(len(foreground), 1)}
+    return {**content, "against": "masks", "foreground": reports.foreground(content)}
