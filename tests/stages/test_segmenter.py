@@ -572,6 +572,8 @@ def test_large_photos_are_seen_in_tiles(run: Run, work: Path, holiday: Path, tmp
     segmenter = Segmenter.load(work / "decoder/tiny.safetensors")
     result = run(*PREDICT, holiday, "--tile", 32, "--out", tmp_path / "t", work=work)
     assert result.code == 0, result.err
+    # Of `big` three rows of eight, of the others two, four and three.
+    assert "tiles: 33 in " in result.err
     made = labels(tmp_path / "t")
     np.testing.assert_array_equal(made["big"], segmenter(big, tile=32).labels)
     assert manifest(tmp_path / "t")["header"]["options"]["tile"] == "32"
