@@ -555,11 +555,13 @@ def test_a_long_photo_in_which_nothing_was_found(run: Run, work: Path, holiday: 
         return made
 
     line = (*PREDICT, holiday / "sea.jpg", holiday / "hill.png", "--overwrite", "--max-side")
-    said = "1 photo is all background after being scaled down to 48 pixels: sea"
+    said = ("1 photo is all background after being scaled down to 48 pixels: sea; objects may be "
+            "too small then: try --max-side ")
     monkeypatch.setattr(core_segment, "segment", one_class)
     assert said not in run(*line, 48, work=work).err
     strongest = 0
-    assert said in run(*line, 48, work=work).err
+    assert f"{said}52\n" in run(*line, 48, work=work).err, "no more than the photo's own side"
+    assert "try --max-side 48\n" in run(*line, 24, work=work).err
     assert "all background" not in run(*line, 52, work=work).err
 
 

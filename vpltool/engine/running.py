@@ -366,14 +366,15 @@ def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: st
 
 def _warn_of_background(made: Iterator[Made], side: int) -> Iterator[Made]:
     """Warn of photos without any object after scaling down to `side`."""
-    empty = []
+    empty, longest = [], 0
     for key, result in made:
         if isinstance(result, Segmented) and 0 < side < max(result.size) and not (
                 result.probabilities.argmax(dim=0).any()):
             empty.append(key)
+            longest = max(longest, *result.size)
         yield key, result
     names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else "")
     if empty:
         console.warn(f"{counted(len(empty), 'photo is', 'photos are')} all background after being "
                      f"scaled down to {side} pixels: {names}; objects may be too small "
-                     f"then: try `max_side={2 * side}`")
+                     f"then: try `max_side={min(2 * side, longest)}`")
