@@ -431,7 +431,10 @@ def test_show_draws_a_sheet(copied: Path, run: Run) -> None:
     with Image.open(less.out.strip()) as page:
         assert page.size[0] < first[0]
         assert page.size[1] < first[1]
-    assert run("show", "--id", "scene9", work=copied / "work").code == 1
+    for wanted, hint in (("scene6", "--id scene6 --split val?"), ("scene06", "--id scene6 --spl"),
+                         ("scene00", "`scene0`?"), ("other", "one of: scene0, ")):
+        unknown = run("show", "--id", wanted, work=copied / "work")
+        assert unknown.code == 1 and hint in unknown.lines("hint:")[0], unknown.err
 
 
 def colours_of(path: str | Path) -> set[Any]:
