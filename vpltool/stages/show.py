@@ -216,7 +216,8 @@ def _chosen(rows: list[_Row], wanted: Sequence[str], limit: int, photos: Sequenc
     known = {row.id: row for row in rows}
     for key in wanted:
         if key not in known:
-            others = {photo.id: photo.splits[0] for photo in photos if photo.id not in known}
+            others = {photo.id: photo.splits[0] for photo in photos
+                      if photo.id not in known and photo.splits}
             near = get_close_matches(key, [*known, *others], n=1)
             raise VplError(f"no photo `{key}` among the {len(rows)} that can be shown",
                            f"did you mean `ids={near[0]!r}, split={others[near[0]]!r}`?"
