@@ -284,6 +284,22 @@ def test_scores_against_tags_are_a_table_of_their_own(copied: Path, run: Run) ->
     assert "against masks and tags" in mixed.lines("error:")[0]
 
 
+def test_scores_takes_the_names_of_its_own_table(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    for what in ("cams/text", "cams/text-refined"):
+        for more in ((), ("--out", work / "scores/text-again.json")):
+            call = ("eval", "--split", "train", "--what", what, "--limit", 2, *more)
+            assert run(*call, work=work).code == 0
+    table = {line.split()[0]: line for line in run("scores", work=work).out.splitlines()[1:]}
+    for name, titles in (("cams-text", ["cams-text"]), ("cams/text", ["cams-text"]),
+                         ("cams-text-refined-train", ["cams-text-refined"]),
+                         ("cams-text-refined", ["cams-text-refined"] * 2)):
+        lines = run("scores", name, work=work).out.splitlines()[1:]
+        assert [line.split() for line in lines] == [table[title].split() for title in titles]
+    assert run("scores", "mine=cams-text", work=work).out.splitlines()[1].startswith("mine ")
+    assert run("scores", "cams-tex", work=work).lines("error:") == ["cams-tex does not exist"]
+
+
 def test_inspect_knows_every_file(ready: Path, run: Run) -> None:
     seen = set()
     for path in sorted((ready / "work").rglob("*")):

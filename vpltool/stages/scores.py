@@ -23,7 +23,8 @@ class ScoresSettings(Settings):
 
     rows: tuple[str, ...] = setting(
         (), "Rows: 'TITLE=FILE' or 'TITLE=FILE,FILE,…', the mean of several; or just files. "
-            "Default: all in scores/. FILE may be a pattern: scores/vision-[0-9].json.",
+            "Default: all in scores/. FILE may be a pattern, scores/vision-[0-9].json, or a name "
+            "in the table, cams-text.",
         positional=True, metavar="ROW")
     markdown: bool = setting(False, "Print a Markdown table.", off="-")
     out: Path | None = setting(None, "Also write the table to this file.", metavar="FILE",
@@ -65,7 +66,7 @@ def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
             raise VplError(f"no scores in {folder_of(path, 'scores')}",
                            "`eval(split='SPLIT')` writes those of photos with true masks; "
                            "`eval(split='SPLIT', against='tags')` those of others")
-    table = [_row(path, row) for row in rows]
+    table = [_row(path, one) for row in rows for one in [*map(str, _called(path, row))] or [row]]
     if changed := sorted({row["title"] for row in table if row["title"].endswith(_CHANGED)}):
         console.warn(f"{', '.join(changed)}: not the files that were scored; `eval()` scores those "
                      "that are there")
@@ -93,7 +94,7 @@ def _row(work: Path, row: str) -> JsonObject:
     title, equals, files = row.partition("=")
     names = (files if equals else row).split(",")
     found = [_read(work, name) for pattern in names
-             for name in matching(work, pattern) or [Path(pattern)]]
+             for name in matching(work, pattern) or _called(work, pattern) or [Path(pattern)]]
     kinds = {(entry["against"], entry["split"], entry["photos"]) for entry in found}
     if len(kinds) > 1:
         raise VplError(f"`{row}` mixes scores of several splits or numbers of photos"
@@ -127,6 +128,14 @@ def _has_changed(work: Path, entry: Mapping[str, Any]) -> bool:
     hashes = hashes_of(folder, names.values())
     parts = {key: hashes[file] for key, file in names.items() if file in hashes}
     return len(parts) == entry["photos"] and identity_of_many(parts) != entry["content"]
+
+
+def _called(work: Path, name: str) -> list[Path]:
+    """Return the scores of what has this name, in each split; empty if it is a file's path."""
+    if any(path.is_file() for path in (Path(name), work / name)):
+        return []
+    return [path for path in results_of(work, "scores") if name.replace("/", "-") in (
+        path.stem, read_json(path, "`eval()`").get("what"))]
 
 
 def matching(folder: Path, pattern: str) -> list[Path]:
