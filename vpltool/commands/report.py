@@ -244,7 +244,7 @@ def _score(content: Mapping[str, Any], path: Path) -> JsonObject:
         "title": content["what"], "what": content["what"], "file": path.stem,
         "split": content["split"], "photos": content["photos"], "iou": content["iou"],
         "miou": content["miou"], "accuracy": content["accuracy"],
-        "foreground": reports.foreground(content),
+        "foreground": reports.foreground(content["iou"]),
         "confusion": content.get("confusion", []), "left_out": content.get("photos_left_out", 0),
         "cut": f"{cut:g} ({content.get('threshold_chosen_by', '')})" if cut else "",
         "threshold": cut or 0.0, "sweep": content.get("sweep", {}), "preset": preset}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, read_json
@@ -55,11 +53,10 @@ def read_scores(path: Path) -> JsonObject:
     return content
 
 
-def foreground(scores: Mapping[str, Any]) -> float | None:
+def foreground(iou: Mapping[str, float | None]) -> float | None:
     """Return the mean IoU over the classes of the true masks, without the background."""
-    shown = [value for name, value in scores["iou"].items()
-             if name != "background" and value is not None]
-    return fmean(shown) if shown else None
+    shown = [value for name, value in iou.items() if name != "background" and value is not None]
+    return sum(shown) / len(shown) if shown else None
 
 
 def format_table(cells: Sequence[Sequence[str]], *, markdown: bool, left: int = 2) -> str:

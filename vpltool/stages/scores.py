@@ -163,4 +163,4 @@ def _read(work: Path, path: Path) -> JsonObject:
     if content["kind"] == "agreement":
         return {**dict.fromkeys(_COLUMNS["tags"]), **content, **content["mean"], "against": "tags"}
     content = {**dict.fromkeys(_COLUMNS["masks"]), **content}
-    return {**content, "against": "masks", "foreground": reports.foreground(content)}
+    return {**content, "against": "masks", "foreground": reports.foreground(content["iou"])}
