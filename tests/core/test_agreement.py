@@ -39,6 +39,9 @@ def test_scores_of_classes(seed: int) -> None:
         wanted = reference.scores_of_class(*sets, index)
         got = found.precision[index], found.recall[index], found.f1[index]
         assert got == pytest.approx(wanted, nan_ok=True)
+    counted = [index for index in range(8) if any(index in row for row in sets[1])]
+    assert found.means()["f1"] == pytest.approx(
+        sum(reference.scores_of_class(*sets, index)[2] for index in counted) / len(counted))
     assert overlap(said, tagged) == pytest.approx(
         [reference.jaccard(one, other) for one, other in zip(*sets, strict=True)])
     assert overlap(np.zeros((1, 3), bool), np.zeros((1, 3), bool)) == [1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,20 @@ def test_many_classes_and_panels_fit_on_the_page(tmp_path: Path) -> None:
     assert two.height == one.height
     drawn([Panel("t", "n", [marks])], names, tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "1.png").read_bytes()
+
+
+def test_names_do_not_cover_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig",
+                        lambda figure, *_, **__: figures.append(figure))
+    names = {index: f"class number {index}" for index in range(1, 7)}
+    points = np.array([[0, 0], [0, 0.01], [0.01, 0], [1, 1], [1, 1.01], [5, 5]])
+    draw_panels([Panel("t", "n", [Marks("points", "star", points, list(names), named=True)])],
+                names, tmp_path / "page.png")
+    _, *texts = figures[0].axes[0].texts
+    assert [text.get_text() for text in texts] == list(names.values())
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def drawn(panels: list[Panel], names: dict[int, str], path: Path) -> Image.Image:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 
 def scores_of_class(said: Sequence[set[int]], tagged: Sequence[set[int]], index: int
                     ) -> tuple[float, float, float]:
-    """Precision, recall and F1 of a class over photos; NaN where nothing is counted."""
+    """Precision, recall and F1 of a class over photos; all NaN if no photo is tagged with it."""
     right = sum(index in one and index in other for one, other in zip(said, tagged, strict=True))
     named, given = sum(index in one for one in said), sum(index in one for one in tagged)
+    if not given:
+        return math.nan, math.nan, math.nan
     precision = right / named if named else math.nan
-    recall = right / given if given else math.nan
-    if not named and not given:
-        return precision, recall, math.nan
+    recall = right / given
     if not right:
         return precision, recall, 0.0
     return precision, recall, 2 / (1 / precision + 1 / recall)

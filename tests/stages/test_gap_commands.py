@@ -118,7 +118,8 @@ def test_the_table_says_what_the_file_says(run: Run, copied: Path) -> None:
                  for space in ("vision", "text") for key in ("centroid", "cosine")]
         assert line.split() == [name, str(report["classes"][name]["regions"]),
                                 f"{report['classes'][name]['spread']:.3f}", *cells]
-    assert lines[5].startswith("all classes")
+    assert lines[5].startswith("all classes  ")
+    assert "between the centroids of all classes" in lines[6]
     assert lines[-2:] == [str(work / "scores/gap.json"), str(work / "scores/gap.png")]
     assert "cams/text on `train` at phi 0.6, 6 photos" in lines[-3]
 

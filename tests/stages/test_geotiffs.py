@@ -195,7 +195,7 @@ def spoilt(tmp_path: Path, pixels: np.ndarray[Any, Any], how: str) -> list[objec
     path = write(tmp_path / "a.tif", bands)
     return [path, *{"no such band": ("--bands", "5,2,1"), "no band": ("--bands", "red"),
                     "percentiles": ("--percentiles", "98,2"),
-                    "tile": ("--tile", "big"), "small": ("--tile", "3")}[how]]
+                    "tile": ("--tile", "big"), "small": ("--tile", "16")}[how]]
 
 
 @pytest.mark.parametrize(("how", "said"), [
@@ -204,7 +204,7 @@ def spoilt(tmp_path: Path, pixels: np.ndarray[Any, Any], how: str) -> list[objec
     ("other bands", "b.tif has 1 of uint8"),
     ("no such band", "has 3 bands, and"), ("no band", "is not three numbers of bands, or one"),
     ("percentiles", "is not two of 0 to 100"), ("tile", "neither a number of pixels nor auto"),
-    ("small", "less than a patch, 8 pixels")])
+    ("small", "less than 3 patches of 8 pixels")])
 def test_bad_input_is_one_line(how: str, said: str, run: Run, work: Path, tmp_path: Path,
                                pixels: np.ndarray[Any, Any]) -> None:
     result = run(*PREDICT, *spoilt(tmp_path, pixels, how), "--out", tmp_path / "out", work=work)

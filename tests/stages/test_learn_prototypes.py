@@ -126,6 +126,27 @@ def test_the_literal_objective_falls(solver: str, steps: int, run: Run, ready: P
     assert facts["gap"]["vision"]["cosine"] < facts["gap"]["text"]["cosine"]
 
 
+@pytest.mark.parametrize(("rate", "rises"), [(0.01, False), (1, True)])
+def test_an_objective_that_rose_is_told(rate: float, rises: bool, run: Run, seeded: Path,
+                                        tmp_path: Path) -> None:
+    result = run("learn-prototypes", *SEEDED, "--start", "seeds", "--iters", 3, "--lr", rate,
+                 "--tolerance", 0, "--out", tmp_path / "v.safetensors", work=seeded)
+    assert result.code == 0, result.err
+    assert ("the objective rose from " in result.err) is rises
+    assert ("--lr 0.1, or take more steps, --iters 30" in result.err) is rises
+
+
+@pytest.mark.parametrize(("options", "regions"), [
+    ((), "each photo's patches, divided among its tags by the text"),
+    (SEEDED, "each photo's seeds"),
+    (("--pixels", "regions"), "each photo's CAM-weighted means")])
+def test_the_gap_says_what_it_is_measured_to(options: tuple[object, ...], regions: str, run: Run,
+                                             seeded: Path, tmp_path: Path) -> None:
+    result = run("learn-prototypes", *QUICK, *options, "--out", tmp_path / "v.safetensors",
+                 work=seeded)
+    assert f"modality gap (1 - cosine) to {regions}: text " in result.err
+
+
 def test_hardening_makes_another_result(run: Run, ready: Path, tmp_path: Path) -> None:
     found = [learn(run, ready / "work", tmp_path / f"{harden}.safetensors", "--tau-t", 1,
                    "--harden", harden)[1] for harden in (0, "0.04")]

@@ -243,6 +243,30 @@ def test_scores_of_files_that_are_others_now(copied: Path, run: Run) -> None:
     assert "changed since" not in run("scores", work=work).out
 
 
+@pytest.mark.parametrize("against", ["masks", "tags"])
+def test_a_class_that_is_only_predicted_has_no_score(against: str, copied: Path, run: Run) -> None:
+    """It would count as 0 in `foreground`, and be printed as 0 though no mean counts it."""
+    work, scene = copied / "work", TRAIN[0]
+    absent = next(index for index in range(1, len(SHAPES) + 1) if index not in scene.mask)
+    labels = scene.mask.copy()
+    labels[:20] = absent
+    Image.fromarray(labels).save(work / f"masks/text-refined/train/{scene.id}.png")
+    result = run("eval", "--split", "train", "--what", "masks/text-refined", "--limit", 1,
+                 "--against", against, "--out", work / "scores/a.json", work=work)
+    assert result.code == 0, result.err
+    (row,) = [line for line in result.out.splitlines() if line.startswith(SHAPES[absent - 1])]
+    assert row.split()[-1] == "-"
+    assert "-: no " in result.out and "the mean does not count it" in result.out
+    report = json.loads((work / "scores/a.json").read_text())
+    shown = run("scores", work=work).out.splitlines()[1].split()
+    if against == "tags":
+        assert report["mean"] == {"precision": 1, "recall": 1, "f1": 1}
+        return
+    own = [report["iou"][SHAPES[index - 1]] for index in np.unique(scene.mask) if index]
+    assert shown[-2] == f"{100 * np.mean(own):.1f}"
+    assert f"{SHAPES[absent - 1]} -" in report["worst"][0]["why"]
+
+
 def test_scores_against_tags_are_a_table_of_their_own(copied: Path, run: Run) -> None:
     work = copied / "work"
     assert "--against tags" in run("scores", work=work).lines("hint:")[0]
@@ -258,6 +282,22 @@ def test_scores_against_tags_are_a_table_of_their_own(copied: Path, run: Run) ->
     assert "mIoU" in both.split("\n\n")[0]
     mixed = run("scores", "x=scores/masks-text-refined-train*.json", work=work)
     assert "against masks and tags" in mixed.lines("error:")[0]
+
+
+def test_scores_takes_the_names_of_its_own_table(copied: Path, run: Run) -> None:
+    work = copied / "work"
+    for what in ("cams/text", "cams/text-refined"):
+        for more in ((), ("--out", work / "scores/text-again.json")):
+            call = ("eval", "--split", "train", "--what", what, "--limit", 2, *more)
+            assert run(*call, work=work).code == 0
+    table = {line.split()[0]: line for line in run("scores", work=work).out.splitlines()[1:]}
+    for name, titles in (("cams-text", ["cams-text"]), ("cams/text", ["cams-text"]),
+                         ("cams-text-refined-train", ["cams-text-refined"]),
+                         ("cams-text-refined", ["cams-text-refined"] * 2)):
+        lines = run("scores", name, work=work).out.splitlines()[1:]
+        assert [line.split() for line in lines] == [table[title].split() for title in titles]
+    assert run("scores", "mine=cams-text", work=work).out.splitlines()[1].startswith("mine ")
+    assert run("scores", "cams-tex", work=work).lines("error:") == ["cams-tex does not exist"]
 
 
 def test_inspect_knows_every_file(ready: Path, run: Run) -> None:
@@ -407,7 +447,10 @@ def test_show_draws_a_sheet(copied: Path, run: Run) -> None:
     with Image.open(less.out.strip()) as page:
         assert page.size[0] < first[0]
         assert page.size[1] < first[1]
-    assert run("show", "--id", "scene9", work=copied / "work").code == 1
+    for wanted, hint in (("scene6", "--id scene6 --split val?"), ("scene06", "--id scene6 --spl"),
+                         ("scene00", "`scene0`?"), ("other", "one of: scene0, ")):
+        unknown = run("show", "--id", wanted, work=copied / "work")
+        assert unknown.code == 1 and hint in unknown.lines("hint:")[0], unknown.err
 
 
 def colours_of(path: str | Path) -> set[Any]:

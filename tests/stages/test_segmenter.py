@@ -555,11 +555,13 @@ def test_a_long_photo_in_which_nothing_was_found(run: Run, work: Path, holiday: 
         return made
 
     line = (*PREDICT, holiday / "sea.jpg", holiday / "hill.png", "--overwrite", "--max-side")
-    said = "1 photo is all background after being scaled down to 48 pixels: sea"
+    said = ("1 photo is all background after being scaled down to 48 pixels: sea; objects may be "
+            "too small then: try --max-side ")
     monkeypatch.setattr(core_segment, "segment", one_class)
     assert said not in run(*line, 48, work=work).err
     strongest = 0
-    assert said in run(*line, 48, work=work).err
+    assert f"{said}52\n" in run(*line, 48, work=work).err, "no more than the photo's own side"
+    assert "try --max-side 48\n" in run(*line, 24, work=work).err
     assert "all background" not in run(*line, 52, work=work).err
 
 
@@ -572,6 +574,8 @@ def test_large_photos_are_seen_in_tiles(run: Run, work: Path, holiday: Path, tmp
     segmenter = Segmenter.load(work / "decoder/tiny.safetensors")
     result = run(*PREDICT, holiday, "--tile", 32, "--out", tmp_path / "t", work=work)
     assert result.code == 0, result.err
+    # Of `big` three rows of eight, of the others two, four and three.
+    assert "tiles: 33 in " in result.err
     made = labels(tmp_path / "t")
     np.testing.assert_array_equal(made["big"], segmenter(big, tile=32).labels)
     assert manifest(tmp_path / "t")["header"]["options"]["tile"] == "32"

@@ -12,7 +12,7 @@ from typing import Any
 from vpltool import __version__, console, options
 from vpltool.commands._report_photos import SPECK, Layer, draw_photo, open_layer
 from vpltool.core.agreement import agreement
-from vpltool.engine import panels
+from vpltool.engine import panels, reports
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, Header, JsonObject, Photo, Workspace, read_json
 from vpltool.formats.archives import write_folder
@@ -237,8 +237,6 @@ def _read(path: Path) -> JsonObject:
 
 
 def _score(content: Mapping[str, Any], path: Path) -> JsonObject:
-    foreground = [value for name, value in content["iou"].items()
-                  if name != "background" and value is not None]
     cut = content.get("threshold")
     made, scored = (content.get(key) or {} for key in ("made_under", "scored_under"))
     preset = format_preset(made) + ("" if made == scored else f", scored {format_preset(scored)}")
@@ -246,7 +244,7 @@ def _score(content: Mapping[str, Any], path: Path) -> JsonObject:
         "title": content["what"], "what": content["what"], "file": path.stem,
         "split": content["split"], "photos": content["photos"], "iou": content["iou"],
         "miou": content["miou"], "accuracy": content["accuracy"],
-        "foreground": sum(foreground) / max(len(foreground), 1),
+        "foreground": reports.foreground(content["iou"]),
         "confusion": content.get("confusion", []), "left_out": content.get("photos_left_out", 0),
         "cut": f"{cut:g} ({content.get('threshold_chosen_by', '')})" if cut else "",
         "threshold": cut or 0.0, "sweep": content.get("sweep", {}), "preset": preset}

@@ -46,7 +46,8 @@ def photo_probabilities(pixels: Floats, share: float) -> Floats:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Scores of predicted tags, in [0, 1] (classes,); NaN where nothing is counted."""
+    """Scores of predicted tags, in [0, 1] (classes,); NaN for a class that no photo is tagged with,
+    and the precision of one that is never predicted."""
 
     precision: Floats
     recall: Floats
@@ -61,8 +62,8 @@ class Agreement:
 
 def agreement(predicted: Flags, tagged: Flags) -> Agreement:
     """Score predicted against given tags, both (photos, classes), class by class."""
-    hits = (predicted & tagged).sum(axis=0).astype(np.float64)
     ours, given = predicted.sum(axis=0), tagged.sum(axis=0)
+    hits = np.where(given > 0, (predicted & tagged).sum(axis=0), np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         return Agreement(hits / ours, hits / given, 2 * hits / (ours + given))
 

@@ -105,7 +105,7 @@ def _places(labels: npt.NDArray[np.uint8]) -> tuple[Counts, npt.NDArray[np.int64
 class Scores:
     """Scores of one confusion matrix, in [0, 1]."""
 
-    iou: npt.NDArray[np.float64]  # of each class (classes,), NaN without true or predicted pixels
+    iou: npt.NDArray[np.float64]  # of each class (classes,), NaN without true pixels
     miou: float  # mean IoU over the classes with true pixels
     accuracy: float  # share of correct pixels
     present: int  # number of classes with true pixels
@@ -114,9 +114,8 @@ class Scores:
 def scores(counts: Confusion) -> Scores:
     """Compute IoU = TP / (TP + FP + FN), its mean over the classes with true pixels, accuracy."""
     truth, predicted, hits = counts.totals()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        iou = hits / (truth + predicted - hits)
     present = truth > 0
+    iou = np.where(present, hits / np.maximum(truth + predicted - hits, 1), np.nan)
     total = truth.sum()
     return Scores(iou, float(iou[present].mean()) if present.any() else float("nan"),
                   float(hits.sum() / total) if total else float("nan"), int(present.sum()))

@@ -17,6 +17,9 @@ from vpltool.lazy import Image, ImageOps, Tensor, np, npt, torch
 MAX_PIXELS = 500_000_000
 """A photo with more pixels than this is refused: decoding it needs over 1.5 GB."""
 
+LEAST_PATCHES = 3
+"""Minimum of patches along the longer side of what is seen: with fewer, all are at the border."""
+
 _BLANK, _DENSEST = 40_000_000, 20
 """Most pixels of a photo, and further ones for each byte of its file. The densest in use have
 about 15 pixels a byte; a file below a megabyte never needs a gigabyte."""

@@ -53,6 +53,12 @@ def read_scores(path: Path) -> JsonObject:
     return content
 
 
+def foreground(iou: Mapping[str, float | None]) -> float | None:
+    """Return the mean IoU over the classes of the true masks, without the background."""
+    shown = [value for name, value in iou.items() if name != "background" and value is not None]
+    return sum(shown) / len(shown) if shown else None
+
+
 def format_table(cells: Sequence[Sequence[str]], *, markdown: bool, left: int = 2) -> str:
     """Format headings and rows as a table, with the first `left` columns left-aligned."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]

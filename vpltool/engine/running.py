@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -12,7 +13,14 @@ from typing import Protocol, TypeAlias
 
 from vpltool import console, options
 from vpltool.core import grids, segment, segmenter
-from vpltool.core.photos import PhotoSettings, describe_failure, photo_size, read_photo, to_pixels
+from vpltool.core.photos import (
+    LEAST_PATCHES,
+    PhotoSettings,
+    describe_failure,
+    photo_size,
+    read_photo,
+    to_pixels,
+)
 from vpltool.engine.features import smaller_photos_hint
 from vpltool.engine.photo_work import Failed, Made, run_batches, run_photos
 from vpltool.errors import VplError, counted
@@ -122,12 +130,12 @@ class TiledSegmenter:
         """Check the tile side.
 
         Raises:
-            VplError: a tile is smaller than a patch.
+            VplError: a tile has too few patches.
         """
         patch = self.preprocess.patch
-        if self.side < patch:
-            raise VplError(f"`tile={str(self.side)!r}` is less than a patch, {patch} pixels",
-                           f"for example `tile='{32 * patch}'`")
+        if self.side < LEAST_PATCHES * patch:
+            raise VplError(f"`tile={str(self.side)!r}` is less than {LEAST_PATCHES} patches of "
+                           f"{patch} pixels", f"for example `tile='{32 * patch}'`")
 
     def divides(self, size: tuple[int, int]) -> bool:
         """Return whether a photo of (height, width) is processed in tiles."""
@@ -137,19 +145,27 @@ class TiledSegmenter:
         """Return the grid (h, w) in patches of a picture of (height, width) pixels."""
         return -(-size[0] // self.preprocess.patch), -(-size[1] // self.preprocess.patch)
 
-    def rows(self, size: tuple[int, int], read: ReadWindow, first: int = 0
-             ) -> Iterator[tuple[int, Tensor]]:
+    def count(self, size: tuple[int, int]) -> int:
+        """Return the number of tiles of a photo of (height, width)."""
+        side = self.side // self.preprocess.patch
+        return math.prod(len(grids.spans(length, side, self.overlap))
+                         for length in self.grid(self.preprocess.fit(size)))
+
+    def rows(self, size: tuple[int, int], read: ReadWindow, first: int = 0,
+             seen: Callable[[], None] = lambda: None) -> Iterator[tuple[int, Tensor]]:
         """Yield class probabilities, one row of tiles at a time; see `core.grids.blend`.
 
-        The picture has a `size` (height, width).
+        The picture has a `size` (height, width). `seen` is called after each tile.
         """
         patch, grid = self.preprocess.patch, self.grid(size)
         side = self.side // patch
         height, width = (min(side, length) * patch for length in grid)
 
         def see(corners: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-            return self._see(read(top * patch, left * patch, height, width)
-                             for top, left in corners)
+            for field in self._see(read(top * patch, left * patch, height, width)
+                                   for top, left in corners):
+                seen()
+                yield field
 
         return grids.blend(grid, side, self.overlap, see, fineness=segment.FINENESS, first=first)
 
@@ -180,8 +196,8 @@ class TiledSegmenter:
                                         self.preprocess.std) for tile in tiles])
         return self.segment(pixels.to(self.device))
 
-    def whole(self, rgb: npt.NDArray[np.uint8]) -> Tensor:
-        """Return class probabilities (classes, 4h, 4w) of a photo (H, W, 3)."""
+    def whole(self, rgb: npt.NDArray[np.uint8], seen: Callable[[], None] = lambda: None) -> Tensor:
+        """Return class probabilities (classes, 4h, 4w) of a photo (H, W, 3); see `rows`."""
         size = self.preprocess.fit((rgb.shape[0], rgb.shape[1]))
         if size != rgb.shape[:2]:
             rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]),
@@ -192,15 +208,15 @@ class TiledSegmenter:
             beyond = height - part.shape[0], width - part.shape[1]
             return np.pad(part, ((0, beyond[0]), (0, beyond[1]), (0, 0)), mode="edge")
 
-        return torch.cat([part for _, part in self.rows(size, read)], dim=1)
+        return torch.cat([part for _, part in self.rows(size, read, seen=seen)], dim=1)
 
-    def large(self, paths: Mapping[str, Path]) -> dict[str, Path]:
-        """Select the photos to process in tiles; unreadable ones fail when they are read."""
+    def large(self, paths: Mapping[str, Path]) -> dict[str, int]:
+        """Count the tiles of the photos to divide; unreadable ones fail when they are read."""
         found = {}
         for key, path in paths.items():
             with contextlib.suppress(OSError):
-                if self.divides(photo_size(path)):
-                    found[key] = path
+                if self.divides(size := photo_size(path)):
+                    found[key] = self.count(size)
         return found
 
 
@@ -313,18 +329,20 @@ class RunningNetwork:
         whole = (_warn_of_background(run_photos(
             small, preprocess, segment_batch, device=device, batch_size=settings.batch_size,
             workers=settings.workers), preprocess.max_side) if small else ())
-        return chain(whole, _in_tiles(tiled, large) if tiled else ())
+        return chain(whole, _in_tiles(tiled, paths, large) if tiled else ())
 
 
-def _in_tiles(tiled: TiledSegmenter, paths: Mapping[str, Path]) -> Iterator[Made]:
-    """Segment large photos one by one."""
-    for key, path in paths.items():
-        try:
-            rgb = read_photo(path)
-        except OSError as error:
-            yield key, Failed(describe_failure(path, error))
-            continue
-        yield key, Segmented(tiled.whole(rgb), (rgb.shape[0], rgb.shape[1]))
+def _in_tiles(tiled: TiledSegmenter, paths: Mapping[str, Path], large: Mapping[str, int]
+              ) -> Iterator[Made]:
+    """Segment large photos one by one, and show the progress over their tiles."""
+    with console.progress("tiles", sum(large.values())) as advance:
+        for key in large:
+            try:
+                rgb = read_photo(paths[key])
+            except OSError as error:
+                yield key, Failed(describe_failure(paths[key], error))
+                continue
+            yield key, Segmented(tiled.whole(rgb, advance), (rgb.shape[0], rgb.shape[1]))
 
 
 def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: str = "",
@@ -348,14 +366,15 @@ def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: st
 
 def _warn_of_background(made: Iterator[Made], side: int) -> Iterator[Made]:
     """Warn of photos without any object after scaling down to `side`."""
-    empty = []
+    empty, longest = [], 0
     for key, result in made:
         if isinstance(result, Segmented) and 0 < side < max(result.size) and not (
                 result.probabilities.argmax(dim=0).any()):
             empty.append(key)
+            longest = max(longest, *result.size)
         yield key, result
     names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else "")
     if empty:
         console.warn(f"{counted(len(empty), 'photo is', 'photos are')} all background after being "
                      f"scaled down to {side} pixels: {names}; objects may be too small "
-                     f"then: try `max_side={2 * side}`")
+                     f"then: try `max_side={min(2 * side, longest)}`")

@@ -161,7 +161,19 @@ def draw_panels(panels: Sequence[Panel], names: Mapping[int, str], path: Path) -
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw_panel(axes, panel, names, colours)
     figure.legend(handles=entries, loc="outside right upper", ncols=columns, frameon=False)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        _part_names([text for text in axes.texts if isinstance(text, matplotlib.text.Annotation)])
     figure.savefig(path, format="png")
+
+
+def _part_names(names: Sequence[matplotlib.text.Annotation]) -> None:
+    """Move names up that would cover others, from the lowest to the highest."""
+    placed: list[matplotlib.transforms.Bbox] = []
+    for name in sorted(names, key=lambda name: float(name.get_window_extent().y0)):
+        while any(name.get_window_extent().overlaps(box) for box in placed):
+            name.xyann = (name.xyann[0], name.xyann[1] + 2)
+        placed.append(name.get_window_extent())
 
 
 def _draw_panel(axes: matplotlib.axes.Axes, panel: Panel, names: Mapping[int, str],

@@ -164,6 +164,9 @@ def show_of_tags(report: Mapping[str, Any]) -> list[str]:
     mean = report["mean"]
     lines.append(f"{'mean':{width}}  {'':6}  {'':9}  {percent(mean['precision']):>9}  "
                  f"{percent(mean['recall']):>6}  {percent(mean['f1']):>4}")
+    if any(row["precision"] is None for row in report["classes"].values()):
+        lines.append("-: no photo is tagged with the class, or none predicted to show it (precision"
+                     "): the mean does not count it")
     few = report["photos"] < ENOUGH
     if few:
         lines.append(f"only {counted(report['photos'], 'photo', 'photos')}: a single photo can "

@@ -229,8 +229,13 @@ def memory_for(count: int) -> AbstractContextManager[None]:
     return memory.explain_out_of_memory(f"{count} pixels", f"`max_pixels={max(count // 2, 1)}`")
 
 
-def facts_of(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes, rows: Tensor,
-             index: Tensor, ranks: Ranks) -> JsonObject:
+_MEASURED_TO = {"all": "each photo's patches, divided among its tags by the text",
+                "seeds": "each photo's seeds", "regions": "each photo's CAM-weighted means"}
+"""What the gap of `facts_of` is measured to, by the setting `pixels`; see `gaps`."""
+
+
+def facts_of(workspace: Workspace, pool: Pixels, pixels: str, text: prototypes.Prototypes,
+             rows: Tensor, index: Tensor, ranks: Ranks) -> JsonObject:
     """Return facts for the header of vision prototypes: names of rows, and modality gaps.
 
     The gaps to the pool are those of the rows (rows, dim) of classes `index` (rows,), and of the
@@ -240,7 +245,7 @@ def facts_of(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes, ro
     device = pool.embeddings.device
     found: Mapping[str, Gap] = dict(zip((start, "vision"), gaps(
         pool, text.rows.to(device), text.class_index.to(device), rows, index, ranks), strict=True))
-    console.note("modality gap (1 - cosine to the regions): "
+    console.note(f"modality gap (1 - cosine) to {_MEASURED_TO[pixels]}: "
                  + ", ".join(f"{name} {gap.cosine:.3f}" for name, gap in found.items()))
     return {"space": "vision", "rows": [workspace.class_name(item) for item in index.tolist()],
             "gap": {name: {"cosine": round(gap.cosine, 5), "centroid": round(gap.centroid, 5)}

@@ -303,9 +303,10 @@ def _worst(workspace: Workspace, each: Mapping[str, metrics.Confusion]) -> list[
     order = sorted(scored, key=lambda key: (scored[key], key))[:WORST]
     return [{"id": key, "score": round(scored[key], 6), "why": f"mIoU "
              f"{100 * scored[key]:.1f}: " + ", ".join(
-                 f"{workspace.class_name(index)} {100 * value:.0f}"
+                 f"{workspace.class_name(index)} " + ("-" if value != value else
+                                                      f"{100 * value:.0f}")
                  for index, value in enumerate(metrics.scores(each[key]).iou.tolist())
-                 if value == value)}
+                 if value == value or each[key].totals()[1][index])}
             for key in order]
 
 
@@ -317,6 +318,8 @@ def show(report: reports.Report, values: Mapping[str, object]) -> str:
     lines = [f"{name:{width}}  {percent(value):>5}" for name, value in report["iou"].items()]
     lines += [f"{'mIoU':{width}}  {100 * report['miou']:5.1f}",
               f"{'accuracy':{width}}  {100 * report['accuracy']:5.1f}"]
+    if None in report["iou"].values():
+        lines.append("-: no true mask shows the class, so the mean does not count it")
     if "boundary" in report:
         lines.append(f"boundary F  {100 * report['boundary']['f']:.1f}, within "
                      f"{100 * report['boundary']['tolerance']:g} % of the diagonal")

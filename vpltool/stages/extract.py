@@ -75,9 +75,6 @@ class ExtractSettings(options.PerPhoto):
     workers: int = options.workers()
 
 
-_LEAST = 3
-"""Minimum of patches along the longer side: with fewer, all are at the border."""
-
 STAGE = Stage(order=30, panel="1. Begin", reads=("workspace", "images"),
               writes=("features", "head"), settings=ExtractSettings)
 
@@ -115,10 +112,11 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     else:
         load = models.load_clip_vision if settings.encoder else models.load_main
         encoder = load(workspace, device)
-    least = _LEAST * encoder.vision.patch
+    least = photos.LEAST_PATCHES * encoder.vision.patch
     if 0 < settings.max_side < least:
-        raise VplError(f"`max_side={settings.max_side}` is less than {_LEAST} of the encoder's "
-                       f"patches of {encoder.vision.patch} pixels", f"`max_side={least}` or more")
+        raise VplError(f"`max_side={settings.max_side}` is less than {photos.LEAST_PATCHES} of the "
+                       f"encoder's patches of {encoder.vision.patch} pixels",
+                       f"`max_side={least}` or more")
     kept = _kept_of_encoder(encoder, settings, kept)
     layers = parse_layers(settings.layers, encoder.vision.depth) if "layers" in kept else []
     header = opened.header(

@@ -174,6 +174,8 @@ def show(report: reports.Report, _values: Mapping[str, object]) -> str:
                      + "".join(_cells(cell, "centroid", "cosine") for cell in cells))
     lines.append(f"{'all classes':{width}}" + _cells(every, "regions", "spread")
                  + "".join(_cells(item, "centroid", "cosine") for item in sets.values()))
+    lines.append("all classes: regions are summed, spread and 1-cos averaged; centroid is the "
+                 "distance between the centroids of all classes")
     lines.append(f"regions: cams/{report['cams']} on `{report['split']}` at phi "
                  f"{report['phi']:g}, {report['photos']} photos")
     return "\n".join([*lines, *map(str, report.paths)])

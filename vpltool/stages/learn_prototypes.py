@@ -202,5 +202,12 @@ def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
     if course:
         console.note(f"objective {course[0][1]:.5f} → {course[-1][1]:.5f}, "
                      f"gradient {course[0][2]:.2e} → {course[-1][2]:.2e}")
-    facts = _phase_one.facts_of(workspace, pool, text, rows, index, ranks)
+        # Each round has an objective of its own.
+        first, last = [record[1] for record in course if not record[0]][-1], course[-1][1]
+        if round(last - first, 5) > 0:
+            console.warn(f"the objective rose from {first:.5f} to {last:.5f}: the prototypes fit "
+                         f"the pixels worse than at the start; lower the rate, "
+                         f"`lr={settings.lr / 10:g}`, or take more steps, "
+                         f"`iters={10 * settings.iters}`")
+    facts = _phase_one.facts_of(workspace, pool, settings.pixels, text, rows, index, ranks)
     return rows.cpu(), {**facts, "course": course}

@@ -23,7 +23,8 @@ class ScoresSettings(Settings):
 
     rows: tuple[str, ...] = setting(
         (), "Rows: 'TITLE=FILE' or 'TITLE=FILE,FILE,…', the mean of several; or just files. "
-            "Default: all in scores/. FILE may be a pattern: scores/vision-[0-9].json.",
+            "Default: all in scores/. FILE may be a pattern, scores/vision-[0-9].json, or a name "
+            "in the table, cams-text.",
         positional=True, metavar="ROW")
     markdown: bool = setting(False, "Print a Markdown table.", off="-")
     out: Path | None = setting(None, "Also write the table to this file.", metavar="FILE",
@@ -65,7 +66,7 @@ def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
             raise VplError(f"no scores in {folder_of(path, 'scores')}",
                            "`eval(split='SPLIT')` writes those of photos with true masks; "
                            "`eval(split='SPLIT', against='tags')` those of others")
-    table = [_row(path, row) for row in rows]
+    table = [_row(path, one) for row in rows for one in [*map(str, _called(path, row))] or [row]]
     if changed := sorted({row["title"] for row in table if row["title"].endswith(_CHANGED)}):
         console.warn(f"{', '.join(changed)}: not the files that were scored; `eval()` scores those "
                      "that are there")
@@ -93,7 +94,7 @@ def _row(work: Path, row: str) -> JsonObject:
     title, equals, files = row.partition("=")
     names = (files if equals else row).split(",")
     found = [_read(work, name) for pattern in names
-             for name in matching(work, pattern) or [Path(pattern)]]
+             for name in matching(work, pattern) or _called(work, pattern) or [Path(pattern)]]
     kinds = {(entry["against"], entry["split"], entry["photos"]) for entry in found}
     if len(kinds) > 1:
         raise VplError(f"`{row}` mixes scores of several splits or numbers of photos"
@@ -129,6 +130,14 @@ def _has_changed(work: Path, entry: Mapping[str, Any]) -> bool:
     return len(parts) == entry["photos"] and identity_of_many(parts) != entry["content"]
 
 
+def _called(work: Path, name: str) -> list[Path]:
+    """Return the scores of what has this name, in each split; empty if it is a file's path."""
+    if any(path.is_file() for path in (Path(name), work / name)):
+        return []
+    return [path for path in results_of(work, "scores") if name.replace("/", "-") in (
+        path.stem, read_json(path, "`eval()`").get("what"))]
+
+
 def matching(folder: Path, pattern: str) -> list[Path]:
     """Return the sorted matches of a pattern in a folder; empty if it is not a pattern."""
     return sorted(folder.glob(pattern)) if any(sign in pattern for sign in "*?[") else []
@@ -154,6 +163,4 @@ def _read(work: Path, path: Path) -> JsonObject:
     if content["kind"] == "agreement":
         return {**dict.fromkeys(_COLUMNS["tags"]), **content, **content["mean"], "against": "tags"}
     content = {**dict.fromkeys(_COLUMNS["masks"]), **content}
-    foreground = [value for name, value in content["iou"].items()
-                  if name != "background" and value is not None]
-    return {**content, "against": "masks", "foreground": sum(foreground) / max(len(foreground), 1)}
+    return {**content, "against": "masks", "foreground": reports.foreground(content["iou"])}

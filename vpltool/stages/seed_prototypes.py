@@ -93,7 +93,7 @@ def _estimate(workspace: Workspace, settings: SeedPrototypesSettings, method: Es
         rows, index, *extra = method.estimate(pool, zs, zs_index, settings.of_method,
                                               settings.seed, **together)
         of_rows: dict[str, Tensor] = extra[0] if extra else {}
-        facts = _phase_one.facts_of(workspace, pool, text, rows, index, ranks)
+        facts = _phase_one.facts_of(workspace, pool, settings.pixels, text, rows, index, ranks)
     if "photo_of" in of_rows:
         facts["photos"] = list(pool.ids)
     tensors = {"prototypes": rows, "class_index": index, **of_rows}

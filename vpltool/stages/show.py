@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 
@@ -151,7 +152,8 @@ def run(work: Path, settings: ShowSettings) -> Path:
         where = columns[0].path.resolve().name
     rows = (_named_rows(named, columns, settings) if named
             else _split_rows(workspace, columns, settings))
-    rows = _chosen(rows, list(worst) or settings.ids.split(","), settings.limit)
+    rows = _chosen(rows, list(worst) or settings.ids.split(","), settings.limit,
+                   [] if named else workspace.photos())
     _check_columns(columns, rows)
 
     drawn = _Sheet(workspace, columns, settings, worst)
@@ -206,15 +208,20 @@ def _split_rows(workspace: Workspace, columns: Sequence[panels.Column], settings
         column.file_of(row.id).exists() for column in columns)] or rows
 
 
-def _chosen(rows: list[_Row], wanted: Sequence[str], limit: int) -> list[_Row]:
-    """Select rows by id; without ids, evenly spread ones."""
+def _chosen(rows: list[_Row], wanted: Sequence[str], limit: int, photos: Sequence[Photo]
+            ) -> list[_Row]:
+    """Select rows by id; without ids, evenly spread ones. An unknown id may be near any photo's."""
     if wanted == [""]:
         return rows[:: max(1, len(rows) // limit)][:limit]
     known = {row.id: row for row in rows}
     for key in wanted:
         if key not in known:
+            others = {photo.id: photo.splits[0] for photo in photos
+                      if photo.id not in known and photo.splits}
+            near = get_close_matches(key, [*known, *others], n=1)
             raise VplError(f"no photo `{key}` among the {len(rows)} that can be shown",
-                           near_name(key, known))
+                           f"did you mean `ids={near[0]!r}, split={others[near[0]]!r}`?"
+                           if near and near[0] in others else near_name(key, known))
     return [known[key] for key in wanted]
 
 
