@@ -175,6 +175,11 @@ CHECKPOINT = ".checkpoint.safetensors"
 """Suffix of a training checkpoint, which lies beside the result."""
 
 
+def is_workspace(path: Path) -> bool:
+    """Return whether a folder is a workspace."""
+    return (path / "workspace.json").exists()
+
+
 def folder_of(work: Path, kind: str) -> Path:
     """Return the folder of a workspace that holds the files of a kind."""
     return work / (KINDS[kind].folder or kind)

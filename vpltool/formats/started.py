@@ -13,6 +13,7 @@ from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.fields import FLAG, OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
+from vpltool.formats.kinds import is_workspace
 from vpltool.formats.storage import read_json, write_json
 from vpltool.formats.workspace import relative_to
 from vpltool.names import leads_out, short_path
@@ -63,7 +64,7 @@ def write_started(work: Path, name: str, words: Iterable[Word], *, done: bool,
     Raises:
         VplError: the file cannot be written.
     """
-    if (work / "workspace.json").exists():
+    if is_workspace(work):
         write_json(work / FILE, {"recipe": name, "done": done, "words": [
             word if isinstance(word, str) else
             {"text": word[0], "path": relative_to(word[1], work)} for word in words],

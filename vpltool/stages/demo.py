@@ -14,6 +14,7 @@ from vpltool.engine.photo_work import tracked
 from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace, atomic, open_workspace, rasters, write_labels
 from vpltool.formats.geopackage import Polygon, write_geopackage
+from vpltool.formats.kinds import is_workspace
 from vpltool.formats.workspace import read_images, write_workspace
 from vpltool.lazy import Image, np, npt, rasterio
 from vpltool.parallel import processes
@@ -110,7 +111,7 @@ def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
 
 def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
     """Return whether this demo exists already; another workspace is an error."""
-    if not (workspace.path / "workspace.json").exists():
+    if not is_workspace(workspace.path):
         return False
     photos = read_images(workspace.path / "images.jsonl")
     if (open_workspace(workspace.path) != workspace

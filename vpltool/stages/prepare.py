@@ -179,7 +179,7 @@ def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier
 
 def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier:
     """Read the existing workspace, if any; a damaged one may be overwritten."""
-    if not (path / "workspace.json").exists():
+    if not kinds.is_workspace(path):
         return _Earlier()
     try:
         workspace = open_workspace(path)
