@@ -85,6 +85,8 @@ def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> No
     assert "mIoU" in recipe.out
     assert "" not in recipe.out.splitlines()
     assert "predictions-segmenter on `val`: of 2 photos" in recipe.out
+    assert "predictions-segmenter on `val`: 2 photos, mean over" in recipe.out
+    assert (work / "scores/predictions-segmenter-val.json").exists()
     told = recipe.err.splitlines()[-5:]
     assert told == [
         f"Look at: {work}/pictures/masks.png",
@@ -105,6 +107,22 @@ def test_the_same_line_again_does_nothing(recipe: Result, run: Run, own: Path, t
     assert result.code == 0, result.err
     assert times(own / "work") == before
     assert "on this machine" not in result.err
+
+
+@pytest.mark.parametrize(("lacks", "what"), [
+    ("train", "masks/seeds-refined-full"), ("val", "predictions/segmenter")])
+def test_a_split_without_true_masks_is_not_scored(
+        lacks: str, what: str, recipe: Result, run: Run, own: Path, tiny_clip: Path) -> None:
+    for scene in draw_scenes():
+        if scene.split == lacks:
+            (own / "masks" / f"{scene.id}.png").unlink()
+    result = again(run, own, tiny_clip)
+    assert result.code == 0, result.err
+    assert result.lines("warning:")[-1] == (
+        f"no photo of `{lacks}` has a true mask, so {what} is not scored")
+    assert result.out.count("mean over") == 1
+    refused = run("eval", "--what", what, "--split", lacks, work=own / "work")
+    assert refused.lines("error:") == [f"no photo of `{lacks}` has a true mask"]
 
 
 def test_photos_that_cannot_be_read_are_named_at_the_start_and_at_the_end(
