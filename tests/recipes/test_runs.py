@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run, draw_scenes, write_scenes
+from conftest import Result, Run, draw_scenes, prepare, write_scenes
 
 from vpltool.formats import describe
 from vpltool.recipes import runs
@@ -110,6 +110,28 @@ def test_pictures_of_other_values_are_kept_and_runs_listed(base: Path, run: Run)
     third = masks(run, "alpha=2.5").err.splitlines()[-2:]
     assert [line.split()[:2] for line in third] == [["pictures/masks-alpha-8.png", "8"],
                                                     ["pictures/masks.png", "2.5"]]
+
+
+def test_scores_of_other_photos_and_tags_are_marked(base: Path, run: Run) -> None:
+    masks(run, "photos=photos")
+    assert "photos and tags" not in masks(run, "alpha=8").err
+    tags = base / "tags.csv"
+    tags.write_text(tags.read_text().replace("scene0,bar", "scene0,bar;box"))
+    prepare(base)
+    assert run("update", work=base / "work").code == 0
+    record = base / "work/recipe.json"
+    content = json.loads(record.read_text())
+    for changed, first in ((content, "changed since"),
+                           (content | {"runs": [content["runs"][0] | {"data": ""},
+                                                *content["runs"][1:]]}, "not recorded")):
+        record.write_text(json.dumps(changed))
+        head, *rows = masks(run, "alpha=4").err.splitlines()[-4:]
+        assert head.endswith("photos and tags")
+        assert [row.rpartition("  ")[2] for row in rows] == [first, "changed since", "as now"]
+    photo = base / "photos/scene1.png"
+    photo.write_bytes((base / "photos/scene3.png").read_bytes())
+    assert run("update", work=base / "work").code == 0
+    assert masks(run, "alpha=1").err.splitlines()[-2].endswith("changed since")
 
 
 def test_values_that_change_nothing_keep_no_picture(base: Path, run: Run) -> None:

@@ -36,12 +36,14 @@ class FinishedRun:
         values: value by name; paths are reduced to their names.
         scores: score in [0, 1] by title.
         pictures: paths of its contact sheets, relative to the workspace.
+        data: identity of the photos with their tags and splits; empty if not recorded.
     """
 
     recipe: str
     values: Mapping[str, str]
     scores: Mapping[str, float]
     pictures: tuple[str, ...]
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def read_started(work: Path) -> StartedRecipe | None:
 
 
 def _run(content: Any) -> FinishedRun:
-    check_fields(content, {"recipe": TEXT, "values": TEXT_OF, "scores": OBJECT, "pictures": TEXTS})
+    check_fields(content, {"recipe": TEXT, "values": TEXT_OF, "scores": OBJECT, "pictures": TEXTS},
+                 {"data": TEXT})
     scores = content["scores"]
     if not all(isinstance(score, float) for score in scores.values()):
         raise ValueError("`scores` is not an object of numbers")
@@ -109,7 +112,8 @@ def _run(content: Any) -> FinishedRun:
     if away := next((name for name in content["pictures"]
                      if leads_out(name) or not name.startswith(PICTURES)), ""):
         raise ValueError(f"{away!r} is not below {PICTURES}")
-    return FinishedRun(content["recipe"], content["values"], scores, tuple(content["pictures"]))
+    return FinishedRun(content["recipe"], content["values"], scores, tuple(content["pictures"]),
+                       content.get("data", ""))
 
 
 def _check_typed(words: Iterable[str]) -> None:

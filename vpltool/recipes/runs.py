@@ -9,7 +9,9 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.engine.reports import format_table
+from vpltool.formats import identity_of_many, open_workspace
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.kinds import is_workspace
 from vpltool.formats.started import PICTURES, FinishedRun, StartedRecipe
 from vpltool.recipes.parse import Recipe, Rounds, Step, steps_of
 from vpltool.recipes.terms import path_in, path_names
@@ -117,13 +119,24 @@ def with_run(work: Path, runs: Sequence[FinishedRun], now: FinishedRun,
 
     `runs` come from `keep_sheets`; `reports` are those of `eval` in this run.
     """
-    now = replace(now, scores=dict(_scores(reports)),
+    now = replace(now, scores=dict(_scores(reports)), data=_data_of(work),
                   pictures=tuple(name for name in now.pictures if (work / name).is_file()))
     others = [run for run in runs if (run.recipe, run.values) != (now.recipe, now.values)]
     if others and others[-1].recipe == now.recipe and _same_result(work, others[-1], now):
         for name in others.pop().pictures:
             (work / name).unlink(missing_ok=True)
     return (*others[1 - _MOST:], now)
+
+
+def _data_of(work: Path) -> str:
+    """Return an identity of the photos' bytes, tags and splits; empty without a workspace."""
+    if not is_workspace(work):
+        return ""
+    workspace = open_workspace(work)
+    photos = workspace.photos()
+    hashes = workspace.hashes_of(photos)
+    return identity_of_many({photo.id: [sorted(photo.tags), photo.splits, hashes.get(photo.id)]
+                             for photo in photos})
 
 
 def _scores(reports: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, float]]:
@@ -148,14 +161,20 @@ def _same_result(work: Path, one: FinishedRun, other: FinishedRun) -> bool:
 
 
 def table_of(runs: Sequence[FinishedRun]) -> str:
-    """Format the runs of the last run's recipe: sheet, differing values, scores in percent."""
+    """Format the runs of the last run's recipe: sheet, differing values, scores in percent.
+
+    If the photos or tags of some runs were others, the last column says which.
+    """
     own = [run for run in runs if run.recipe == runs[-1].recipe]
     varied = varied_values(runs)
     titles = list(dict.fromkeys(title for run in own for title in run.scores))
-    cells = [["sheet", *varied, *titles]]
+    data = {"": "not recorded", own[-1].data: "as now"}
+    differ = len({run.data for run in own}) > 1
+    cells = [["sheet", *varied, *titles, *["photos and tags"][:differ]]]
     for run in own:
         cells.append([next(iter(run.pictures), "-"),
                       *(run.values.get(name) or "-" for name in varied),
                       *(f"{100 * run.scores[title]:.1f}" if title in run.scores else "-"
-                        for title in titles)])
+                        for title in titles),
+                      *[data.get(run.data, "changed since")][:differ]])
     return format_table(cells, markdown=False)
