@@ -185,6 +185,21 @@ def test_a_value_that_changes_no_step_is_warned_of(base: Path, run: Run) -> None
     assert result.lines("warning:") == ["extra=x has no effect with these values"]
 
 
+@pytest.mark.parametrize("before", ["", "timm:vit,", "dino:"])
+def test_a_file_of_another_spelling_is_no_change(before: str, base: Path, run: Run) -> None:
+    (base / "weights.pt").touch()
+    (base / "other.pt").touch()
+    (base / "link.pt").symlink_to("weights.pt")
+    (base / "masks.recipe").write_text(RECIPE.replace("words =", "encoder =\nwords =")
+                                       + "say $encoder\n")
+    masks(run, "photos=photos", f"encoder={before}weights.pt")
+    for path in (base / "weights.pt", "link.pt", f"../{base.name}/weights.pt"):
+        said = masks(run, f"encoder={before}{path}", "--dry-run").err
+        assert "since the last run" not in said
+    said = masks(run, f"encoder={before}other.pt", "--dry-run").err
+    assert "since the last run: encoder was" in said
+
+
 def test_weights_beside_a_model_are_found_from_another_folder(
         base: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     (base / "weights.pt").touch()

@@ -60,7 +60,10 @@ def tell_values(recipe: Recipe, last: Mapping[str, str], given: Mapping[str, str
 
 
 def _same(one: str, other: str) -> bool:
-    return one == other or bool(one and other) and Path(one).resolve() == Path(other).resolve()
+    (text, path), (other_text, other_path) = (path_in(value, is_path=False)
+                                              for value in (one, other))
+    return one == other or bool(path and other_path) and text == other_text and (
+        Path(path).resolve() == Path(other_path).resolve())
 
 
 def run_of(recipe: Recipe, given: Mapping[str, str], steps: Sequence[Step | Rounds], work: Path
