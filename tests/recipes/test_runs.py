@@ -134,6 +134,16 @@ def test_scores_of_other_photos_and_tags_are_marked(base: Path, run: Run) -> Non
     assert masks(run, "alpha=1").err.splitlines()[-2].endswith("changed since")
 
 
+def test_names_of_kept_pictures_are_not_too_long(base: Path, run: Run) -> None:
+    words = base / f"{'long' * 55}.txt"
+    words.write_text("bar: long bar\n")
+    masks(run, "photos=photos", f"words={words.name}")
+    head, *rows = masks(run, "words=", "alpha=8").err.splitlines()[-3:]
+    kept = rows[0].split()[0]
+    assert len(kept) < 80
+    assert (base / "work" / kept).is_file()
+
+
 def test_values_that_change_nothing_keep_no_picture(base: Path, run: Run) -> None:
     (base / "words.txt").write_text("bar: bar\n")
     masks(run, "photos=photos")
@@ -200,11 +210,24 @@ def test_a_file_of_another_spelling_is_no_change(before: str, base: Path, run: R
     assert "since the last run: encoder was" in said
 
 
+def test_a_value_that_has_lost_its_effect_is_forgotten(base: Path, run: Run) -> None:
+    (base / "words.txt").write_text("bar: bar\n")
+    (base / "masks.recipe").write_text(RECIPE.replace("words =", "name =\nwords =").replace(
+        "[--words $words]", "[--words $words --out $name]"))
+    place = "name=work/prototypes/text.safetensors"
+    masks(run, "photos=photos", "words=words.txt", place)
+    assert place in masks(run).err
+    said = masks(run, "words=")
+    assert place not in said.err
+    assert said.lines("warning:") == []
+    assert "name=" not in (base / "work/recipe.json").read_text()
+
+
 def test_weights_beside_a_model_are_found_from_another_folder(
         base: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     (base / "weights.pt").touch()
-    (base / "masks.recipe").write_text(RECIPE + "say $encoder\n".replace("$encoder", "done"))
-    (base / "masks.recipe").write_text(RECIPE.replace("words =", "encoder =\nwords ="))
+    (base / "masks.recipe").write_text(RECIPE.replace("words =", "encoder =\nwords =")
+                                       + "say $encoder\n")
     masks(run, "photos=photos", "encoder=timm:vit,weights.pt")
     (base / "below").mkdir()
     monkeypatch.chdir(base / "below")

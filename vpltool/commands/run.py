@@ -19,7 +19,15 @@ from vpltool.parallel import device, processes
 from vpltool.preset import read_preset
 from vpltool.recipes.parse import Recipe, Rounds, find_recipe, read_recipe, recipe_files
 from vpltool.recipes.runner import Job, checked_steps, run_steps, shell_lines
-from vpltool.recipes.runs import keep_sheets, last_values, run_of, table_of, tell_values, with_run
+from vpltool.recipes.runs import (
+    keep_sheets,
+    last_values,
+    run_of,
+    table_of,
+    tell_values,
+    with_run,
+    without_effect,
+)
 from vpltool.recipes.terms import check_encoders, check_paths, path_in, path_names
 from vpltool.settings import RUNNING, Settings, Stage, setting
 from vpltool.shell import program
@@ -72,10 +80,12 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     last = last_values(recipe, started)
     typed = _given(recipe, settings.values, path, last)
     given = last | typed
+    for name in without_effect(recipe, given, last.keys() - typed.keys(), path):
+        del given[name]
     preset = read_preset(settings.preset) if settings.preset else None
     taken = given | _kept_precision(recipe, given, path)
     steps, terms = checked_steps(recipe, taken, path, preset)
-    tell_values(recipe, last, typed, steps, taken, path)
+    tell_values(recipe, last, typed, taken, path)
     if settings.dry_run:
         protocol = ["--preset", settings.preset] if preset else []
         return list(shell_lines(steps, ["vpltool", "-C", str(path), *protocol]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from vpltool.recipes.terms import path_in, path_names
 
 _MOST = 50
 """Maximum number of recorded runs."""
+
+_LONGEST = 40
+"""Maximum number of characters of the values in the name of a kept sheet."""
 
 _SCORES = {"scores": ("mIoU", lambda report: report["miou"]),
            "agreement": ("F1", lambda report: report["mean"]["f1"])}
@@ -37,15 +40,24 @@ def last_values(recipe: Recipe, started: StartedRecipe | None) -> dict[str, str]
             if equals and name in known and not value.startswith("pipe:")}
 
 
+def without_effect(recipe: Recipe, values: Mapping[str, str], names: Collection[str], work: Path
+                   ) -> list[str]:
+    """Return those of the names whose values change no step beside the other values."""
+    steps = steps_of(recipe, values, work)
+    return [value.name for value in recipe.values
+            if value.name in names and value.default is not None
+            and steps == steps_of(recipe, {**values, value.name: value.default}, work)]
+
+
 def tell_values(recipe: Recipe, last: Mapping[str, str], given: Mapping[str, str],
-                steps: Sequence[Step | Rounds], taken: Mapping[str, str], work: Path) -> None:
+                taken: Mapping[str, str], work: Path) -> None:
     """Print the values of the last run, and the changes; warn about given values without effect.
 
-    Values without effect change none of the `steps` beside the others in `taken`.
+    `taken` are the values of this run.
     """
     default = {value.name: value.default for value in recipe.values}
     kept = [f"{name}={value}" for name, value in last.items()
-            if name not in given and value != (default[name] or "")]
+            if name in taken.keys() - given.keys() and value != (default[name] or "")]
     if kept:
         console.note(f"as in the last run: {' '.join(kept)}")
     changes = [f"{name} was {old or 'not set'}, now {new or 'not set'}"
@@ -53,10 +65,9 @@ def tell_values(recipe: Recipe, last: Mapping[str, str], given: Mapping[str, str
                and not _same(old := last.get(name, default.get(name) or ""), new)]
     if changes:
         console.note(f"since the last run: {'; '.join(changes)}")
-    for name, value in given.items():
-        if value and default[name] is not None and value != default[name] and steps == steps_of(
-                recipe, {**taken, name: str(default[name])}, work):
-            console.warn(f"{name}={value} has no effect with these values")
+    for name in without_effect(recipe, taken, given, work):
+        if given[name] not in ("", default[name]):
+            console.warn(f"{name}={given[name]} has no effect with these values")
 
 
 def _same(one: str, other: str) -> bool:
@@ -99,6 +110,8 @@ def keep_sheets(work: Path, runs: Sequence[FinishedRun], now: FinishedRun
     varied = varied_values([*runs, now])
     words = "-".join(f"{name}-{before.values.get(name) or 'none'}" for name in varied)
     label = re.sub(r"[^\w.+-]+", "-", words)
+    if len(label) > _LONGEST:
+        label = f"{label[:_LONGEST]}-{identity_of_many(before.values)[:8]}"
     kept = []
     for name in before.pictures:
         path = work / name
