@@ -70,8 +70,8 @@ def test_a_kept_path_that_is_gone_can_be_left_out(base: Path, run: Run) -> None:
     (base / "words.txt").unlink()
     result = run("run", "masks.recipe", work=Path("work"))
     assert result.code == 1
-    assert result.lines("error:") == ["words=words.txt: words.txt does not exist, as the last run "
-                                      "was given"]
+    assert result.lines("error:") == ["words=words.txt: words.txt does not exist; this value is "
+                                      "kept from the last run"]
     assert "words= leaves it out" in result.lines("hint:")[0].replace("`", "")
     masks(run, "words=")
 

@@ -105,7 +105,7 @@ def check_paths(recipe: Recipe, given: Mapping[str, str], kept: Collection[str] 
         if given.get(name) and not Path(given[name]).exists():
             hint = near_path(Path(given[name])) or recipe.hint(name, f"{name} is: ")
             raise VplError(f"{name}={given[name]}: {given[name]} does not exist"
-                           + (", as the last run was given" if name in kept else ""),
+                           + ("; this value is kept from the last run" if name in kept else ""),
                            f"`{name}=` leaves it out; {hint}" if name in kept else hint)
 
 

@@ -336,11 +336,14 @@ def show(report: reports.Report, values: Mapping[str, object]) -> str:
                                        for step, value in report["alphas"].items())]
     at = (f", threshold {report['threshold']:g} ({report['threshold_chosen_by']})"
           if "threshold" in report else "")
-    beyond = "" if report["supervision"] == "tags" else f"supervised by {report['supervision']}; "
-    lines += [f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
-              f"{report['classes_in_mean']} classes{at}",
-              f"protocol: made by {report['made_by']} under {format_preset(report['made_under'])}; "
-              f"{beyond}scored under {format_preset(report['scored_under'])}"]
+    lines.append(f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
+                 f"{report['classes_in_mean']} classes{at}")
+    if report["supervision"] != "tags":
+        lines.append(f"supervised by {report['supervision']}")
+    if report["made_under"] or report["scored_under"]:
+        lines.append(f"protocol: made by {report['made_by']} under "
+                     f"{format_preset(report['made_under'])}; "
+                     f"scored under {format_preset(report['scored_under'])}")
     return "\n".join([*lines, *map(str, report.paths)])
 
 

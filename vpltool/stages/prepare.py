@@ -322,8 +322,9 @@ def _warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
     names = {root / photo.image: photo.image for photo in photos}
     if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
         console.warn(part_of(len(truncated), len(photos), "photos", "is", "are")
-                     + f" empty or truncated: {tags.some(truncated)}; extract or download "
-                     + ("it again" if len(truncated) == 1 else "them again"))
+                     + f" empty or truncated: {tags.some(truncated)}; replace "
+                     + ("it with an intact copy" if len(truncated) == 1 else
+                        "them with intact copies"))
 
 
 def _describe(workspace: Workspace, photos: Sequence[Photo], words: Words, afresh: str) -> None:
