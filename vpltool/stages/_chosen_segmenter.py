@@ -34,8 +34,8 @@ class PredictSettings(groups.GroupSettings):
     tags: bool = setting(False, "Allow only the photo's tagged classes, as CAMs do.",
                          record="changed")
     probabilities: bool = setting(
-        True, "Also store class probabilities of a split, and where it is given, of named photos; "
-              "crf prefers them to labels.",
+        True, "Also store class probabilities; of named photos, only if given. crf prefers them to "
+              "labels.",
         off="--labels-only", record="never")
     bands: str = options.bands()
     percentiles: str = options.percentiles()

@@ -36,7 +36,7 @@ class DemoSettings(Settings):
     seed: int = options.seed()
     scene: bool = setting(
         False, "Also draw a GeoTIFF of 1,920 × 1,440 pixels, scene/photos/map.tif, and a "
-               "GeoPackage that says roughly where what is.", off="-")
+               "GeoPackage with a rectangle around each object.", off="-")
     overwrite: bool = options.overwrite()
 
 

@@ -82,9 +82,9 @@ class _Earlier:
 def run(path: Path, settings: PrepareSettings) -> list[Path]:
     """Make a workspace from photos and tags.
 
-    Run it again to add photos, tags, classes or masks; omitted settings stay as they
-    were. Other photos or another encoder are refused unless you overwrite the workspace; even then
-    CLIP or encoder stay unless you name one.
+    Run it again to add photos, tags, classes or masks; omitted settings keep their values. Other
+    photos or another encoder are refused unless you overwrite the workspace. Even then, it keeps
+    its CLIP or encoder unless you name another.
 
     Next: vpltool text-prototypes
 
