@@ -9,9 +9,8 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.engine.reports import format_table
-from vpltool.formats import identity_of_many, open_workspace
+from vpltool.formats import identity_of_many, kinds, open_workspace
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import is_workspace
 from vpltool.formats.started import PICTURES, FinishedRun, StartedRecipe
 from vpltool.recipes.parse import Recipe, Rounds, Step, steps_of
 from vpltool.recipes.terms import path_in, path_names
@@ -146,7 +145,7 @@ def with_run(work: Path, runs: Sequence[FinishedRun], now: FinishedRun,
 
 def _data_of(work: Path) -> str:
     """Return an identity of the photos' bytes, tags and splits; empty without a workspace."""
-    if not is_workspace(work):
+    if not kinds.is_workspace(work):
         return ""
     workspace = open_workspace(work)
     photos = workspace.photos()
