@@ -76,6 +76,16 @@ def test_help_before_a_command_is_its_help(run: Run) -> None:
     assert run("export", "--help", "yolo").out == run("export", "yolo", "--help").out
 
 
+@pytest.mark.parametrize(("line", "said"), [
+    ("learn-prototypes --help phi",
+     "No effect with --pixels all or regions: there are no seeds to threshold.\n"),
+    ("predict --help overlap", "No effect without --tile: photos are seen whole.\n"),
+    ("tag --help crop", "No effect with --no-rescore: nothing is cut out.\n"),
+    ("learn-prototypes --help rounds", "with --rounds 2 or\n    more:")])
+def test_an_option_says_where_it_has_no_effect(line: str, said: str, run: Run) -> None:
+    assert said in run(*line.split()).out
+
+
 def test_help_all_has_everything(run: Run) -> None:
     told = run("cam", "--help-all").out
     for entry in described(STAGES["cam"].stage.settings):

@@ -165,6 +165,12 @@ def test_the_papers_can_be_taken_out() -> None:
     assert users == {"papers"}
 
 
+def test_one_function_tells_whether_a_folder_is_a_workspace() -> None:
+    spelled = [path.name for path in PACKAGE.rglob("*.py")
+               if re.search(r'"workspace\.json"\)\.(exists|is_file)', path.read_text())]
+    assert spelled == ["kinds.py"]
+
+
 def test_few_read_true_masks() -> None:
     """`photo.mask` is spelled in no other command."""
     users = set()

@@ -15,6 +15,7 @@ from vpltool.command import CommandGroup, Globals, MadeOnce, stage_command, usag
 from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
 from vpltool.errors import ReaderGone, VplError, explain
+from vpltool.formats.kinds import is_workspace
 from vpltool.formats.shards import rank_of_process
 from vpltool.formats.workspace import check_folder, near_workspace
 from vpltool.methods import fault_of
@@ -82,7 +83,7 @@ def _global_options(
 def _say_what_is_next(ctx: typer.Context, work: Path) -> None:
     """Print the next command of a workspace, or elsewhere all commands."""
     check_folder(work)
-    if not (work / "workspace.json").exists():
+    if not is_workspace(work):
         if near := near_workspace(work):
             raise VplError(f"no workspace in {work}", near)
         print(ctx.get_help())

@@ -11,8 +11,9 @@ import dataclasses
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -323,8 +324,21 @@ def _option(entry: Described) -> str:
                           subsequent_indent="    ")
     lines += textwrap.wrap(format_help(shown), WIDTH, initial_indent="    ",
                            subsequent_indent="    ", break_on_hyphens=False)
-    return "\n".join([*lines, *(f"    No effect: {reason.why}."
-                                for reason in entry.no_effect)])
+    for reason in entry.no_effect:
+        where = " and ".join(starmap(_condition, reason.where.items()))
+        lines += textwrap.wrap(f"No effect {where}: {reason.why}.", WIDTH, initial_indent="    ",
+                               subsequent_indent="    ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _condition(name: str, values: Collection[object]) -> str:
+    """Spell values of an option: `with --pixels all or regions`, `without --tile`."""
+    option = name.replace("_", "-")
+    if isinstance(values, range):
+        return f"with --{option} {values.start} or more"
+    texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return {"": f"without --{option}", "False": f"with --no-{option}"}.get(
+        texts[0], f"with --{option} {' or '.join(texts)}")
 
 
 def setting_entry(entry: Described) -> JsonObject:

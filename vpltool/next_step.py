@@ -202,5 +202,5 @@ def warn_of_changes(workspace: Workspace) -> bool:
         return False
     if changes:
         console.warn(f"photos or tags have changed since `prepare`: {'; '.join(changes)}; "
-                     f"{prepare_line(workspace)} takes that in")
+                     f"{prepare_line(workspace)} picks up the changes")
     return bool(changes)

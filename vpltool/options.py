@@ -70,8 +70,8 @@ percentiles = partial(
     "bytes as they are, other numbers 2,98.", metavar="LOW,HIGH", record="changed", brief=False)
 
 allow_pipe = partial(
-    setting, False, "Take addresses that start a program: pipe:COMMAND. Only those of this command "
-    "line.", record="never", by_hand=True, off="-", brief=False)
+    setting, False, "Accept addresses that start a program, pipe:COMMAND, but only from this "
+    "command line.", record="never", by_hand=True, off="-", brief=False)
 
 
 def split(default: str = "train") -> str:

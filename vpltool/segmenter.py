@@ -14,7 +14,7 @@ from vpltool.engine.groups import GroupSettings
 from vpltool.engine.running import RunningSegmenter
 from vpltool.engine.segmenters import open_segmenter, stand_in_workspace
 from vpltool.errors import VplError, near_path
-from vpltool.formats import Workspace, open_workspace
+from vpltool.formats import Workspace, kinds, open_workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.changes import workspace_around
 from vpltool.formats.labels import png_bytes
@@ -159,7 +159,7 @@ class Segmenter:
 def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:
     """Return the workspace around a file, or a stand-in that names only the file's CLIP."""
     work = workspace_around(file.resolve())
-    if not pretrained and (work / "workspace.json").exists():
+    if not pretrained and kinds.is_workspace(work):
         return replace(open_workspace(work), normalise=model.get("normalise", "model"))
     return stand_in_workspace(Path() if pretrained else file.parent, model, pretrained=pretrained)
 

@@ -11,7 +11,7 @@ import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeAlias, TypeVar
@@ -38,7 +38,7 @@ Values: TypeAlias = dict[str, Any]
 class NoEffect:
     """Values of other settings, by name, that together leave a setting without effect; and why."""
 
-    where: Mapping[str, Container[object]]
+    where: Mapping[str, Collection[object]]
     why: str
 
 

@@ -122,7 +122,7 @@ def test_what_was_interrupted_is_incomplete(run: Run, copied: Path) -> None:
     tree = {line.split()[0]: line for line in shown.partition("\n\n")[0].splitlines()}
     assert tree["features/train"].endswith("INCOMPLETE")
     assert "incomplete  features/train" in shown
-    assert "1 result is incomplete; the command update completes it\n" in shown
+    assert "1 result is incomplete; to finish it, run update\n" in shown
     listed = {entry["name"]: entry for entry in json.loads(run("status", "--json", work=work).out)}
     assert [name for name, entry in listed.items() if entry["incomplete"]] == ["features/train"]
     assert listed["cams/text/train"]["stale"] == ["features/train is not up to date"]
@@ -136,7 +136,7 @@ def test_below_the_tree_is_what_is_stale(run: Run, copied: Path) -> None:
     tree, _, rest = run("status", work=work).out.partition("\n\n")
     assert tree.count("STALE") == 6
     assert rest == run("status", "--stale", work=work).out
-    assert rest.endswith("6 results are stale; the command update recomputes them\n")
+    assert rest.endswith("6 results are stale; to recompute them, run update\n")
 
 
 def test_another_tag_of_a_photo(run: Run, copied: Path) -> None:

@@ -85,6 +85,8 @@ def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> No
     assert "mIoU" in recipe.out
     assert "" not in recipe.out.splitlines()
     assert "predictions-segmenter on `val`: of 2 photos" in recipe.out
+    assert "predictions-segmenter on `val`: 2 photos, mean over" in recipe.out
+    assert (work / "scores/predictions-segmenter-val.json").exists()
     told = recipe.err.splitlines()[-5:]
     assert told == [
         f"Look at: {work}/pictures/masks.png",
@@ -107,6 +109,22 @@ def test_the_same_line_again_does_nothing(recipe: Result, run: Run, own: Path, t
     assert "on this machine" not in result.err
 
 
+@pytest.mark.parametrize(("lacks", "what"), [
+    ("train", "masks/seeds-refined-full"), ("val", "predictions/segmenter")])
+def test_a_split_without_true_masks_is_not_scored(
+        lacks: str, what: str, recipe: Result, run: Run, own: Path, tiny_clip: Path) -> None:
+    for scene in draw_scenes():
+        if scene.split == lacks:
+            (own / "masks" / f"{scene.id}.png").unlink()
+    result = again(run, own, tiny_clip)
+    assert result.code == 0, result.err
+    assert result.lines("warning:")[-1] == (
+        f"no photo of `{lacks}` has a true mask, so {what} is not scored")
+    assert result.out.count("mean over") == 1
+    refused = run("eval", "--what", what, "--split", lacks, work=own / "work")
+    assert refused.lines("error:") == [f"no photo of `{lacks}` has a true mask"]
+
+
 def test_photos_that_cannot_be_read_are_named_at_the_start_and_at_the_end(
         run: Run, own: Path, tiny_clip: Path) -> None:
     for name in ("photos/scene0", "photos/scene2", "new/holiday"):
@@ -121,7 +139,7 @@ def test_photos_that_cannot_be_read_are_named_at_the_start_and_at_the_end(
     assert "scene0: " not in failed
     assert left_out == ("an earlier step failed on 2 photos, which are skipped: "
                         "scene0, scene2")
-    assert "holiday.png: " in new
+    assert new.startswith("the photo failed: holiday.png: ")
     status = run("status", work=own / "work").out
     assert "       without 2 photos, which failed: scene0, scene2\n" in status
 

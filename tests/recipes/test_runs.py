@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run, draw_scenes, write_scenes
+from conftest import Result, Run, draw_scenes, prepare, write_scenes
 
 from vpltool.formats import describe
 from vpltool.recipes import runs
@@ -111,6 +111,38 @@ def test_pictures_of_other_values_are_kept_and_runs_listed(base: Path, run: Run)
                                                     ["pictures/masks.png", "2.5"]]
 
 
+def test_scores_of_other_photos_and_tags_are_marked(base: Path, run: Run) -> None:
+    masks(run, "photos=photos")
+    assert "photos and tags" not in masks(run, "alpha=8").err
+    tags = base / "tags.csv"
+    tags.write_text(tags.read_text().replace("scene0,bar", "scene0,bar;box"))
+    prepare(base)
+    assert run("update", work=base / "work").code == 0
+    record = base / "work/recipe.json"
+    content = json.loads(record.read_text())
+    for changed, first in ((content, "changed since"),
+                           (content | {"runs": [content["runs"][0] | {"data": ""},
+                                                *content["runs"][1:]]}, "not recorded")):
+        record.write_text(json.dumps(changed))
+        head, *rows = masks(run, "alpha=4").err.splitlines()[-4:]
+        assert head.endswith("photos and tags")
+        assert [row.rpartition("  ")[2] for row in rows] == [first, "changed since", "as now"]
+    photo = base / "photos/scene1.png"
+    photo.write_bytes((base / "photos/scene3.png").read_bytes())
+    assert run("update", work=base / "work").code == 0
+    assert masks(run, "alpha=1").err.splitlines()[-2].endswith("changed since")
+
+
+def test_names_of_kept_pictures_are_not_too_long(base: Path, run: Run) -> None:
+    words = base / f"{'long' * 55}.txt"
+    words.write_text("bar: long bar\n")
+    masks(run, "photos=photos", f"words={words.name}")
+    head, *rows = masks(run, "words=", "alpha=8").err.splitlines()[-3:]
+    kept = rows[0].split()[0]
+    assert len(kept) < 80
+    assert (base / "work" / kept).is_file()
+
+
 def test_values_that_change_nothing_keep_no_picture(base: Path, run: Run) -> None:
     (base / "words.txt").write_text("bar: bar\n")
     masks(run, "photos=photos")
@@ -162,11 +194,39 @@ def test_a_value_that_changes_no_step_is_warned_of(base: Path, run: Run) -> None
     assert result.lines("warning:") == ["extra=x has no effect with these values"]
 
 
+@pytest.mark.parametrize("before", ["", "timm:vit,", "dino:"])
+def test_a_file_of_another_spelling_is_no_change(before: str, base: Path, run: Run) -> None:
+    (base / "weights.pt").touch()
+    (base / "other.pt").touch()
+    (base / "link.pt").symlink_to("weights.pt")
+    (base / "masks.recipe").write_text(RECIPE.replace("words =", "encoder =\nwords =")
+                                       + "say $encoder\n")
+    masks(run, "photos=photos", f"encoder={before}weights.pt")
+    for path in (base / "weights.pt", "link.pt", f"../{base.name}/weights.pt"):
+        said = masks(run, f"encoder={before}{path}", "--dry-run").err
+        assert "since the last run" not in said
+    said = masks(run, f"encoder={before}other.pt", "--dry-run").err
+    assert "since the last run: encoder was" in said
+
+
+def test_a_value_that_has_lost_its_effect_is_forgotten(base: Path, run: Run) -> None:
+    (base / "words.txt").write_text("bar: bar\n")
+    (base / "masks.recipe").write_text(RECIPE.replace("words =", "name =\nwords =").replace(
+        "[--words $words]", "[--words $words --out $name]"))
+    place = "name=work/prototypes/text.safetensors"
+    masks(run, "photos=photos", "words=words.txt", place)
+    assert place in masks(run).err
+    said = masks(run, "words=")
+    assert place not in said.err
+    assert said.lines("warning:") == []
+    assert "name=" not in (base / "work/recipe.json").read_text()
+
+
 def test_weights_beside_a_model_are_found_from_another_folder(
         base: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     (base / "weights.pt").touch()
-    (base / "masks.recipe").write_text(RECIPE + "say $encoder\n".replace("$encoder", "done"))
-    (base / "masks.recipe").write_text(RECIPE.replace("words =", "encoder =\nwords ="))
+    (base / "masks.recipe").write_text(RECIPE.replace("words =", "encoder =\nwords =")
+                                       + "say $encoder\n")
     masks(run, "photos=photos", "encoder=timm:vit,weights.pt")
     (base / "below").mkdir()
     monkeypatch.chdir(base / "below")

@@ -52,6 +52,13 @@ def test_photos_with_features_that_are_not_finite_are_named(value: float, run: R
     assert "scene0" in says["features/train"] and "scene3" in says["features/train"]
 
 
+def test_where_all_photos_fail_there_are_no_others(run: Run, copied: Path) -> None:
+    for path in (copied / "work/features/train").glob("*.safetensors"):
+        tamper(path, put("tokens", float("nan")))
+    (error,) = run("cam", "--overwrite", work=copied / "work").lines("error:")
+    assert error.startswith("all 6 photos failed: scene0")
+
+
 def test_a_file_of_all_photos_is_not_made_of_them(run: Run, copied: Path) -> None:
     work = copied / "work"
     tamper(work / "features/train/scene2.safetensors", put("patches", float("nan")))

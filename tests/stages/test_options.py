@@ -104,7 +104,7 @@ def test_a_preset_s_values_are_not_warned_of(run: Run, ready: Path, tmp_path: Pa
     assert (result.code, result.lines("warning:")) == (0, [])
     result = run(*base, "--phi", "0.4", "--out", tmp_path / "y.safetensors", work=ready / "work")
     assert result.lines("warning:") == [
-        "--phi 0.4 has no effect with --pixels all: it is where seeds begin"]
+        "--phi 0.4 has no effect with --pixels all: there are no seeds to threshold"]
 
 
 COMMANDS: dict[str, tuple[object, ...]] = {

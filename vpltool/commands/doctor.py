@@ -25,7 +25,7 @@ from vpltool.formats import Header, Photo, Workspace, open_workspace, read_json
 from vpltool.formats.atomic import AT_WORK, PART, newest
 from vpltool.formats.changes import count_photos
 from vpltool.formats.input_folders import faults_in
-from vpltool.formats.kinds import folders_of, results_of
+from vpltool.formats.kinds import folders_of, is_workspace, results_of
 from vpltool.formats.manifest import MANIFEST, first_header, manifest_of, orphaned_folders
 from vpltool.formats.storage import check_file, salvaged_header
 from vpltool.names import short_path
@@ -77,7 +77,7 @@ def run(work: Path, settings: DoctorSettings) -> list[dict[str, str]]:
         `says`, and `repair`: the lines to type, or nothing.
     """
     found = [*_torch(), _disk(work)] if settings.machine else []
-    if (work / "workspace.json").exists():
+    if is_workspace(work):
         found += workspace_findings(work)
     return [asdict(finding) for finding in found]
 

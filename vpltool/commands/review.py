@@ -27,15 +27,15 @@ class ReviewSettings(Settings):
                             "predictions of the split, else its masks.", metavar="NAME")
     split: str = options.split()
     order: str = setting("worst-tags", "Which photos come first; worst-tags: those whose mask "
-                                       "disagrees most with their tags; uncertain: those of which "
-                                       "the segmenter, or the CRF, is least sure; random; file.",
+                                       "disagrees most with their tags; uncertain: those on which "
+                                       "the segmenter or the CRF is least sure; random; file.",
                          choices=tuple(ORDERS), metavar="|".join(ORDERS),
                          source="vpltool, docs/results.md")
     port: int = setting(8642, "Port; 0: any free one.", low=0, high=65535)
     open: bool = setting(False, "Open the browser.", off="-")
-    host: str = setting("127.0.0.1", "Address to listen on. Another than this machine's own needs "
-                                     "--token: whoever reaches it and has the token sees all "
-                                     "photos and changes masks, over HTTP without encryption.",
+    host: str = setting("127.0.0.1", "Address to listen on. Any but this machine's own needs "
+                                     "--token: whoever can reach it and has the token can see all "
+                                     "photos and change masks, over HTTP without encryption.",
                         metavar="ADDRESS", by_hand=True, brief=False)
     token: str = setting("", "Token of the address, 16 characters or more; default: a new one "
                              "each time.", by_hand=True, brief=False)
@@ -48,10 +48,10 @@ STAGE = Stage(order=89, panel="4. Scores and pictures", reads=("masks", "predict
 def run(workspace: Workspace, settings: ReviewSettings) -> list[str]:
     """Correct masks with clicks, in a page in the browser.
 
-    Click a region to give it a class; brush, polygon and eraser are there too. Every correction is
+    Click a region to give it a class, or use the brush, polygon or eraser. Every correction is
     saved at once, in `corrections/`, and can be undone later. A button trains again and shows the
-    new masks. The page is for this machine alone, and ends with Ctrl-C.
-    To correct masks in a paint program instead, see `export review`.
+    new masks. Only this machine can open the page; Ctrl-C ends it. To correct masks in a paint
+    program instead, see `export review`.
 
     Example: vpltool review --order worst-tags
 

@@ -17,9 +17,9 @@ from vpltool.formats.shards import check_alone
 from vpltool.formats.started import Word, read_started, write_started
 from vpltool.parallel import device, processes
 from vpltool.preset import read_preset
+from vpltool.recipes import runs
 from vpltool.recipes.parse import Recipe, Rounds, find_recipe, read_recipe, recipe_files
 from vpltool.recipes.runner import Job, checked_steps, run_steps, shell_lines
-from vpltool.recipes.runs import keep_sheets, last_values, run_of, table_of, tell_values, with_run
 from vpltool.recipes.terms import check_encoders, check_paths, path_in, path_names
 from vpltool.settings import RUNNING, Settings, Stage, setting
 from vpltool.shell import program
@@ -69,13 +69,15 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     """
     recipe = read_recipe(find_recipe(settings.recipe))
     started = read_started(path)
-    last = last_values(recipe, started)
+    last = runs.last_values(recipe, started)
     typed = _given(recipe, settings.values, path, last)
     given = last | typed
+    for name in runs.without_effect(recipe, given, last.keys() - typed.keys(), path):
+        del given[name]
     preset = read_preset(settings.preset) if settings.preset else None
     taken = given | _kept_precision(recipe, given, path)
     steps, terms = checked_steps(recipe, taken, path, preset)
-    tell_values(recipe, last, typed, steps, taken, path)
+    runs.tell_values(recipe, last, typed, taken, path)
     try:
         check_paths(recipe, given, last.keys() - typed.keys())
         check_encoders(terms, steps, path)
@@ -98,14 +100,14 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
                   if isinstance(step, Rounds) or not step.heading), len(steps))
     # Until the first step is done, there may be no workspace, or one of other photos.
     run_steps(job, steps[:first])
-    now = run_of(recipe, given, steps, path)
-    runs = keep_sheets(path, started.runs if started else (), now)
-    write_started(path, recipe.name, words, done=False, runs=runs)
+    now = runs.run_of(recipe, given, steps, path)
+    finished = runs.keep_sheets(path, started.runs if started else (), now)
+    write_started(path, recipe.name, words, done=False, runs=finished)
     run_steps(job, steps[first:])
-    runs = with_run(path, runs, now, job.reports)
-    write_started(path, recipe.name, words, done=True, runs=runs)
-    if len({tuple(run.values.items()) for run in runs if run.recipe == now.recipe}) > 1:
-        console.note(f"\n{table_of(runs)}")
+    finished = runs.with_run(path, finished, now, job.reports)
+    write_started(path, recipe.name, words, done=True, runs=finished)
+    if len({tuple(run.values.items()) for run in finished if run.recipe == now.recipe}) > 1:
+        console.note(f"\n{runs.table_of(finished)}")
     made = list(job.made)
     if job.failed:
         ids = list(job.failed)

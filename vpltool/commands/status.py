@@ -175,9 +175,9 @@ def _format_list(result: list[JsonObject]) -> str:
             if not entry["shards"]:
                 lines.append(f"       {entry['line']}")
     if any(entry["failed"] for entry in result):
-        lines.append("the command doctor says why photos failed")
-    for mark, verb in (("incomplete", "completes"), ("stale", "recomputes")):
+        lines.append("to see why photos failed, run doctor")
+    for mark, verb in (("incomplete", "finish"), ("stale", "recompute")):
         if count := sum(_mark(entry) == mark for entry in result):
-            lines.append(f"{counted(count, 'result is', 'results are')} {mark}; the command update "
-                         f"{verb} {'it' if count == 1 else 'them'}")
+            lines.append(f"{counted(count, 'result is', 'results are')} {mark}; to {verb} "
+                         f"{'it' if count == 1 else 'them'}, run update")
     return "\n".join(lines)

@@ -73,8 +73,8 @@ class RunsSegmenter(options.PerPhoto, shared=True):
         None, "Scale longer photos down to this first; 0: never; default: as in training.", low=0,
         metavar="PIXELS")
     tile: str = setting(
-        "", "See photos in overlapping tiles of this side, not scaled down unless max-side says "
-            "so; auto: photos longer than three times the side of training, in tiles of that side.",
+        "", "Segment photos in overlapping tiles of this side, at full size unless max-side is "
+            "given; auto: photos longer than three times the side of training, in tiles of it.",
         metavar="PIXELS|auto", record="changed")
     overlap: float = setting(
         0.25, "Overlap of neighbouring tiles, as a share of a tile.", low=0, high=0.9,

@@ -94,7 +94,7 @@ class SegmenterFile:
 
     def workspace(self, path: Path) -> Workspace:
         """Return the workspace to run in; where there is none, one that exists only in memory."""
-        if (path / "workspace.json").exists():
+        if kinds.is_workspace(path):
             return formats.open_workspace(path)
         return stand_in_workspace(path, self.header.model, self.header.facts.get("classes", ()))
 
@@ -179,7 +179,7 @@ class SegmenterFile:
         try:
             encoder = models.load_main(workspace, device)
         except VplError as error:
-            if not self.portable and (workspace.path / "workspace.json").exists():
+            if not self.portable and kinds.is_workspace(workspace.path):
                 raise
             raise VplError(f"{self.path} only names its encoder: {error.message}",
                            "`export('bundle')` without `clip='identity'` puts it into the file"

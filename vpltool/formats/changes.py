@@ -17,6 +17,7 @@ from vpltool.errors import counted
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.header import Header
+from vpltool.formats.kinds import is_workspace
 from vpltool.json_text import JsonObject, parse_json
 
 FILE = "changes.jsonl"
@@ -32,8 +33,7 @@ _TOPICS = {"classes": "classes", "tags": "photos", "photos": "photos", "captions
 
 def workspace_around(path: Path) -> Path:
     """Return the workspace folder that contains a path; the path itself if there is none."""
-    return next((folder for folder in (path, *path.parents)
-                 if (folder / "workspace.json").exists()), path)
+    return next(filter(is_workspace, (path, *path.parents)), path)
 
 
 def explain_change(workspace_path: Path, role: str, old_identity: str) -> str:

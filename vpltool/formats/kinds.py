@@ -146,7 +146,7 @@ _ALL = (
              "second": TensorSpec(("F16",), ("parts", "height", "width")),
          }),
     Kind("predictions", "labels-folder", "a segmenter's output: palette PNG", "`predict()`", {}),
-    Kind("scenes", "raster", "labels of a GeoTIFF, as one: where nodata is, 255",
+    Kind("scenes", "raster", "labels of a GeoTIFF, as a GeoTIFF; 255 is nodata",
          "`predict(images=['SCENE.tif'])`", {}, apart=True),
     Kind("probabilities", "tensors-folder", "a segmenter's class probabilities, with background",
          "`predict(probabilities=True)`", {
@@ -173,6 +173,11 @@ SECOND_FOLDER = "features-second"
 
 CHECKPOINT = ".checkpoint.safetensors"
 """Suffix of a training checkpoint, which lies beside the result."""
+
+
+def is_workspace(path: Path) -> bool:
+    """Return whether a folder is a workspace."""
+    return (path / "workspace.json").exists()
 
 
 def folder_of(work: Path, kind: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.formats.fields import FLAG, OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
+from vpltool.formats.kinds import is_workspace
 from vpltool.formats.storage import read_json, write_json
 from vpltool.formats.workspace import relative_to
 from vpltool.names import leads_out, short_path
@@ -35,12 +36,14 @@ class FinishedRun:
         values: value by name; paths are reduced to their names.
         scores: score in [0, 1] by title.
         pictures: paths of its contact sheets, relative to the workspace.
+        data: identity of the photos with their tags and splits; empty if not recorded.
     """
 
     recipe: str
     values: Mapping[str, str]
     scores: Mapping[str, float]
     pictures: tuple[str, ...]
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def write_started(work: Path, name: str, words: Iterable[Word], *, done: bool,
     Raises:
         VplError: the file cannot be written.
     """
-    if (work / "workspace.json").exists():
+    if is_workspace(work):
         write_json(work / FILE, {"recipe": name, "done": done, "words": [
             word if isinstance(word, str) else
             {"text": word[0], "path": relative_to(word[1], work)} for word in words],
@@ -99,7 +102,8 @@ def read_started(work: Path) -> StartedRecipe | None:
 
 
 def _run(content: Any) -> FinishedRun:
-    check_fields(content, {"recipe": TEXT, "values": TEXT_OF, "scores": OBJECT, "pictures": TEXTS})
+    check_fields(content, {"recipe": TEXT, "values": TEXT_OF, "scores": OBJECT, "pictures": TEXTS},
+                 {"data": TEXT})
     scores = content["scores"]
     if not all(isinstance(score, float) for score in scores.values()):
         raise ValueError("`scores` is not an object of numbers")
@@ -108,7 +112,8 @@ def _run(content: Any) -> FinishedRun:
     if away := next((name for name in content["pictures"]
                      if leads_out(name) or not name.startswith(PICTURES)), ""):
         raise ValueError(f"{away!r} is not below {PICTURES}")
-    return FinishedRun(content["recipe"], content["values"], scores, tuple(content["pictures"]))
+    return FinishedRun(content["recipe"], content["values"], scores, tuple(content["pictures"]),
+                       content.get("data", ""))
 
 
 def _check_typed(words: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ from vpltool.formats import changes, manifest, storage
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import NUMBER, NUMBER_OF, TEXT, TEXT_OR_NONE, TEXTS, check_fields
 from vpltool.formats.header import Header, identity_of_many
-from vpltool.formats.kinds import IGNORE, MOST_CLASSES
+from vpltool.formats.kinds import IGNORE, MOST_CLASSES, is_workspace
 from vpltool.json_text import JsonObject, parse_json
 from vpltool.names import leads_out, without_folders
 
@@ -263,7 +263,7 @@ def open_workspace(path: Path) -> Workspace:
         VplError: it is missing or damaged; the hint lists workspaces in subfolders.
     """
     check_folder(path)
-    if not (path / "workspace.json").exists():
+    if not is_workspace(path):
         raise VplError(f"no workspace in {path.resolve()}", _where_else(path))
     content = storage.read_json(path / "workspace.json", _PREPARE)
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
 from vpltool.engine.reports import format_table
+from vpltool.formats import identity_of_many, kinds, open_workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.started import PICTURES, FinishedRun, StartedRecipe
 from vpltool.recipes.parse import Recipe, Rounds, Step, steps_of
@@ -16,6 +17,9 @@ from vpltool.recipes.terms import path_in, path_names
 
 _MOST = 50
 """Maximum number of recorded runs."""
+
+_LONGEST = 40
+"""Maximum number of characters of the values in the name of a kept sheet."""
 
 _SCORES = {"scores": ("mIoU", lambda report: report["miou"]),
            "agreement": ("F1", lambda report: report["mean"]["f1"])}
@@ -35,15 +39,24 @@ def last_values(recipe: Recipe, started: StartedRecipe | None) -> dict[str, str]
             if equals and name in known and not value.startswith("pipe:")}
 
 
+def without_effect(recipe: Recipe, values: Mapping[str, str], names: Collection[str], work: Path
+                   ) -> list[str]:
+    """Return those of the names whose values change no step beside the other values."""
+    steps = steps_of(recipe, values, work)
+    return [value.name for value in recipe.values
+            if value.name in names and value.default is not None
+            and steps == steps_of(recipe, {**values, value.name: value.default}, work)]
+
+
 def tell_values(recipe: Recipe, last: Mapping[str, str], given: Mapping[str, str],
-                steps: Sequence[Step | Rounds], taken: Mapping[str, str], work: Path) -> None:
+                taken: Mapping[str, str], work: Path) -> None:
     """Print the values of the last run, and the changes; warn about given values without effect.
 
-    Values without effect change none of the `steps` beside the others in `taken`.
+    `taken` are the values of this run.
     """
     default = {value.name: value.default for value in recipe.values}
     kept = [f"{name}={value}" for name, value in last.items()
-            if name not in given and value != (default[name] or "")]
+            if name in taken.keys() - given.keys() and value != (default[name] or "")]
     if kept:
         console.note(f"as in the last run: {' '.join(kept)}")
     changes = [f"{name} was {old or 'not set'}, now {new or 'not set'}"
@@ -51,14 +64,16 @@ def tell_values(recipe: Recipe, last: Mapping[str, str], given: Mapping[str, str
                and not _same(old := last.get(name, default.get(name) or ""), new)]
     if changes:
         console.note(f"since the last run: {'; '.join(changes)}")
-    for name, value in given.items():
-        if value and default[name] is not None and value != default[name] and steps == steps_of(
-                recipe, {**taken, name: str(default[name])}, work):
-            console.warn(f"{name}={value} has no effect with these values")
+    for name in without_effect(recipe, taken, given, work):
+        if given[name] not in ("", default[name]):
+            console.warn(f"{name}={given[name]} has no effect with these values")
 
 
 def _same(one: str, other: str) -> bool:
-    return one == other or bool(one and other) and Path(one).resolve() == Path(other).resolve()
+    (text, path), (other_text, other_path) = (path_in(value, is_path=False)
+                                              for value in (one, other))
+    return one == other or bool(path and other_path) and text == other_text and (
+        Path(path).resolve() == Path(other_path).resolve())
 
 
 def run_of(recipe: Recipe, given: Mapping[str, str], steps: Sequence[Step | Rounds], work: Path
@@ -94,6 +109,8 @@ def keep_sheets(work: Path, runs: Sequence[FinishedRun], now: FinishedRun
     varied = varied_values([*runs, now])
     words = "-".join(f"{name}-{before.values.get(name) or 'none'}" for name in varied)
     label = re.sub(r"[^\w.+-]+", "-", words)
+    if len(label) > _LONGEST:
+        label = f"{label[:_LONGEST]}-{identity_of_many(before.values)[:8]}"
     kept = []
     for name in before.pictures:
         path = work / name
@@ -117,13 +134,24 @@ def with_run(work: Path, runs: Sequence[FinishedRun], now: FinishedRun,
 
     `runs` come from `keep_sheets`; `reports` are those of `eval` in this run.
     """
-    now = replace(now, scores=dict(_scores(reports)),
+    now = replace(now, scores=dict(_scores(reports)), data=_data_of(work),
                   pictures=tuple(name for name in now.pictures if (work / name).is_file()))
     others = [run for run in runs if (run.recipe, run.values) != (now.recipe, now.values)]
     if others and others[-1].recipe == now.recipe and _same_result(work, others[-1], now):
         for name in others.pop().pictures:
             (work / name).unlink(missing_ok=True)
     return (*others[1 - _MOST:], now)
+
+
+def _data_of(work: Path) -> str:
+    """Return an identity of the photos' bytes, tags and splits; empty without a workspace."""
+    if not kinds.is_workspace(work):
+        return ""
+    workspace = open_workspace(work)
+    photos = workspace.photos()
+    hashes = workspace.hashes_of(photos)
+    return identity_of_many({photo.id: [sorted(photo.tags), photo.splits, hashes.get(photo.id)]
+                             for photo in photos})
 
 
 def _scores(reports: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, float]]:
@@ -148,14 +176,20 @@ def _same_result(work: Path, one: FinishedRun, other: FinishedRun) -> bool:
 
 
 def table_of(runs: Sequence[FinishedRun]) -> str:
-    """Format the runs of the last run's recipe: sheet, differing values, scores in percent."""
+    """Format the runs of the last run's recipe: sheet, differing values, scores in percent.
+
+    If the photos or tags of some runs were others, the last column says which.
+    """
     own = [run for run in runs if run.recipe == runs[-1].recipe]
     varied = varied_values(runs)
     titles = list(dict.fromkeys(title for run in own for title in run.scores))
-    cells = [["sheet", *varied, *titles]]
+    data = {"": "not recorded", own[-1].data: "as now"}
+    differ = len({run.data for run in own}) > 1
+    cells = [["sheet", *varied, *titles, *["photos and tags"][:differ]]]
     for run in own:
         cells.append([next(iter(run.pictures), "-"),
                       *(run.values.get(name) or "-" for name in varied),
                       *(f"{100 * run.scores[title]:.1f}" if title in run.scores else "-"
-                        for title in titles)])
+                        for title in titles),
+                      *[data.get(run.data, "changed since")][:differ]])
     return format_table(cells, markdown=False)

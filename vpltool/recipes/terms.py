@@ -85,15 +85,14 @@ def path_names(recipe: Recipe) -> list[str]:
 def path_in(value: str, *, is_path: bool) -> tuple[str, str]:
     """Split a value into the text before a path, and the path; empty if it holds none.
 
-    Weights are a tag, a path, or timm:MODEL,PATH: only the disk tells which, except where the whole
-    value is known to be a path.
+    Weights are a tag, a path, timm:MODEL,PATH or MODEL:PATH: only the disk tells which, except
+    where the whole value is known to be a path.
     """
-    if value and (is_path or os.path.exists(value)):  # noqa: PTH110
+    if value and is_path:
         return "", value
-    model, comma, weights = value.partition(",")
-    if weights and os.path.exists(weights):  # noqa: PTH110
-        return model + comma, weights
-    return value, ""
+    starts = [0, *(match.end() for match in re.finditer("[,:]", value))]
+    return next(((value[:start], value[start:]) for start in starts
+                 if os.path.exists(value[start:])), (value, ""))  # noqa: PTH110
 
 
 def check_paths(recipe: Recipe, given: Mapping[str, str], kept: Collection[str] = ()) -> None:

@@ -11,7 +11,7 @@ from vpltool.core import agreement, segment
 from vpltool.datasets.words import read_classes
 from vpltool.engine import groups, headers, running, segmenters
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, JsonObject, Workspace, open_workspace
+from vpltool.formats import Header, InputFolder, JsonObject, Workspace, kinds, open_workspace
 from vpltool.lazy import np, npt
 from vpltool.methods.inputs import AUTO, parse_tile, side_of
 from vpltool.settings import setting
@@ -34,8 +34,8 @@ class PredictSettings(groups.GroupSettings):
     tags: bool = setting(False, "Allow only the photo's tagged classes, as CAMs do.",
                          record="changed")
     probabilities: bool = setting(
-        True, "Also store class probabilities of a split, and where it is given, of named photos; "
-              "crf prefers them to labels.",
+        True, "Also store class probabilities; of named photos, only if given. crf prefers them to "
+              "labels.",
         off="--labels-only", record="never")
     bands: str = options.bands()
     percentiles: str = options.percentiles()
@@ -100,7 +100,7 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
     segmenter = segmenter or segmenters.find_segmenter(workspace.path, choice)
     named = segmenter.named(workspace, read_classes(settings.classes).names
                             if settings.classes else ())
-    if not segmenter.portable and (path / "workspace.json").exists():
+    if not segmenter.portable and kinds.is_workspace(path):
         workspace.check_classes(segmenter.header, segmenter.path)
     elif not settings.images:
         raise VplError(f"`segmenter='{choice}'` is for photos that are named",

@@ -35,8 +35,8 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
 
     `predict --abstain 0.7` uses it: pixels that are less sure get 255. The
     file also says how many pixels keep a label at each level, and how often
-    the tags allow it. Only tags are read, so where a class is tagged, its
-    outlines are not judged. Bundles exported afterwards include it.
+    the tags allow that label. Tags say nothing about outlines. Bundles
+    exported afterwards include the temperature.
 
     Example: vpltool calibrate --decoder segmenter --split val
 

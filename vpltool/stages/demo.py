@@ -14,6 +14,7 @@ from vpltool.engine.photo_work import tracked
 from vpltool.errors import VplError
 from vpltool.formats import Header, Photo, Workspace, atomic, open_workspace, rasters, write_labels
 from vpltool.formats.geopackage import Polygon, write_geopackage
+from vpltool.formats.kinds import is_workspace
 from vpltool.formats.workspace import read_images, write_workspace
 from vpltool.lazy import Image, np, npt, rasterio
 from vpltool.parallel import processes
@@ -35,7 +36,7 @@ class DemoSettings(Settings):
     seed: int = options.seed()
     scene: bool = setting(
         False, "Also draw a GeoTIFF of 1,920 × 1,440 pixels, scene/photos/map.tif, and a "
-               "GeoPackage that says roughly where what is.", off="-")
+               "GeoPackage with a rectangle around each object.", off="-")
     overwrite: bool = options.overwrite()
 
 
@@ -110,7 +111,7 @@ def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
 
 def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
     """Return whether this demo exists already; another workspace is an error."""
-    if not (workspace.path / "workspace.json").exists():
+    if not is_workspace(workspace.path):
         return False
     photos = read_images(workspace.path / "images.jsonl")
     if (open_workspace(workspace.path) != workspace

@@ -21,7 +21,7 @@ from vpltool.lazy import F, np, npt
 from vpltool.parallel.ranks import joined
 from vpltool.parallel.threads import in_threads
 from vpltool.pictures.page import percent
-from vpltool.settings import Settings, Stage, setting, warn_without_effect
+from vpltool.settings import RUNNING, Settings, Stage, setting, warn_without_effect
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
 from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
 
@@ -50,6 +50,8 @@ class EvalSettings(Settings):
         0.0, "Also score boundaries: F1 within this share of the photo's diagonal, such as 0.02; "
              "0: no. Not for CAMs.", low=0, high=1)
     sweep: bool = setting(False, "Show the scores of CAMs at every threshold.", off="-")
+    if_any: bool = setting(False, "Warn, rather than fail, if no photo of the split has a true "
+                                  "mask.", off="-", panel=RUNNING, brief=False)
     limit: int = options.limit()
     out: Path | None = options.out()
 
@@ -78,7 +80,8 @@ def run(workspace: Workspace, settings: EvalSettings) -> reports.Report:
     Next: vpltool scores
 
     Returns:
-        scores, the confusion matrix of not too many classes, what was scored; of CAMs the sweep.
+        scores, the confusion matrix of not too many classes, what was scored; of CAMs the sweep;
+        nothing if there is no true mask and `if_any`.
 
     Raises:
         VplError: an input or a true mask is missing or damaged, or CAMs are to be cut in two ways.
@@ -108,8 +111,11 @@ def run(workspace: Workspace, settings: EvalSettings) -> reports.Report:
     total = len(photos)
     photos = [photo for photo in photos if photo.mask is not None]
     if not photos:
-        raise VplError(f"no photo of `{split}` has a true mask",
-                       _without_masks(workspace, source, split))
+        message = f"no photo of `{split}` has a true mask"
+        if settings.if_any:
+            console.warn(f"{message}, so {source.kind}/{source.name} is not scored")
+            return reports.Report({})
+        raise VplError(message, _without_masks(workspace, source, split))
     if len(photos) < total:
         console.warn(part_of(total - len(photos), total, "photos",
                              "has no true mask and is skipped",
@@ -312,6 +318,8 @@ def _worst(workspace: Workspace, each: Mapping[str, metrics.Confusion]) -> list[
 
 def show(report: reports.Report, values: Mapping[str, object]) -> str:
     """Format the scores as a table, and where they were written."""
+    if not report:
+        return ""
     if report["kind"] == "agreement":
         return "\n".join([*show_of_tags(report), *map(str, report.paths)])
     width = max(len(name) for name in report["iou"])
@@ -331,11 +339,14 @@ def show(report: reports.Report, values: Mapping[str, object]) -> str:
                                        for step, value in report["alphas"].items())]
     at = (f", threshold {report['threshold']:g} ({report['threshold_chosen_by']})"
           if "threshold" in report else "")
-    beyond = "" if report["supervision"] == "tags" else f"supervised by {report['supervision']}; "
-    lines += [f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
-              f"{report['classes_in_mean']} classes{at}",
-              f"protocol: made by {report['made_by']} under {format_preset(report['made_under'])}; "
-              f"{beyond}scored under {format_preset(report['scored_under'])}"]
+    lines.append(f"{report['what']} on `{report['split']}`: {report['photos']} photos, mean over "
+                 f"{report['classes_in_mean']} classes{at}")
+    if report["supervision"] != "tags":
+        lines.append(f"supervised by {report['supervision']}")
+    if report["made_under"] or report["scored_under"]:
+        lines.append(f"protocol: made by {report['made_by']} under "
+                     f"{format_preset(report['made_under'])}; "
+                     f"scored under {format_preset(report['scored_under'])}")
     return "\n".join([*lines, *map(str, report.paths)])
 
 

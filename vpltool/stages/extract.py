@@ -83,8 +83,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     """Run the frozen encoder over photos once, and store what later commands need.
 
     Photos are resized to multiples of the patch, each side separately, without a crop (CLIP-ES).
-    A CPU encodes no photo of more than 16,384 patches whole: it is named, with the side that would
-    do.
+    On a CPU, photos of more than 16,384 patches are refused, with a side that is small enough.
     --encoder runs another frozen vision transformer and writes to features-second/SPLIT. With
     --window, photos of any size fit into memory; tensors that span all patches are then not stored.
 

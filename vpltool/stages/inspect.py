@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError, near_name
-from vpltool.formats import KINDS, JsonObject, changes, describe, open_workspace, read_json
+from vpltool.formats import KINDS, JsonObject, changes, describe, kinds, open_workspace, read_json
 from vpltool.formats.manifest import Manifest, manifest_of
 from vpltool.settings import Settings, Stage, setting
 
@@ -95,7 +95,7 @@ def _describe_folder(path: Path) -> JsonObject:
         if found.failed:
             result["failed"] = found.failed
         return result
-    if (path / "workspace.json").exists():
+    if kinds.is_workspace(path):
         workspace = open_workspace(path)
         photos = workspace.photos()
         return {

@@ -54,9 +54,9 @@ class LearnPrototypesSettings(_phase_one.PixelSettings):
         "text", "Initial prototypes W; text, seeds from seed-prototypes, or a file.",
         metavar="NAME-OR-PATH", record="never", source="InMaP, official code: W begins as Z")
     phi: float = _phase_one.phi(
-        NoEffect({"pixels": ("all", "regions")}, "it is where seeds begin"), brief=False)
+        NoEffect({"pixels": ("all", "regions")}, "there are no seeds to threshold"), brief=False)
     phi_background: float = _phase_one.phi_background(
-        NoEffect({"pixels": ("all", "regions")}, "it is where background seeds end"), brief=False)
+        NoEffect({"pixels": ("all", "regions")}, "there are no seeds to threshold"), brief=False)
     cams: str = _phase_one.cams(UNSEEDED, brief=False)
     targets: str | None = setting(
         None, "P': text; or seeds, one-hot by the CAMs (eq. 9). Default: text for all pixels, "

@@ -40,8 +40,8 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
 
     Photos of a split go to predictions/NAME/SPLIT, those of a folder to
     predictions/NAME/FOLDER, single files to predictions/NAME/files; later
-    ones are added. GeoTIFFs are read by windows and go to scenes/NAME, as
-    GeoTIFFs.
+    photos are added. GeoTIFFs are read window by window; their labels go to
+    scenes/NAME, as GeoTIFFs.
 
     Example: vpltool predict --split val --scales 1,0.75 --flip
 

@@ -84,9 +84,9 @@ class _Earlier:
 def run(path: Path, settings: PrepareSettings) -> list[Path]:
     """Make a workspace from photos and tags.
 
-    Run it again to add photos, tags, classes or masks; omitted settings stay as they
-    were. If photos have moved, name their new folder. Other photos or another encoder are refused
-    unless you overwrite the workspace; even then CLIP or encoder stay unless you name one.
+    Run it again to add photos, tags, classes or masks; omitted settings keep their values. If
+    photos have moved, name their new folder. Other photos or another encoder are refused unless you
+    overwrite the workspace. Even then, it keeps its CLIP or encoder unless you name another.
 
     Next: vpltool text-prototypes
 
@@ -181,7 +181,7 @@ def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier
 
 def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier:
     """Read the existing workspace, if any; a damaged one may be overwritten."""
-    if not (path / "workspace.json").exists():
+    if not kinds.is_workspace(path):
         return _Earlier()
     try:
         workspace = open_workspace(path)
@@ -344,8 +344,9 @@ def _warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
     names = {root / photo.image: photo.image for photo in photos}
     if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
         console.warn(part_of(len(truncated), len(photos), "photos", "is", "are")
-                     + f" empty or truncated: {tags.some(truncated)}; extract or download "
-                     + ("it again" if len(truncated) == 1 else "them again"))
+                     + f" empty or truncated: {tags.some(truncated)}; replace "
+                     + ("it with an intact copy" if len(truncated) == 1 else
+                        "them with intact copies"))
 
 
 def _describe(workspace: Workspace, photos: Sequence[Photo], words: Words, afresh: str) -> None:

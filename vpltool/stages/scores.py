@@ -13,7 +13,7 @@ from vpltool.engine import reports
 from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import JsonObject, atomic, identity_of_many, open_workspace, read_json
-from vpltool.formats.kinds import folder_of, results_of
+from vpltool.formats.kinds import folder_of, is_workspace, results_of
 from vpltool.settings import Settings, Stage, setting
 
 
@@ -118,7 +118,7 @@ def _has_changed(work: Path, entry: Mapping[str, Any]) -> bool:
     """
     kind, what = str(entry.get("scored") or ""), str(entry.get("what", ""))
     name, split = what.removeprefix(f"{kind}-"), str(entry["split"])
-    if not kind or not entry.get("content") or not (work / "workspace.json").exists() or (
+    if not kind or not entry.get("content") or not is_workspace(work) or (
             {"..", "/"} & {*Path(name).parts, *Path(split).parts}):
         return False
     folder = work / kind / name / split

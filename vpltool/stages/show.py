@@ -143,7 +143,7 @@ def run(work: Path, settings: ShowSettings) -> Path:
     root, names = settings.photos, list(settings.what)
     if root is None and len(names) > 1 and panels.holds_labels(Path(names[0])) is False:
         root, names = Path(names[0]), names[1:]
-    bare = root is not None and names and not (work / "workspace.json").exists()
+    bare = root is not None and names and not kinds.is_workspace(work)
     workspace = panels.bare_workspace(work, names) if bare else open_workspace(work)
     columns = panels.open_columns(workspace, names, settings.split)
     named = named_photos([root]) if root else panels.new_photos(columns, workspace.path)

@@ -66,10 +66,10 @@ class StudentSettings(options.Replaces):
               "0.65; 1 with --begin random.", low=0, high=1,
         source="BEiT, Bao et al., ICLR 2022: 0.65 to 0.9")
     power: float = setting(0.9, "The learning rate decays as (1 - t)^POWER.", low=0)
-    average: float = setting(0.999, "Decay of the average of the weights, which is what is kept.",
+    average: float = setting(0.999, "Decay of the average of the weights, which is the result.",
                              low=0, high=1, source="Mean teacher, Tarvainen and Valpola 2017")
-    max_side: int = setting(352, "Longer photos are scaled down to this, in training and use: less "
-                                 "is faster; 0: never.", low=0, metavar="PIXELS")
+    max_side: int = setting(352, "Scale longer photos down to this, in training and in use; "
+                                 "smaller is faster. 0: never.", low=0, metavar="PIXELS")
     name: str = setting("student", "Name of the student.", record="never", inside=True)
     checkpoint_every: int = options.checkpoint_every(200)
     seed: int = options.seed()
@@ -83,11 +83,11 @@ STAGE = Stage(order=75, panel="3. Masks and segmenter", reads=("decoder", "proba
 
 
 def run(workspace: Workspace, settings: StudentSettings) -> Path:
-    """Train a small, fast segmenter on what a large one says of the photos.
+    """Train a small, fast segmenter on the predictions of a large one.
 
     It learns the class probabilities that `predict` has stored, averaged
-    over the scales that were asked for there; a class that a photo is not
-    tagged with gets none. The file holds the small network, so predict,
+    over the scales given there; a class that a photo is not tagged with
+    gets probability 0. The file contains the small network, so predict,
     eval and export need no other encoder.
 
     Example: vpltool train-student --teacher segmenter --encoder timm:mobilenetv3_small_100

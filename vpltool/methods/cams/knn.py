@@ -1,10 +1,10 @@
 """Classes of each patch's nearest patches in other photos (after Balažević et al., NeurIPS 2023).
 
-A patch asks the 30 patches of the bank that look most like it, with weights softmax(cos / 0.02):
-the share of a class among them is its map. The hummingbird evaluation does so with true masks. Here
-the bank's classes are seeds (`seed-prototypes --method bank`). A photo asks the rows of its own
-tags and of the background, and none of its own. The product with the bank is made in parts: memory
-does not grow with it. For a second round, make a bank of the result.
+Each patch is compared with the 30 most similar patches of the bank, with weights softmax(cos /
+0.02); a class's map is its share among them. The hummingbird evaluation does so with true masks;
+here the bank's classes are seeds (`seed-prototypes --method bank`). A photo uses the rows of its
+tags and of the background, but never rows from itself. The product with the bank is computed in
+parts, so memory does not grow with the bank. For a second round, make a bank from the result.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Settings(settings.Settings):
 def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
     """Make the share of each class among the neighbours of each patch (K_i, h, w), float32.
 
-    The rest to 1 is the background. Maps are zeros if there is no row to ask.
+    The rest to 1 is the background. Maps are zeros if there is no row.
     """
     number_of = {key: number for number, key in enumerate(batch.row_photos)}
     maps = []

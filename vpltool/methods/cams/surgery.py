@@ -1,13 +1,13 @@
 """CLIP Surgery's similarity: class scores minus their mean over all classes (as used by ExCEL).
 
 Each class is weighted by the photo's own vector, and the mean over all classes and background words
-is taken off (Li et al., CLIP Surgery, 2023; ExCEL, CVPR 2025). All rows of the prototypes take
-part; of a class with several, the best row of each patch counts. ExCEL combines it with
+is subtracted (Li et al., CLIP Surgery, 2023; ExCEL, CVPR 2025). All rows of the prototypes take
+part; if a class has several, the best row of each patch counts. ExCEL combines it with
 `extract --patches calibrated` and `text-prototypes --attributes`.
 
-The official code divides each channel by its norm over the photo's tokens, where a cosine would
-divide each token by its own. `normalise` has both; stored patches are divided by their own norm in
-any case. The code stretches a map over the patches and the class token, here over the patches.
+The official code divides each channel by its norm over the photo's tokens, whereas a cosine divides
+each token by its own norm. `normalise` offers both; stored patches are always divided by their own
+norm. The code stretches a map over patches and class token; here it is stretched over the patches.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The attention is softmax(γ (cos − β·mean)) over the patches where this is not negative, without the
 block's residual and MLP. Here the second encoder's patches are resampled to CLIP's grid; the
 official code resamples CLIP's values to the other grid. It also slides a window of 336 pixels;
-here the whole photo is seen at once. What the code leaves open is a patch without any partner,
-itself included, where all patches look alike: here it attends to itself.
+here the whole photo is used at once. The code leaves open what a patch without any partner does,
+not even itself, if all patches look alike: here it attends to itself.
 """
 
 from __future__ import annotations

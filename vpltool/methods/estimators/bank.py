@@ -1,11 +1,11 @@
 """A bank: every region or pixel is a row of its own, with its photo.
 
-With `--pixels regions` it holds a row for each class of each photo, and one for the rest of it:
-`refine --method retrieval` asks these (after CorrCLIPv2). With seeds it holds a row for each patch,
-`--max-pixels` at most: `cam --method knn` asks these (after the hummingbird evaluation of Balažević
-et al., NeurIPS 2023). Rows of classes without pixels are those of the text, and of no photo. Where
-a bank cannot hold all patches, the hummingbird evaluation prefers those of rare classes; here the
-same share of each photo is drawn.
+With `--pixels regions` it has a row for each class of each photo, and one for the rest of the
+photo; `refine --method retrieval` reads them (after CorrCLIPv2). With seeds it has a row for each
+patch, up to `--max-pixels`; `cam --method knn` reads them (after the hummingbird evaluation of
+Balažević et al., NeurIPS 2023). Classes without pixels get the rows of the text. If there are too
+many patches, the same share of each photo is drawn; the hummingbird evaluation prefers rare
+classes.
 
 Example: `vpltool seed-prototypes --method bank --pixels regions --out bank.safetensors`
 """

@@ -5,14 +5,13 @@ fitted again to the labels that it is sure of. Patches are measured by their own
 same settings serve encoders whose cosines lie elsewhere. `cam --method discriminant` reads the
 result; each row is also a prototype like any other, without its scale and bias.
 
-With `instances`, seeds need not know which tag they belong to. A photo without a tag shows what the
-class is not: for each tag, a discriminant between the seeds of its photos and all photos without it
-chooses the patches of its photos anew, three times. This is multiple-instance learning (Dietterich
-et al., 1997; mi-SVM, Andrews et al., NIPS 2002). It helps where photos have several tags, and harms
-where what tells photos apart is only a part of an object. So the seeds as they are teach a
-discriminant, too, and the one of both is kept that tells better which photo has which tag: it ranks
-the photos by the share that it gives to a class, and its mean average precision is known from tags
-alone.
+With `instances`, seeds need not know which tag they belong to, since photos without a tag show what
+its class is not. For each tag, a discriminant separates the seeds of its photos from all photos
+without it, and then chooses the patches of its photos again, three times. This is multiple-instance
+learning (Dietterich et al., 1997; mi-SVM, Andrews et al., NIPS 2002). It helps if photos have
+several tags, and harms if only a part of an object distinguishes photos. So the plain seeds teach a
+second discriminant. Each ranks the photos by the share that it gives to a class; the one with the
+better mean average precision, which needs only tags, is kept.
 """
 
 from __future__ import annotations
@@ -52,9 +51,9 @@ class Settings(settings.Settings):
                                     "identity.", low=1e-6, high=1,
                                source="as `train-decoder --method discriminant`")
     instances: float = setting(
-        0.0, "Share of a photo's pixels that are labelled with each of its tags before the first "
-             "round: those that photos without the tag lack; kept if the result tells tags better "
-             "than the seeds' does. 0: the seeds.", low=0, high=1,
+        0.0, "Share of a photo's pixels that get each of its tags before the first round: those "
+             "that photos without the tag lack. Kept if the result predicts the tags better than "
+             "that of the seeds. 0: the seeds.", low=0, high=1,
         record="changed", source="vpltool, 0.08 chosen on train-a of animals and of photos20")
     prior: float = setting(1.0, "Exponent of the class frequency: 1 is Bayes' rule, 0 treats all "
                                 "classes as equally likely.", low=0, source="Bayes' rule")

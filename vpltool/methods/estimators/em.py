@@ -6,9 +6,9 @@ it is, and prototypes whose match is poor stay. There the features are a network
 prototypes teach it; here they are a class's seeds, and the prototypes are the result. The moving
 average runs, and the rejection reads the matched pair, where the released code does neither.
 
-Open in the source for this use: the start, drawn as by k-means++ (there random, where seeds that
-all look alike would stay together); τ, as the seeds are normalised and PGSeg's tokens are not;
-photos a batch, and passes. The range of the rejection is that of all pairs of a batch.
+The source leaves open for this use: the start, here drawn as by k-means++ (with PGSeg's random
+start, seeds that look alike would stay together); τ, since the seeds are normalised and PGSeg's
+tokens are not; photos per batch, and passes. The rejection's range is that of all pairs of a batch.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 A region is the mean of a class's pixels in a photo. It counts where softmax(P·T / τ) gives its own
 tag more than 0.95, as VDA filters its instance prototypes. The prototypes are Q = (1 − α) T + α A
 with A the mean of the regions that count. VDA models A by a normalising flow and a Gaussian mixture
-(RealNVP, GMM, eight attributes a class): that is not here. Its α is 0.6 at best as a constant, or
-exp(−½‖z − μ‖²) with z in the flow's space; here by the distance of T and A. Not known to us: τ, and
-whether words of the background take part in the softmax.
+(RealNVP, GMM, eight attributes a class), which is not implemented. Its best constant α is 0.6; its
+other α is exp(−½‖z − μ‖²) with z in the flow's space, here by the distance of T and A. We do not
+know τ, and whether background words take part in the softmax.
 
 Example: `vpltool seed-prototypes --method vda --pixels regions`
 """

@@ -1,12 +1,12 @@
-"""Masks of other tools, or of segments of like colour, that say where classes end.
+"""Masks of other tools, or segments of similar colour, that say where classes end.
 
-Scores (of CAMs, or sharpened by the dense CRF first) say which class, proposals say where it ends:
-each has the mean of the scores inside, as in S2C (Kweon and Yoon, CVPR 2024) and SEPL (Chen et al.,
-2023), and votes for object or background with its own score times its agreement: how much more of
-that it has inside than there is outside. Which class an object is, its mean and the pixel's own
-scores say together. A word that a proposal brings votes with it where the photo has that tag, and
-not where it has not. Small proposals do not vote; pixels in none keep their scores. Where votes
-and scores disagree, a pixel is unsure: below `confidence`, it becomes 255.
+Scores (of CAMs, or sharpened by the dense CRF first) say which class it is, proposals where it
+ends. A proposal's scores are the mean of those inside it, as in S2C (Kweon and Yoon, CVPR 2024) and
+SEPL (Chen et al., 2023). It votes for object or background; the weight is its own score times its
+agreement: how much larger the share of what it votes for is inside than outside. Its mean and the
+pixel's own scores determine the class together. If a proposal has a word that is among the photo's
+tags, the word counts, too. Small proposals do not vote; pixels in none keep their scores. A pixel
+whose best label stays below `confidence`, since votes and scores disagree, becomes 255.
 """
 
 from __future__ import annotations

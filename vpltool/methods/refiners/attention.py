@@ -18,7 +18,7 @@ from vpltool.settings import NoEffect, setting
 READS = ("attention",)
 
 _UNMASKED = NoEffect({"mask": ("none",)}, "there are no boxes")
-_NO_BEGIN = NoEffect({"mask": ("none",)}, "it is where boxes begin")
+_NO_BEGIN = NoEffect({"mask": ("none",)}, "there are no boxes to threshold")
 
 
 def mask(default: str, source: str = "") -> str:

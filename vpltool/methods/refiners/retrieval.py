@@ -5,9 +5,9 @@ each, the 20 most similar regions of the same class in other photos are averaged
 come from photos that share a tag. A patch's score is half its cosine to the region, half that to
 the support. `seed-prototypes --method bank --pixels regions` makes the bank.
 
-CorrCLIPv2 knows no tags: it retrieves for the regions of a mask network, and scores regions by the
-text. Here the tags say what a region is: its own embedding takes the text's place, and patches are
-scored, not regions.
+CorrCLIPv2 has no tags: it retrieves for the regions of a mask network, and scores regions by the
+text. Here the tags say what a region is. So its own embedding replaces the text, and patches are
+scored instead of regions.
 """
 
 from __future__ import annotations

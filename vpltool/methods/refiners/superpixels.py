@@ -1,8 +1,8 @@
 """CLIP's attention, doubly stochastic, squared, in superpixels of the colours of each class.
 
-It is SSR's Superpixel-Guided Correction (AAAI 2026) without the second encoder, which
-`ssr` has. SLIC's superpixels are joined to regions of one colour; a class spreads from the regions
-that its map is sure of. Needs scikit-image: pip install 'vpltool[superpixels]'.
+It is SSR's Superpixel-Guided Correction (AAAI 2026) without the second encoder that `ssr` uses.
+SLIC's superpixels are joined to regions of one colour; a class spreads from the regions that its
+map is sure of. Needs scikit-image: pip install 'vpltool[superpixels]'.
 """
 
 from __future__ import annotations

@@ -71,12 +71,12 @@ class Settings(settings.Settings):
         None, "Classes, class words and background words of VOC or COCO.",
         choices=tuple(VOCABULARIES))
     tile: str = setting(
-        "", "Cut photos larger than this into tiles of this side, and GeoTIFFs, which are photos "
-            "of their own; auto: 512, of photos longer than three times that.",
+        "", "Cut GeoTIFFs and larger photos into tiles of this side, which then count as photos; "
+            "auto: 512, for photos longer than three times that.",
         metavar="PIXELS|auto")
     tags_of_folder: bool = setting(
-        False, "A row of the CSV may name a folder, or a TIFF of several pages, and so all frames "
-               "in it; a point is the whole folder.")
+        False, "A row of the CSV may name a folder or a TIFF of several pages; its tags are those "
+               "of all frames in it. The id . names the whole folder.")
     column: str = setting("", "Of a GeoPackage: the column of the classes. Default: class, label, "
                               "labels, category, type or name.", metavar="NAME", brief=False)
     bands: str = options.bands()
