@@ -147,7 +147,7 @@ def test_all_photos_unreadable(bare: Path, run: Run) -> None:
     for path in (bare / "photos").iterdir():
         path.write_bytes(b"")
     result = run("extract", "--workers", 0, work=bare / "work")
-    assert "6 of 6 photos failed" in result.lines("error:")[0]
+    assert "all 6 photos failed" in result.lines("error:")[0]
     later = run("cam", work=bare / "work")
     assert later.code == 1
     assert later.lines("hint:")

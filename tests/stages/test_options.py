@@ -62,7 +62,8 @@ def test_learn_prototypes(entry: Described, row: NoEffect, words: tuple[str, ...
         result = run("learn-prototypes", "--iters", 6, *base, *words, *options, "--out", out,
                      work=ready / "work")
         assert result.code == 0, result.err
-        assert result.lines("warning:") == ([
+        # Six steps at the default rate may raise the objective, which is warned of.
+        assert [line for line in result.lines("warning:") if "objective rose" not in line] == ([
             f"{' '.join(options)} has no effect with {' '.join(words)}: {row.why}"]
             if options else [])
         found.append(read_tensors(out, "prototypes")[1]["prototypes"])
