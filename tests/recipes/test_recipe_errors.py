@@ -10,7 +10,7 @@ from conftest import Result, Run, draw_scenes, write_scenes
 from safetensors.torch import save_file
 
 from vpltool.recipes.parse import read_recipe, recipe_files
-from vpltool.recipes.terms import path_names, terms_of
+from vpltool.recipes.terms import path_in, path_names, terms_of
 
 
 @pytest.fixture
@@ -178,3 +178,14 @@ def test_a_dry_run_warns_of_what_is_not_there(run: Run, own: Path) -> None:
         assert result.code == 0
         assert result.lines("warning:")[0].startswith(warning)
         assert "vpltool -C w prepare folder" in result.out
+
+
+@pytest.mark.parametrize(("value", "parts"), [
+    ("hf:org/name", ("hf:org/name", "")), ("hf-hub:org/name", ("hf-hub:org/name", "")),
+    ("dino:org/name", ("dino:", "org/name")), ("timm:vit,org/name", ("timm:vit,", "org/name")),
+    ("org/name", ("", "org/name")), ("openai", ("openai", ""))])
+def test_a_name_on_the_hub_is_no_folder(value: str, parts: tuple[str, str], tmp_path: Path,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org/name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert path_in(value, is_path=False) == parts

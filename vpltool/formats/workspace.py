@@ -210,7 +210,8 @@ class Workspace:
                 raise VplError(
                     f"no photo is in the split `{split}`",
                     "all are in `train`; add a column `split` with train or val to the CSV of "
-                    "tags, and prepare again; own-photos needs none with `held=0`" if known == {"train"} else near_name(split, known))
+                    "tags, and prepare again; the recipe own-photos needs none with `held=0`"
+                    if known == {"train"} else near_name(split, known))
         if not photos:
             raise VplError(f"{self.path / 'images.jsonl'} lists no photo", _PREPARE)
         unknown = {label for photo in photos for label in photo.tags} - set(self.classes)

@@ -90,7 +90,9 @@ def path_in(value: str, *, is_path: bool) -> tuple[str, str]:
     """
     if value and is_path:
         return "", value
-    starts = [0, *(match.end() for match in re.finditer("[,:]", value))]
+    # Names on the Hub look like paths, and may be those of folders here.
+    starts = [0, *(match.end() for match in re.finditer("[,:]", value)
+                   if not value.startswith(("hf:", "hf-hub:")))]
     return next(((value[:start], value[start:]) for start in starts
                  if os.path.exists(value[start:])), (value, ""))  # noqa: PTH110
 
