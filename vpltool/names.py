@@ -60,9 +60,14 @@ def short_path(path: Path) -> str:
     return min(os.path.relpath(whole), str(whole), key=len)
 
 
+def is_on_hub(model: str) -> bool:
+    """Return whether a model is named by its repository on the Hugging Face hub, not by a path."""
+    return model.startswith(("hf:", "hf-hub:"))
+
+
 def without_folders(encoder: str) -> str:
     """Strip the folders from a path given as `encoder`; names on the Hub are returned unchanged."""
-    return encoder if encoder.startswith(("hf:", "hf-hub:")) else _FOLDERS.sub("", encoder)
+    return encoder if is_on_hub(encoder) else _FOLDERS.sub("", encoder)
 
 
 def without_home(value: object, spell: Callable[[Path], str] = lambda path: path.name) -> object:

@@ -40,8 +40,7 @@ class Step(NamedTuple):
 def next_step(workspace: Workspace, state: State) -> Step:
     """Find the next step: an unfinished recipe, a stale result, a missing one, or looking at it."""
     photos = workspace.photos()
-    gone = sum(not workspace.image_path(photo).is_file() for photo in photos)
-    if gone:
+    if gone := len(workspace.missing(photos)):
         return _step(workspace, part_of(gone, len(photos), "photos", "is", "are")
                      + " not where `prepare` found them; this says how to repair it", "doctor")
     started = read_started(workspace.path)

@@ -219,8 +219,7 @@ def _photos(workspace: Workspace, photos: Sequence[Photo]) -> Iterator[Finding]:
     if twice:
         yield Finding("workspace", BROKEN, "images.jsonl", f"{count_photos(len(twice))} listed "
                       f"twice: {_named(twice)}", prepare_line(workspace))
-    gone = [photo.id for photo in photos if not workspace.image_path(photo).is_file()]
-    if gone:
+    if gone := [photo.id for photo in workspace.missing(photos)]:
         root = short_path(workspace.path / workspace.root)
         yield Finding(
             "workspace", BROKEN, "photos", part_of(len(gone), len(photos), "photos", "is", "are")

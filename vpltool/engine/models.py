@@ -12,7 +12,7 @@ from vpltool.errors import VplError
 from vpltool.formats import Workspace
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
-from vpltool.names import without_folders
+from vpltool.names import is_on_hub, without_folders
 from vpltool.parallel.device import find_device
 from vpltool.settings import Settings, setting
 
@@ -73,7 +73,7 @@ def only_moved(old: Workspace, new: Workspace) -> bool:
 
 def with_weights(encoder: str, weights: str) -> str:
     """Return the setting `encoder` with other weights; empty if it is empty."""
-    if not encoder or encoder.startswith(("hf:", "hf-hub:")):
+    if not encoder or is_on_hub(encoder):
         return encoder and weights
     if encoder.startswith("timm:"):
         return f"{encoder.partition(',')[0]},{weights}"

@@ -166,6 +166,10 @@ class Workspace:
         """Return the path of a photo."""
         return self.path / self.root / photo.image
 
+    def missing(self, photos: Iterable[Photo]) -> list[Photo]:
+        """Return the photos whose files do not exist."""
+        return [photo for photo in photos if not self.image_path(photo).is_file()]
+
     def hashes_of(self, photos: Iterable[Photo]) -> dict[str, str]:
         """Return a hash of each photo's file by id; unreadable files are left out.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vpltool.clip import encoders
 from vpltool.errors import VplError, near_path
+from vpltool.names import is_on_hub
 from vpltool.recipes.parse import Block, Line, Recipe, Rounds, Step, commands_of
 from vpltool.settings import Described
 from vpltool.shell import all_settings, settings_with, to_shell
@@ -91,8 +92,8 @@ def path_in(value: str, *, is_path: bool) -> tuple[str, str]:
     if value and is_path:
         return "", value
     # Names on the Hub look like paths, and may be those of folders here.
-    starts = [0, *(match.end() for match in re.finditer("[,:]", value)
-                   if not value.startswith(("hf:", "hf-hub:")))]
+    starts = [] if is_on_hub(value) else [
+        0, *(match.end() for match in re.finditer("[,:]", value))]
     return next(((value[:start], value[start:]) for start in starts
                  if os.path.exists(value[start:])), (value, ""))  # noqa: PTH110
 
