@@ -191,11 +191,11 @@ class OutputFolder(PhotoFolder):
         if self.failed:
             shown = "; ".join(_named(key, why) for key, why in sorted(self.failed.items())[:20])
             more = f"; and {len(self.failed) - 20} more" if len(self.failed) > 20 else ""
+            told = f"{len(self.failed)} of {self.total} photos failed, the others are done"
+            if len(self.failed) == self.total:
+                told = f"all {self.total} photos failed" if self.total > 1 else "the photo failed"
             raise PhotosFailed(
-                (f"{len(self.failed)} of {self.total} photos failed, the others are done: "
-                 if len(self.failed) < self.total else
-                 f"all {self.total} photos failed: " if self.total > 1 else "the photo failed: ")
-                + f"{shown}{more}",
+                f"{told}: {shown}{more}",
                 fix_and_repeat(len(self.failed), "run the same command again"), result,
                 sorted(self.failed))
 

@@ -184,12 +184,12 @@ def table_of(runs: Sequence[FinishedRun]) -> str:
     varied = varied_values(runs)
     titles = list(dict.fromkeys(title for run in own for title in run.scores))
     data = {"": "not recorded", own[-1].data: "as now"}
-    differ = len({run.data for run in own}) > 1
-    cells = [["sheet", *varied, *titles, *["photos and tags"][:differ]]]
+    last = ["photos and tags"] if len({run.data for run in own}) > 1 else []
+    cells = [["sheet", *varied, *titles, *last]]
     for run in own:
         cells.append([next(iter(run.pictures), "-"),
                       *(run.values.get(name) or "-" for name in varied),
                       *(f"{100 * run.scores[title]:.1f}" if title in run.scores else "-"
                         for title in titles),
-                      *[data.get(run.data, "changed since")][:differ]])
+                      *(data.get(run.data, "changed since") for _ in last)])
     return format_table(cells, markdown=False)

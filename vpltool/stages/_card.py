@@ -170,14 +170,16 @@ def _against_predict(segmenter: TrainedSegmenter, ways: list[Callable[[Tensor], 
         for size, pixels in photo_work.tracked(
                 title, photo_pixels(segmenter.encoder, paths, side), len(paths)):
             timed = photos < _TIMED
-            for row in seconds if timed else seconds[:1]:
+            for row in seconds[: _RUNS if timed else 1]:
                 labels = []
                 for number, run in enumerate(every):
                     begun = time.perf_counter()
                     logits = run(pixels)
                     row[number] = time.perf_counter() - begun
                     labels.append(segment.labels_of(logits[0].softmax(dim=0), size))
-            times, photos = times + seconds.min(axis=0) * timed, photos + 1
+            photos += 1
+            if timed:
+                times += seconds.min(axis=0)
             counts = [before + metrics.confusion(labels[-1], own, count)
                       for before, own in zip(counts, labels, strict=True)]
     found = [metrics.scores(each) for each in counts]

@@ -306,14 +306,16 @@ def _report(workspace: Workspace, source: InputFolder, tally: _Tally, split: str
 def _worst(workspace: Workspace, each: Mapping[str, metrics.Confusion]) -> list[JsonObject]:
     """The photos of the lowest mIoU, over the classes that each shows; the lowest first."""
     scored = {key: metrics.scores(counts).miou for key, counts in each.items() if counts.pairs}
-    order = sorted(scored, key=lambda key: (scored[key], key))[:WORST]
-    return [{"id": key, "score": round(scored[key], 6), "why": f"mIoU "
-             f"{100 * scored[key]:.1f}: " + ", ".join(
-                 f"{workspace.class_name(index)} " + ("-" if value != value else
-                                                      f"{100 * value:.0f}")
-                 for index, value in enumerate(metrics.scores(each[key]).iou.tolist())
-                 if value == value or each[key].totals()[1][index])}
-            for key in order]
+    found = []
+    for key in sorted(scored, key=lambda key: (scored[key], key))[:WORST]:
+        miou, iou = scored[key], metrics.scores(each[key]).iou
+        truth, predicted, _ = each[key].totals()
+        classes = ((truth > 0) | (predicted > 0)).nonzero()[0].tolist()
+        why = ", ".join(f"{workspace.class_name(index)} "
+                        f"{f'{100 * iou[index]:.0f}' if truth[index] else '-'}"
+                        for index in classes)
+        found.append({"id": key, "score": round(miou, 6), "why": f"mIoU {100 * miou:.1f}: {why}"})
+    return found
 
 
 def show(report: reports.Report, values: Mapping[str, object]) -> str:
