@@ -264,6 +264,19 @@ def _bf16_is_as_fast_everywhere() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _gpus_hidden(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests marked `cpu` see no GPU; the others run on one where there is one."""
+    if request.node.get_closest_marker("cpu"):
+        hide_gpus(monkeypatch)
+
+
+def hide_gpus(patch: pytest.MonkeyPatch) -> None:
+    """Let this process, and those that it starts, see no GPU."""
+    patch.setenv("CUDA_VISIBLE_DEVICES", "")
+    patch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_workers_unless_asked() -> Iterator[None]:
     """Without `workers`, work stays in this process: a worker takes seconds to import torch.

@@ -28,11 +28,15 @@ def free_port() -> int:
 
 
 def environment(**more: object) -> dict[str, str]:
-    """The environment of a process that imports this project, with one thread each."""
+    """The environment of a process that imports this project, with one thread each.
+
+    It sees no GPU: each process would need its own.
+    """
     kept = {name: value for name, value in os.environ.items()
             if name not in ("RANK", "WORLD_SIZE") and not name.startswith("SLURM_")}
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | {
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1",
+                   "CUDA_VISIBLE_DEVICES": ""} | {
         name: str(value) for name, value in more.items()}
 
 

@@ -77,6 +77,7 @@ def test_a_truncated_photo_among_good_ones(bare: Path, run: Run) -> None:
     assert len(mtimes(work / "cams/text/train")) == 6
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("scale", [1, 2])
 def test_a_photo_whose_attention_a_cpu_would_need_minutes_for(
         scale: int, bare: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

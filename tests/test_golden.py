@@ -9,7 +9,7 @@ from typing import Any
 
 import golden
 import pytest
-from conftest import Run
+from conftest import Run, hide_gpus
 from golden.record import LINES, differences, record
 
 from vpltool.methods import KINDS, find_methods
@@ -24,6 +24,7 @@ def recorded(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     work = tmp_path_factory.mktemp("golden")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
+        hide_gpus(patch)
         return json.loads(json.dumps(record(run, work)))
 
 

@@ -327,6 +327,7 @@ def _peaks(work: Path, lines: list[tuple[tuple[str, ...], bool]]) -> list[float]
     """Peak of the resident memory of each command, in MB."""
     # Freed blocks go back to the system at once: what is measured is what is held.
     settings = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536",
+                "CUDA_VISIBLE_DEVICES": "",
                 "PYTHONPATH": str(Path(vpltool.__file__).parent.parent)}
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps(

@@ -382,8 +382,8 @@ def test_projected_gradient_descent(harden: float, tau_i: float, world: World, r
     assert header.facts["course"][-1][-1] == inmap.LR / 2**halvings
     assert moved > 1e-2
     # The products over all pixels are in float32: how far 200 steps carry their rounding depends
-    # on the CPU (1.2e-5 on one with AMX).
-    assert difference < 2e-5
+    # on the CPU (1.2e-5 on one with AMX). A GPU has the pixels in half precision.
+    assert difference < (5e-3 if torch.cuda.is_available() else 2e-5)
 
 
 def test_imagenets_normalisation(run: Run, copied: Path, tmp_path: Path) -> None:

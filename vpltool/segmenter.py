@@ -47,7 +47,7 @@ class Segmentation:
         """Probabilities of background and classes (1 + classes, height, width), at full size."""
         whole = F.interpolate(self.field[None].float(), size=self.labels.shape, mode="bilinear",
                               align_corners=False)[0]
-        found: npt.NDArray[np.float32] = whole.cpu().numpy()
+        found: npt.NDArray[np.float32] = whole.numpy()
         return found
 
     def overlay(self) -> Image.Image:
@@ -152,7 +152,7 @@ class Segmenter:
         field = self._running.photo(rgb, replace(
             self._settings, scales=",".join(map(str, scales)), flip=flip, tile=str(tile),
             overlap=overlap))
-        return Segmentation(segment.labels_of(field, (rgb.shape[0], rgb.shape[1])), field,
+        return Segmentation(segment.labels_of(field, (rgb.shape[0], rgb.shape[1])), field.cpu(),
                             self.classes, rgb)
 
 

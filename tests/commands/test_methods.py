@@ -68,7 +68,7 @@ def refine(photo, settings):
 '''),
     "estimators": ("text, turned by a level", ("patches",), "", '''
 def estimate(pool, text, text_index, settings, seed):
-    noise = torch.randn(text.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(text.shape, generator=torch.Generator().manual_seed(seed)).to(text)
     rows = text + settings.toy_level * noise
     return rows / rows.norm(dim=-1, keepdim=True), text_index
 '''),

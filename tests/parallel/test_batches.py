@@ -123,6 +123,7 @@ def test_extract_writes_the_same_from_a_thread(run: Run, ready: Path, tmp_path: 
         assert (tmp_path / "x" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("command", [
     ("cam",), ("cam", "--method", "dense"), ("refine", "--cams", "text")], ids=" ".join)
 def test_cam_and_refine_write_the_same_from_a_thread(

@@ -26,7 +26,7 @@ RESERVED = {"aux", "con", "nul", "prn", *(f"{port}{number}" for port in ("com", 
 
 WITHOUT = f"""
 # Those that use it to be imported have it; what they call later, they have not.
-import os, signal, sys, shutil, subprocess, tempfile, multiprocessing, numpy
+import asyncio, os, signal, sys, shutil, subprocess, tempfile, multiprocessing, numpy
 multiprocessing.set_start_method("spawn", force=True)
 disk = shutil.disk_usage(".")
 shutil.disk_usage = lambda _folder: disk

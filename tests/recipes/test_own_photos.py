@@ -94,7 +94,8 @@ def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> No
         f"Segmenter: {work}/decoder/segmenter.safetensors",
         f"Masks to correct: vpltool -C {work} predict --split train --decoder segmenter, "
         f"then vpltool -C {work} export review --what predictions/segmenter",
-        f"New photos: vpltool -C {work} predict DIR --decoder segmenter --overlay"]
+        f"New photos: vpltool -C {work} predict DIR --decoder segmenter --max-side 512 "
+        "--precision auto --overlay"]
     assert all(Path(line.split(": ")[1]).exists() for line in told[:3])
     line = told[4].partition("vpltool ")[2].replace("DIR", str(own / "new"))
     assert run(*shlex.split(line)).code == 0

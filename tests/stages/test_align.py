@@ -101,7 +101,7 @@ def test_maps_are_those_of_the_alignment(method: str, run: Run, aligned: Path) -
         else:
             wanted = gradcam(AlignedHead.of(head_of(aligned), space),
                              stored["tokens"].float()[None], grid, rows, index, [made["classes"]])
-        torch.testing.assert_close(made["cam"], wanted[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(made["cam"], wanted[0], atol=3e-5, rtol=1e-4)
 
 
 def test_other_commands_take_them(run: Run, aligned: Path) -> None:
@@ -163,9 +163,11 @@ def test_seeds_are_means_of_mapped_patches(run: Run, aligned: Path) -> None:
             if float(scores.max()) >= 0.6:
                 seeds.setdefault(int(cam["classes"][scores.argmax()]), []).append(space(patch))
     assert seeds
+    # A GPU has the patches in half precision.
+    atol = 5e-4 if torch.cuda.is_available() else 1e-4
     for owner, vectors in seeds.items():
         wanted = F.normalize(torch.stack(vectors).mean(dim=0), dim=0)
-        torch.testing.assert_close(found[index.tolist().index(owner)], wanted, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found[index.tolist().index(owner)], wanted, atol=atol, rtol=0)
 
 
 def test_rows_of_regions(run: Run, ready: Path, tmp_path: Path) -> None:

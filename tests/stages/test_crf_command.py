@@ -130,6 +130,7 @@ def test_photos_are_worked_on_at_a_bounded_size(run: Run, ready: Path, tmp_path:
     assert all((whole[key] == wanted[key]).all() for key in wanted)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("workers", [0, 3])
 def test_photos_that_need_much_memory_are_told(workers: int, run: Run, ready: Path, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:

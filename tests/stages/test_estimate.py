@@ -60,6 +60,7 @@ def test_the_steps_are_those_of_the_segmenter_that_is_named(run: Run, ready: Pat
     assert "linear" in refused.err
 
 
+@pytest.mark.cpu
 def test_it_is_multiplied_by_the_photos_and_steps(run: Run, ready: Path,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "_encoder_seconds", lambda *_: 0.5)
@@ -75,8 +76,13 @@ def test_training_of_encoders_counts_where_it_is_asked_for(
         run: Run, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ("--iters", 10, "--crop", 4, "--width", 16, "--layers", 2, "--json")
     network = "timm:vit_tiny_patch16_224"
-    monkeypatch.setattr(encoders, "load_encoder",
-                        lambda source, _device: encoders.random_encoder(source, 0))
+
+    def random_encoder(source: Any, device: torch.device) -> encoders.Encoder:
+        made = encoders.random_encoder(source, 0)
+        made.vision.to(device)
+        return made
+
+    monkeypatch.setattr(encoders, "load_encoder", random_encoder)
     seen: list[tuple[int, int]] = []
     losses = joint._losses
 
@@ -95,6 +101,7 @@ def test_training_of_encoders_counts_where_it_is_asked_for(
     assert seen == [(0, 256)] * 3 + [(0, 32)] * 3
 
 
+@pytest.mark.cpu
 def test_only_new_photos_count(run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = copied / "work"
     done = run("estimate", "--new", work=work)

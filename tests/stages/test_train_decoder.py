@@ -597,6 +597,7 @@ def test_precision_without_an_encoder_is_told(options: tuple[object, ...], why: 
     assert "precision" not in header_of(tmp_path / "x").options
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("source", ["features", "photos"])
 def test_steps_in_a_slow_format_are_warned_of_once(source: str, run: Run, layered: Path,
                                                    tmp_path: Path,

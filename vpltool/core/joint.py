@@ -68,8 +68,10 @@ class LowRank(nn.Module):
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5)
-        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank))
+        # Drawn on the CPU: a seed draws the same numbers for every device.
+        down = torch.randn(rank, weight.shape[1]) / weight.shape[1] ** 0.5
+        self.down = nn.Parameter(down.to(weight.device))
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return W + up·down."""

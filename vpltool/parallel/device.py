@@ -7,7 +7,9 @@ import ctypes
 import functools
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.lazy import torch
@@ -102,6 +104,32 @@ def find_precision(choice: str, device: torch.device,
             warn(f"{choice} is about {slower:.0f} times slower than fp32 on this CPU, which lacks "
                  "the instructions for it: `precision='fp32'`")
     return dtype_of(choice)
+
+
+@contextlib.contextmanager
+def fixed_order(device: torch.device) -> Iterator[None]:
+    """Let a GPU sum in a fixed order while the block runs, so that a seed gives the same bits.
+
+    Operations for which torch has no such order run as they are.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    # Read by cuBLAS when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    fixed, warn_only = (torch.are_deterministic_algorithms_enabled(),
+                        torch.is_deterministic_algorithms_warn_only_enabled())
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deterministic.*")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        memory.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(fixed, warn_only=warn_only)
+            memory.fill_uninitialized_memory = filled
 
 
 def widest(device: torch.device) -> torch.dtype:

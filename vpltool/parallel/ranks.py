@@ -130,7 +130,7 @@ def joined(choice: str, *, double: bool = False) -> Iterator[Ranks]:
     with _ended_by_signals():
         try:
             if device.type == "cuda":
-                torch.cuda.set_device(device)
+                torch.cuda.set_device(device.index or 0)
             # Both on GPUs, so that numbers on the host are exchanged without waiting for the GPU.
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             torch.distributed.init_process_group(backend, timeout=_PATIENCE)
