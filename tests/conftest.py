@@ -264,6 +264,15 @@ def _bf16_is_as_fast_everywhere() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _gpus_hidden_from_files(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As `_gpus_hidden`, and so are the fixtures of a file that is marked as a whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("cpu"):
+            hide_gpus(patch)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _gpus_hidden(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests marked `cpu` see no GPU; the others run on one where there is one."""

@@ -368,6 +368,7 @@ def test_quiet_is_taken_before_and_after_the_command(words: tuple[str, ...], run
     assert (result.code, result.err) == (0, "")
 
 
+@pytest.mark.cpu
 def test_a_slow_precision_is_warned_about(run: Run, copied: Path,
                                           monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vpltool.parallel.device.slowdown_of", lambda _dtype: 70.4)

@@ -9,11 +9,14 @@ from typing import Any
 
 import golden
 import pytest
-from conftest import Run, hide_gpus
+from conftest import Run
 from golden.record import LINES, differences, record
 
 from vpltool.methods import KINDS, find_methods
 from vpltool.stages import find_stages
+
+# The bytes that a CPU gives.
+pytestmark = pytest.mark.cpu
 
 EXPECTED: dict[str, Any] = json.loads(
     (Path(golden.__file__).parent / "expected.json").read_text())
@@ -24,7 +27,6 @@ def recorded(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     work = tmp_path_factory.mktemp("golden")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
-        hide_gpus(patch)
         return json.loads(json.dumps(record(run, work)))
 
 

@@ -379,7 +379,9 @@ def test_what_was_made_endless_is_a_flaw(tmp_path: Path) -> None:
     for name, (content, said) in cases.items():
         (tmp_path / name).write_bytes(content)
         found = list(read_tar(str(tmp_path / name)))
-        assert any(said in flaw.where for flaw in found if not isinstance(flaw, Pair)), found
+        # Some Pythons refuse the name themselves, as an empty header.
+        assert any(said in flaw.where or flaw.where.endswith("(empty header)")
+                   for flaw in found if not isinstance(flaw, Pair)), found
     with tarfile.open(tmp_path / "whole.tar.xz", "w:xz") as tar:
         for number in range(300):
             for suffix, text in (("jpg", b"photo"), ("txt", b"a dog")):

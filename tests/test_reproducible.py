@@ -14,6 +14,9 @@ from conftest import Run
 from vpltool.shell import settings_with
 from vpltool.stages import find_stages
 
+# A GPU sums in other orders for other batches.
+pytestmark = pytest.mark.cpu
+
 Lines = list[list[str]]
 
 _WORKERS = {"extract", "predict", "train-decoder"}

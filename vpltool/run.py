@@ -16,6 +16,7 @@ from vpltool.formats.header import under_preset
 from vpltool.formats.shards import find_shard, rank_of_process, shard_of_environment
 from vpltool.formats.workspace import check_folder
 from vpltool.methods import KINDS, find_method, find_methods
+from vpltool.options import PerPhoto
 from vpltool.parallel.device import find_device, fixed_order, settle_precision
 from vpltool.parallel.once import once, write_alone, writer
 from vpltool.settings import Settings, described, make, names_of, renamed, values_of
@@ -53,7 +54,8 @@ def run_stage(
             remove_leftovers(path, below=1)
         where: Workspace | Path = path if found.stage.begins else open_workspace(path)
         # What learns from all photos: a sum in another order would be carried on by each step.
-        learns = found.stage.together and "device" in names_of(found.stage.settings)
+        learns = ("device" in names_of(found.stage.settings)
+                  and not issubclass(found.stage.settings, PerPhoto))
         with (fixed_order(find_device(str(values_of(settings)["device"]))) if learns
               else contextlib.nullcontext()):
             return found.run(where, settings)

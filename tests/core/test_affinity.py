@@ -10,7 +10,6 @@ from reference import clip_es, weclip
 from torch import Tensor
 
 from vpltool.core.affinity import (
-    _components,
     box_mask,
     patch_walk,
     sinkhorn_scaling,
@@ -166,18 +165,6 @@ def test_refine_takes_as_many_steps_as_are_asked_for(steps: int, tau: float) -> 
     found = refine(cams, patches, affinity="patches", mask="none", normalise=False, steps=steps,
                    tau=tau)
     torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("rounds", [2, 8, 100])
-def test_how_often_one_looks_does_not_change_the_components(rounds: int) -> None:
-    """On a GPU one looks seldom. A snake takes more rounds to label than the map is wide."""
-    snake = torch.zeros(9, 9, dtype=torch.bool)
-    snake[::2] = True
-    snake[1::4, -1] = snake[3::4, 0] = True
-    bright = torch.stack([snake, *(some_maps(3, 9, 9) > 0.2)])
-    found = _components(bright, rounds)
-    assert found[0].unique().tolist() == [0, 81]
-    assert torch.equal(found, _components(bright, 1))
 
 
 @pytest.mark.parametrize(("patches", "blocks"), [(12, 6), (12, 1), (1, 3)])

@@ -352,6 +352,7 @@ def test_a_student_is_counted_trained_and_scored(run: Run, own: Path, tiny_clip:
     assert header is not None and header.options["iters"] == 2
 
 
+@pytest.mark.cpu
 def test_precision_is_what_the_machine_is_fast_in(run: Run, own: Path, tiny_clip: Path,
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vpltool.parallel.device.slowdown_of", lambda _dtype: 0.3)

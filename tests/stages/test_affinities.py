@@ -64,7 +64,7 @@ def test_excel_averages_so_many_blocks(root: Path, tmp_path: Path, run: Run) -> 
     assert run(*command, "--overwrite", work=root).code == 0
     wanted = refine(maps_of(root / "cams/text/train"), each.float().mean(dim=0), threshold=0.79)
     assert len(each) == 3, "the default, six, is all that this model has"
-    torch.testing.assert_close(maps_of(tmp_path / "cams"), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(maps_of(tmp_path / "cams"), wanted, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["excel", "rfm"])

@@ -526,6 +526,7 @@ def test_overlays(run: Run, work: Path, holiday: Path) -> None:
     assert {name: (folder / name).stat().st_mtime_ns for name in drawn} == drawn
 
 
+@pytest.mark.cpu
 def test_a_photo_that_a_cpu_would_take_minutes_for_is_named(
         run: Run, work: Path, holiday: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before its attention, which grows with the square of its patches; the others are done."""
@@ -599,6 +600,7 @@ def _of_side(work: Path, side: int) -> Path:
     return other
 
 
+@pytest.mark.cpu
 def test_tiles_are_seen_in_threads(work: Path, holiday: Path, monkeypatch: pytest.MonkeyPatch
                                    ) -> None:
     """On a CPU each by a core of its own, with the same result; all cores are free again then."""

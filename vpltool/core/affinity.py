@@ -14,12 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vpltool.lazy import F, Tensor, torch
+from vpltool.lazy import F, Tensor, np, scipy, torch
 
 SINKHORN_ROUNDS = 3
-
-_UNSEEN_ROUNDS = 8
-"""On a GPU, rounds in which components grow between two checks whether they still do."""
 
 
 def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[Tensor, Tensor]:
@@ -42,50 +39,22 @@ def box_mask(cams: Tensor, threshold: float | Tensor, *, exclusive: bool = False
     The threshold is λ, 0.4 for VOC and 0.7 for COCO, or one for each map (maps, 1, 1). `exclusive`
     leaves the map's last row and column out of every box, as in CLIP-ES.
     """
-    count, height, width = cams.shape
+    _, height, width = cams.shape
     # CLIP-ES normalises a map twice, so its maximum is 1 − 1e-7, which is level 254, and the
     # threshold is int(λ·254). In half precision the maximum would be 1.
     levels = (cams.clamp(max=1 - 1e-7) * 255).floor()
     bright = levels > (threshold * levels.amax(dim=(1, 2), keepdim=True)).floor()
-    component = _components(bright, _UNSEEN_ROUNDS if bright.is_cuda else 1)
-    y, x = torch.meshgrid(torch.arange(height, device=cams.device),
-                          torch.arange(width, device=cams.device), indexing="ij")
-    size = height * width
-    slot = component.flatten(1)
-    corners = []
-    for coordinate, reduce in ((y, "amin"), (y, "amax"), (x, "amin"), (x, "amax")):
-        start = slot.new_full((count, size + 1), size if reduce == "amin" else -1)
-        values = coordinate.reshape(1, -1).expand(count, -1)
-        corners.append(start.scatter_reduce(1, slot, values, reduce)[:, 1:])
-    # Each box is +1 and -1 at its corners; cumulative sums along both axes fill it.
-    fill = cams.new_zeros(count, height + 1, width + 1, dtype=torch.long)
-    photo, box = (corners[1] >= 0).nonzero(as_tuple=True)
-    top, bottom, left, right = (corner[photo, box] for corner in corners)
-    below, beyond = bottom + 1, right + 1
-    if exclusive:
-        below, beyond = below.clamp(max=height - 1), beyond.clamp(max=width - 1)
-    for row, column, sign in ((top, left, 1), (below, left, -1), (top, beyond, -1),
-                              (below, beyond, 1)):
-        fill.index_put_((photo, row, column), torch.full_like(row, sign), accumulate=True)
-    return fill.cumsum(1).cumsum(2)[:, :height, :width] > 0
+    inside = np.zeros(bright.shape, bool)
+    # On the host: on a GPU, components of so few pixels are hundreds of tiny operations.
+    for area, map_ in zip(inside, bright.cpu().numpy(), strict=True):
+        components, _ = scipy.ndimage.label(map_, np.ones((3, 3)))
+        for rows, columns in scipy.ndimage.find_objects(components):
+            area[_ending(rows, height - exclusive), _ending(columns, width - exclusive)] = True
+    return torch.from_numpy(inside).to(cams.device)
 
 
-def _components(bright: Tensor, rounds: int) -> Tensor:
-    """Label 8-connected components with their largest pixel number, from 1; dark pixels get 0.
-
-    Each round grows the labels by one pixel until nothing changes. Further rounds change nothing
-    either, so the check, which waits for a GPU, is made only every `rounds` rounds.
-    """
-    count, height, width = bright.shape
-    numbers = torch.arange(1, height * width + 1, device=bright.device, dtype=torch.float32)
-    labels = numbers.view(1, height, width) * bright
-    while True:
-        grown = labels
-        for _ in range(rounds):
-            grown = F.max_pool2d(grown[:, None], 3, stride=1, padding=1)[:, 0] * bright
-        if torch.equal(grown, labels):
-            return labels.long()
-        labels = grown
+def _ending(side: slice, end: int) -> slice:
+    return slice(side.start, min(side.stop, end))
 
 
 def attention_walk(attentions: Sequence[Tensor], shares: Sequence[float], maps: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.lazy import torch
@@ -119,17 +118,20 @@ def fixed_order(device: torch.device) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     fixed, warn_only = (torch.are_deterministic_algorithms_enabled(),
                         torch.is_deterministic_algorithms_warn_only_enabled())
-    memory: Any = torch.utils.deterministic
-    filled = memory.fill_uninitialized_memory
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    attention = torch.backends.cuda.mem_efficient_sdp_enabled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deterministic.*")
+        # The only one whose gradient has no fixed order.
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
         torch.use_deterministic_algorithms(True, warn_only=True)
-        memory.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
             yield
         finally:
+            torch.backends.cuda.enable_mem_efficient_sdp(attention)
             torch.use_deterministic_algorithms(fixed, warn_only=warn_only)
-            memory.fill_uninitialized_memory = filled
+            torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 def widest(device: torch.device) -> torch.dtype:
