@@ -38,10 +38,10 @@ def test_during_the_imports_it_is_one_line(name: str, start: str) -> None:
                                         "hint: run the same command again to continue"]
 
 
-def interrupt_and_drop() -> None:
+def interrupt_and_drop(number: int = signal.SIGINT) -> None:
     """What a bare `except` in a library does with Ctrl-C."""
     try:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
     except BaseException:  # noqa: BLE001
         return
 
@@ -78,11 +78,16 @@ def test_dropped_before_the_work_it_ends_the_work(run: Run, copied: Path,
     assert not list((copied / "work/features/train").glob("scene5*"))
 
 
-def test_what_a_half_imported_library_raises_is_not_shown(
-        run: Run, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "error"), [
+    (signal.SIGINT, AttributeError("module 'numpy' has no attribute 'multiply'")),
+    (signal.SIGTERM, SystemError("numpy: numba returned a result with an exception set"))],
+    ids=["half imported", "compiled"])
+def test_what_an_interrupted_library_raises_is_not_shown(
+        number: int, error: Exception, run: Run, ready: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_args: object) -> str:
-        interrupt_and_drop()
-        raise AttributeError("module 'numpy' has no attribute 'multiply'")
+        interrupt_and_drop(number)
+        raise error
 
     monkeypatch.setattr("vpltool.commands.status.show", fail)
     result = run("status", work=ready / "work")

@@ -385,7 +385,7 @@ def save_sam(folder: Path, *, second: bool) -> None:
 
 @pytest.mark.parametrize("second", [False, True], ids=["sam", "sam2"])
 def test_sam_runs_on_random_weights(second: bool, work: Path, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", minversion="5.20")
     torchvision_works()
     torch.manual_seed(0)
     save_sam(tmp_path / "sam", second=second)

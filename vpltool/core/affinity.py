@@ -27,8 +27,8 @@ def sinkhorn_scaling(attention: Tensor, rounds: int = SINKHORN_ROUNDS) -> tuple[
     rows = torch.ones_like(attention[..., 0])
     columns = torch.ones_like(rows)
     for _ in range(rounds):
-        columns = 1 / torch.einsum("bij,bi->bj", attention, rows).clamp_min(1e-12)
-        rows = 1 / torch.einsum("bij,bj->bi", attention, columns).clamp_min(1e-12)
+        columns = 1 / (rows[:, None] @ attention)[:, 0].clamp_min(1e-12)
+        rows = 1 / (attention @ columns[..., None])[..., 0].clamp_min(1e-12)
     return rows, columns
 
 

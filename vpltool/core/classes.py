@@ -42,9 +42,13 @@ def allowed_rows(class_index: Tensor, present: Sequence[Tensor]) -> Tensor:
 
     `class_index` is the class of each row (rows,), `present` the classes of each photo (K_i,).
     """
-    marks = torch.stack([torch.isin(class_index, classes.to(class_index, non_blocking=True))
-                         for classes in present])
-    return marks | (class_index == BACKGROUND)
+    end = 1 + max((int(classes.max()) for classes in present if len(classes)), default=BACKGROUND)
+    # One column more, for the rows of classes that no photo has.
+    competes = torch.zeros(len(present), end + 1, dtype=torch.bool)
+    competes[:, BACKGROUND] = True
+    for photo, classes in zip(competes, present, strict=True):
+        photo[classes.cpu()] = True
+    return competes.to(class_index.device, non_blocking=True)[:, class_index.clamp(max=end)]
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,12 @@ def interrupt_at_sigterm() -> Iterator[None]:
 
 
 _come: list[int] = []
-"""Ctrl-C signals that raised KeyboardInterrupt since `remember_interrupts` began."""
+"""Signals that raised KeyboardInterrupt since `remember_interrupts` began."""
 
 
 @contextlib.contextmanager
 def remember_interrupts() -> Iterator[None]:
-    """Record Ctrl-C while the block runs, because its KeyboardInterrupt may be swallowed.
+    """Let Ctrl-C be recorded while the block runs, since its KeyboardInterrupt may be swallowed.
 
     Python swallows exceptions in destructors, some of which run at every import, and libraries do
     by a bare `except`. So long-running code calls `check_interrupts` now and then.
@@ -47,11 +47,7 @@ def remember_interrupts() -> Iterator[None]:
         yield
         return
 
-    def note(number: int, _frame: object) -> None:
-        _come.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     finally:
@@ -59,7 +55,7 @@ def remember_interrupts() -> Iterator[None]:
 
 
 def was_interrupted() -> bool:
-    """Return whether Ctrl-C was pressed since `remember_interrupts` began."""
+    """Return whether Ctrl-C or SIGTERM came since `remember_interrupts` began."""
     return bool(_come)
 
 
@@ -69,8 +65,9 @@ def check_interrupts() -> None:
         raise KeyboardInterrupt
 
 
-def interrupt(_signal: int, _frame: object) -> None:
-    """Raise KeyboardInterrupt; a signal handler."""
+def interrupt(number: int, _frame: object) -> None:
+    """Record the signal, and raise KeyboardInterrupt; a signal handler."""
+    _come.append(number)
     raise KeyboardInterrupt
 
 
