@@ -56,8 +56,7 @@ def run_stage(
         # What learns from all photos: a sum in another order would be carried on by each step.
         learns = ("device" in names_of(found.stage.settings)
                   and not issubclass(found.stage.settings, PerPhoto))
-        with (fixed_order(find_device(str(values_of(settings)["device"]))) if learns
-              else contextlib.nullcontext()):
+        with fixed_order(find_device(str(values_of(settings)["device"])) if learns else None):
             return found.run(where, settings)
 
 

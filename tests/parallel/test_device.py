@@ -258,3 +258,14 @@ def test_a_cpu_without_the_instructions_is_found_slow() -> None:
                           capture_output=True,
                           env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"})
     assert "times slower than fp32" in told.stdout
+
+
+def test_a_gpu_sums_in_a_fixed_order_and_only_while_asked() -> None:
+    for found, fixed in ((None, False), ("cpu", False), ("cuda", True)):
+        with device.fixed_order(found and torch.device(found)):
+            assert torch.are_deterministic_algorithms_enabled() == fixed
+            assert torch.backends.cuda.mem_efficient_sdp_enabled() != fixed
+            assert torch.utils.deterministic.fill_uninitialized_memory != fixed
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert torch.utils.deterministic.fill_uninitialized_memory

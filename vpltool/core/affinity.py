@@ -39,7 +39,6 @@ def box_mask(cams: Tensor, threshold: float | Tensor, *, exclusive: bool = False
     The threshold is λ, 0.4 for VOC and 0.7 for COCO, or one for each map (maps, 1, 1). `exclusive`
     leaves the map's last row and column out of every box, as in CLIP-ES.
     """
-    _, height, width = cams.shape
     # CLIP-ES normalises a map twice, so its maximum is 1 − 1e-7, which is level 254, and the
     # threshold is int(λ·254). In half precision the maximum would be 1.
     levels = (cams.clamp(max=1 - 1e-7) * 255).floor()
@@ -47,14 +46,11 @@ def box_mask(cams: Tensor, threshold: float | Tensor, *, exclusive: bool = False
     inside = np.zeros(bright.shape, bool)
     # On the host: on a GPU, components of so few pixels are hundreds of tiny operations.
     for area, map_ in zip(inside, bright.cpu().numpy(), strict=True):
-        components, _ = scipy.ndimage.label(map_, np.ones((3, 3)))
-        for rows, columns in scipy.ndimage.find_objects(components):
-            area[_ending(rows, height - exclusive), _ending(columns, width - exclusive)] = True
+        for box in scipy.ndimage.find_objects(scipy.ndimage.label(map_, np.ones((3, 3)))[0]):
+            area[box] = True
+    if exclusive:
+        inside[:, -1] = inside[..., -1] = False
     return torch.from_numpy(inside).to(cams.device)
-
-
-def _ending(side: slice, end: int) -> slice:
-    return slice(side.start, min(side.stop, end))
 
 
 def attention_walk(attentions: Sequence[Tensor], shares: Sequence[float], maps: Tensor) -> Tensor:

@@ -45,9 +45,8 @@ def allowed_rows(class_index: Tensor, present: Sequence[Tensor]) -> Tensor:
     end = 1 + max((int(classes.max()) for classes in present if len(classes)), default=BACKGROUND)
     # One column more, for the rows of classes that no photo has.
     competes = torch.zeros(len(present), end + 1, dtype=torch.bool)
-    competes[:, BACKGROUND] = True
     for photo, classes in zip(competes, present, strict=True):
-        photo[classes.cpu()] = True
+        photo[BACKGROUND] = photo[classes.cpu()] = True
     return competes.to(class_index.device, non_blocking=True)[:, class_index.clamp(max=end)]
 
 

@@ -106,31 +106,27 @@ def find_precision(choice: str, device: torch.device,
 
 
 @contextlib.contextmanager
-def fixed_order(device: torch.device) -> Iterator[None]:
-    """Let a GPU sum in a fixed order while the block runs, so that a seed gives the same bits.
-
-    Operations for which torch has no such order run as they are.
-    """
-    if device.type != "cuda":
+def fixed_order(device: torch.device | None) -> Iterator[None]:
+    """Let a GPU sum in a fixed order, where torch has one, so that a seed gives the same bits."""
+    if device is None or device.type != "cuda":
         yield
         return
     # Read by cuBLAS when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    fixed, warn_only = (torch.are_deterministic_algorithms_enabled(),
-                        torch.is_deterministic_algorithms_warn_only_enabled())
+    mode = torch.get_deterministic_debug_mode()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     attention = torch.backends.cuda.mem_efficient_sdp_enabled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deterministic.*")
         # The only one whose gradient has no fixed order.
         torch.backends.cuda.enable_mem_efficient_sdp(False)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
             yield
         finally:
             torch.backends.cuda.enable_mem_efficient_sdp(attention)
-            torch.use_deterministic_algorithms(fixed, warn_only=warn_only)
+            torch.set_deterministic_debug_mode(mode)
             torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 

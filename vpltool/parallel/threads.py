@@ -17,16 +17,13 @@ Result = TypeVar("Result")
 _reading: dict[threading.Thread, threading.Event] = {}
 """Threads of `read_ahead` to the events that stop them."""
 
-_LAST_ITEM = 10
-"""Seconds at exit until a thread must have finished its item: a disk may hang."""
-
 
 @atexit.register
 def _stop_reading() -> None:
     """Stop threads that a traceback has kept: torch aborts if the interpreter ends beneath it."""
     for thread, stopped in list(_reading.items()):
         stopped.set()
-        thread.join(timeout=_LAST_ITEM)
+        thread.join(timeout=10)  # seconds, for its item; a disk may hang
 
 
 def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
