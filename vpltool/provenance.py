@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vpltool.errors import VplError
 from vpltool.formats import Header
+from vpltool.names import short_path
 from vpltool.shell import settings_with
 from vpltool.stages import FoundStage
 
@@ -48,6 +49,9 @@ def reason_by_hand(header: Header, found: FoundStage, work: Path) -> str:
     """Explain why a person must recompute an artifact; empty if `update` may."""
     if not found.stage.reads:
         return f"{found.name} made it"
+    for image in header.images:
+        if not (work / image).exists():
+            return f"{short_path(work / image)} is gone; put it back, or delete this folder"
     out = (work / str(header.call.get("out", "."))).resolve()
     return ("" if out.is_relative_to(work.resolve())
             else f"it was written to {out}, outside of the workspace")

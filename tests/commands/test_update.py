@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run, draw_scenes, prepare
+from conftest import Run, copy_workspace, draw_scenes, prepare
 from PIL import Image
 
 from vpltool.formats.labels import read_labels
@@ -143,3 +143,22 @@ def test_of_masks_that_stay_the_same_nothing_is_said(copied: Path, run: Run) -> 
     other = run("crf", "--what", "text-refined", "--workers", 0, "--overwrite", "--alpha", 9,
                 work=copied / "work").err
     assert "% of the pixels have another label than before (6 photos compared)" in other
+
+
+def test_a_predicted_photo_that_is_gone_does_not_stop_the_rest(
+        layered: Path, run: Run, tmp_path: Path, tiny_clip: Path) -> None:
+    base = copy_workspace(layered, tmp_path / "base", tiny_clip)
+    work, one = base / "work", base / "one.png"
+    shutil.copy(base / "photos/scene0.png", one)
+    assert run("predict", one, "--decoder", "tiny", work=work).code == 0
+    one.unlink()
+    assert run("text-prototypes", "--prompts", "single", "--overwrite", work=work).code == 0
+    result = run("update", work=work)
+    assert result.code == 1
+    error, = result.lines("error:")
+    assert "one.png is gone; put it back, or delete this folder" in error
+    assert "predictions/tiny/files" in error
+    assert "\n1 result is stale" in run("status", "--stale", work=work).out
+    shutil.rmtree(work / "predictions/tiny/files")
+    again = run("update", work=work)
+    assert again.code == 0, again.err

@@ -264,8 +264,9 @@ def test_a_gpu_sums_in_a_fixed_order_and_only_while_asked() -> None:
     for found, fixed in ((None, False), ("cpu", False), ("cuda", True)):
         with device.fixed_order(found and torch.device(found)):
             assert torch.are_deterministic_algorithms_enabled() == fixed
-            assert torch.backends.cuda.mem_efficient_sdp_enabled() != fixed
+            assert torch.backends.cuda.flash_sdp_enabled() != fixed
             assert torch.utils.deterministic.fill_uninitialized_memory != fixed
         assert not torch.are_deterministic_algorithms_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
         assert torch.backends.cuda.mem_efficient_sdp_enabled()
         assert torch.utils.deterministic.fill_uninitialized_memory

@@ -110,6 +110,7 @@ def test_click_undo_redo_reload(window: Window) -> None:
     assert (window.correction() == found).all()
     window.keys("z", "y")  # the second before the first is answered
     window.saved()
+    window.client.until(lambda: window.correction() is not None)
     assert (window.correction() == found).all()
     window.visit("")
     window.keys("p")

@@ -133,6 +133,22 @@ def test_what_nobody_changed_is_left_out(base: Path, run: Run) -> None:
     assert [path.name for path in (work / "corrections").iterdir()] == ["scene2.png"]
 
 
+def test_what_nobody_changed_in_an_export_is_left_out(base: Path, run: Run) -> None:
+    """Other programs' PNGs have no header: their labels are compared."""
+    work = base / "work"
+    assert run("export", "masks", "--what", "masks/text-refined-full", "--split", "train",
+               work=work).code == 0
+    folder = work / "exports/text-refined-full-train"
+    nothing = take(run, base, folder)
+    assert nothing.code == 1
+    assert "no mask was changed" in nothing.lines("error:")[0]
+    assert not (work / "corrections").exists()
+    shutil.copy(corrected(base, "scene3", value=2) / "scene3.png", folder / "scene3.png")
+    result = take(run, base, folder)
+    assert result.code == 0, result.err
+    assert [path.stem for path in (work / "corrections").glob("*.png")] == ["scene3"]
+
+
 def test_later_ones_are_added(base: Path, run: Run) -> None:
     assert take(run, base, corrected(base, "scene0")).code == 0
     shutil.rmtree(base / "corrected")

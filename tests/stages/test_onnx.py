@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHAPES, TRAIN, Run, copy_workspace, run_chain
-from PIL import Image
+from PIL import ExifTags, Image
 from reference.small_regions import without_small_regions
 
 from vpltool import Segmenter
@@ -131,7 +131,11 @@ def test_the_program_of_the_page_runs(work: Path, tmp_path: Path, monkeypatch: p
                   if "onnxruntime" in block)
     (tmp_path / "segmenter.onnx").symlink_to(work / "work/exports/linear.onnx")
     with Image.open(work / "photos/scene6.png") as photo:
-        photo.resize((111, 70)).save(tmp_path / "photo.jpg", quality=95)
+        # As phones store it: lying, with a note to turn it.
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        photo.resize((111, 70)).rotate(90, expand=True).save(tmp_path / "photo.jpg", quality=95,
+                                                             exif=exif)
     monkeypatch.chdir(tmp_path)
     exec(compile(program, "deploy.md", "exec"), {})  # noqa: S102 - our own page
     labels = Segmenter.load(work / "work/decoder/linear.safetensors", max_side=40)(

@@ -319,11 +319,21 @@ def test_photos_that_have_moved_keep_splits_and_results(copied: Path, run: Run) 
     shutil.copytree(new / "photos", copied / "turned")
     turn_all(copied / "turned")
     other = run("prepare", "folder", copied / "turned", "--labels", new / "tags.csv", work=work)
-    refused(copied, other, "the photos' folder was ../photos, now ../turned, where no photo is")
+    refused(copied, other, "the photos' folder was ../photos, now ../turned, where most of")
     taken(run("prepare", "folder", new / "photos", "--labels", new / "tags.csv", work=work))
     assert {photo.id: photo.splits for photo in open_workspace(work).photos()} == splits
     assert "everything is up to date" in taken(run("status", "--stale", work=work)).out
     assert run("doctor", "--no-machine", work=work).code == 0
+
+
+def test_a_folder_that_shares_one_photo_is_another_one(base: Path, run: Run) -> None:
+    files = files_of(base / "work")
+    (base / "new").mkdir()
+    shutil.copy(base / "photos/scene0.png", base / "new")
+    result = run("prepare", "folder", base / "new", "--labels", base / "tags.csv",
+                 work=base / "work")
+    refused(base, result, "where most of its photos are not the same")
+    assert files_of(base / "work") == files
 
 
 def test_other_photos_are_refused(base: Path, run: Run) -> None:
@@ -333,7 +343,8 @@ def test_other_photos_are_refused(base: Path, run: Run) -> None:
     result = run("prepare", "folder", base / "elsewhere", "--labels", base / "tags.csv",
                  work=base / "work")
     refused(base, result,
-            "the photos' folder was ../photos, now ../elsewhere, where no photo is the same")
+            "the photos' folder was ../photos, now ../elsewhere, where most of its photos "
+            "are not the same")
     add_photo(base, "new", "box,train")
     lines = (base / "tags.csv").read_text().splitlines()
     (base / "tags.csv").write_text(f"{lines[0]}\n{lines[-1]}\n")

@@ -213,7 +213,7 @@ def _distribution(margins: Tensor) -> Tensor:
     return F.pad(margins, (0, 0, 1, 0)).softmax(dim=1)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)  # each takes up to 0.7 GB of a GPU
 def _smooth_lattice(height: int, width: int, sxy: float, weight: float, device: torch.device
                     ) -> Lattice:
     """Return the smoothness kernel, the same for all photos of a size."""

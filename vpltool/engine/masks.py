@@ -7,6 +7,7 @@ never count as corrections.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -192,7 +193,9 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
                              "does not have a photo's name and is skipped",
                              "do not have a photo's name and are skipped")
                      + f", such as {odd}.png")
-    edited = {key: path for key, path in found.items() if corrections.is_edited(path)}
+    edited = {key: path for key, path in found.items() if corrections.is_edited(path, (
+        file for kind in ("masks", "predictions")
+        for file in (workspace.path / kind).glob(f"*/*/{glob.escape(key)}.png")))}
     if len(edited) < len(found):
         console.note(part_of(len(found) - len(edited), len(found), f"masks in {folder}",
                              "is unchanged, and is skipped", "are unchanged, and are skipped"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from vpltool import console, formats
 from vpltool.datasets.layouts import PHOTO_SUFFIXES, photos_below
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, Header, InputFolder, Workspace, input_folders, kinds
+from vpltool.formats import IGNORE, InputFolder, Workspace, input_folders, kinds
 from vpltool.formats.labels import read_legend
 from vpltool.lazy import F, Image, Tensor
 from vpltool.pictures.overlays import Rgb, SheetPanel, cams_over, classes_in, labels_over
@@ -153,17 +153,11 @@ def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:
 
 def named_photos_of(source: InputFolder, work: Path) -> dict[str, Path]:
     """Return the paths of photos that `predict` was given, by id; empty for a split."""
-    if not _images_of(source.header):
+    if not source.header.images:
         return {}
-    return {key: _photo_of(key, [work / image for image in _images_of(
-                formats.describe(source.path_of(key)).header or source.header)])
+    return {key: _photo_of(key, [work / image for image in (
+                formats.describe(source.path_of(key)).header or source.header).images])
             for key in source.photo_ids()}
-
-
-def _images_of(header: Header) -> list[str]:
-    """Return the files and folders that `predict` was given, relative to the workspace."""
-    return ([header.sources["images"]] if "images" in header.sources
-            else list(header.call.get("images", ())))
 
 
 def _photo_of(key: str, images: Sequence[Path]) -> Path:

@@ -60,13 +60,18 @@ def is_imported(workspace: Workspace, photo_id: str, path: Path) -> bool:
                                  == identity_of_labels(read_drawn_labels(path)))
 
 
-def is_edited(path: Path) -> bool:
+def is_edited(path: Path, computed: Iterable[Path] = ()) -> bool:
     """Return whether a mask was edited: another program wrote it, or its pixels have changed.
 
-    A copy of `corrections/`, such as a backup, counts as edited.
+    A copy of `corrections/`, such as a backup, counts as edited; a mask without a header does not
+    if it shows the labels of one of the `computed` files.
     """
     header = describe(path).header
-    if header is None or header.kind == FOLDER:
+    if header is None:
+        labels = identity_of_labels(read_drawn_labels(path))
+        return all(describe(other).header is None
+                   or identity_of_labels(read_labels(other)) != labels for other in computed)
+    if header.kind == FOLDER:
         return True
     written = header.facts.get(PIXELS)
     return written is not None and written != identity_of_labels(read_drawn_labels(path))

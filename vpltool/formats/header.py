@@ -105,6 +105,12 @@ class Header:
             object.__setattr__(self, "format", version)
 
     @property
+    def images(self) -> list[str]:
+        """Files and folders that `predict` was given, relative to the workspace."""
+        return ([self.sources["images"]] if "images" in self.sources
+                else list(self.call.get("images", ())))
+
+    @property
     def config_hash(self) -> str:
         """Hash of everything that determines the content; identity of a per-photo folder."""
         hashed = ("kind", "command", "options", "inputs", "model", "format")

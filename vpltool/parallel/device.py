@@ -115,17 +115,15 @@ def fixed_order(device: torch.device | None) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     mode = torch.get_deterministic_debug_mode()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    attention = torch.backends.cuda.mem_efficient_sdp_enabled()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*deterministic.*")
-        # The only one whose gradient has no fixed order.
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
         torch.set_deterministic_debug_mode("warn")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
-            yield
+            # The gradients of the others have no fixed order.
+            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+                yield
         finally:
-            torch.backends.cuda.enable_mem_efficient_sdp(attention)
             torch.set_deterministic_debug_mode(mode)
             torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 

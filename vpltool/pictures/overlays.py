@@ -347,7 +347,7 @@ def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeF
     Lines end at spaces if there are any. A text that needs more than `most` lines ends in "…".
     """
     # Pillow's font has no accented letters; plain ones replace them, not empty boxes.
-    plain = unicodedata.normalize("NFKD", text)
+    plain = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
     left = " ".join("".join(sign for sign in plain if not unicodedata.combining(sign)).split())
     lines: list[str] = []
     while left and len(lines) < most:

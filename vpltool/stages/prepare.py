@@ -297,7 +297,7 @@ def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
     if old.root != workspace.root:
         change = f"the photos' folder was {old.root}, now {workspace.root}"
         if not _has_moved(old, before, workspace, photos):
-            changes.append(f"{change}, where no photo is the same")
+            changes.append(f"{change}, where most of its photos are not the same")
         else:
             console.note(change)
     if worked:
@@ -317,7 +317,7 @@ def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
 
 def _has_moved(old: Workspace, before: Sequence[Photo], workspace: Workspace,
                photos: Sequence[Photo]) -> bool:
-    """Return whether photos of the old folder are in the new one, by the hashes of their files.
+    """Return whether half of the old photos are in the new folder, by the hashes of their files.
 
     Results record the hashes of photos that are gone. Without any result all photos count as moved.
     """
@@ -326,9 +326,10 @@ def _has_moved(old: Workspace, before: Sequence[Photo], workspace: Workspace,
         for file in (workspace.path / folder).rglob(MANIFEST):
             with contextlib.suppress(VplError):
                 known |= manifest_of(file.parent).photos
-    known |= old.hashes_of(before)
+    known = {photo.id: known.get(photo.id, "") for photo in before} | old.hashes_of(before)
     found = workspace.hashes_of(photo for photo in photos if photo.id in known)
-    return not known or any(found[key] == known[key] for key in found)
+    return not any(known.values()) or 2 * sum(
+        found[key] == known[key] for key in found) >= len(known)
 
 
 def _formatted(settings: PrepareSettings) -> str:
@@ -344,7 +345,7 @@ def _warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
     names = {root / photo.image: photo.image for photo in photos}
     if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
         console.warn(part_of(len(truncated), len(photos), "photos", "is", "are")
-                     + f" empty or truncated: {tags.some(truncated)}; replace "
+                     + f" empty, truncated or no images: {tags.some(truncated)}; replace "
                      + ("it with an intact copy" if len(truncated) == 1 else
                         "them with intact copies"))
 
