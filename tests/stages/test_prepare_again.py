@@ -562,3 +562,11 @@ def test_an_empty_path_is_no_photos(base: Path, run: Run) -> None:
     result = run("prepare", "folder", "", "--labels", base / "tags.csv", work=base / "other")
     assert result.code == 1
     assert "expected a path" in result.lines("error:")[0]
+
+
+def test_a_csv_that_is_remembered_is_named_by_its_short_path(base: Path, run: Run) -> None:
+    shutil.copy(base / "photos/scene0.png", base / "photos/other.png")
+    result = run("prepare", "folder", base / "photos", work=base / "work")
+    assert result.code == 0, result.err
+    assert "has no row in" in result.err
+    assert "/../" not in result.err

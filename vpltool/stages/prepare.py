@@ -395,12 +395,13 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], afresh: str) ->
                        console.warn)
         return
     unused = sorted(set(workspace.classes).difference(*(photo.tags for photo in photos)))
-    why = (f"; it stays a class, so that the others keep their numbers; {afresh} removes it"
-           if afresh else "")
-    for name in unused if len(unused) <= 5 else ():
-        console.warn(f"no photo has the tag `{name}`{why}")
-    if len(unused) > 5:
-        console.warn(f"no photo has the tag of {len(unused)} classes: {tags.some(unused)}")
+    if unused:
+        one = len(unused) == 1
+        kept = "it stays a class" if one else "they stay classes"
+        console.warn((f"no photo has the tag `{unused[0]}`" if one else
+                      f"no photo has the tag of {len(unused)} classes: {tags.some(unused)}")
+                     + (f"; {kept}, so that the others keep their numbers; {afresh} removes "
+                        f"{'it' if one else 'them'}" if afresh else ""))
     untagged = [photo.id for photo in photos if not photo.tags and photo.splits != ("test",)]
     if untagged:
         console.warn(counted(len(untagged), "photo has no tag and counts",

@@ -109,8 +109,11 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     if places and not settings.tile:
         raise VplError(f"{places} says where things are, which is for tiles",
                        "`tile='448'` cuts photos into tiles")
+    labels = settings.labels
+    if labels and "labels" not in settings.given:
+        labels = Path(short_path(labels))
     photos, found, remarks = layouts.read_folder(
-        settings.images, None if places else settings.labels, settings.masks,
+        settings.images, None if places else labels, settings.masks,
         classes_known=bool(named), untagged=settings.untagged, of_folders=settings.tags_of_folder)
     if settings.tile or settings.tags_of_folder:
         return _cut_up(workspace_path, settings, named, photos, places, remarks)
