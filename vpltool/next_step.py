@@ -155,7 +155,7 @@ def advice(work: Path) -> str:
     photos = workspace.photos()
     counts = [f"{sum(split in photo.splits for photo in photos)} in {split}"
               for split in _splits(workspace)]
-    failed = {name for failure in state.failures() for name in failure.photos}
+    failed = {name for failure in state.failures(given=False) for name in failure.photos}
     failures = [counted(len(failed), "photo", "photos") + " failed and "
                 + ("is" if len(failed) == 1 else "are")
                 + f" left out; this says why: {command_line('doctor', {}, program(work))}"]

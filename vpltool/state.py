@@ -325,15 +325,20 @@ class State:
         _, todo = self.to_do(artifact)
         return sorted({*artifact.failed} - {*todo} - (artifact.folder.waiting if told else set()))
 
-    def failures(self) -> list[Failure]:
+    def failures(self, *, given: bool = True) -> list[Failure]:
         """Return the failures grouped by reason, each with the first stage that failed.
 
         Later stages only pass a failure on; `update` reruns them. A reason is reported once per
-        photo, although `crf` writes two folders.
+        photo, although `crf` writes two folders. Photos that `predict` was `given` count if asked
+        for, and if their file or folder is still there.
         """
         known: set[tuple[str, str]] = set()
         found: dict[tuple[str, str], list[str]] = {}
         for artifact in self.in_order:
+            images = artifact.header.images
+            if images and not (given and any((self.workspace.path / one).exists()
+                                             for one in images)):
+                continue
             for key in self.failed_here(artifact):
                 why = artifact.folder.failed[key] if artifact.folder else ""
                 if (key, why) in known:

@@ -162,3 +162,15 @@ def test_a_predicted_photo_that_is_gone_does_not_stop_the_rest(
     shutil.rmtree(work / "predictions/tiny/files")
     again = run("update", work=work)
     assert again.code == 0, again.err
+
+
+def test_a_given_photo_that_failed_is_no_photo_of_the_workspace(
+        layered: Path, run: Run, tmp_path: Path, tiny_clip: Path) -> None:
+    base = copy_workspace(layered, tmp_path / "base", tiny_clip)
+    work, broken = base / "work", base / "broken.png"
+    broken.write_text("no photo")
+    assert run("predict", broken, "--decoder", "tiny", work=work).code == 1
+    assert " failed and" not in run(work=work).out
+    assert "1 photo failed" in run("doctor", "--no-machine", work=work).out
+    broken.unlink()
+    assert "photo failed" not in run("doctor", "--no-machine", work=work).out
