@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 291, "lines": 50_747, "code": 33_462, "imports": 10.7, "indented": 86,
+    "files": 291, "lines": 50_751, "code": 33_466, "imports": 10.8, "indented": 86,
     "type_checking": 6, "eager": 19, "any": 228, "cycles": 0, "kind_folders": 5}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 

@@ -7,7 +7,12 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from vpltool.formats.labels import identity_of_labels, read_drawn_labels, read_labels
+from vpltool.formats.labels import (
+    identity_of_labels,
+    read_drawn_labels,
+    read_labels,
+    size_of_labels,
+)
 from vpltool.formats.storage import describe
 from vpltool.formats.workspace import Workspace
 from vpltool.names import short_path
@@ -68,9 +73,8 @@ def is_edited(path: Path, computed: Iterable[Path] = ()) -> bool:
     """
     header = describe(path).header
     if header is None:
-        labels = identity_of_labels(read_drawn_labels(path))
-        return all(describe(other).header is None
-                   or identity_of_labels(read_labels(other)) != labels for other in computed)
+        return all(describe(other).header is None or size_of_labels(other) != size_of_labels(path)
+                   or (read_labels(other) != read_drawn_labels(path)).any() for other in computed)
     if header.kind == FOLDER:
         return True
     written = header.facts.get(PIXELS)
