@@ -170,6 +170,17 @@ def test_positions_are_interpolated_bilinearly(grid: tuple[int, int]) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("how", [
+    vit.Resampling(), vit.Resampling("bicubic"), vit.Resampling("bicubic", offset=0.1),
+    vit.Resampling("bicubic", antialias=True)], ids=str)
+@pytest.mark.parametrize("target", [(3, 4), (9, 6)])
+def test_resampling_is_a_product(how: vit.Resampling, target: tuple[int, int]) -> None:
+    """A GPU trains through the product, whose gradient has a fixed order of sums."""
+    table = torch.randn(5 * 7, 8)
+    torch.testing.assert_close(vit.resampling_weights((5, 7), target, how) @ table,
+                               vit.resample_positions(table, (5, 7), target, how))
+
+
 def test_any_size_runs() -> None:
     tower = tower_from_open_clip(build({"ls_init_value": 0.3}).visual).eval()
     found = tower(pixels(40, 24))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from vpltool.core.blocks import Block, BlockShape
 from vpltool.core.npr import Prototypes, Reconstruction, batch_normed
+from vpltool.core.vit import Resampling, resample_positions
 
 EPS = 1e-5
 """Epsilon of every LayerNorm."""
@@ -319,8 +320,7 @@ class GroupEncoder(nn.Module):
         """Return the position embeddings (h·w, width), resampled to a grid (h, w)."""
         if grid == self.grid:
             return self.positions
-        table = self.positions.view(1, *self.grid, -1).permute(0, 3, 1, 2)
-        return F.interpolate(table, size=grid, mode="bicubic", align_corners=False).flatten(2)[0].mT
+        return resample_positions(self.positions, self.grid, grid, Resampling("bicubic"))
 
 
 class GroupNetwork(nn.Module):

@@ -173,6 +173,35 @@ class Resampling:
     antialias: bool = False
 
 
+def resample_positions(table: Tensor, grid: tuple[int, int], target: tuple[int, int],
+                       how: Resampling) -> Tensor:
+    """Resample position embeddings of a grid, float32 (h·w, width), to another (h'·w', width)."""
+    if table.is_cuda and table.requires_grad and torch.is_grad_enabled():
+        return resampling_weights(grid, target, how, table.device) @ table
+    field = table.view(1, *grid, -1).permute(0, 3, 1, 2)
+    return _resample(field, target, how).flatten(2)[0].T
+
+
+def resampling_weights(grid: tuple[int, int], target: tuple[int, int], how: Resampling,
+                       device: torch.device | None = None) -> Tensor:
+    """Return the matrix (h'·w', h·w) by which `resample_positions` is a product.
+
+    On a GPU, sums of a product's gradient have a fixed order, those of an interpolation have none.
+    """
+    cells = torch.eye(grid[0] * grid[1], device=device).view(-1, 1, *grid)
+    return _resample(cells, target, how).flatten(1).T
+
+
+def _resample(field: Tensor, target: tuple[int, int], how: Resampling) -> Tensor:
+    """Resample fields (N, C, h, w) to (N, C, h', w')."""
+    if not how.offset:
+        return F.interpolate(field, size=target, mode=how.mode, align_corners=False,
+                             antialias=how.antialias)
+    scale = [(side + how.offset) / old for side, old in zip(target, field.shape[2:], strict=True)]
+    return F.interpolate(field, scale_factor=scale, mode=how.mode, align_corners=False,
+                         antialias=how.antialias)
+
+
 class VisionTower(Tower):
     """A vision transformer for images of any size that is a multiple of the patch size.
 
@@ -234,14 +263,8 @@ class VisionTower(Tower):
         """Return the position embeddings (prefix+h·w, width), resampled to a grid (h, w)."""
         if grid == self.grid:
             return self.positions
-        how = self.resampling
         own, table = self.positions.float().tensor_split([self.head.prefix])
-        table = table.view(1, *self.grid, -1).permute(0, 3, 1, 2)
-        scale = [(side + how.offset) / old for side, old in zip(grid, self.grid, strict=True)]
-        table = F.interpolate(
-            table, **({"scale_factor": scale} if how.offset else {"size": grid}),
-            mode=how.mode, align_corners=False, antialias=how.antialias)
-        return torch.cat([own, table.flatten(2)[0].T])
+        return torch.cat([own, resample_positions(table, self.grid, grid, self.resampling)])
 
     def encode(self, pixels: Tensor, patches: str, blocks: int, attention: bool, attentions: bool,
                layers: Sequence[int], calibration: Calibration | None) -> DenseFeatures:
