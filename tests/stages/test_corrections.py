@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -184,6 +185,26 @@ def test_other_classes_make_them_void(base: Path, run: Run) -> None:
     refused = run(*TRAIN, "--name", "new", work=work)
     assert refused.code == 1
     assert "corrections/scene0.png was imported when the classes were" in refused.lines("error:")[0]
+    hint, = refused.lines("hint:")
+    assert hint.endswith("gives the masks there the new numbers")
+    words = shlex.split(hint.split(" gives ")[0])
+    again = run(*words[words.index("prepare"):], work=work)
+    assert again.code == 0, again.err
+    # Computed masks are of the old order, too.
+    later, = run(*TRAIN, "--name", "new", work=work).lines("error:")
+    assert "masks/text-refined/train was made with other classes" in later
+
+
+def test_a_class_with_another_name_is_named(base: Path, run: Run) -> None:
+    work = base / "work"
+    assert take(run, base, corrected(base, "scene0")).code == 0
+    first = json.loads((work / "workspace.json").read_text())["classes"][0]
+    for name in ("workspace.json", "images.jsonl"):
+        path = work / name
+        path.write_text(path.read_text().replace(f'"{first}"', '"renamed"'))
+    refused = run(*TRAIN, "--name", "new", work=work)
+    assert refused.code == 1
+    assert f"it shows `{first}`: call the class so again" in refused.lines("hint:")[0]
 
 
 def test_without_its_file_a_correction_is_undone(base: Path, run: Run) -> None:

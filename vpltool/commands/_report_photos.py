@@ -13,7 +13,7 @@ from vpltool.core.photos import describe_failure, read_photo
 from vpltool.engine import panels
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
-from vpltool.formats.kinds import place
+from vpltool.formats.kinds import result_path
 from vpltool.lazy import F, Image, np, npt
 from vpltool.pictures.overlays import cam_layer, label_layer
 from vpltool.stages._truth import read_truth
@@ -62,7 +62,7 @@ def open_layer(workspace: Workspace, column: panels.Column, thresholds: Mapping[
         return Layer(column)
     if source.kind == "cams":
         return Layer(column, thresholds.get(source.name, 0.0))
-    folder = place(workspace.path, "probabilities", source.name, split)
+    folder = result_path(workspace.path, "probabilities", source.name, split)
     there = (folder / "artifact.json").exists()
     return Layer(column, 0.0, formats.open_input(folder, ("probabilities",)) if there else None)
 

@@ -11,7 +11,7 @@ from vpltool.core import blocks, grids, vit
 from vpltool.engine.headers import check_same_model
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
-from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, folder_of, place
+from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, folder_of, result_path
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
 from vpltool.parallel.batches import Batch
@@ -33,7 +33,7 @@ def open_features(workspace: Workspace, choice: Path | None, split: str) -> Inpu
     workspace.photos(split)
     if choice and not choice.exists() and (workspace.path / choice).exists():
         choice = workspace.path / choice
-    return open_input(choice or place(workspace.path, "features", split), ("features",),
+    return open_input(choice or result_path(workspace.path, "features", split), ("features",),
                       f"`extract(split={split!r})`")
 
 

@@ -254,12 +254,17 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
     for path in corrected.values():
         header = formats.describe(path).header
         names = tuple(header.facts.get("classes", ())) if header else ()
-        if names != workspace.classes[:len(names)]:
-            raise VplError(
-                f"{path} was imported when the classes were {', '.join(names)}; now they are "
-                f"{', '.join(workspace.classes)}",
-                "correct it again, or move it away; "
-                f"{corrections.import_call(workspace, 'DIR')} imports masks of the current classes")
+        if names == workspace.classes[:len(names)]:
+            continue
+        shown = np.unique(formats.read_labels(path))
+        gone = [names[label - 1] for label in shown[(shown > 0) & (shown <= len(names))].tolist()
+                if names[label - 1] not in workspace.classes]
+        raise VplError(
+            f"{path} was imported when the classes were {', '.join(names)}; now they are "
+            f"{', '.join(workspace.classes)}",
+            f"it shows `{gone[0]}`: call the class so again, or move the file out of the workspace"
+            if gone else corrections.import_call(workspace, workspace.path / corrections.FOLDER)
+            + " gives the masks there the new numbers")
 
 
 def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = False

@@ -13,7 +13,7 @@ from vpltool.engine import headers, models
 from vpltool.engine.photos import photos_identity, with_photo_files
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, read_tensors, write_tensors
-from vpltool.formats.kinds import place, results_of
+from vpltool.formats.kinds import result_path, results_of
 from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import Tensor, torch
 from vpltool.settings import Settings
@@ -116,7 +116,7 @@ def check_rows(prototypes: Prototypes, reads: Collection[str]) -> None:
 
 def find_prototypes(work: Path, choice: str) -> Path:
     """Return the path of prototypes given by NAME or path."""
-    named = place(work, "prototypes", choice)
+    named = result_path(work, "prototypes", choice)
     return Path(choice) if not named.exists() and choice.endswith(".safetensors") else named
 
 

@@ -114,7 +114,7 @@ class SegmenterFile:
 
     def calibration(self, work: Path) -> Mapping[str, Any] | None:
         """Return the result of `calibrate` for this version of the file; None if there is none."""
-        path = kinds.place(work, "calibration", self.path.stem)
+        path = kinds.result_path(work, "calibration", self.path.stem)
         if not path.is_file():
             return None
         found = storage.read_json(path, "`calibrate()`")
@@ -210,7 +210,7 @@ class SegmenterFile:
         Raises:
             VplError: features were requested but cannot be used; the message gives the reason.
         """
-        folder = settings.features or kinds.place(workspace.path, "features", settings.split)
+        folder = settings.features or kinds.result_path(workspace.path, "features", settings.split)
         if settings.source == "photos":
             return None
         if not (folder / "artifact.json").exists():
@@ -262,7 +262,7 @@ class SegmenterFile:
                 this name.
         """
         name = self.path.stem
-        path = kinds.place(workspace.path, "probabilities", name, split)
+        path = kinds.result_path(workspace.path, "probabilities", name, split)
         again = again or f"predict(split={split!r}, decoder={name!r}"
         if not (path / "artifact.json").exists():
             raise VplError(f"there are no probabilities in {path}", f"`{again})`")
@@ -369,7 +369,7 @@ def find_segmenter(work: Path, choice: str, setting: str = "decoder") -> Segment
         raise VplError(f"both {here[0]} and {here[1]} are called `{choice}`",
                        f"name one by its path, such as {here[0]}")
     # A checkpoint is not a result; it is tried so that it gets its own error message.
-    for path in (*here, kinds.place(work, "decoder", choice), Path(choice), work / choice):
+    for path in (*here, kinds.result_path(work, "decoder", choice), Path(choice), work / choice):
         if path.is_file():
             return open_segmenter(path)
     names = [path.stem for path in (*decoders, *others)]

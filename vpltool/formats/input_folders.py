@@ -14,7 +14,7 @@ from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import storage
 from vpltool.formats.changes import difference
 from vpltool.formats.header import Header, join_supervision
-from vpltool.formats.kinds import BadValues, check_form, form_of, kind_named, place
+from vpltool.formats.kinds import BadValues, check_form, form_of, kind_named, result_path
 from vpltool.formats.labels import read_drawn_labels
 from vpltool.formats.manifest import MANIFEST, Manifest, again, manifest_of
 from vpltool.formats.packed import read_packed
@@ -269,7 +269,7 @@ def open_probabilities(work: Path, name: str, split: str, otherwise: str) -> Inp
     Raises:
         VplError: there are none.
     """
-    path = place(work, "probabilities", name, split)
+    path = result_path(work, "probabilities", name, split)
     if not (path / MANIFEST).exists():
         raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
                        f"`predict(decoder={name!r}, split={split!r})` stores them; or {otherwise}")

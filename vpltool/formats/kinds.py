@@ -202,7 +202,7 @@ def folders_of(*, per_photo: bool) -> tuple[str, ...]:
                  and (kind.per_photo if per_photo else kind.layout == "tensors"))
 
 
-def place(work: Path, kind: str, name: str, split: str = "") -> Path:
+def result_path(work: Path, kind: str, name: str, split: str = "") -> Path:
     """Return the standard path of a result in a workspace, used unless `out` is given.
 
     For features, `name` is the split; single files have no split.

@@ -35,7 +35,7 @@ from vpltool.formats import (
     write_tensors,
 )
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import folder_of, place
+from vpltool.formats.kinds import folder_of, result_path
 from vpltool.lazy import Image, Tensor, np
 from vpltool.papers.program import parser_of, run_program
 from vpltool.parallel.batches import feature_batches
@@ -100,7 +100,7 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
         raise VplError(f"{path} is not in the folder of decoders of the workspace",
                        f"one of those in {folder_of(workspace.path, 'decoder')}")
     call = trained.call()
-    features = _artifact_of(workspace, Path(call.get("features") or place(
+    features = _artifact_of(workspace, Path(call.get("features") or result_path(
         workspace.path, "features", call.get("split", "train"))))
     if max_side is None:
         max_side = (int(features.header.options.get("max_side", 0)) if features
@@ -117,7 +117,7 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
         "update": True})
     found = {}
     for name, file in (("from_tags", path), ("from_true_masks", other)):
-        out = place(target, "predictions", f"{name}/{path.stem}", score)
+        out = result_path(target, "predictions", f"{name}/{path.stem}", score)
         run.predict(decoder=str(file), split=score, max_side=max_side, out=out, update=True)
         found[name] = run.eval(what=str(out), split=score,
                                out=target / f"{path.stem}-{name}.json")["miou"]

@@ -24,7 +24,7 @@ from vpltool.formats import (
     write_json,
 )
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import place, results_of
+from vpltool.formats.kinds import result_path, results_of
 from vpltool.lazy import F, Tensor, np, torch
 from vpltool.pictures import scatter
 from vpltool.shell import command_line
@@ -117,7 +117,7 @@ def pair_of(work: Path, named: str | None) -> list[str]:
     if named:
         return named.split(",")
     for pair in DECODERS:
-        if all(place(work, "decoder", name).exists() for name in pair):
+        if all(result_path(work, "decoder", name).exists() for name in pair):
             return list(pair)
     return list(DECODERS[0])
 
@@ -131,7 +131,7 @@ def find_masks(work: Path, name: str, split: str, decoder: Header) -> InputFolde
     learned = Path(decoder.sources.get("masks", "")).parts
     if not name and learned[:1] == ("masks",):
         name = learned[1]
-    if name and not (place(work, "masks", name, split) / "artifact.json").exists():
+    if name and not (result_path(work, "masks", name, split) / "artifact.json").exists():
         raise VplError(f"no masks/{name} for the split `{split}`",
                        f"`crf(what={name!r}, split={split!r})`, or another --split")
     return find_folder(work, ("masks",), name, split, ("masks",), f"`crf(split={split!r})`")
@@ -236,7 +236,7 @@ def _gap_panel(workspace: Workspace, options: argparse.Namespace, decoder: Heade
     choices = (options.prototypes.split(",") if options.prototypes
                else ["text", *(name for name in own[:1] if name != "text")])
     cams = options.cams
-    beside = place(options.work, "cams", masks.name, options.split)
+    beside = result_path(options.work, "cams", masks.name, options.split)
     if not cams and (beside / "artifact.json").exists():
         cams = masks.name
     panel = gap.panel(workspace, gap.GapSettings(

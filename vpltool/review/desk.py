@@ -24,7 +24,7 @@ from vpltool.formats import IGNORE, JsonObject, atomic, open_input, open_workspa
 from vpltool.formats.changes import last_call
 from vpltool.formats.corrections import FOLDER
 from vpltool.formats.input_folders import names_in
-from vpltool.formats.kinds import folder_of, place
+from vpltool.formats.kinds import folder_of, result_path
 from vpltool.formats.labels import png_bytes
 from vpltool.formats.workspace import write_workspace
 from vpltool.lazy import Image, np, npt
@@ -73,7 +73,7 @@ class Desk:
         self.photos = {photo.id: photo for photo in self.workspace.photos(self.split)}
         self.shown = orders.find_shown(self.workspace, what, self.split)
         self.proposals = {
-            name: open_input(place(self.path, "proposals", name, self.split), ("proposals",))
+            name: open_input(result_path(self.path, "proposals", name, self.split), ("proposals",))
             for name in names_in(folder_of(self.path, "proposals"), self.split)}
 
     def reopen(self, what: str) -> None:

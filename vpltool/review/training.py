@@ -117,7 +117,7 @@ def segmenter_of(path: Path, shown: str) -> str:
 
 def steps(desk: Desk, segmenter: str, split: str) -> list[str]:
     """Return the lines that predict a split with a segmenter, and score it."""
-    predictions = kinds.place(desk.path, "predictions", segmenter, "")
+    predictions = kinds.result_path(desk.path, "predictions", segmenter, "")
     # Predictions are incomplete if a training was stopped during them.
     manifests = {name: predictions / name / "artifact.json"
                  for name in (split, desk.scored["split"])}

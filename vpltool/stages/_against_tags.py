@@ -14,7 +14,7 @@ from vpltool.engine.reports import ENOUGH
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, manifest
 from vpltool.formats.header import Header, current_preset
-from vpltool.formats.kinds import place
+from vpltool.formats.kinds import result_path
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 from vpltool.pictures.page import percent
@@ -99,7 +99,8 @@ def _probabilities_beside(source: InputFolder) -> InputFolder | None:
     """Open the probabilities of the same run as predictions, if they were stored."""
     if source.kind != "predictions" or source.path.parent.parent.name != "predictions":
         return None
-    path = place(source.path.parents[2], "probabilities", source.path.parent.name, source.path.name)
+    path = result_path(source.path.parents[2], "probabilities", source.path.parent.name,
+                       source.path.name)
     if not (path / "artifact.json").exists():
         return None
     found = formats.open_input(path, ("probabilities",))

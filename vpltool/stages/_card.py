@@ -91,7 +91,7 @@ def _score(workspace: Workspace, segmenter: segmenters.SegmenterFile, path: Path
         if found.get("what") != f"predictions-{name}":
             return None
         split = str(found["split"])
-        folder = open_input(kinds.place(workspace.path, "predictions", name, split),
+        folder = open_input(kinds.result_path(workspace.path, "predictions", name, split),
                             ("predictions",))
         if folder.identity != found["config"] or not segmenter.has_made(folder.header):
             return None

@@ -191,8 +191,8 @@ def find_lesson(workspace: Workspace, settings: TrainDecoderSettings, method: Se
     prototypes = read_prototypes(workspace, class_rows(workspace, settings))
     frozen, ids = _frozen_layers(workspace, settings, method, masks.ids)
     return Lesson(workspace, settings, method, [listed[key] for key in ids], masks, prototypes,
-                  frozen, settings.out or kinds.place(workspace.path, "decoder",
-                                                      settings.name or masks.name))
+                  frozen, settings.out or kinds.result_path(workspace.path, "decoder",
+                                                            settings.name or masks.name))
 
 
 def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod,
@@ -200,7 +200,7 @@ def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method:
     """Choose the source of the layers that a method reads, and the photos that have them."""
     split, reads = settings.split, method.READS
     layers = getattr(settings.of_method, "layers", "")
-    folder = settings.features or kinds.place(workspace.path, "features", split)
+    folder = settings.features or kinds.result_path(workspace.path, "features", split)
     if settings.source != "photos" and (folder / "artifact.json").exists():
         found = open_features(workspace, settings.features, split)
         if set(reads) <= set(found.header.options["keep"]):

@@ -70,8 +70,8 @@ def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
             raise VplError(f"{out} is one file, for {len(paths)} scenes",
                            "use a folder: `out='DIR'`")
         return [out]
-    folder = out or kinds.place(work.workspace.path, "scenes",
-                                work.segmenter.path.stem).with_suffix("")
+    folder = out or kinds.result_path(work.workspace.path, "scenes",
+                                      work.segmenter.path.stem).with_suffix("")
     outs = [folder / f"{path.stem}.tif" for path in paths]
     for number, one in enumerate(outs):
         if one in outs[:number]:

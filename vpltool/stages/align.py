@@ -101,7 +101,7 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
     header = split_header(workspace, "align", settings, features, text=text, cams=maps,
                           tags=workspace.tags_identity(settings.split))
-    target = settings.out or kinds.place(workspace.path, "prototypes", "aligned")
+    target = settings.out or kinds.result_path(workspace.path, "prototypes", "aligned")
     if not headers.check_file(target, header, settings):
         start = checkpoints.read_checkpoint(target, replace(header, kind="alignment"), settings,
                                             keep="`out='FILE'` keeps it")

@@ -63,7 +63,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
                      "is hardly better than none")
     probabilities, allowed = _sample(workspace, folder, photos, settings.pixels)
     temperature = fit_temperature(probabilities, allowed)
-    path = kinds.place(workspace.path, "calibration", segmenter.path.stem)
+    path = kinds.result_path(workspace.path, "calibration", segmenter.path.stem)
     storage.write_json(path, {
         "kind": "calibration", "decoder": identity_of_file(segmenter.path), "split": settings.split,
         "photos": len(photos), "pixels": len(probabilities), "temperature": temperature,

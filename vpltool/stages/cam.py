@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import formats, options
 from vpltool.engine import given, photo_work
-from vpltool.formats.kinds import place
+from vpltool.formats.kinds import result_path
 from vpltool.lazy import Tensor, torch
 from vpltool.methods import KINDS, CamMethod, check_maps, load_method
 from vpltool.methods.inputs import CamBatch
@@ -80,5 +80,5 @@ def run(workspace: formats.Workspace, settings: CamSettings) -> list[Path]:
         return loaded.run(todo, draw)
 
     return opened.make(f"cam {name} {split}", {
-        settings.out or place(workspace.path, "cams", name, split):
+        settings.out or result_path(workspace.path, "cams", name, split):
         opened.header("cams", "cam", options={"prototypes": stem})}, start)

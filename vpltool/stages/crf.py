@@ -117,15 +117,15 @@ def _folders(opened: given.Given, settings: CrfSettings, method: LabelRefiner
     work, name, split = opened.workspace.path, opened.folders["what"].name, settings.split
     options = method.recorded(settings.of_method)
     if opened.folders["what"].kind != "cams":
-        return {settings.out or kinds.place(work, "predictions", f"{name}-crf", split):
+        return {settings.out or kinds.result_path(work, "predictions", f"{name}-crf", split):
                 opened.header("predictions", "crf", options=options)}
     # The method's default is CLIP-ES's unless it has its own.
     options["confidence"] = (method.CONFIDENCE if settings.confidence is None
                              else settings.confidence)
     header = opened.header("masks", "crf", options=options)
-    out = settings.out or kinds.place(work, "masks", name, split)
+    out = settings.out or kinds.result_path(work, "masks", name, split)
     full = (out.parent / f"{out.name}-full" if settings.out
-            else kinds.place(work, "masks", f"{name}-full", split))
+            else kinds.result_path(work, "masks", f"{name}-full", split))
     return {out: header, full: replace(header, options={**header.options, "confidence": 0.0})}
 
 

@@ -82,7 +82,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
     photos = everything = workspace.photos(settings.split)
     unmasked = len(photos)
     if settings.new:
-        folder = kinds.place(workspace.path, "features", settings.split)
+        folder = kinds.result_path(workspace.path, "features", settings.split)
         photos = [photo for photo in photos if not (folder / f"{photo.id}.safetensors").exists()]
         if not photos:
             return _estimate_missing(workspace, settings)

@@ -241,7 +241,7 @@ def _without_masks(workspace: Workspace, source: InputFolder, split: str) -> str
 
 def _written(workspace: Workspace, settings: EvalSettings, report: JsonObject, name: str
              ) -> reports.Report:
-    path = settings.out or kinds.place(workspace.path, "scores", name)
+    path = settings.out or kinds.result_path(workspace.path, "scores", name)
     if shards.rank_of_process()[0] == 0:
         formats.write_json(path, report)
     return reports.Report(report, path)

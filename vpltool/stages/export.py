@@ -13,7 +13,7 @@ from vpltool.engine import features, masks, panels, segmenters
 from vpltool.engine.photo_work import tracked
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, corrections, expect_header, find_folder
-from vpltool.formats.kinds import place
+from vpltool.formats.kinds import result_path
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
 from vpltool.formats.workspace import relative_to
@@ -77,7 +77,7 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter)
 
 def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
     """Export the labels of a GeoTIFF: the named one, or else the only one."""
-    home = place(workspace.path, "scenes", "").parent
+    home = result_path(workspace.path, "scenes", "").parent
     found = sorted(home.rglob("*.tif"))
     near = [path for path in (Path(settings.what), workspace.path / settings.what)
             if settings.what and path.is_file()]

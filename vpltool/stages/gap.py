@@ -13,7 +13,7 @@ from vpltool.engine.features import SEEDING, find_cams, open_features
 from vpltool.engine.photos import photos_with
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, atomic, identity_of_file, write_json
-from vpltool.formats.kinds import place
+from vpltool.formats.kinds import result_path
 from vpltool.lazy import Tensor
 from vpltool.pictures import scatter
 from vpltool.settings import Settings, Stage, setting
@@ -62,7 +62,7 @@ def run(workspace: Workspace, settings: GapSettings) -> reports.Report:
     models.check_words(workspace)
     measured = _measure(workspace, settings)
     report = _report(workspace, measured, settings)
-    path = settings.out or place(workspace.path, "gap", "gap")
+    path = settings.out or result_path(workspace.path, "gap", "gap")
     picture = path.with_suffix(".png")
 
     write_json(path, report)

@@ -138,7 +138,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         header.options["start"] = "text"
     if targets is None:
         header.call.pop("targets", None)
-    target = settings.out or kinds.place(workspace.path, "prototypes", "vision")
+    target = settings.out or kinds.result_path(workspace.path, "prototypes", "vision")
     if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks, text)

@@ -16,7 +16,7 @@ from vpltool.engine import headers, photo_work, running
 from vpltool.engine import photos as selection
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, atomic, shards
-from vpltool.formats.kinds import check_values, place
+from vpltool.formats.kinds import check_values, result_path
 from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.workspace import relative_to
 from vpltool.methods.inputs import side_of
@@ -178,14 +178,14 @@ def _named_tasks(work: Chosen) -> list[_Task]:
 
 def _open(work: Chosen, task: _Task) -> list[OutputFolder]:
     base, name, settings = work.workspace.path, work.segmenter.path.stem, work.settings
-    masks = settings.out or place(base, "predictions", name, task.name)
+    masks = settings.out or result_path(base, "predictions", name, task.name)
     if not settings.overwrite:
         _check_same_folder(masks, task.images, task.paths, base)
     folders = {masks: _make_header(work, task, "predictions")}
     if not (settings.out or settings.images) or _keeps_named(settings):
         stored = ["probabilities"] if settings.probabilities else []
         stored += work.segmenter.maps if settings.maps else ()
-        folders |= {place(base, kind, name, task.name): _make_header(work, task, kind)
+        folders |= {result_path(base, kind, name, task.name): _make_header(work, task, kind)
                     for kind in stored}
     return photo_work.open_outputs(folders, task.photos, settings, 1 + len(work.named.classes))
 

@@ -64,13 +64,13 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
                            inputs=method.identities(settings.of_method))
     header = replace(header, supervision=join_supervision([header.supervision, method.SUPERVISION]))
     name = settings.name or settings.method
-    folder = settings.out or kinds.place(workspace.path, "proposals", name, settings.split)
+    folder = settings.out or kinds.result_path(workspace.path, "proposals", name, settings.split)
     folders = {folder: header}
     if settings.method != "files":
         opened = opened.without_effect({"paint": f"`{settings.method}` gives no words"})
     elif settings.paint:
         painted = (folder.parent / f"{folder.name}-painted" if settings.out
-                   else kinds.place(workspace.path, "predictions", name, settings.split))
+                   else kinds.result_path(workspace.path, "predictions", name, settings.split))
         folders[painted] = replace(header, kind="predictions", format=0, inputs={
             **header.inputs, "classes": workspace.classes_identity})
     request = ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,

@@ -66,7 +66,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
         # Copied here, so that on a GPU only the writing thread waits.
         output.write_tensors(key, made | {"cam": made["cam"].to(dtype_of(settings.store)).cpu()})
 
-    out = settings.out or kinds.place(workspace.path, "cams", name, split)
+    out = settings.out or kinds.result_path(workspace.path, "cams", name, split)
     return opened.make(f"refine {name} {split}", {out: opened.header("cams", "refine")},
                        lambda todo: _start(opened, method, settings, todo), write=write)
 

@@ -66,7 +66,7 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
     maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
     header = prototypes.split_header(workspace, "seed-prototypes", settings, features, text=text,
                                      cams=maps, tags=workspace.tags_identity(settings.split))
-    target = settings.out or kinds.place(workspace.path, "prototypes", "seeds")
+    target = settings.out or kinds.result_path(workspace.path, "prototypes", "seeds")
     if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
             pool = _phase_one.gather(workspace, features, maps, settings, ranks, text,

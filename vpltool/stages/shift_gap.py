@@ -73,7 +73,7 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
         "cams": maps, "tags": workspace.tags_identity(settings.split)}
     header = prototypes.split_header(workspace, "shift-gap", settings, features, text=text,
                                      **inputs)
-    target = settings.out or kinds.place(workspace.path, "prototypes", "shifted")
+    target = settings.out or kinds.result_path(workspace.path, "prototypes", "shifted")
     if headers.check_file(target, header, settings):
         return target
     centroid, counted = _centroid(workspace, features, maps, text, settings)

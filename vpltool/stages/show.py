@@ -269,7 +269,8 @@ def _scores_of(workspace: Workspace, settings: ShowSettings) -> Path:
     source = find_folder(workspace.path, ("predictions", "masks"), next(iter(settings.what), ""),
                          split, ("predictions", "masks", "cams"), f"`predict(split={split!r})`")
     name = f"{source.kind}-{source.name}-{split}"
-    for path in (kinds.place(workspace.path, "scores", end) for end in (name, f"{name}-tags")):
+    for path in (kinds.result_path(workspace.path, "scores", end)
+                 for end in (name, f"{name}-tags")):
         if path.exists():
             return path
     wanted = f"what='{source.kind}/{source.name}', split={split!r}"

@@ -50,7 +50,7 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
     header = prototypes.split_header(workspace, "tag-prototypes", settings, features,
                                      classes=workspace.classes_identity,
                                      tags=workspace.tags_identity(settings.split))
-    path = settings.out or kinds.place(workspace.path, "prototypes", "tags")
+    path = settings.out or kinds.result_path(workspace.path, "prototypes", "tags")
     if headers.check_file(path, header, settings):
         return path
     ids = photos.photos_with(workspace, settings.split, settings.limit, features).ids

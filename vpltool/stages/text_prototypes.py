@@ -64,7 +64,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
         VplError: no such prompts, a file that does not fit the classes, or no such CLIP.
     """
     check_words(workspace, "`tag_prototypes()` makes prototypes from tags")
-    path = settings.out or kinds.place(workspace.path, "prototypes", "text")
+    path = settings.out or kinds.result_path(workspace.path, "prototypes", "text")
     if not workspace.classes:
         raise VplError(f"{workspace.path / 'workspace.json'} names no class",
                        "the same `prepare` again, with `classes='FILE'`: one class per line")

@@ -158,7 +158,7 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
     if settings.begin and not settings.begin.is_file():
         raise VplError(f"{settings.begin}: there is no such file",
                        "a .safetensors of `train_groups()`, or GroupViT's")
-    target = settings.out or kinds.place(workspace.path, "groups", settings.name)
+    target = settings.out or kinds.result_path(workspace.path, "groups", settings.name)
     with joined(settings.device) as process:
         encode, model = _text_tower(workspace, settings, process.device)
         if model:

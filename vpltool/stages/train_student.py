@@ -99,7 +99,7 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     """
     shards.check_even(settings.batch_size)
     lesson = _find_lesson(workspace, settings)
-    target = settings.out or kinds.place(workspace.path, "decoder", settings.name)
+    target = settings.out or kinds.result_path(workspace.path, "decoder", settings.name)
     if target.resolve() == lesson.teacher.path.resolve():
         raise VplError(f"{target} is the teacher", "`name='NAME'` gives the student another name")
     source = encoders.find_encoder(settings.encoder, (Path(), workspace.path))

@@ -14,7 +14,7 @@ from statistics import fmean
 from vpltool import api
 from vpltool.errors import VplError
 from vpltool.formats import KINDS, open_input, read_json
-from vpltool.formats.kinds import called, place
+from vpltool.formats.kinds import called, result_path
 from vpltool.recipes.parse import Recipe, Rounds, Step, Value, commands_of, read_recipe
 from vpltool.recipes.runner import checked_steps, run_line
 
@@ -246,7 +246,7 @@ def threshold_of(setup: Setup, cams: str) -> float:
 
 
 def _score_path(setup: Setup, name: str) -> Path:
-    return place(setup.work.path, "scores", name)
+    return result_path(setup.work.path, "scores", name)
 
 
 def _bytes_a_photo(folder: Path) -> int:

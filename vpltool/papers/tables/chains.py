@@ -12,7 +12,7 @@ from vpltool import api, console
 from vpltool.clip import models
 from vpltool.core.photos import photo_size
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, open_input
-from vpltool.formats.kinds import called, place
+from vpltool.formats.kinds import called, result_path
 from vpltool.preset import Preset
 from vpltool.recipes.runner import run_line
 from vpltool.run import find_stage, stage_settings
@@ -110,7 +110,7 @@ class Chains:
         was made with the protocol's settings; else it is extracted here.
         """
         if self.features_are_stored(split):
-            return {"features": place(self.source.path, "features", split)}
+            return {"features": result_path(self.source.path, "features", split)}
         self.call("extract", split=split)
         return {}
 
@@ -183,7 +183,7 @@ class Chains:
         return f"{name}-crf"
 
     def _prototypes(self, name: str) -> Path:
-        return place(self.path, "prototypes", name)
+        return result_path(self.path, "prototypes", name)
 
 
 def _names(found: FoundStage, values: Mapping[str, object]) -> tuple[str, ...]:
@@ -198,8 +198,8 @@ def find_stored_features(source: Workspace, own: Path, split: str, wanted: Setti
         their folder, if they are those that the settings of `extract` ask for; None where they are
         not, or where the tables' `own` workspace has some already.
     """
-    folder = place(source.path, "features", split)
-    if not (folder / "artifact.json").exists() or place(own, "features", split).exists():
+    folder = result_path(source.path, "features", split)
+    if not (folder / "artifact.json").exists() or result_path(own, "features", split).exists():
         return None
     reason = _unfit(source, open_input(folder, ("features",)), source.photos(split), wanted)
     if reason:

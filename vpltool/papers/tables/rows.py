@@ -12,7 +12,7 @@ from vpltool.datasets.words import COCO, VOC
 from vpltool.engine.reports import format_table
 from vpltool.formats import write_json
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import called, place
+from vpltool.formats.kinds import called, result_path
 from vpltool.json_text import JsonObject
 from vpltool.papers.tables.chains import Chains
 from vpltool.settings import values_of
@@ -196,7 +196,7 @@ def table4(chains: Chains) -> Iterator[Row]:
         yield _gap_row(chains, f"{prompts}: text", paper[0], [text])
         shifted = f"shifted-{prompts}"
         chains.call("shift-gap", text=text, split=chains.learn, **chains.features(chains.learn),
-                    out=place(chains.path, "prototypes", shifted))
+                    out=result_path(chains.path, "prototypes", shifted))
         yield _gap_row(chains, f"{prompts}: text moved along the gap", paper[1], [shifted])
         yield _gap_row(chains, f"{prompts}: vision", paper[2], [
             chains.learned("vision" if own else f"vision-{prompts}", seed, text)
