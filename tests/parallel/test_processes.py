@@ -85,6 +85,36 @@ results = sorted(run_jobs(abs, range(-5, 1), 2, id, None))
 """
 
 
+ROUNDS = """
+import os, sys, time
+from pathlib import Path
+from vpltool.parallel.processes import run_jobs
+from vpltool.parallel.signals import interrupt_at_sigterm
+
+folder, mode = Path(sys.argv[1]), sys.argv[2]
+
+def start(task):
+    pass
+
+def work(number):
+    (folder / f"{number}-{os.getpid()}").touch()
+    if mode == "fails" and number == 1:
+        while not (folder / "go").exists():
+            time.sleep(0.05)
+        raise ValueError("the second job failed")
+    try:
+        time.sleep(60)
+    finally:
+        (folder / f"kept{number}").touch()
+
+if __name__ == "__main__":
+    import script
+    with interrupt_at_sigterm():
+        for _ in run_jobs(script.work, range(6), 2, script.start, None, finish=False):
+            pass
+"""
+
+
 def alive(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -248,6 +278,25 @@ def test_blocked_interrupts_come_afterwards(number: signal.Signals) -> None:
     gate.set()
     other.join()
     assert done == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("mode", "number"), [
+    ("stopped", signal.SIGINT), ("stopped", signal.SIGTERM), ("fails", None)])
+def test_no_round_begins_after_the_end(mode: str, number: signal.Signals | None, tmp_path: Path
+                                       ) -> None:
+    """Rounds in progress are interrupted and keep their work; those that wait never begin."""
+    with started(ROUNDS, tmp_path, mode) as parent:
+        wait_for_workers(tmp_path, 2)
+        began = time.monotonic()
+        if number is None:
+            (tmp_path / "go").touch()
+        else:
+            parent.send_signal(number)
+        _, errors = parent.communicate(timeout=30)
+    assert time.monotonic() - began < LIMIT + 5
+    assert {path.name[0] for path in tmp_path.glob("?-*")} == {"0", "1"}
+    assert {path.name for path in tmp_path.glob("kept*")} >= {"kept0"}
+    assert "in initializer" not in errors and "SpawnProcess" not in errors
 
 
 def test_what_is_ignored_stays_ignored() -> None:

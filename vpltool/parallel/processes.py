@@ -12,7 +12,13 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from vpltool.parallel.signals import begin_worker, block_interrupts, in_main_thread
+from vpltool.parallel.signals import (
+    begin_worker,
+    block_interrupts,
+    in_main_thread,
+    interrupted_by_sigterm,
+    remember,
+)
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -31,8 +37,8 @@ def run_jobs(
         processes: number of workers.
         start: called first in each worker, with the task.
         fewest: minimum number of jobs for which workers are started.
-        finish: whether running jobs are finished after an interrupt. Otherwise workers get
-            SIGTERM, which `start` may turn into an interrupt of their own.
+        finish: whether running jobs are finished after an interrupt or an error. Otherwise they
+            are interrupted, too.
     """
     if processes < 2 or len(jobs) < fewest:
         start(task)
@@ -44,13 +50,16 @@ def run_jobs(
     # A forked process can hang in torch's thread pool if torch was used before; a fresh one cannot.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin,
-                             initargs=(start, task, in_main_thread())) as pool:
+                             initargs=(start, task, in_main_thread(), finish)) as pool:
         waiting = set()
+        # A job in the pool's queue cannot be taken back.
+        most = 4 * processes if finish else processes
         try:
             for job in jobs:
                 with block_interrupts(), no_script():
-                    waiting.add(pool.submit(function, job))
-                if len(waiting) >= 4 * processes:
+                    waiting.add(pool.submit(function, job) if finish
+                                else pool.submit(_interrupted, function, job))
+                if len(waiting) >= most:
                     done = next(as_completed(waiting))
                     waiting.remove(done)
                     yield done.result()
@@ -80,10 +89,18 @@ def no_script() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
-def _begin(start: Callable[[Task], None], task: Task, from_main_thread: bool) -> None:
+def _begin(start: Callable[[Task], None], task: Task, from_main_thread: bool, finish: bool
+           ) -> None:
+    if not finish:
+        signal.signal(signal.SIGTERM, remember)
     begin_worker()
     end_with_parent(from_main_thread)
     start(task)
+
+
+def _interrupted(function: Callable[[Job], Result], job: Job) -> Result:
+    with interrupted_by_sigterm():
+        return function(job)
 
 
 def end_with_parent(from_main_thread: bool) -> None:

@@ -71,6 +71,25 @@ def interrupt(number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def remember(number: int, _frame: object) -> None:
+    """Record the signal for `check_interrupts`; a signal handler."""
+    _come.append(number)
+
+
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt while a worker has a job, also if it came before.
+
+    Between two jobs it is remembered: ending an idle worker would break the pool.
+    """
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        check_interrupts()
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, remember)
+
+
 @contextlib.contextmanager
 def defer_interrupts(*, every: bool = False) -> Iterator[Callable[[], bool]]:
     """Defer Ctrl-C and SIGTERM until the caller asks, so that a training step is never cut short.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from vpltool.command import Call, parse_line
 from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.lazy import torch
 from vpltool.parallel.processes import run_jobs
-from vpltool.parallel.signals import interrupt
 from vpltool.preset import Preset
 from vpltool.recipes.parse import Recipe, Rounds, Step, commands_of, steps_of
 from vpltool.recipes.terms import Terms, terms_of
@@ -186,8 +184,7 @@ _jobs: list[Job] = []
 
 
 def _start_round(job: Job) -> None:
-    """Take over the job in a worker process; SIGTERM interrupts it, so that it keeps its work."""
-    signal.signal(signal.SIGTERM, interrupt)
+    """Take over the job in a worker process."""
     _jobs[:] = [Job(job.work, job.preset, job.terms)]
     # The workers share the cores.
     torch.set_num_threads(1)
