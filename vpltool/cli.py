@@ -18,7 +18,7 @@ from vpltool.errors import ReaderGone, VplError, explain
 from vpltool.formats.kinds import is_workspace
 from vpltool.formats.shards import rank_of_process
 from vpltool.formats.workspace import check_folder, near_workspace
-from vpltool.methods import fault_of
+from vpltool.methods.own import fault_of
 from vpltool.parallel import signals
 from vpltool.preset import read_preset
 from vpltool.shell import to_shell

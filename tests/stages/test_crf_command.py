@@ -272,3 +272,11 @@ def test_par_refuses_distances_that_are_none(run: Run, copied: Path) -> None:
     assert result.lines("error:")[0].startswith("--dilations 0,2 is not a list of at most")
     assert result.lines("hint:") == ["--dilations 1,2,4,8,12,24"]
     assert len(labels(copied / "work/masks/text-refined/train")) == 6
+
+
+def test_both_folders_have_the_usual_form(run: Run, ready: Path, tmp_path: Path) -> None:
+    """NAME/SPLIT and NAME-full/SPLIT: so scores of two such results have two names."""
+    for out, full in (("a/train", "a-full/train"), ("b", "b-full")):
+        assert run("crf", "--method", "par", "--limit", 1, "--out", tmp_path / out,
+                   work=ready / "work").code == 0
+        assert list((tmp_path / out).glob("*.png")) and list((tmp_path / full).glob("*.png"))

@@ -70,7 +70,8 @@ def _kind(kind: MethodKind) -> JsonObject:
     name = "NAME" if found and found.stage.subcommands else "--method NAME"
     return {"kind": kind.name, "about": kind.about, "stage": kind.stage,
             "use": f"vpltool {kind.stage} {name}", "defines": list(kind.needs),
-            "may read": list(kind.reads), "default": kind.default}
+            "signature": kind.signature, "returns": kind.returns, "may read": list(kind.reads),
+            "default": kind.default}
 
 
 def _given(name: str) -> JsonObject:
@@ -147,7 +148,8 @@ including yours, and `vpltool methods KIND NAME` prints the section below about 
 
 def _section(kind: JsonObject) -> str:
     lines = [f"{kind['about'][0].upper()}{kind['about'][1:]}: `{kind['use']}`.",
-             f"A file defines {_code(kind['defines'])}."]
+             f"A file defines {_code(kind['defines'])}.",
+             f"`{kind['signature']}` returns {kind['returns']}."]
     lines += [f"`READS` may name {_code(kind['may read'])}."] if kind["may read"] else []
     lines += [f"The default is `{kind['default']}`."] if kind["default"] else []
     return "\n\n".join([f"## {kind['kind']}", "\n".join(lines),

@@ -16,11 +16,8 @@ import ast
 import functools
 import importlib
 import importlib.util
-import inspect
 import os
-import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -29,10 +26,10 @@ from types import ModuleType
 from typing import Protocol, TypeAlias, TypeVar
 
 from vpltool.core import distributed, phase_one, proposals, segmenter
-from vpltool.errors import VplError, counted, first_line, is_out_of_memory, near_name
+from vpltool.errors import VplError, near_name
 from vpltool.formats.kinds import FEATURE_TENSORS
 from vpltool.lazy import Tensor, np, npt, torch
-from vpltool.methods import inputs
+from vpltool.methods import inputs, own
 from vpltool.settings import Settings
 
 FOLDERS = "VPLTOOL_METHODS"
@@ -101,8 +98,7 @@ class LabelRefiner(MethodModule):
 
     refine_labels: Callable[[Sequence[inputs.ScoredPhoto], OfMethod, torch.device],
                             list[npt.NDArray[np.float32]]]
-    # The stage's `confidence` unless it is given; source: CLIP-ES, official code.
-    CONFIDENCE: float = 0.95
+    CONFIDENCE: float = 0.0  # the stage's `confidence` unless it is given
 
     def recorded(self, of_method: OfMethod) -> dict[str, object]:
         """Return the header's record of settings that name something else."""
@@ -191,12 +187,18 @@ class MethodKind:
     name: str  # of its folder, and of the entry point group `vpltool.NAME`
     interface: type[MethodModule]
     stage: str
-    function: str
+    signature: str  # of its function
+    returns: str
     about: str
     reads: tuple[str, ...]  # names that `READS` may contain
     given: tuple[str, ...]  # classes of the function's arguments and result, in `inputs`
     default: str = ""
     also: tuple[str, ...] = ()  # names that a file must define besides the function
+
+    @property
+    def function(self) -> str:
+        """Name of its function."""
+        return self.signature.partition("(")[0]
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -208,30 +210,42 @@ _FEATURES = (*FEATURE_TENSORS, "second_patches", "second_attention")
 _OF_ROWS = ("context_of", "photo_of", "scale", "bias")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
-    MethodKind("sources", SourceMethod, "prepare", "read",
-               "photos, tags and splits of a data set", (), ("SourceRequest", "Source")),
-    MethodKind("embeddings", EmbeddingMethod, "embed", "make_patches",
-               "patch embeddings from stored features", (*_FEATURES, "head"),
-               ("EmbeddingBatch",), "naclip"),
-    MethodKind("cams", CamMethod, "cam", "make_cams",
-               "class activation maps from features and prototypes",
+    MethodKind("sources", SourceMethod, "prepare", "read(workspace_path, settings, request)",
+               "a `Source`", "photos, tags and splits of a data set", (),
+               ("SourceRequest", "Source")),
+    MethodKind("embeddings", EmbeddingMethod, "embed", "make_patches(batch, settings)",
+               "patches (B, h·w, dim), L2-normed", "patch embeddings from stored features",
+               (*_FEATURES, "head"), ("EmbeddingBatch",), "naclip"),
+    MethodKind("cams", CamMethod, "cam", "make_cams(batch, settings)",
+               "a list with a tensor (K_i, h, w) for each photo: a map in [0, 1] of each of its "
+               "classes", "class activation maps from features and prototypes",
                (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), ("CamBatch",), "gradcam"),
-    MethodKind("refiners", Refiner, "refine", "refine",
+    MethodKind("refiners", Refiner, "refine", "refine(photo, settings)",
+               "a tensor (K, h, w): a map in [0, 1] of each of the photo's classes",
                "better maps from a photo's maps",
                (*_FEATURES, "prototypes", "decoder", "photo", "captions", *_OF_ROWS),
                ("PhotoMaps",), "attention"),
-    MethodKind("estimators", Estimator, "seed-prototypes", "estimate",
+    MethodKind("estimators", Estimator, "seed-prototypes",
+               "estimate(pool, text, text_index, settings, seed)",
+               "L2-normed rows (rows, dim) and the class of each (rows,), with a row of each class "
+               "in `text_index`, which has the classes of the rows `text` (rows', dim); and, if "
+               "any, a dictionary of tensors of the rows",
                "prototypes from pixels and their seed labels", ("patches",), ("Pixels",), "means"),
-    MethodKind("label_refiners", LabelRefiner, "crf", "refine_labels",
+    MethodKind("label_refiners", LabelRefiner, "crf", "refine_labels(photos, settings, device)",
+               "a list with an array (L, H, W) for each photo, of the size of its scores. "
+               "Pixels whose highest value is below `CONFIDENCE` are ignored in training (255); a "
+               "file without it has 0, so none are",
                "label probabilities from scores and the photo", ("photo", "proposals"),
                ("ScoredPhoto",), "densecrf"),
-    MethodKind("proposers", Proposer, "propose", "propose",
+    MethodKind("proposers", Proposer, "propose", "propose(request, settings)",
+               "an iterator over each photo's id and its proposals, or the reason why it has none",
                "masks of what may be one thing, of each photo", ("photo",), ("ProposalRequest",),
                "felzenszwalb"),
-    MethodKind("segmenters", SegmenterMethod, "train-decoder", "build",
-               "a network that segments photos", ("layers", "patches"),
+    MethodKind("segmenters", SegmenterMethod, "train-decoder", "build(parts, settings)",
+               "the network", "a network that segments photos", ("layers", "patches"),
                ("SegmenterParts", "LabelledPhoto"), "weclip", ("rebuild",)),
-    MethodKind("exports", Exporter, "export", "export",
+    MethodKind("exports", Exporter, "export", "export(predictions, path, settings)",
+               "the paths that were written",
                "predictions, or a segmenter, in another tool's format", (),
                ("Predictions", "TrainedSegmenter"), also=("SUFFIX",)),
 )}
@@ -265,8 +279,6 @@ class Method:
 
         Raises a VplError if it lacks what a method of its kind needs.
         """
-        if not self.module.startswith("vpltool."):
-            _foreign.add(str(self.path.absolute()))
         module = (importlib.import_module(self.module) if self.module
                   else _import_file(self.path, f"vpltool_method_{self.kind}_{self.path.stem}"))
         needs = KINDS[self.kind].needs
@@ -280,55 +292,15 @@ class Method:
         if unknown:
             raise VplError(f"{self.path}: READS names `{min(unknown)}`",
                            f"{self.kind} read {', '.join(KINDS[self.kind].reads)}")
+        if not self.module.startswith("vpltool."):
+            kind = KINDS[self.kind]
+            own.guard(module, self.path, kind.name, kind.function, kind.returns)
         return module
 
     @property
     def settings(self) -> type[Settings]:
         """The class of its settings; imports the file."""
         return self.load().Settings
-
-
-_foreign: set[str] = set()
-"""Files of the methods that were loaded and are not vpltool's own."""
-
-
-def fault_of(error: Exception) -> VplError | None:
-    """Return the error for an exception from the file of somebody's own method, with its line.
-
-    None if it is vpltool's. The text of the traceback decides, which tells of worker processes,
-    too.
-    """
-    if isinstance(error, VplError) or is_out_of_memory(error):
-        return None
-    shown = "".join(traceback.format_exception(error))
-    found = [(match.start(), f"{path}:{match[1]}") for path in _foreign
-             for match in re.finditer(rf'File "{re.escape(path)}", line (\d+)', shown)]
-    return VplError(f"{max(found)[1]}: {type(error).__name__}: {first_line(error)}",
-                    "VPLTOOL_DEBUG=1 shows the traceback") if found else None
-
-
-def check_maps(function: Callable[..., object], maps: Sequence[Tensor], classes: Mapping[str, int]
-               ) -> None:
-    """Check the maps that a function of somebody's own method returned.
-
-    `classes` has the number of classes of each photo.
-
-    Raises:
-        VplError: they are not a tensor (K, h, w) for each photo.
-    """
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    if code is None or code.co_filename not in _foreign:
-        return
-    returned = f"{code.co_filename}:{code.co_firstlineno}: {function.__name__} returned"
-    if len(maps) != len(classes):
-        raise VplError(f"{returned} {counted(len(maps), 'map', 'maps')} for "
-                       f"{counted(len(classes), 'photo', 'photos')}",
-                       "return the maps (K, h, w) of each photo")
-    for (key, count), made in zip(classes.items(), maps, strict=True):
-        shape = tuple(getattr(made, "shape", ()))
-        if not isinstance(made, torch.Tensor) or len(shape) != 3 or shape[0] != count:
-            raise VplError(f"{returned} a {type(made).__name__} {shape} for {key}",
-                           f"return a tensor ({count}, h, w): a map of each of its classes")
 
 
 def _import_file(path: Path, name: str) -> ModuleType:

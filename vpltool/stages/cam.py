@@ -10,7 +10,7 @@ from vpltool import formats, options
 from vpltool.engine import given, photo_work
 from vpltool.formats.kinds import result_path
 from vpltool.lazy import Tensor, torch
-from vpltool.methods import KINDS, CamMethod, check_maps, load_method
+from vpltool.methods import KINDS, CamMethod, load_method
 from vpltool.methods.inputs import CamBatch
 from vpltool.parallel import batches, device
 from vpltool.settings import Stage, setting
@@ -73,7 +73,6 @@ def run(workspace: formats.Workspace, settings: CamSettings) -> list[Path]:
                 batch.ids, batch.grid, tensors, [tags[key] for key in batch.ids], prototypes.rows,
                 prototypes.class_index, prototypes.of_rows, prototypes.photos, loaded.head,
                 loaded.rgb(batch.ids), loaded.captions(batch.ids)), settings.of_method)
-            check_maps(method.make_cams, maps, {key: len(tags[key]) for key in batch.ids})
             for key, cams in zip(batch.ids, maps, strict=True):
                 yield key, {"cam": cams.to(dtype).cpu(), "classes": tags[key]}
 

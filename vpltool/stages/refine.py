@@ -11,7 +11,7 @@ from vpltool.core.grids import layers_of, resample_maps
 from vpltool.engine import given, photo_work, segmenters
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
 from vpltool.formats import JsonObject, OutputFolder, Workspace, kinds
-from vpltool.methods import KINDS, Refiner, check_maps, load_method
+from vpltool.methods import KINDS, Refiner, load_method
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.parallel import batches, memory
 from vpltool.parallel.device import dtype_of
@@ -104,7 +104,6 @@ def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo:
             key, maps["cam"].to(device, non_blocking=True), maps["classes"], tensors,
             next(iter(loaded.rgb([key])), None), next(iter(loaded.captions([key])), ()),
             **of_prototypes, decoder=network), settings.of_method)
-        check_maps(method.refine, [made], {key: len(maps["classes"])})
         return key, {"classes": maps["classes"], "cam": made}
 
     def results() -> Iterator[photo_work.Made]:

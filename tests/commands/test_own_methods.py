@@ -1,0 +1,172 @@
+"""Mistakes in somebody's own method are told with its file: settings, results, exceptions."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, copy_workspace
+from PIL import Image
+
+from vpltool import settings
+from vpltool.errors import VplError
+from vpltool.methods import FOLDERS, KINDS, own
+from vpltool.methods.inputs import CamBatch, EmbeddingBatch, PhotoMaps, ScoredPhoto
+
+TEXT, INDEX = torch.eye(3, 4), torch.tensor([0, 1, 2])
+PRESENT = [torch.tensor([1]), torch.tensor([1, 2])]
+GIVEN: dict[str, tuple[Any, ...]] = {
+    "cams": (CamBatch(["a", "b"], (3, 2), {}, PRESENT, TEXT, INDEX),),
+    "refiners": (PhotoMaps("a", torch.ones(2, 3, 2), torch.tensor([1, 2]), {}),),
+    "embeddings": (EmbeddingBatch(["a", "b"], (3, 2), {}),),
+    "estimators": (None, TEXT, INDEX),
+    "label_refiners": ([ScoredPhoto(np.zeros((4, 6, 3), np.uint8), np.ones((2, 2, 3), np.float32))],
+                       )}
+GOOD: dict[str, tuple[Any, ...]] = {
+    "cams": ([torch.ones(1, 3, 2), torch.zeros(2, 6, 4)],),
+    "refiners": (torch.ones(2, 3, 2),),
+    "embeddings": (torch.eye(4)[torch.zeros(2, 6, dtype=torch.long)],),
+    "estimators": ((TEXT, INDEX), (TEXT[1:], INDEX[1:]), (TEXT, INDEX, {"context_of": INDEX})),
+    "label_refiners": ([np.ones((2, 2, 3), np.float32)],)}
+BAD: dict[str, tuple[tuple[Any, str], ...]] = {
+    "cams": (
+        (None, "None"), (iter([]), "a list_iterator"), ([], "0 maps for 2 photos"),
+        ([torch.ones(1, 3, 2), torch.ones(1, 3, 2)], "a Tensor (1, 3, 2) for b, which has 2 class"),
+        ([torch.ones(1, 3, 2), torch.ones(2, 3, 1)], "a Tensor (2, 3, 1) for b"),
+        ([torch.ones(1, 3, 2), np.ones((2, 3, 2))], "a ndarray (2, 3, 2) for b"),
+        ([torch.ones(1, 3, 2), torch.full((2, 3, 2), 7.0)], "values from 7 to 7"),
+        ([torch.ones(1, 3, 2), torch.full((2, 3, 2), torch.nan)], "values from nan to nan"),
+        ([torch.ones(1, 3, 2), torch.ones(2, 3, 2).byte()], "values from 1 to 1 (torch.uint8)")),
+    "refiners": ((None, "None for a"), (torch.ones(2, 0, 0), "a Tensor (2, 0, 0) for a"),
+                 (-torch.ones(2, 3, 2), "values from -1 to -1")),
+    "embeddings": ((None, "None"), (np.ones((2, 6, 4)), "a ndarray (2, 6, 4)"),
+                   (torch.ones(2, 5, 4), "a Tensor (2, 5, 4) for 2 photos on a grid (3, 2)"),
+                   (torch.ones(2, 6, 4), "patches whose norms are 2 to 2")),
+    "estimators": ((None, "None"), (TEXT, "a Tensor (3, 4)"),
+                   ((TEXT.numpy(), INDEX), "a ndarray (3, 4) as rows, where the text has (3, 4)"),
+                   ((TEXT[:, :2], INDEX), "a Tensor (3, 2) as rows"),
+                   ((TEXT, INDEX[1:]), "a Tensor (2,) as the classes of 3 rows"),
+                   ((TEXT, INDEX.float()), "a Tensor (3,) as the classes of 3 rows"),
+                   ((TEXT, [0, 1, 2]), "a list as the classes of 3 rows"),
+                   ((TEXT[:2], INDEX[:2]), "no row of class 2"),
+                   ((TEXT, INDEX + 1), "rows of class 3, which the text does not have"),
+                   ((TEXT, INDEX, {"foo": INDEX}), "`foo`, which is none of context_of")),
+    "label_refiners": ((None, "None"), ([], "0 results for 1 photo"), ([None], "None for scores"),
+                       ([np.ones((2, 3, 2))], "a ndarray (2, 3, 2) for scores (2, 2, 3)"),
+                       ([np.full((2, 2, 3), np.nan)], "values that are not finite"))}
+
+
+def guarded(kind: str, made: Any) -> Any:
+    """The function of a method that returns a value, or raises an exception."""
+    def function(*_: Any) -> Any:
+        if isinstance(made, Exception):
+            raise made
+        return made
+
+    module = types.ModuleType("mine")
+    module.Settings = settings.Settings  # type: ignore[attr-defined]
+    setattr(module, KINDS[kind].function, function)
+    own.guard(module, Path("mine.py"), kind, KINDS[kind].function, KINDS[kind].returns)
+    return getattr(module, KINDS[kind].function)
+
+
+@pytest.mark.parametrize(("kind", "made"),
+                         [(kind, made) for kind, all_ in GOOD.items() for made in all_])
+def test_what_fits_passes(kind: str, made: Any) -> None:
+    assert guarded(kind, made)(*GIVEN[kind]) is made
+
+
+@pytest.mark.parametrize(("kind", "made", "said"),
+                         [(kind, made, said) for kind, all_ in BAD.items() for made, said in all_])
+def test_what_does_not_fit_is_told(kind: str, made: Any, said: str) -> None:
+    with pytest.raises(VplError) as caught:
+        guarded(kind, made)(*GIVEN[kind])
+    where, _, fault = caught.value.message.partition(" returned ")
+    assert where.startswith("mine.py:") and fault.startswith(said), caught.value.message
+    assert caught.value.hint == f"it returns {KINDS[kind].returns}"
+
+
+def test_a_wrong_number_of_arguments_is_told() -> None:
+    module = types.ModuleType("mine")
+    module.Settings = settings.Settings  # type: ignore[attr-defined]
+    module.make_cams = lambda batch: []  # type: ignore[attr-defined]
+    own.guard(module, Path("mine.py"), "cams", "make_cams", "")
+    with pytest.raises(VplError, match=r"^mine.py:\d+: TypeError: .* takes 1 positional argument"):
+        module.make_cams(1, 2)
+
+
+def test_a_lack_of_memory_is_none_of_its_mistakes() -> None:
+    with pytest.raises(MemoryError):
+        guarded("cams", MemoryError())(*GIVEN["cams"])
+
+
+FILE = '''"""Scores as they are."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from vpltool import settings
+from vpltool.settings import setting
+
+READS = ("photo",)
+
+{settings}
+
+
+def refine_labels(photos, settings, device):
+    return [{result} for photo in photos]
+'''
+PLAIN = '''
+@dataclass(frozen=True, kw_only=True)
+class Settings(settings.Settings):
+    """None."""
+'''
+SETTINGS = {
+    PLAIN.replace("(settings.Settings)", ""): "Settings does not inherit vpltool's",
+    PLAIN.replace("@dataclass(frozen=True, kw_only=True)\n", "")
+    + '    power: float = setting(1.0, "Power.")\n': "Settings is not a dataclass",
+    PLAIN + "    power: float = 1.0\n": "`power` is no setting",
+    PLAIN + '    power: dict = setting(None, "Power.")\n':
+        "the setting `power` has a type that no option has"}
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(FOLDERS, str(tmp_path / "mine"))
+    file = tmp_path / "mine/label_refiners/mine.py"
+    file.parent.mkdir(parents=True)
+    return file
+
+
+@pytest.mark.parametrize("text", SETTINGS)
+def test_settings_that_cannot_be_used_are_told(text: str, mine: Path, run: Run) -> None:
+    mine.write_text(FILE.format(settings=text, result="photo.scores"))
+    result = run("crf", "--method", "mine", "--help")
+    assert result.code == 1
+    assert result.lines("error:") == [f"{mine}: {SETTINGS[text]}"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_numpy_is_not_blamed_on_the_photos(
+        workers: int, mine: Path, ready: Path, tmp_path: Path, tiny_clip: Path, run: Run) -> None:
+    work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+    mine.write_text(FILE.format(settings=PLAIN, result="np.linalg.inv(photo.scores[0])"))
+    result = run("crf", "--what", "cams/text", "--method", "mine", "--workers", workers, work=work)
+    assert result.code == 1
+    line = len(mine.read_text().splitlines())
+    assert result.lines("error:")[0].startswith(f"{mine}:{line}: LinAlgError: ")
+
+
+def test_no_pixel_is_ignored_unless_the_method_says_so(
+        mine: Path, ready: Path, tmp_path: Path, tiny_clip: Path, run: Run) -> None:
+    work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+    mine.write_text(FILE.format(settings=PLAIN, result="photo.scores"))
+    result = run("crf", "--what", "cams/text", "--method", "mine", work=work)
+    assert result.code == 0, result.err
+    for path in (work / "masks/text/train").glob("*.png"):
+        assert 255 not in np.asarray(Image.open(path))

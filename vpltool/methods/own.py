@@ -1,0 +1,198 @@
+"""Methods that are not vpltool's own: their settings, their results and their exceptions."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vpltool import settings
+from vpltool.errors import VplError, counted, first_line, is_out_of_memory
+from vpltool.lazy import np, torch
+
+TYPES = (str, int, float, bool, Path)
+"""Types that a setting may have, also optional or in a tuple."""
+
+_ROLES = ("context_of", "photo_of", "scale", "bias")
+"""Tensors of rows that a file of prototypes may hold."""
+
+_files: set[str] = set()
+_guards: list[ModuleType] = []
+"""Modules whose function is wrapped."""
+
+
+def guard(module: ModuleType, path: Path, kind: str, function: str, returns: str) -> None:
+    """Check a method's settings, and have its function's results and exceptions checked.
+
+    `returns` describes the results, for errors.
+
+    Raises:
+        VplError: its `Settings` cannot be used.
+    """
+    _files.add(str(path.absolute()))
+    _check_settings(module.Settings, path)
+    if module not in _guards:
+        _guards.append(module)
+        setattr(module, function, _guarded(vars(module)[function], path,
+                                           _FAULTS.get(kind, _no_fault), returns))
+
+
+def fault_of(error: Exception) -> VplError | None:
+    """Return the error for an exception from the file of somebody's own method, with its line.
+
+    None if it is vpltool's. The text of the traceback decides, which tells of worker processes,
+    too.
+    """
+    if isinstance(error, VplError) or is_out_of_memory(error):
+        return None
+    shown = "".join(traceback.format_exception(error))
+    found = [(match.start(), f"{path}:{match[1]}") for path in _files
+             for match in re.finditer(rf'File "{re.escape(path)}", line (\d+)', shown)]
+    return VplError(f"{max(found)[1]}: {type(error).__name__}: {first_line(error)}",
+                    "VPLTOOL_DEBUG=1 shows the traceback") if found else None
+
+
+def _guarded(function: Callable[..., Any], path: Path,
+             fault: Callable[[tuple[Any, ...], Any], str], returns: str) -> Callable[..., Any]:
+    """Wrap a method's function: an error in it has its file and line, also one of NumPy.
+
+    Stages take other errors for those of a photo. `fault` says what is wrong with a result, given
+    the arguments.
+    """
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    where = f"{path}:{code.co_firstlineno}" if code else str(path)
+
+    @functools.wraps(function)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        try:
+            made = function(*arguments, **named)
+        except Exception as error:
+            if isinstance(error, VplError) or is_out_of_memory(error):
+                raise
+            raise fault_of(error) or VplError(
+                f"{where}: {type(error).__name__}: {first_line(error)}") from error
+        if wrong := fault(arguments, made):
+            name = getattr(function, "__name__", "the function")
+            raise VplError(f"{where}: {name} returned {wrong}", f"it returns {returns}")
+        return made
+
+    return checked
+
+
+def _check_settings(kind: Any, path: Path) -> None:
+    if not (inspect.isclass(kind) and issubclass(kind, settings.Settings)):
+        raise VplError(f"{path}: Settings does not inherit vpltool's",
+                       "class Settings(vpltool.settings.Settings)")
+    if inspect.get_annotations(kind) and "__dataclass_fields__" not in vars(kind):
+        raise VplError(f"{path}: Settings is not a dataclass",
+                       "write @dataclass(frozen=True, kw_only=True) above it")
+    declared = {entry.name: entry for entry in settings.described(kind)}
+    known = {*declared, *(entry.name for entry in dataclasses.fields(settings.Settings))}
+    plain = [entry.name for entry in dataclasses.fields(kind) if entry.name not in known]
+    if plain:
+        raise VplError(f"{path}: `{plain[0]}` is no setting",
+                       f"declare it as {plain[0]}: … = setting(DEFAULT, HELP)")
+    odd = [entry for entry in declared.values() if entry.type not in TYPES]
+    if odd:
+        raise VplError(f"{path}: the setting `{odd[0].name}` has a type that no option has",
+                       "one of str, int, float, bool and Path, or a tuple of one of them")
+
+
+def _no_fault(_arguments: tuple[Any, ...], _made: Any) -> str:
+    return ""
+
+
+def _shown(made: Any) -> str:
+    """Describe a value: `a Tensor (5, 2)`, `a list`, `None`."""
+    if made is None:
+        return "None"
+    shape = getattr(made, "shape", None)
+    return f"a {type(made).__name__}" + ("" if shape is None else f" {tuple(shape)}")
+
+
+def _fault_of_many(made: Any, ids: Any, what: str) -> str:
+    """Say what is wrong if a value is not a list or tuple with an item for each photo."""
+    if not isinstance(made, (list, tuple)):
+        return _shown(made)
+    return "" if len(made) == len(ids) else (
+        f"{counted(len(made), what, f'{what}s')} for {counted(len(ids), 'photo', 'photos')}")
+
+
+def _fault_of_maps(made: Any, count: int, grid: tuple[int, int], key: str) -> str:
+    """Say what is wrong if a value is not maps (count, h, w) in [0, 1], of the grid's shape."""
+    if (not isinstance(made, torch.Tensor) or made.dim() != 3 or len(made) != count
+            or 0 in made.shape[1:] or made.shape[1] * grid[1] != made.shape[2] * grid[0]):
+        return f"{_shown(made)} for {key}, which has {counted(count, 'class', 'classes')} on a " \
+               f"grid {grid}"
+    low, high = (0.0, 1.0) if not count else (float(side) for side in made.float().aminmax())
+    # Not the other way round: NaN compares as False.
+    inside = low > -1e-3 and high < 1 + 1e-3 and made.is_floating_point()
+    return "" if inside else f"values from {low:g} to {high:g} ({made.dtype}) for {key}"
+
+
+def _fault_of_cams(arguments: tuple[Any, ...], made: Any) -> str:
+    batch = arguments[0]
+    return _fault_of_many(made, batch.ids, "map") or next(filter(None, (
+        _fault_of_maps(maps, len(present), batch.grid, key)
+        for maps, present, key in zip(made, batch.present, batch.ids, strict=True))), "")
+
+
+def _fault_of_refined(arguments: tuple[Any, ...], made: Any) -> str:
+    photo = arguments[0]
+    return _fault_of_maps(made, len(photo.cams), tuple(photo.cams.shape[1:]), photo.id)
+
+
+def _fault_of_patches(arguments: tuple[Any, ...], made: Any) -> str:
+    batch = arguments[0]
+    if (not isinstance(made, torch.Tensor) or made.dim() != 3 or not made.is_floating_point()
+            or made.shape[:2] != (len(batch.ids), batch.grid[0] * batch.grid[1])):
+        return f"{_shown(made)} for {counted(len(batch.ids), 'photo', 'photos')} on a grid " \
+               f"{batch.grid}"
+    norms = made.float().norm(dim=-1)
+    return "" if float((norms - 1).abs().max()) < 0.01 else (
+        f"patches whose norms are {float(norms.min()):.3g} to {float(norms.max()):.3g}")
+
+
+def _fault_of_rows(arguments: tuple[Any, ...], made: Any) -> str:
+    _, text, text_index = arguments[:3]
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        return _shown(made)
+    rows, index, of_rows = *made[:2], (made[2] if len(made) == 3 else {})
+    if (not isinstance(rows, torch.Tensor) or rows.dim() != 2 or not rows.is_floating_point()
+            or rows.shape[1] != text.shape[1] or not bool(rows.isfinite().all())):
+        return f"{_shown(rows)} as rows, where the text has {tuple(text.shape)}"
+    if (not isinstance(index, torch.Tensor) or index.shape != rows.shape[:1]
+            or index.is_floating_point()):
+        return f"{_shown(index)} as the classes of {counted(len(rows), 'row', 'rows')}"
+    wanted, found = ({*part.tolist()} - {0} for part in (text_index, index))
+    if wanted != found:
+        odd = min(wanted ^ found)
+        return (f"no row of class {odd}" if odd in wanted else
+                f"rows of class {odd}, which the text does not have")
+    odd_names = [name for name, tensor in of_rows.items()
+                 if name not in _ROLES or not isinstance(tensor, torch.Tensor)]
+    return f"`{odd_names[0]}`, which is none of {', '.join(_ROLES)}" if odd_names else ""
+
+
+def _fault_of_scores(arguments: tuple[Any, ...], made: Any) -> str:
+    photos = arguments[0]
+    if fault := _fault_of_many(made, photos, "result"):
+        return fault
+    for scores, photo in zip(made, photos, strict=True):
+        if not isinstance(scores, np.ndarray) or scores.shape != photo.scores.shape:
+            return f"{_shown(scores)} for scores {photo.scores.shape}"
+        if not np.isfinite(scores).all():
+            return "values that are not finite"
+    return ""
+
+
+_FAULTS: Mapping[str, Callable[[tuple[Any, ...], Any], str]] = {
+    "cams": _fault_of_cams, "refiners": _fault_of_refined, "embeddings": _fault_of_patches,
+    "estimators": _fault_of_rows, "label_refiners": _fault_of_scores}
+"""Kind of method to a function that says what is wrong with a result, given the arguments."""
