@@ -23,6 +23,7 @@ from vpltool.formats.manifest import PHOTO_FOLDERS, manifest_of, orphaned_folder
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
 from vpltool.formats.workspace import relative_to
+from vpltool.methods import find_methods
 from vpltool.names import short_path
 from vpltool.provenance import check_header
 from vpltool.settings import Values, described
@@ -196,6 +197,11 @@ class State:
                                 file=work.path / file if file else None)
             return vocabulary_identity(work, words)
         split = str(header.options.get("split", "train"))
+        if role == "method-file":
+            kind = find_stages()[header.command.split()[0]].stage.methods
+            method = find_methods(kind).get(str(header.options.get("method", "")))
+            # Elsewhere, VPLTOOL_METHODS may not be set; `update` says so.
+            return formats.identity_of_file(method.path) if method else header.inputs[role]
         try:
             if role == "classes":
                 # Groups may take their class names from a file.
@@ -353,7 +359,8 @@ class State:
 
 _CHANGED = {"classes": "the classes have changed", "captions": "photos or captions have changed",
             "tags": "photos or tags have changed",
-            "vocabulary": "the words of classes or background have changed"}
+            "vocabulary": "the words of classes or background have changed",
+            "method-file": "the file of the method has changed"}
 """Inputs that are not files, with the reason given if the change log has no details."""
 
 

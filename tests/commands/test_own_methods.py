@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,34 @@ def test_no_pixel_is_ignored_unless_the_method_says_so(
     assert result.code == 0, result.err
     for path in (work / "masks/text/train").glob("*.png"):
         assert 255 not in np.asarray(Image.open(path))
+
+
+def test_a_changed_file_of_a_method_makes_its_results_stale(
+        mine: Path, ready: Path, tmp_path: Path, tiny_clip: Path, run: Run,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of an interrupted run, which would hold files of two versions."""
+    work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+    crf = ("crf", "--what", "cams/text", "--method", "mine")
+    mine.write_text(FILE.format(settings=PLAIN, result="photo.scores"))
+    assert run(*crf, work=work).code == 0
+    again = run(*crf, work=work)
+    assert again.code == 0 and "done already" in again.err
+    mine.write_text(FILE.format(settings=PLAIN, result="photo.scores * 0.5"))
+    forget(mine)
+    refused = run(*crf, work=work)
+    assert refused.code == 1
+    assert "the file of the method has changed" in refused.lines("error:")[0]
+    stale = run("status", "--stale", work=work).out
+    assert "masks/text/train" in stale and "the file of the method has changed" in stale
+    assert run("update", work=work).code == 0
+    assert "up to date" in run("status", "--stale", work=work).out
+    # Where the file is not, nobody can say.
+    monkeypatch.delenv(FOLDERS)
+    assert "up to date" in run("status", "--stale", work=work).out
+
+
+def forget(file: Path) -> None:
+    """Forget a module and what was compiled of it, as another process would."""
+    sys.modules.pop(f"vpltool_method_label_refiners_{file.stem}", None)
+    for path in file.parent.glob("__pycache__/*.pyc"):
+        path.unlink()

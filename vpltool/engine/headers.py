@@ -13,6 +13,7 @@ from vpltool.formats.header import is_same_model, is_stale
 from vpltool.formats.input_folders import supervision_of
 from vpltool.formats.manifest import UPDATE_HINT, check_replacing
 from vpltool.formats.workspace import relative_to
+from vpltool.methods import own
 from vpltool.names import without_home
 from vpltool.options import Replaces
 from vpltool.parallel import once
@@ -40,6 +41,8 @@ def make_header(
         identities[role], path = ((item.identity, item.path) if isinstance(item, InputFolder)
                                   else (identity_of_file(item), item))
         sources[role] = relative_to(path, workspace.path)
+    if own_file := own.file_of(settings.of_method):
+        identities["method-file"] = identity_of_file(own_file)
     call = {name: without_home(value, lambda path: relative_to(path, workspace.path))
             for name, value in changed(settings).items() if name not in sources}
     out = getattr(settings, "out", None)

@@ -174,7 +174,8 @@ def differing(first: Mapping[str, object], second: Mapping[str, object]) -> list
 
 _INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags have changed",
                   "photos": "other photos can be read", "photo-files": "photos were replaced",
-                  "corrections": "corrected masks have changed"}
+                  "corrections": "corrected masks have changed",
+                  "method-file": "the file of the method has changed"}
 
 
 def _format_model(model: Mapping[str, str]) -> str:

@@ -25,6 +25,8 @@ _ROLES = ("context_of", "photo_of", "scale", "bias")
 _files: set[str] = set()
 _guards: list[ModuleType] = []
 """Modules whose function is wrapped."""
+_paths: dict[type[settings.Settings], Path] = {}
+"""Class of the settings of a method to its file."""
 
 
 def guard(module: ModuleType, path: Path, kind: str, function: str, returns: str) -> None:
@@ -35,12 +37,22 @@ def guard(module: ModuleType, path: Path, kind: str, function: str, returns: str
     Raises:
         VplError: its `Settings` cannot be used.
     """
-    _files.add(str(path.absolute()))
     _check_settings(module.Settings, path)
     if module not in _guards:
         _guards.append(module)
+        _files.add(str(path.absolute()))
+        # A class of its own says whose settings they are, see `file_of`.
+        own = type("Settings", (module.Settings,), {
+            "__module__": module.__name__, "__doc__": module.Settings.__doc__})
+        setattr(module, own.__name__, own)
+        _paths[own] = path
         setattr(module, function, _guarded(vars(module)[function], path,
                                            _FAULTS.get(kind, _no_fault), returns))
+
+
+def file_of(of_method: settings.Settings | None) -> Path | None:
+    """Return the file of the method whose settings these are; None if it is vpltool's own."""
+    return _paths.get(type(of_method)) if of_method is not None else None
 
 
 def fault_of(error: Exception) -> VplError | None:
