@@ -135,7 +135,8 @@ def test_photos_that_cannot_be_read_are_named_at_the_start_and_at_the_end(
     assert result.code == 1
     assert result.lines("error:") == ["3 photos failed, the others are done: "
                                       "scene0, scene2, holiday"]
-    failed, left_out, new = result.lines("warning:")
+    failed, left_out, empty, new = result.lines("warning:")
+    assert "no mask shows " in empty
     assert failed.startswith("2 of 6 photos failed, the others are done: scene0.png: ")
     assert "scene0: " not in failed
     assert left_out == ("an earlier step failed on 2 photos, which are skipped: "

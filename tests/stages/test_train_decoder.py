@@ -512,6 +512,18 @@ def test_masks_of_ones_own(run: Run, work: Path, tmp_path: Path) -> None:
     assert "scene0.png" in refused.lines("hint:")[0]
 
 
+def test_masks_without_any_class_are_told(run: Run, work: Path, tmp_path: Path) -> None:
+    own = tmp_path / "empty"
+    own.mkdir()
+    for path in (work / "masks/text-refined/train").glob("*.png"):
+        with Image.open(path) as image:
+            Image.new("L", image.size).save(own / path.name)
+    result = run("train-decoder", "--masks", own, *TRAIN[3:], work=work)
+    assert result.code == 0, result.err
+    warning, = result.lines("warning:")
+    assert warning.startswith(f"{own}: no mask shows ")
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_true_masks_are_not_learned_from(linked: bool, run: Run, work: Path, tmp_path: Path
                                          ) -> None:

@@ -154,10 +154,14 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
         VplError: a value is not a class, or a mask has another size than its photo; the message
             names the first such file.
     """
+    shown = [False] * (IGNORE + 1 + len(workspace.classes))
+
     def check(photo: Photo) -> bool:
         path = masks.path_of(photo.id)
         labels = read_mask(path, workspace.image_path(photo), len(workspace.classes),
                            other_palettes=masks.has_other_palettes(photo.id))
+        for label in np.unique(labels).tolist():
+            shown[label] = True
         # `prepare` has warned of imported masks; masks that vpltool computed may exceed the tags.
         return (photo.id not in masks.corrected
                 and is_untagged(labels, workspace.indices_of(photo))
@@ -166,6 +170,12 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
     odd = list(photo_work.tracked(f"check {masks.name}", threads.in_threads(
         check, photos, _THREADS), len(photos)))
     warn_of_untagged([photo.id for photo, is_odd in zip(photos, odd, strict=True) if is_odd])
+    tagged = {index for photo in photos for index in workspace.indices_of(photo)}
+    missing = [workspace.class_name(index) for index in sorted(tagged) if not shown[index]]
+    if missing:
+        (console.warn if len(missing) == len(tagged) else console.note)(
+            f"{masks.path}: no mask shows {', '.join(missing)}, although photos are tagged so: a "
+            "segmenter cannot learn it")
     if supervision := supervision_by(masks, [photo.id for photo in photos]):
         console.note(f"{masks.path}: supervised by {supervision}")
 
