@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -230,6 +231,22 @@ def test_rounds_side_by_side(run: Run, copied: Path, capfd: pytest.CaptureFixtur
     assert run("cam", "--method", "dense", "--overwrite", work=copied / "work").code == 0
     assert made == {file.name: file.read_bytes()
                     for file in (copied / "work/cams/text-dense/train").iterdir()}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_rounds_that_write_the_same_are_refused(jobs: int, run: Run, copied: Path) -> None:
+    """Else chance would say whose result stays; a line that is the same in all rounds may be."""
+    path = copied / "maps.recipe"
+    path.write_text("# Maps.\neach tau in 0.1 0.2\nvpltool cam --method gradcam\n"
+                    "vpltool cam --method dense --tau $tau --name same\nend\n")
+    result = run("run", path, "--jobs", jobs, work=copied / "work")
+    assert result.code == 1
+    error, = result.lines("error:")
+    said = r"the rounds tau 0\.[12] and tau 0\.[12] both write \S+/cams/same/train"
+    assert re.search(said, error)
+    assert result.lines("hint:")[0].startswith("put $tau into the name or path of each result")
+    path.write_text(path.read_text().replace("--name same", "--name same-$tau"))
+    assert run("run", path, "--jobs", jobs, work=copied / "work").code == 0
 
 
 @pytest.mark.parametrize("words", [("--pretrained", "FOLDER"), ("--pretrained=FOLDER",)])

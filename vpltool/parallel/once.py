@@ -30,6 +30,7 @@ def once(folder: Path, work: str, call: str, *, shards: bool = False) -> Iterato
 
     Processes with the same description of their `work` do the same; `call` is the work as a call,
     for the error message. The system releases the lock when the process ends, however it ends.
+    Rounds of one run wait for each other.
     Processes on other machines are not detected, but do no harm: files are written atomically.
     """
     with contextlib.ExitStack() as stack:
@@ -37,8 +38,25 @@ def once(folder: Path, work: str, call: str, *, shards: bool = False) -> Iterato
         with contextlib.suppress(OSError):
             file = stack.enter_context(_lock_file(folder, work).open("a+"))
             if not _claim(file):
-                raise _is_running(folder, call, _known(file), shards)
+                known, run = _known(file), _round.get()[0]
+                if not run or known is None or known["round"][:1] != (run,):
+                    raise _is_running(folder, call, known, shards)
+                # Another round does the same; then all is done.
+                fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+_round: ContextVar[tuple[str, str]] = ContextVar("round", default=("", ""))
+
+
+@contextlib.contextmanager
+def one_round(run: str, title: str) -> Iterator[None]:
+    """Run a block as a round of a `run`, such as `tau 0.1`; see `write_alone`."""
+    token = _round.set((run, title))
+    try:
+        yield
+    finally:
+        _round.reset(token)
 
 
 def _claim(file: TextIO, work: str = "") -> bool:
@@ -48,7 +66,8 @@ def _claim(file: TextIO, work: str = "") -> bool:
     except BlockingIOError:
         return False
     file.truncate(0)
-    file.write(json.dumps({"process": os.getpid(), "since": time.time(), "work": work}))
+    file.write(json.dumps({"process": os.getpid(), "since": time.time(), "work": work,
+                           "round": _round.get()}))
     file.flush()
     return True
 
@@ -75,7 +94,8 @@ def write_alone(path: Path) -> None:
     """Lock a folder or file against other work on this machine until the `writer` block ends.
 
     Call this before looking at existing files: otherwise commands with other settings could mix.
-    Raises a VplError if other work is writing it.
+    Raises a VplError if other work is writing it, or if another round has written it: rounds run in
+    any order, so the last one would be chosen by chance.
     """
     writing = _writing.get()
     if writing is None:
@@ -83,6 +103,9 @@ def write_alone(path: Path) -> None:
     stack, work = writing
     try:
         file = stack.enter_context(_lock_file(path, "output").open("a+"))
+        before = _known(file)
+        if before is not None and before["work"] != work:
+            _check_round(path, before["round"])
         _claim(file, work)
         # The lock is released for a moment; a process that claims it meanwhile goes first.
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -96,13 +119,22 @@ def write_alone(path: Path) -> None:
             f"wait for it, then run this again; kill {known['process']} ends it")
 
 
+def _check_round(path: Path, before: tuple[str, ...]) -> None:
+    """Check that the round that wrote a path is none beside this one."""
+    run, title = _round.get()
+    if run and before[:1] == (run,) and before[1:] != (title,):
+        name = title.partition(" ")[0]
+        raise VplError(f"the rounds {before[1]} and {title} both write {path}",
+                       f"put ${name} into the name or path of each result of a round")
+
+
 def _known(file: TextIO) -> dict[str, Any] | None:
     """Return the record of a lock's holder; None if it has not been written yet."""
     file.seek(0)
     try:
         known = json.loads(file.read())
         return {"process": int(known["process"]), "since": float(known["since"]),
-                "work": str(known.get("work", ""))}
+                "work": str(known.get("work", "")), "round": tuple(known.get("round", ()))}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,7 @@ from vpltool import console
 from vpltool.command import Call, parse_line
 from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.lazy import torch
+from vpltool.parallel import once
 from vpltool.parallel.processes import run_jobs
 from vpltool.preset import Preset
 from vpltool.recipes.parse import Recipe, Rounds, Step, commands_of, steps_of
@@ -168,14 +171,16 @@ def _run_step(job: Job, step: Step) -> None:
 
 
 def _run_rounds(job: Job, rounds: Rounds) -> None:
-    if job.processes < 2 or len(rounds.rounds) < 2:
-        for part in rounds.rounds:
-            run_steps(job, part)
+    run = f"{os.getpid()}-{time.time_ns()}"
+    parts = [(run, f"{rounds.name} {word}", part)
+             for word, part in zip(rounds.words, rounds.rounds, strict=True)]
+    if job.processes < 2 or len(parts) < 2:
+        for _, title, part in parts:
+            with once.one_round(run, title):
+                run_steps(job, part)
         return
-    count = min(job.processes, len(rounds.rounds))
-    titles = [f"{rounds.name} {word}" for word in rounds.words]
-    for failed, made in run_jobs(_run_round, list(zip(titles, rounds.rounds, strict=True)), count,
-                           _start_round, job, fewest=2, finish=False):
+    for failed, made in run_jobs(_run_round, parts, min(job.processes, len(parts)), _start_round,
+                                 job, fewest=2, finish=False):
         job.failed.update(failed)
         job.made.update(dict.fromkeys(made))
 
@@ -190,12 +195,12 @@ def _start_round(job: Job) -> None:
     torch.set_num_threads(1)
 
 
-def _run_round(titled: tuple[str, Sequence[Step | Rounds]]
+def _run_round(part: tuple[str, str, Sequence[Step | Rounds]]
                ) -> tuple[dict[str, None], Iterable[Path]]:
     """Run a round; its title precedes each message, since messages of rounds alternate."""
-    title, steps = titled
+    run, title, steps = part
     job = Job(_jobs[0].work, _jobs[0].preset, _jobs[0].terms)
-    with console.heard_by(console.Terminal(rewrite=lambda text: f"{title}: "
-                                           + to_shell(text, work=job.work).strip(), bars=False)):
+    with once.one_round(run, title), console.heard_by(console.Terminal(
+            rewrite=lambda text: f"{title}: " + to_shell(text, work=job.work).strip(), bars=False)):
         run_steps(job, steps)
     return job.failed, list(job.made)
