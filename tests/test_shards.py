@@ -117,6 +117,17 @@ def test_status_lists_what_each_shard_lacks(run: Run, begun: Path, tmp_path: Pat
     assert run("status", "--stale", work=work).out == "everything is up to date\n"
 
 
+def test_the_line_that_goes_on_has_all_settings(run: Run, begun: Path, tmp_path: Path,
+                                                tiny_clip: Path) -> None:
+    work = copy_workspace(begun, tmp_path / "base", tiny_clip) / "work"
+    assert run("extract", "--shard", "0/2", "--max-side", 24, "--workers", 0, work=work).code == 0
+    hint = run("cam", work=work).lines("hint:")[0]
+    line = hint.partition(" continues")[0]
+    assert "--max-side 24" in line
+    assert run(*line.split()[1:], work=work).code == 0
+    assert run("cam", work=work).code == 0
+
+
 def test_a_bad_photo_does_not_fail_its_shard(run: Run, begun: Path, tmp_path: Path, tiny_clip: Path
                                              ) -> None:
     base = copy_workspace(begun, tmp_path / "base", tiny_clip)

@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from vpltool import command_help, console
 from vpltool.completion import completes, names_for
 from vpltool.errors import PhotosFailed, ReaderGone, VplError, near_name
-from vpltool.methods import KINDS, Method, find_methods
+from vpltool.methods import KINDS, Method, find_methods, hint_of
 from vpltool.parallel.signals import check_interrupts
 from vpltool.preset import Preset, read_preset
 from vpltool.run import prints_results, run_stage, stage_settings
@@ -189,7 +189,7 @@ class _StageCommand(TyperCommand):
         chosen = _value_of((entry.flag, *entry.aliases), args)
         name = chosen or (ctx.default_map or {}).get("method") or KINDS[kind].default
         if name not in methods:
-            ctx.fail(f"--method {name}: no such method; {near_name(name, methods)}")
+            ctx.fail(f"--method {name}: no such method; {hint_of(kind, name)}")
         if chosen:
             self.shown = methods[name]
         elif {"--help", "--help-all", "-h"} & {*args}:

@@ -340,6 +340,13 @@ def foreign_instances(coco: Path) -> None:
     path.write_text(path.read_text().replace('"image_id": 42', '"image_id": 43'))
 
 
+def foreign_category(coco: Path) -> None:
+    path = coco / "annotations/instances_val2014.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["category_id"] = 999
+    path.write_text(json.dumps(content))
+
+
 def test_captions_of_photos_that_are_taken(coco: Path, run: Run) -> None:
     path = coco / "annotations/captions_train2014.json"
     path.write_text(json.dumps({
@@ -385,6 +392,8 @@ WRONG: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "categories": (other_categories, ["`diningtable`"], "`dining table`"),
     "foreign instances": (foreign_instances, ["1 photo that it does not list"],
                           "instances_val2014.json"),
+    "foreign category": (foreign_category, ["instances of the category 999"],
+                         "instances_val2014.json"),
     "captions": (captions, ["an entry of annotations is damaged: it has no `category_id`"],
                  "instances_val2014.json"),
 }

@@ -239,6 +239,9 @@ def test_scores_of_files_that_are_others_now(copied: Path, run: Run) -> None:
     assert "masks-text-refined (changed since)" in result.out
     assert "cams-text (changed" not in result.out
     assert "not the files that were scored" in result.lines("warning:")[0]
+    assert run("report", "--split", "train", "--out", work / "page", work=work).code == 0
+    pages = [page.read_text() for page in (work / "page").rglob("*.html")]
+    assert any("masks-text-refined (changed since)" in page for page in pages)
     assert run("eval", "--split", "train", "--what", "masks/text-refined", work=work).code == 0
     assert "changed since" not in run("scores", work=work).out
 

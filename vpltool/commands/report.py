@@ -220,7 +220,7 @@ def _read_scores(work: Path) -> list[JsonObject]:
     for path in results_of(work, "scores"):
         content = _read(path)
         if content.get("kind") == "scores" and "iou" in content:
-            found.append(_score(content, path))
+            found.append(_score(work, content, path))
     titles = [(entry["title"], entry["split"]) for entry in found]
     for entry in found:
         if titles.count((entry["title"], entry["split"])) > 1:
@@ -236,12 +236,13 @@ def _read(path: Path) -> JsonObject:
         return {}
 
 
-def _score(content: Mapping[str, Any], path: Path) -> JsonObject:
+def _score(work: Path, content: Mapping[str, Any], path: Path) -> JsonObject:
     cut = content.get("threshold")
     made, scored = (content.get(key) or {} for key in ("made_under", "scored_under"))
     preset = format_preset(made) + ("" if made == scored else f", scored {format_preset(scored)}")
     return {
-        "title": content["what"], "what": content["what"], "file": path.stem,
+        "title": content["what"] + reports.CHANGED * reports.has_changed(work, content),
+        "what": content["what"], "file": path.stem,
         "split": content["split"], "photos": content["photos"], "iou": content["iou"],
         "miou": content["miou"], "accuracy": content["accuracy"],
         "foreground": reports.foreground(content["iou"]),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from vpltool.errors import VplError
-from vpltool.formats import JsonObject, read_json
+from vpltool.file_hashes import hashes_of
+from vpltool.formats import JsonObject, identity_of_many, open_workspace, read_json
 from vpltool.formats.fields import NUMBER, OBJECTS, SIZE, SIZE_OF, TEXT, check_fields
+from vpltool.formats.kinds import is_workspace
 
 ENOUGH = 20
 """Photos below which a report warns of chance: a single one changes its figures by points."""
@@ -71,3 +74,26 @@ def format_table(cells: Sequence[Sequence[str]], *, markdown: bool, left: int = 
         lines.insert(1, "|" + "|".join(f"{'-' * (width + 1)}{':' if column >= left else '-'}"
                                        for column, width in enumerate(widths)) + "|")
     return "\n".join(lines)
+
+
+CHANGED = " (changed since)"
+"""Added to the name of what has changed since it was scored."""
+
+
+def has_changed(work: Path, entry: Mapping[str, Any]) -> bool:
+    """Return whether a scored folder now holds other files of as many photos.
+
+    Nothing is known, and False returned, if the number differs or the folder is gone.
+    """
+    kind, what = str(entry.get("scored") or ""), str(entry.get("what", ""))
+    name, split = what.removeprefix(f"{kind}-"), str(entry["split"])
+    if not kind or not entry.get("content") or not is_workspace(work) or (
+            {"..", "/"} & {*Path(name).parts, *Path(split).parts}):
+        return False
+    folder = work / kind / name / split
+    suffix = ".safetensors" if kind == "cams" else ".png"
+    names = {photo.id: f"{photo.id}{suffix}" for photo in open_workspace(work).photos()
+             if photo.mask is not None and split in photo.splits}
+    hashes = hashes_of(folder, names.values())
+    parts = {key: hashes[file] for key, file in names.items() if file in hashes}
+    return len(parts) == entry["photos"] and identity_of_many(parts) != entry["content"]

@@ -210,6 +210,9 @@ def again(header: Header, shard: str = "") -> str:
              if key in header.sources]
     if "decoder" in header.sources:
         used.append(f"decoder={Path(header.sources['decoder']).stem!r}")
+    # What was not at its default: without it, the same command would be refused.
+    known = {*header.sources, "prototypes", "method", "split", "out", "shard"}
+    used += [f"{key}={value!r}" for key, value in header.call.items() if key not in known]
     used += [f"shard={shard!r}"] if shard else []
     return f"`{header.command.replace('-', '_')}({', '.join(used)})`"
 

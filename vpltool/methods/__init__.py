@@ -316,15 +316,18 @@ def _import_file(path: Path, name: str) -> ModuleType:
     return module
 
 
+def _own_folders() -> list[Path]:
+    return [Path(name) for name in os.environ.get(FOLDERS, "").split(os.pathsep) if name]
+
+
 def find_methods(kind: str) -> dict[str, Method]:
     """Return name to method of a kind, sorted; from here, `VPLTOOL_METHODS` and other packages.
 
     Raises a VplError if two methods have the same name.
     """
     found: dict[str, Method] = {}
-    folders = filter(None, os.environ.get(FOLDERS, "").split(os.pathsep))
     for method in (*_in_folder(kind, Path(__file__).parent, f"vpltool.methods.{kind}."),
-                   *(method for folder in folders for method in _in_folder(kind, Path(folder))),
+                   *(method for folder in _own_folders() for method in _in_folder(kind, folder)),
                    *_by_entry_point(kind)):
         if method.name in found:
             raise VplError(f"{method.path}: {kind} has a method `{method.name}` already, "
@@ -337,10 +340,17 @@ def find_method(kind: str, name: str) -> Method:
     """Find a method by its name; raise a VplError if there is none."""
     methods = find_methods(kind)
     if name not in methods:
-        hint = near_name(name, methods)
-        raise VplError(f"`method={name!r}`: no such method", hint if hint.endswith("?") else
-                       f"{hint}; {FOLDERS}=FOLDER finds FOLDER/{kind}/{name}.py")
+        raise VplError(f"`method={name!r}`: no such method", hint_of(kind, name))
     return methods[name]
+
+
+def hint_of(kind: str, name: str) -> str:
+    """Return a hint for a name that no method of a kind has."""
+    hint = near_name(name, find_methods(kind))
+    gone = [folder for folder in _own_folders() if not folder.is_dir()]
+    if gone:
+        return f"{hint}; {FOLDERS} names {gone[0]}, which is no folder"
+    return hint if hint.endswith("?") else f"{hint}; {FOLDERS}=FOLDER finds FOLDER/{kind}/{name}.py"
 
 
 Loaded = TypeVar("Loaded", bound=MethodModule)

@@ -6,14 +6,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vpltool import console
 from vpltool.engine import reports
 from vpltool.errors import VplError
-from vpltool.file_hashes import hashes_of
-from vpltool.formats import JsonObject, atomic, identity_of_many, open_workspace, read_json
-from vpltool.formats.kinds import folder_of, is_workspace, results_of
+from vpltool.formats import JsonObject, atomic, open_workspace, read_json
+from vpltool.formats.kinds import folder_of, results_of
 from vpltool.settings import Settings, Stage, setting
 
 
@@ -67,7 +65,7 @@ def run(path: Path, settings: ScoresSettings) -> list[JsonObject]:
                            "`eval(split='SPLIT')` writes those of photos with true masks; "
                            "`eval(split='SPLIT', against='tags')` those of others")
     table = [_row(path, one) for row in rows for one in [*map(str, _called(path, row))] or [row]]
-    if changed := sorted({row["title"] for row in table if row["title"].endswith(_CHANGED)}):
+    if changed := sorted({row["title"] for row in table if row["title"].endswith(reports.CHANGED)}):
         console.warn(f"{', '.join(changed)}: not the files that were scored; `eval()` scores those "
                      "that are there")
     write_table(settings.out, show(table, {"markdown": settings.markdown}))
@@ -102,32 +100,10 @@ def _row(work: Path, row: str) -> JsonObject:
                           else ""), "one row for each")
     ((against, split, photos),) = kinds
     title = title if equals else str(found[0]["what"])
-    changed = any(_has_changed(work, entry) for entry in found)
-    return {"title": title + _CHANGED * changed, "split": split, "photos": photos,
+    changed = any(reports.has_changed(work, entry) for entry in found)
+    return {"title": title + reports.CHANGED * changed, "split": split, "photos": photos,
             "against": against, **{key: [entry[key] for entry in found]
                                    for key in _COLUMNS[against]}}
-
-
-_CHANGED = " (changed since)"
-
-
-def _has_changed(work: Path, entry: Mapping[str, Any]) -> bool:
-    """Return whether a scored folder now holds other files of as many photos.
-
-    Nothing is known, and False returned, if the number differs or the folder is gone.
-    """
-    kind, what = str(entry.get("scored") or ""), str(entry.get("what", ""))
-    name, split = what.removeprefix(f"{kind}-"), str(entry["split"])
-    if not kind or not entry.get("content") or not is_workspace(work) or (
-            {"..", "/"} & {*Path(name).parts, *Path(split).parts}):
-        return False
-    folder = work / kind / name / split
-    suffix = ".safetensors" if kind == "cams" else ".png"
-    names = {photo.id: f"{photo.id}{suffix}" for photo in open_workspace(work).photos()
-             if photo.mask is not None and split in photo.splits}
-    hashes = hashes_of(folder, names.values())
-    parts = {key: hashes[file] for key, file in names.items() if file in hashes}
-    return len(parts) == entry["photos"] and identity_of_many(parts) != entry["content"]
 
 
 def _called(work: Path, name: str) -> list[Path]:

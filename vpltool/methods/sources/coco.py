@@ -248,6 +248,10 @@ def _read_instances(path: Path, names: dict[str, str], folder: Path, classes: Se
         if name not in classes:
             raise VplError(f"{path} has the category `{name}`, which is not a class",
                            near_name(name, classes))
+    odd = set[int]().union(*found.seen.values()) - found.categories.keys()
+    if odd:
+        raise VplError(f"{path} has instances of the category {min(odd)}, which is none of its "
+                       "categories", f"use COCO's own {path.name}")
     stray = found.seen.keys() - found.images.keys()
     if stray or not found.images:
         raise VplError(f"{path} has instances of {counted(len(stray), 'photo', 'photos')} that it "
