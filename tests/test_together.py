@@ -143,7 +143,8 @@ def test_an_incomplete_set_of_ids_is_refused(layered: Path, tmp_path: Path, tiny
     said = [rank[0] for rank in result.said]
     assert [one.code for one in said] == [1, 1]
     assert "scene2 is missing" in said[missing].err
-    assert "vpltool extract --split train continues" in said[missing].err
+    assert ("vpltool extract --split train --keep tokens,patches,attention,layers continues"
+            in said[missing].err)
     assert "since another one has ended" in said[1 - missing].err
     assert not (base / "work/prototypes/vision.safetensors").exists()
 

@@ -7,10 +7,10 @@ import functools
 import inspect
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from vpltool import settings
 from vpltool.errors import VplError, counted, first_line, is_out_of_memory
@@ -21,6 +21,11 @@ TYPES = (str, int, float, bool, Path)
 
 _ROLES = ("context_of", "photo_of", "scale", "bias")
 """Tensors of rows that a file of prototypes may hold."""
+
+_Arguments: TypeAlias = tuple[Any, ...]
+_Fault: TypeAlias = Callable[[_Arguments, Any], str]
+"""What is wrong with what a function made of its arguments; empty if nothing."""
+_Function: TypeAlias = Callable[..., Any]
 
 _files: set[str] = set()
 _guards: list[ModuleType] = []
@@ -70,8 +75,7 @@ def fault_of(error: Exception) -> VplError | None:
                     "VPLTOOL_DEBUG=1 shows the traceback") if found else None
 
 
-def _guarded(function: Callable[..., Any], path: Path,
-             fault: Callable[[tuple[Any, ...], Any], str], returns: str) -> Callable[..., Any]:
+def _guarded(function: _Function, path: Path, fault: _Fault, returns: str) -> _Function:
     """Wrap a method's function: an error in it has its file and line, also one of NumPy.
 
     Stages take other errors for those of a photo. `fault` says what is wrong with a result, given
@@ -81,7 +85,7 @@ def _guarded(function: Callable[..., Any], path: Path,
     where = f"{path}:{code.co_firstlineno}" if code else str(path)
 
     @functools.wraps(function)
-    def checked(*arguments: Any, **named: Any) -> Any:
+    def checked(*arguments: object, **named: object) -> object:
         try:
             made = function(*arguments, **named)
         except Exception as error:
@@ -97,7 +101,7 @@ def _guarded(function: Callable[..., Any], path: Path,
     return checked
 
 
-def _check_settings(kind: Any, path: Path) -> None:
+def _check_settings(kind: type, path: Path) -> None:
     if not (inspect.isclass(kind) and issubclass(kind, settings.Settings)):
         raise VplError(f"{path}: Settings does not inherit vpltool's",
                        "class Settings(vpltool.settings.Settings)")
@@ -116,11 +120,11 @@ def _check_settings(kind: Any, path: Path) -> None:
                        "one of str, int, float, bool and Path, or a tuple of one of them")
 
 
-def _no_fault(_arguments: tuple[Any, ...], _made: Any) -> str:
+def _no_fault(_arguments: _Arguments, _made: object) -> str:
     return ""
 
 
-def _shown(made: Any) -> str:
+def _shown(made: object) -> str:
     """Describe a value: `a Tensor (5, 2)`, `a list`, `None`."""
     if made is None:
         return "None"
@@ -128,7 +132,7 @@ def _shown(made: Any) -> str:
     return f"a {type(made).__name__}" + ("" if shape is None else f" {tuple(shape)}")
 
 
-def _fault_of_many(made: Any, ids: Any, what: str) -> str:
+def _fault_of_many(made: object, ids: Sized, what: str) -> str:
     """Say what is wrong if a value is not a list or tuple with an item for each photo."""
     if not isinstance(made, (list, tuple)):
         return _shown(made)
@@ -136,7 +140,7 @@ def _fault_of_many(made: Any, ids: Any, what: str) -> str:
         f"{counted(len(made), what, f'{what}s')} for {counted(len(ids), 'photo', 'photos')}")
 
 
-def _fault_of_maps(made: Any, count: int, grid: tuple[int, int], key: str) -> str:
+def _fault_of_maps(made: object, count: int, grid: tuple[int, int], key: str) -> str:
     """Say what is wrong if a value is not maps (count, h, w) in [0, 1], of the grid's shape."""
     if (not isinstance(made, torch.Tensor) or made.dim() != 3 or len(made) != count
             or 0 in made.shape[1:] or made.shape[1] * grid[1] != made.shape[2] * grid[0]):
@@ -148,19 +152,19 @@ def _fault_of_maps(made: Any, count: int, grid: tuple[int, int], key: str) -> st
     return "" if inside else f"values from {low:g} to {high:g} ({made.dtype}) for {key}"
 
 
-def _fault_of_cams(arguments: tuple[Any, ...], made: Any) -> str:
+def _fault_of_cams(arguments: _Arguments, made: Any) -> str:
     batch = arguments[0]
     return _fault_of_many(made, batch.ids, "map") or next(filter(None, (
         _fault_of_maps(maps, len(present), batch.grid, key)
         for maps, present, key in zip(made, batch.present, batch.ids, strict=True))), "")
 
 
-def _fault_of_refined(arguments: tuple[Any, ...], made: Any) -> str:
+def _fault_of_refined(arguments: _Arguments, made: object) -> str:
     photo = arguments[0]
     return _fault_of_maps(made, len(photo.cams), tuple(photo.cams.shape[1:]), photo.id)
 
 
-def _fault_of_patches(arguments: tuple[Any, ...], made: Any) -> str:
+def _fault_of_patches(arguments: _Arguments, made: object) -> str:
     batch = arguments[0]
     if (not isinstance(made, torch.Tensor) or made.dim() != 3 or not made.is_floating_point()
             or made.shape[:2] != (len(batch.ids), batch.grid[0] * batch.grid[1])):
@@ -171,7 +175,7 @@ def _fault_of_patches(arguments: tuple[Any, ...], made: Any) -> str:
         f"patches whose norms are {float(norms.min()):.3g} to {float(norms.max()):.3g}")
 
 
-def _fault_of_rows(arguments: tuple[Any, ...], made: Any) -> str:
+def _fault_of_rows(arguments: _Arguments, made: object) -> str:
     _, text, text_index = arguments[:3]
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         return _shown(made)
@@ -192,7 +196,7 @@ def _fault_of_rows(arguments: tuple[Any, ...], made: Any) -> str:
     return f"`{odd_names[0]}`, which is none of {', '.join(_ROLES)}" if odd_names else ""
 
 
-def _fault_of_scores(arguments: tuple[Any, ...], made: Any) -> str:
+def _fault_of_scores(arguments: _Arguments, made: Any) -> str:
     photos = arguments[0]
     if fault := _fault_of_many(made, photos, "result"):
         return fault
@@ -204,7 +208,7 @@ def _fault_of_scores(arguments: tuple[Any, ...], made: Any) -> str:
     return ""
 
 
-_FAULTS: Mapping[str, Callable[[tuple[Any, ...], Any], str]] = {
+_FAULTS: Mapping[str, _Fault] = {
     "cams": _fault_of_cams, "refiners": _fault_of_refined, "embeddings": _fault_of_patches,
     "estimators": _fault_of_rows, "label_refiners": _fault_of_scores}
 """Kind of method to a function that says what is wrong with a result, given the arguments."""
