@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Run
 
@@ -30,6 +31,17 @@ def test_the_same_bytes_as_the_shell(run: Run, copied: Path, capfd: pytest.Captu
     assert made == [folder]
     assert shell == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert capfd.readouterr().out == ""
+
+
+def test_numpy_s_numbers_are_numbers(copied: Path) -> None:
+    work = Workspace(copied / "work")
+    made = work.cam(method="dense", tau=np.float32(0.25), limit=np.int64(2), out=copied / "maps")
+    assert made == [copied / "maps"]
+    options = describe(made[0] / "scene0.safetensors").header.options
+    assert options["tau"] == 0.25 and type(options["tau"]) is float
+    for wrong in ({"limit": np.float64(2.5)}, {"limit": np.bool_(True)}, {"tau": np.ones(2)}):
+        with pytest.raises(VplError, match="expected"):
+            work.cam(method="dense", **wrong)
 
 
 def test_reports_are_returned(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -172,6 +184,11 @@ def test_a_recipe_takes_keywords_and_returns_what_it_made(copied: Path,
     assert all(path.exists() for path in made)
     lines = work.run("maps.recipe", "photos=photos", "cut=0.2", dry_run=True)
     assert lines[-1].endswith("--threshold 0.2")
+    (copied / "cuts.recipe").write_text(
+        "# Scores.\ncuts = 0.4\neach cut in $cuts\n"
+        "vpltool eval --what cams/text --split train --threshold $cut\nend\n")
+    lines = work.run("cuts.recipe", cuts=[0.1, np.float64(0.3)], dry_run=True)
+    assert [line.split()[-1] for line in lines] == ["0.1", "0.3"]
     with pytest.raises(vpltool.VplError, match="has no parameter `fotos`"):
         work.run("maps.recipe", fotos="photos")
 

@@ -158,7 +158,7 @@ def test_the_segmenter_has_learned_from_them(reader: Reader) -> None:
     assert header is not None
     assert header.supervision == f"tags and {CORRECTED} corrected masks"
     assert decoder.read_bytes() != before
-    assert reader.run("-C", WORK, "status", "--stale").out.strip() == "everything is up to date"
+    assert reader.run("-C", WORK, "status", "--stale").out.strip() == "no result is stale"
 
 
 def test_a_report_in_a_browser(reader: Reader) -> None:

@@ -162,7 +162,7 @@ def test_a_workspace_of_a_near_name(command: tuple[str, ...], run: Run, tmp_path
     monkeypatch.chdir(tmp_path)
     result = run("-C", "work/photo", *command)
     assert result.code == 1
-    assert result.lines("hint:") == ["did you mean `vpltool -C work/photos COMMAND`?"]
+    assert result.lines("hint:") == ["did you mean vpltool -C work/photos COMMAND?"]
 
 
 @pytest.mark.parametrize("command", [(), ("status",), ("extract",), ("demo",),
@@ -175,4 +175,4 @@ def test_a_file_is_no_workspace(command: tuple[str, ...], run: Run, tmp_path: Pa
     result = run("-C", "tags.csv", *command)
     assert result.code == 1
     assert result.lines("error:") == ["tags.csv is a file; a workspace is a folder"]
-    assert result.lines("hint:") == ["name the workspace folder, as in `vpltool -C DIR COMMAND`"]
+    assert result.lines("hint:") == ["name the workspace folder, as in vpltool -C DIR COMMAND"]

@@ -114,7 +114,7 @@ def test_status_lists_what_each_shard_lacks(run: Run, begun: Path, tmp_path: Pat
     for line in lines[:-1]:
         assert run(*line.split()[1:]).code == 0
     assert run("update", work=work).code == 0
-    assert run("status", "--stale", work=work).out == "everything is up to date\n"
+    assert run("status", "--stale", work=work).out == "no result is stale\n"
 
 
 def test_the_line_that_goes_on_has_all_settings(run: Run, begun: Path, tmp_path: Path,

@@ -67,7 +67,7 @@ class Workspace:
             preset: preset for all commands; default: the workspace's.
             dry_run: whether to return the command lines without running them.
             jobs: rounds that run in parallel; 0: depends on the number of cores.
-            named: values of the recipe by name.
+            named: values of the recipe by name; of a list, its items are the words.
 
         Returns:
             paths that the recipe made, or found up to date; the lines, for a dry run.
@@ -76,8 +76,7 @@ class Workspace:
             VplError: a line is wrong (before anything is run), or failed.
             PhotosFailed: some photos failed; the recipe processed the others.
         """
-        words = (*values, *(f"{name}={'' if value is None else value}"
-                            for name, value in named.items()))
+        words = (*values, *(f"{name}={_as_words(value)}" for name, value in named.items()))
         settings = {"preset": preset or self.preset, "dry_run": dry_run, "jobs": jobs}
         given = {name: value for name, value in settings.items() if value}
         with console.one_piece():
@@ -97,6 +96,13 @@ class Workspace:
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(found.function_name for found in find_stages().values())]
+
+
+def _as_words(value: object) -> str:
+    """Spell a value of a recipe: None as nothing, a list or tuple as its words."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def _bound(work: Workspace, found: FoundStage) -> Callable[..., Any]:

@@ -214,7 +214,8 @@ class _StageCommand(TyperCommand):
                         + ctx.command_path.removeprefix(root.info_name or ""))
         others = find_methods(stage.methods).values() if chosen and not stage.subcommands else ()
         for other in others:
-            if any(flag in (entry.flag, entry.off) for entry in described(other.settings)):
+            if other.importable and any(flag in (entry.flag, entry.off)
+                                        for entry in described(other.settings)):
                 return (f"{flag} is an option of --method {other.name}, not of --method "
                         f"{chosen.name if chosen else ''}")
         if self.found.name != "run":

@@ -103,7 +103,7 @@ def stage_subject(found: FoundStage, method: Method | None, line: str,
         sorted(command_settings(found, method), key=lambda entry: (
             not entry.positional and (2 if entry.panel else 1), entry.name in shared)),
         parts, {f"{prefix}{name}": list(described(other.settings))
-                for name, other in methods.items()}, defaults or {},
+                for name, other in methods.items() if other.importable}, defaults or {},
         switches | {"--quiet, -q": "No notes and no progress on stderr."})
 
 

@@ -129,11 +129,13 @@ def stage_settings(found: FoundStage, values: Mapping[str, object],
     values = renamed(values, entries)
     if chosen is None:
         return make(stage.settings, values, named)
-    own = set(names_of(stage.settings))
-    theirs = set(names_of(chosen.settings)) - own
+    own, theirs = set(names_of(stage.settings)), set(names_of(chosen.settings))
+    if own & theirs:
+        raise VplError(f"{chosen.path}: {found.name} has a setting `{min(own & theirs)}` already",
+                       "give the method's another name")
     for name in set(values) - own - theirs:
         if others := [other.name for other in find_methods(kind).values()
-                      if name in names_of(other.settings)]:
+                      if other.importable and name in names_of(other.settings)]:
             raise VplError(f"`{name}={values[name]!r}` is a setting of `method={others[0]!r}`, "
                            f"not of `method={method!r}`",
                            f"`method={others[0]!r}`, or leave it out")

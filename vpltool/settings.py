@@ -351,9 +351,15 @@ def _converted(entry: Described, value: Any) -> object:
         if entry.default is not None:
             raise VplError(f"`{entry.name}=''`: expected a path", entry.help)
         return None
-    convert: Callable[[Any], Any] = (
-        (lambda item: Path(item) if isinstance(item, str) else item) if entry.type is Path
-        else (lambda item: str(item) if entry.type is str and isinstance(item, Path) else item))
+
+    def convert(item: Any) -> object:
+        if type(item).__module__ == "numpy" and hasattr(item, "item") and not item.shape:
+            # np.float32(0.5), as np.linspace and pandas give it.
+            return item.item()
+        if entry.type is Path:
+            return Path(item) if isinstance(item, str) else item
+        return str(item) if entry.type is str and isinstance(item, Path) else item
+
     if entry.many and value is not None:
         return tuple(convert(item) for item in ([value] if isinstance(value, (str, Path))
                                                 else value))

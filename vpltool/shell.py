@@ -55,6 +55,8 @@ def _translated(code: str, stage: str, work: Path, names: Mapping[str, str]) -> 
         words = [shlex.quote(f"{names[name]}={value}") if name in names and value != ""
                  else _option(name, value, stage) for name, value in values.items()]
         return " ".join(words) if all(words) else ""
+    if call.func.id == "Workspace" and len(positional) == 1:
+        return shlex.join([*program(Path(str(positional[0]))), "COMMAND"])
     name = call.func.id.replace("_", "-")
     if name not in find_stages():
         return ""
@@ -76,7 +78,7 @@ def all_settings(found: FoundStage) -> list[Described]:
     """List the settings of a stage, and of all its methods."""
     entries = list(described(found.stage.settings))
     for method in find_methods(found.stage.methods).values() if found.stage.methods else ():
-        entries += described(method.settings)
+        entries += described(method.settings) if method.importable else ()
     return entries
 
 

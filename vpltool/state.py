@@ -11,6 +11,7 @@ from typing import Any
 
 from vpltool import formats
 from vpltool.datasets.words import read_classes
+from vpltool.engine.headers import identity_of_method
 from vpltool.engine.masks import content_identity, identity_of_corrections
 from vpltool.engine.models import WORDS, model_weights
 from vpltool.engine.photos import given_again, other_photos, tags_of
@@ -201,7 +202,7 @@ class State:
             kind = find_stages()[header.command.split()[0]].stage.methods
             method = find_methods(kind).get(str(header.options.get("method", "")))
             # Elsewhere, VPLTOOL_METHODS may not be set; `update` says so.
-            return formats.identity_of_file(method.path) if method else header.inputs[role]
+            return identity_of_method(method.path) if method else header.inputs[role]
         try:
             if role == "classes":
                 # Groups may take their class names from a file.

@@ -368,13 +368,33 @@ def test_a_file_that_reads_what_there_is_not_is_named(tmp_path: Path, run: Run,
     assert "tokens" in result.lines("hint:")[0]
 
 
-def test_a_file_that_is_not_python_is_named(tmp_path: Path, run: Run,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_toy(tmp_path, "cams", text="this is no Python")
+@pytest.mark.parametrize(("text", "fault"), [
+    ("this is no Python", "SyntaxError"), ("import no_such_module", "ModuleNotFoundError"),
+    ("1 / 0", "ZeroDivisionError")])
+def test_a_file_that_cannot_be_imported_hinders_nothing_else(
+        text: str, fault: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_toy(tmp_path, "cams", text=f"# At work.\n{text}\n")
     monkeypatch.setenv(FOLDERS, str(tmp_path))
-    result = run("methods")
+    listed = run("methods", "cams")
+    assert listed.code == 0 and str(path) in listed.out
+    assert ("Cannot be imported" in listed.out) == (fault == "SyntaxError")
+    assert run("cam", "--help").code == 0
+    assert "did you mean `--method`" in run("cam", "--metod", "dense").err
+    for command in (("cam", "--method", "toy"), ("methods", "cams", "toy")):
+        result = run(*command)
+        assert result.code == 1
+        assert result.lines("error:")[0].startswith(f"{path}:2: {fault}: ")
+
+
+def test_a_setting_of_the_stage_s_name_is_refused(tmp_path: Path, copied: Path, run: Run,
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = text_of("cams").replace("toy_level", "prototypes")
+    assert "prototypes:" in toy
+    path = write_toy(tmp_path, "cams", text=toy)
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    result = run("cam", "--method", "toy", work=copied / "work")
     assert result.code == 1
-    assert result.lines("error:")[0].startswith(f"{path}: not a method")
+    assert result.lines("error:") == [f"{path}: cam has a setting `prototypes` already"]
 
 
 def test_two_methods_of_one_name_are_an_error(tmp_path: Path, run: Run,

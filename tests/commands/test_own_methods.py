@@ -191,10 +191,25 @@ def test_a_changed_file_of_a_method_makes_its_results_stale(
     stale = run("status", "--stale", work=work).out
     assert "masks/text/train" in stale and "the file of the method has changed" in stale
     assert run("update", work=work).code == 0
-    assert "up to date" in run("status", "--stale", work=work).out
+    assert run("status", "--stale", work=work).out == "no result is stale\n"
     # Where the file is not, nobody can say.
     monkeypatch.delenv(FOLDERS)
-    assert "up to date" in run("status", "--stale", work=work).out
+    assert run("status", "--stale", work=work).out == "no result is stale\n"
+
+
+def test_a_helper_beside_the_file_is_found_and_counts(
+        mine: Path, ready: Path, tmp_path: Path, tiny_clip: Path, run: Run) -> None:
+    work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+    helper = mine.parent / "_halved_scores.py"
+    helper.write_text("def halved(scores):\n    return scores / 2\n")
+    mine.write_text(FILE.format(settings=f"from _halved_scores import halved\n{PLAIN}",
+                                result="halved(photo.scores)"))
+    crf = ("crf", "--what", "cams/text", "--method", "mine", "--workers", 2)
+    assert run(*crf, work=work).code == 0
+    (mine.parent / "_other.py").write_text("1 / 0")
+    assert "done already" in run(*crf, work=work).err
+    helper.write_text("def halved(scores):\n    return scores * 0.5\n")
+    assert "the file of the method has changed" in run(*crf, work=work).lines("error:")[0]
 
 
 def forget(file: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from conftest import Run, copy_workspace, draw_scenes, prepare
 from PIL import Image
 
+from vpltool import methods
 from vpltool.formats.labels import read_labels
 
 MASKS = "masks/text-refined-full/train"
@@ -162,6 +163,46 @@ def test_a_predicted_photo_that_is_gone_does_not_stop_the_rest(
     shutil.rmtree(work / "predictions/tiny/files")
     again = run("update", work=work)
     assert again.code == 0, again.err
+
+
+def test_a_result_that_cannot_be_recomputed_leaves_only_what_is_made_from_it(
+        copied: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = copied / "work"
+    method = tmp_path / "mine/cams/flat.py"
+    method.parent.mkdir(parents=True)
+    dense = Path(methods.__file__).parent / "cams/dense.py"
+    method.write_text(dense.read_text())
+    monkeypatch.setenv(methods.FOLDERS, str(tmp_path / "mine"))
+    for words in (("cam", "--method", "flat"), ("crf", "--what", "text-flat", "--workers", 0),
+                  ("text-prototypes", "--prompts", "seven", "--overwrite")):
+        assert run(*words, work=work).code == 0
+    monkeypatch.delenv(methods.FOLDERS)
+    result = run("update", work=work)
+    assert result.code == 1
+    error, = result.lines("error:")
+    assert "--method flat: no such method" in error
+    assert "vpltool update continues" in re.sub(r"-C \S+ ", "", result.lines("hint:")[0])
+    stale = re.findall(r"^stale +(\S+)", run("status", "--stale", work=work).out, re.M)
+    assert stale == ["cams/text-flat/train", "masks/text-flat-full/train", "masks/text-flat/train"]
+    monkeypatch.setenv(methods.FOLDERS, str(tmp_path / "mine"))
+    assert run("update", work=work).code == 0
+    assert run("status", "--stale", work=work).out == "no result is stale\n"
+
+
+def test_a_stale_input_is_told(copied: Path, run: Run) -> None:
+    """Also one step further back; nothing is said when it has been recomputed."""
+    work = copied / "work"
+    assert run("text-prototypes", "--prompts", "seven", "--overwrite", work=work).code == 0
+    again = ("refine", "--cams", "text", "--out", work / "cams/again/train")
+    said = run(*again, work=work)
+    assert said.code == 0
+    warning, = said.lines("warning:")
+    assert "cams/text/train is not up to date: prototypes/text.safetensors has changed" in warning
+    assert "update recomputes it" in warning
+    warning, = run("crf", "--what", "again", "--workers", 0, work=work).lines("warning:")
+    assert "cams/again/train is not up to date: prototypes/text.safetensors has changed" in warning
+    assert run("update", work=work).lines("warning:") == []
+    assert run(*again, work=work).lines("warning:") == []
 
 
 def test_a_given_photo_that_failed_is_no_photo_of_the_workspace(

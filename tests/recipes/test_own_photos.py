@@ -164,7 +164,7 @@ def test_one_more_photo(recipe: Result, run: Run, own: Path, tiny_clip: Path) ->
         assert made not in before
     for changed in ("prototypes/seeds.safetensors", "decoder/segmenter.safetensors"):
         assert after[changed] != before[changed]
-    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    assert run("status", "--stale", work=work).out.strip() == "no result is stale"
 
 
 def test_a_photo_that_cannot_be_read_does_not_end_it(run: Run, own: Path, tiny_clip: Path) -> None:
@@ -185,7 +185,7 @@ def test_an_unreadable_photo_that_comes_later_does_not_stop_it(
         assert result.lines("error:") == ["1 photo failed, the others are done: later"]
         assert "nothing remains to be encoded: 1 new photo cannot be read: later.png: " \
             in result.err
-    assert run("status", "--stale", work=own / "work").out.strip() == "everything is up to date"
+    assert run("status", "--stale", work=own / "work").out.strip() == "no result is stale"
 
 
 def test_a_mended_photo_is_learned_from(run: Run, own: Path, tiny_clip: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_mended_photo_is_learned_from(run: Run, own: Path, tiny_clip: Path) ->
     photo.write_bytes(good[:200])
     assert again(run, own, tiny_clip, "masks=").code == 1
     work = own / "work"
-    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    assert run("status", "--stale", work=work).out.strip() == "no result is stale"
     names = [f"prototypes/{name}.safetensors" for name in ("tags", "seeds")]
     names.append("decoder/segmenter.safetensors")
     before = [(work / name).read_bytes() for name in names]
@@ -235,7 +235,7 @@ def test_masks_corrected_by_hand_are_learned_from_and_kept(
     header = describe(mask.with_name("scene1.png")).header
     assert header is not None
     assert header.options["alpha"] == 2
-    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    assert run("status", "--stale", work=work).out.strip() == "no result is stale"
 
 
 def test_names_of_classes_are_enough(run: Run, own: Path, tiny_clip: Path) -> None:
@@ -261,7 +261,7 @@ def test_names_of_classes_are_enough(run: Run, own: Path, tiny_clip: Path) -> No
     assert "recomputes the stale results" not in result.err
     assert "more," in (work / "tags/train.csv").read_text()
     assert (work / "masks/seeds-refined-full/train/more.png").exists()
-    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    assert run("status", "--stale", work=work).out.strip() == "no result is stale"
 
 
 def test_an_encoder_without_words(run: Run, own: Path) -> None:

@@ -322,7 +322,7 @@ def test_photos_that_have_moved_keep_splits_and_results(copied: Path, run: Run) 
     refused(copied, other, "the photos' folder was ../photos, now ../turned, where most of")
     taken(run("prepare", "folder", new / "photos", "--labels", new / "tags.csv", work=work))
     assert {photo.id: photo.splits for photo in open_workspace(work).photos()} == splits
-    assert "everything is up to date" in taken(run("status", "--stale", work=work)).out
+    assert "no result is stale" in taken(run("status", "--stale", work=work)).out
     assert run("doctor", "--no-machine", work=work).code == 0
 
 

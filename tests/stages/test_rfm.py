@@ -56,14 +56,14 @@ def test_a_second_round(base: Path, tmp_path: Path, run: Run, tiny_clip: Path) -
         ("crf", "--what", "again", "--method", "par", "--workers", 0),
         (*TRAIN[:1], "--masks", "again", *TRAIN[3:], "--start", "tiny", "--lambda-aff", 0.1)))
     assert (work / "decoder/again.safetensors").exists()
-    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    assert run("status", "--stale", work=work).out.strip() == "no result is stale"
     run_chain(tmp_path / "copy", ((*TRAIN, "--name", "tiny", "--seed", 5, "--overwrite"),))
     stale = run("status", "--stale", work=work).out
     assert "cams/again/train" in stale
     assert "decoder/again.safetensors" in stale
     result = run("update", work=work)
     assert result.code == 0, result.err
-    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    assert run("status", "--stale", work=work).out.strip() == "no result is stale"
 
 
 @pytest.mark.parametrize(("words", "message", "hint"), [

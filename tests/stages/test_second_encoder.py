@@ -81,7 +81,7 @@ def test_status_and_update_know_the_encoder(changeable: Path, run: Run, tmp_path
     monkeypatch.chdir(tmp_path)
     assert run("refine", "--cams", "text", "--method", "ssr", "--mask", "none", "--out",
                work / "cams/both/train", work=work).code == 0
-    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    assert run("status", "--stale", work=work).out.strip() == "no result is stale"
     torch.save(dino.random_state(patch=4, scaled=True, seed=9), changeable / "dino.pth")
     said = run("status", "--stale", work=work).out
     assert "../dino.pth has changed" in said
@@ -91,7 +91,7 @@ def test_status_and_update_know_the_encoder(changeable: Path, run: Run, tmp_path
     before = cams(work / "cams/both/train")
     result = run("update", work=work)
     assert result.code == 0, result.err
-    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    assert run("status", "--stale", work=work).out.strip() == "no result is stale"
     assert any(not torch.equal(cam, before[key])
                for key, cam in cams(work / "cams/both/train").items())
 

@@ -119,4 +119,4 @@ def test_it_is_made_again_when_the_words_change(run: Run, own: Path) -> None:
     assert run("text-prototypes", "--words", own / "words.txt", "--overwrite", work=work).code == 0
     assert "tags/train" in run("status", "--stale", work=work).out
     assert run("update", work=work).code == 0
-    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    assert run("status", "--stale", work=work).out.strip() == "no result is stale"

@@ -105,7 +105,7 @@ def test_features_are_the_plain_forwards_with_tokens_and_head(base: Path) -> Non
 
 def test_status_knows_the_encoder(base: Path, run: Run) -> None:
     said = run("status", "--stale", work=base / "work")
-    assert said.out.strip() == "everything is up to date"
+    assert said.out.strip() == "no result is stale"
 
 
 def test_prepare_again_keeps_the_encoder(changeable: Path, run: Run) -> None:
@@ -295,7 +295,7 @@ def test_the_whole_chain_without_text(whole: Path, run: Run) -> None:
     """Nothing of open_clip is imported on the way, and nothing is stale at the end."""
     work = whole / "work"
     said = run("status", "--stale", work=work).out.strip()
-    assert said == "everything is up to date"
+    assert said == "no result is stale"
     header = expect_header(work / "decoder/segmenter.safetensors", "decoder")
     assert header.model["encoder"] == "dino.pth" and header.options["prototypes"] == "tags"
     assert (work / "predictions/segmenter/val/scene6.png").exists()
@@ -409,7 +409,7 @@ def test_the_example_of_the_page_runs(base: Path, tmp_path: Path, tiny_clip: Pat
     assert expect_header(work / "prototypes/vision.safetensors",
                          "prototypes").model["name"] == "clip"
     said = run("status", "--stale", work=work).out.strip()
-    assert said == "everything is up to date"
+    assert said == "no result is stale"
     line = read_state(open_workspace(work)).artifacts["cams/text/train"].line()
     assert "--prototypes text" in line and "--features features-second/train" in line
 
@@ -426,7 +426,7 @@ def test_a_clip_beside_the_encoder(changeable: Path, run: Run) -> None:
     folder = work / "features-second/train"
     assert (folder.parent / "train.head.safetensors").exists()
     assert read_tensors(folder / "scene0.safetensors", "features")[1]["patches"].shape[1] == 16
-    assert run("status", "--stale", work=work).out.strip() == "everything is up to date"
+    assert run("status", "--stale", work=work).out.strip() == "no result is stale"
     save_clip(changeable / "other", seed=4)
     result = prepare(changeable, run, "--words", changeable / "other")
     assert "the CLIP was clip (" in result.lines("error:")[0]

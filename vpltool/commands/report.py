@@ -35,7 +35,7 @@ class ReportSettings(Settings):
     what: tuple[str, ...] = setting(
         (), "Results to show over the photos: cams/NAME, masks/NAME, predictions/NAME, or folders "
             "of masks. Default: all results of the split.", positional=True, metavar="WHAT")
-    split: str = setting("", "Split to show; default: val if there is one, else the first.",
+    split: str = setting("", "Split to show; default: val, or the first that has results.",
                          metavar="NAME")
     truth: bool = setting(True, "Show the true masks, and the IoU of each photo.")
     side: int = setting(512, "Longest side of the pictures.", low=64, metavar="PIXELS")
@@ -116,7 +116,9 @@ def _usual_split(workspace: Workspace) -> str:
     splits = [split for photo in workspace.photos() for split in photo.splits]
     if not splits:
         raise VplError(f"no photo of {workspace.path} is in a split", "prepare again")
-    return "val" if "val" in splits else splits[0]
+    in_order = sorted(set(splits), key=lambda split: (split != "val", splits.index(split)))
+    return next((split for split in in_order if panels.columns_there(workspace.path, split)),
+                in_order[0])
 
 
 def _state(workspace: Workspace) -> State:

@@ -95,7 +95,7 @@ def _measured(path: Path) -> tuple[int, float]:
 def show(result: list[JsonObject], values: Mapping[str, object]) -> str:
     """Format the tree, and below it the stale results, with reasons and commands."""
     if not result:
-        return "everything is up to date" if values.get("stale") else "no results yet"
+        return "no result is stale" if values.get("stale") else "no results yet"
     # A failed photo is shown in the first result that lacks it.
     shown: set[str] = set()
     once: list[JsonObject] = []

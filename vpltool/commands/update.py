@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vpltool import console
@@ -15,7 +15,7 @@ from vpltool.next_step import warn_of_changes
 from vpltool.provenance import reason_by_hand
 from vpltool.recipes.runner import run_through
 from vpltool.settings import Settings, Stage, setting
-from vpltool.state import read_state
+from vpltool.state import Artifact, read_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ STAGE = Stage(order=4, panel="1. Begin", reads=("workspace",), writes=(), settin
 def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
     """Recompute stale results with their original settings.
 
+    If one cannot be recomputed, those that are not made from it are.
+
     If photos or the CSV of tags have changed since `prepare`, it says what has changed, and which
     command to run first.
 
@@ -43,7 +45,8 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
         names of what was recomputed; for a dry run, the lines.
 
     Raises:
-        VplError: a line failed, or must be typed by hand.
+        VplError: the first of the lines that failed, or that must be typed by hand; all that does
+            not depend on them is done.
         PhotosFailed: some photos failed; the others are done.
     """
     changed = warn_of_changes(workspace)
@@ -53,41 +56,65 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
     if settings.dry_run:
         return lines
     check_alone("an update")
-    failed: PhotosFailed | None = None
-    left_to_hand: VplError | None = None
-    made, run_already = [], set()
-    for artifact in stale:
-        line = artifact.line()
-        if reason := reason_by_hand(artifact.header, artifact.stage, workspace.path):
-            left_to_hand = left_to_hand or VplError(
-                f"{artifact.name} is not up to date, and is not made again by `update()`: {reason}",
-                line)
-            continue
-        made.append(artifact.name)
-        # One line of crf or predict makes two folders.
-        if line in run_already:
-            continue
-        run_already.add(line)
-        console.note(line)
-        try:
-            with replacing_only(workspace.path, [one.path for one in stale if one.line() == line]):
-                values = artifact.call()
-                # Settings that were not given in the original call keep their defaults.
-                _, failure = run_through(Call(artifact.stage, values, frozenset(values)),
-                                         workspace.path)
-        except VplError as error:
-            error.hint = then(error.hint, "`update()` continues")
-            raise
-        failed = failed or failure
-    if failed:
-        raise PhotosFailed(failed.message, failed.hint, made, failed.photos)
-    if left_to_hand:
-        raise left_to_hand
+    made, failures, errors = _recompute_all(workspace, stale)
+    for error in errors[1:]:
+        console.warn(error.message)
+    if errors:
+        raise errors[0]
+    if failures:
+        raise PhotosFailed(failures[0].message, failures[0].hint, made, failures[0].photos)
     left = read_state(open_workspace(workspace.path))
     console.note("`status(stale=True)` lists what could not be recomputed"
                  if any(map(left.stale, left.in_order)) else
                  "everything else is up to date" if changed else "everything is up to date")
     return made
+
+
+def _recompute_all(workspace: Workspace, stale: Sequence[Artifact]
+                   ) -> tuple[list[str], list[PhotosFailed], list[VplError]]:
+    """Recompute results, but for those made from one that failed.
+
+    Returns:
+        names of what was recomputed; failures of photos; and why others were not recomputed.
+    """
+    made: list[str] = []
+    failures: list[PhotosFailed] = []
+    # Result, and its line, to what hinders it.
+    hindered: dict[str, VplError] = {}
+    run_already: set[str] = set()
+    for artifact in stale:
+        line = artifact.line()
+        error = next((hindered[name] for name in (line, *artifact.header.sources.values())
+                      if name in hindered), None)
+        if error is None and (reason := reason_by_hand(artifact.header, artifact.stage,
+                                                       workspace.path)):
+            error = VplError(f"{artifact.name} is not up to date, and is not made again by "
+                             f"`update()`: {reason}", line)
+        # One line of crf or predict makes two folders.
+        if error is None and line not in run_already:
+            run_already.add(line)
+            console.note(line)
+            try:
+                failures += _recompute(workspace, artifact, stale)
+            except VplError as raised:
+                raised.hint = then(raised.hint, "`update()` continues")
+                error = raised
+        if error:
+            hindered |= {artifact.name: error, line: error}
+        else:
+            made.append(artifact.name)
+    return made, failures, list({error.message: error for error in hindered.values()}.values())
+
+
+def _recompute(workspace: Workspace, artifact: Artifact, stale: Sequence[Artifact]
+               ) -> list[PhotosFailed]:
+    """Run the line of a stale result; return the error with the photos that failed, if any."""
+    line = artifact.line()
+    with replacing_only(workspace.path, [one.path for one in stale if one.line() == line]):
+        values = artifact.call()
+        # Settings that were not given in the original call keep their defaults.
+        _, failure = run_through(Call(artifact.stage, values, frozenset(values)), workspace.path)
+    return [failure] if failure else []
 
 
 def show(result: list[str], _values: Mapping[str, object]) -> str:

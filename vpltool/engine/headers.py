@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
 from vpltool.errors import OtherSettings, VplError
-from vpltool.formats import Header, InputFolder, Workspace, changes, expect_header, identity_of_file
-from vpltool.formats.header import is_same_model, is_stale
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    Workspace,
+    changes,
+    describe,
+    expect_header,
+    identity_of_file,
+)
+from vpltool.formats.header import identity_of_many, is_same_model, is_stale
 from vpltool.formats.input_folders import supervision_of
-from vpltool.formats.manifest import UPDATE_HINT, check_replacing
+from vpltool.formats.manifest import UPDATE_HINT, check_replacing, manifest_of
 from vpltool.formats.workspace import relative_to
 from vpltool.methods import own
-from vpltool.names import without_home
+from vpltool.names import short_path, without_home
 from vpltool.options import Replaces
 from vpltool.parallel import once
 from vpltool.settings import Settings, changed, recorded
@@ -41,8 +50,9 @@ def make_header(
         identities[role], path = ((item.identity, item.path) if isinstance(item, InputFolder)
                                   else (identity_of_file(item), item))
         sources[role] = relative_to(path, workspace.path)
+        warn_if_outdated(workspace, path)
     if own_file := own.file_of(settings.of_method):
-        identities["method-file"] = identity_of_file(own_file)
+        identities["method-file"] = identity_of_method(own_file)
     call = {name: without_home(value, lambda path: relative_to(path, workspace.path))
             for name, value in changed(settings).items() if name not in sources}
     out = getattr(settings, "out", None)
@@ -53,6 +63,53 @@ def make_header(
                   options={name: without_home(value) for name, value in
                            recorded(settings, skip).items()} | dict(options or {}), sources=sources,
                   supervision=supervision_of(inputs.values()))
+
+
+def identity_of_method(path: Path) -> str:
+    """Return a hash of the file of one's own method, and of the `_*.py` beside it that it names."""
+    text = path.read_text("utf-8")
+    helpers = [file for file in sorted(path.parent.glob("_*.py")) if file.stem in text]
+    identity = identity_of_file(path)
+    return identity_of_many({"": identity} | {
+        file.name: identity_of_file(file) for file in helpers}) if helpers else identity
+
+
+def warn_if_outdated(workspace: Workspace, path: Path) -> None:
+    """Warn if an input was made from what has changed since, once in a process for each state."""
+    header = _header_of(path)
+    if header and (reason := _outdated(workspace, header)):
+        _warn_once(f"{short_path(path)} is not up to date: {reason}; `update()` recomputes it")
+
+
+_warn_once = functools.cache(console.warn)
+
+
+def _header_of(path: Path) -> Header | None:
+    """Return the header of an artifact; None if it is none, or damaged, which its reader tells."""
+    try:
+        return manifest_of(path).header if path.is_dir() else describe(path).header
+    except (VplError, OSError):
+        return None
+
+
+def _outdated(workspace: Workspace, header: Header) -> str:
+    """Say which input of an artifact, or of what it was made from, has changed; empty: none.
+
+    What is gone is no reason: features may be deleted when they have served.
+    """
+    for role, source in header.sources.items():
+        path = workspace.path / source
+        if role == "masks" and header.kind == "decoder":
+            # Identified by their bytes, which would have to be read.
+            continue
+        found = _header_of(path) if path.exists() else None
+        now = found.config_hash if found and path.is_dir() else (
+            identity_of_file(path) if path.is_file() else "")
+        if now not in ("", header.inputs.get(role)):
+            return f"{source} has changed"
+        if found and (reason := _outdated(workspace, found)):
+            return reason
+    return ""
 
 
 def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: str) -> None:

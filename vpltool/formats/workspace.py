@@ -234,8 +234,8 @@ def check_folder(path: Path) -> None:
     if path.is_file():
         inside = path.name == "workspace.json"
         raise VplError(f"{path} is a file; a workspace is a folder",
-                       f"`vpltool -C {path.parent} COMMAND`" if inside else
-                       "name the workspace folder, as in `vpltool -C DIR COMMAND`")
+                       f"`Workspace({str(path.parent)!r})`" if inside else
+                       "name the workspace folder, as in `Workspace('DIR')`")
 
 
 def near_workspace(path: Path) -> str:
@@ -244,7 +244,7 @@ def near_workspace(path: Path) -> str:
         return ""
     beside = [file.parent.name for file in path.parent.glob("*/workspace.json")]
     close = difflib.get_close_matches(path.name, beside, n=1)
-    return f"did you mean `vpltool -C {path.parent / close[0]} COMMAND`?" if close else ""
+    return f"did you mean `Workspace({str(path.parent / close[0])!r})`?" if close else ""
 
 
 def _where_else(path: Path) -> str:
@@ -254,10 +254,10 @@ def _where_else(path: Path) -> str:
     found = sorted(str(file.parent) for depth in ("*", "*/*")
                    for file in path.glob(f"{depth}/workspace.json"))
     if found:
-        return (f"name it, as in `vpltool -C {found[0]} COMMAND`; "
+        return (f"name it, as in `Workspace({found[0]!r})`; "
                 f"there {'are' if found[1:] else 'is'} {', '.join(found[:5])}"
                 + (", …" if found[5:] else ""))
-    return ("name yours, as in `vpltool -C DIR COMMAND`; or make one: "
+    return ("name yours, as in `Workspace('DIR')`; or make one: "
             "`prepare('folder', images='IMAGES', labels='FILE.csv')`")
 
 

@@ -262,12 +262,11 @@ class Method:
 
     @functools.cached_property
     def docstring(self) -> str:
-        """Docstring of the file, read without importing it; VplError if it is not Python."""
+        """Docstring of the file, read without importing it; of one that is no Python, its fault."""
         try:
             return ast.get_docstring(ast.parse(self.path.read_text("utf-8"))) or ""
-        except (SyntaxError, UnicodeDecodeError, OSError) as error:
-            raise VplError(f"{self.path}: not a method ({error})",
-                           "fix the file, or take it out of the folder") from error
+        except (SyntaxError, ValueError, OSError) as error:
+            return f"Cannot be imported: {error}."
 
     @property
     def summary(self) -> str:
@@ -298,6 +297,15 @@ class Method:
         return module
 
     @property
+    def importable(self) -> bool:
+        """Whether `load` succeeds; a file of one's own may be at work in another window."""
+        try:
+            self.load()
+        except VplError:
+            return False
+        return True
+
+    @property
     def settings(self) -> type[Settings]:
         """The class of its settings; imports the file."""
         return self.load().Settings
@@ -305,14 +313,22 @@ class Method:
 
 def _import_file(path: Path, name: str) -> ModuleType:
     loaded = sys.modules.get(name)
-    if loaded is not None and loaded.__file__ == str(path):
+    if loaded is not None and loaded.__file__ == str(path.absolute()):
         return loaded
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path.absolute())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Before it runs: dataclasses look their own module up.
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    if (folder := str(path.parent.absolute())) not in sys.path:
+        # Last, so that no method hides a module of its name; for `_helper.py` beside it.
+        sys.path.append(folder)
+    own.watch(path)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise own.fault_of(error) or error from error
     return module
 
 
@@ -323,7 +339,8 @@ def _own_folders() -> list[Path]:
 def find_methods(kind: str) -> dict[str, Method]:
     """Return name to method of a kind, sorted; from here, `VPLTOOL_METHODS` and other packages.
 
-    Raises a VplError if two methods have the same name.
+    A file of one's own may be none that can be imported, see `Method.importable`. Raises a VplError
+    if two methods have the same name.
     """
     found: dict[str, Method] = {}
     for method in (*_in_folder(kind, Path(__file__).parent, f"vpltool.methods.{kind}."),

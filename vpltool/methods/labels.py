@@ -262,7 +262,7 @@ def find_reader(path: Path) -> tuple[str, ModuleType] | None:
     if not path.exists():
         raise VplError(f"{path} does not exist", "give a file or folder from a labelling tool")
     readers = {method.name: module for method in find_methods("exports").values()
-               if hasattr(module := method.load(), "read")}
+               if method.importable and hasattr(module := method.load(), "read")}
     found = [name for name, reader in readers.items() if reader.files(path)]
     if not found and path.is_dir():
         return None

@@ -45,7 +45,6 @@ def guard(module: ModuleType, path: Path, kind: str, function: str, returns: str
     _check_settings(module.Settings, path)
     if module not in _guards:
         _guards.append(module)
-        _files.add(str(path.absolute()))
         # A class of its own says whose settings they are, see `file_of`.
         own = type("Settings", (module.Settings,), {
             "__module__": module.__name__, "__doc__": module.Settings.__doc__})
@@ -53,6 +52,11 @@ def guard(module: ModuleType, path: Path, kind: str, function: str, returns: str
         _paths[own] = path
         setattr(module, function, _guarded(vars(module)[function], path,
                                            _FAULTS.get(kind, _no_fault), returns))
+
+
+def watch(path: Path) -> None:
+    """Have `fault_of` know a file of somebody's own method, before it is imported."""
+    _files.add(str(path.absolute()))
 
 
 def file_of(of_method: settings.Settings | None) -> Path | None:
