@@ -17,11 +17,11 @@ from vpltool.formats import changes, manifest, storage
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import NUMBER, NUMBER_OF, TEXT, TEXT_OR_NONE, TEXTS, check_fields
 from vpltool.formats.header import Header, identity_of_many
-from vpltool.formats.kinds import IGNORE, MOST_CLASSES, is_workspace
+from vpltool.formats.kinds import IGNORE, KINDS, MOST_CLASSES, is_workspace
 from vpltool.json_text import JsonObject, parse_json
 from vpltool.names import leads_out, without_folders
 
-_PREPARE = "`prepare('folder', images='IMAGES', labels='FILE.csv')`"
+_PREPARE = KINDS["workspace"].made_by
 
 _PHOTO = {"id": TEXT, "image": TEXT, "labels": TEXTS, "splits": TEXTS}
 _FIELDS = {"name": TEXT, "root": TEXT, "classes": TEXTS, "background": TEXTS, "model": TEXT,
@@ -257,8 +257,7 @@ def _where_else(path: Path) -> str:
         return (f"name it, as in `vpltool -C {found[0]} COMMAND`; "
                 f"there {'are' if found[1:] else 'is'} {', '.join(found[:5])}"
                 + (", …" if found[5:] else ""))
-    return ("name yours, as in `vpltool -C DIR COMMAND`; or make one: "
-            "`prepare('folder', images='IMAGES', labels='FILE.csv')`")
+    return f"name yours, as in `vpltool -C DIR COMMAND`; or make one: {_PREPARE}"
 
 
 def open_workspace(path: Path) -> Workspace:
