@@ -218,7 +218,8 @@ def _unfit(source: Workspace, features: InputFolder, photos: Sequence[Photo], wa
     if absent:
         return f"they lack {', '.join(sorted(absent))}"
     for name in ("scale", "patches", "calibrated_blocks", "calibrated_heads", "precision", "store"):
-        found = held.get(name, _default(wanted, name))
+        # A header lacks settings that were added later, if they were at their defaults.
+        found = held.get(name, getattr(type(wanted), name))
         if found != values[name]:
             return f"{name} is {found}, not {values[name]}"
     sides = {held["max_side"], values["max_side"]}
@@ -235,11 +236,6 @@ def _unfit(source: Workspace, features: InputFolder, photos: Sequence[Photo], wa
 def listed(choice: str) -> list[str]:
     """Split a list of names at its commas."""
     return [part.strip() for part in choice.split(",") if part.strip()]
-
-
-def _default(settings: Settings, name: str) -> Any:
-    """What a setting is where a header does not have it."""
-    return getattr(type(settings), name)
 
 
 def _same_layers(header: Header, choice: str) -> bool:
