@@ -33,19 +33,12 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://(?!.*::).+")
 
 @dataclass(frozen=True)
 class TarSlice:
-    """The location of a photo's file: a tar and a byte range.
+    """The location of a photo's file: a tar and a byte range."""
 
-    Args:
-        index: the index file that defines it.
-        tar: the tar's address: name of a file beside the index, or `SCHEME://…`.
-        start: offset of the member's header.
-        end: offset after the last byte of its content.
-    """
-
-    index: Path
-    tar: str
-    start: int
-    end: int
+    index: Path  # the index file that defines it
+    tar: str  # the tar's address: name of a file beside the index, or `SCHEME://…`
+    start: int  # offset of the member's header
+    end: int  # offset after the last byte of its content
 
     def __str__(self) -> str:
         return str(self.path or self.tar)

@@ -116,15 +116,11 @@ def is_scene(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Which bands are shown as RGB, and which values become black and white.
+    """Which bands are shown as RGB, and which values become black and white."""
 
-    Args:
-        bands: three band numbers, or one for grey, from 1; empty: 1,2,3, or 1.
-        percentiles: percentiles of the values for black and white; empty: bytes are unchanged,
-            other types are stretched from the 2nd to the 98th.
-    """
-
-    bands: tuple[int, ...] = ()
+    bands: tuple[int, ...] = ()  # three band numbers, or one for grey, from 1; empty: 1,2,3, or 1
+    # of the values for black and white; empty: bytes are unchanged, other types are stretched from
+    # the 2nd to the 98th
     percentiles: tuple[float, ...] = ()
 
     @classmethod

@@ -23,34 +23,23 @@ from vpltool.stages import FoundStage
 
 @dataclass
 class Chains:
-    """Makes what rows measure, under one protocol, in a workspace of its own.
+    """Makes what rows measure, under one protocol, in a workspace of its own."""
 
-    Args:
-        work: that workspace.
-        source: the workspace that the photos come from; its features may serve.
-        preset: values that replace the defaults.
-        learn: split to learn on.
-        split: split to score.
-        cut: split on which the threshold of CAMs is chosen; empty: the preset's.
-        seeds: a run for each; one where chance plays no part.
-        given: settings that win over the preset, by stage; a row's own win over them.
-        quick: whether iterations are fewer than the preset's.
-        made: calls, spelled for a shell, and what they returned.
-        failed: what photos failed in which stage; the others were processed.
-        stored: splits that were asked for, and the features of `source` that serve, if any.
-    """
-
-    work: api.Workspace
-    source: Workspace
-    preset: Preset
-    learn: str
-    split: str
-    cut: str
-    seeds: tuple[int, ...]
+    work: api.Workspace  # that workspace
+    source: Workspace  # the workspace that the photos come from; its features may serve
+    preset: Preset  # values that replace the defaults
+    learn: str  # split to learn on
+    split: str  # split to score
+    cut: str  # split on which the threshold of CAMs is chosen; empty: the preset's
+    seeds: tuple[int, ...]  # a run for each; one where chance plays no part
+    # settings that win over the preset, by stage; a row's own win over them
     given: Mapping[str, Mapping[str, Any]]
-    quick: bool
+    quick: bool  # whether iterations are fewer than the preset's
+    # calls, spelled for a shell, and what they returned
     made: JsonObject = field(default_factory=dict)
+    # what photos failed in which stage; the others were processed
     failed: list[str] = field(default_factory=list)
+    # splits that were asked for, and the features of `source` that serve, if any
     stored: dict[str, Path | None] = field(default_factory=dict)
 
     @property
