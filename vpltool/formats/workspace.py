@@ -238,7 +238,8 @@ def _where_else(path: Path) -> str:
         return (f"name it, as in `vpltool -C {found[0]} COMMAND`; "
                 f"there {'are' if found[1:] else 'is'} {', '.join(found[:5])}"
                 + (", …" if found[5:] else ""))
-    return f"name yours, as in `vpltool -C DIR COMMAND`; or make one: {_PREPARE}"
+    return ("name yours, as in `vpltool -C DIR COMMAND`; or make one: "
+            "`prepare('folder', images='IMAGES', labels='FILE.csv')`")
 
 
 def open_workspace(path: Path) -> Workspace:
