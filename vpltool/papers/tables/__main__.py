@@ -24,6 +24,7 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.command import parse_line
+from vpltool.datasets.words import COCO
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, open_workspace
 from vpltool.papers.program import parser_of, run_program
@@ -86,7 +87,7 @@ def _chains(options: argparse.Namespace) -> Chains:
     """Make the workspace of the tables, and check all that can be checked before the work."""
     source = open_workspace(options.work)
     learn = setup.first_split(source, options.learn.split(","))
-    preset = options.preset or setup.default_preset(source)
+    preset = options.preset or ("vpl-coco" if source.classes == COCO.classes else "vpl-voc")
     given = _given(options.set, preset)
     name = options.name or f"{Path(preset).stem}-{learn}{'-quick' * options.quick}"
     if options.quick:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from vpltool import api, console
 from vpltool.core.photos import fit_size, photo_size
-from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError
 from vpltool.formats import Photo, Workspace, open_workspace, read_json, write_json
 from vpltool.formats.changes import differing
@@ -23,11 +22,6 @@ QUICK: Mapping[str, Mapping[str, object]] = {
     "learn-prototypes": {"iters": 300, "max_pixels": 20_000},
     "train-decoder": {"iters": 100}}
 """What `--quick` sets, by stage; `--set` wins over it, and so does what a row is about."""
-
-
-def default_preset(source: Workspace) -> str:
-    """The protocol of a workspace's data set, by its classes."""
-    return "vpl-coco" if source.classes == COCO.classes else "vpl-voc"
 
 
 def first_split(workspace: Workspace, wanted: Sequence[str]) -> str:
