@@ -89,9 +89,6 @@ def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor,
             same classes as those of the start.
         start: W before the first step, L2-normed (rows, dim).
         start_index: class of each row (rows,), 0 is the background.
-        config: how it is learned.
-        callback: called with the solver's state.
-        group: the processes.
     """
     rows = start
     if not config.iters:

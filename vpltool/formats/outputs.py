@@ -288,8 +288,6 @@ def open_output(
     Files of the same configuration are kept unless their photo's own inputs have changed.
 
     Args:
-        path: the folder.
-        header: the header of every file.
         ids: ids of the requested photos.
         overwrite: start over in any case.
         update: start over if the folder was made by the same command with other options or from

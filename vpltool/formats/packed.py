@@ -131,13 +131,9 @@ def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> Ta
     """Pack files into a tar, and write its index once the tar is complete.
 
     No dates or users are stored, so the same files give the same bytes. Returns a slice that
-    covers the whole tar.
-
-    Args:
-        folder: folder of the artifact.
-        name: file name of tar and index, without suffix.
-        at: destination of the tar, `SCHEME://…`; empty: beside its index.
-        files: path by photo id.
+    covers the whole tar. `folder` is that of the artifact, `name` the file name of tar and index
+    without suffix, `at` the destination of the tar, `SCHEME://…`, empty: beside its index; `files`
+    are paths by photo id.
 
     Raises:
         VplError: it cannot be written.

@@ -73,11 +73,8 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None
             ) -> formats.JsonObject:
     """Train with true masks what a segmenter learned from pseudo masks, and score both on a split.
 
-    Args:
-        work: the workspace.
-        decoder: NAME of the segmenter; empty: the only one.
-        score: the split.
-        max_side: of predict; None: as at the features.
+    `decoder` is the NAME of the segmenter, empty: the only one; `max_side` that of predict, None:
+    as at the features.
 
     Returns:
         `decoder`, `split`, and the mIoU `from_tags` and `from_true_masks`, and the `share`.

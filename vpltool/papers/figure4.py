@@ -147,11 +147,7 @@ def region_embeddings(network: segmenter.SegmenterNetwork, features: formats.Inp
                       masks: formats.InputFolder, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Mean embedding of each class of each pseudo mask, as a decoder has them.
 
-    Args:
-        network: gives the embeddings.
-        features: with what it reads.
-        masks: pseudo masks; 255 and the background are left out.
-        ids: photos that both have.
+    255 and the background are left out; features and masks have all photos of `ids`.
 
     Returns:
         L2-normed (R, dim), and the class of each (R,). Regions smaller than a patch do not count.
@@ -186,9 +182,7 @@ def region_embeddings(network: segmenter.SegmenterNetwork, features: formats.Inp
 def compactness(embeddings: Tensor, classes: Tensor) -> dict[str, float]:
     """How compact and how far apart the classes are, in the space of the embeddings.
 
-    Args:
-        embeddings: L2-normed (R, dim).
-        classes: of each (R,), two at least.
+    Embeddings are L2-normed (R, dim), of classes (R,), two at least.
 
     Returns:
         `silhouette` (Rousseeuw 1987, of cosine distances, mean over the regions), `within` and

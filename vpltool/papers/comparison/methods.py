@@ -37,13 +37,10 @@ class Method:
 
 def read_methods(path: Path, values: Mapping[str, str], seeds: Sequence[int], work: Path
                  ) -> tuple[Steps, list[Method]]:
-    """Read what is compared, and check every line.
+    """Read what is compared from a recipe, and check every line.
 
-    Args:
-        path: a recipe. Each `say NAME | SOURCE | PUBLISHED` begins a method.
-        values: the recipe's values, which it need not declare.
-        seeds: a run each, for methods with anything random.
-        work: the workspace of the comparison.
+    Each `say NAME | SOURCE | PUBLISHED` begins a method. The recipe need not declare the values;
+    methods with anything random have a run for each of the seeds.
 
     Returns:
         the steps that all methods build on, of the bundled recipe if it has none; the methods.

@@ -104,14 +104,10 @@ def check(chains: Chains, numbers: Collection[int]) -> None:
 
 def bytes_a_photo(keep: Sequence[str], patches: int, *, width: int = 768, dim: int = 512,
                   layers: int = 11) -> int:
-    """Bytes of a features file, but for its header of about a kilobyte.
+    """Bytes of a features file of so many patches h·w, but for its header of about a kilobyte.
 
-    Args:
-        keep: what is stored.
-        patches: number of patches h·w.
-        width: of the encoder; ViT-B/16's by default.
-        dim: of the joint space.
-        layers: number of layers, if they are stored.
+    `keep` is what is stored; `width` is the encoder's, by default ViT-B/16's, and `dim` the joint
+    space's; `layers` is the number of layers, if they are stored.
     """
     values = {"tokens": (1 + patches) * width, "patches": patches * dim, "attention": patches**2,
               "layers": layers * patches * width}
