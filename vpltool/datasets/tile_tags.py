@@ -19,7 +19,7 @@ from vpltool.datasets.tags import LabelColumn, check_splits
 from vpltool.errors import VplError, near_name
 from vpltool.formats.geopackage import polygon_area, read_geopackage, ring_area
 from vpltool.formats.kinds import IGNORE, RESERVED
-from vpltool.formats.rasters import SUFFIXES, Scene, check_rasterio, open_raster, reading
+from vpltool.formats.rasters import SUFFIXES, Scene, open_raster, reading
 from vpltool.lazy import np, rasterio
 
 Points = Sequence[tuple[float, float]]
@@ -149,7 +149,6 @@ def placed(regions: Sequence[Region], scene: Scene | None, path: Path, key: str)
 
 
 def _to_pixels(ring: Points, system: str, scene: Scene) -> Points:
-    check_rasterio()
     xs, ys = zip(*ring, strict=True)
     if system and rasterio.crs.CRS.from_user_input(system) != scene.file.crs:
         xs, ys = rasterio.warp.transform(

@@ -92,8 +92,7 @@ def scene_header(path: Path) -> Header | None:
     Raises:
         VplError: it is damaged, or rasterio is not installed.
     """
-    check_rasterio()
-    with reading(path), open_raster(path) as file:
+    with open_raster(path) as file, reading(path):
         text = file.tags().get(METADATA_KEY, "")
     return Header.from_json(text, path) if text else None
 
@@ -268,7 +267,6 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
     those of the scene; nodata is the ignored label. Header and class names, the first of which is
     label 1, go into the metadata.
     """
-    check_rasterio()
     first = next(parts)
     height, width = like.size
     profile = {"driver": "GTiff", "height": height, "width": width, "count": 1,
