@@ -144,7 +144,9 @@ def test_no_rivals(model: Any, pixels: Tensor, vectors: Tensor) -> None:
     assert found.isfinite().all()
     assert float(found.max()) > 0.99
     normed = tower.head.block.ln_1(tokens).requires_grad_(True)
-    (tower.head.pooled(tower.head.block.forward_from(tokens, normed))[0] @ vectors[0]).backward()
+    block = tower.head.block
+    output = block.after_attention(tokens, block.attend(*block.heads(normed)))
+    (tower.head.pooled(output)[0] @ vectors[0]).backward()
     weight = normed.grad[0, 1:].mean(dim=0)  # type: ignore[index]
     slow = (normed.detach()[0, 1:] @ weight).relu().view(GRID)
     torch.testing.assert_close(found[0].double(), min_max(slow[None])[0], atol=1e-4, rtol=0)

@@ -114,8 +114,8 @@ def test_captions_are_read_one_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "c.csv"
     path.write_text("id,caption\na,one\na,two\n")
     rows = read_captions(path)
-    assert next(rows).caption == "one"
-    assert next(rows).location == "line 3"
+    assert next(rows)[2] == "one"
+    assert next(rows)[0] == "line 3"
 
 
 def test_lines_are_read_and_written(tmp_path: Path) -> None:

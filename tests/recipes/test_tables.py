@@ -250,7 +250,7 @@ def test_features_of_another_protocol_are_not(given: str, said: str, copied: Pat
 def test_quick_takes_fewer_iterations_and_says_so(
     tabled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vpltool.papers.tables.__main__.QUICK", {
+    monkeypatch.setattr("vpltool.papers.tables.setup.QUICK", {
         "learn-prototypes": {"iters": 2, "max_pixels": 60}, "train-decoder": {"iters": 2}})
     assert run_tables(tabled, 2, "--quick", "--set", "learn-prototypes.iters=3") == 0
     text = (tabled / "work/tables/tiny-train-quick/table2.md").read_text()

@@ -17,16 +17,7 @@ from typing import Any
 
 import torch
 
-from vpltool.clip.models import (
-    CONFIG,
-    HUB,
-    INSTEAD,
-    WEIGHT_NAMES,
-    ModelSource,
-    check_tower,
-    find_weights,
-    read_config,
-)
+from vpltool.clip import models
 from vpltool.clip.weights import WeightFile, recognise
 from vpltool.errors import VplError, first_line, near_name, silent
 from vpltool.json_text import JsonObject
@@ -88,7 +79,7 @@ def refuse_model_code() -> None:
     from transformers import dynamic_module_utils
 
     def refuse(*_: object, **__: object) -> Any:
-        raise VplError("the model brings Python of its own, which is not run", INSTEAD)
+        raise VplError("the model brings Python of its own, which is not run", models.INSTEAD)
 
     dynamic_module_utils.get_class_in_module = refuse
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
@@ -116,7 +107,7 @@ def mend_torchvision() -> None:
 _declared: list[object] = []
 
 
-def check_source(source: ModelSource) -> list[str]:
+def check_source(source: models.ModelSource) -> list[str]:
     """Check a model's tag and activation by open_clip's catalogue, without loading weights.
 
     Returns a sentence for each property of the weights that had to be guessed. Raises a VplError if
@@ -127,7 +118,7 @@ def check_source(source: ModelSource) -> list[str]:
         return []
     if source.form == "folder":
         assert source.path is not None
-        config, openai = read_config(source.path), find_weights(source.path).openai
+        config, openai = models.read_config(source.path), models.find_weights(source.path).openai
     else:
         config = open_clip.get_model_config(source.model)
         openai = source.path is not None and recognise(source.path).openai
@@ -151,8 +142,8 @@ def _twin(model: str) -> str:
     return other if other in import_open_clip().list_models() else ""
 
 
-def _check_activation(source: ModelSource, config: Mapping[str, object], published: list[Published],
-                      openai: bool) -> None:
+def _check_activation(source: models.ModelSource, config: Mapping[str, object],
+                      published: list[Published], openai: bool) -> None:
     """Refuse weights of another activation, which would silently give worse features."""
     if not published and not openai:
         return
@@ -164,7 +155,7 @@ def _check_activation(source: ModelSource, config: Mapping[str, object], publish
         twin = _twin(source.model)
         raise _other_activation(what, source.model, twin, trained=trained)
     raise VplError(
-        f"{what} were trained with {_activation(trained)}, but {CONFIG} says otherwise",
+        f"{what} were trained with {_activation(trained)}, but {models.CONFIG} says otherwise",
         f"set quick_gelu to {str(trained).lower()} in its model_cfg, or name the model and the "
         "weights file: `model='NAME', pretrained='FILE'`")
 
@@ -173,7 +164,7 @@ def _other_activation(what: str, model: str, twin: str, *, trained: bool) -> Vpl
     if not twin:
         return VplError(
             f"open_clip contradicts itself: {what} were trained with {_activation(trained)}, but "
-            f"its only {model} has {_activation(not trained)}", INSTEAD)
+            f"its only {model} has {_activation(not trained)}", models.INSTEAD)
     return VplError(
         f"{what} were trained with {_activation(trained)}; {model} has "
         f"{_activation(not trained)} and would silently give worse features",
@@ -184,7 +175,7 @@ def _activation(quick: bool) -> str:
     return "QuickGELU" if quick else "GELU"
 
 
-def _published(source: ModelSource) -> list[Published]:
+def _published(source: models.ModelSource) -> list[Published]:
     """Look up published weights by name; return open_clip's entries, the best match first.
 
     A file is recognised by its published name (OpenAI's files have a mark inside instead), by a tag
@@ -197,10 +188,10 @@ def _published(source: ModelSource) -> list[Published]:
     path = source.path.absolute() if source.path else Path(source.model)
     folders = {part.lower().rpartition("--")[2] for part in path.parts}
     stem = _plain(path.stem) if source.form == "file" else ""
-    models = (source.model, _twin(source.model))
+    names = (source.model, _twin(source.model))
     found: list[tuple[int, Published]] = []
     for model, tag in open_clip.list_pretrained():
-        if stem and model not in models:
+        if stem and model not in names:
             continue
         entry = open_clip.get_pretrained_cfg(model, tag)
         repository = entry.get("hf_hub", "").rpartition("/")[0].rpartition("/")[2]
@@ -229,7 +220,7 @@ def _siblings(model: str) -> list[Published]:
             for tag in open_clip.list_pretrained_tags_by_model(model)]
 
 
-def _guesses(source: ModelSource, config: Mapping[str, object]) -> list[str]:
+def _guesses(source: models.ModelSource, config: Mapping[str, object]) -> list[str]:
     """Return a sentence about what is guessed of an unrecognised file; empty if nothing is."""
     guessed = []
     if _twin(source.model):
@@ -242,7 +233,7 @@ def _guesses(source: ModelSource, config: Mapping[str, object]) -> list[str]:
             "To be sure, name the file after its open_clip tag"]
 
 
-def locate(source: ModelSource) -> tuple[str, WeightFile, JsonObject]:
+def locate(source: models.ModelSource) -> tuple[str, WeightFile, JsonObject]:
     """Find the weights on this machine, or download them.
 
     Returns the name from which open_clip builds the model; the weights; `mean` and `std` of RGB,
@@ -251,19 +242,19 @@ def locate(source: ModelSource) -> tuple[str, WeightFile, JsonObject]:
     """
     if source.form == "folder":
         assert source.path is not None
-        return f"local-dir:{source.path}", find_weights(source.path), {}
+        return f"local-dir:{source.path}", models.find_weights(source.path), {}
     if source.form == "hub":
-        repository = source.pretrained.removeprefix(HUB)
+        repository = source.pretrained.removeprefix(models.HUB)
         hint = _download_hint(repository)
-        config = read_config(fetch_file(repository, (CONFIG,), hint).parent)
-        check_tower(source.model, config)
+        config = models.read_config(fetch_file(repository, (models.CONFIG,), hint).parent)
+        models.check_tower(source.model, config)
         published = _published(source)
         _check_activation(source, config, published, openai=False)
-        weights = recognise(fetch_file(repository, WEIGHT_NAMES, hint))
+        weights = recognise(fetch_file(repository, models.WEIGHT_NAMES, hint))
         if weights.openai:
             _check_activation(source, config, published, openai=True)
         # Again: downloading the weights may have fetched a newer revision of the repository.
-        folder = fetch_file(repository, (CONFIG,), hint).parent
+        folder = fetch_file(repository, (models.CONFIG,), hint).parent
         return f"local-dir:{folder}", weights, {}
     published = _published(source)
     colours = _colours(source.model, published)
@@ -272,7 +263,7 @@ def locate(source: ModelSource) -> tuple[str, WeightFile, JsonObject]:
     repository, _, name = published[0].get("hf_hub", "").rpartition("/")
     url = published[0].get("url", "")
     if repository:
-        names = (name,) if name else WEIGHT_NAMES
+        names = (name,) if name else models.WEIGHT_NAMES
         path = fetch_file(repository, names, _download_hint(repository, url))
         return source.model, recognise(path), colours
     try:
@@ -285,8 +276,8 @@ def locate(source: ModelSource) -> tuple[str, WeightFile, JsonObject]:
 
 def _download_hint(repository: str, url: str = "") -> str:
     what, form = (url, "FILE") if url else (
-        f"{CONFIG} and {WEIGHT_NAMES[0]} (or .bin) from https://huggingface.co/{repository} "
-        "into a folder", "FOLDER")
+        f"{models.CONFIG} and {models.WEIGHT_NAMES[0]} (or .bin) from "
+        f"https://huggingface.co/{repository} into a folder", "FOLDER")
     return (f"without a network: download {what} elsewhere, and prepare again with "
             f"`pretrained='{form}', overwrite=True`")
 

@@ -8,19 +8,8 @@ from pathlib import Path
 
 import torch
 
+from vpltool.clip import models
 from vpltool.clip.load import fingerprint, load_clip, normalised
-from vpltool.clip.models import CONFIG as OPEN_CLIP
-from vpltool.clip.models import (
-    HUB,
-    IMAGENET,
-    Colour,
-    Colours,
-    colours_of,
-    find_source,
-    find_weights,
-    local_weights,
-    repository_of,
-)
 from vpltool.clip.stored_towers import read_entry
 from vpltool.clip.timm_towers import TIMM, TimmTower, check_timm, create_timm, fill_timm
 from vpltool.clip.towers import is_state_of_vit, tower_from_state, tower_from_timm
@@ -58,7 +47,7 @@ class EncoderSource:
             return self.path
         if self.form == "transformers":
             return next(iter(sorted(self.path.glob("*.safetensors"))), None)
-        return find_weights(self.path).path
+        return models.find_weights(self.path).path
 
     def setting(self, path: str) -> str:
         """Return the setting `encoder` of this source, with another spelling of its path."""
@@ -74,15 +63,15 @@ class Encoder:
     """A frozen vision encoder."""
 
     vision: Tower  # in evaluation mode
-    mean: Colour  # mean of RGB in [0, 1], subtracted before encoding
-    std: Colour  # standard deviation of RGB; photos are divided by it
+    mean: models.Colour  # mean of RGB in [0, 1], subtracted before encoding
+    std: models.Colour  # standard deviation of RGB; photos are divided by it
     identity: dict[str, str]  # for headers: `name`, `pretrained`, `fingerprint`, a file's `weights`
 
 
 def load_vision(model: str, pretrained: str, device: torch.device, *, base: Path = Path(),
                 normalise: str = "model") -> Encoder:
     """Load the vision tower of a CLIP, as `load_clip`; without open_clip if it is remembered."""
-    known = read_entry(find_source(model, pretrained, base))
+    known = read_entry(models.find_source(model, pretrained, base))
     if known is None:
         clip = load_clip(model, pretrained, device, base=base, normalise=normalise)
         return Encoder(clip.vision, clip.mean, clip.std, clip.identity)
@@ -123,13 +112,13 @@ def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
     if given.startswith(DINO):
         return EncoderSource("dino", path=find(given.removeprefix(DINO), named=True))
     if given.startswith(HF):
-        return EncoderSource("transformers", repository_of(given, HF, f"encoder={given!r}"))
+        return EncoderSource("transformers", models.repository_of(given, HF, f"encoder={given!r}"))
     path = find(given)
     if path is not None:
-        if (path / CONFIG).is_file() and not (path / OPEN_CLIP).is_file():
+        if (path / CONFIG).is_file() and not (path / models.CONFIG).is_file():
             return EncoderSource("transformers", path=path)
         return EncoderSource("clip" if path.is_dir() else "state", path=path)
-    if given.startswith(HUB):
+    if given.startswith(models.HUB):
         return EncoderSource("clip", pretrained=given)
     model, _, pretrained = given.partition(":")
     if not pretrained:
@@ -161,7 +150,7 @@ def load_encoder(source: EncoderSource, device: torch.device) -> Encoder:
         return load_vision(source.model, str(source.path or source.pretrained), device)
     file = source.path or Path()
     prefix, library = (HF, "transformers") if source.form == "transformers" else (TIMM, "timm")
-    load: Callable[[EncoderSource], tuple[Tower, Colours]] = {
+    load: Callable[[EncoderSource], tuple[Tower, models.Colours]] = {
         "timm": _load_timm, "transformers": _load_transformers}.get(source.form, _load_state)
     with without_random_init():
         vision, colours = load(source)
@@ -190,7 +179,7 @@ def weights_of(source: EncoderSource) -> str:
     if source.path is None:
         return ""
     if source.form == "clip":
-        return local_weights(source.model, str(source.path), Path())
+        return models.local_weights(source.model, str(source.path), Path())
     if source.form == "transformers":
         return "".join(hashes_of(source.path, sorted(
             file.name for file in source.path.glob("*.safetensors"))).values())
@@ -204,7 +193,7 @@ _DINOS = ("mask_token", "register_tokens")
 """Tensors that DINOv2's files have, and timm's lack."""
 
 
-def _load_state(source: EncoderSource) -> tuple[Tower, Colours]:
+def _load_state(source: EncoderSource) -> tuple[Tower, models.Colours]:
     """Load a file with the names of DINO's code, which timm shares, with other colours."""
     assert source.path is not None
     state = read_weights(recognise(source.path))
@@ -212,7 +201,7 @@ def _load_state(source: EncoderSource) -> tuple[Tower, Colours]:
     tower = tower_from_state(state, str(source.path)) if is_state_of_vit(state) else None
     _check_state(source, tuple(state))
     assert tower is not None
-    return tower, IMAGENET
+    return tower, models.IMAGENET
 
 
 def _check_state(source: EncoderSource, names: Sequence[str]) -> None:
@@ -240,18 +229,18 @@ def _other_format(names: Sequence[str]) -> str:
     return f"has no tensors with DINO's names, but `{names[0]}`"
 
 
-def _load_transformers(source: EncoderSource) -> tuple[Tower, Colours]:
+def _load_transformers(source: EncoderSource) -> tuple[Tower, models.Colours]:
     folder = source.path or fetch_folder(source.model)
     return load_folder(folder, HF + (source.model or folder.name))
 
 
-def _load_timm(source: EncoderSource, seed: int | None = None) -> tuple[Tower, Colours]:
+def _load_timm(source: EncoderSource, seed: int | None = None) -> tuple[Tower, models.Colours]:
     """Load a model of timm; with a seed, with random weights."""
     model, options = create_timm(source.model, seed=seed,
                                  pretrained=source.path is None and seed is None)
     if source.path is not None:
         fill_timm(model, read_weights(recognise(source.path)), source.model, str(source.path))
-    colours = colours_of(model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+    colours = models.colours_of(model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
     try:
         return tower_from_timm(model, TIMM + source.model), colours
     except VplError:

@@ -15,17 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpltool.clip import stored_towers
+from vpltool.clip import models, stored_towers
 from vpltool.clip.catalogue import check_source, import_open_clip, locate
-from vpltool.clip.models import (
-    IMAGENET,
-    Colour,
-    Colours,
-    ModelSource,
-    find_source,
-    read_config,
-    weights_identity,
-)
 from vpltool.clip.towers import tower_from_open_clip
 from vpltool.clip.weights import read_weights, recognise, without_random_init
 from vpltool.core.vit import VisionTower
@@ -46,8 +37,8 @@ class Clip:
     vision: VisionTower  # in evaluation mode
     text: Any  # open_clip's whole model, for `encode_text`
     load_tokenizer: Callable[[], Any]  # loads its tokenizer once; only text needs it
-    mean: Colour  # mean of RGB in [0, 1], subtracted before encoding
-    std: Colour  # standard deviation of RGB; photos are divided by it
+    mean: models.Colour  # mean of RGB in [0, 1], subtracted before encoding
+    std: models.Colour  # standard deviation of RGB; photos are divided by it
     identity: dict[str, str]
 
     @torch.no_grad()
@@ -73,12 +64,12 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
     a VplError if there is no such model or weights, the weights are of another model or activation,
     or the tower lacks parts that CAMs need.
     """
-    source = find_source(model, pretrained, base)
+    source = models.find_source(model, pretrained, base)
     check_source(source)
     open_clip = import_open_clip()
     name, weights, colours = locate(source)
     made_from = stored_towers.stamps(source, weights)
-    hashed = weights_identity(source, weights.path)
+    hashed = models.weights_identity(source, weights.path)
     state = read_weights(weights)
     with silent(), without_random_init():
         try:
@@ -100,18 +91,18 @@ def load_clip(model: str, pretrained: str, device: torch.device, *, base: Path =
                 *normalised(own, identity, normalise))
 
 
-def normalised(own: Colours, identity: Mapping[str, str], normalise: str
-               ) -> tuple[Colour, Colour, dict[str, str]]:
+def normalised(own: models.Colours, identity: Mapping[str, str], normalise: str
+               ) -> tuple[models.Colour, models.Colour, dict[str, str]]:
     """Return mean and standard deviation of RGB, and the identity, of a model normalised so.
 
     `normalise` is `model`, with the model's `own` colours, or `imagenet`, as in WeCLIP.
     """
     if normalise == "imagenet":
-        return *IMAGENET, {**identity, "normalise": normalise}
+        return *models.IMAGENET, {**identity, "normalise": normalise}
     return *own, dict(identity)
 
 
-def _fill(open_clip: ModuleType, whole: Any, state: dict[str, Tensor], source: ModelSource,
+def _fill(open_clip: ModuleType, whole: Any, state: dict[str, Tensor], source: models.ModelSource,
           path: Path) -> None:
     """Load weights into a model, whose names and shapes they must match."""
     wanted = whole.state_dict()
@@ -166,7 +157,7 @@ def _shape_of_config(config: Mapping[str, Any]) -> _Shape:
     return (config["embed_dim"], vision.get("layers"), vision.get("width"), side * side + 1, patch)
 
 
-def check_weights(source: ModelSource) -> None:
+def check_weights(source: models.ModelSource) -> None:
     """Check by the shapes that a file holds the vision tower of its model; none is built.
 
     Raises a VplError if it does not; the hint names the model that it may hold.
@@ -195,12 +186,13 @@ def _mismatch(path: Path, model: str, state: Mapping[str, Tensor], difference: s
                     else "give the model of this file: `model='NAME'`")
 
 
-def _tokenizer_loader(name: str, source: ModelSource) -> Callable[[], object]:
+def _tokenizer_loader(name: str, source: models.ModelSource) -> Callable[[], object]:
     """Return a function that loads a model's tokenizer, from its folder or by open_clip's name."""
     @functools.cache
     def load() -> object:
         open_clip, folder = import_open_clip(), name.removeprefix("local-dir:")
-        config = read_config(Path(folder)) if folder != name else open_clip.get_model_config(name)
+        config = (models.read_config(Path(folder)) if folder != name
+                  else open_clip.get_model_config(name))
         text = config.get("text_cfg", {})
         own = "hf_tokenizer_name" in text
         key = json.dumps(text, sort_keys=True)

@@ -123,18 +123,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, N, width) to tokens (B, N, width)."""
-        return self.forward_from(x, self.ln_1(x))
-
-    def forward_from(self, x: Tensor, normed: Tensor) -> Tensor:
-        """Run the block on tokens x from `normed` on: ln_1(x), GradCAM's target, or a replacement.
-
-        All are (B, N, width); x is the residual branch.
-        """
-        return self.after_attention(x, self.attend(*self.heads(normed)))
-
-    def forward_alone(self, x: Tensor) -> Tensor:
-        """Run the block with the identity as attention: each token attends only to itself."""
-        return self.after_attention(x, self.heads(self.ln_1(x))[2])
+        return self.after_attention(x, self.attend(*self.heads(self.ln_1(x))))
 
     def forward_with_attention(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Run the block without gradients: its tokens (B, N, width) and head-averaged attention.

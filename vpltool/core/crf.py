@@ -136,8 +136,8 @@ def mean_fields(photos: Sequence[Pixels], scores: Sequence[Field], settings: Crf
     if backend == "torch":
         return _by_torch(photos, scores, settings, device or torch.device("cpu"))
     solve = _by_numba if backend == "numba" else _by_pydensecrf
-    return [solve(photo, -np.log(field.clip(1e-5, 1)), settings)
-            for photo, field in zip(photos, scores, strict=True)]
+    return [solve(photo, -np.log(field.clip(1e-5, 1)), settings) if len(field) > 1
+            else np.ones_like(field) for photo, field in zip(photos, scores, strict=True)]
 
 
 def fastest_backend(device: torch.device) -> str:
@@ -167,8 +167,6 @@ def _by_pydensecrf(photo: Pixels, unary: Field, used: CrfKernels) -> Field:
     from pydensecrf import densecrf
 
     labels, height, width = unary.shape
-    if labels == 1:
-        return np.ones_like(unary)
     crf = densecrf.DenseCRF2D(width, height, labels)
     crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(labels, -1), dtype=np.float32))
     crf.addPairwiseGaussian(sxy=used.smooth_sxy, compat=used.smooth_weight)
@@ -231,8 +229,6 @@ def _lattice(features: Tensor, weight: float, sets: int = 1) -> Lattice:
 
 def _by_numba(photo: Pixels, unary: Field, used: CrfKernels) -> Field:
     labels, height, width = unary.shape
-    if labels == 1:
-        return np.ones_like(unary)
     smooth = _smooth_kernel(height, width, used.smooth_sxy, used.smooth_weight)
     alike = crf_numba.build_kernel(np.concatenate(
         [_positions(height, width) / np.float32(used.bilateral_sxy),

@@ -76,11 +76,11 @@ class Mixer(nn.Module):
 
 
 class Mlp(nn.Sequential):
-    """LayerNorm, then two layers over the width, with GELU between."""
+    """LayerNorm, then two layers over the width, four times that between, with GELU."""
 
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__(nn.LayerNorm(width, eps=EPS), nn.Linear(width, hidden), nn.GELU(),
-                         nn.Linear(hidden, width))
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.LayerNorm(width, eps=EPS), nn.Linear(width, 4 * width), nn.GELU(),
+                         nn.Linear(4 * width, width))
 
 
 class CrossAttention(nn.Module):
@@ -93,7 +93,7 @@ class CrossAttention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width)
         self.norm = nn.LayerNorm(width, eps=EPS)
 
     def forward(self, groups: Tensor, patches: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class GroupingBlock(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width)
 
     def forward(self, groups: Tensor, patches: Tensor) -> Grouped:
         """Group patches (B, N, width) by group tokens (B, G, width)."""

@@ -155,7 +155,6 @@ def solve_pgd(objective: Objective, start: Tensor, *, iters: int, lr: float,
     is halved permanently; without this, lr 10 diverges. All processes take the same steps.
 
     Args:
-        objective: what is minimised.
         start: W at the start (rows, dim): the text prototypes.
         iters: T_w.
         lr: α.

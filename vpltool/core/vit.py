@@ -113,7 +113,8 @@ class Head(nn.Module):
         The block's attention is the identity (TagCLIP, AAAI 2024); unlike `value_embeddings`, this
         keeps the residuals and the MLP. L2-normed (B, N, dim).
         """
-        return self.patch_embeddings(self.block.forward_alone(tokens))
+        value = self.block.heads(self.block.ln_1(tokens))[2]
+        return self.patch_embeddings(self.block.after_attention(tokens, value))
 
     def embed_mixed(self, tokens: Tensor, mixed: Tensor, *, residual: bool) -> Tensor:
         """Embed patches, L2-normed (B, n, dim), from the last block under any attention.

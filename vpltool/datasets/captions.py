@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from vpltool.datasets.csv_files import CsvFile
@@ -20,13 +20,8 @@ _PARTS = {"images": {"id": NUMBER, "file_name": TEXT},
 COLUMNS = ("id", "caption")
 
 
-@dataclass(frozen=True)
-class CaptionRow:
-    """A caption, its location in the file, and the name or id of its photo."""
-
-    location: str
-    photo: str
-    caption: str
+CaptionRow = tuple[str, str, str]
+"""A caption's location in the file, the name or id of its photo, and the caption."""
 
 
 def read_captions(path: Path) -> Iterator[CaptionRow]:
@@ -41,8 +36,7 @@ def read_captions(path: Path) -> Iterator[CaptionRow]:
     if path.suffix.lower() == ".json":
         return _of_json(path)
     table = CsvFile(path, COLUMNS, long_fields=True)
-    return table.read(lambda line, entry: CaptionRow(f"line {line}", entry["id"],
-                                                     clean(entry["caption"])),
+    return table.read(lambda line, entry: (f"line {line}", entry["id"], clean(entry["caption"])),
                       f'put a caption that has `{table.delimiter}` in quotes: "…"')
 
 
@@ -66,14 +60,14 @@ def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
         unmatched: dict[str, int] = {}
         empty: list[str] = []
         taken = total = 0
-        for row in read_captions(path):
+        for location, name, caption in read_captions(path):
             total += 1
-            if row.photo not in ids:
-                unmatched[row.photo] = unmatched.get(row.photo, 0) + 1
-            elif not row.caption:
-                empty.append(f"{row.photo} ({row.location})")
+            if name not in ids:
+                unmatched[name] = unmatched.get(name, 0) + 1
+            elif not caption:
+                empty.append(f"{name} ({location})")
             else:
-                found.setdefault(ids[row.photo], {})[row.caption] = None
+                found.setdefault(ids[name], {})[caption] = None
                 taken += 1
         _check_taken(path, total, taken, unmatched, ids)
         if unmatched:
@@ -128,7 +122,7 @@ def _of_json(path: Path) -> Iterator[CaptionRow]:
         except ValueError as error:
             raise VplError(f"{path}: an entry of {part} is damaged: {error}", hint) from error
     for number, location, text in captions:
-        yield CaptionRow(location, names.get(number, str(number)), clean(text))
+        yield location, names.get(number, str(number)), clean(text)
 
 
 def clean(caption: str) -> str:

@@ -19,7 +19,7 @@ from vpltool.datasets.tags import LabelColumn, check_splits
 from vpltool.errors import VplError, near_name
 from vpltool.formats.geopackage import polygon_area, read_geopackage, ring_area
 from vpltool.formats.kinds import IGNORE, RESERVED
-from vpltool.formats.rasters import SUFFIXES, Scene, check_rasterio, open_raster, reading
+from vpltool.formats.rasters import SUFFIXES, Scene, open_raster, reading
 from vpltool.lazy import np, rasterio
 
 Points = Sequence[tuple[float, float]]
@@ -49,25 +49,15 @@ class Box:
 
 @dataclass(frozen=True)
 class Region:
-    """A located tag.
+    """A located tag."""
 
-    Args:
-        where: file and line or row, for messages.
-        labels: its classes.
-        rings: (x, y) of the outline and its holes; a single point is a centre.
-        photo: id of the photo; empty: any photo in which it lies.
-        split: its split; empty: that of the photo.
-        tells_of_tile: whether tiles without such regions have unknown tags, not none.
-        system: coordinate system: `pixels` of the photo, EPSG:N, well-known text, or empty for the
-            scene's own.
-    """
-
-    where: str
+    where: str  # file and line or row, for messages
     labels: tuple[str, ...]
-    rings: Sequence[Points]
-    photo: str = ""
-    split: str = ""
-    tells_of_tile: bool = False
+    rings: Sequence[Points]  # (x, y) of the outline and its holes; a single point is a centre
+    photo: str = ""  # id of the photo; empty: any photo in which it lies
+    split: str = ""  # its split; empty: that of the photo
+    tells_of_tile: bool = False  # whether tiles without such regions have unknown tags, not none
+    # coordinate system: `pixels` of the photo, EPSG:N, well-known text; empty: the scene's own
     system: str = "pixels"
 
 
@@ -159,7 +149,6 @@ def placed(regions: Sequence[Region], scene: Scene | None, path: Path, key: str)
 
 
 def _to_pixels(ring: Points, system: str, scene: Scene) -> Points:
-    check_rasterio()
     xs, ys = zip(*ring, strict=True)
     if system and rasterio.crs.CRS.from_user_input(system) != scene.file.crs:
         xs, ys = rasterio.warp.transform(

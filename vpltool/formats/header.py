@@ -67,36 +67,26 @@ class Header:
     """Kind and provenance of a file: the command that made it, its options and inputs.
 
     It has no date, host or absolute path, so that the same run gives the same bytes.
-
-    Args:
-        kind: name of the kind of file.
-        command: the command that made it, such as `learn-prototypes`.
-        options: options that affect the result.
-        inputs: identity of each input by role: a hash, see `identity_of_file` and `config_hash`.
-        model: identity of the encoder: `name`, `pretrained`, `fingerprint`, `weights`; empty if
-            none was used.
-        facts: results stored with the data, such as objective, gap or row names.
-        version: version of vpltool; files of earlier versions remain valid.
-        format: the kind's format version; 0: the current one.
-        preset: record of the preset in use, see `under_preset`.
-        call: settings that differ from their defaults, by Python name, so that `update` can repeat
-            the call.
-        sources: path of each input by setting, relative to the workspace.
-        supervision: supervision beyond tags, here or in an input: `tags and 5 corrected masks`;
-            empty: tags alone.
     """
 
-    kind: str
-    command: str
-    options: JsonObject = field(default_factory=dict)
+    kind: str  # name of the kind of file
+    command: str  # the command that made it, such as `learn-prototypes`
+    options: JsonObject = field(default_factory=dict)  # options that affect the result
+    # identity of each input by role: a hash, see `identity_of_file` and `config_hash`
     inputs: dict[str, str] = field(default_factory=dict)
+    # identity of the encoder: `name`, `pretrained`, `fingerprint`, `weights`; empty: none was used
     model: dict[str, str] = field(default_factory=dict)
+    # results stored with the data, such as objective, gap or row names
     facts: JsonObject = field(default_factory=dict)
-    version: str = __version__
-    format: int = 0
+    version: str = __version__  # version of vpltool; files of earlier versions remain valid
+    format: int = 0  # the kind's format version; 0: the current one
+    # record of the preset in use, see `under_preset`
     preset: JsonObject = field(default_factory=current_preset)
+    # settings that differ from their defaults, by Python name, so that `update` can repeat the call
     call: JsonObject = field(default_factory=dict)
+    # path of each input by setting, relative to the workspace
     sources: dict[str, str] = field(default_factory=dict)
+    # supervision beyond tags, here or in an input: `tags and 5 corrected masks`; empty: tags alone
     supervision: str = ""
 
     def __post_init__(self) -> None:

@@ -225,12 +225,10 @@ def find_folder(
     """Find the per-photo folder that a command reads for a split.
 
     Args:
-        work: the workspace folder.
         kind_folders: default parent folders of such inputs, preferred first: `("cams",)`.
         what: a path, `cams/NAME`, or NAME; empty: the first existing of `preferred`, else the only
             one.
         split: name of the sub-folder.
-        kinds: the accepted kinds.
         hint: call that makes one.
         preferred: NAMEs to try if `what` is empty.
         full: whether to prefer masks without unlabelled pixels if `what` is empty.

@@ -40,28 +40,18 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file.
+    """A kind of file."""
 
-    Args:
-        name: name, the same everywhere.
-        layout: `json`, `jsonl`, `tensors` (one .safetensors), `tensors-folder` (one
-            .safetensors a photo), `labels-folder` (one palette PNG a photo) or `raster` (one
-            GeoTIFF).
-        about: description in one phrase.
-        made_by: the call that makes it, in backticks as in `VplError`.
-        tensors: the tensors of a .safetensors file of this kind.
-        version: increased when older files can no longer be read.
-        folder: folder in the workspace; empty: the kind's name.
-        apart: whether files have no folder of their own: they lie beside others or where users ask.
-    """
-
-    name: str
+    name: str  # the same everywhere
+    # `json`, `jsonl`, `tensors` (one .safetensors), `tensors-folder` (one .safetensors a photo),
+    # `labels-folder` (one palette PNG a photo) or `raster` (one GeoTIFF)
     layout: str
-    about: str
-    made_by: str
-    tensors: dict[str, TensorSpec]
-    version: int = 1
-    folder: str = ""
+    about: str  # description in one phrase
+    made_by: str  # the call that makes it, in backticks as in `VplError`
+    tensors: dict[str, TensorSpec]  # of a .safetensors file of this kind
+    version: int = 1  # increased when older files can no longer be read
+    folder: str = ""  # folder in the workspace; empty: the kind's name
+    # whether files have no folder of their own: they lie beside others or where users ask
     apart: bool = False
 
     @property

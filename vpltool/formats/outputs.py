@@ -40,35 +40,28 @@ _DEEPEST = 50
 class OutputFolder(PhotoFolder):
     """A folder of per-photo files to write, opened by `open_output`; `begin` makes first changes.
 
-    Args:
-        path: the folder.
-        header: written to every file; its config hash decides whether earlier files are reused.
-        todo: ids of the remaining photos, out of `total` requested.
-        per_photo_inputs: see `open_output`, also for `photos`, `whole`, `shard` and `left_out`.
-        before: the manifest found when the folder was opened; None if there was none.
-        clears: whether `begin` deletes the files of an earlier run.
-        outdated: ids whose files `begin` deletes because their per-photo inputs have changed.
-        keeps_corrected: whether labels corrected by hand (`corrected`) are kept.
-        failed: reason by id, for photos that failed in this run.
-        labels: number of labels including the background; higher labels are refused. 0: no check.
+    `per_photo_inputs`, `photos`, `whole`, `shard` and `left_out` are those of `open_output`.
     """
 
     path: Path
+    # written to every file; its config hash decides whether earlier files are reused
     header: Header
-    todo: list[str]
+    todo: list[str]  # ids of the remaining photos, out of `total` requested
     total: int
     per_photo_inputs: Mapping[str, str] = field(default_factory=dict)
     photos: Mapping[str, str] = field(default_factory=dict)
     whole: bool = True
     shard: Shard = WHOLE
     left_out: Mapping[str, str] = field(default_factory=dict)
-    before: Manifest | None = None
-    clears: bool = False
+    before: Manifest | None = None  # found when the folder was opened
+    clears: bool = False  # whether `begin` deletes the files of an earlier run
+    # ids whose files `begin` deletes because their per-photo inputs have changed
     outdated: set[str] = field(default_factory=set)
-    keeps_corrected: bool = False
+    keeps_corrected: bool = False  # whether labels corrected by hand (`corrected`) are kept
     corrected: set[str] = field(default_factory=set)
+    # reason by id, for photos that failed in this run
     failed: dict[str, str] = field(default_factory=dict)
-    labels: int = 0
+    labels: int = 0  # number with the background; higher labels are refused; 0: no check
     _batch: Batch | None = None
 
     def begin(self) -> None:
@@ -295,8 +288,6 @@ def open_output(
     Files of the same configuration are kept unless their photo's own inputs have changed.
 
     Args:
-        path: the folder.
-        header: the header of every file.
         ids: ids of the requested photos.
         overwrite: start over in any case.
         update: start over if the folder was made by the same command with other options or from

@@ -33,19 +33,12 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://(?!.*::).+")
 
 @dataclass(frozen=True)
 class TarSlice:
-    """The location of a photo's file: a tar and a byte range.
+    """The location of a photo's file: a tar and a byte range."""
 
-    Args:
-        index: the index file that defines it.
-        tar: the tar's address: name of a file beside the index, or `SCHEME://…`.
-        start: offset of the member's header.
-        end: offset after the last byte of its content.
-    """
-
-    index: Path
-    tar: str
-    start: int
-    end: int
+    index: Path  # the index file that defines it
+    tar: str  # the tar's address: name of a file beside the index, or `SCHEME://…`
+    start: int  # offset of the member's header
+    end: int  # offset after the last byte of its content
 
     def __str__(self) -> str:
         return str(self.path or self.tar)
@@ -138,13 +131,9 @@ def write_tar(folder: Path, name: str, at: str, files: Mapping[str, Path]) -> Ta
     """Pack files into a tar, and write its index once the tar is complete.
 
     No dates or users are stored, so the same files give the same bytes. Returns a slice that
-    covers the whole tar.
-
-    Args:
-        folder: folder of the artifact.
-        name: file name of tar and index, without suffix.
-        at: destination of the tar, `SCHEME://…`; empty: beside its index.
-        files: path by photo id.
+    covers the whole tar. `folder` is that of the artifact, `name` the file name of tar and index
+    without suffix, `at` the destination of the tar, `SCHEME://…`, empty: beside its index; `files`
+    are paths by photo id.
 
     Raises:
         VplError: it cannot be written.

@@ -92,8 +92,7 @@ def scene_header(path: Path) -> Header | None:
     Raises:
         VplError: it is damaged, or rasterio is not installed.
     """
-    check_rasterio()
-    with reading(path), open_raster(path) as file:
+    with open_raster(path) as file, reading(path):
         text = file.tags().get(METADATA_KEY, "")
     return Header.from_json(text, path) if text else None
 
@@ -116,15 +115,11 @@ def is_scene(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Scaling:
-    """Which bands are shown as RGB, and which values become black and white.
+    """Which bands are shown as RGB, and which values become black and white."""
 
-    Args:
-        bands: three band numbers, or one for grey, from 1; empty: 1,2,3, or 1.
-        percentiles: percentiles of the values for black and white; empty: bytes are unchanged,
-            other types are stretched from the 2nd to the 98th.
-    """
-
-    bands: tuple[int, ...] = ()
+    bands: tuple[int, ...] = ()  # three band numbers, or one for grey, from 1; empty: 1,2,3, or 1
+    # of the values for black and white; empty: bytes are unchanged, other types are stretched from
+    # the 2nd to the 98th
     percentiles: tuple[float, ...] = ()
 
     @classmethod
@@ -272,7 +267,6 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
     those of the scene; nodata is the ignored label. Header and class names, the first of which is
     label 1, go into the metadata.
     """
-    check_rasterio()
     first = next(parts)
     height, width = like.size
     profile = {"driver": "GTiff", "height": height, "width": width, "count": 1,

@@ -29,21 +29,13 @@ Word = str | tuple[str, Path]
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run of a recipe.
+    """A finished run of a recipe."""
 
-    Args:
-        recipe: name of the recipe file.
-        values: value by name; paths are reduced to their names.
-        scores: score in [0, 1] by title.
-        pictures: paths of its contact sheets, relative to the workspace.
-        data: identity of the photos with their tags and splits; empty if not recorded.
-    """
-
-    recipe: str
-    values: Mapping[str, str]
-    scores: Mapping[str, float]
-    pictures: tuple[str, ...]
-    data: str = ""
+    recipe: str  # name of the recipe file
+    values: Mapping[str, str]  # value by name; paths are reduced to their names
+    scores: Mapping[str, float]  # score in [0, 1] by title
+    pictures: tuple[str, ...]  # paths of its contact sheets, relative to the workspace
+    data: str = ""  # identity of the photos with their tags and splits; empty if not recorded
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from vpltool.formats import changes, manifest, storage
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import NUMBER, NUMBER_OF, TEXT, TEXT_OR_NONE, TEXTS, check_fields
 from vpltool.formats.header import Header, identity_of_many
-from vpltool.formats.kinds import IGNORE, MOST_CLASSES, is_workspace
+from vpltool.formats.kinds import IGNORE, KINDS, MOST_CLASSES, is_workspace
 from vpltool.json_text import JsonObject, parse_json
 from vpltool.names import leads_out, without_folders
 
-_PREPARE = "`prepare('folder', images='IMAGES', labels='FILE.csv')`"
+_PREPARE = KINDS["workspace"].made_by
 
 _PHOTO = {"id": TEXT, "image": TEXT, "labels": TEXTS, "splits": TEXTS}
 _FIELDS = {"name": TEXT, "root": TEXT, "classes": TEXTS, "background": TEXTS, "model": TEXT,
@@ -30,25 +30,17 @@ _FIELDS = {"name": TEXT, "root": TEXT, "classes": TEXTS, "background": TEXTS, "m
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo of the data set, a line of `images.jsonl`.
+    """One photo of the data set, a line of `images.jsonl`."""
 
-    Args:
-        id: unique; the file name without suffix, with its folder if it is in one.
-        image: path relative to the data set's root.
-        tags: classes that the photo shows, without the background; `labels` in the line.
-        splits: names of its splits.
-        mask: path of its true mask relative to the root, or None. Only `eval`, `show` and
-            `report` open it.
-        captions: one line each; empty if unknown.
-        more: fields of the line unknown to vpltool, which are preserved.
-    """
-
-    id: str
-    image: str
+    id: str  # unique; the file name without suffix, with its folder if it is in one
+    image: str  # path relative to the data set's root
+    # classes that the photo shows, without the background; `labels` in the line
     tags: tuple[str, ...]
     splits: tuple[str, ...]
+    # path of its true mask relative to the root; only `eval`, `show` and `report` open it
     mask: str | None = None
-    captions: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()  # one line each; empty if unknown
+    # fields of the line unknown to vpltool, which are preserved
     more: Mapping[str, object] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -78,33 +70,22 @@ class Photo:
 
 @dataclass(frozen=True)
 class Workspace:
-    """The content of `workspace.json`, and the folder that it is in.
-
-    Args:
-        path: the workspace folder.
-        name: name of the data set (`voc` selects CLIP-ES's class words for VOC).
-        root: the data set's folder, relative to the workspace.
-        classes: class names in index order, without the background: the first is class 1.
-        background: words for things that are not classes, such as `sky`.
-        model: open_clip's name of the CLIP model; empty if the workspace has no text encoder.
-        pretrained: its weights: a tag, or a path relative to the workspace.
-        ignore: label that is not scored.
-        mask_values: maps pixel values of the true masks to labels; empty: the values are labels.
-        normalise: normalisation of photos: `model`, as in training, or `imagenet`.
-        encoder: image encoder used instead of CLIP, as in the setting `encoder`, a path being
-            relative to the workspace; empty: CLIP.
-    """
+    """The content of `workspace.json`, and the folder that it is in."""
 
     path: Path
-    name: str
-    root: str
+    name: str  # name of the data set (`voc` selects CLIP-ES's class words for VOC)
+    root: str  # the data set's folder, relative to the workspace
+    # class names in index order, without the background: the first is class 1
     classes: tuple[str, ...]
-    background: tuple[str, ...]
-    model: str
-    pretrained: str
-    ignore: int = IGNORE
+    background: tuple[str, ...]  # words for things that are not classes, such as `sky`
+    model: str  # open_clip's name of the CLIP model; empty if the workspace has no text encoder
+    pretrained: str  # its weights: a tag, or a path relative to the workspace
+    ignore: int = IGNORE  # label that is not scored
+    # maps pixel values of the true masks to labels; empty: the values are labels
     mask_values: Mapping[int, int] = field(default_factory=dict)
-    normalise: str = "model"
+    normalise: str = "model"  # normalisation of photos: `model`, as in training, or `imagenet`
+    # image encoder used instead of CLIP, as in the setting `encoder`, a path being relative to the
+    # workspace; empty: CLIP
     encoder: str = ""
 
     @property

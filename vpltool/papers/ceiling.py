@@ -18,22 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vpltool import api, console
+from vpltool import api, console, formats
 from vpltool.core import discriminant, training
 from vpltool.core.photos import photo_size
 from vpltool.engine.features import open_features
 from vpltool.engine.prototypes import read_prototypes
 from vpltool.engine.segmenters import find_segmenter
 from vpltool.errors import VplError
-from vpltool.formats import (
-    InputFolder,
-    JsonObject,
-    Photo,
-    Workspace,
-    open_workspace,
-    write_json,
-    write_tensors,
-)
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import folder_of, result_path
 from vpltool.lazy import Image, Tensor, np
@@ -56,7 +47,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def write_true_masks(workspace: Workspace, photos: list[Photo], folder: Path) -> None:
+def write_true_masks(workspace: formats.Workspace, photos: list[formats.Photo], folder: Path
+                     ) -> None:
     """Write true masks as labels of the workspace, ID.png; those that are there are kept.
 
     Raises:
@@ -77,14 +69,12 @@ def write_true_masks(workspace: Workspace, photos: list[Photo], folder: Path) ->
             advance()
 
 
-def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -> JsonObject:
+def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None
+            ) -> formats.JsonObject:
     """Train with true masks what a segmenter learned from pseudo masks, and score both on a split.
 
-    Args:
-        work: the workspace.
-        decoder: NAME of the segmenter; empty: the only one.
-        score: the split.
-        max_side: of predict; None: as at the features.
+    `decoder` is the NAME of the segmenter, empty: the only one; `max_side` that of predict, None:
+    as at the features.
 
     Returns:
         `decoder`, `split`, and the mIoU `from_tags` and `from_true_masks`, and the `share`.
@@ -92,7 +82,7 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
     Raises:
         VplError: something is missing, or a step failed.
     """
-    workspace = open_workspace(work)
+    workspace = formats.open_workspace(work)
     segmenter = find_segmenter(work, decoder)
     path = segmenter.path
     trained = _artifact_of(workspace, path)
@@ -123,7 +113,7 @@ def ceiling(work: Path, decoder: str, score: str, max_side: int | None = None) -
                                out=target / f"{path.stem}-{name}.json")["miou"]
     result = {"decoder": path.stem, "split": score, **found,
               "share": found["from_tags"] / max(found["from_true_masks"], 1e-9)}
-    write_json(target / f"{path.stem}-{score}.json", result)
+    formats.write_json(target / f"{path.stem}-{score}.json", result)
     return result
 
 
@@ -138,14 +128,14 @@ def cam_ceiling(work: Path, split: str = "train") -> float:
     Raises:
         VplError: something is missing, or a step failed.
     """
-    workspace = open_workspace(work)
+    workspace = formats.open_workspace(work)
     target = work / "tables/ceiling"
     photos, masks = workspace.photos(split), folder_of(target, "masks") / split
     write_true_masks(workspace, photos, masks)
     found = read_prototypes(workspace, "seeds")
     tensors = _true_discriminant(open_features(workspace, None, split),
                                  [photo.id for photo in photos], masks, found.class_index)
-    write_tensors(target / "true.safetensors", replace(
+    formats.write_tensors(target / "true.safetensors", replace(
         found.header, supervision="true masks", inputs={}, call={},
         facts={name: found.header.facts[name] for name in ("space", "rows")}), tensors)
     run, maps, refined = api.Workspace(work), folder_of(target, "cams"), target / "cams-refined"
@@ -156,8 +146,8 @@ def cam_ceiling(work: Path, split: str = "train") -> float:
     return float(run.eval(what=str(refined / split), split=split, out=target / "cams.json")["miou"])
 
 
-def _true_discriminant(features: InputFolder, ids: Sequence[str], masks: Path, classes: Tensor
-                       ) -> dict[str, Tensor]:
+def _true_discriminant(features: formats.InputFolder, ids: Sequence[str], masks: Path,
+                       classes: Tensor) -> dict[str, Tensor]:
     """Fit a discriminant to true masks, in the form of `prototypes/seeds`."""
     moments = None
     for batch in feature_batches(features, ids, ("patches",), 8):
@@ -175,7 +165,7 @@ def _true_discriminant(features: InputFolder, ids: Sequence[str], masks: Path, c
             "scale": scale, "bias": bias}
 
 
-def _artifact_of(workspace: Workspace, path: Path) -> Artifact | None:
+def _artifact_of(workspace: formats.Workspace, path: Path) -> Artifact | None:
     """What a file or folder of the workspace was made with."""
     return next((artifact for artifact in read_state(workspace).in_order
                  if artifact.path.resolve() == path.resolve()), None)

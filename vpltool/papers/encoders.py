@@ -43,10 +43,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 def measure(work: Path, encoder: str, values: Mapping[str, object]) -> JsonObject:
     """Run `own-photos` with an encoder, and score what it made.
 
-    Args:
-        work: the workspace.
-        encoder: as `prepare --encoder` takes it.
-        values: the other values of the recipe; `masks` among them.
+    `encoder` is as `prepare --encoder` takes it; `values` are the recipe's others, with `masks`.
 
     Returns:
         `encoder`, its name without folders; the mIoU of `cams`, `cams_ceiling`, `masks`,

@@ -8,21 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool import console
+from vpltool import console, formats
 from vpltool.core import grids, segmenter, training
 from vpltool.engine.features import open_features
 from vpltool.engine.headers import check_same_model
 from vpltool.engine.segmenters import find_segmenter
 from vpltool.errors import VplError
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    Workspace,
-    find_folder,
-    identity_of_file,
-    open_workspace,
-    write_json,
-)
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import result_path, results_of
 from vpltool.lazy import F, Tensor, np, torch
@@ -42,7 +33,7 @@ class Trained:
 
     name: str
     path: Path
-    header: Header
+    header: formats.Header
     network: segmenter.SegmenterNetwork
 
 
@@ -61,7 +52,7 @@ def figure4(options: argparse.Namespace) -> str:
     except ImportError:
         raise VplError("figure4 needs scikit-learn for t-SNE",
                        "pip install 'vpltool[figures]'") from None
-    workspace = open_workspace(options.work)
+    workspace = formats.open_workspace(options.work)
     decoders = [_read(options.work, name) for name in pair_of(options.work, options.decoders)]
     masks = find_masks(options.work, options.masks, options.split, decoders[0].header)
     workspace.check_classes(masks.header, masks.path)
@@ -86,14 +77,14 @@ def figure4(options: argparse.Namespace) -> str:
     return _write(workspace, options, panels, report)
 
 
-def _write(workspace: Workspace, options: argparse.Namespace, panels: Sequence[scatter.Panel],
-           report: Mapping[str, Any]) -> str:
+def _write(workspace: formats.Workspace, options: argparse.Namespace,
+           panels: Sequence[scatter.Panel], report: Mapping[str, Any]) -> str:
     out: Path = options.out or options.work / "figures/figure4.png"
     shown = sorted({owner for panel in panels for marks in panel.marks for owner in marks.classes})
     names = {owner: workspace.class_name(owner) for owner in shown}
     with atomic_path(out) as temporary:
         scatter.draw_panels(panels, names, temporary)
-    write_json(out.with_suffix(".json"), report)
+    formats.write_json(out.with_suffix(".json"), report)
     width = max(len(name) for name in report["decoders"])
     lines = [str(out), str(out.with_suffix(".json")),
              f"{'':{width}}  lambda  regions  silhouette  within  between"]
@@ -122,7 +113,7 @@ def pair_of(work: Path, named: str | None) -> list[str]:
     return list(DECODERS[0])
 
 
-def find_masks(work: Path, name: str, split: str, decoder: Header) -> InputFolder:
+def find_masks(work: Path, name: str, split: str, decoder: formats.Header) -> formats.InputFolder:
     """Pseudo masks of a split: named, or of the name that the decoder learned from.
 
     Raises:
@@ -134,10 +125,10 @@ def find_masks(work: Path, name: str, split: str, decoder: Header) -> InputFolde
     if name and not (result_path(work, "masks", name, split) / "artifact.json").exists():
         raise VplError(f"no masks/{name} for the split `{split}`",
                        f"`crf(what={name!r}, split={split!r})`, or another --split")
-    return find_folder(work, ("masks",), name, split, ("masks",), f"`crf(split={split!r})`")
+    return formats.find_folder(work, ("masks",), name, split, ("masks",), f"`crf(split={split!r})`")
 
 
-def _check_layers(options: argparse.Namespace, features: InputFolder, decoder: Trained,
+def _check_layers(options: argparse.Namespace, features: formats.InputFolder, decoder: Trained,
                   decoders: Sequence[Trained]) -> None:
     """Refuse features without what a decoder reads; the hint makes others beside them."""
     held, network = features.header.options, decoder.network
@@ -152,15 +143,11 @@ def _check_layers(options: argparse.Namespace, features: InputFolder, decoder: T
                    f"{line}, and --features {folder}")
 
 
-def region_embeddings(network: segmenter.SegmenterNetwork, features: InputFolder,
-                      masks: InputFolder, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+def region_embeddings(network: segmenter.SegmenterNetwork, features: formats.InputFolder,
+                      masks: formats.InputFolder, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Mean embedding of each class of each pseudo mask, as a decoder has them.
 
-    Args:
-        network: gives the embeddings.
-        features: with what it reads.
-        masks: pseudo masks; 255 and the background are left out.
-        ids: photos that both have.
+    255 and the background are left out; features and masks have all photos of `ids`.
 
     Returns:
         L2-normed (R, dim), and the class of each (R,). Regions smaller than a patch do not count.
@@ -195,9 +182,7 @@ def region_embeddings(network: segmenter.SegmenterNetwork, features: InputFolder
 def compactness(embeddings: Tensor, classes: Tensor) -> dict[str, float]:
     """How compact and how far apart the classes are, in the space of the embeddings.
 
-    Args:
-        embeddings: L2-normed (R, dim).
-        classes: of each (R,), two at least.
+    Embeddings are L2-normed (R, dim), of classes (R,), two at least.
 
     Returns:
         `silhouette` (Rousseeuw 1987, of cosine distances, mean over the regions), `within` and
@@ -228,11 +213,11 @@ def _tsne_panel(title: str, embeddings: Tensor, classes: Tensor, numbers: Mappin
         "region of a photo", "dot", points.astype(np.float64), classes[kept].tolist())])
 
 
-def _gap_panel(workspace: Workspace, options: argparse.Namespace, decoder: Header,
-               masks: InputFolder) -> scatter.Panel:
+def _gap_panel(workspace: formats.Workspace, options: argparse.Namespace, decoder: formats.Header,
+               masks: formats.InputFolder) -> scatter.Panel:
     """The modality gap of the text and of the decoder's prototypes."""
     own = [path.stem for path in results_of(options.work, "prototypes")
-           if identity_of_file(path) == decoder.inputs["prototypes"]]
+           if formats.identity_of_file(path) == decoder.inputs["prototypes"]]
     choices = (options.prototypes.split(",") if options.prototypes
                else ["text", *(name for name in own[:1] if name != "text")])
     cams = options.cams

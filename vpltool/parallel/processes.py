@@ -12,13 +12,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from vpltool.parallel.signals import (
-    begin_worker,
-    block_interrupts,
-    in_main_thread,
-    interrupted_by_sigterm,
-    remember,
-)
+from vpltool.parallel import signals
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -50,13 +44,13 @@ def run_jobs(
     # A forked process can hang in torch's thread pool if torch was used before; a fresh one cannot.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin,
-                             initargs=(start, task, in_main_thread(), finish)) as pool:
+                             initargs=(start, task, signals.in_main_thread(), finish)) as pool:
         waiting = set()
         # A job in the pool's queue cannot be taken back.
         most = 4 * processes if finish else processes
         try:
             for job in jobs:
-                with block_interrupts(), no_script():
+                with signals.block_interrupts(), no_script():
                     waiting.add(pool.submit(function, job) if finish
                                 else pool.submit(_interrupted, function, job))
                 if len(waiting) >= most:
@@ -67,7 +61,7 @@ def run_jobs(
                 yield done.result()
         except BaseException:
             # Running jobs finish despite a second Ctrl-C, because they may be writing files.
-            with block_interrupts():
+            with signals.block_interrupts():
                 for worker in () if finish else multiprocessing.active_children():
                     worker.terminate()
                 pool.shutdown(cancel_futures=True)
@@ -92,14 +86,14 @@ def no_script() -> Iterator[None]:
 def _begin(start: Callable[[Task], None], task: Task, from_main_thread: bool, finish: bool
            ) -> None:
     if not finish:
-        signal.signal(signal.SIGTERM, remember)
-    begin_worker()
+        signal.signal(signal.SIGTERM, signals.remember)
+    signals.begin_worker()
     end_with_parent(from_main_thread)
     start(task)
 
 
 def _interrupted(function: Callable[[Job], Result], job: Job) -> Result:
-    with interrupted_by_sigterm():
+    with signals.interrupted_by_sigterm():
         return function(job)
 
 

@@ -7,15 +7,13 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
+from vpltool.core.classes import IGNORE
 from vpltool.lazy import Image, ImageDraw, ImageFont, np, npt
 from vpltool.pictures.colours import class_palette
 
 Rgb: TypeAlias = "npt.NDArray[np.uint8]"
 Labels: TypeAlias = "npt.NDArray[np.uint8]"
 Maps: TypeAlias = "npt.NDArray[np.float32]"
-
-IGNORED = 255
-"""The label of pixels that belong to no class."""
 
 MAP_OPACITY, LABEL_OPACITY, LINE_OPACITY = 0.85, 0.55, 0.7
 """How much a map of 1, a region and a contour cover the photo."""
@@ -141,7 +139,7 @@ def cam_layer(cams: Maps, classes: Sequence[int]) -> Image.Image:
 
 def shown_as(label: int) -> int:
     """Return the label whose colour a label has: above 255 the colours of 1 to 254 repeat."""
-    return label if label <= IGNORED else 1 + (label - 1) % (IGNORED - 1)
+    return label if label <= IGNORE else 1 + (label - 1) % (IGNORE - 1)
 
 
 def _as_bytes(labels: Labels) -> Labels:
@@ -178,7 +176,7 @@ def label_layer(labels: Labels) -> Image.Image:
 
 def _without_ignored(labels: Labels) -> Labels:
     """Return labels (H, W) without ignored pixels, which have no contours."""
-    return np.where(labels == IGNORED, np.uint8(0), labels)
+    return np.where(labels == IGNORE, np.uint8(0), labels)
 
 
 def _smooth(regions: Labels) -> Labels:
@@ -210,7 +208,7 @@ def _contours(regions: Labels) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bo
 def _colour_table() -> Maps:
     """Return the colours of classes (256, 3); ignored pixels are white."""
     table = np.asarray(class_palette(), np.float32).reshape(-1, 3)
-    table[IGNORED] = 255
+    table[IGNORE] = 255
     return table
 
 
@@ -226,7 +224,7 @@ def legend(classes: Collection[int], names: Mapping[int, str], width: int) -> Im
     without a name gets its number.
     """
     table = _colour_table().astype(int)
-    known = {IGNORED: "ignored", **names}
+    known = {IGNORE: "ignored", **names}
     font, line, swatch = _font(_LEGEND), _LEGEND + 5, _LEGEND - 1
     indent = swatch + 6
     page = Image.new("RGB", (width, line * (_NAME_LINES + 1) * (len(classes) + 1)), "white")

@@ -92,16 +92,6 @@ class Block:
     words: str
     body: tuple[Line | Block, ...]
 
-    @property
-    def repeats(self) -> bool:
-        """Whether it is an `each`."""
-        return self.line.text.startswith("each")
-
-    @property
-    def runs_where_empty(self) -> bool:
-        """Whether it is an `unless`."""
-        return self.line.text.startswith("unless")
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -262,12 +252,12 @@ def _steps(path: Path, body: Sequence[Line | Block], values: Mapping[str, str]
                 yield Step(item.number, (), _fill(rest, values, path, item))
             else:
                 yield Step(item.number, tuple(_words(rest, values, path, item)))
-        elif item.repeats:
+        elif item.line.text.startswith("each"):
             words = _fill(item.words, values, path, item.line).split()
             yield Rounds(item.name, tuple(words), tuple(
                 tuple(_steps(path, item.body, {**values, item.name: word})) for word in words))
         elif (_fill(f"${item.name}", values, path, item.line)
-              in ("", item.words)) == item.runs_where_empty:
+              in ("", item.words)) == item.line.text.startswith("unless"):
             yield from _steps(path, item.body, values)
 
 

@@ -24,23 +24,17 @@ from vpltool.shell import settings_with, to_shell
 
 @dataclass
 class Job:
-    """A running recipe, with its results.
-
-    Args:
-        work: the workspace folder.
-        preset: protocol whose values replace the defaults.
-        processes: maximum number of rounds that run in parallel.
-        failed: ids of photos that failed in a line; the others were processed.
-        made: paths that the lines made, or found up to date.
-        reports: results of lines that are no paths, such as scores.
-    """
+    """A running recipe, with its results."""
 
     work: Path
-    preset: Preset | None
+    preset: Preset | None  # protocol whose values replace the defaults
     terms: Terms
-    processes: int = 1
+    processes: int = 1  # maximum number of rounds that run in parallel
+    # ids of photos that failed in a line; the others were processed
     failed: dict[str, None] = field(default_factory=dict)
+    # paths that the lines made, or found up to date
     made: dict[Path, None] = field(default_factory=dict)
+    # results of lines that are no paths, such as scores
     reports: list[Mapping[str, object]] = field(default_factory=list)
 
     def take(self, result: object) -> None:

@@ -39,21 +39,13 @@ class Status(NamedTuple):
 
 @dataclass(frozen=True)
 class Edit:
-    """An edit of a photo.
+    """An edit of a photo."""
 
-    Args:
-        op: unique name.
-        what: description for the history.
-        box: x, y, width and height on the grid; they may be 0.
-        pixels: labels in the box after the edit (height, width).
-        status: of the photo after the edit.
-    """
-
-    op: str
-    what: str
-    box: Box
-    pixels: npt.NDArray[np.uint8]
-    status: Status
+    op: str  # unique name
+    what: str  # description for the history
+    box: Box  # x, y, width and height on the grid; they may be 0
+    pixels: npt.NDArray[np.uint8]  # labels in the box after the edit (height, width)
+    status: Status  # of the photo after the edit
 
 
 class Journal:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vpltool.core import classes, photos
 from vpltool.core.proposals import Proposals
-from vpltool.lazy import Image, ImageOps, np, npt
+from vpltool.lazy import Image, ImageOps, np, npt, scipy
 
 SCREEN, THUMB = 2048, 224
 """Longest sides in pixels of a photo on the screen, and of a thumbnail (twice its size there)."""
@@ -78,7 +78,9 @@ def photo_regions(photo: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint16]]:
     height, width = (max(1, round(side * shrink)) for side in photo.shape[:2])
     small = np.asarray(Image.fromarray(photo).resize((width, height), Image.Resampling.BOX))
     # Noise would fray the regions; a median preserves edges.
-    colours = lab(_median(_median(small, 0), 1))
+    for size in ((3, 1, 1), (1, 3, 1)):
+        small = scipy.ndimage.median_filter(small, size, mode="nearest")
+    colours = lab(small)
     return [slic(colours, count) for count in SCALES.values()]
 
 
@@ -87,13 +89,6 @@ def proposal_regions(proposals: Proposals, rest: npt.NDArray[np.uint16]) -> npt.
     numbered = enumerate(proposals.resized(rest.shape).masks(), int(rest.max()) + 1)
     found = classes.paint(rest.shape, numbered, smallest_on_top=True)
     return np.where(found, found, rest)
-
-
-def _median(photo: npt.NDArray[np.uint8], axis: int) -> npt.NDArray[np.uint8]:
-    """Return the median of each pixel and its two neighbours along an axis."""
-    places, last = np.arange(photo.shape[axis]), photo.shape[axis] - 1
-    one, two, three = (photo.take(np.clip(places + by, 0, last), axis) for by in (-1, 0, 1))
-    return np.maximum(np.minimum(one, two), np.minimum(np.maximum(one, two), three))
 
 
 def lab(photo: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

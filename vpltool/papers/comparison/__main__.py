@@ -26,16 +26,7 @@ from vpltool.errors import VplError, near_name
 from vpltool.formats import JsonObject, Photo, find_folder, open_workspace, read_json, write_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import F, Image
-from vpltool.papers.comparison.methods import (
-    BUNDLED,
-    Measured,
-    Method,
-    Setup,
-    Steps,
-    measure,
-    read_methods,
-    threshold_of,
-)
+from vpltool.papers.comparison import methods
 from vpltool.papers.program import parser_of, run_program
 from vpltool.papers.tables.setup import own_workspace
 from vpltool.pictures.overlays import Rgb, SheetPanel, classes_in, fit_panel, labels_over, sheet
@@ -60,7 +51,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--second", default="", metavar="NAME-OR-FILE",
                         help="a second encoder, as `vpltool extract --encoder` takes it; without "
                              "one, rows that read it are skipped")
-    parser.add_argument("--rows", type=Path, default=BUNDLED, metavar="FILE",
+    parser.add_argument("--rows", type=Path, default=methods.BUNDLED, metavar="FILE",
                         help="a recipe of your own; its methods join those in compare.md, and are "
                              "measured alone")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only these rows")
@@ -71,7 +62,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _setup(options: argparse.Namespace) -> Setup:
+def _setup(options: argparse.Namespace) -> methods.Setup:
     """Check splits and masks, and make the workspace of the comparison."""
     source = open_workspace(options.work)
     splits = {split for photo in source.photos() for split in photo.splits}
@@ -83,12 +74,12 @@ def _setup(options: argparse.Namespace) -> Setup:
                            "prepare the workspace with masks, or choose other splits by --learn, "
                            "--score and --cut")
     masked = {"all": (options.learn, options.score), "score": (options.score,), "none": ()}
-    return Setup(own_workspace(options.work, "compare", ""), options.learn, options.score, cut,
-                 options.seeds, masked[options.masks])
+    return methods.Setup(own_workspace(options.work, "compare", ""), options.learn, options.score,
+                         cut, options.seeds, masked[options.masks])
 
 
-def compare(setup: Setup, begin: Steps, methods: Sequence[Method], order: Sequence[str] = (),
-            ids: Sequence[str] = ()) -> str:
+def compare(setup: methods.Setup, begin: methods.Steps, chosen: Sequence[methods.Method],
+            order: Sequence[str] = (), ids: Sequence[str] = ()) -> str:
     """Measure method by method; the table is written after each, the picture at the end.
 
     `order` names all methods, those that were measured earlier too; the picture shows the photos
@@ -102,9 +93,9 @@ def compare(setup: Setup, begin: Steps, methods: Sequence[Method], order: Sequen
     made = _measured_before(setup)
     order = [*(name for name in made if name not in order), *order]
     text = ""
-    for method in methods:
+    for method in chosen:
         console.note(f"\n{method.name}")
-        found = measure(setup, method)
+        found = methods.measure(setup, method)
         if found.seconds is None and method.name in made:
             found = replace(found, seconds=made[method.name].seconds)
         made[method.name] = found
@@ -120,13 +111,13 @@ def compare(setup: Setup, begin: Steps, methods: Sequence[Method], order: Sequen
     return text
 
 
-def _protocol(setup: Setup) -> JsonObject:
+def _protocol(setup: methods.Setup) -> JsonObject:
     """What rows of one table have in common."""
     return {"format": 2, "learn": setup.learn, "score": setup.score, "cut": setup.cut,
             "seeds": list(setup.seeds), "masked": list(setup.masked)}
 
 
-def _measured_before(setup: Setup) -> dict[str, Measured]:
+def _measured_before(setup: methods.Setup) -> dict[str, methods.Measured]:
     """What an earlier run of the same protocol has measured, by method."""
     record = setup.work.path / "compare.json"
     found: JsonObject = read_json(record, "") if record.exists() else {}
@@ -136,10 +127,10 @@ def _measured_before(setup: Setup) -> dict[str, Measured]:
             console.warn(f"{record.with_suffix('.md')} begins anew: another choice of "
                          f"{', '.join(differs)}")
         return {}
-    return {name: Measured(**row) for name, row in found["rows"].items()}
+    return {name: methods.Measured(**row) for name, row in found["rows"].items()}
 
 
-def format_table(setup: Setup, made: Mapping[str, Measured]) -> str:
+def format_table(setup: methods.Setup, made: Mapping[str, methods.Measured]) -> str:
     """Format what was measured as a table in Markdown, and what it was measured on below it."""
     columns = [name for what in ("CAM", "refined", "mask") for split in (setup.learn, setup.score)
                if any((name := f"{what}, {split}") in found.miou for found in made.values())]
@@ -168,9 +159,9 @@ def _format_cell(values: Sequence[float]) -> str:
 
 
 def _read(options: argparse.Namespace, work: Path, words: bool, encoder: str
-          ) -> tuple[Steps, list[Method]]:
+          ) -> tuple[methods.Steps, list[methods.Method]]:
     """The steps that all methods build on, and the methods, with words and a second encoder."""
-    return read_methods(options.rows, {
+    return methods.read_methods(options.rows, {
         "learn": options.learn, "score": options.score, "encoder": encoder,
         "words": "yes" if words else "", "salient": f"{'text' if words else 'tags'}-salient",
     }, options.seeds, work)
@@ -203,7 +194,7 @@ def choose_photos(photos: Sequence[Photo], ids: Sequence[str]) -> list[Photo]:
     return found[::max(1, len(found) // PHOTOS)][:PHOTOS]
 
 
-def draw_methods(setup: Setup, made: Mapping[str, Measured], ids: Sequence[str] = ()
+def draw_methods(setup: methods.Setup, made: Mapping[str, methods.Measured], ids: Sequence[str] = ()
                  ) -> Image.Image:
     """Draw each method's last maps as labels, cut as they were scored; the photos come first.
 
@@ -229,10 +220,10 @@ def draw_methods(setup: Setup, made: Mapping[str, Measured], ids: Sequence[str] 
                  dict(enumerate(("background", *workspace.classes))), _WIDTH)
 
 
-def _panels(setup: Setup, name: str, measured: Measured, pictures: Mapping[str, Rgb]
+def _panels(setup: methods.Setup, name: str, measured: methods.Measured, pictures: Mapping[str, Rgb]
             ) -> Iterator[SheetPanel]:
     """A method's labels of each photo, by its first seed."""
-    threshold = threshold_of(setup, measured.cams)
+    threshold = methods.threshold_of(setup, measured.cams)
     source = find_folder(setup.work.path, ("cams",), measured.cams, setup.score, ("cams",),
                          "run the comparison again")
     column = next(name for name in (f"refined, {setup.score}", f"CAM, {setup.score}")
@@ -263,13 +254,13 @@ def main(argv: list[str] | None = None) -> int:
                     print(f"{method.name:28} {method.source}")
             return
         setup, source = _setup(options), open_workspace(options.work)
-        begin, methods = _read(options, setup.work.path, not source.encoder, options.second)
-        there = {method.name for method in methods}
+        begin, known = _read(options, setup.work.path, not source.encoder, options.second)
+        there = {method.name for method in known}
         if left_out := [name for name in wanted if name not in there]:
             console.note(f"left out, since they need {'words, or ' if source.encoder else ''}"
                          f"a second encoder (--second FILE): {', '.join(left_out)}")
         choose_photos(source.photos(options.score), options.ids)
-        print(compare(setup, begin, [method for method in methods if method.name in wanted],
+        print(compare(setup, begin, [method for method in known if method.name in wanted],
                       names, options.ids), flush=True)
 
     return run_program(options.work, table)

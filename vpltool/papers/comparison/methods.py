@@ -25,31 +25,22 @@ Steps = Sequence[Step | Rounds]
 
 @dataclass(frozen=True)
 class Method:
-    """A method, or several together.
+    """A method, or several together."""
 
-    Args:
-        name: what the table calls it.
-        source: paper and venue.
-        published: the paper's numbers, in words; empty if it has none that compare.
-        steps: seed to its steps; of seed 0 alone, where nothing is random. Rounds over the splits
-            make its CAMs, or its masks.
-    """
-
-    name: str
-    source: str
-    published: str
+    name: str  # what the table calls it
+    source: str  # paper and venue
+    published: str  # the paper's numbers, in words; empty if it has none that compare
+    # seed to its steps, of seed 0 alone where nothing is random; rounds over the splits make its
+    # CAMs, or its masks
     steps: Mapping[int, Steps]
 
 
 def read_methods(path: Path, values: Mapping[str, str], seeds: Sequence[int], work: Path
                  ) -> tuple[Steps, list[Method]]:
-    """Read what is compared, and check every line.
+    """Read what is compared from a recipe, and check every line.
 
-    Args:
-        path: a recipe. Each `say NAME | SOURCE | PUBLISHED` begins a method.
-        values: the recipe's values, which it need not declare.
-        seeds: a run each, for methods with anything random.
-        work: the workspace of the comparison.
+    Each `say NAME | SOURCE | PUBLISHED` begins a method. The recipe need not declare the values;
+    methods with anything random have a run for each of the seeds.
 
     Returns:
         the steps that all methods build on, of the bundled recipe if it has none; the methods.
@@ -101,26 +92,17 @@ _COLUMNS = {"cams": "CAM", "masks": "mask", "predictions": "mask"}
 
 @dataclass
 class Setup:
-    """The workspace, splits and seeds of a comparison.
+    """The workspace, splits and seeds of a comparison."""
 
-    Args:
-        work: the workspace of the comparison.
-        learn: split that prototypes are learned from.
-        score: another split, that nothing is learned from.
-        cut: split on which the threshold of each method is chosen.
-        seeds: a run each, for methods with anything random.
-        masked: splits of which masks are made by the CRF; they take most of the time.
-        results: lines that were run, so that none is run twice, and what they returned.
-        seconds: seconds a photo of each line that was really worked on.
-    """
-
-    work: api.Workspace
-    learn: str
-    score: str
-    cut: str
-    seeds: Sequence[int]
-    masked: Sequence[str]
+    work: api.Workspace  # the workspace of the comparison
+    learn: str  # split that prototypes are learned from
+    score: str  # another split, that nothing is learned from
+    cut: str  # split on which the threshold of each method is chosen
+    seeds: Sequence[int]  # a run each, for methods with anything random
+    masked: Sequence[str]  # splits of which masks are made by the CRF; they take most of the time
+    # lines that were run, so that none is run twice, and what they returned
     results: dict[str, list[Path]] = field(default_factory=dict)
+    # seconds a photo of each line that was really worked on
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, step: Step) -> str:
@@ -145,22 +127,15 @@ class Setup:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a method came to.
+    """What a method came to."""
 
-    Args:
-        published: the paper's numbers, in words.
-        miou: column to percent, a number a seed.
-        seconds: seconds a photo, of the lines that make and refine maps; None: not measured in this
-            run, since maps of a line were there.
-        size: bytes a photo, of what is stored of its maps.
-        cams: name of the CAMs that are its result, by its first seed; empty if it makes masks.
-    """
-
-    published: str
-    miou: Mapping[str, list[float]]
+    published: str  # the paper's numbers, in words
+    miou: Mapping[str, list[float]]  # column to percent, a number a seed
+    # seconds a photo, of the lines that make and refine maps; None: not measured in this run, since
+    # maps of a line were there
     seconds: float | None
-    size: int
-    cams: str
+    size: int  # bytes a photo, of what is stored of its maps
+    cams: str  # name of the CAMs that are its result, by its first seed; empty if it makes masks
 
 
 def measure(setup: Setup, method: Method) -> Measured:

@@ -24,19 +24,13 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.command import parse_line
+from vpltool.datasets.words import COCO
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, open_workspace
 from vpltool.papers.program import parser_of, run_program
+from vpltool.papers.tables import setup
 from vpltool.papers.tables.chains import Chains
 from vpltool.papers.tables.rows import TABLES, write_table
-from vpltool.papers.tables.setup import (
-    QUICK,
-    check,
-    default_preset,
-    first_split,
-    keep_protocol,
-    own_workspace,
-)
 from vpltool.preset import read_preset
 
 
@@ -57,7 +51,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
                         help="fewer iterations, which the table says: "
                              + "; ".join(f"{stage} " + ", ".join(
                                  f"{name}={value:,}" for name, value in values.items())
-                                 for stage, values in QUICK.items()))
+                                 for stage, values in setup.QUICK.items()))
     parser.add_argument("--set", action="append", default=[], metavar="COMMAND.OPTION=VALUE",
                         help="an option that wins over the preset")
     parser.add_argument("--name", default="",
@@ -92,19 +86,19 @@ def _given(items: list[str], preset: str) -> dict[str, JsonObject]:
 def _chains(options: argparse.Namespace) -> Chains:
     """Make the workspace of the tables, and check all that can be checked before the work."""
     source = open_workspace(options.work)
-    learn = first_split(source, options.learn.split(","))
-    preset = options.preset or default_preset(source)
+    learn = setup.first_split(source, options.learn.split(","))
+    preset = options.preset or ("vpl-coco" if source.classes == COCO.classes else "vpl-voc")
     given = _given(options.set, preset)
     name = options.name or f"{Path(preset).stem}-{learn}{'-quick' * options.quick}"
     if options.quick:
-        given = {stage: {**QUICK.get(stage, {}), **given.get(stage, {})}
-                 for stage in {*QUICK, *given}}
+        given = {stage: {**setup.QUICK.get(stage, {}), **given.get(stage, {})}
+                 for stage in {*setup.QUICK, *given}}
     chains = Chains(
-        own_workspace(options.work, name, preset), source, preset=read_preset(preset), learn=learn,
-        split=options.split, cut=options.threshold_from, seeds=options.seeds, given=given,
-        quick=options.quick)
-    check(chains, options.tables)
-    keep_protocol(chains)
+        setup.own_workspace(options.work, name, preset), source, preset=read_preset(preset),
+        learn=learn, split=options.split, cut=options.threshold_from, seeds=options.seeds,
+        given=given, quick=options.quick)
+    setup.check(chains, options.tables)
+    setup.keep_protocol(chains)
     return chains
 
 

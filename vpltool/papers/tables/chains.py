@@ -23,34 +23,23 @@ from vpltool.stages import FoundStage
 
 @dataclass
 class Chains:
-    """Makes what rows measure, under one protocol, in a workspace of its own.
+    """Makes what rows measure, under one protocol, in a workspace of its own."""
 
-    Args:
-        work: that workspace.
-        source: the workspace that the photos come from; its features may serve.
-        preset: values that replace the defaults.
-        learn: split to learn on.
-        split: split to score.
-        cut: split on which the threshold of CAMs is chosen; empty: the preset's.
-        seeds: a run for each; one where chance plays no part.
-        given: settings that win over the preset, by stage; a row's own win over them.
-        quick: whether iterations are fewer than the preset's.
-        made: calls, spelled for a shell, and what they returned.
-        failed: what photos failed in which stage; the others were processed.
-        stored: splits that were asked for, and the features of `source` that serve, if any.
-    """
-
-    work: api.Workspace
-    source: Workspace
-    preset: Preset
-    learn: str
-    split: str
-    cut: str
-    seeds: tuple[int, ...]
+    work: api.Workspace  # that workspace
+    source: Workspace  # the workspace that the photos come from; its features may serve
+    preset: Preset  # values that replace the defaults
+    learn: str  # split to learn on
+    split: str  # split to score
+    cut: str  # split on which the threshold of CAMs is chosen; empty: the preset's
+    seeds: tuple[int, ...]  # a run for each; one where chance plays no part
+    # settings that win over the preset, by stage; a row's own win over them
     given: Mapping[str, Mapping[str, Any]]
-    quick: bool
+    quick: bool  # whether iterations are fewer than the preset's
+    # calls, spelled for a shell, and what they returned
     made: JsonObject = field(default_factory=dict)
+    # what photos failed in which stage; the others were processed
     failed: list[str] = field(default_factory=list)
+    # splits that were asked for, and the features of `source` that serve, if any
     stored: dict[str, Path | None] = field(default_factory=dict)
 
     @property
@@ -218,7 +207,8 @@ def _unfit(source: Workspace, features: InputFolder, photos: Sequence[Photo], wa
     if absent:
         return f"they lack {', '.join(sorted(absent))}"
     for name in ("scale", "patches", "calibrated_blocks", "calibrated_heads", "precision", "store"):
-        found = held.get(name, _default(wanted, name))
+        # A header lacks settings that were added later, if they were at their defaults.
+        found = held.get(name, getattr(type(wanted), name))
         if found != values[name]:
             return f"{name} is {found}, not {values[name]}"
     sides = {held["max_side"], values["max_side"]}
@@ -235,11 +225,6 @@ def _unfit(source: Workspace, features: InputFolder, photos: Sequence[Photo], wa
 def listed(choice: str) -> list[str]:
     """Split a list of names at its commas."""
     return [part.strip() for part in choice.split(",") if part.strip()]
-
-
-def _default(settings: Settings, name: str) -> Any:
-    """What a setting is where a header does not have it."""
-    return getattr(type(settings), name)
 
 
 def _same_layers(header: Header, choice: str) -> bool:

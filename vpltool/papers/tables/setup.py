@@ -9,7 +9,6 @@ from pathlib import Path
 
 from vpltool import api, console
 from vpltool.core.photos import fit_size, photo_size
-from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError
 from vpltool.formats import Photo, Workspace, open_workspace, read_json, write_json
 from vpltool.formats.changes import differing
@@ -23,11 +22,6 @@ QUICK: Mapping[str, Mapping[str, object]] = {
     "learn-prototypes": {"iters": 300, "max_pixels": 20_000},
     "train-decoder": {"iters": 100}}
 """What `--quick` sets, by stage; `--set` wins over it, and so does what a row is about."""
-
-
-def default_preset(source: Workspace) -> str:
-    """The protocol of a workspace's data set, by its classes."""
-    return "vpl-coco" if source.classes == COCO.classes else "vpl-voc"
 
 
 def first_split(workspace: Workspace, wanted: Sequence[str]) -> str:
@@ -110,14 +104,10 @@ def check(chains: Chains, numbers: Collection[int]) -> None:
 
 def bytes_a_photo(keep: Sequence[str], patches: int, *, width: int = 768, dim: int = 512,
                   layers: int = 11) -> int:
-    """Bytes of a features file, but for its header of about a kilobyte.
+    """Bytes of a features file of so many patches h·w, but for its header of about a kilobyte.
 
-    Args:
-        keep: what is stored.
-        patches: number of patches h·w.
-        width: of the encoder; ViT-B/16's by default.
-        dim: of the joint space.
-        layers: number of layers, if they are stored.
+    `keep` is what is stored; `width` is the encoder's, by default ViT-B/16's, and `dim` the joint
+    space's; `layers` is the number of layers, if they are stored.
     """
     values = {"tokens": (1 + patches) * width, "patches": patches * dim, "attention": patches**2,
               "layers": layers * patches * width}
