@@ -20,6 +20,7 @@ from vpltool.stages import _phase_one
 
 NOT_LEARNED = NoEffect({"iters": (0,)}, "the start is the result")
 UNSEEDED = NoEffect({"pixels": ("all",)}, "no CAM is read")
+_NO_SEEDS = NoEffect({"pixels": ("all", "regions")}, "there are no seeds to threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +54,9 @@ class LearnPrototypesSettings(_phase_one.PixelSettings):
     start: str = setting(
         "text", "Initial prototypes W; text, seeds from seed-prototypes, or a file.",
         metavar="NAME-OR-PATH", record="never", source="InMaP, official code: W begins as Z")
-    phi: float = _phase_one.phi(
-        NoEffect({"pixels": ("all", "regions")}, "there are no seeds to threshold"), brief=False)
-    phi_background: float = _phase_one.phi_background(
-        NoEffect({"pixels": ("all", "regions")}, "there are no seeds to threshold"), brief=False)
-    cams: str = _phase_one.cams(UNSEEDED, brief=False)
+    phi: float = _phase_one.phi(no_effect=[_NO_SEEDS], brief=False)
+    phi_background: float = _phase_one.phi_background(no_effect=[_NO_SEEDS], brief=False)
+    cams: str = _phase_one.cams(no_effect=[UNSEEDED], brief=False)
     targets: str | None = setting(
         None, "P': text; or seeds, one-hot by the CAMs (eq. 9). Default: text for all pixels, "
               "seeds otherwise.", choices=("text", "seeds"), brief=False, no_effect=[NOT_LEARNED])
@@ -86,7 +85,7 @@ class LearnPrototypesSettings(_phase_one.PixelSettings):
             NOT_LEARNED, NoEffect({"pixels": ("all",)}, "the pixels have no labels")])
     text: str = _phase_one.text(brief=False)
     device: str = options.device(brief=False)
-    limit: int = options.limit("changed", brief=False)
+    limit: int = options.limit(record="changed", brief=False)
     update: bool = options.update(brief=False)
 
 

@@ -6,6 +6,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -37,35 +38,25 @@ _STRIPPED = {*JPEG, ".jpe", ".jfif", ".png", ".webp", ".bmp"}
 _PACKAGES = {"cv2": "OpenCV", "pycocotools": "pycocotools", "yaml": "PyYAML"}
 
 
-def tolerance_setting(*no_effect: NoEffect) -> float:
-    """Make the setting of the tolerance of polygons."""
-    return setting(0.0, "Drop polygon points that are this close to the line, in pixels; 0: the "
-                        "exact mask.", low=0, metavar="PIXELS", no_effect=no_effect)
+# Settings that formats share, as in `options`.
+tolerance_setting = partial(
+    setting, 0.0, "Drop polygon points that are this close to the line, in pixels; 0: the exact "
+    "mask.", low=0, metavar="PIXELS")
 
+min_area_setting = partial(
+    setting, help="Minimum size of a region in pixels; smaller ones are removed. 0: keep all.",
+    low=0, metavar="PIXELS")
 
-def min_area_setting(default: int) -> int:
-    """Make the setting of the minimum size of regions."""
-    return setting(default, "Minimum size of a region in pixels; smaller ones are removed. 0: "
-                            "keep all.", low=0, metavar="PIXELS")
+small_setting = partial(
+    setting, help="What smaller regions become: background (drop), or the label around them "
+    "(merge).", choices=("drop", "merge"),
+    no_effect=[NoEffect({"min_area": (0,)}, "all regions stay")])
 
+keep_exif_setting = partial(
+    setting, False, "Copy photos as they are, with EXIF (place, owner, date) and comments; "
+    "otherwise only orientation and colour profile stay.", brief=False)
 
-def small_setting(default: str) -> str:
-    """Make the setting what smaller regions become."""
-    return setting(
-        default, "What smaller regions become: background (drop), or the label around them "
-                 "(merge).", choices=("drop", "merge"),
-        no_effect=[NoEffect({"min_area": (0,)}, "all regions stay")])
-
-
-def keep_exif_setting() -> bool:
-    """Make the setting whether photos keep their metadata."""
-    return setting(False, "Copy photos as they are, with EXIF (place, owner, date) and comments; "
-                          "otherwise only orientation and colour profile stay.", brief=False)
-
-
-def corrections_setting() -> bool:
-    """Make the setting whether corrected masks replace computed ones."""
-    return setting(True, "Use corrected masks in place of computed ones.")
+corrections_setting = partial(setting, True, "Use corrected masks in place of computed ones.")
 
 
 @dataclass(frozen=True, kw_only=True)

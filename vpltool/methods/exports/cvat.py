@@ -55,7 +55,7 @@ class Settings(_folders.LabellingSettings):
     shape: str = setting("mask", "Shape of the regions: mask (exact) or polygon.",
                          choices=("mask", "polygon"))
     tolerance: float = _folders.tolerance_setting(
-        NoEffect({"shape": ("mask",)}, "masks have no points"))
+        no_effect=[NoEffect({"shape": ("mask",)}, "masks have no points")])
 
 
 def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
 from vpltool.core.crf import bounded_size, shrink
 from vpltool.core.photos import describe_failure, read_photo
@@ -13,12 +13,9 @@ from vpltool.lazy import np, npt
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.settings import setting
 
-
-def max_side_setting() -> Any:
-    """Make the setting of the largest side of photos."""
-    return setting(
-        1024, "Scale longer photos down to this; proposals are stored at that size. 0: never.",
-        low=0, metavar="PIXELS")
+max_side_setting = partial(
+    setting, 1024, "Scale longer photos down to this; proposals are stored at that size. 0: never.",
+    low=0, metavar="PIXELS")
 
 
 def of_photos(request: ProposalRequest, max_side: int,

@@ -44,7 +44,7 @@ class Settings(attention.Settings):
     combine: str = setting(
         "product", "How the affinity and the attention are combined: product of the matrices, or "
                    "entries.", choices=("product", "entries"), source="vpltool")
-    mask: str = attention.mask("none", "CD-CLIP")
+    mask: str = attention.mask("none", source="CD-CLIP")
 
 
 @no_grad
