@@ -12,9 +12,8 @@ from vpltool.core import group_maps, prototypes, segment
 from vpltool.core import groups as networks
 from vpltool.core.photos import PhotoSettings, to_pixels
 from vpltool.datasets.words import find_prompts
-from vpltool.engine import checkpoints, models
+from vpltool.engine import checkpoints, models, running
 from vpltool.engine.photo_work import Made, run_photos
-from vpltool.engine.running import RunsSegmenter, Segmented, TiledSegmenter
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, read_tensors
 from vpltool.formats.header import is_same_model
@@ -174,7 +173,7 @@ def from_groupvit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupSettings(RunsSegmenter):
+class GroupSettings(running.RunsSegmenter):
     """Settings of running any segmenter, and those that apply only to groups."""
 
     classes: Path | None = setting(
@@ -199,7 +198,7 @@ class GroupSettings(RunsSegmenter):
 
 
 @dataclass(frozen=True)
-class SegmentedByGroups(Segmented):
+class SegmentedByGroups(running.Segmented):
     """A `Segmented` with class maps (C, h, w), and group maps if requested."""
 
     maps: Tensor
@@ -275,12 +274,12 @@ class GroupSegmenter:
             self.network, pixels.to(self.device, non_blocking=True), self.texts, self.view,
             groups=groups)
 
-    def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
+    def tiled(self, settings: running.RunsSegmenter) -> running.TiledSegmenter | None:
         """See `RunningSegmenter`."""
         raise VplError("groups see photos by windows of their own, and no GeoTIFF",
                        "`decoder='NAME'` names a decoder")
 
-    def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
+    def photo(self, rgb: npt.NDArray[np.uint8], settings: running.RunsSegmenter) -> Tensor:
         """See `RunningSegmenter`."""
         if settings.factors != [1] or settings.flip or settings.tile:
             raise VplError("groups see a photo by windows of their own, at one scale, and not "
@@ -289,7 +288,7 @@ class GroupSegmenter:
         pixels = to_pixels(rgb, size, self.preprocess.mean, self.preprocess.std)
         return self.segment(pixels[None])[0].probabilities
 
-    def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
+    def photos(self, paths: Mapping[str, Path], settings: running.RunsSegmenter) -> Iterator[Made]:
         """See `RunningSegmenter`; yields a `SegmentedByGroups` for each photo."""
         def segment_batch(batch: batches.Batch) -> Iterator[Made]:
             found = self.segment(batch.pixels, groups=self.maps)

@@ -10,11 +10,8 @@ from typing import TypeVar
 from vpltool import console, formats
 from vpltool.core.photos import describe_failure, photo_size, read_photo
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, InputFolder, Photo, Workspace
-from vpltool.formats.kinds import KINDS
+from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, outputs, shards
 from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, again
-from vpltool.formats.outputs import replaced_photos
-from vpltool.formats.shards import WHOLE, Shard, find_shard
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 
@@ -40,17 +37,17 @@ class Photos:
     per_photo_inputs: Mapping[str, str]
     left_out: Mapping[str, str]
     whole: bool = True
-    shard: Shard = WHOLE
+    shard: shards.Shard = shards.WHOLE
     hashes: Mapping[str, str] = field(default_factory=dict)
 
 
-def chosen_shard(choice: str) -> Shard:
+def chosen_shard(choice: str) -> shards.Shard:
     """Return the shard of this process, and print it unless it is all photos.
 
     Raises:
         VplError: the setting or the environment specifies no valid shard.
     """
-    shard = find_shard(choice)
+    shard = shards.find_shard(choice)
     if shard.count > 1:
         console.note(f"shard {shard} of the photos, {shard.set_by}")
     return shard
@@ -60,7 +57,7 @@ Named = TypeVar("Named")
 Result = TypeVar("Result")
 
 
-def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] = str
+def assigned(photos: Iterable[Named], shard: shards.Shard, key: Callable[[Named], str] = str
              ) -> list[Named]:
     """Select the photos that this process handles.
 
@@ -70,7 +67,7 @@ def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] 
 
 
 def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFolder,
-                shard: Shard = WHOLE) -> Photos:
+                shard: shards.Shard = shards.WHOLE) -> Photos:
     """Return the photos of a split or shard that all inputs contain, with their tags.
 
     Raises:
@@ -101,7 +98,7 @@ def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFold
         tagged = folder.per_photo_inputs if folder.kind in TAGGED else {}
         for what, before, now in (("photo replaced", folder.photos, hashes),
                                   ("tags changed", tagged, tags)):
-            if old := sorted(replaced_photos(before, now) & wanted):
+            if old := sorted(outputs.replaced_photos(before, now) & wanted):
                 raise VplError(
                     f"{folder.path}: {part_of(len(old), len(wanted), 'files', 'is', 'are')} out of "
                     f"date ({what}): {', '.join(old[:5])}{' …' if old[5:] else ''}",
@@ -217,7 +214,7 @@ def _folders(workspace: Workspace, header: Header) -> Iterator[InputFolder]:
     for source in header.sources.values():
         path = workspace.path / source
         if (path / MANIFEST).exists():
-            yield formats.open_input(path, tuple(KINDS))
+            yield formats.open_input(path, tuple(kinds.KINDS))
 
 
 def given_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:

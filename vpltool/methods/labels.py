@@ -20,8 +20,7 @@ from vpltool import json_text
 from vpltool.core.classes import label_type, paint
 from vpltool.core.photos import photo_size
 from vpltool.errors import VplError, near_name
-from vpltool.formats import IGNORE, Photo, read_drawn_labels
-from vpltool.formats.kinds import RESERVED
+from vpltool.formats import IGNORE, Photo, kinds, read_drawn_labels
 from vpltool.formats.labels import size_of_labels
 from vpltool.lazy import np, npt
 from vpltool.methods import find_methods
@@ -133,7 +132,7 @@ class FirstRequest(LabellingRequest):
         if name.lower() in BACKGROUND_WORDS:
             return 0
         if name not in self.met and len(self.met) + 1 == IGNORE:
-            self.met[RESERVED] = IGNORE
+            self.met[kinds.RESERVED] = IGNORE
         return self.met.setdefault(name, len(self.met) + 1)
 
 

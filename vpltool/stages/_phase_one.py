@@ -12,9 +12,8 @@ from vpltool.core import alignment, grids
 from vpltool.core.gap import Gap, photo_regions
 from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
-from vpltool.engine import prototypes
+from vpltool.engine import photo_work, prototypes
 from vpltool.engine.features import SEEDING, find_cams
-from vpltool.engine.photo_work import tracked
 from vpltool.engine.photos import photos_with
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace
@@ -103,7 +102,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     photo_of = [torch.empty(0, dtype=torch.long)]
     labels = [torch.empty(0, dtype=torch.long)]
     total = count = 0
-    for number, key in tracked("read features", mine, len(mine)):
+    for number, key in photo_work.tracked("read features", mine, len(mine)):
         patches = prototypes.read_patches(features, key, space)
         total += len(patches)
         patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
@@ -189,7 +188,7 @@ def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], p
     A class's region is where its CAM is the strongest and reaches Φ, in the given space.
     """
     parts = []
-    for key in tracked("read regions", ids, len(ids)):
+    for key in photo_work.tracked("read regions", ids, len(ids)):
         patches = prototypes.read_patches(features, key, space).float()
         cam = read_maps(maps, features, key, len(patches))
         labels = seed_labels(cam["cam"], cam["classes"], phi, phi_background=0)

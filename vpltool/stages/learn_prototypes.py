@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core import phase_one
-from vpltool.core.phase_one import PhaseOneConfig, Pixels
 from vpltool.core.prototypes import SolverRecord
 from vpltool.engine import headers, models, prototypes
 from vpltool.engine.features import open_features
@@ -176,7 +175,7 @@ def _format_rows(index: list[int]) -> str:
     return f"{len(index) - index.count(0)} rows of classes and {index.count(0)} of background"
 
 
-def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
+def _learn(workspace: Workspace, pool: phase_one.Pixels, text: prototypes.Prototypes,
            start: prototypes.Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
            ) -> tuple[Tensor, JsonObject]:
     """Learn with a progress bar; return the rows, and facts for the header."""
@@ -194,8 +193,8 @@ def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
             course.append([record.step, round(record.objective, 7), round(record.gradient, 9),
                            record.lr])
 
-        config = PhaseOneConfig(**{entry.name: getattr(settings, entry.name)
-                                   for entry in fields(PhaseOneConfig)})
+        config = phase_one.PhaseOneConfig(**{entry.name: getattr(settings, entry.name)
+                                             for entry in fields(phase_one.PhaseOneConfig)})
         rows = phase_one.learn(pool, text.rows.to(device), start.rows.to(device), index, config,
                                callback, ranks)
     if course:

@@ -16,15 +16,14 @@ from vpltool.core import photos
 from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import read_photo
 from vpltool.errors import VplError, part_of
-from vpltool.formats import IGNORE, Photo
-from vpltool.formats.archives import Member, splits_in, write_tree
+from vpltool.formats import IGNORE, Photo, archives
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Predictions
 from vpltool.pictures.colours import class_palette
 from vpltool.settings import NoEffect, setting, warn_without_effect
 
-Members = Iterator[Member]
+Members = Iterator[archives.Member]
 """Files of a folder."""
 
 JPEG = (".jpg", ".jpeg")
@@ -167,9 +166,9 @@ def exporter(form: str, suffixes: Collection[str] | None,
             if importlib.util.find_spec(module) is None:
                 raise VplError(f"{_PACKAGES[module]} is not installed",
                                "pip install 'vpltool[labelling]'")
-        kept = splits_in(path, form, splits) if splits else []
+        kept = archives.splits_in(path, form, splits) if splits else []
         files = PhotoFiles(predictions, settings, path, suffixes, kept)
-        write_tree(path, members(files, settings), form, kept)
+        archives.write_tree(path, members(files, settings), form, kept)
         return [path]
 
     return export

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from vpltool import console, settings
 from vpltool.core import crf, crf_numba
-from vpltool.core.crf import KERNELS, CrfKernels
 from vpltool.errors import VplError, near_name
 from vpltool.formats import read_json
 from vpltool.lazy import np, npt, torch
@@ -94,17 +93,17 @@ def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], l
     return crf.estimate_bytes(size, labels, _backend(settings, device))
 
 
-def _kernels(kernels: str) -> CrfKernels:
-    if kernels in KERNELS:
-        return KERNELS[kernels]
+def _kernels(kernels: str) -> crf.CrfKernels:
+    if kernels in crf.KERNELS:
+        return crf.KERNELS[kernels]
     if not Path(kernels).exists():
         raise VplError(f"`kernels={kernels!r}`: neither the name of CRF parameters nor a file",
                        f"`{kernels}` is a protocol, which is given before the command"
-                       if kernels in preset_files() else near_name(kernels, KERNELS))
+                       if kernels in preset_files() else near_name(kernels, crf.KERNELS))
     try:
-        return CrfKernels.from_json(read_json(Path(kernels), ""))
+        return crf.CrfKernels.from_json(read_json(Path(kernels), ""))
     except ValueError as error:
-        shown = json.dumps(asdict(KERNELS["clip-es"]))
+        shown = json.dumps(asdict(crf.KERNELS["clip-es"]))
         raise VplError(f"{kernels}: {error}", f"`clip-es` is {shown}") from error
 
 
