@@ -10,8 +10,7 @@ from typing import Any
 
 from vpltool.core import photos, segment
 from vpltool.engine.groups import GroupSettings
-from vpltool.engine.running import RunningSegmenter
-from vpltool.engine.segmenters import open_segmenter, stand_in_workspace
+from vpltool.engine.segmenters import RunningSegmenter, open_segmenter, stand_in_workspace
 from vpltool.errors import VplError, near_path
 from vpltool.formats import Workspace, atomic, changes, kinds, open_workspace
 from vpltool.formats.labels import png_bytes

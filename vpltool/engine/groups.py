@@ -236,7 +236,7 @@ def view_of(network: networks.GroupNetwork, settings: GroupSettings
 
 @dataclass(frozen=True)
 class GroupSegmenter:
-    """A `RunningSegmenter` of trained groups and encoded class names.
+    """Trained groups and encoded class names, with the interface of `RunningNetwork`.
 
     The network is in evaluation mode, on the device. `texts` are class vectors (C, dim), `view` the
     sliding windows, `preprocess` that of photos; `maps` requests group maps as well.
@@ -275,12 +275,12 @@ class GroupSegmenter:
             groups=groups)
 
     def tiled(self, settings: running.RunsSegmenter) -> running.TiledSegmenter | None:
-        """See `RunningSegmenter`."""
+        """Raise an error: groups see no tiles."""
         raise VplError("groups see photos by windows of their own, and no GeoTIFF",
                        "`decoder='NAME'` names a decoder")
 
     def photo(self, rgb: npt.NDArray[np.uint8], settings: running.RunsSegmenter) -> Tensor:
-        """See `RunningSegmenter`."""
+        """See `RunningNetwork`; raises an error if the settings do not apply to groups."""
         if settings.factors != [1] or settings.flip or settings.tile:
             raise VplError("groups see a photo by windows of their own, at one scale, and not "
                            "mirrored", "leave out `scales`, `flip` and `tile`")
@@ -289,7 +289,7 @@ class GroupSegmenter:
         return self.segment(pixels[None])[0].probabilities
 
     def photos(self, paths: Mapping[str, Path], settings: running.RunsSegmenter) -> Iterator[Made]:
-        """See `RunningSegmenter`; yields a `SegmentedByGroups` for each photo."""
+        """See `RunningNetwork`; yields a `SegmentedByGroups` for each photo."""
         def segment_batch(batch: batches.Batch) -> Iterator[Made]:
             found = self.segment(batch.pixels, groups=self.maps)
             for key, size, photo in zip(batch.ids, batch.sizes, found, strict=True):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from vpltool import console, options
 from vpltool.core import grids, segment, segmenter
@@ -220,27 +220,6 @@ class TiledSegmenter:
         return found
 
 
-class RunningSegmenter(Protocol):
-    """A trained segmenter on its device, as returned by `SegmenterFile.load`."""
-
-    def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
-        """Return class probabilities (classes, h, w) of RGB (H, W, 3).
-
-        Raises:
-            VplError: it does not support the settings.
-        """
-
-    def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
-        """Yield a `Segmented` or the failure of each photo, given paths by id."""
-
-    def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
-        """Return a segmenter of large photos in tiles; None: all photos are processed whole.
-
-        Raises:
-            VplError: it does not support tiles.
-        """
-
-
 def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
                   paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
     """Segment photos from their stored layers; only their sizes are read from `paths`."""
@@ -268,11 +247,7 @@ def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
 
 @dataclass(frozen=True)
 class RunningNetwork:
-    """A `RunningSegmenter` of a network and its encoder.
-
-    Args:
-        trained: both on the device; the tower has the dtype of the computation.
-    """
+    """A network and its encoder on their device; the tower has the dtype of the computation."""
 
     trained: TrainedSegmenter
     device: torch.device
@@ -291,7 +266,7 @@ class RunningNetwork:
             average=settings.average)
 
     def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
-        """See `RunningSegmenter`."""
+        """Return a segmenter of large photos in tiles; None: all photos are processed whole."""
         if not settings.tile:
             return None
         side, least = parse_tile(settings.tile, side_of(self.trained.header) or _TILE)
@@ -303,7 +278,7 @@ class RunningNetwork:
             settings.overlap, least, settings.batch_size)
 
     def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
-        """See `RunningSegmenter`."""
+        """Return class probabilities (classes, h, w) of RGB (H, W, 3)."""
         size, tiled = (rgb.shape[0], rgb.shape[1]), self.tiled(settings)
         preprocess = self._preprocessing(settings)
         if tiled and tiled.divides(size):
@@ -312,7 +287,7 @@ class RunningNetwork:
         return self._segment(pixels.to(self.device), settings)[0]
 
     def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
-        """See `RunningSegmenter`."""
+        """Yield a `Segmented` or the failure of each photo, given paths by id."""
         device, preprocess, tiled = self.device, self._preprocessing(settings), self.tiled(settings)
         large = tiled.large(paths) if tiled else {}
 
@@ -345,8 +320,8 @@ def _in_tiles(tiled: TiledSegmenter, paths: Mapping[str, Path], large: Mapping[s
             yield key, Segmented(tiled.whole(rgb, advance), (rgb.shape[0], rgb.shape[1]))
 
 
-def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: str = "",
-                     scale: float = 1) -> str:
+def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: str, scale: float
+                     ) -> str:
     """Explain why photos (B, 3, H, W) are too large to encode whole; empty if they are not.
 
     Args:
@@ -359,9 +334,8 @@ def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: st
         return ""
     shrunk = (_MOST_PATCHES * patch**2 / (height * width)) ** 0.5
     side = (int(max(height, width) * shrunk / scale) // patch - 1) * patch
-    ways = ", ".join(f"`{way}`" for way in (f"max_side={side}", other) if way)
     return (f"{count:,} patches, over {_MOST_PATCHES:,}: attention would take many minutes on a "
-            f"CPU; {ways}, or a GPU")
+            f"CPU; `max_side={side}`, `{other}`, or a GPU")
 
 
 def _warn_of_background(made: Iterator[Made], side: int) -> Iterator[Made]:

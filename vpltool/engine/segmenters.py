@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from vpltool import console, formats
 from vpltool.clip import encoders, stored_towers
 from vpltool.core import blocks, segmenter
 from vpltool.engine import checkpoints, groups, headers, models
 from vpltool.engine.features import BEST_FIRST, open_features
-from vpltool.engine.running import RunningNetwork, RunningSegmenter, RunsSegmenter
+from vpltool.engine.running import RunningNetwork, RunsSegmenter
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, kinds, storage
 from vpltool.formats.manifest import again
@@ -24,6 +24,9 @@ from vpltool.lazy import Tensor, torch
 from vpltool.methods import SegmenterMethod, load_method
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel.device import find_device, find_precision
+
+RunningSegmenter: TypeAlias = "RunningNetwork | groups.GroupSegmenter"
+"""A trained segmenter on its device, as returned by `SegmenterFile.load`."""
 
 TOWER = "tower."
 """Prefix of the encoder's tensors in the file of a segmenter trained together with its encoder."""
