@@ -28,8 +28,7 @@ from vpltool.formats import Header, OutputFolder, Photo, Workspace, streams
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.workspace import relative_to
 from vpltool.methods.inputs import Source, SourceRequest
-from vpltool.parallel.device import worker_count
-from vpltool.parallel.processes import run_jobs
+from vpltool.parallel import device, processes
 from vpltool.settings import NoEffect, setting, warn_without_effect
 
 SPLITS = ("train", "val")
@@ -125,9 +124,9 @@ def _make_masks(workspace: Workspace, ids: Sequence[str], split: str, outlines: 
     task = _Task(output, outlines.path, outlines.labels, settings)
     jobs = [(key, outlines.sizes[key], tuple(outlines.spans.get(key, ()))) for key in output.todo]
     # The main process only waits for the workers.
-    count = settings.workers if settings.workers >= 0 else worker_count(settings.workers) + 1
+    count = settings.workers if settings.workers >= 0 else device.worker_count(settings.workers) + 1
     with console.progress(f"ground-truth {split}", len(jobs)) as advance:
-        for key, reason in run_jobs(_make_one, jobs, count, _start, task):
+        for key, reason in processes.run_jobs(_make_one, jobs, count, _start, task):
             if reason:
                 output.fail(key, reason)
             advance()
