@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -142,26 +142,15 @@ def _read_known(workspace: Workspace, photo: Photo, read: Callable[[Path], Resul
                        "fix it and run the same command again") from error
 
 
-def photos_identity(workspace: Workspace, split: str, limit: int, *inputs: InputFolder) -> str:
-    """Return a hash of the ids of all photos that have not failed in any folder.
-
-    It is stored as the input `photos`, so that a file is stale once a failed photo is available.
-    """
-    ids = [photo.id for photo in workspace.photos(split, limit)]
-    left_out = {key for folder in inputs for key in folder.left_out(ids)}
-    return formats.identity_of_many({key: "" for key in ids if key not in left_out})
-
-
 def file_identities(paths: Mapping[str, Path]) -> dict[str, str]:
     """Return a hash of each file's bytes by id, since a name may refer to another file later."""
     hashes = threads.in_threads(formats.identity_of_file, paths.values(), _THREADS)
     return dict(zip(paths, hashes, strict=True))
 
 
-def known_hashes(workspace: Workspace, photos: Iterable[Photo], inputs: Iterable[InputFolder]
+def known_hashes(workspace: Workspace, photos: Sequence[Photo], inputs: Iterable[InputFolder]
                  ) -> dict[str, str]:
     """Return the hash of each photo's file by id; of unreadable ones, as recorded by folders."""
-    photos = list(photos)
     known: Mapping[str, str] = {key: hashed for folder in inputs
                                 for key, hashed in folder.photos.items()}
     return {photo.id: known[photo.id] for photo in photos if photo.id in known
@@ -180,13 +169,28 @@ def with_photo_files(workspace: Workspace, header: Header) -> Header:
 
 def _files_identity(workspace: Workspace, header: Header) -> str:
     """Return a hash of the files of all photos that the header's sources contain."""
+    return formats.identity_of_many(known_hashes(workspace, *_photos_of(workspace, header)))
+
+
+def photos_identity(workspace: Workspace, header: Header) -> str:
+    """Return a hash of the ids of all photos that the header's sources contain.
+
+    It is stored as the input `photos`, so that a file is stale once a failed photo is available.
+    """
+    photos, _ = _photos_of(workspace, header)
+    return formats.identity_of_many({photo.id: "" for photo in photos})
+
+
+def _photos_of(workspace: Workspace, header: Header) -> tuple[list[Photo], list[InputFolder]]:
+    """Return the photos of a split that failed in none of the header's folders, and the folders."""
     photos = workspace.photos(str(header.options.get("split", "train")),
                               int(header.options.get("limit", 0)))
-    folders = list(_folders(workspace, header))
-    left_out = {key for folder in folders for key in folder.left_out(
-        [photo.id for photo in photos])}
-    return formats.identity_of_many(known_hashes(
-        workspace, (photo for photo in photos if photo.id not in left_out), folders))
+    folders = [formats.open_input(workspace.path / source, tuple(kinds.KINDS))
+               for source in header.sources.values()
+               if (workspace.path / source / MANIFEST).exists()]
+    ids = [photo.id for photo in photos]
+    left_out = {key for folder in folders for key in folder.left_out(ids)}
+    return [photo for photo in photos if photo.id not in left_out], folders
 
 
 def other_photos(workspace: Workspace, header: Header) -> list[str]:
@@ -198,23 +202,14 @@ def other_photos(workspace: Workspace, header: Header) -> list[str]:
         if header.inputs.get("tags", "") not in ("", workspace.tags_identity(split)):
             # Changes of photos or tags are reported anyway.
             return []
-        if "photos" in header.inputs and header.inputs["photos"] != photos_identity(
-                workspace, split, int(header.options.get("limit", 0)),
-                *_folders(workspace, header)):
-            return ["other photos can be read than it was made from"]
-        if "photo-files" in header.inputs and header.inputs["photo-files"] != _files_identity(
-                workspace, header):
-            return ["photos were replaced"]
+        for role, identity, reason in (
+                ("photos", photos_identity, "other photos can be read than it was made from"),
+                ("photo-files", _files_identity, "photos were replaced")):
+            if role in header.inputs and header.inputs[role] != identity(workspace, header):
+                return [reason]
     except VplError:
         return ["photos have changed"]
     return []
-
-
-def _folders(workspace: Workspace, header: Header) -> Iterator[InputFolder]:
-    for source in header.sources.values():
-        path = workspace.path / source
-        if (path / MANIFEST).exists():
-            yield formats.open_input(path, tuple(kinds.KINDS))
 
 
 def given_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:

@@ -153,7 +153,6 @@ def split_header(workspace: Workspace, command: str, settings: Settings, feature
     `inputs` are further inputs by role: CAMs and prototypes, whose names become options, or an
     identity.
     """
-    folders = [features, *(found for found in inputs.values() if isinstance(found, InputFolder))]
     header = headers.make_header(
         workspace, "prototypes", command, settings, model=features.header.model,
         inputs={"features": features, **{
@@ -161,9 +160,8 @@ def split_header(workspace: Workspace, command: str, settings: Settings, feature
             for role, found in inputs.items()}},
         options={role: found.path.stem if isinstance(found, Prototypes) else found.name
                  for role, found in inputs.items() if not isinstance(found, str)})
-    photos = photos_identity(workspace, str(header.options["split"]),
-                             int(header.options.get("limit", 0)), *folders)
-    return with_photo_files(workspace, replace(header, inputs={**header.inputs, "photos": photos}))
+    return with_photo_files(workspace, replace(header, inputs={
+        **header.inputs, "photos": photos_identity(workspace, header)}))
 
 
 def write_prototypes(path: Path, header: Header, tensors: Mapping[str, Tensor], facts: JsonObject,
