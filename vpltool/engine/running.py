@@ -12,15 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from vpltool import console, options
-from vpltool.core import grids, segment, segmenter
-from vpltool.core.photos import (
-    LEAST_PATCHES,
-    PhotoSettings,
-    describe_failure,
-    photo_size,
-    read_photo,
-    to_pixels,
-)
+from vpltool.core import grids, photos, segment, segmenter
 from vpltool.engine.features import smaller_photos_hint
 from vpltool.engine.photo_work import Failed, Made, run_batches, run_photos
 from vpltool.errors import VplError, counted
@@ -119,7 +111,7 @@ class TiledSegmenter:
     """
 
     segment: Callable[[Tensor], Tensor]
-    preprocess: PhotoSettings
+    preprocess: photos.PhotoSettings
     device: torch.device
     side: int
     overlap: float
@@ -133,9 +125,9 @@ class TiledSegmenter:
             VplError: a tile has too few patches.
         """
         patch = self.preprocess.patch
-        if self.side < LEAST_PATCHES * patch:
-            raise VplError(f"`tile={str(self.side)!r}` is less than {LEAST_PATCHES} patches of "
-                           f"{patch} pixels", f"for example `tile='{32 * patch}'`")
+        if self.side < photos.LEAST_PATCHES * patch:
+            raise VplError(f"`tile={str(self.side)!r}` is less than {photos.LEAST_PATCHES} patches "
+                           f"of {patch} pixels", f"for example `tile='{32 * patch}'`")
 
     def divides(self, size: tuple[int, int]) -> bool:
         """Return whether a photo of (height, width) is processed in tiles."""
@@ -192,8 +184,9 @@ class TiledSegmenter:
             torch.set_num_threads(threads)
 
     def _segment(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), self.preprocess.mean,
-                                        self.preprocess.std) for tile in tiles])
+        preprocess = self.preprocess
+        pixels = torch.stack([photos.to_pixels(tile, (tile.shape[0], tile.shape[1]),
+                                               preprocess.mean, preprocess.std) for tile in tiles])
         return self.segment(pixels.to(self.device))
 
     def whole(self, rgb: npt.NDArray[np.uint8], seen: Callable[[], None] = lambda: None) -> Tensor:
@@ -215,7 +208,7 @@ class TiledSegmenter:
         found = {}
         for key, path in paths.items():
             with contextlib.suppress(OSError):
-                if self.divides(size := photo_size(path)):
+                if self.divides(size := photos.photo_size(path)):
                     found[key] = self.count(size)
         return found
 
@@ -236,9 +229,9 @@ def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
         result = segment.probabilities_of(network, layers, patches, batch.grid)
         for key, part in zip(batch.ids, result, strict=True):
             try:
-                yield key, Segmented(part, photo_size(paths[key]))
+                yield key, Segmented(part, photos.photo_size(paths[key]))
             except OSError as error:
-                yield key, Failed(describe_failure(paths[key], error))
+                yield key, Failed(photos.describe_failure(paths[key], error))
 
     names = [*reads, *(["layer_index"] if "layers" in reads else [])]
     batches = feature_batches(features, list(paths), names, settings.batch_size, device=device)
@@ -252,11 +245,12 @@ class RunningNetwork:
     trained: TrainedSegmenter
     device: torch.device
 
-    def _preprocessing(self, settings: RunsSegmenter) -> PhotoSettings:
+    def _preprocessing(self, settings: RunsSegmenter) -> photos.PhotoSettings:
         """Return the preprocessing of whole photos."""
         encoder = self.trained.encoder
-        return PhotoSettings(encoder.vision.patch, encoder.mean, encoder.std,
-                             max(settings.factors), side_of(self.trained.header, settings.max_side))
+        return photos.PhotoSettings(
+            encoder.vision.patch, encoder.mean, encoder.std, max(settings.factors),
+            side_of(self.trained.header, settings.max_side))
 
     def _segment(self, pixels: Tensor, settings: RunsSegmenter) -> Tensor:
         largest = max(settings.factors)
@@ -283,7 +277,7 @@ class RunningNetwork:
         preprocess = self._preprocessing(settings)
         if tiled and tiled.divides(size):
             return tiled.whole(rgb)
-        pixels = to_pixels(rgb, preprocess.fit(size), preprocess.mean, preprocess.std)[None]
+        pixels = photos.to_pixels(rgb, preprocess.fit(size), preprocess.mean, preprocess.std)[None]
         return self._segment(pixels.to(self.device), settings)[0]
 
     def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
@@ -313,9 +307,9 @@ def _in_tiles(tiled: TiledSegmenter, paths: Mapping[str, Path], large: Mapping[s
     with console.progress("tiles", sum(large.values())) as advance:
         for key in large:
             try:
-                rgb = read_photo(paths[key])
+                rgb = photos.read_photo(paths[key])
             except OSError as error:
-                yield key, Failed(describe_failure(paths[key], error))
+                yield key, Failed(photos.describe_failure(paths[key], error))
                 continue
             yield key, Segmented(tiled.whole(rgb, advance), (rgb.shape[0], rgb.shape[1]))
 
