@@ -55,10 +55,9 @@ class OtherSettings(VplError):
 
 
 def check_skimage(what: str, otherwise: str = "") -> None:
-    """Check that scikit-image is installed; `what` begins the message, `otherwise` ends the hint.
+    """Raise a VplError unless scikit-image is installed.
 
-    Raises:
-        VplError: it is not installed.
+    `what` begins the message, `otherwise` ends the hint.
     """
     if importlib.util.find_spec("skimage") is None:
         raise VplError(f"{what} scikit-image, which is not installed",

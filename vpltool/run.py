@@ -97,11 +97,7 @@ def prints_results(found: FoundStage) -> bool:
 
 
 def find_stage(name: str) -> FoundStage:
-    """Find a stage by the name of its command or of its function.
-
-    Raises:
-        VplError: there is none.
-    """
+    """Find a stage by the name of its command or function; raise a VplError if there is none."""
     stages = find_stages()
     wanted = name.replace("_", "-")
     if wanted not in stages:

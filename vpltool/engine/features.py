@@ -61,11 +61,7 @@ def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
 
 
 def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
-    """Parse a list of feature tensors, `tokens,patches`, into the order of `FEATURE_TENSORS`.
-
-    Raises:
-        VplError: there is no such tensor.
-    """
+    """Parse `tokens,patches` into the order of `FEATURE_TENSORS`; VplError for other names."""
     names = [name.strip() for name in choice.split(",") if name.strip()]
     for name in names:
         if name not in FEATURE_TENSORS:
@@ -92,11 +88,7 @@ def parse_layers(choice: str, depth: int) -> list[int]:
 
 
 def parse_numbers(choice: str) -> list[int]:
-    """Parse `2,5,8` into sorted unique numbers.
-
-    Raises:
-        VplError: it is not a list of integers.
-    """
+    """Parse `2,5,8` into sorted unique numbers; VplError for anything else."""
     try:
         return sorted({int(part) for part in choice.split(",")})
     except ValueError:
@@ -133,11 +125,7 @@ def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence
 
 
 def find_scores(workspace: Workspace, choice: str, split: str) -> InputFolder:
-    """Find CAMs or predictions; for the latter prefer stored probabilities to labels.
-
-    Raises:
-        VplError: see `find_cams`.
-    """
+    """Find CAMs or predictions, as `find_cams`; of the latter prefer probabilities to labels."""
     source = find_folder(workspace.path, ("cams", "predictions"), choice, split,
                          ("cams", "probabilities", "predictions"), f"`cam(split={split!r})`",
                          preferred=BEST_FIRST)

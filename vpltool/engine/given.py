@@ -175,11 +175,7 @@ class Loaded:
     prototypes: Prototypes | None
 
     def rgb(self, ids: Iterable[str]) -> list[npt.NDArray[np.uint8]]:
-        """Read photos (H, W, 3) if the method needs them; otherwise return an empty list.
-
-        Raises:
-            VplError: a photo can no longer be read.
-        """
+        """Read photos (H, W, 3), or raise a VplError; empty if the method needs none."""
         return ([read_known_photo(self.given.workspace, self.photos[key]) for key in ids]
                 if "photo" in self.given.read else [])
 

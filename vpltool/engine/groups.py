@@ -99,8 +99,7 @@ def clip_encoder(workspace: Workspace, device: torch.device,
                  ) -> tuple[Callable[[Sequence[str]], Tensor], dict[str, str]]:
     """Return the text encoder of the workspace's CLIP, and that CLIP's identity.
 
-    Raises:
-        VplError: it is unavailable, or differs from `model`.
+    Raises a VplError if it is unavailable, or differs from `model`.
     """
     models.check_words(workspace, "`text='own'`")
     clip = load.load_clip(workspace.model, workspace.pretrained, device, base=workspace.path)
@@ -220,8 +219,7 @@ def view_of(network: networks.GroupNetwork, settings: GroupSettings
             ) -> tuple[int, group_maps.GroupView]:
     """Return the photos' shorter side in pixels, and the sliding windows.
 
-    Raises:
-        VplError: a size is not a multiple of the patch size.
+    Raises a VplError if a size is not a multiple of the patch size.
     """
     patch = network.shape.patch
     short = settings.short_side or 2 * network.shape.side

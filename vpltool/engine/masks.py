@@ -256,11 +256,7 @@ def identity_of_corrections(corrected: Mapping[str, Path]) -> str:
 
 
 def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> None:
-    """Check that the values of corrected masks still refer to the workspace's classes.
-
-    Raises:
-        VplError: a mask was imported with other classes.
-    """
+    """Raise a VplError if a corrected mask was imported with other classes than the workspace's."""
     for path in corrected.values():
         header = formats.describe(path).header
         names = tuple(header.facts.get("classes", ())) if header else ()

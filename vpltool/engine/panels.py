@@ -135,8 +135,7 @@ def holds_labels(path: Path) -> bool | None:
 def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:
     """Return the paths of the photos shown in columns, by id; empty if they are the workspace's.
 
-    Raises:
-        VplError: the columns show different photos.
+    Raises a VplError if the columns show different photos.
     """
     found = [(column.name, named_photos_of(column.source, work))
              for column in columns if column.source]

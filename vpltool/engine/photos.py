@@ -116,20 +116,12 @@ def paths_of(workspace: Workspace, split: str) -> dict[str, Path]:
 
 
 def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:
-    """Read a photo, RGB (H, W, 3), that an earlier stage could read.
-
-    Raises:
-        VplError: it can no longer be read; the message names the photo.
-    """
+    """Read a photo, RGB (H, W, 3), that an earlier stage could read; else raise a VplError."""
     return _read_known(workspace, photo, read_photo)
 
 
 def known_photo_size(workspace: Workspace, photo: Photo) -> tuple[int, int]:
-    """Read (height, width) of a photo that an earlier stage could read.
-
-    Raises:
-        VplError: see `read_known_photo`.
-    """
+    """Read (height, width) of a photo that an earlier stage could read; else raise a VplError."""
     return _read_known(workspace, photo, photo_size)
 
 

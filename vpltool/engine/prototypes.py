@@ -102,10 +102,9 @@ _ROW_MAKERS = {"context_of": ("whose context its rows are", "lpcam"),
 
 
 def check_rows(prototypes: Prototypes, reads: Collection[str]) -> None:
-    """Check that prototypes have the row attributes that a method reads.
+    """Raise a VplError unless prototypes have the row attributes that a method reads.
 
-    Raises:
-        VplError: one is missing; the hint is the estimator that stores it.
+    The hint is the estimator that stores the missing one.
     """
     for name, (what, maker) in _ROW_MAKERS.items():
         if name in reads and name not in prototypes.of_rows:
@@ -182,12 +181,9 @@ def patch_source(features: InputFolder) -> str:
 
 
 def check_fits(features: InputFolder, prototypes: Prototypes, *, head: bool = False) -> None:
-    """Check that features and prototypes come from one CLIP and fit the same space.
+    """Raise a VplError unless features and prototypes come from one CLIP and fit the same space.
 
     `head` declares that patches come from CLIP's head, and so are of the kind `block`.
-
-    Raises:
-        VplError: they do not.
     """
     headers.check_same_model(features.header.model, prototypes.header.model,
                              f"{features.path} and {prototypes.path}")
@@ -202,11 +198,7 @@ def check_fits(features: InputFolder, prototypes: Prototypes, *, head: bool = Fa
 
 
 def check_one_space(first: Prototypes, second: Prototypes) -> None:
-    """Check that the rows of two files lie in the same space.
-
-    Raises:
-        VplError: they do not.
-    """
+    """Raise a VplError unless the rows of two files lie in the same space."""
     ours, theirs = first.of_space, second.of_space
     if (_facts(first) != _facts(second) or set(ours) != set(theirs)
             or not all(ours[name].equal(theirs[name]) for name in ours)):

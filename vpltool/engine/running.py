@@ -78,11 +78,7 @@ class RunsSegmenter(options.PerPhoto, shared=True):
 
     @property
     def factors(self) -> list[float]:
-        """The scales as numbers.
-
-        Raises:
-            VplError: `scales` is not a list of factors such as `1,0.75`.
-        """
+        """The scales as numbers; VplError unless `scales` is a list such as `1,0.75`."""
         try:
             factors = [float(part) for part in self.scales.split(",")]
         except ValueError:
@@ -119,11 +115,7 @@ class TiledSegmenter:
     at_once: int = 4
 
     def __post_init__(self) -> None:
-        """Check the tile side.
-
-        Raises:
-            VplError: a tile has too few patches.
-        """
+        """Raise a VplError if a tile has too few patches."""
         patch = self.preprocess.patch
         if self.side < photos.LEAST_PATCHES * patch:
             raise VplError(f"`tile={str(self.side)!r}` is less than {photos.LEAST_PATCHES} patches "

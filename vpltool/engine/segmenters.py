@@ -54,20 +54,12 @@ class SegmenterFile:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; the first is label 1.
-
-        Raises:
-            VplError: the header lacks them.
-        """
+        """Class names, the first is label 1; VplError if the header lacks them."""
         return self._fact("classes", tuple, "its classes")
 
     @property
     def method(self) -> str:
-        """Name of its network's method.
-
-        Raises:
-            VplError: the header lacks it.
-        """
+        """Name of its network's method; VplError if the header lacks it."""
         return self._fact("segmenter", str, "the method of its network")
 
     @property

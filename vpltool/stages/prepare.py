@@ -144,8 +144,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
 def changes_since(workspace: Workspace) -> list[str]:
     """Describe what repeating the call would change, for photos in a folder with a CSV.
 
-    Raises:
-        VplError: the folder or the CSV cannot be used.
+    Raises a VplError if the folder or the CSV cannot be used.
     """
     kept = _Earlier(workspace, workspace.photos(), last_call(workspace.path))
     if kept.call.get("method") != "folder":

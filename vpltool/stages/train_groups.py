@@ -210,8 +210,7 @@ def _numbers(settings: TrainGroupsSettings, name: str, count: int) -> tuple[int,
 def shape_of(settings: TrainGroupsSettings) -> groups.GroupShape:
     """Return the shape of the network, except for the dimensions of a CLIP's joint space.
 
-    Raises:
-        VplError: sizes do not fit each other.
+    Raises a VplError if sizes do not fit each other.
     """
     for name, value, of, divisor in (
             ("side", settings.side, "patch", settings.patch),
