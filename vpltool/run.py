@@ -29,9 +29,6 @@ def run_stage(
     Args:
         given: names of the settings that were given explicitly; default: all of `values`.
         preset: record for the headers, see `under_preset`.
-
-    Raises:
-        VplError: something the user can fix.
     """
     if values.get("precision") == "auto" and "precision" in names_of(found.stage.settings):
         # Headers record the resolved value, so that results do not change unnoticed on another

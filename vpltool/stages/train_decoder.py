@@ -68,7 +68,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     if start:
         _take_weights(lesson, network, start)
     header = lesson.header(start, {
-        "source": frozen.source,
+        "source": "features" if frozen.features else "photos",
         **({} if stepless else {"lr": steps.lr, "warmup": steps.warmup}),
         **({"layers": list(frozen.layers)} if frozen.layers else {})}, unread, {
         **_joint.facts_of(settings.method, workspace,
