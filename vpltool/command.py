@@ -350,8 +350,7 @@ class Call:
 def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
     """Parse the words after `vpltool`, `--preset NAME` first if used, and check the settings.
 
-    Raises:
-        VplError: they are not a command line.
+    Raises a VplError if they are not a command line.
     """
     if tuple(words[:1]) == ("--preset",):
         preset, words = read_preset(words[1]), words[2:]

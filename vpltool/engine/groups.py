@@ -47,8 +47,7 @@ def take_weights(network: networks.GroupNetwork, path: Path) -> None:
     The file comes from `train-groups` or is a GroupViT with transformers' names. Projections and
     text towers of another shape are skipped, because the joint space may differ.
 
-    Raises:
-        VplError: the file is unreadable, or holds none of the weights, or other shapes.
+    Raises a VplError if the file is unreadable, or holds none of the weights, or other shapes.
     """
     state = weights.read_weights(weights.recognise(path))
     if is_groupvit(state):
@@ -80,8 +79,7 @@ def text_encoder(workspace: Workspace, network: networks.GroupNetwork, model: Ma
 
     The network is on the device; `model` is that of its header.
 
-    Raises:
-        VplError: the workspace's CLIP is unavailable, or is not that of the groups.
+    Raises a VplError if the workspace's CLIP is unavailable, or is not that of the groups.
     """
     if network.shape.caption is None:
         return clip_encoder(workspace, device, model)[0]
@@ -252,8 +250,7 @@ class GroupSegmenter:
            ) -> GroupSegmenter:
         """Read groups, and encode the workspace's class names.
 
-        Raises:
-            VplError: the groups or their text tower are unavailable, or a size does not fit.
+        Raises a VplError if the groups or their text tower are unavailable, or a size does not fit.
         """
         templates = find_prompts(settings.prompts)
         header, network = read_groups(path)

@@ -156,9 +156,8 @@ class ModelSettings(Settings):
 def choose_models(path: Path, settings: ModelSettings, earlier: Workspace | None) -> ChosenModels:
     """Choose the models of a workspace: those given, else its present ones.
 
-    Raises:
-        VplError: a model, tag, file or folder does not exist or is not supported, or two settings
-            contradict each other.
+    Raises a VplError if a model, tag, file or folder does not exist or is not supported, or two
+    settings contradict each other.
     """
     encoder, words = settings.encoder, settings.words
     clip_given = [name for name in ("model", "pretrained") if settings.is_given(name)]

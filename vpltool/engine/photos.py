@@ -44,8 +44,7 @@ class Photos:
 def chosen_shard(choice: str) -> shards.Shard:
     """Return the shard of this process, and print it unless it is all photos.
 
-    Raises:
-        VplError: the setting or the environment specifies no valid shard.
+    Raises a VplError if the setting or the environment specifies no valid shard.
     """
     shard = shards.find_shard(choice)
     if shard.count > 1:
@@ -70,9 +69,8 @@ def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFold
                 shard: shards.Shard = shards.WHOLE) -> Photos:
     """Return the photos of a split or shard that all inputs contain, with their tags.
 
-    Raises:
-        VplError: an input is incomplete, holds none of them, or was made from other photos or
-            tags.
+    Raises a VplError if an input is incomplete, holds none of them, or was made from other photos
+    or tags.
     """
     photos = assigned(workspace.photos(split, limit), shard, lambda photo: photo.id)
     ids = [photo.id for photo in photos]
@@ -88,8 +86,7 @@ def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFold
 def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFolder) -> None:
     """Check that folders were made from the present photos and tags.
 
-    Raises:
-        VplError: a folder was not; the hint is the call that recomputes the outdated files.
+    Raises a VplError if a folder was not; the hint is the call that recomputes the outdated files.
     """
     wanted = set(ids)
     photos = [photo for photo in workspace.photos() if photo.id in wanted]

@@ -66,9 +66,8 @@ def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False)
 
     `aligned` declares that the caller maps patches into the aligned space, if there is one.
 
-    Raises:
-        VplError: they do not exist, have other classes, or lie in an aligned space; the hint is
-            the call that makes them.
+    Raises a VplError if they do not exist, have other classes, or lie in an aligned space; the hint
+    is the call that makes them.
     """
     path = find_prototypes(workspace.path, choice)
     if choice == "text" and not path.exists():

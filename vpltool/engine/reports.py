@@ -39,8 +39,7 @@ _OF_KIND = {"scores": {"iou": SIZE_OF}, "agreement": {"mean": SIZE_OF}}
 def read_scores(path: Path) -> JsonObject:
     """Read a file of scores, against true masks or tags.
 
-    Raises:
-        VplError: it does not exist, or is not a file of scores.
+    Raises a VplError if it does not exist, or is not a file of scores.
     """
     hint = "`eval(what='predictions/NAME')` writes scores"
     content = read_json(path, hint)

@@ -118,8 +118,7 @@ class SegmenterFile:
     def part(self, name: str) -> dict[str, Tensor]:
         """Read the state dict of the `decoder` network or of the `tower`; half becomes float32.
 
-        Raises:
-            VplError: the file is damaged.
+        Raises a VplError if the file is damaged.
         """
         names = tuple(key for key in formats.describe(self.path).shapes
                       if key.startswith(TOWER) == (name == "tower"))
@@ -333,8 +332,7 @@ _KINDS: Mapping[str, type[SegmenterFile]] = {
 def open_segmenter(path: Path) -> SegmenterFile:
     """Read the header of a segmenter.
 
-    Raises:
-        VplError: the file is not a segmenter, or is only a training checkpoint.
+    Raises a VplError if the file is not a segmenter, or is only a training checkpoint.
     """
     found = formats.describe(path).header
     kind = found.kind if found and found.kind in _KINDS else "decoder"
@@ -346,8 +344,7 @@ def find_segmenter(work: Path, choice: str, setting: str = "decoder") -> Segment
 
     Without a choice, decoders take precedence over groups. Hints name the setting.
 
-    Raises:
-        VplError: there is none, or several fit.
+    Raises a VplError if there is none, or several fit.
     """
     decoders, others = (kinds.results_of(work, kind) for kind in ("decoder", "groups"))
     if not choice:

@@ -134,8 +134,7 @@ def class_words(workspace: Workspace, *, synonyms: bool, file: Path | None) -> M
     Synonyms are CLIP-ES's words for VOC and COCO, by the workspace's name. Lines `CLASS: WORDS` of
     a file override them.
 
-    Raises:
-        VplError: a line of the file is malformed, or names no class.
+    Raises a VplError if a line of the file is malformed, or names no class.
     """
     vocabulary = word_files.VOCABULARIES.get(workspace.name)
     known = vocabulary.synonyms if vocabulary and synonyms else word_files.SPLIT_WORDS
