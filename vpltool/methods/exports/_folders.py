@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from vpltool import console, options, settings
 from vpltool.core import photos
 from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import read_photo
-from vpltool.errors import VplError, part_of
+from vpltool.errors import VplError, check_package, part_of
 from vpltool.formats import IGNORE, Photo, archives
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import Image, np, npt
@@ -163,9 +162,8 @@ def exporter(form: str, suffixes: Collection[str] | None,
     def export(predictions: Predictions, path: Path, settings: Chosen) -> list[Path]:
         """Write the folder."""
         for module in (*modules, *(["cv2"] if settings.min_area else [])):
-            if importlib.util.find_spec(module) is None:
-                raise VplError(f"{_PACKAGES[module]} is not installed",
-                               "pip install 'vpltool[labelling]'")
+            check_package(module, f"{_PACKAGES[module]} is not installed",
+                          "pip install 'vpltool[labelling]'")
         kept = archives.splits_in(path, form, splits) if splits else []
         files = PhotoFiles(predictions, settings, path, suffixes, kept)
         archives.write_tree(path, members(files, settings), form, kept)

@@ -6,7 +6,6 @@ GPU; by Numba or pydensecrf one at a time, each on one core. All give the same l
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from vpltool import console, settings
 from vpltool.core import crf, crf_numba
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, check_package, near_name
 from vpltool.formats import read_json
 from vpltool.lazy import np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
@@ -111,7 +110,6 @@ def _backend(settings: Settings, device: torch.device) -> str:
     """Return the backend of the settings: `auto` is the fastest, as all give the same labels."""
     if settings.backend == "auto":
         return crf.fastest_backend(device)
-    if importlib.util.find_spec(settings.backend) is None:
-        raise VplError(f"{settings.backend} is not installed",
-                       f"pip install {_PACKAGES[settings.backend]}, or `backend='auto'`")
+    check_package(settings.backend, f"{settings.backend} is not installed",
+                  f"pip install {_PACKAGES[settings.backend]}, or `backend='auto'`")
     return settings.backend

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from vpltool import console, settings
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.datasets.tags import some
-from vpltool.errors import VplError, counted
+from vpltool.errors import VplError, check_package, counted
 from vpltool.formats import IGNORE, Photo, identity_of_file, identity_of_many, read_drawn_labels
 from vpltool.formats.labels import read_legend, read_numbers, read_soft, size_of_labels
 from vpltool.lazy import np, npt, scipy
@@ -92,9 +91,8 @@ def _files(settings: Settings) -> list[Path]:
                            "PNG per mask; others: a PNG per photo")
         return found
     if found := _sam_files(path):
-        if importlib.util.find_spec("pycocotools") is None:
-            raise VplError("SAM's run lengths need pycocotools, which is not installed",
-                           "pip install 'vpltool[labelling]'")
+        check_package("pycocotools", "SAM's run lengths need pycocotools, which is not installed",
+                      "pip install 'vpltool[labelling]'")
         return found
     tool = labels.find_reader(path)
     if tool is None:
