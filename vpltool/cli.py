@@ -15,9 +15,7 @@ from vpltool.command import CommandGroup, Globals, MadeOnce, stage_command, usag
 from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
 from vpltool.errors import ReaderGone, VplError, explain
-from vpltool.formats.kinds import is_workspace
-from vpltool.formats.shards import rank_of_process
-from vpltool.formats.workspace import check_folder, near_workspace
+from vpltool.formats import kinds, shards, workspace
 from vpltool.methods.own import fault_of
 from vpltool.parallel import signals
 from vpltool.preset import read_preset
@@ -82,9 +80,9 @@ def _global_options(
 
 def _say_what_is_next(ctx: typer.Context, work: Path) -> None:
     """Print the next command of a workspace, or elsewhere all commands."""
-    check_folder(work)
-    if not is_workspace(work):
-        if near := near_workspace(work):
+    workspace.check_folder(work)
+    if not kinds.is_workspace(work):
+        if near := workspace.near_workspace(work):
             raise VplError(f"no workspace in {work}", near)
         print(ctx.get_help())
         raise typer.Exit(2)
@@ -144,7 +142,7 @@ def main() -> None:
             else None)
         if shown is None or os.environ.get("VPLTOOL_DEBUG"):
             raise
-        rank, count = rank_of_process()
+        rank, count = shards.rank_of_process()
         named = not rank or count == 1 or shown.message.startswith("rank")
         console.error(("" if named else f"rank {rank}: ") + to_shell(shown.message),
                       to_shell(shown.hint))
@@ -166,7 +164,7 @@ def _reader_is_gone(stop: SystemExit) -> bool:
 
 
 def _interrupted() -> None:
-    if rank_of_process()[0]:
+    if shards.rank_of_process()[0]:
         # The first process of torchrun prints it for all.
         sys.exit(130)
     # `timeout` and job schedulers send SIGTERM to the workers, too, whose end torch would report.

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from vpltool import command_help, console
-from vpltool.completion import completes, names_for
+from vpltool.completion import SETTINGS, names_for
 from vpltool.errors import PhotosFailed, ReaderGone, VplError, near_name
 from vpltool.methods import KINDS, Method, find_methods, hint_of
 from vpltool.parallel.signals import check_interrupts
@@ -291,7 +291,7 @@ def _setting_parameter(entry: Described, panel: str) -> inspect.Parameter:
     shown: dict[str, Any] = {"help": entry.help, "rich_help_panel": panel or None, **limits}
     if metavar := entry.metavar or ("" if entry.choices else VALUE_NAMES.get(entry.type, "")):
         shown["metavar"] = metavar
-    if completes(entry.name) and not entry.choices:
+    if entry.name in SETTINGS and not entry.choices:
         shown["autocompletion"] = lambda ctx, incomplete: names_for(
             entry.name, Path(ctx.find_root().params.get("work") or "."), incomplete)
     if entry.positional:
@@ -351,8 +351,7 @@ class Call:
 def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
     """Parse the words after `vpltool`, `--preset NAME` first if used, and check the settings.
 
-    Raises:
-        VplError: they are not a command line.
+    Raises a VplError if they are not a command line.
     """
     if tuple(words[:1]) == ("--preset",):
         preset, words = read_preset(words[1]), words[2:]

@@ -143,11 +143,7 @@ class Subject:
 
 
 def help_page(subject: Subject, topic: str = "") -> str:
-    """Return the page of a command, or of a topic.
-
-    Raises:
-        VplError: there is no such topic.
-    """
+    """Return the page of a command, or of a topic; raise a VplError for an unknown topic."""
     if not topic:
         return "\n".join(_first_page(subject))
     topics = _topics(subject)

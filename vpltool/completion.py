@@ -33,7 +33,7 @@ def _lines(work: Path) -> Iterator[Any]:
         yield from map(parse_json, file)
 
 
-_SETTINGS: Mapping[str, Names] = {
+SETTINGS: Mapping[str, Names] = {
     "split": lambda work: (str(split) for line in _lines(work) for split in line["splits"]),
     "ids": lambda work: (str(line["id"]) for line in _lines(work)),
     "tagged": lambda work: map(str, parse_json((work / "workspace.json").read_text("utf-8"))[
@@ -58,15 +58,10 @@ def names_for(setting: str, work: Path, prefix: str) -> list[str]:
     """
     head, comma, tail = prefix.rpartition(",") if setting == "ids" else ("", "", prefix)
     try:
-        found = dict.fromkeys(_SETTINGS[setting](work))
+        found = dict.fromkeys(SETTINGS[setting](work))
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [head + comma + name for name in found if name.startswith(tail)][:_MOST]
-
-
-def completes(setting: str) -> bool:
-    """Return whether there are names for a setting."""
-    return setting in _SETTINGS
 
 
 def workspaces(prefix: str) -> list[str]:

@@ -54,15 +54,19 @@ class OtherSettings(VplError):
         self.stale = stale
 
 
-def check_skimage(what: str, otherwise: str = "") -> None:
-    """Check that scikit-image is installed; `what` begins the message, `otherwise` ends the hint.
+def check_package(module: str, message: str, hint: str) -> None:
+    """Raise a VplError with this message and hint unless a module is installed."""
+    if importlib.util.find_spec(module) is None:
+        raise VplError(message, hint)
 
-    Raises:
-        VplError: it is not installed.
+
+def check_skimage(what: str, otherwise: str = "") -> None:
+    """Raise a VplError unless scikit-image is installed.
+
+    `what` begins the message, `otherwise` ends the hint.
     """
-    if importlib.util.find_spec("skimage") is None:
-        raise VplError(f"{what} scikit-image, which is not installed",
-                       f"pip install 'vpltool[superpixels]'{otherwise and f', or {otherwise}'}")
+    check_package("skimage", f"{what} scikit-image, which is not installed",
+                  f"pip install 'vpltool[superpixels]'{otherwise and f', or {otherwise}'}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

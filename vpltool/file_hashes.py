@@ -61,11 +61,7 @@ def cache_folder() -> Path | None:
 
 
 def stamp_of(path: Path) -> list[int]:
-    """Return what changes with a file's content: size, times and inode.
-
-    Raises:
-        OSError: the file does not exist.
-    """
+    """Return what changes with a file's content: size, times and inode; OSError if it is gone."""
     return _stamp(path.stat())
 
 

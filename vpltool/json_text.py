@@ -12,8 +12,7 @@ JsonObject: TypeAlias = dict[str, Any]
 def parse_json(text: str | bytes, **options: Any) -> Any:
     """Return the value of a JSON text.
 
-    Raises:
-        ValueError: it is damaged, or nested thousands of levels deep.
+    Raises a ValueError if it is damaged, or nested thousands of levels deep.
     """
     try:
         return json.loads(text, **options)

@@ -146,8 +146,7 @@ def _named(setting: str, artifact: Artifact | None) -> Values:
 def advice(work: Path) -> str:
     """Format the state of a workspace and its next step, with the line to type.
 
-    Raises:
-        VplError: a file of it is damaged.
+    Raises a VplError if a file of it is damaged.
     """
     workspace = open_workspace(work)
     state = read_state(workspace)

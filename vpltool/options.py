@@ -74,15 +74,14 @@ allow_pipe = partial(
     "command line.", record="never", by_hand=True, off="-", brief=False)
 
 
+limit = partial(
+    setting, 0, "Use only the first N photos of the split; 0: all.", low=0, metavar="N",
+    panel=RUNNING, record="never")
+
+
 def split(default: str = "train") -> str:
     """Make the setting of the split."""
     return setting(default, "Split of the data set.", metavar="NAME")
-
-
-def limit(record: str = "never", *, brief: bool = True) -> int:
-    """Make the setting of the number of photos."""
-    return setting(0, "Use only the first N photos of the split; 0: all.", low=0, metavar="N",
-                   panel=RUNNING, record=record, brief=brief)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,4 +111,4 @@ class WholeSplit(Replaces, shared=True):
     split: str = split("train")
     features: Path | None = features()
     device: str = device()
-    limit: int = limit("changed")
+    limit: int = limit(record="changed")

@@ -56,9 +56,8 @@ class Preset:
 def read_preset(choice: str) -> Preset:
     """Read and check a preset, given by name or as a TOML file with a table per command.
 
-    Raises:
-        VplError: there is no such preset, it is not TOML, or it has an unknown setting or a value
-            that the command would not accept; the file and the key are named.
+    Raises a VplError if there is no such preset, it is not TOML, or it has an unknown setting or a
+    value that the command would not accept; the file and the key are named.
     """
     path = find_preset(choice)
     try:

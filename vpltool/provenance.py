@@ -19,8 +19,7 @@ from vpltool.stages import FoundStage
 def check_header(header: Header, found: FoundStage, name: str) -> None:
     """Check that the command in the header of a file makes such files, with such settings.
 
-    Raises:
-        VplError: no version of vpltool wrote this header here.
+    Raises a VplError if no version of vpltool wrote this header here.
     """
     if wrong := _strange(header, found):
         raise VplError(f"the header of {name} {wrong}",

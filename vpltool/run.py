@@ -10,11 +10,8 @@ from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError, near_name
-from vpltool.formats import Workspace, open_workspace
-from vpltool.formats.atomic import remove_leftovers
+from vpltool.formats import Workspace, atomic, open_workspace, shards, workspace
 from vpltool.formats.header import under_preset
-from vpltool.formats.shards import find_shard, rank_of_process, shard_of_environment
-from vpltool.formats.workspace import check_folder
 from vpltool.methods import KINDS, find_method, find_methods
 from vpltool.options import PerPhoto
 from vpltool.parallel.device import find_device, fixed_order, settle_precision
@@ -32,9 +29,6 @@ def run_stage(
     Args:
         given: names of the settings that were given explicitly; default: all of `values`.
         preset: record for the headers, see `under_preset`.
-
-    Raises:
-        VplError: something the user can fix.
     """
     if values.get("precision") == "auto" and "precision" in names_of(found.stage.settings):
         # Headers record the resolved value, so that results do not change unnoticed on another
@@ -47,11 +41,11 @@ def run_stage(
     # The same for all shards and ranks.
     work = json.dumps([found.name, _determining(settings) | {"shard": ""}], sort_keys=True)
     with (under_preset(preset or {}), listener, _once(found, path, settings), writer(work)):
-        check_folder(path)
+        workspace.check_folder(path)
         if "workspace" in found.stage.writes:
             write_alone(path / "workspace.json")
         if found.stage.writes:
-            remove_leftovers(path, below=1)
+            atomic.remove_leftovers(path, below=1)
         where: Workspace | Path = path if found.stage.begins else open_workspace(path)
         # What learns from all photos: a sum in another order would be carried on by each step.
         learns = ("device" in names_of(found.stage.settings)
@@ -74,18 +68,18 @@ def _once(found: FoundStage, path: Path, settings: Settings
     if not found.stage.writes:
         return contextlib.nullcontext()
     what = values_of(settings)
-    shard = str(shard_of_environment()) if what.get("shard") == "" else ""
+    shard = str(shards.shard_of_environment()) if what.get("shard") == "" else ""
     given = ", ".join(f"{name}={value if isinstance(value, (bool, int, float)) else str(value)!r}"
                       for name, value in what.items() if name in settings.given)
-    work = json.dumps([found.name, _determining(settings), rank_of_process(), shard],
+    work = json.dumps([found.name, _determining(settings), shards.rank_of_process(), shard],
                       sort_keys=True)
     return once(path, work, f"`{found.name.replace('-', '_')}({given})`", shards="shard" in what)
 
 
 def _settled(values: Mapping[str, object]) -> str:
     """Resolve the precision `auto` on this machine; fp32 if machines share the work."""
-    count = find_shard(str(values.get("shard") or "")).count
-    if max(count, rank_of_process()[1]) > 1:
+    count = shards.find_shard(str(values.get("shard") or "")).count
+    if max(count, shards.rank_of_process()[1]) > 1:
         console.note("precision: fp32, since the machines that share this work may differ; "
                      "`precision='bf16'` is faster where all of them have it")
         return "fp32"
@@ -96,15 +90,11 @@ def _settled(values: Mapping[str, object]) -> str:
 
 def prints_results(found: FoundStage) -> bool:
     """Return whether this process prints messages and results of a stage."""
-    return not found.stage.together or rank_of_process()[0] == 0
+    return not found.stage.together or shards.rank_of_process()[0] == 0
 
 
 def find_stage(name: str) -> FoundStage:
-    """Find a stage by the name of its command or of its function.
-
-    Raises:
-        VplError: there is none.
-    """
+    """Find a stage by the name of its command or function; raise a VplError if there is none."""
     stages = find_stages()
     wanted = name.replace("_", "-")
     if wanted not in stages:

@@ -8,15 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpltool.core import segment
-from vpltool.core.photos import describe_failure, read_photo
+from vpltool.core import photos, segment
 from vpltool.engine.groups import GroupSettings
-from vpltool.engine.running import RunningSegmenter
-from vpltool.engine.segmenters import open_segmenter, stand_in_workspace
+from vpltool.engine.segmenters import RunningSegmenter, open_segmenter, stand_in_workspace
 from vpltool.errors import VplError, near_path
-from vpltool.formats import Workspace, kinds, open_workspace
-from vpltool.formats.atomic import atomic_path
-from vpltool.formats.changes import workspace_around
+from vpltool.formats import Workspace, atomic, changes, kinds, open_workspace
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import F, Image, Tensor, np, npt
 from vpltool.pictures.overlays import overlay
@@ -64,7 +60,7 @@ class Segmentation:
         if path.suffix.lower() != ".png":
             raise VplError(f"{path}: labels are saved as PNG", f"save({path.stem + '.png'!r}); a "
                            "picture is `overlay().save(FILE)`")
-        with atomic_path(path) as temporary:
+        with atomic.atomic_path(path) as temporary:
             temporary.write_bytes(png_bytes(self.labels))
         return path
 
@@ -158,7 +154,7 @@ class Segmenter:
 
 def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:
     """Return the workspace around a file, or a stand-in that names only the file's CLIP."""
-    work = workspace_around(file.resolve())
+    work = changes.workspace_around(file.resolve())
     if not pretrained and kinds.is_workspace(work):
         return replace(open_workspace(work), normalise=model.get("normalise", "model"))
     return stand_in_workspace(Path() if pretrained else file.parent, model, pretrained=pretrained)
@@ -168,9 +164,9 @@ def _as_rgb(photo: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDAr
     if isinstance(photo, (str, Path)):
         path = Path(photo)
         try:
-            return read_photo(path)
+            return photos.read_photo(path)
         except OSError as error:
-            raise VplError(describe_failure(path, error), "give another photo") from error
+            raise VplError(photos.describe_failure(path, error), "give another photo") from error
     array = np.asarray(photo.convert("RGB") if isinstance(photo, Image.Image) else photo)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise VplError(f"an array of {array.dtype} {array.shape} is not a photo",

@@ -56,8 +56,7 @@ def is_checkpoint(path: Path) -> bool:
 def trained_header(path: Path, kind: str) -> Header:
     """Read the header of a training result: a decoder, a bundle or groups.
 
-    Raises:
-        VplError: the file is of another kind, or is only a checkpoint.
+    Raises a VplError if the file is of another kind, or is only a checkpoint.
     """
     header = expect_header(path, kind)
     if "checkpoint" in header.facts:

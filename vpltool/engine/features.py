@@ -27,8 +27,7 @@ SEEDING = tuple(name for name in BEST_FIRST if not name.startswith("vision"))
 def open_features(workspace: Workspace, choice: Path | None, split: str) -> InputFolder:
     """Open the features of a split, or of a given folder.
 
-    Raises:
-        VplError: they do not exist, or there is no such split.
+    Raises a VplError if they do not exist, or there is no such split.
     """
     workspace.photos(split)
     if choice and not choice.exists() and (workspace.path / choice).exists():
@@ -40,8 +39,7 @@ def open_features(workspace: Workspace, choice: Path | None, split: str) -> Inpu
 def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
     """Check that features contain these tensors, before the first photo is opened.
 
-    Raises:
-        VplError: they do not; the hint is the `extract` or `embed` call that adds them.
+    Raises a VplError if they do not; the hint is the `extract` or `embed` call that adds them.
     """
     kept = features.header.options["keep"]
     missing = [name for name in wanted if name not in kept]
@@ -61,11 +59,7 @@ def check_kept(features: InputFolder, wanted: Sequence[str]) -> None:
 
 
 def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
-    """Parse a list of feature tensors, `tokens,patches`, into the order of `FEATURE_TENSORS`.
-
-    Raises:
-        VplError: there is no such tensor.
-    """
+    """Parse `tokens,patches` into the order of `FEATURE_TENSORS`; VplError for other names."""
     names = [name.strip() for name in choice.split(",") if name.strip()]
     for name in names:
         if name not in FEATURE_TENSORS:
@@ -77,8 +71,7 @@ def parse_kept(setting_name: str, choice: str) -> tuple[str, ...]:
 def parse_layers(choice: str, depth: int) -> list[int]:
     """Parse block numbers, `2,5,8`; empty: all but the last; `spread`: four, evenly spaced.
 
-    Raises:
-        VplError: the list is malformed, or the model has fewer blocks.
+    Raises a VplError if the list is malformed, or the model has fewer blocks.
     """
     if not choice:
         return list(range(depth - 1))
@@ -92,11 +85,7 @@ def parse_layers(choice: str, depth: int) -> list[int]:
 
 
 def parse_numbers(choice: str) -> list[int]:
-    """Parse `2,5,8` into sorted unique numbers.
-
-    Raises:
-        VplError: it is not a list of integers.
-    """
+    """Parse `2,5,8` into sorted unique numbers; VplError for anything else."""
     try:
         return sorted({int(part) for part in choice.split(",")})
     except ValueError:
@@ -122,8 +111,7 @@ def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence
               hint: str = "") -> InputFolder:
     """Find CAMs by NAME or path; without a choice, the first available of `preferred`.
 
-    Raises:
-        VplError: there are none, they have other classes, or there is no such split.
+    Raises a VplError if there are none, they have other classes, or there is no such split.
     """
     workspace.photos(split)
     found = find_folder(workspace.path, ("cams",), choice, split, ("cams",),
@@ -133,11 +121,7 @@ def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence
 
 
 def find_scores(workspace: Workspace, choice: str, split: str) -> InputFolder:
-    """Find CAMs or predictions; for the latter prefer stored probabilities to labels.
-
-    Raises:
-        VplError: see `find_cams`.
-    """
+    """Find CAMs or predictions, as `find_cams`; of the latter prefer probabilities to labels."""
     source = find_folder(workspace.path, ("cams", "predictions"), choice, split,
                          ("cams", "probabilities", "predictions"), f"`cam(split={split!r})`",
                          preferred=BEST_FIRST)
@@ -180,8 +164,7 @@ def open_second(workspace: Workspace, choice: Path | None, split: str, reads: Co
                 ) -> InputFolder:
     """Open the features of a second encoder that a method reads.
 
-    Raises:
-        VplError: they do not exist, or lack a tensor.
+    Raises a VplError if they do not exist, or lack a tensor.
     """
     folder = choice or workspace.path / SECOND_FOLDER / split
     found = open_input(folder, ("features",), f"`extract(split={split!r}, encoder='WEIGHTS')`")
@@ -193,8 +176,7 @@ def read_second(second: InputFolder | None, key: str, reads: Collection[str],
                 grid: tuple[int, int]) -> dict[str, torch.Tensor]:
     """Read a photo's tensors of the second encoder in float32, resampled to CLIP's grid (h, w).
 
-    Raises:
-        VplError: the aspect ratios differ, so the grids show different parts of the photo.
+    Raises a VplError if the aspect ratios differ, so the grids show different parts of the photo.
     """
     if second is None:
         return {}
@@ -222,8 +204,7 @@ def head_path(features: Path) -> Path:
 def read_head(features: InputFolder) -> vit.Head:
     """Read the head that belongs to features, on the CPU.
 
-    Raises:
-        VplError: it is missing, damaged, or of another encoder than the features.
+    Raises a VplError if it is missing, damaged, or of another encoder than the features.
     """
     path = head_path(features.path)
     header, tensors = read_tensors(path, "head",

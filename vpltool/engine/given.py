@@ -74,15 +74,6 @@ class Given:
         paths = paths_of(self.workspace, self.settings.split)
         return {key: paths[key] for key in ids}
 
-    def reads(self, name: str) -> bool:
-        """Return whether the method reads an input."""
-        return name in self.read
-
-    @property
-    def tensors(self) -> list[str]:
-        """Names of the feature tensors that the method reads."""
-        return [name for name in FEATURE_TENSORS if self.reads(name)]
-
     def without_effect(self, unused: Mapping[str, str]) -> Given:
         """Return a copy with further settings without effect, reason by name."""
         return replace(self, unused={**self.unused, **unused})
@@ -149,14 +140,14 @@ class Given:
             title, outputs, start,
             write or (lambda output, key, made: output.write_tensors(key, made)), settings,
             write_beside,
-            paths_of(self.workspace, settings.split) if self.reads("photo") else None)
+            paths_of(self.workspace, settings.split) if "photo" in self.read else None)
 
     def load(self, precision: str = "fp32") -> Loaded:
         """Load the inputs shared by all photos onto the device."""
         device, found = find_device(self.settings.device), self.prototypes
-        dtype = find_precision(precision if self.reads("head") else "fp32", device, console.warn)
+        dtype = find_precision(precision if "head" in self.read else "fp32", device, console.warn)
         space = prototypes.space_of(found) if found else None
-        head = features.read_head(self.features) if self.reads("head") else None
+        head = features.read_head(self.features) if "head" in self.read else None
         if head and space:
             # Its output lies in the space of the prototypes.
             head = alignment.AlignedHead.of(head, space).eval().requires_grad_(False)
@@ -184,17 +175,13 @@ class Loaded:
     prototypes: Prototypes | None
 
     def rgb(self, ids: Iterable[str]) -> list[npt.NDArray[np.uint8]]:
-        """Read photos (H, W, 3) if the method needs them; otherwise return an empty list.
-
-        Raises:
-            VplError: a photo can no longer be read.
-        """
+        """Read photos (H, W, 3), or raise a VplError; empty if the method needs none."""
         return ([read_known_photo(self.given.workspace, self.photos[key]) for key in ids]
-                if self.given.reads("photo") else [])
+                if "photo" in self.given.read else [])
 
     def captions(self, ids: Iterable[str]) -> list[tuple[str, ...]]:
         """Return captions if the method needs them; otherwise an empty list."""
-        return ([self.photos[key].captions for key in ids] if self.given.reads("captions") else [])
+        return ([self.photos[key].captions for key in ids] if "captions" in self.given.read else [])
 
     def run(self, todo: list[str],
             make: Callable[[FeatureBatch, dict[str, Tensor]], Iterable[photo_work.Made]],
@@ -207,7 +194,7 @@ class Loaded:
             copied: further tensors to read into the batch, not passed to the method.
         """
         given = self.given
-        names = given.tensors
+        names = [name for name in FEATURE_TENSORS if name in given.read]
 
         def run(batch: FeatureBatch) -> Iterable[photo_work.Made]:
             others = [features.read_second(given.second, key, given.read, batch.grid)

@@ -12,9 +12,8 @@ from vpltool.core import group_maps, prototypes, segment
 from vpltool.core import groups as networks
 from vpltool.core.photos import PhotoSettings, to_pixels
 from vpltool.datasets.words import find_prompts
-from vpltool.engine import checkpoints, models
+from vpltool.engine import checkpoints, models, running
 from vpltool.engine.photo_work import Made, run_photos
-from vpltool.engine.running import RunsSegmenter, Segmented, TiledSegmenter
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, read_tensors
 from vpltool.formats.header import is_same_model
@@ -48,8 +47,7 @@ def take_weights(network: networks.GroupNetwork, path: Path) -> None:
     The file comes from `train-groups` or is a GroupViT with transformers' names. Projections and
     text towers of another shape are skipped, because the joint space may differ.
 
-    Raises:
-        VplError: the file is unreadable, or holds none of the weights, or other shapes.
+    Raises a VplError if the file is unreadable, or holds none of the weights, or other shapes.
     """
     state = weights.read_weights(weights.recognise(path))
     if is_groupvit(state):
@@ -81,8 +79,7 @@ def text_encoder(workspace: Workspace, network: networks.GroupNetwork, model: Ma
 
     The network is on the device; `model` is that of its header.
 
-    Raises:
-        VplError: the workspace's CLIP is unavailable, or is not that of the groups.
+    Raises a VplError if the workspace's CLIP is unavailable, or is not that of the groups.
     """
     if network.shape.caption is None:
         return clip_encoder(workspace, device, model)[0]
@@ -100,8 +97,7 @@ def clip_encoder(workspace: Workspace, device: torch.device,
                  ) -> tuple[Callable[[Sequence[str]], Tensor], dict[str, str]]:
     """Return the text encoder of the workspace's CLIP, and that CLIP's identity.
 
-    Raises:
-        VplError: it is unavailable, or differs from `model`.
+    Raises a VplError if it is unavailable, or differs from `model`.
     """
     models.check_words(workspace, "`text='own'`")
     clip = load.load_clip(workspace.model, workspace.pretrained, device, base=workspace.path)
@@ -174,7 +170,7 @@ def from_groupvit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupSettings(RunsSegmenter):
+class GroupSettings(running.RunsSegmenter):
     """Settings of running any segmenter, and those that apply only to groups."""
 
     classes: Path | None = setting(
@@ -199,7 +195,7 @@ class GroupSettings(RunsSegmenter):
 
 
 @dataclass(frozen=True)
-class SegmentedByGroups(Segmented):
+class SegmentedByGroups(running.Segmented):
     """A `Segmented` with class maps (C, h, w), and group maps if requested."""
 
     maps: Tensor
@@ -221,8 +217,7 @@ def view_of(network: networks.GroupNetwork, settings: GroupSettings
             ) -> tuple[int, group_maps.GroupView]:
     """Return the photos' shorter side in pixels, and the sliding windows.
 
-    Raises:
-        VplError: a size is not a multiple of the patch size.
+    Raises a VplError if a size is not a multiple of the patch size.
     """
     patch = network.shape.patch
     short = settings.short_side or 2 * network.shape.side
@@ -237,7 +232,7 @@ def view_of(network: networks.GroupNetwork, settings: GroupSettings
 
 @dataclass(frozen=True)
 class GroupSegmenter:
-    """A `RunningSegmenter` of trained groups and encoded class names.
+    """Trained groups and encoded class names, with the interface of `RunningNetwork`.
 
     The network is in evaluation mode, on the device. `texts` are class vectors (C, dim), `view` the
     sliding windows, `preprocess` that of photos; `maps` requests group maps as well.
@@ -255,8 +250,7 @@ class GroupSegmenter:
            ) -> GroupSegmenter:
         """Read groups, and encode the workspace's class names.
 
-        Raises:
-            VplError: the groups or their text tower are unavailable, or a size does not fit.
+        Raises a VplError if the groups or their text tower are unavailable, or a size does not fit.
         """
         templates = find_prompts(settings.prompts)
         header, network = read_groups(path)
@@ -275,13 +269,13 @@ class GroupSegmenter:
             self.network, pixels.to(self.device, non_blocking=True), self.texts, self.view,
             groups=groups)
 
-    def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
-        """See `RunningSegmenter`."""
+    def tiled(self, settings: running.RunsSegmenter) -> running.TiledSegmenter | None:
+        """Raise an error: groups see no tiles."""
         raise VplError("groups see photos by windows of their own, and no GeoTIFF",
                        "`decoder='NAME'` names a decoder")
 
-    def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
-        """See `RunningSegmenter`."""
+    def photo(self, rgb: npt.NDArray[np.uint8], settings: running.RunsSegmenter) -> Tensor:
+        """See `RunningNetwork`; raises an error if the settings do not apply to groups."""
         if settings.factors != [1] or settings.flip or settings.tile:
             raise VplError("groups see a photo by windows of their own, at one scale, and not "
                            "mirrored", "leave out `scales`, `flip` and `tile`")
@@ -289,8 +283,8 @@ class GroupSegmenter:
         pixels = to_pixels(rgb, size, self.preprocess.mean, self.preprocess.std)
         return self.segment(pixels[None])[0].probabilities
 
-    def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
-        """See `RunningSegmenter`; yields a `SegmentedByGroups` for each photo."""
+    def photos(self, paths: Mapping[str, Path], settings: running.RunsSegmenter) -> Iterator[Made]:
+        """See `RunningNetwork`; yields a `SegmentedByGroups` for each photo."""
         def segment_batch(batch: batches.Batch) -> Iterator[Made]:
             found = self.segment(batch.pixels, groups=self.maps)
             for key, size, photo in zip(batch.ids, batch.sizes, found, strict=True):

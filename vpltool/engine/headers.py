@@ -113,10 +113,9 @@ def _outdated(workspace: Workspace, header: Header) -> str:
 
 
 def check_same_model(first: Mapping[str, str], second: Mapping[str, str], what: str) -> None:
-    """Check that two artifacts come from the same model.
+    """Raise a VplError unless two artifacts come from the same model.
 
-    Raises:
-        VplError: they do not; `what` names the two: `features/train and prototypes/text`.
+    `what` names the two: `features/train and prototypes/text`.
     """
     if not is_same_model(first, second):
         beside = "encoder" in {*first} ^ {*second}

@@ -71,8 +71,7 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
 
     Photos without a mask are left out with a warning.
 
-    Raises:
-        VplError: there are none, they are of other classes, or they are the true masks.
+    Raises a VplError if there are none, they are of other classes, or they are the true masks.
     """
     ids = [photo.id for photo in photos]
     corrected = corrections.corrections_of(workspace.path, ids)
@@ -150,9 +149,8 @@ def supervision_by(masks: Masks, ids: Sequence[str]) -> str:
 def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> None:
     """Check that masks show only classes of the workspace, and have the size of their photos.
 
-    Raises:
-        VplError: a value is not a class, or a mask has another size than its photo; the message
-            names the first such file.
+    Raises a VplError if a value is not a class, or a mask has another size than its photo; the
+    message names the first such file.
     """
     shown = [False] * (IGNORE + 1 + len(workspace.classes))
 
@@ -256,11 +254,7 @@ def identity_of_corrections(corrected: Mapping[str, Path]) -> str:
 
 
 def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> None:
-    """Check that the values of corrected masks still refer to the workspace's classes.
-
-    Raises:
-        VplError: a mask was imported with other classes.
-    """
+    """Raise a VplError if a corrected mask was imported with other classes than the workspace's."""
     for path in corrected.values():
         header = formats.describe(path).header
         names = tuple(header.facts.get("classes", ())) if header else ()
@@ -281,8 +275,7 @@ def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = F
               ) -> npt.NDArray[np.uint8]:
     """Read a mask; check its classes, and before decoding its size, if the photo exists.
 
-    Raises:
-        VplError: a value is not a class, or the size differs from the photo's.
+    Raises a VplError if a value is not a class, or the size differs from the photo's.
     """
     try:
         size = photo_size(photo)

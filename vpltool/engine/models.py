@@ -31,11 +31,7 @@ DEFAULT_CLIP = ("ViT-B-16-quickgelu", "openai")
 
 
 def load_main(workspace: Workspace, device: torch.device) -> encoders.Encoder:
-    """Load the image encoder of a workspace: its encoder, or else its CLIP's vision tower.
-
-    Raises:
-        VplError: it is unavailable or not supported.
-    """
+    """Load the encoder of a workspace, or else its CLIP's vision tower, or raise a VplError."""
     if not workspace.encoder:
         return load_clip_vision(workspace, device)
     encoder = encoders.load_encoder(
@@ -82,21 +78,16 @@ def with_weights(encoder: str, weights: str) -> str:
 
 
 def load_clip_vision(workspace: Workspace, device: torch.device) -> encoders.Encoder:
-    """Load the vision tower of a workspace's CLIP.
-
-    Raises:
-        VplError: the workspace has no CLIP, or it is unavailable.
-    """
+    """Load the vision tower of a workspace's CLIP, or raise a VplError."""
     check_words(workspace)
     return encoders.load_vision(workspace.model, workspace.pretrained, device, base=workspace.path,
                                 normalise=workspace.normalise)
 
 
 def check_words(workspace: Workspace, instead: str = "") -> None:
-    """Check that a workspace has a CLIP, before work that needs text; `instead` extends the hint.
+    """Raise a VplError if a workspace has no CLIP, before work that needs text.
 
-    Raises:
-        VplError: it has none.
+    `instead` is another way, for the hint.
     """
     if not workspace.has_words:
         raise VplError(
@@ -165,9 +156,8 @@ class ModelSettings(Settings):
 def choose_models(path: Path, settings: ModelSettings, earlier: Workspace | None) -> ChosenModels:
     """Choose the models of a workspace: those given, else its present ones.
 
-    Raises:
-        VplError: a model, tag, file or folder does not exist or is not supported, or two settings
-            contradict each other.
+    Raises a VplError if a model, tag, file or folder does not exist or is not supported, or two
+    settings contradict each other.
     """
     encoder, words = settings.encoder, settings.words
     clip_given = [name for name in ("model", "pretrained") if settings.is_given(name)]

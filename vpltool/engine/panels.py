@@ -71,8 +71,7 @@ def _group_panel(name: str, shares: Tensor, picture: Rgb) -> SheetPanel:
 def open_column(workspace: Workspace, name: str, split: str) -> Column:
     """Open a folder by `cams/NAME` or path.
 
-    Raises:
-        VplError: there is none, or its classes differ from the workspace's.
+    Raises a VplError if there is none, or its classes differ from the workspace's.
     """
     for path in (Path(name), workspace.path / name):
         if holds_labels(path):
@@ -85,8 +84,7 @@ def open_column(workspace: Workspace, name: str, split: str) -> Column:
 def open_columns(workspace: Workspace, names: Sequence[str], split: str) -> list[Column]:
     """Open folders by name or path; without names, all of a split that can be opened.
 
-    Raises:
-        VplError: a named folder does not exist, or has other classes.
+    Raises a VplError if a named folder does not exist, or has other classes.
     """
     if names:
         return [open_column(workspace, name, split) for name in names]
@@ -135,8 +133,7 @@ def holds_labels(path: Path) -> bool | None:
 def new_photos(columns: Sequence[Column], work: Path) -> dict[str, Path]:
     """Return the paths of the photos shown in columns, by id; empty if they are the workspace's.
 
-    Raises:
-        VplError: the columns show different photos.
+    Raises a VplError if the columns show different photos.
     """
     found = [(column.name, named_photos_of(column.source, work))
              for column in columns if column.source]

@@ -57,8 +57,7 @@ def open_outputs(
 
     `labels` is the number of labels including the background.
 
-    Raises:
-        VplError: a folder was made with other settings, or another command is writing to it.
+    Raises a VplError if a folder was made with other settings, or another command is writing to it.
     """
     for path in folders:
         once.write_alone(path)
@@ -174,8 +173,7 @@ def run_batches(
 
     Photos in `batch.failed` could not be read. `too_large` returns the hint of the error.
 
-    Raises:
-        VplError: memory does not suffice for one photo.
+    Raises a VplError if memory does not suffice for one photo.
     """
     def run_one(batch: Batch) -> list[Made]:
         failed: Mapping[str, str] = getattr(batch, "failed", {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -10,11 +10,8 @@ from typing import TypeVar
 from vpltool import console, formats
 from vpltool.core.photos import describe_failure, photo_size, read_photo
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, InputFolder, Photo, Workspace
-from vpltool.formats.kinds import KINDS
+from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, outputs, shards
 from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, again
-from vpltool.formats.outputs import replaced_photos
-from vpltool.formats.shards import WHOLE, Shard, find_shard
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 
@@ -40,17 +37,16 @@ class Photos:
     per_photo_inputs: Mapping[str, str]
     left_out: Mapping[str, str]
     whole: bool = True
-    shard: Shard = WHOLE
+    shard: shards.Shard = shards.WHOLE
     hashes: Mapping[str, str] = field(default_factory=dict)
 
 
-def chosen_shard(choice: str) -> Shard:
+def chosen_shard(choice: str) -> shards.Shard:
     """Return the shard of this process, and print it unless it is all photos.
 
-    Raises:
-        VplError: the setting or the environment specifies no valid shard.
+    Raises a VplError if the setting or the environment specifies no valid shard.
     """
-    shard = find_shard(choice)
+    shard = shards.find_shard(choice)
     if shard.count > 1:
         console.note(f"shard {shard} of the photos, {shard.set_by}")
     return shard
@@ -60,7 +56,7 @@ Named = TypeVar("Named")
 Result = TypeVar("Result")
 
 
-def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] = str
+def assigned(photos: Iterable[Named], shard: shards.Shard, key: Callable[[Named], str] = str
              ) -> list[Named]:
     """Select the photos that this process handles.
 
@@ -70,12 +66,11 @@ def assigned(photos: Iterable[Named], shard: Shard, key: Callable[[Named], str] 
 
 
 def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFolder,
-                shard: Shard = WHOLE) -> Photos:
+                shard: shards.Shard = shards.WHOLE) -> Photos:
     """Return the photos of a split or shard that all inputs contain, with their tags.
 
-    Raises:
-        VplError: an input is incomplete, holds none of them, or was made from other photos or
-            tags.
+    Raises a VplError if an input is incomplete, holds none of them, or was made from other photos
+    or tags.
     """
     photos = assigned(workspace.photos(split, limit), shard, lambda photo: photo.id)
     ids = [photo.id for photo in photos]
@@ -91,8 +86,7 @@ def photos_with(workspace: Workspace, split: str, limit: int, *inputs: InputFold
 def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFolder) -> None:
     """Check that folders were made from the present photos and tags.
 
-    Raises:
-        VplError: a folder was not; the hint is the call that recomputes the outdated files.
+    Raises a VplError if a folder was not; the hint is the call that recomputes the outdated files.
     """
     wanted = set(ids)
     photos = [photo for photo in workspace.photos() if photo.id in wanted]
@@ -101,7 +95,7 @@ def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFold
         tagged = folder.per_photo_inputs if folder.kind in TAGGED else {}
         for what, before, now in (("photo replaced", folder.photos, hashes),
                                   ("tags changed", tagged, tags)):
-            if old := sorted(replaced_photos(before, now) & wanted):
+            if old := sorted(outputs.replaced_photos(before, now) & wanted):
                 raise VplError(
                     f"{folder.path}: {part_of(len(old), len(wanted), 'files', 'is', 'are')} out of "
                     f"date ({what}): {', '.join(old[:5])}{' …' if old[5:] else ''}",
@@ -119,20 +113,12 @@ def paths_of(workspace: Workspace, split: str) -> dict[str, Path]:
 
 
 def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:
-    """Read a photo, RGB (H, W, 3), that an earlier stage could read.
-
-    Raises:
-        VplError: it can no longer be read; the message names the photo.
-    """
+    """Read a photo, RGB (H, W, 3), that an earlier stage could read; else raise a VplError."""
     return _read_known(workspace, photo, read_photo)
 
 
 def known_photo_size(workspace: Workspace, photo: Photo) -> tuple[int, int]:
-    """Read (height, width) of a photo that an earlier stage could read.
-
-    Raises:
-        VplError: see `read_known_photo`.
-    """
+    """Read (height, width) of a photo that an earlier stage could read; else raise a VplError."""
     return _read_known(workspace, photo, photo_size)
 
 
@@ -145,26 +131,15 @@ def _read_known(workspace: Workspace, photo: Photo, read: Callable[[Path], Resul
                        "fix it and run the same command again") from error
 
 
-def photos_identity(workspace: Workspace, split: str, limit: int, *inputs: InputFolder) -> str:
-    """Return a hash of the ids of all photos that have not failed in any folder.
-
-    It is stored as the input `photos`, so that a file is stale once a failed photo is available.
-    """
-    ids = [photo.id for photo in workspace.photos(split, limit)]
-    left_out = {key for folder in inputs for key in folder.left_out(ids)}
-    return formats.identity_of_many({key: "" for key in ids if key not in left_out})
-
-
 def file_identities(paths: Mapping[str, Path]) -> dict[str, str]:
     """Return a hash of each file's bytes by id, since a name may refer to another file later."""
     hashes = threads.in_threads(formats.identity_of_file, paths.values(), _THREADS)
     return dict(zip(paths, hashes, strict=True))
 
 
-def known_hashes(workspace: Workspace, photos: Iterable[Photo], inputs: Iterable[InputFolder]
+def known_hashes(workspace: Workspace, photos: Sequence[Photo], inputs: Iterable[InputFolder]
                  ) -> dict[str, str]:
     """Return the hash of each photo's file by id; of unreadable ones, as recorded by folders."""
-    photos = list(photos)
     known: Mapping[str, str] = {key: hashed for folder in inputs
                                 for key, hashed in folder.photos.items()}
     return {photo.id: known[photo.id] for photo in photos if photo.id in known
@@ -183,13 +158,28 @@ def with_photo_files(workspace: Workspace, header: Header) -> Header:
 
 def _files_identity(workspace: Workspace, header: Header) -> str:
     """Return a hash of the files of all photos that the header's sources contain."""
+    return formats.identity_of_many(known_hashes(workspace, *_photos_of(workspace, header)))
+
+
+def photos_identity(workspace: Workspace, header: Header) -> str:
+    """Return a hash of the ids of all photos that the header's sources contain.
+
+    It is stored as the input `photos`, so that a file is stale once a failed photo is available.
+    """
+    photos, _ = _photos_of(workspace, header)
+    return formats.identity_of_many({photo.id: "" for photo in photos})
+
+
+def _photos_of(workspace: Workspace, header: Header) -> tuple[list[Photo], list[InputFolder]]:
+    """Return the photos of a split that failed in none of the header's folders, and the folders."""
     photos = workspace.photos(str(header.options.get("split", "train")),
                               int(header.options.get("limit", 0)))
-    folders = list(_folders(workspace, header))
-    left_out = {key for folder in folders for key in folder.left_out(
-        [photo.id for photo in photos])}
-    return formats.identity_of_many(known_hashes(
-        workspace, (photo for photo in photos if photo.id not in left_out), folders))
+    folders = [formats.open_input(workspace.path / source, tuple(kinds.KINDS))
+               for source in header.sources.values()
+               if (workspace.path / source / MANIFEST).exists()]
+    ids = [photo.id for photo in photos]
+    left_out = {key for folder in folders for key in folder.left_out(ids)}
+    return [photo for photo in photos if photo.id not in left_out], folders
 
 
 def other_photos(workspace: Workspace, header: Header) -> list[str]:
@@ -201,23 +191,14 @@ def other_photos(workspace: Workspace, header: Header) -> list[str]:
         if header.inputs.get("tags", "") not in ("", workspace.tags_identity(split)):
             # Changes of photos or tags are reported anyway.
             return []
-        if "photos" in header.inputs and header.inputs["photos"] != photos_identity(
-                workspace, split, int(header.options.get("limit", 0)),
-                *_folders(workspace, header)):
-            return ["other photos can be read than it was made from"]
-        if "photo-files" in header.inputs and header.inputs["photo-files"] != _files_identity(
-                workspace, header):
-            return ["photos were replaced"]
+        for role, identity, reason in (
+                ("photos", photos_identity, "other photos can be read than it was made from"),
+                ("photo-files", _files_identity, "photos were replaced")):
+            if role in header.inputs and header.inputs[role] != identity(workspace, header):
+                return [reason]
     except VplError:
         return ["photos have changed"]
     return []
-
-
-def _folders(workspace: Workspace, header: Header) -> Iterator[InputFolder]:
-    for source in header.sources.values():
-        path = workspace.path / source
-        if (path / MANIFEST).exists():
-            yield formats.open_input(path, tuple(KINDS))
 
 
 def given_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:

@@ -66,9 +66,8 @@ def read_prototypes(workspace: Workspace, choice: str, *, aligned: bool = False)
 
     `aligned` declares that the caller maps patches into the aligned space, if there is one.
 
-    Raises:
-        VplError: they do not exist, have other classes, or lie in an aligned space; the hint is
-            the call that makes them.
+    Raises a VplError if they do not exist, have other classes, or lie in an aligned space; the hint
+    is the call that makes them.
     """
     path = find_prototypes(workspace.path, choice)
     if choice == "text" and not path.exists():
@@ -102,10 +101,9 @@ _ROW_MAKERS = {"context_of": ("whose context its rows are", "lpcam"),
 
 
 def check_rows(prototypes: Prototypes, reads: Collection[str]) -> None:
-    """Check that prototypes have the row attributes that a method reads.
+    """Raise a VplError unless prototypes have the row attributes that a method reads.
 
-    Raises:
-        VplError: one is missing; the hint is the estimator that stores it.
+    The hint is the estimator that stores the missing one.
     """
     for name, (what, maker) in _ROW_MAKERS.items():
         if name in reads and name not in prototypes.of_rows:
@@ -153,7 +151,6 @@ def split_header(workspace: Workspace, command: str, settings: Settings, feature
     `inputs` are further inputs by role: CAMs and prototypes, whose names become options, or an
     identity.
     """
-    folders = [features, *(found for found in inputs.values() if isinstance(found, InputFolder))]
     header = headers.make_header(
         workspace, "prototypes", command, settings, model=features.header.model,
         inputs={"features": features, **{
@@ -161,9 +158,8 @@ def split_header(workspace: Workspace, command: str, settings: Settings, feature
             for role, found in inputs.items()}},
         options={role: found.path.stem if isinstance(found, Prototypes) else found.name
                  for role, found in inputs.items() if not isinstance(found, str)})
-    photos = photos_identity(workspace, str(header.options["split"]),
-                             int(header.options.get("limit", 0)), *folders)
-    return with_photo_files(workspace, replace(header, inputs={**header.inputs, "photos": photos}))
+    return with_photo_files(workspace, replace(header, inputs={
+        **header.inputs, "photos": photos_identity(workspace, header)}))
 
 
 def write_prototypes(path: Path, header: Header, tensors: Mapping[str, Tensor], facts: JsonObject,
@@ -184,12 +180,9 @@ def patch_source(features: InputFolder) -> str:
 
 
 def check_fits(features: InputFolder, prototypes: Prototypes, *, head: bool = False) -> None:
-    """Check that features and prototypes come from one CLIP and fit the same space.
+    """Raise a VplError unless features and prototypes come from one CLIP and fit the same space.
 
     `head` declares that patches come from CLIP's head, and so are of the kind `block`.
-
-    Raises:
-        VplError: they do not.
     """
     headers.check_same_model(features.header.model, prototypes.header.model,
                              f"{features.path} and {prototypes.path}")
@@ -204,11 +197,7 @@ def check_fits(features: InputFolder, prototypes: Prototypes, *, head: bool = Fa
 
 
 def check_one_space(first: Prototypes, second: Prototypes) -> None:
-    """Check that the rows of two files lie in the same space.
-
-    Raises:
-        VplError: they do not.
-    """
+    """Raise a VplError unless the rows of two files lie in the same space."""
     ours, theirs = first.of_space, second.of_space
     if (_facts(first) != _facts(second) or set(ours) != set(theirs)
             or not all(ours[name].equal(theirs[name]) for name in ours)):

@@ -8,9 +8,8 @@ from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
-from vpltool.formats import JsonObject, identity_of_many, open_workspace, read_json
+from vpltool.formats import JsonObject, identity_of_many, kinds, open_workspace, read_json
 from vpltool.formats.fields import NUMBER, OBJECTS, SIZE, SIZE_OF, TEXT, check_fields
-from vpltool.formats.kinds import is_workspace
 
 ENOUGH = 20
 """Photos below which a report warns of chance: a single one changes its figures by points."""
@@ -40,8 +39,7 @@ _OF_KIND = {"scores": {"iou": SIZE_OF}, "agreement": {"mean": SIZE_OF}}
 def read_scores(path: Path) -> JsonObject:
     """Read a file of scores, against true masks or tags.
 
-    Raises:
-        VplError: it does not exist, or is not a file of scores.
+    Raises a VplError if it does not exist, or is not a file of scores.
     """
     hint = "`eval(what='predictions/NAME')` writes scores"
     content = read_json(path, hint)
@@ -87,7 +85,7 @@ def has_changed(work: Path, entry: Mapping[str, Any]) -> bool:
     """
     kind, what = str(entry.get("scored") or ""), str(entry.get("what", ""))
     name, split = what.removeprefix(f"{kind}-"), str(entry["split"])
-    if not kind or not entry.get("content") or not is_workspace(work) or (
+    if not kind or not entry.get("content") or not kinds.is_workspace(work) or (
             {"..", "/"} & {*Path(name).parts, *Path(split).parts}):
         return False
     folder = work / kind / name / split

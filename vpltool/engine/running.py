@@ -9,18 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from vpltool import console, options
-from vpltool.core import grids, segment, segmenter
-from vpltool.core.photos import (
-    LEAST_PATCHES,
-    PhotoSettings,
-    describe_failure,
-    photo_size,
-    read_photo,
-    to_pixels,
-)
+from vpltool.core import grids, photos, segment, segmenter
 from vpltool.engine.features import smaller_photos_hint
 from vpltool.engine.photo_work import Failed, Made, run_batches, run_photos
 from vpltool.errors import VplError, counted
@@ -86,11 +78,7 @@ class RunsSegmenter(options.PerPhoto, shared=True):
 
     @property
     def factors(self) -> list[float]:
-        """The scales as numbers.
-
-        Raises:
-            VplError: `scales` is not a list of factors such as `1,0.75`.
-        """
+        """The scales as numbers; VplError unless `scales` is a list such as `1,0.75`."""
         try:
             factors = [float(part) for part in self.scales.split(",")]
         except ValueError:
@@ -119,7 +107,7 @@ class TiledSegmenter:
     """
 
     segment: Callable[[Tensor], Tensor]
-    preprocess: PhotoSettings
+    preprocess: photos.PhotoSettings
     device: torch.device
     side: int
     overlap: float
@@ -127,15 +115,11 @@ class TiledSegmenter:
     at_once: int = 4
 
     def __post_init__(self) -> None:
-        """Check the tile side.
-
-        Raises:
-            VplError: a tile has too few patches.
-        """
+        """Raise a VplError if a tile has too few patches."""
         patch = self.preprocess.patch
-        if self.side < LEAST_PATCHES * patch:
-            raise VplError(f"`tile={str(self.side)!r}` is less than {LEAST_PATCHES} patches of "
-                           f"{patch} pixels", f"for example `tile='{32 * patch}'`")
+        if self.side < photos.LEAST_PATCHES * patch:
+            raise VplError(f"`tile={str(self.side)!r}` is less than {photos.LEAST_PATCHES} patches "
+                           f"of {patch} pixels", f"for example `tile='{32 * patch}'`")
 
     def divides(self, size: tuple[int, int]) -> bool:
         """Return whether a photo of (height, width) is processed in tiles."""
@@ -192,8 +176,9 @@ class TiledSegmenter:
             torch.set_num_threads(threads)
 
     def _segment(self, tiles: Sequence[npt.NDArray[np.uint8]]) -> Tensor:
-        pixels = torch.stack([to_pixels(tile, (tile.shape[0], tile.shape[1]), self.preprocess.mean,
-                                        self.preprocess.std) for tile in tiles])
+        preprocess = self.preprocess
+        pixels = torch.stack([photos.to_pixels(tile, (tile.shape[0], tile.shape[1]),
+                                               preprocess.mean, preprocess.std) for tile in tiles])
         return self.segment(pixels.to(self.device))
 
     def whole(self, rgb: npt.NDArray[np.uint8], seen: Callable[[], None] = lambda: None) -> Tensor:
@@ -215,30 +200,9 @@ class TiledSegmenter:
         found = {}
         for key, path in paths.items():
             with contextlib.suppress(OSError):
-                if self.divides(size := photo_size(path)):
+                if self.divides(size := photos.photo_size(path)):
                     found[key] = self.count(size)
         return found
-
-
-class RunningSegmenter(Protocol):
-    """A trained segmenter on its device, as returned by `SegmenterFile.load`."""
-
-    def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
-        """Return class probabilities (classes, h, w) of RGB (H, W, 3).
-
-        Raises:
-            VplError: it does not support the settings.
-        """
-
-    def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
-        """Yield a `Segmented` or the failure of each photo, given paths by id."""
-
-    def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
-        """Return a segmenter of large photos in tiles; None: all photos are processed whole.
-
-        Raises:
-            VplError: it does not support tiles.
-        """
 
 
 def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
@@ -257,9 +221,9 @@ def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
         result = segment.probabilities_of(network, layers, patches, batch.grid)
         for key, part in zip(batch.ids, result, strict=True):
             try:
-                yield key, Segmented(part, photo_size(paths[key]))
+                yield key, Segmented(part, photos.photo_size(paths[key]))
             except OSError as error:
-                yield key, Failed(describe_failure(paths[key], error))
+                yield key, Failed(photos.describe_failure(paths[key], error))
 
     names = [*reads, *(["layer_index"] if "layers" in reads else [])]
     batches = feature_batches(features, list(paths), names, settings.batch_size, device=device)
@@ -268,20 +232,17 @@ def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
 
 @dataclass(frozen=True)
 class RunningNetwork:
-    """A `RunningSegmenter` of a network and its encoder.
-
-    Args:
-        trained: both on the device; the tower has the dtype of the computation.
-    """
+    """A network and its encoder on their device; the tower has the dtype of the computation."""
 
     trained: TrainedSegmenter
     device: torch.device
 
-    def _preprocessing(self, settings: RunsSegmenter) -> PhotoSettings:
+    def _preprocessing(self, settings: RunsSegmenter) -> photos.PhotoSettings:
         """Return the preprocessing of whole photos."""
         encoder = self.trained.encoder
-        return PhotoSettings(encoder.vision.patch, encoder.mean, encoder.std,
-                             max(settings.factors), side_of(self.trained.header, settings.max_side))
+        return photos.PhotoSettings(
+            encoder.vision.patch, encoder.mean, encoder.std, max(settings.factors),
+            side_of(self.trained.header, settings.max_side))
 
     def _segment(self, pixels: Tensor, settings: RunsSegmenter) -> Tensor:
         largest = max(settings.factors)
@@ -291,7 +252,7 @@ class RunningNetwork:
             average=settings.average)
 
     def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
-        """See `RunningSegmenter`."""
+        """Return a segmenter of large photos in tiles; None: all photos are processed whole."""
         if not settings.tile:
             return None
         side, least = parse_tile(settings.tile, side_of(self.trained.header) or _TILE)
@@ -303,16 +264,16 @@ class RunningNetwork:
             settings.overlap, least, settings.batch_size)
 
     def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
-        """See `RunningSegmenter`."""
+        """Return class probabilities (classes, h, w) of RGB (H, W, 3)."""
         size, tiled = (rgb.shape[0], rgb.shape[1]), self.tiled(settings)
         preprocess = self._preprocessing(settings)
         if tiled and tiled.divides(size):
             return tiled.whole(rgb)
-        pixels = to_pixels(rgb, preprocess.fit(size), preprocess.mean, preprocess.std)[None]
+        pixels = photos.to_pixels(rgb, preprocess.fit(size), preprocess.mean, preprocess.std)[None]
         return self._segment(pixels.to(self.device), settings)[0]
 
     def photos(self, paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
-        """See `RunningSegmenter`."""
+        """Yield a `Segmented` or the failure of each photo, given paths by id."""
         device, preprocess, tiled = self.device, self._preprocessing(settings), self.tiled(settings)
         large = tiled.large(paths) if tiled else {}
 
@@ -338,15 +299,15 @@ def _in_tiles(tiled: TiledSegmenter, paths: Mapping[str, Path], large: Mapping[s
     with console.progress("tiles", sum(large.values())) as advance:
         for key in large:
             try:
-                rgb = read_photo(paths[key])
+                rgb = photos.read_photo(paths[key])
             except OSError as error:
-                yield key, Failed(describe_failure(paths[key], error))
+                yield key, Failed(photos.describe_failure(paths[key], error))
                 continue
             yield key, Segmented(tiled.whole(rgb, advance), (rgb.shape[0], rgb.shape[1]))
 
 
-def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: str = "",
-                     scale: float = 1) -> str:
+def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: str, scale: float
+                     ) -> str:
     """Explain why photos (B, 3, H, W) are too large to encode whole; empty if they are not.
 
     Args:
@@ -359,9 +320,8 @@ def too_many_patches(pixels: Tensor, patch: int, device: torch.device, other: st
         return ""
     shrunk = (_MOST_PATCHES * patch**2 / (height * width)) ** 0.5
     side = (int(max(height, width) * shrunk / scale) // patch - 1) * patch
-    ways = ", ".join(f"`{way}`" for way in (f"max_side={side}", other) if way)
     return (f"{count:,} patches, over {_MOST_PATCHES:,}: attention would take many minutes on a "
-            f"CPU; {ways}, or a GPU")
+            f"CPU; `max_side={side}`, `{other}`, or a GPU")
 
 
 def _warn_of_background(made: Iterator[Made], side: int) -> Iterator[Made]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 from vpltool import console, formats
 from vpltool.clip import encoders, stored_towers
 from vpltool.core import blocks, segmenter
 from vpltool.engine import checkpoints, groups, headers, models
 from vpltool.engine.features import BEST_FIRST, open_features
-from vpltool.engine.running import RunningNetwork, RunningSegmenter, RunsSegmenter
+from vpltool.engine.running import RunningNetwork, RunsSegmenter
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, kinds, storage
 from vpltool.formats.manifest import again
@@ -24,6 +24,9 @@ from vpltool.lazy import Tensor, torch
 from vpltool.methods import SegmenterMethod, load_method
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.parallel.device import find_device, find_precision
+
+RunningSegmenter: TypeAlias = "RunningNetwork | groups.GroupSegmenter"
+"""A trained segmenter on its device, as returned by `SegmenterFile.load`."""
 
 TOWER = "tower."
 """Prefix of the encoder's tensors in the file of a segmenter trained together with its encoder."""
@@ -51,20 +54,12 @@ class SegmenterFile:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; the first is label 1.
-
-        Raises:
-            VplError: the header lacks them.
-        """
+        """Class names, the first is label 1; VplError if the header lacks them."""
         return self._fact("classes", tuple, "its classes")
 
     @property
     def method(self) -> str:
-        """Name of its network's method.
-
-        Raises:
-            VplError: the header lacks it.
-        """
+        """Name of its network's method; VplError if the header lacks it."""
         return self._fact("segmenter", str, "the method of its network")
 
     @property
@@ -123,8 +118,7 @@ class SegmenterFile:
     def part(self, name: str) -> dict[str, Tensor]:
         """Read the state dict of the `decoder` network or of the `tower`; half becomes float32.
 
-        Raises:
-            VplError: the file is damaged.
+        Raises a VplError if the file is damaged.
         """
         names = tuple(key for key in formats.describe(self.path).shapes
                       if key.startswith(TOWER) == (name == "tower"))
@@ -338,8 +332,7 @@ _KINDS: Mapping[str, type[SegmenterFile]] = {
 def open_segmenter(path: Path) -> SegmenterFile:
     """Read the header of a segmenter.
 
-    Raises:
-        VplError: the file is not a segmenter, or is only a training checkpoint.
+    Raises a VplError if the file is not a segmenter, or is only a training checkpoint.
     """
     found = formats.describe(path).header
     kind = found.kind if found and found.kind in _KINDS else "decoder"
@@ -351,8 +344,7 @@ def find_segmenter(work: Path, choice: str, setting: str = "decoder") -> Segment
 
     Without a choice, decoders take precedence over groups. Hints name the setting.
 
-    Raises:
-        VplError: there is none, or several fit.
+    Raises a VplError if there is none, or several fit.
     """
     decoders, others = (kinds.results_of(work, kind) for kind in ("decoder", "groups"))
     if not choice:

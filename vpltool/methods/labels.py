@@ -8,7 +8,6 @@ files that it would read, none if they are in another format; `read(path, reques
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +18,8 @@ from typing import Any
 from vpltool import json_text
 from vpltool.core.classes import label_type, paint
 from vpltool.core.photos import photo_size
-from vpltool.errors import VplError, near_name
-from vpltool.formats import IGNORE, Photo, read_drawn_labels
-from vpltool.formats.kinds import RESERVED
+from vpltool.errors import VplError, check_package, near_name
+from vpltool.formats import IGNORE, Photo, kinds, read_drawn_labels
 from vpltool.formats.labels import size_of_labels
 from vpltool.lazy import np, npt
 from vpltool.methods import find_methods
@@ -133,7 +131,7 @@ class FirstRequest(LabellingRequest):
         if name.lower() in BACKGROUND_WORDS:
             return 0
         if name not in self.met and len(self.met) + 1 == IGNORE:
-            self.met[RESERVED] = IGNORE
+            self.met[kinds.RESERVED] = IGNORE
         return self.met.setdefault(name, len(self.met) + 1)
 
 
@@ -272,7 +270,6 @@ def find_reader(path: Path) -> tuple[str, ModuleType] | None:
                        "docs/labelling.md says what each format looks like")
     reader = readers[found[0]]
     for module in reader.NEEDS:
-        if importlib.util.find_spec(module) is None:
-            raise VplError(f"{found[0]} needs {module}, which is not installed",
-                           "pip install 'vpltool[labelling]'")
+        check_package(module, f"{found[0]} needs {module}, which is not installed",
+                      "pip install 'vpltool[labelling]'")
     return found[0], reader

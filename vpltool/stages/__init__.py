@@ -53,11 +53,7 @@ class FoundStage:
         return [str(part) for part in parts if part is not None]
 
     def judge(self, result: object) -> None:
-        """Check a printed result that is a verdict; notebooks get it without this check.
-
-        Raises:
-            VplError: the result reports a problem.
-        """
+        """Raise a VplError if a result reports a problem; notebooks get it without this check."""
         if judge := getattr(self.module, "judge", None):
             judge(result)
 

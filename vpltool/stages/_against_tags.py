@@ -33,8 +33,7 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
 
     A class counts as predicted if it covers at least `share` of a photo's pixels.
 
-    Raises:
-        VplError: these are CAMs, no photo has a tag, or a prediction is damaged.
+    Raises a VplError if these are CAMs, no photo has a tag, or a prediction is damaged.
     """
     _check_source(workspace.path, source, split)
     photos = [photo for photo in photos if photo.tags]

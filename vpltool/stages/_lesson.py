@@ -109,11 +109,6 @@ class Frozen:
     features: InputFolder | None = None
     encoder: Any = None
 
-    @property
-    def source(self) -> str:
-        """`features` or `photos`."""
-        return "photos" if self.features is None else "features"
-
 
 @dataclass(frozen=True)
 class Lesson:

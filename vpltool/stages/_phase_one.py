@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 from vpltool import console, options
 from vpltool.core import alignment, grids
 from vpltool.core.gap import Gap, photo_regions
 from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
-from vpltool.engine import prototypes
+from vpltool.engine import photo_work, prototypes
 from vpltool.engine.features import SEEDING, find_cams
-from vpltool.engine.photo_work import tracked
 from vpltool.engine.photos import photos_with
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace
@@ -23,38 +22,25 @@ from vpltool.parallel import memory
 from vpltool.parallel.ranks import Ranks
 from vpltool.settings import NoEffect, setting
 
+# Settings that stages share, as in `options`.
+phi = partial(
+    setting, 0.4, "Seed threshold; a pixel belongs to a class where its CAM reaches this.", low=0,
+    high=1, source="VPL, table 6")
 
-def phi(*no_effect: NoEffect, brief: bool = True) -> float:
-    """Declare the CAM value from which on pixels are seeds."""
-    return setting(0.4, "Seed threshold; a pixel belongs to a class where its CAM reaches this.",
-                   low=0, high=1, source="VPL, table 6", no_effect=no_effect, brief=brief)
+phi_background = partial(
+    setting, 0.15, "Background seed threshold; a pixel is background where all CAMs are below "
+    "this.", low=0, high=1, source="vpltool")
 
+max_pixels = partial(
+    setting, 500_000, "Use this many pixels at most, the same share of each photo, to limit memory "
+    "and time.", low=1, metavar="N", source="vpltool")
 
-def phi_background(*no_effect: NoEffect, brief: bool = True) -> float:
-    """Declare the CAM value below which pixels are background seeds."""
-    return setting(0.15, "Background seed threshold; a pixel is background where all CAMs are "
-                         "below this.",
-                   low=0, high=1, source="vpltool", no_effect=no_effect, brief=brief)
+cams = partial(setting, "", "CAMs that give seeds or regions; default: text-refined, else text.",
+               metavar="NAME-OR-PATH", record="never")
 
+text = partial(setting, "text", "Text prototypes.", metavar="NAME-OR-PATH", record="never")
 
-def max_pixels() -> int:
-    """Declare the maximum number of pixels."""
-    return setting(500_000, "Use this many pixels at most, the same share of each photo, to "
-                            "limit memory and time.", low=1, metavar="N", source="vpltool")
-
-
-def cams(*no_effect: NoEffect, brief: bool = True) -> str:
-    """Declare the CAMs that label the pixels."""
-    return setting("", "CAMs that give seeds or regions; default: text-refined, else text.",
-                   metavar="NAME-OR-PATH", record="never", no_effect=no_effect, brief=brief)
-
-
-def text(*, brief: bool = True) -> str:
-    """Declare the text prototypes."""
-    return setting("text", "Text prototypes.", metavar="NAME-OR-PATH", record="never", brief=brief)
-
-
-_REGIONS = NoEffect({"pixels": ("regions",)}, "regions need no threshold")
+_REGIONS = [NoEffect({"pixels": ("regions",)}, "regions need no threshold")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +48,8 @@ class PixelSettings(options.WholeSplit, shared=True):
     """Settings that choose the pixels from which prototypes are made."""
 
     cams: str = cams()
-    phi: float = phi(_REGIONS)
-    phi_background: float = phi_background(_REGIONS)
+    phi: float = phi(no_effect=_REGIONS)
+    phi_background: float = phi_background(no_effect=_REGIONS)
     pixels: str = setting(
         "seeds", "What prototypes are made of; seeds: the seed pixels; regions: a CAM-weighted "
                  "mean per class and photo.", choices=("seeds", "regions"))
@@ -116,7 +102,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     photo_of = [torch.empty(0, dtype=torch.long)]
     labels = [torch.empty(0, dtype=torch.long)]
     total = count = 0
-    for number, key in tracked("read features", mine, len(mine)):
+    for number, key in photo_work.tracked("read features", mine, len(mine)):
         patches = prototypes.read_patches(features, key, space)
         total += len(patches)
         patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
@@ -202,7 +188,7 @@ def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], p
     A class's region is where its CAM is the strongest and reaches Φ, in the given space.
     """
     parts = []
-    for key in tracked("read regions", ids, len(ids)):
+    for key in photo_work.tracked("read regions", ids, len(ids)):
         patches = prototypes.read_patches(features, key, space).float()
         cam = read_maps(maps, features, key, len(patches))
         labels = seed_labels(cam["cam"], cam["classes"], phi, phi_background=0)

@@ -83,11 +83,7 @@ def warn_of_untagged_classes(untagged: Mapping[str, str], masks: int) -> None:
 
 
 def check_truth(workspace: Workspace, photos: Iterable[Photo]) -> None:
-    """Check that `read_truth` accepts the true masks of photos; missing photos are skipped.
-
-    Raises:
-        VplError: see `read_truth`; the message names the mask.
-    """
+    """Check photos' true masks as `read_truth` does; missing photos are skipped."""
     def check(photo: Photo) -> None:
         try:
             size = photo_size(workspace.image_path(photo))

@@ -16,8 +16,7 @@ from vpltool.engine.prototypes import Prototypes, patch_source, split_header
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, kinds
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel.device import find_device
-from vpltool.parallel.ranks import Ranks
+from vpltool.parallel import device, ranks
 from vpltool.settings import NoEffect, Stage, setting, warn_without_effect
 from vpltool.stages import _phase_one
 
@@ -151,7 +150,7 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
         console.warn(f"no regions of {', '.join(absent)}: the text is mapped, not aligned")
     console.note(f"{len(counts)} regions of {len(ids)} photos, {held} patches")
     embeddings = torch.nn.functional.normalize(torch.cat(pixels).float(), dim=-1)
-    return alignment.Regions(embeddings.to(find_device(settings.device, double=True)),
+    return alignment.Regions(embeddings.to(device.find_device(settings.device, double=True)),
                              torch.cat([pixel for pixel, _ in entries]),
                              torch.cat([weight for _, weight in entries]), torch.tensor(counts),
                              torch.tensor(classes))
@@ -198,7 +197,7 @@ def _align(
         checkpoints.Steps(replace(header, kind="alignment"), target, chosen.iters, aligner,
                           optimizer, ("patches", "text"), chosen.checkpoint_every),
         alignment.train(aligner, optimizer, regions, training, start=start.step), start,
-        Ranks(0, 1, where), finish)
+        ranks.Ranks(0, 1, where), finish)
 
 
 def _changes(regions: alignment.Regions, text: Prototypes, space: alignment.AlignedSpace,

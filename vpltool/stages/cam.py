@@ -10,8 +10,7 @@ from vpltool import formats, options
 from vpltool.engine import given, photo_work
 from vpltool.formats.kinds import result_path
 from vpltool.lazy import Tensor, torch
-from vpltool.methods import KINDS, CamMethod, load_method
-from vpltool.methods.inputs import CamBatch
+from vpltool.methods import KINDS, CamMethod, inputs, load_method
 from vpltool.parallel import batches, device
 from vpltool.settings import Stage, setting
 
@@ -69,7 +68,7 @@ def run(workspace: formats.Workspace, settings: CamSettings) -> list[Path]:
 
         def draw(batch: batches.FeatureBatch, tensors: dict[str, Tensor]
                  ) -> Iterator[photo_work.Made]:
-            maps = method.make_cams(CamBatch(
+            maps = method.make_cams(inputs.CamBatch(
                 batch.ids, batch.grid, tensors, [tags[key] for key in batch.ids], prototypes.rows,
                 prototypes.class_index, prototypes.of_rows, prototypes.photos, loaded.head,
                 loaded.rgb(batch.ids), loaded.captions(batch.ids)), settings.of_method)

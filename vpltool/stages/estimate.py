@@ -17,8 +17,7 @@ from vpltool.engine import features, models
 from vpltool.errors import VplError, counted
 from vpltool.formats import JsonObject, Photo, Workspace, describe, kinds
 from vpltool.lazy import F, np, torch
-from vpltool.methods import KINDS, SegmenterMethod, find_method, load_method
-from vpltool.methods.inputs import LabelledPhoto, ScoredPhoto, SegmenterParts
+from vpltool.methods import KINDS, SegmenterMethod, find_method, inputs, load_method
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import Settings, Stage, described, setting
 from vpltool.stages import _lesson, tag
@@ -231,7 +230,7 @@ def _crf_seconds(pixels: int, device: torch.device) -> float:
     # Smooth, as photos are: noise would fill the lattice.
     coarse = rng.integers(0, 255, (side // 8 + 1, side // 8 + 1, 3)).astype(np.uint8)
     photo = np.ascontiguousarray(coarse.repeat(8, 0).repeat(8, 1)[:side, :side])
-    scored = [ScoredPhoto(photo, rng.random((2, side, side)).astype(np.float32))]
+    scored = [inputs.ScoredPhoto(photo, rng.random((2, side, side)).astype(np.float32))]
     method = find_method("label_refiners", "densecrf").load()
     used = method.Settings(kernels="weclip")
     where = method.runs_on(used, device)
@@ -245,7 +244,7 @@ def _training_seconds(encoder: encoders.Encoder, settings: EstimateSettings, dev
     if not method.stepless:
         return settings.iters * _step_seconds(encoder, settings, device)
     network = _network(encoder, settings).to(device)
-    photo = LabelledPhoto(
+    photo = inputs.LabelledPhoto(
         torch.randn(settings.layers, patches, encoder.vision.width, device=device), None,
         (1, patches), torch.randint(0, 7, (4, 4 * patches), dtype=torch.uint8, device=device))
 
@@ -288,7 +287,7 @@ def _joint_training_seconds(workspace: Workspace, settings: EstimateSettings, vi
         method = load_method(SegmenterMethod, "finetune")
         used: Any = method.Settings()
         layers = tuple(features.parse_layers("spread", vision.depth))
-        network = method.build(SegmenterParts(
+        network = method.build(inputs.SegmenterParts(
             layers, vision.width, F.normalize(torch.randn(classes, 1), dim=-1),
             torch.arange(classes)), used)
         blocks = used.blocks if isinstance(vision, vit.VisionTower) else 0
@@ -337,6 +336,6 @@ def _network(encoder: encoders.Encoder, settings: EstimateSettings) -> segmenter
     known = {entry.name for entry in described(method.Settings)}
     prototypes = F.normalize(torch.randn(24, _dim(encoder)), dim=-1)
     return method.build(
-        SegmenterParts(tuple(range(settings.layers)), encoder.vision.width, prototypes,
-                       torch.arange(24) % 7),
+        inputs.SegmenterParts(tuple(range(settings.layers)), encoder.vision.width, prototypes,
+                              torch.arange(24) % 7),
         method.Settings(**{name: value for name, value in wanted.items() if name in known}))

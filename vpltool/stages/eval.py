@@ -10,13 +10,11 @@ from typing import Any
 
 from vpltool import console, formats, options
 from vpltool.core import metrics
-from vpltool.engine import features, reports
-from vpltool.engine.photo_work import tracked
+from vpltool.engine import features, photo_work, reports
 from vpltool.engine.photos import known_photo_size
 from vpltool.errors import VplError, part_of
 from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, kinds, manifest, shards
 from vpltool.formats.header import current_preset, format_preset
-from vpltool.formats.kinds import check_values
 from vpltool.lazy import F, np, npt
 from vpltool.parallel.ranks import joined
 from vpltool.parallel.threads import in_threads
@@ -183,7 +181,7 @@ def _count_own(workspace: Workspace, source: InputFolder, photos: list[Photo], t
     have = set(source.available(photo.id for photo in photos))
     photos = [photo for photo in photos if photo.id in have]
     tally = _Tally()
-    for counted in tracked("eval", in_threads(
+    for counted in photo_work.tracked("eval", in_threads(
             lambda photo: _count(workspace, source, photo, tolerance), photos,
             min(8, os.cpu_count() or 1)), len(photos)):
         tally.add(counted)
@@ -218,8 +216,8 @@ def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...], label
                ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Value and class of the strongest map at each pixel, both (H, W)."""
     tensors = source.read_tensors(photo_id)
-    check_values(source.kind, tensors, str(source.path_of(photo_id)),
-                 manifest.again(source.header), labels)
+    kinds.check_values(source.kind, tensors, str(source.path_of(photo_id)),
+                       manifest.again(source.header), labels)
     if not len(tensors["classes"]):
         return np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     cam = F.interpolate(tensors["cam"].float()[None], size=tuple(shape), mode="bilinear",

@@ -9,8 +9,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.datasets.tags import some
-from vpltool.engine import features, masks, panels, segmenters
-from vpltool.engine.photo_work import tracked
+from vpltool.engine import features, masks, panels, photo_work, segmenters
 from vpltool.errors import PhotosFailed, VplError, counted, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, corrections, expect_header, find_folder
 from vpltool.formats.kinds import result_path
@@ -18,8 +17,7 @@ from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import again
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np, npt
-from vpltool.methods import Exporter, load_method
-from vpltool.methods.inputs import PredictedScene, Predictions
+from vpltool.methods import Exporter, inputs, load_method
 from vpltool.parallel import device
 from vpltool.settings import Settings, Stage, make, setting, values_of
 from vpltool.stages._card import about_segmenter, measured, some_photos, write_card
@@ -93,7 +91,7 @@ def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> 
         raise VplError(f"{path} was predicted with other classes than {workspace.path} has",
                        again(header))
     out = settings.out or workspace.path / "exports" / f"{path.stem}{method.SUFFIX}"
-    return method.export(PredictedScene(path, classes), out, settings.of_method)
+    return method.export(inputs.PredictedScene(path, classes), out, settings.of_method)
 
 
 def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
@@ -115,7 +113,7 @@ def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporte
                        f"{_mended(source, split)}; `export('masks')` exports the others")
     path = settings.out or workspace.path / "exports" / f"{source.name}-{split}{method.SUFFIX}"
     there = [photo for photo in photos if photo.id in sizes]
-    predictions = Predictions(workspace, source.name, there, lambda: _each(
+    predictions = inputs.Predictions(workspace, source.name, there, lambda: _each(
         workspace, source, there, sizes, corrected, f"export {settings.method}"), failed)
     of_method = make(type(settings.of_method), values_of(settings.of_method) | {"split": split},
                      settings.of_method.given)
@@ -209,7 +207,7 @@ def _each(workspace: Workspace, source: InputFolder, photos: Sequence[Photo],
           ) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
     """Yield each photo with its labels, after checking their size and classes."""
     last, remake = len(workspace.classes), f"{again(source.header)} with `overwrite=True`"
-    for photo in tracked(title, photos, len(photos)):
+    for photo in photo_work.tracked(title, photos, len(photos)):
         if photo.id in corrected:
             yield photo, masks.read_mask(corrected[photo.id], workspace.image_path(photo), last)
             continue

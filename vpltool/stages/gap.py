@@ -124,11 +124,7 @@ def _read_sets(workspace: Workspace, choices: Sequence[str], features: InputFold
 
 
 def panel(workspace: Workspace, settings: GapSettings) -> scatter.Panel:
-    """Measure the gap and draw it as a panel of a larger picture; nothing is written.
-
-    Raises:
-        VplError: as `run`.
-    """
+    """Measure the gap as `run` does, and draw a panel of a larger picture; nothing is written."""
     return _panel(_measure(workspace, settings))
 
 

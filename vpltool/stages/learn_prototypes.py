@@ -7,7 +7,6 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core import phase_one
-from vpltool.core.phase_one import PhaseOneConfig, Pixels
 from vpltool.core.prototypes import SolverRecord
 from vpltool.engine import headers, models, prototypes
 from vpltool.engine.features import open_features
@@ -20,6 +19,7 @@ from vpltool.stages import _phase_one
 
 NOT_LEARNED = NoEffect({"iters": (0,)}, "the start is the result")
 UNSEEDED = NoEffect({"pixels": ("all",)}, "no CAM is read")
+_NO_SEEDS = NoEffect({"pixels": ("all", "regions")}, "there are no seeds to threshold")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,9 @@ class LearnPrototypesSettings(_phase_one.PixelSettings):
     start: str = setting(
         "text", "Initial prototypes W; text, seeds from seed-prototypes, or a file.",
         metavar="NAME-OR-PATH", record="never", source="InMaP, official code: W begins as Z")
-    phi: float = _phase_one.phi(
-        NoEffect({"pixels": ("all", "regions")}, "there are no seeds to threshold"), brief=False)
-    phi_background: float = _phase_one.phi_background(
-        NoEffect({"pixels": ("all", "regions")}, "there are no seeds to threshold"), brief=False)
-    cams: str = _phase_one.cams(UNSEEDED, brief=False)
+    phi: float = _phase_one.phi(no_effect=[_NO_SEEDS], brief=False)
+    phi_background: float = _phase_one.phi_background(no_effect=[_NO_SEEDS], brief=False)
+    cams: str = _phase_one.cams(no_effect=[UNSEEDED], brief=False)
     targets: str | None = setting(
         None, "P': text; or seeds, one-hot by the CAMs (eq. 9). Default: text for all pixels, "
               "seeds otherwise.", choices=("text", "seeds"), brief=False, no_effect=[NOT_LEARNED])
@@ -86,7 +84,7 @@ class LearnPrototypesSettings(_phase_one.PixelSettings):
             NOT_LEARNED, NoEffect({"pixels": ("all",)}, "the pixels have no labels")])
     text: str = _phase_one.text(brief=False)
     device: str = options.device(brief=False)
-    limit: int = options.limit("changed", brief=False)
+    limit: int = options.limit(record="changed", brief=False)
     update: bool = options.update(brief=False)
 
 
@@ -177,7 +175,7 @@ def _format_rows(index: list[int]) -> str:
     return f"{len(index) - index.count(0)} rows of classes and {index.count(0)} of background"
 
 
-def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
+def _learn(workspace: Workspace, pool: phase_one.Pixels, text: prototypes.Prototypes,
            start: prototypes.Prototypes, settings: LearnPrototypesSettings, ranks: Ranks
            ) -> tuple[Tensor, JsonObject]:
     """Learn with a progress bar; return the rows, and facts for the header."""
@@ -195,8 +193,8 @@ def _learn(workspace: Workspace, pool: Pixels, text: prototypes.Prototypes,
             course.append([record.step, round(record.objective, 7), round(record.gradient, 9),
                            record.lr])
 
-        config = PhaseOneConfig(**{entry.name: getattr(settings, entry.name)
-                                   for entry in fields(PhaseOneConfig)})
+        config = phase_one.PhaseOneConfig(**{entry.name: getattr(settings, entry.name)
+                                             for entry in fields(phase_one.PhaseOneConfig)})
         rows = phase_one.learn(pool, text.rows.to(device), start.rows.to(device), index, config,
                                callback, ranks)
     if course:

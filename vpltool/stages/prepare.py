@@ -17,9 +17,8 @@ from vpltool.datasets.words import ClassFile, read_classes, read_lines
 from vpltool.engine import masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
 from vpltool.errors import VplError, counted, part_of
-from vpltool.formats import JsonObject, Photo, Workspace, kinds, open_workspace
+from vpltool.formats import JsonObject, Photo, Workspace, kinds, manifest, open_workspace
 from vpltool.formats.changes import Words, count_photos, last_call
-from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.workspace import describe_change, read_images, relative_to, write_workspace
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
@@ -145,8 +144,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
 def changes_since(workspace: Workspace) -> list[str]:
     """Describe what repeating the call would change, for photos in a folder with a CSV.
 
-    Raises:
-        VplError: the folder or the CSV cannot be used.
+    Raises a VplError if the folder or the CSV cannot be used.
     """
     kept = _Earlier(workspace, workspace.photos(), last_call(workspace.path))
     if kept.call.get("method") != "folder":
@@ -323,9 +321,9 @@ def _has_moved(old: Workspace, before: Sequence[Photo], workspace: Workspace,
     """
     known: dict[str, str] = {}
     for folder in kinds.folders_of(per_photo=True):
-        for file in (workspace.path / folder).rglob(MANIFEST):
+        for file in (workspace.path / folder).rglob(manifest.MANIFEST):
             with contextlib.suppress(VplError):
-                known |= manifest_of(file.parent).photos
+                known |= manifest.manifest_of(file.parent).photos
     known = {photo.id: known.get(photo.id, "") for photo in before} | old.hashes_of(before)
     found = workspace.hashes_of(photo for photo in photos if photo.id in known)
     return not any(known.values()) or 2 * sum(

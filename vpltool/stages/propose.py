@@ -15,8 +15,7 @@ from vpltool.engine import given, masks, photo_work
 from vpltool.formats import OutputFolder, Workspace, kinds
 from vpltool.formats.header import join_supervision
 from vpltool.lazy import np, npt, torch
-from vpltool.methods import KINDS, Proposer, load_method
-from vpltool.methods.inputs import ProposalRequest
+from vpltool.methods import KINDS, Proposer, inputs, load_method
 from vpltool.parallel import device, processes
 from vpltool.settings import Settings, Stage, make, setting, values_of
 
@@ -73,8 +72,8 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
                    else kinds.result_path(workspace.path, "predictions", name, settings.split))
         folders[painted] = replace(header, kind="predictions", format=0, inputs={
             **header.inputs, "classes": workspace.classes_identity})
-    request = ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,
-                              masks.by_name(workspace.photos()), workspace.classes)
+    request = inputs.ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,
+                                     masks.by_name(workspace.photos()), workspace.classes)
 
     def write(output: OutputFolder, key: str, made: Proposals) -> None:
         if output.header.kind == "predictions":
@@ -86,7 +85,7 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
         method, settings, request, list(opened.paths(todo).items())), write=write)
 
 
-def _start(method: Proposer, settings: ProposeSettings, request: ProposalRequest,
+def _start(method: Proposer, settings: ProposeSettings, request: inputs.ProposalRequest,
            jobs: list[tuple[str, Path]]) -> Iterator[photo_work.Made]:
     """Check and load everything; return an iterator over each photo's proposals."""
     if not method.PROCESSES:
@@ -125,5 +124,5 @@ def _begin_worker(task: tuple[str, Mapping[str, Any]]) -> None:
 def _one_photo(job: tuple[str, Path]) -> photo_work.Made:
     """Make the proposals of a photo, in a worker process."""
     method, settings = _worker[0]
-    (found,) = method.propose(ProposalRequest([job], torch.device("cpu")), settings)
+    (found,) = method.propose(inputs.ProposalRequest([job], torch.device("cpu")), settings)
     return _made(found)

@@ -70,11 +70,7 @@ def run(path: Path, settings: PullSettings) -> Path:
 
 
 def check_repository(name: str) -> None:
-    """Check that a name can be that of a repository.
-
-    Raises:
-        VplError: it cannot.
-    """
+    """Raise a VplError unless a name can be that of a repository."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise VplError(f"`{name}` is not a name on the hub", "write it as ORGANISATION/NAME")
 
@@ -91,11 +87,7 @@ def _download(repository: str, revision: str) -> Path:
 
 @contextmanager
 def explaining(repository: str) -> Iterator[None]:
-    """Turn any error of the hub's client into one line.
-
-    Raises:
-        VplError: the block raised an error.
-    """
+    """Turn any error of the hub's client into a VplError of one line."""
     try:
         with silent():
             yield

@@ -11,8 +11,7 @@ from vpltool.core.grids import layers_of, resample_maps
 from vpltool.engine import given, photo_work, segmenters
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
 from vpltool.formats import JsonObject, OutputFolder, Workspace, kinds
-from vpltool.methods import KINDS, Refiner, load_method
-from vpltool.methods.inputs import PhotoMaps
+from vpltool.methods import KINDS, Refiner, inputs, load_method
 from vpltool.parallel import batches, memory
 from vpltool.parallel.device import dtype_of
 from vpltool.settings import Stage, setting
@@ -100,7 +99,7 @@ def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo:
             tensors["layers"] = layers_of(tensors["layers"], stored, network.layers)
         tensors |= {name: tensor.to(device) for name, tensor in read_second(
             opened.second, key, method.READS, grid).items()}
-        made = method.refine(PhotoMaps(
+        made = method.refine(inputs.PhotoMaps(
             key, maps["cam"].to(device, non_blocking=True), maps["classes"], tensors,
             next(iter(loaded.rgb([key])), None), next(iter(loaded.captions([key])), ()),
             **of_prototypes, decoder=network), settings.of_method)

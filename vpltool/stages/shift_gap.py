@@ -39,7 +39,7 @@ class ShiftGapSettings(options.Replaces):
     text: str = _phase_one.text()
     features: Path | None = options.features()
     split: str = options.split("train")
-    limit: int = options.limit("changed")
+    limit: int = options.limit(record="changed")
 
 
 STAGE = Stage(order=46, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),

@@ -9,14 +9,7 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.clip import load, models
 from vpltool.core.prototypes import attribute_centres, text_prototypes, with_attributes
-from vpltool.datasets.words import (
-    PROMPTS,
-    SPLIT_WORDS,
-    VOCABULARIES,
-    find_prompts,
-    read_attributes,
-    read_lines,
-)
+from vpltool.datasets import words as word_files
 from vpltool.engine import headers
 from vpltool.engine.models import check_words
 from vpltool.errors import VplError, counted, near_name
@@ -68,7 +61,7 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
     if not workspace.classes:
         raise VplError(f"{workspace.path / 'workspace.json'} names no class",
                        "the same `prepare` again, with `classes='FILE'`: one class per line")
-    templates = find_prompts(settings.prompts)
+    templates = word_files.find_prompts(settings.prompts)
     words = class_words(workspace, synonyms=settings.synonyms, file=settings.words)
     described = _read_attributes(workspace, settings)
     # Before it is loaded, neither the model's fingerprint nor the path of a download is known.
@@ -81,7 +74,8 @@ def run(workspace: Workspace, settings: TextPrototypesSettings) -> Path:
             ("normalise", workspace.normalise if workspace.normalise != "model" else "")) if value},
         inputs={"classes": workspace.classes_identity,
                 "vocabulary": vocabulary_identity(workspace, words),
-                **({} if settings.prompts in PROMPTS else {"prompts": Path(settings.prompts)}),
+                **({} if settings.prompts in word_files.PROMPTS else
+                   {"prompts": Path(settings.prompts)}),
                 **({"words": settings.words} if settings.words else {}),
                 **({"attributes": settings.attributes} if settings.attributes else {})},
         options={"prompts": list(templates),
@@ -122,7 +116,7 @@ def _read_attributes(workspace: Workspace, settings: TextPrototypesSettings) -> 
         warn_without_effect(settings, without=dict.fromkeys(
             _OF_ATTRIBUTES, "there are no descriptions"))
         return []
-    read = read_attributes(settings.attributes, workspace.classes)
+    read = word_files.read_attributes(settings.attributes, workspace.classes)
     missing = [name for name in workspace.classes if name not in read]
     if missing:
         console.warn(f"{settings.attributes} does not describe {', '.join(missing)}")
@@ -140,14 +134,13 @@ def class_words(workspace: Workspace, *, synonyms: bool, file: Path | None) -> M
     Synonyms are CLIP-ES's words for VOC and COCO, by the workspace's name. Lines `CLASS: WORDS` of
     a file override them.
 
-    Raises:
-        VplError: a line of the file is malformed, or names no class.
+    Raises a VplError if a line of the file is malformed, or names no class.
     """
-    vocabulary = VOCABULARIES.get(workspace.name)
-    known = vocabulary.synonyms if vocabulary and synonyms else SPLIT_WORDS
+    vocabulary = word_files.VOCABULARIES.get(workspace.name)
+    known = vocabulary.synonyms if vocabulary and synonyms else word_files.SPLIT_WORDS
     words = {name: known.get(name, name.replace("_", " ")) for name in workspace.classes}
     hint = "`words` takes a text file with lines such as: person: a person, people"
-    for line in read_lines(file, hint) if file is not None else ():
+    for line in word_files.read_lines(file, hint) if file is not None else ():
         name, colon, text = (part.strip() for part in line.partition(":"))
         if not colon or not text:
             raise VplError(f"{file}: `{line}` is not CLASS: WORDS", hint)

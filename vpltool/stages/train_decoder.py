@@ -11,9 +11,8 @@ from typing import Any
 from vpltool import console
 from vpltool.clip import encoders
 from vpltool.core import joint, segmenter, training
-from vpltool.engine import checkpoints, headers, models, segmenters
+from vpltool.engine import checkpoints, headers, models, photo_work, segmenters
 from vpltool.engine.masks import check_masks
-from vpltool.engine.photo_work import tracked
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, Workspace, expect_header, shards
 from vpltool.lazy import torch
@@ -69,7 +68,7 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     if start:
         _take_weights(lesson, network, start)
     header = lesson.header(start, {
-        "source": frozen.source,
+        "source": "features" if frozen.features else "photos",
         **({} if stepless else {"lr": steps.lr, "warmup": steps.warmup}),
         **({"layers": list(frozen.layers)} if frozen.layers else {})}, unread, {
         **_joint.facts_of(settings.method, workspace,
@@ -207,7 +206,7 @@ def _fit(method: SegmenterMethod, network: segmenter.SegmenterNetwork, data: Tra
          settings: TrainDecoderSettings, ranks: Ranks) -> None:
     """Compute the parameters of a network; each process reads its share of the whole photos."""
     own = replace(data, photos=[photo for photo in data.photos if ranks.shard.holds(photo.id)])
-    method.fit(network.to(ranks.device), tracked("train-decoder", _lesson.whole_photos(
+    method.fit(network.to(ranks.device), photo_work.tracked("train-decoder", _lesson.whole_photos(
         own, ranks.device, worker_count(settings.workers)), len(own.photos)),
                settings.of_method, ranks.total)
 

@@ -15,9 +15,8 @@ from vpltool.engine.groups import MEAN, STD, caption_tokenizer, clip_encoder, ta
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, kinds, shards
 from vpltool.lazy import Tensor, torch
-from vpltool.parallel import memory
+from vpltool.parallel import memory, ranks
 from vpltool.parallel.device import find_precision, worker_count
-from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import NoEffect, Stage, setting, warn_without_effect
 from vpltool.stages._pairs import Cursor, Plan, TarPairs, WorkspacePairs
 
@@ -159,7 +158,7 @@ def run(workspace: Workspace, settings: TrainGroupsSettings) -> Path:
         raise VplError(f"{settings.begin}: there is no such file",
                        "a .safetensors of `train_groups()`, or GroupViT's")
     target = settings.out or kinds.result_path(workspace.path, "groups", settings.name)
-    with joined(settings.device) as process:
+    with ranks.joined(settings.device) as process:
         encode, model = _text_tower(workspace, settings, process.device)
         if model:
             shape = replace(shape, dim=encode(["a photo"]).shape[1])
@@ -211,8 +210,7 @@ def _numbers(settings: TrainGroupsSettings, name: str, count: int) -> tuple[int,
 def shape_of(settings: TrainGroupsSettings) -> groups.GroupShape:
     """Return the shape of the network, except for the dimensions of a CLIP's joint space.
 
-    Raises:
-        VplError: sizes do not fit each other.
+    Raises a VplError if sizes do not fit each other.
     """
     for name, value, of, divisor in (
             ("side", settings.side, "patch", settings.patch),
@@ -237,7 +235,7 @@ def shape_of(settings: TrainGroupsSettings) -> groups.GroupShape:
 def _train(
     settings: TrainGroupsSettings, network: groups.GroupNetwork,
     source: WorkspacePairs | TarPairs, encode: Callable[[Sequence[str]], Tensor], header: Header,
-    target: Path, start: checkpoints.Start, process: Ranks,
+    target: Path, start: checkpoints.Start, process: ranks.Ranks,
 ) -> None:
     training = group_training.GroupTraining(
         iterations=settings.iters, warmup=round(settings.warmup * settings.iters),

@@ -56,7 +56,7 @@ class StudentSettings(options.Replaces):
                                     "evenly spaced.", metavar="LIST")
     width: int = setting(128, "Width of the head's hidden layers.", low=1)
     split: str = options.split("train")
-    limit: int = options.limit("changed")
+    limit: int = options.limit(record="changed")
     iters: int = setting(3000, "Training steps.", low=1)
     batch_size: int = setting(8, "Crops per step.", low=1)
     crop: int = setting(16, "Side of a crop, in patches.", low=2)

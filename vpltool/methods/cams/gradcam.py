@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vpltool import settings
-from vpltool.core import blocks
+from vpltool.core import blocks, grids
 from vpltool.core.classes import allowed_rows
-from vpltool.core.grids import min_max
 from vpltool.lazy import F, Tensor, no_grad, torch
 from vpltool.methods.inputs import CamBatch
 from vpltool.settings import setting
@@ -64,7 +63,7 @@ def make_cams(batch: CamBatch, settings: Settings) -> list[Tensor]:
         weights.split(counts), kept.normed, strict=True)]).relu()
     # Twice, as in CLIP-ES: once for the layer, once for the mean over layers. If gradients are
     # small, 1e-7 lowers the maximum of the first result, and the second restores it.
-    maps = min_max(min_max(maps.view(-1, *batch.grid)))
+    maps = grids.min_max(grids.min_max(maps.view(-1, *batch.grid)))
     return list(maps.split(counts))
 
 

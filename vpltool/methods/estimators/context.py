@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vpltool.core.gap import photo_regions
-from vpltool.core.phase_one import Pixels
-from vpltool.core.prototypes import spherical_kmeans
+from vpltool.core import gap, phase_one, prototypes
 from vpltool.lazy import Tensor, torch
 from vpltool.methods.estimators import means
 from vpltool.settings import setting
@@ -32,10 +30,10 @@ class Settings(means.Settings):
                         metavar="N", source="vpltool")
 
 
-def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
+def estimate(pool: phase_one.Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor]:
     """Replace each class's row by the centres of its regions; see `means.estimate`."""
-    regions, region_class, _ = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
+    regions, region_class, _ = gap.photo_regions(pool.embeddings, pool.photo_of, pool.labels)
     return means.with_class_rows(pool, text, text_index, settings, seed, {
         owner: context_prototypes(regions[region_class == owner], settings, seed)
         for owner in means.seeded_classes(region_class)})
@@ -46,4 +44,4 @@ def context_prototypes(regions: Tensor, settings: Settings, seed: int) -> Tensor
     if 0 < settings.bank < len(regions):
         order = torch.randperm(len(regions), generator=torch.Generator().manual_seed(seed))
         regions = regions[order[: settings.bank].sort().values.to(regions.device)]
-    return spherical_kmeans(regions, settings.per_class, seed=seed)
+    return prototypes.spherical_kmeans(regions, settings.per_class, seed=seed)

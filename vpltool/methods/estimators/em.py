@@ -15,8 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vpltool.core import npr
-from vpltool.core.phase_one import Pixels
+from vpltool.core import npr, phase_one
 from vpltool.core.prototypes import spherical_kmeans
 from vpltool.lazy import F, Tensor, torch
 from vpltool.methods.estimators import kmeans, means
@@ -41,7 +40,7 @@ class Settings(kmeans.Settings):
                             high=1, source="PGSeg, official code")
 
 
-def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
+def estimate(pool: phase_one.Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor]:
     """Replace each class's row by the prototypes of its seeds; see `means.estimate`."""
     found = {}

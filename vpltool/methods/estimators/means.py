@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vpltool import settings
-from vpltool.core.classes import BACKGROUND
-from vpltool.core.distributed import ALONE, Group
+from vpltool.core import classes, distributed, prototypes
 from vpltool.core.phase_one import Pixels
-from vpltool.core.prototypes import spherical_kmeans
 from vpltool.errors import VplError
 from vpltool.lazy import F, Tensor, torch
 from vpltool.settings import NoEffect, setting
@@ -40,7 +38,7 @@ def divides(settings: Settings) -> bool:
 
 
 def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int,
-             group: Group | None = None) -> tuple[Tensor, Tensor]:
+             group: distributed.Group | None = None) -> tuple[Tensor, Tensor]:
     """Replace each class's row by the mean of its seeds.
 
     Args:
@@ -59,18 +57,18 @@ def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings,
         VplError: background clusters are wanted, and no pixel is background.
     """
     rows, index = with_background(pool, text, text_index, settings, seed)
-    return class_means(pool.embeddings, pool.labels, rows, index, group or ALONE), index
+    return class_means(pool.embeddings, pool.labels, rows, index, group or distributed.ALONE), index
 
 
 def class_means(pixels: Tensor, labels: Tensor, start: Tensor, class_index: Tensor,
-                group: Group) -> Tensor:
+                group: distributed.Group) -> Tensor:
     """Replace the row of each class with seeds, but not the background's, by their mean.
 
     Pixels (N, dim), with labels (N,), and rows (rows, dim), with classes (rows,), are L2-normed.
     """
     rows = start.clone()
     for row, index in enumerate(class_index.tolist()):
-        if index == BACKGROUND:
+        if index == classes.BACKGROUND:
             continue
         chosen = pixels[labels == index]
         if group.count > 1:
@@ -91,20 +89,20 @@ def with_background(pool: Pixels, text: Tensor, text_index: Tensor, settings: Se
     """
     if settings.background == "words":
         return text, text_index
-    background = pool.embeddings[pool.labels == BACKGROUND]
+    background = pool.embeddings[pool.labels == classes.BACKGROUND]
     if not len(background):
         raise VplError("`background='clusters'`: no pixel is background, none is below "
                        "phi_background", "raise it, for example `phi_background=0.5`, or take "
                                          "`background='words'`")
-    centres = spherical_kmeans(background, settings.clusters, seed=seed)
-    kept = text_index != BACKGROUND
+    centres = prototypes.spherical_kmeans(background, settings.clusters, seed=seed)
+    kept = text_index != classes.BACKGROUND
     return (torch.cat([text[kept], centres]),
             torch.cat([text_index[kept], text_index.new_zeros(len(centres))]))
 
 
 def seeded_classes(labels: Tensor) -> list[int]:
     """Return the classes among labels (N,), without the background, ascending."""
-    return [index for index in labels.unique().tolist() if index > BACKGROUND]
+    return [index for index in labels.unique().tolist() if index > classes.BACKGROUND]
 
 
 def with_class_rows(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int,

@@ -15,9 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vpltool import console
+from vpltool.core import gap, phase_one
 from vpltool.core.classes import BACKGROUND, class_scores
-from vpltool.core.gap import photo_regions
-from vpltool.core.phase_one import Pixels
 from vpltool.lazy import F, Tensor, torch
 from vpltool.methods.estimators import means
 from vpltool.settings import NoEffect, setting
@@ -50,11 +49,11 @@ class Settings(TextFilterSettings):
                                NoEffect({"mixture": ("distance",)}, "the distance gives it")])
 
 
-def estimate(pool: Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
+def estimate(pool: phase_one.Pixels, text: Tensor, text_index: Tensor, settings: Settings, seed: int
              ) -> tuple[Tensor, Tensor]:
     """Mix each class's text with the mean of its regions, if any; see `means.estimate`."""
     rows, index = means.with_background(pool, text, text_index, settings, seed)
-    regions, region_class, _ = photo_regions(pool.embeddings, pool.photo_of, pool.labels)
+    regions, region_class, _ = gap.photo_regions(pool.embeddings, pool.photo_of, pool.labels)
     vision, sure = confident_means(regions, region_class, text, text_index, settings)
     console.note(f"{int(sure.sum())} of {len(regions)} regions exceed {settings.least}")
     # Classes come in the text's order, whatever the background's rows are.

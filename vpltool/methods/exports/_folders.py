@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -14,16 +14,15 @@ from vpltool import console, options, settings
 from vpltool.core import photos
 from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import read_photo
-from vpltool.errors import VplError, part_of
-from vpltool.formats import IGNORE, Photo
-from vpltool.formats.archives import Member, splits_in, write_tree
+from vpltool.errors import VplError, check_package, part_of
+from vpltool.formats import IGNORE, Photo, archives
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Predictions
 from vpltool.pictures.colours import class_palette
 from vpltool.settings import NoEffect, setting, warn_without_effect
 
-Members = Iterator[Member]
+Members = Iterator[archives.Member]
 """Files of a folder."""
 
 JPEG = (".jpg", ".jpeg")
@@ -37,35 +36,25 @@ _STRIPPED = {*JPEG, ".jpe", ".jfif", ".png", ".webp", ".bmp"}
 _PACKAGES = {"cv2": "OpenCV", "pycocotools": "pycocotools", "yaml": "PyYAML"}
 
 
-def tolerance_setting(*no_effect: NoEffect) -> float:
-    """Make the setting of the tolerance of polygons."""
-    return setting(0.0, "Drop polygon points that are this close to the line, in pixels; 0: the "
-                        "exact mask.", low=0, metavar="PIXELS", no_effect=no_effect)
+# Settings that formats share, as in `options`.
+tolerance_setting = partial(
+    setting, 0.0, "Drop polygon points that are this close to the line, in pixels; 0: the exact "
+    "mask.", low=0, metavar="PIXELS")
 
+min_area_setting = partial(
+    setting, help="Minimum size of a region in pixels; smaller ones are removed. 0: keep all.",
+    low=0, metavar="PIXELS")
 
-def min_area_setting(default: int) -> int:
-    """Make the setting of the minimum size of regions."""
-    return setting(default, "Minimum size of a region in pixels; smaller ones are removed. 0: "
-                            "keep all.", low=0, metavar="PIXELS")
+small_setting = partial(
+    setting, help="What smaller regions become: background (drop), or the label around them "
+    "(merge).", choices=("drop", "merge"),
+    no_effect=[NoEffect({"min_area": (0,)}, "all regions stay")])
 
+keep_exif_setting = partial(
+    setting, False, "Copy photos as they are, with EXIF (place, owner, date) and comments; "
+    "otherwise only orientation and colour profile stay.", brief=False)
 
-def small_setting(default: str) -> str:
-    """Make the setting what smaller regions become."""
-    return setting(
-        default, "What smaller regions become: background (drop), or the label around them "
-                 "(merge).", choices=("drop", "merge"),
-        no_effect=[NoEffect({"min_area": (0,)}, "all regions stay")])
-
-
-def keep_exif_setting() -> bool:
-    """Make the setting whether photos keep their metadata."""
-    return setting(False, "Copy photos as they are, with EXIF (place, owner, date) and comments; "
-                          "otherwise only orientation and colour profile stay.", brief=False)
-
-
-def corrections_setting() -> bool:
-    """Make the setting whether corrected masks replace computed ones."""
-    return setting(True, "Use corrected masks in place of computed ones.")
+corrections_setting = partial(setting, True, "Use corrected masks in place of computed ones.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,12 +162,11 @@ def exporter(form: str, suffixes: Collection[str] | None,
     def export(predictions: Predictions, path: Path, settings: Chosen) -> list[Path]:
         """Write the folder."""
         for module in (*modules, *(["cv2"] if settings.min_area else [])):
-            if importlib.util.find_spec(module) is None:
-                raise VplError(f"{_PACKAGES[module]} is not installed",
-                               "pip install 'vpltool[labelling]'")
-        kept = splits_in(path, form, splits) if splits else []
+            check_package(module, f"{_PACKAGES[module]} is not installed",
+                          "pip install 'vpltool[labelling]'")
+        kept = archives.splits_in(path, form, splits) if splits else []
         files = PhotoFiles(predictions, settings, path, suffixes, kept)
-        write_tree(path, members(files, settings), form, kept)
+        archives.write_tree(path, members(files, settings), form, kept)
         return [path]
 
     return export

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from vpltool import console, settings
 from vpltool.clip import models
 from vpltool.core.photos import describe_failure, fit_size, read_photo, to_pixels
-from vpltool.errors import VplError
+from vpltool.errors import check_package
 from vpltool.formats import JsonObject
 from vpltool.lazy import Tensor
 from vpltool.methods.inputs import TrainedSegmenter, side_of
@@ -64,6 +63,5 @@ def photo_pixels(encoder: Any, paths: Iterable[Path], max_side: int
 def check_packages(extra: str, *names: str) -> None:
     """Raise a VplError if a package of `vpltool[extra]` is not installed."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise VplError(f"the package {name.replace('_', '-')} is not installed",
-                           f"pip install 'vpltool[{extra}]'")
+        check_package(name, f"the package {name.replace('_', '-')} is not installed",
+                      f"pip install 'vpltool[{extra}]'")

@@ -20,9 +20,8 @@ from vpltool.core import blocks, segment
 from vpltool.formats import Header
 from vpltool.formats.storage import read_part, write_bundle
 from vpltool.lazy import Tensor
-from vpltool.methods import SegmenterMethod, load_method
+from vpltool.methods import SegmenterMethod, inputs, load_method
 from vpltool.methods.exports._segmenter import SegmenterSettings, inference_config
-from vpltool.methods.inputs import TrainedSegmenter
 from vpltool.settings import setting
 
 EXPORTS = "segmenter"
@@ -49,7 +48,7 @@ def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
     return lambda pixels: segment.photo_logits(tower, network, pixels)
 
 
-def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
+def export(segmenter: inputs.TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
     """Write the file."""
     made, tower = segmenter.header, segmenter.encoder.vision
     stored = settings.clip == "weights"

@@ -16,8 +16,7 @@ from pathlib import Path
 from vpltool import options, settings
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.errors import VplError
-from vpltool.formats import Photo
-from vpltool.formats.archives import write_zip
+from vpltool.formats import Photo, archives
 from vpltool.formats.labels import png_bytes
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np
@@ -38,7 +37,7 @@ class Settings(settings.Settings):
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the archive."""
     numbers = {photo.id: number_of(photo) for photo in predictions.photos}
-    write_zip(path, _members(predictions, numbers, path.stem))
+    archives.write_zip(path, _members(predictions, numbers, path.stem))
     return [path]
 
 

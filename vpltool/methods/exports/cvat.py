@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
+from vpltool.core import outlines, proposals
 from vpltool.core.classes import paint
-from vpltool.core.outlines import connected_parts, outlines_of, region
-from vpltool.core.proposals import run_lengths
 from vpltool.errors import VplError
 from vpltool.formats.streams import DamagedXml, parse_xml
 from vpltool.lazy import np, npt
@@ -55,7 +54,7 @@ class Settings(_folders.LabellingSettings):
     shape: str = setting("mask", "Shape of the regions: mask (exact) or polygon.",
                          choices=("mask", "polygon"))
     tolerance: float = _folders.tolerance_setting(
-        NoEffect({"shape": ("mask",)}, "masks have no points"))
+        no_effect=[NoEffect({"shape": ("mask",)}, "masks have no points")])
 
 
 def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:
@@ -86,19 +85,19 @@ def _head(name: str, classes: tuple[str, ...]) -> str:
 
 def _shapes(inside: npt.NDArray[np.bool_], label: str, settings: Settings) -> Iterator[str]:
     if settings.shape == "polygon":
-        for polygon in outlines_of(inside, corners=True, tolerance=settings.tolerance):
+        for polygon in outlines.outlines_of(inside, corners=True, tolerance=settings.tolerance):
             points = ";".join(f"{x:g},{y:g}" for x, y in polygon)
             yield (f'    <polygon label={label} source="auto" occluded="0" points="{points}" '
                    'z_order="0"></polygon>\n')
         return
-    yield from (_mask(part, label) for part in connected_parts(inside))
+    yield from (_mask(part, label) for part in outlines.connected_parts(inside))
 
 
 def _mask(part: npt.NDArray[np.bool_], label: str) -> str:
     """Return a part as CVAT's run lengths: row by row in its box, outside first."""
     rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
     box = part[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    lengths = ", ".join(map(str, run_lengths(box)))
+    lengths = ", ".join(map(str, proposals.run_lengths(box)))
     return (f'    <mask label={label} source="auto" occluded="0" rle="{lengths}" '
             f'left="{columns[0]}" top="{rows[0]}" width="{box.shape[1]}" '
             f'height="{box.shape[0]}" z_order="0"></mask>\n')
@@ -199,11 +198,11 @@ def _inside(shape: str, attributes: dict[str, str], size: tuple[int, int]) -> np
     if shape == "polygon":
         points = [float(number) for pair in attributes["points"].split(";")
                   for number in pair.split(",")]
-        return region([points], size)
+        return outlines.region([points], size)
     if shape == "box":
         left, top, right, bottom = (
             float(attributes[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
-        return region([[left, top, right, top, right, bottom, left, bottom]], size)
+        return outlines.region([[left, top, right, top, right, bottom, left, bottom]], size)
     left, top, width, height = (int(float(attributes[name]))
                                 for name in ("left", "top", "width", "height"))
     if min(left, top, width, height) < 0 or top + height > size[0] or left + width > size[1]:

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from vpltool import console, settings
 from vpltool.errors import counted
-from vpltool.formats.geopackage import Polygon, polygon_area, write_geopackage
-from vpltool.formats.rasters import check_rasterio, reading
+from vpltool.formats import geopackage, rasters
 from vpltool.lazy import rasterio
 from vpltool.methods.inputs import PredictedScene
 from vpltool.settings import setting
@@ -34,17 +33,17 @@ class Settings(settings.Settings):
 
 def check(settings: Settings) -> None:
     """Check that rasterio is installed."""
-    check_rasterio()
+    rasters.check_rasterio()
 
 
 def export(scene: PredictedScene, path: Path, settings: Settings) -> list[Path]:
     """Write the polygons."""
-    with reading(scene.path), rasterio.open(scene.path) as file:
+    with rasters.reading(scene.path), rasterio.open(scene.path) as file:
         wkt = file.crs.to_wkt() if file.crs else ""
         epsg = file.crs.to_epsg() if file.crs else None
         area = abs(file.transform.determinant) * settings.min_area
         ignored = int(file.nodata) if file.nodata is not None else -1
-        count = write_geopackage(path, _regions(scene, file, ignored, area), wkt, epsg)
+        count = geopackage.write_geopackage(path, _regions(scene, file, ignored, area), wkt, epsg)
     console.note(f"{path}: {counted(count, 'region', 'regions')}")
     if not wkt:
         console.warn(f"{scene.path} has no coordinate reference system; {path.name} has none "
@@ -53,7 +52,7 @@ def export(scene: PredictedScene, path: Path, settings: Settings) -> list[Path]:
 
 
 def _regions(scene: PredictedScene, file: object, ignored: int, area: float
-             ) -> Iterator[tuple[Polygon, str, int]]:
+             ) -> Iterator[tuple[geopackage.Polygon, str, int]]:
     names = ("background", *scene.classes)
     # A band is read by windows; an array would be the whole scene.
     band = rasterio.band(file, 1)
@@ -63,5 +62,5 @@ def _regions(scene: PredictedScene, file: object, ignored: int, area: float
         if label in (0, ignored) or label >= len(names):
             continue
         polygon = [[(float(x), float(y)) for x, y in ring] for ring in shape["coordinates"]]
-        if polygon_area(polygon) >= area:
+        if geopackage.polygon_area(polygon) >= area:
             yield polygon, names[label], label

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING
 
 from vpltool.core import segment
 from vpltool.errors import VplError, first_line, silent
-from vpltool.formats import voc_palette
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import atomic, voc_palette
 from vpltool.lazy import Tensor, np, torch
 from vpltool.methods.exports import _segmenter
 from vpltool.methods.inputs import TrainedSegmenter, side_of
@@ -78,7 +77,7 @@ def export(segmenter: TrainedSegmenter, path: Path, settings: Settings) -> list[
         if settings.int8:
             model = _in_8_bits(model, segmenter, settings)
     onnx.helper.set_model_props(model, metadata_of(segmenter, settings))
-    with atomic_path(path) as temporary:
+    with atomic.atomic_path(path) as temporary:
         onnx.save_model(model, temporary)
     return [path, *([_write_yaml(segmenter, path)] if settings.anylabeling else [])]
 
@@ -237,6 +236,6 @@ def _write_yaml(segmenter: TrainedSegmenter, path: Path) -> Path:
                # A region counts however likely it is; polygons follow it closely.
                "conf_threshold": 0.01, "epsilon_factor": 0.001}
     file = path.with_suffix(".yaml")
-    with atomic_path(file) as temporary:
+    with atomic.atomic_path(file) as temporary:
         temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), "utf-8")
     return file

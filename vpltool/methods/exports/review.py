@@ -23,8 +23,7 @@ from pathlib import Path
 from vpltool import console, options, settings
 from vpltool.core.agreement import mean_entropy, mean_margin
 from vpltool.errors import VplError, counted
-from vpltool.formats import Header, Photo, Workspace, corrections
-from vpltool.formats.archives import write_folder
+from vpltool.formats import Header, Photo, Workspace, archives, corrections
 from vpltool.formats.input_folders import open_probabilities
 from vpltool.formats.labels import LEGEND, identity_of_labels, legend, png_bytes
 from vpltool.lazy import np
@@ -72,7 +71,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     if len(chosen) < settings.count:
         console.warn(f"there {'is' if len(chosen) == 1 else 'are'} only "
                      f"{counted(len(chosen), 'photo', 'photos')} to review")
-    write_folder(path, _members(predictions, photos, chosen, settings, path), marks)
+    archives.write_folder(path, _members(predictions, photos, chosen, settings, path), marks)
     console.note(f"correct masks in {masks}; then {corrections.import_call(workspace, masks)}, and "
                  "`update()`")
     return [path]

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from vpltool import options, settings
 from vpltool.datasets.words import VOC
-from vpltool.formats import IGNORE
-from vpltool.formats.archives import write_tgz
+from vpltool.formats import IGNORE, archives
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import np
 from vpltool.methods.inputs import Predictions
@@ -32,7 +31,7 @@ class Settings(settings.Settings):
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the archive."""
-    write_tgz(path, ((f"results/VOC2012/Segmentation/comp6_test_cls/{photo.id}.png",
-                      png_bytes(np.where(labels == IGNORE, 0, labels).astype(np.uint8)))
-                     for photo, labels in predictions.each()))
+    archives.write_tgz(path, ((f"results/VOC2012/Segmentation/comp6_test_cls/{photo.id}.png",
+                               png_bytes(np.where(labels == IGNORE, 0, labels).astype(np.uint8)))
+                              for photo, labels in predictions.each()))
     return [path]

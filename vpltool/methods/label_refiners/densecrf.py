@@ -6,7 +6,6 @@ GPU; by Numba or pydensecrf one at a time, each on one core. All give the same l
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,8 +13,7 @@ from pathlib import Path
 
 from vpltool import console, settings
 from vpltool.core import crf, crf_numba
-from vpltool.core.crf import KERNELS, CrfKernels
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, check_package, near_name
 from vpltool.formats import read_json
 from vpltool.lazy import np, npt, torch
 from vpltool.methods.inputs import ScoredPhoto
@@ -94,17 +92,17 @@ def memory_of(settings: Settings, device: torch.device, size: tuple[int, int], l
     return crf.estimate_bytes(size, labels, _backend(settings, device))
 
 
-def _kernels(kernels: str) -> CrfKernels:
-    if kernels in KERNELS:
-        return KERNELS[kernels]
+def _kernels(kernels: str) -> crf.CrfKernels:
+    if kernels in crf.KERNELS:
+        return crf.KERNELS[kernels]
     if not Path(kernels).exists():
         raise VplError(f"`kernels={kernels!r}`: neither the name of CRF parameters nor a file",
                        f"`{kernels}` is a protocol, which is given before the command"
-                       if kernels in preset_files() else near_name(kernels, KERNELS))
+                       if kernels in preset_files() else near_name(kernels, crf.KERNELS))
     try:
-        return CrfKernels.from_json(read_json(Path(kernels), ""))
+        return crf.CrfKernels.from_json(read_json(Path(kernels), ""))
     except ValueError as error:
-        shown = json.dumps(asdict(KERNELS["clip-es"]))
+        shown = json.dumps(asdict(crf.KERNELS["clip-es"]))
         raise VplError(f"{kernels}: {error}", f"`clip-es` is {shown}") from error
 
 
@@ -112,7 +110,6 @@ def _backend(settings: Settings, device: torch.device) -> str:
     """Return the backend of the settings: `auto` is the fastest, as all give the same labels."""
     if settings.backend == "auto":
         return crf.fastest_backend(device)
-    if importlib.util.find_spec(settings.backend) is None:
-        raise VplError(f"{settings.backend} is not installed",
-                       f"pip install {_PACKAGES[settings.backend]}, or `backend='auto'`")
+    check_package(settings.backend, f"{settings.backend} is not installed",
+                  f"pip install {_PACKAGES[settings.backend]}, or `backend='auto'`")
     return settings.backend

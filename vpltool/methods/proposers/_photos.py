@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from functools import partial
 
-from vpltool.core.crf import bounded_size, shrink
-from vpltool.core.photos import describe_failure, read_photo
-from vpltool.core.proposals import Proposal, Proposals
+from vpltool.core import crf, photos, proposals
 from vpltool.errors import VplError
 from vpltool.lazy import np, npt
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.settings import setting
 
-
-def max_side_setting() -> Any:
-    """Make the setting of the largest side of photos."""
-    return setting(
-        1024, "Scale longer photos down to this; proposals are stored at that size. 0: never.",
-        low=0, metavar="PIXELS")
+max_side_setting = partial(
+    setting, 1024, "Scale longer photos down to this; proposals are stored at that size. 0: never.",
+    low=0, metavar="PIXELS")
 
 
 def of_photos(request: ProposalRequest, max_side: int,
-              make: Callable[[npt.NDArray[np.uint8]], Iterable[Proposal]]
-              ) -> Iterator[tuple[str, Proposals | str]]:
+              make: Callable[[npt.NDArray[np.uint8]], Iterable[proposals.Proposal]]
+              ) -> Iterator[tuple[str, proposals.Proposals | str]]:
     """Yield each photo's id with its proposals, or the reason why it has none.
 
     Longer photos are scaled down to `max_side`, 0: never. `make` takes RGB (H, W, 3), and makes
@@ -31,21 +26,21 @@ def of_photos(request: ProposalRequest, max_side: int,
     """
     for key, path in request.jobs:
         try:
-            photo = read_photo(path)
-            size = bounded_size((photo.shape[0], photo.shape[1]), max_side)
-            yield key, Proposals.of(size, make(shrink(photo, size)))
+            photo = photos.read_photo(path)
+            size = crf.bounded_size((photo.shape[0], photo.shape[1]), max_side)
+            yield key, proposals.Proposals.of(size, make(crf.shrink(photo, size)))
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
-            yield key, describe_failure(path, error)
+            yield key, photos.describe_failure(path, error)
 
 
 def of_segments(request: ProposalRequest, max_side: int, numbers: Sequence[int],
                 segment: Callable[[npt.NDArray[np.uint8], int], npt.NDArray[np.int64]]
-                ) -> Iterator[tuple[str, Proposals | str]]:
+                ) -> Iterator[tuple[str, proposals.Proposals | str]]:
     """Yield each photo's id with the segments of its partitions (H, W) by several numbers."""
-    def make(photo: npt.NDArray[np.uint8]) -> Iterator[Proposal]:
+    def make(photo: npt.NDArray[np.uint8]) -> Iterator[proposals.Proposal]:
         for number in numbers:
             labels = segment(photo, number)
-            yield from (Proposal(labels == label) for label in np.unique(labels).tolist())
+            yield from (proposals.Proposal(labels == label) for label in np.unique(labels).tolist())
 
     return of_photos(request, max_side, make)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +20,12 @@ from typing import Any
 from vpltool import console, settings
 from vpltool.core.proposals import Proposal, Proposals
 from vpltool.datasets.tags import some
-from vpltool.errors import VplError, counted
+from vpltool.errors import VplError, check_package, counted
 from vpltool.formats import IGNORE, Photo, identity_of_file, identity_of_many, read_drawn_labels
 from vpltool.formats.labels import read_legend, read_numbers, read_soft, size_of_labels
 from vpltool.lazy import np, npt, scipy
-from vpltool.methods import labels
+from vpltool.methods import inputs, labels
 from vpltool.methods.exports.coco import outline_region, score_of
-from vpltool.methods.inputs import ProposalRequest
 from vpltool.settings import NoEffect, setting
 
 READS = ("photo",)
@@ -64,7 +62,7 @@ def identities(settings: Settings) -> dict[str, str]:
         path.relative_to(base).as_posix(): identity_of_file(path) for path in found})}
 
 
-def propose(request: ProposalRequest, settings: Settings
+def propose(request: inputs.ProposalRequest, settings: Settings
             ) -> Iterator[tuple[str, Proposals | str]]:
     """Find the reader; the result yields photos in the order of the files, then all others."""
     _files(settings)
@@ -93,9 +91,8 @@ def _files(settings: Settings) -> list[Path]:
                            "PNG per mask; others: a PNG per photo")
         return found
     if found := _sam_files(path):
-        if importlib.util.find_spec("pycocotools") is None:
-            raise VplError("SAM's run lengths need pycocotools, which is not installed",
-                           "pip install 'vpltool[labelling]'")
+        check_package("pycocotools", "SAM's run lengths need pycocotools, which is not installed",
+                      "pip install 'vpltool[labelling]'")
         return found
     tool = labels.find_reader(path)
     if tool is None:
@@ -105,7 +102,7 @@ def _files(settings: Settings) -> list[Path]:
     return list(tool[1].files(path))
 
 
-def _each(request: ProposalRequest, settings: Settings, names: labels.ProposalNames
+def _each(request: inputs.ProposalRequest, settings: Settings, names: labels.ProposalNames
           ) -> Iterator[tuple[str, Proposals | str]]:
     wanted = dict(request.jobs)
     for photo, made in _entries(settings, names):

@@ -7,14 +7,13 @@ what is made of its proposals says so. Needs transformers: pip install 'vpltool[
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from vpltool import settings
 from vpltool.core.proposals import Proposal, Proposals
-from vpltool.errors import VplError, first_line
+from vpltool.errors import VplError, check_package, first_line
 from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import ProposalRequest
 from vpltool.methods.proposers._photos import max_side_setting, of_photos
@@ -60,9 +59,8 @@ def propose(request: ProposalRequest, settings: Settings
 
 def _load(model: str, device: str) -> Any:
     """Load transformers' pipeline."""
-    if importlib.util.find_spec("transformers") is None:
-        raise VplError("sam needs transformers, which is not installed",
-                       "pip install 'vpltool[transformers]'")
+    check_package("transformers", "sam needs transformers, which is not installed",
+                  "pip install 'vpltool[transformers]'")
     try:
         from transformers import pipeline
     # A torchvision that was built for another torch raises anything.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from vpltool import settings
 from vpltool.core.affinity import attention_walk, box_mask
@@ -17,29 +18,21 @@ from vpltool.settings import NoEffect, setting
 
 READS = ("attention",)
 
-_UNMASKED = NoEffect({"mask": ("none",)}, "there are no boxes")
-_NO_BEGIN = NoEffect({"mask": ("none",)}, "there are no boxes to threshold")
+# Settings that refiners share, as in `options`.
+mask = partial(
+    setting, help="Area that each class is kept in; box: the boxes of its map; none: anywhere.",
+    choices=("box", "none"))
 
+threshold = partial(
+    setting, help="Threshold of the boxes, as a share of the maximum; CLIP-ES: 0.4 for VOC, 0.7 "
+    "for COCO.", low=0, high=1, flag="--lambda",
+    no_effect=[NoEffect({"mask": ("none",)}, "there are no boxes to threshold")])
 
-def mask(default: str, source: str = "") -> str:
-    """Make the setting whether a map stays in boxes."""
-    return setting(default, "Area that each class is kept in; box: the boxes of its map; none: "
-                            "anywhere.", choices=("box", "none"), source=source)
-
-
-def threshold(default: float, source: str, no_effect: NoEffect = _NO_BEGIN) -> float:
-    """Make the setting of the threshold of boxes."""
-    return setting(
-        default, "Threshold of the boxes, as a share of the maximum; CLIP-ES: 0.4 for VOC, 0.7 for "
-                 "COCO.", low=0, high=1, flag="--lambda", source=source, no_effect=[no_effect])
-
-
-def box(no_effect: NoEffect = _UNMASKED) -> str:
-    """Make the setting how far boxes reach."""
-    return setting(
-        "inclusive", "How far boxes reach; inclusive: up to the photo's border; exclusive: not "
-                     "into its last row and column of patches, as in CLIP-ES's code.",
-        choices=("inclusive", "exclusive"), record="changed", no_effect=[no_effect])
+box = partial(
+    setting, "inclusive", "How far boxes reach; inclusive: up to the photo's border; exclusive: "
+    "not into its last row and column of patches, as in CLIP-ES's code.",
+    choices=("inclusive", "exclusive"), record="changed",
+    no_effect=[NoEffect({"mask": ("none",)}, "there are no boxes")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +40,7 @@ class Settings(settings.Settings):
     """Boxes, and the scale of the result; other refiners inherit them."""
 
     mask: str = mask("box")
-    threshold: float = threshold(0.4, "CLIP-ES, section 4.1")
+    threshold: float = threshold(0.4, source="CLIP-ES, section 4.1")
     box: str = box()
     min_max: bool = setting(
         True, "Stretch each map to [0, 1] as CLIP-ES does, or keep its scale.", off="--keep-scale")

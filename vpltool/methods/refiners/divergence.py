@@ -17,9 +17,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vpltool.core.affinity import sinkhorn_scaling, symmetric_product
+from vpltool.core import affinity, grids
 from vpltool.core.classes import allowed_rows
-from vpltool.core.grids import min_max
 from vpltool.lazy import Tensor, no_grad, torch
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.methods.refiners import attention
@@ -44,7 +43,7 @@ class Settings(attention.Settings):
     combine: str = setting(
         "product", "How the affinity and the attention are combined: product of the matrices, or "
                    "entries.", choices=("product", "entries"), source="vpltool")
-    mask: str = attention.mask("none", "CD-CLIP")
+    mask: str = attention.mask("none", source="CD-CLIP")
 
 
 @no_grad
@@ -68,7 +67,7 @@ def text_distributions(patches: Tensor, rows: Tensor, settings: Settings) -> Ten
     """
     cosine = patches.float() @ rows.float().T
     by_row = settings.stretch == "row"
-    stretched = min_max(cosine.T[:, None] if by_row else cosine.T).view(cosine.T.shape)
+    stretched = grids.min_max(cosine.T[:, None] if by_row else cosine.T).view(cosine.T.shape)
     return (stretched.T / settings.tau_text).softmax(dim=-1)
 
 
@@ -94,13 +93,13 @@ def spread(maps: Tensor, attention: Tensor, distributions: Tensor, settings: Set
     `entries`, each row divided by its sum.
     """
     alike = ((1 - divergence(distributions)) / settings.tau).softmax(dim=-1)
-    rows, columns = (scaling[0] for scaling in sinkhorn_scaling(attention[None]))
+    rows, columns = (scaling[0] for scaling in affinity.sinkhorn_scaling(attention[None]))
     if settings.combine == "entries":
         scaled = rows[:, None] * attention * columns
         alike *= (scaled + scaled.T) / 2
         alike /= alike.sum(dim=-1, keepdim=True).clamp_min(1e-12)
     for _ in range(settings.steps):
         if settings.combine == "product":
-            maps = symmetric_product(attention, rows, columns, maps)
+            maps = affinity.symmetric_product(attention, rows, columns, maps)
         maps = alike @ maps
     return maps

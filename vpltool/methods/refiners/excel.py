@@ -26,7 +26,7 @@ class Settings(attention.Settings):
 
     blocks: int = setting(6, "Number of last blocks whose attention is averaged.", low=1,
                           source="ExCEL, official code")
-    threshold: float = attention.threshold(0.79, "ExCEL, official code")
+    threshold: float = attention.threshold(0.79, source="ExCEL, official code")
 
 
 def check(features: Mapping[str, Any], settings: Settings) -> None:

@@ -15,8 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vpltool import settings
-from vpltool.core.classes import BACKGROUND
-from vpltool.core.seeds import nearest_rows, region_features, rows_of_others
+from vpltool.core import classes, seeds
 from vpltool.lazy import F, Tensor, torch
 from vpltool.methods.inputs import PhotoMaps
 from vpltool.settings import setting
@@ -43,7 +42,7 @@ def refine(photo: PhotoMaps, settings: Settings) -> Tensor:
     """
     assert photo.prototypes is not None and photo.class_index is not None
     patches = photo.tensors["patches"].float()
-    regions, region_class = region_features(patches, photo.cams, photo.classes)
+    regions, region_class = seeds.region_features(patches, photo.cams, photo.classes)
     own = photo.row_photos.index(photo.id) if photo.id in photo.row_photos else -1
     support = supports(regions, region_class, photo.prototypes, photo.class_index,
                        photo.of_rows["photo_of"], own, count=settings.neighbours)
@@ -61,14 +60,14 @@ def supports(regions: Tensor, region_class: Tensor, bank: Tensor, class_index: T
     photos than number `own` (`photo_of` is below 0 for none), the background's of photos that share
     a tag with this one. A region without such rows is its own support.
     """
-    tags = region_class[region_class != BACKGROUND]
-    allowed_rows = rows_of_others(class_index, photo_of, tags, own)
-    alike = photo_of[allowed_rows & (class_index != BACKGROUND)]
-    allowed_rows &= (class_index != BACKGROUND) | torch.isin(photo_of, alike)
+    tags = region_class[region_class != classes.BACKGROUND]
+    allowed_rows = seeds.rows_of_others(class_index, photo_of, tags, own)
+    alike = photo_of[allowed_rows & (class_index != classes.BACKGROUND)]
+    allowed_rows &= (class_index != classes.BACKGROUND) | torch.isin(photo_of, alike)
     found = regions.float().clone()
     for number, index in enumerate(region_class.tolist()):
         allowed = (allowed_rows & (class_index == index)).nonzero()[:, 0]
         if len(allowed):
-            _, rows = nearest_rows(regions[number][None], bank, allowed, count)
+            _, rows = seeds.nearest_rows(regions[number][None], bank, allowed, count)
             found[number] = F.normalize(bank[rows[0]].float().mean(dim=0), dim=0)
     return found

@@ -37,8 +37,9 @@ class Settings(attention.Settings):
         "superpixel", "Area that each class is kept in; superpixel: regions of one colour; box: "
                       "the boxes of its map; both; or none: anywhere.",
         choices=("superpixel", "box", "both", "none"), source="SSR, eq. 7")
-    threshold: float = attention.threshold(0.4, "CLIP-ES, section 4.1", _NO_BOXES)
-    box: str = attention.box(_NO_BOXES)
+    threshold: float = attention.threshold(
+        0.4, source="CLIP-ES, section 4.1", no_effect=[_NO_BOXES])
+    box: str = attention.box(no_effect=[_NO_BOXES])
     superpixels: int = setting(
         250, "Approximate number of superpixels; SSR does not say; usual: 200 to 300.", low=1,
         no_effect=[_NO_REGIONS])

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vpltool import settings
@@ -22,17 +23,16 @@ from vpltool.settings import setting
 READS = ("layers",)
 
 
-def layers_setting(source: str = "") -> str:
-    """Make the setting of the blocks that are read."""
-    return setting("", "CLIP blocks to read; 0 is the first; spread: four, evenly spaced; default: "
-                       "those stored, or all but the last.", metavar="LIST", source=source)
+layers_setting = partial(
+    setting, "", "CLIP blocks to read; 0 is the first; spread: four, evenly spaced; default: those "
+    "stored, or all but the last.", metavar="LIST")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(settings.Settings):
     """Settings of the linear classifier."""
 
-    layers: str = layers_setting("DINOv2 reads four")
+    layers: str = layers_setting(source="DINOv2 reads four")
     walk: float = setting(0.1, "Temperature of the random walk at prediction; it goes between "
                                "patches with similar tokens in the last of these blocks. 0: no "
                                "walk.", low=0, source="as `refine --method patches`")

@@ -32,7 +32,7 @@ class Settings(settings.Settings):
     width: int = setting(256, "Width of the decoder.", low=8, source="WeCLIP, official code")
     residual: bool = setting(
         False, "Add the output to CLIP's own patch embeddings: better with few photos or steps.")
-    layers: str = layers_setting("WeCLIP, official code")
+    layers: str = layers_setting(source="WeCLIP, official code")
 
 
 def build(parts: SegmenterParts, settings: Settings) -> segmenter.Decoder:

@@ -24,13 +24,11 @@ from vpltool.datasets.layouts import check_labels, found_in
 from vpltool.datasets.tags import read_tags, tags_of
 from vpltool.datasets.words import COCO
 from vpltool.errors import OtherSettings, VplError, counted, near_name, other_case, part_of
-from vpltool.formats import Header, OutputFolder, Photo, Workspace
+from vpltool.formats import Header, OutputFolder, Photo, Workspace, streams
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
-from vpltool.formats.streams import read_span, stream_objects
 from vpltool.formats.workspace import relative_to
 from vpltool.methods.inputs import Source, SourceRequest
-from vpltool.parallel.device import worker_count
-from vpltool.parallel.processes import run_jobs
+from vpltool.parallel import device, processes
 from vpltool.settings import NoEffect, setting, warn_without_effect
 
 SPLITS = ("train", "val")
@@ -126,9 +124,9 @@ def _make_masks(workspace: Workspace, ids: Sequence[str], split: str, outlines: 
     task = _Task(output, outlines.path, outlines.labels, settings)
     jobs = [(key, outlines.sizes[key], tuple(outlines.spans.get(key, ()))) for key in output.todo]
     # The main process only waits for the workers.
-    count = settings.workers if settings.workers >= 0 else worker_count(settings.workers) + 1
+    count = settings.workers if settings.workers >= 0 else device.worker_count(settings.workers) + 1
     with console.progress(f"ground-truth {split}", len(jobs)) as advance:
-        for key, reason in run_jobs(_make_one, jobs, count, _start, task):
+        for key, reason in processes.run_jobs(_make_one, jobs, count, _start, task):
             if reason:
                 output.fail(key, reason)
             advance()
@@ -144,7 +142,7 @@ def _make_one(job: _Job) -> tuple[str, str]:
     key, size, spans = job
     task = _task[0]
     try:
-        instances = [read_span(task.path, first, length)
+        instances = [streams.read_span(task.path, first, length)
                      for first, length in zip(spans[::2], spans[1::2], strict=True)]
         labels = label_map(instances, task.labels, size, overlap=task.settings.overlap,
                            crowd=task.settings.crowd)
@@ -238,7 +236,7 @@ class _Instances:
 def _read_instances(path: Path, names: dict[str, str], folder: Path, classes: Sequence[str]
                     ) -> tuple[dict[str, tuple[str, ...]], Outlines]:
     found = _Instances()
-    for part, first, length, entry in stream_objects(path):
+    for part, first, length, entry in streams.stream_objects(path):
         try:
             _keep(found, part, entry, path, (first, length))
         except ValueError as error:
@@ -273,10 +271,10 @@ def _read_instances(path: Path, names: dict[str, str], folder: Path, classes: Se
 def _keep(found: _Instances, part: str, entry: Any, path: Path, span: tuple[int, int]) -> None:
     check_fields(entry, _PARTS.get(part, {}))
     if part == "categories":
-        found.categories[entry["id"]] = read_span(path, *span)["name"]
+        found.categories[entry["id"]] = streams.read_span(path, *span)["name"]
     elif part == "images":
         if not entry["file_name"].isascii():
-            entry = read_span(path, *span)
+            entry = streams.read_span(path, *span)
         found.images[entry["id"]] = (entry["file_name"], entry["height"], entry["width"])
     elif part == "annotations":
         number = entry["image_id"]

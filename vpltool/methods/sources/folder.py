@@ -32,9 +32,7 @@ from vpltool.datasets.tags import some
 from vpltool.datasets.tile_tags import Box, Tagged
 from vpltool.datasets.words import VOC, VOCABULARIES
 from vpltool.errors import VplError, counted, near_path, part_of
-from vpltool.formats import Header, OutputFolder, Photo, Workspace
-from vpltool.formats.atomic import atomic_path
-from vpltool.formats.rasters import SUFFIXES, Scaling, Scene, check_alike, is_scene
+from vpltool.formats import Header, OutputFolder, Photo, Workspace, atomic, rasters
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Source, SourceRequest, parse_tile
@@ -140,9 +138,9 @@ def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
             photos: list[Photo], places: Path | None, remarks: list[str]) -> Source:
     """Cut files into tiles and pages, which are the photos."""
     side, least = parse_tile(settings.tile, _AUTO) if settings.tile else (0, 0)
-    cut = Cut(side, least, Scaling.parse(settings.bands, settings.percentiles))
+    cut = Cut(side, least, rasters.Scaling.parse(settings.bands, settings.percentiles))
     raster = (tile_tags.TagRaster(places, named)
-              if places and places.suffix.lower() in SUFFIXES else None)
+              if places and places.suffix.lower() in rasters.SUFFIXES else None)
     regions = tile_tags.read_regions(places, settings.column) if places and not raster else []
     root = workspace_path / FOLDER
     made, parts, others = _cut_photos(settings.images, photos, cut, regions, root, raster)
@@ -167,7 +165,7 @@ class Cut:
 
     side: int  # of a tile; 0: only pages are separated
     least: int  # a photo is divided if its longer side has more pixels than this
-    scaling: Scaling  # of GeoTIFFs
+    scaling: rasters.Scaling  # of GeoTIFFs
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ class Large:
 
     def __init__(self, path: Path, cut: Cut) -> None:
         self.path, self.cut, self.pages = path, cut, 1
-        self.scene = Scene(path, cut.scaling) if is_scene(path) else None
+        self.scene = rasters.Scene(path, cut.scaling) if rasters.is_scene(path) else None
         if self.scene:
             self.scene.warn_unplaced()
         try:
@@ -222,13 +220,13 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
                 raster: tile_tags.TagRaster | None
                 ) -> tuple[list[Photo], list[Part], list[str]]:
     """Return all photos, whole ones and parts of files; the parts; and remarks."""
-    whole, parts, scenes = list[Photo](), list[Part](), list[Scene]()
+    whole, parts, scenes = list[Photo](), list[Part](), list[rasters.Scene]()
     unknown, known = 0, set[str]()
     for photo in photos:
         large = Large(images / photo.image, cut)
         if large.scene:
             scenes.append(large.scene)
-            check_alike([scenes[0], large.scene])
+            rasters.check_alike([scenes[0], large.scene])
         boxes = large.boxes()
         if large.pages == 1 and len(boxes) == 1 and not (large.scene or regions or raster):
             mask = photo.mask and relative_to(images / photo.mask, root)
@@ -302,7 +300,7 @@ def _write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut:
                 continue
             large = Large(path, cut)
             for part, pixels in _pixels(large, own):
-                with atomic_path(root / part.photo.image) as temporary:
+                with atomic.atomic_path(root / part.photo.image) as temporary:
                     Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
                 advance()
             if masks:

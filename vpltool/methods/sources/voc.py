@@ -19,8 +19,7 @@ from vpltool.datasets.layouts import PHOTO_SUFFIXES, check_labels, found_in
 from vpltool.datasets.tags import tags_of
 from vpltool.datasets.words import VOC, read_lines
 from vpltool.errors import VplError, counted, other_case, part_of
-from vpltool.formats import Photo
-from vpltool.formats.streams import parse_xml
+from vpltool.formats import Photo, streams
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.settings import setting
 
@@ -172,5 +171,5 @@ def _object_names(path: Path) -> set[str]:
         if inside[-2:] == ["object", "name"]:
             names[-1] += part
 
-    parse_xml(path.read_bytes(), start, end, text)
+    streams.parse_xml(path.read_bytes(), start, end, text)
     return {name.strip() for name in names}

@@ -22,8 +22,7 @@ from vpltool.datasets.tags import class_remarks
 from vpltool.datasets.words import VOC
 from vpltool.errors import VplError, counted, part_of
 from vpltool.file_hashes import hashes_of, identity_of_bytes
-from vpltool.formats import OutputFolder, Photo, Workspace
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats import OutputFolder, Photo, Workspace, atomic
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.names import leads_out
 from vpltool.settings import setting
@@ -119,7 +118,7 @@ def _unpack(folder: Path, names: Mapping[str, str], hashes: Mapping[str, str]) -
                 image = f"{name}/{pair.key}.{pair.suffix}"
                 if image in todo:
                     todo.discard(image)
-                    with atomic_path(folder / image) as temporary:
+                    with atomic.atomic_path(folder / image) as temporary:
                         temporary.write_bytes(pair.photo)
                     advance()
 
