@@ -70,7 +70,7 @@ def test_again_does_nothing_and_another_seed_is_refused(world: Path, run: Run) -
     refused = run("demo", "--images", 12, "--seed", 1, work=world)
     assert refused.code == 1
     assert "16 photos such as s0-0000, not 16 such as s1-0000" in refused.lines("error:")[0]
-    assert "--overwrite" in refused.err
+    assert "vpltool demo --images 12 --seed 1 --overwrite replaces it" in refused.err
     after = {path: path.stat().st_mtime_ns for path in world.rglob("*") if path.is_file()}
     assert after == before
 

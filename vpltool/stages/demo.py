@@ -18,7 +18,7 @@ from vpltool.formats.kinds import is_workspace
 from vpltool.formats.workspace import read_images, write_workspace
 from vpltool.lazy import Image, np, npt, rasterio
 from vpltool.parallel import processes
-from vpltool.settings import Settings, Stage, setting
+from vpltool.settings import Settings, Stage, changed, setting
 
 _BACKGROUND = ("grass", "field", "road", "railway", "water", "sky", "sand", "snow", "room")
 """Background words: the names of the drawn backgrounds."""
@@ -66,7 +66,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
     workspace = Workspace(path, "demo", ".", scenes.CLASSES, _BACKGROUND, "clip", "clip")
     splits = {f"s{seed}-{number:04}": "train" if number < images else "val"
               for number in range(images + images // 3)}
-    if not settings.overwrite and _is_done(workspace, splits):
+    if not settings.overwrite and _is_done(workspace, splits, settings):
         console.note(f"{path}: {len(splits)} scenes already exist")
         return path / "workspace.json"
     for file in sorted((Path(demo.__path__[0]) / "clip").iterdir()):
@@ -109,18 +109,20 @@ def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     return number, scene.tags, scene.captions
 
 
-def _is_done(workspace: Workspace, splits: dict[str, str]) -> bool:
+def _is_done(workspace: Workspace, splits: dict[str, str], settings: DemoSettings) -> bool:
     """Return whether this demo exists already; another workspace is an error."""
     if not is_workspace(workspace.path):
         return False
     photos = read_images(workspace.path / "images.jsonl")
     if (open_workspace(workspace.path) != workspace
             or {photo.id: photo.splits[0] for photo in photos} != splits):
+        words = [f"{name}={value!r}" for name, value in changed(settings).items()]
         raise VplError(
             f"{workspace.path / 'workspace.json'} is of another data set: {len(photos)} photos "
             f"such as {photos[0].id if photos else 'none'}, not {len(splits)} such as "
             f"{next(iter(splits))}",
-            "`overwrite=True` replaces it; another workspace folder keeps both")
+            f"`demo({', '.join([*words, 'overwrite=True'])})` replaces it; another workspace "
+            "folder keeps both")
     return all(workspace.image_path(photo).exists() for photo in photos)
 
 
