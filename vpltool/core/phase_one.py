@@ -70,13 +70,21 @@ class PhaseOneConfig:
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pixels of many photos; of several processes each has those of some of the photos."""
+    """Pixels of many photos; of several processes each has those of some of the photos.
 
-    embeddings: Tensor  # L2-normed (N, dim), float32; on a GPU, float16 is enough, see `prototypes`
-    photo_of: Tensor  # number of the photo of each pixel (N,)
-    labels: Tensor  # seed label of each pixel (N,): class, 0 for the background, -1 if not a seed
-    tags: list[Tensor]  # class indices of each photo (K_i,)
-    ids: Sequence[str] = ()  # of the photos
+    Args:
+        embeddings: L2-normed (N, dim), float32; on a GPU, float16 is enough, see `prototypes`.
+        photo_of: number of the photo of each pixel (N,).
+        labels: seed label of each pixel (N,): class, 0 for the background, -1 if not a seed.
+        tags: class indices of each photo (K_i,).
+        ids: of the photos.
+    """
+
+    embeddings: Tensor
+    photo_of: Tensor
+    labels: Tensor
+    tags: list[Tensor]
+    ids: Sequence[str] = ()
 
 
 def learn(pixels: Pixels, text: Tensor, start: Tensor, start_index: Tensor,
