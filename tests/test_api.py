@@ -14,7 +14,8 @@ from conftest import Run
 
 import vpltool
 from vpltool import VplError, Workspace, console
-from vpltool.formats import describe
+from vpltool.formats import describe, read_tensors
+from vpltool.methods import FOLDERS
 from vpltool.stages import find_stages
 
 PAGE = Path(__file__).parents[1] / "docs/python.md"
@@ -39,9 +40,28 @@ def test_numpy_s_numbers_are_numbers(copied: Path) -> None:
     assert made == [copied / "maps"]
     options = describe(made[0] / "scene0.safetensors").header.options
     assert options["tau"] == 0.25 and type(options["tau"]) is float
+    assert work.cam(method="dense", out=np.str_(copied / "more")) == [copied / "more"]
     for wrong in ({"limit": np.float64(2.5)}, {"limit": np.bool_(True)}, {"tau": np.ones(2)}):
         with pytest.raises(VplError, match="expected"):
             work.cam(method="dense", **wrong)
+
+
+def test_a_changed_method_is_imported_again(copied: Path, tmp_path: Path,
+                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook, the header would name the new file, and the maps be of the old one."""
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    work, file = Workspace(copied / "work"), tmp_path / "cams/flat.py"
+    file.parent.mkdir()
+    for level in (0.25, 0.75):
+        (file.parent / "_level.py").write_text(f"LEVEL = {level}\n")
+        file.write_text('"""Flat."""\nimport torch\nfrom _level import LEVEL\n'
+                        "from vpltool.settings import Settings\nREADS = ()\n"
+                        "def make_cams(batch, settings):\n    return [torch.full((len(present), "
+                        "*batch.grid), LEVEL) for present in batch.present]\n")
+        folder, = work.cam(method="flat", overwrite=True)
+        maps = read_tensors(folder / "scene0.safetensors", "cams")[1]["cam"]
+        assert maps.float().unique().tolist() == [level]
+        assert work.status(stale=True) == []
 
 
 def test_reports_are_returned(copied: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -355,7 +355,7 @@ def _converted(entry: Described, value: Any) -> object:
     def convert(item: Any) -> object:
         if type(item).__module__ == "numpy" and hasattr(item, "item") and not item.shape:
             # np.float32(0.5), as np.linspace and pandas give it.
-            return item.item()
+            item = item.item()
         if entry.type is Path:
             return Path(item) if isinstance(item, str) else item
         return str(item) if entry.type is str and isinstance(item, Path) else item

@@ -11,7 +11,6 @@ from typing import Any
 
 from vpltool import formats
 from vpltool.datasets.words import read_classes
-from vpltool.engine.headers import identity_of_method
 from vpltool.engine.masks import content_identity, identity_of_corrections
 from vpltool.engine.models import WORDS, model_weights
 from vpltool.engine.photos import given_again, other_photos, tags_of
@@ -24,7 +23,7 @@ from vpltool.formats.manifest import PHOTO_FOLDERS, manifest_of, orphaned_folder
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
 from vpltool.formats.workspace import relative_to
-from vpltool.methods import find_methods
+from vpltool.methods import find_methods, own
 from vpltool.names import short_path
 from vpltool.provenance import check_header
 from vpltool.settings import Values, described
@@ -202,7 +201,7 @@ class State:
             kind = find_stages()[header.command.split()[0]].stage.methods
             method = find_methods(kind).get(str(header.options.get("method", "")))
             # Elsewhere, VPLTOOL_METHODS may not be set; `update` says so.
-            return identity_of_method(method.path) if method else header.inputs[role]
+            return own.identity_of(method.path) if method else header.inputs[role]
         try:
             if role == "classes":
                 # Groups may take their class names from a file.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import types
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 from conftest import Run, copy_workspace
 from PIL import Image
 
-from vpltool import settings
+from vpltool import methods, settings
 from vpltool.errors import VplError
 from vpltool.methods import FOLDERS, KINDS, own
 from vpltool.methods.inputs import CamBatch, EmbeddingBatch, PhotoMaps, ScoredPhoto
+from vpltool.methods.labels import find_reader
 
 TEXT, INDEX = torch.eye(3, 4), torch.tensor([0, 1, 2])
 PRESENT = [torch.tensor([1]), torch.tensor([1, 2])]
@@ -111,7 +112,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vpltool import settings
+from vpltool import methods, settings
 from vpltool.settings import setting
 
 READS = ("photo",)
@@ -184,7 +185,6 @@ def test_a_changed_file_of_a_method_makes_its_results_stale(
     again = run(*crf, work=work)
     assert again.code == 0 and "done already" in again.err
     mine.write_text(FILE.format(settings=PLAIN, result="photo.scores * 0.5"))
-    forget(mine)
     refused = run(*crf, work=work)
     assert refused.code == 1
     assert "the file of the method has changed" in refused.lines("error:")[0]
@@ -212,8 +212,55 @@ def test_a_helper_beside_the_file_is_found_and_counts(
     assert "the file of the method has changed" in run(*crf, work=work).lines("error:")[0]
 
 
-def forget(file: Path) -> None:
-    """Forget a module and what was compiled of it, as another process would."""
-    sys.modules.pop(f"vpltool_method_label_refiners_{file.stem}", None)
-    for path in file.parent.glob("__pycache__/*.pyc"):
-        path.unlink()
+def test_two_kinds_may_have_helpers_of_one_name(
+        mine: Path, ready: Path, tmp_path: Path, tiny_clip: Path, run: Run) -> None:
+    work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+    other = tmp_path / "mine/cams/other.py"
+    other.parent.mkdir()
+    (mine.parent / "_shared.py").write_text("FACTOR = 0.5\n")
+    (other.parent / "_shared.py").write_text("LEVEL = 0.25\n")
+    mine.write_text(FILE.format(settings=f"from _shared import FACTOR\n{PLAIN}",
+                                result="photo.scores * FACTOR"))
+    other.write_text(FILE[:FILE.index("def")].format(
+        settings=f"import torch\nfrom _shared import LEVEL\n{PLAIN}")
+        + "def make_cams(batch, settings):\n    return [torch.full((len(present), *batch.grid), "
+          "LEVEL) for present in batch.present]\n")
+    for words in (("cam", "--method", "other"),
+                  ("crf", "--what", "text-other", "--method", "mine")):
+        result = run(*words, work=work)
+        assert result.code == 0, result.err
+
+
+def test_a_file_in_another_encoding_is_a_method(
+        mine: Path, ready: Path, tmp_path: Path, tiny_clip: Path, run: Run) -> None:
+    work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+    mine.write_bytes(("# coding: latin-1\n" + FILE.format(
+        settings=f"# Grün.\n{PLAIN}", result="photo.scores")).encode("latin-1"))
+    assert run("crf", "--what", "cams/text", "--method", "mine", work=work).code == 0
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (24, 31), (23, 31), (46, 62)])
+def test_maps_of_any_resolution_pass(shape: tuple[int, int]) -> None:
+    batch = CamBatch(["a"], (23, 31), {}, [torch.tensor([1])], TEXT, INDEX)
+    guarded("cams", [torch.rand(1, *shape)])(batch)
+    with pytest.raises(VplError, match="a Tensor"):
+        guarded("cams", [torch.rand(1, *shape[::-1])])(batch)
+
+
+@pytest.mark.parametrize("text", ["import no_such_module", "import sys; sys.exit('bye')"])
+def test_a_package_that_cannot_be_imported_is_named(
+        text: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hinders neither the help of other methods nor the readers of other formats."""
+    (tmp_path / "broken_export.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = EntryPoint("broken", "broken_export", "vpltool.exports")
+    monkeypatch.setattr(methods, "_entry_points", lambda: EntryPoints([entry]))
+    methods._by_entry_point.cache_clear()
+    try:
+        result = run("methods", "exports", "broken")
+        assert result.code == 1
+        assert str(tmp_path / "broken_export.py") in result.lines("error:")[0]
+        with pytest.raises(VplError, match="is in no known format"):
+            find_reader(tmp_path / "broken_export.py")
+    finally:
+        methods._by_entry_point.cache_clear()

@@ -205,6 +205,17 @@ def test_a_stale_input_is_told(copied: Path, run: Run) -> None:
     assert run(*again, work=work).lines("warning:") == []
 
 
+def test_an_input_of_another_workspace_is_none_of_this_one_s(
+        layered: Path, run: Run, tmp_path: Path, tiny_clip: Path) -> None:
+    """Its header names files of that workspace, such as `prototypes/text.safetensors`."""
+    work = copy_workspace(layered, tmp_path / "base", tiny_clip) / "work"
+    assert run("text-prototypes", "--prompts", "seven", "--overwrite", work=work).code == 0
+    result = run("predict", "--decoder", layered / "work/decoder/tiny.safetensors", "--limit", 1,
+                 work=work)
+    assert result.code == 0, result.err
+    assert "is not up to date" not in result.err
+
+
 def test_a_given_photo_that_failed_is_no_photo_of_the_workspace(
         layered: Path, run: Run, tmp_path: Path, tiny_clip: Path) -> None:
     base = copy_workspace(layered, tmp_path / "base", tiny_clip)

@@ -249,6 +249,22 @@ def test_rounds_that_write_the_same_are_refused(jobs: int, run: Run, copied: Pat
     assert run("run", path, "--jobs", jobs, work=copied / "work").code == 0
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_nested_rounds_know_each_other(jobs: int, run: Run, copied: Path) -> None:
+    path = copied / "maps.recipe"
+    path.write_text(
+        "# Maps.\neach tau in 0.1 0.2\neach to in a b\nvpltool cam --method gradcam\n"
+        "vpltool cam --method dense --tau $tau --name same-$to\nend\nend\n")
+    result = run("run", path, "--jobs", jobs, work=copied / "work")
+    assert result.code == 1
+    assert re.search(r"the rounds tau 0\.[12] and tau 0\.[12] both write \S+/cams/same-[ab]/train",
+                     result.lines("error:")[0])
+    assert result.lines("hint:")[0].startswith("put $tau into the name or path of each result")
+    path.write_text(path.read_text().replace("--name same", "--name same-$tau"))
+    result = run("run", path, "--jobs", jobs, work=copied / "work")
+    assert result.code == 0, result.err
+
+
 @pytest.mark.parametrize("words", [("--pretrained", "FOLDER"), ("--pretrained=FOLDER",)])
 def test_a_value_that_looks_like_an_option(words: tuple[str, ...], run: Run, tmp_path: Path
                                            ) -> None:

@@ -274,9 +274,13 @@ def test_par_refuses_distances_that_are_none(run: Run, copied: Path) -> None:
     assert len(labels(copied / "work/masks/text-refined/train")) == 6
 
 
-def test_both_folders_have_the_usual_form(run: Run, ready: Path, tmp_path: Path) -> None:
+def test_both_folders_have_the_usual_form(run: Run, ready: Path, tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
     """NAME/SPLIT and NAME-full/SPLIT: so scores of two such results have two names."""
-    for out, full in (("a/train", "a-full/train"), ("b", "b-full")):
-        assert run("crf", "--method", "par", "--limit", 1, "--out", tmp_path / out,
-                   work=ready / "work").code == 0
-        assert list((tmp_path / out).glob("*.png")) and list((tmp_path / full).glob("*.png"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out, full in (("a/train", "a-full/train"), ("b", "b-full"), ("train", "train-full"),
+                      ("../train", "../train-full")):
+        result = run("crf", "--method", "par", "--limit", 1, "--out", out, work=ready / "work")
+        assert result.code == 0, result.err
+        assert list(Path(out).glob("*.png")) and list(Path(full).glob("*.png"))

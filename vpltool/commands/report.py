@@ -218,11 +218,11 @@ def _about(workspace: Workspace) -> list[tuple[str, str]]:
 
 def _read_scores(work: Path) -> list[JsonObject]:
     """Read the scores that `eval` wrote, sorted by split and mIoU."""
-    found = []
-    for path in results_of(work, "scores"):
-        content = _read(path)
-        if content.get("kind") == "scores" and "iou" in content:
-            found.append(_score(work, content, path))
+    read = [(path, content) for path in results_of(work, "scores")
+            if (content := _read(path)).get("kind") == "scores" and "iou" in content]
+    changed = reports.changed_since(work, (content for _, content in read))
+    found = [_score(content, path, reports.CHANGED * has_changed)
+             for (path, content), has_changed in zip(read, changed, strict=True)]
     titles = [(entry["title"], entry["split"]) for entry in found]
     for entry in found:
         if titles.count((entry["title"], entry["split"])) > 1:
@@ -238,12 +238,12 @@ def _read(path: Path) -> JsonObject:
         return {}
 
 
-def _score(work: Path, content: Mapping[str, Any], path: Path) -> JsonObject:
+def _score(content: Mapping[str, Any], path: Path, mark: str) -> JsonObject:
     cut = content.get("threshold")
     made, scored = (content.get(key) or {} for key in ("made_under", "scored_under"))
     preset = format_preset(made) + ("" if made == scored else f", scored {format_preset(scored)}")
     return {
-        "title": content["what"] + reports.CHANGED * reports.has_changed(work, content),
+        "title": content["what"] + mark,
         "what": content["what"], "file": path.stem,
         "split": content["split"], "photos": content["photos"], "iou": content["iou"],
         "miou": content["miou"], "accuracy": content["accuracy"],

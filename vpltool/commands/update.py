@@ -58,7 +58,7 @@ def run(workspace: Workspace, settings: UpdateSettings) -> list[str]:
     check_alone("an update")
     made, failures, errors = _recompute_all(workspace, stale)
     for error in errors[1:]:
-        console.warn(error.message)
+        console.warn("; ".join(filter(None, [error.message, error.hint])))
     if errors:
         raise errors[0]
     if failures:

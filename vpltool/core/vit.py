@@ -178,7 +178,8 @@ def resample_positions(table: Tensor, grid: tuple[int, int], target: tuple[int, 
                        how: Resampling) -> Tensor:
     """Resample position embeddings of a grid, float32 (h·w, width), to another (h'·w', width)."""
     if table.is_cuda and table.requires_grad and torch.is_grad_enabled():
-        return resampling_weights(grid, target, how, table.device) @ table
+        with torch.autocast(table.device.type, enabled=False):
+            return resampling_weights(grid, target, how, table.device) @ table
     field = table.view(1, *grid, -1).permute(0, 3, 1, 2)
     return _resample(field, target, how).flatten(2)[0].T
 

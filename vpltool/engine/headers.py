@@ -18,9 +18,9 @@ from vpltool.formats import (
     expect_header,
     identity_of_file,
 )
-from vpltool.formats.header import identity_of_many, is_same_model, is_stale
+from vpltool.formats.header import is_same_model, is_stale
 from vpltool.formats.input_folders import supervision_of
-from vpltool.formats.manifest import UPDATE_HINT, check_replacing, manifest_of
+from vpltool.formats.manifest import UPDATE_HINT, again, check_replacing, manifest_of
 from vpltool.formats.workspace import relative_to
 from vpltool.methods import own
 from vpltool.names import short_path, without_home
@@ -52,7 +52,7 @@ def make_header(
         sources[role] = relative_to(path, workspace.path)
         warn_if_outdated(workspace, path)
     if own_file := own.file_of(settings.of_method):
-        identities["method-file"] = identity_of_method(own_file)
+        identities["method-file"] = own.identity_of(own_file)
     call = {name: without_home(value, lambda path: relative_to(path, workspace.path))
             for name, value in changed(settings).items() if name not in sources}
     out = getattr(settings, "out", None)
@@ -65,23 +65,21 @@ def make_header(
                   supervision=supervision_of(inputs.values()))
 
 
-def identity_of_method(path: Path) -> str:
-    """Return a hash of the file of one's own method, and of the `_*.py` beside it that it names."""
-    text = path.read_text("utf-8")
-    helpers = [file for file in sorted(path.parent.glob("_*.py")) if file.stem in text]
-    identity = identity_of_file(path)
-    return identity_of_many({"": identity} | {
-        file.name: identity_of_file(file) for file in helpers}) if helpers else identity
-
-
 def warn_if_outdated(workspace: Workspace, path: Path) -> None:
     """Warn if an input was made from what has changed since, once in a process for each state."""
     header = _header_of(path)
-    if header and (reason := _outdated(workspace, header)):
-        _warn_once(f"{short_path(path)} is not up to date: {reason}; `update()` recomputes it")
+    # What lies elsewhere was made from files that lie elsewhere.
+    if header is None or not path.resolve().is_relative_to(workspace.path.resolve()):
+        return
+    if reason := _outdated(workspace.path, header, set()):
+        cure = again(header) if header.kind == "groups" else "`update()`"
+        _warn_once(f"{short_path(path)} is not up to date: {reason}; {cure} recomputes it",
+                   header.config_hash)
 
 
-_warn_once = functools.cache(console.warn)
+@functools.cache
+def _warn_once(message: str, _state: str) -> None:
+    console.warn(message)
 
 
 def _header_of(path: Path) -> Header | None:
@@ -92,22 +90,24 @@ def _header_of(path: Path) -> Header | None:
         return None
 
 
-def _outdated(workspace: Workspace, header: Header) -> str:
+def _outdated(work: Path, header: Header, seen: set[Path]) -> str:
     """Say which input of an artifact, or of what it was made from, has changed; empty: none.
 
     What is gone is no reason: features may be deleted when they have served.
     """
     for role, source in header.sources.items():
-        path = workspace.path / source
-        if role == "masks" and header.kind == "decoder":
-            # Identified by their bytes, which would have to be read.
+        path = work / source
+        # Masks of a decoder are identified by their bytes, which would have to be read.
+        if path in seen or (role == "masks" and header.kind == "decoder"):
             continue
-        found = _header_of(path) if path.exists() else None
-        now = found.config_hash if found and path.is_dir() else (
-            identity_of_file(path) if path.is_file() else "")
-        if now not in ("", header.inputs.get(role)):
+        seen.add(path)
+        found = _header_of(path)
+        if found is None or role not in header.inputs:
+            continue
+        now = found.config_hash if path.is_dir() else identity_of_file(path)
+        if now != header.inputs[role]:
             return f"{source} has changed"
-        if found and (reason := _outdated(workspace, found)):
+        if reason := _outdated(work, found, seen):
             return reason
     return ""
 

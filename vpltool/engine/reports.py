@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
-from vpltool.formats import JsonObject, identity_of_many, kinds, open_workspace, read_json
+from vpltool.formats import JsonObject, Photo, identity_of_many, kinds, open_workspace, read_json
 from vpltool.formats.fields import NUMBER, OBJECTS, SIZE, SIZE_OF, TEXT, check_fields
 
 ENOUGH = 20
@@ -78,19 +78,24 @@ CHANGED = " (changed since)"
 """Added to the name of what has changed since it was scored."""
 
 
-def has_changed(work: Path, entry: Mapping[str, Any]) -> bool:
-    """Return whether a scored folder now holds other files of as many photos.
+def changed_since(work: Path, entries: Iterable[Mapping[str, Any]]) -> list[bool]:
+    """Return for each file of scores whether its folder now holds other files of as many photos.
 
     Nothing is known, and False returned, if the number differs or the folder is gone.
     """
+    photos = open_workspace(work).photos() if kinds.is_workspace(work) else []
+    return [_has_changed(work, photos, entry) for entry in entries]
+
+
+def _has_changed(work: Path, photos: Sequence[Photo], entry: Mapping[str, Any]) -> bool:
     kind, what = str(entry.get("scored") or ""), str(entry.get("what", ""))
     name, split = what.removeprefix(f"{kind}-"), str(entry["split"])
-    if not kind or not entry.get("content") or not kinds.is_workspace(work) or (
+    if not kind or not photos or not entry.get("content") or (
             {"..", "/"} & {*Path(name).parts, *Path(split).parts}):
         return False
     folder = work / kind / name / split
     suffix = ".safetensors" if kind == "cams" else ".png"
-    names = {photo.id: f"{photo.id}{suffix}" for photo in open_workspace(work).photos()
+    names = {photo.id: f"{photo.id}{suffix}" for photo in photos
              if photo.mask is not None and split in photo.splits}
     hashes = hashes_of(folder, names.values())
     parts = {key: hashes[file] for key, file in names.items() if file in hashes}

@@ -17,7 +17,6 @@ import functools
 import importlib
 import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -278,8 +277,9 @@ class Method:
 
         Raises a VplError if it lacks what a method of its kind needs.
         """
-        module = (importlib.import_module(self.module) if self.module
-                  else _import_file(self.path, f"vpltool_method_{self.kind}_{self.path.stem}"))
+        bundled = self.module.startswith("vpltool.")
+        module = (importlib.import_module(self.module) if bundled else
+                  own.import_method(self.path, self.kind, self.module))
         needs = KINDS[self.kind].needs
         missing = [name for name in needs if name not in vars(module)]
         if missing:
@@ -291,7 +291,7 @@ class Method:
         if unknown:
             raise VplError(f"{self.path}: READS names `{min(unknown)}`",
                            f"{self.kind} read {', '.join(KINDS[self.kind].reads)}")
-        if not self.module.startswith("vpltool."):
+        if not bundled:
             kind = KINDS[self.kind]
             own.guard(module, self.path, kind.name, kind.function, kind.returns)
         return module
@@ -309,27 +309,6 @@ class Method:
     def settings(self) -> type[Settings]:
         """The class of its settings; imports the file."""
         return self.load().Settings
-
-
-def _import_file(path: Path, name: str) -> ModuleType:
-    loaded = sys.modules.get(name)
-    if loaded is not None and loaded.__file__ == str(path.absolute()):
-        return loaded
-    spec = importlib.util.spec_from_file_location(name, path.absolute())
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Before it runs: dataclasses look their own module up.
-    sys.modules[name] = module
-    if (folder := str(path.parent.absolute())) not in sys.path:
-        # Last, so that no method hides a module of its name; for `_helper.py` beside it.
-        sys.path.append(folder)
-    own.watch(path)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise own.fault_of(error) or error from error
-    return module
 
 
 def _own_folders() -> list[Path]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
+import importlib
+import importlib.util
 import inspect
 import re
+import sys
 import traceback
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -28,6 +33,8 @@ _Fault: TypeAlias = Callable[[_Arguments, Any], str]
 _Function: TypeAlias = Callable[..., Any]
 
 _files: set[str] = set()
+_imported: dict[str, tuple[Path, str]] = {}
+"""Name of the module of a file to its path and identity."""
 _guards: list[ModuleType] = []
 """Modules whose function is wrapped."""
 _paths: dict[type[settings.Settings], Path] = {}
@@ -54,9 +61,77 @@ def guard(module: ModuleType, path: Path, kind: str, function: str, returns: str
                                            _FAULTS.get(kind, _no_fault), returns))
 
 
-def watch(path: Path) -> None:
-    """Have `fault_of` know a file of somebody's own method, before it is imported."""
+def import_method(path: Path, kind: str, module: str = "") -> ModuleType:
+    """Import the file of a method, or the module of a package; a file again if it has changed.
+
+    Raises:
+        VplError: it cannot be imported; the message has its line.
+    """
     _files.add(str(path.absolute()))
+    try:
+        return importlib.import_module(module) if module else _import_file(path, kind)
+    except SystemExit as error:
+        raise VplError(f"{path}: ends Python when it is imported: SystemExit: {error}") from error
+    except Exception as error:
+        if fault := fault_of(error):
+            raise fault from error
+        raise
+
+
+def _import_file(path: Path, kind: str) -> ModuleType:
+    name, state = f"vpltool_method_{kind}_{path.stem}", (path.absolute(), identity_of(path))
+    if name in sys.modules and _imported.get(name) == state:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path.absolute())
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Before it runs: dataclasses look their own module up.
+    sys.modules[name] = module
+    with _helpers_of(path.parent.absolute()):
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    _imported[name] = state
+    return module
+
+
+@contextlib.contextmanager
+def _helpers_of(folder: Path) -> Iterator[None]:
+    """Let a method import the `_*.py` beside it: as they are now, and not those of other folders.
+
+    No bytecode is written, since Python takes it for that of a file of the same second and size.
+    """
+    before, without = {*sys.modules}, sys.dont_write_bytecode
+    importlib.invalidate_caches()
+    # Last, so that no method hides a module of its name.
+    if is_new := str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = without
+        if is_new and str(folder) in sys.path:
+            sys.path.remove(str(folder))
+        for name in {*sys.modules} - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and name.startswith("_") and Path(file).parent == folder:
+                del sys.modules[name]
+
+
+def identity_of(path: Path) -> str:
+    """Return a hash of the file of a method, and of the `_*.py` beside it that it needs."""
+    helpers = [file for file in sorted(path.parent.glob("_*.py")) if file.stem != "__init__"]
+    files, digest = [path], hashlib.sha256()
+    # Grows on the way: a helper may need others.
+    for file in files:
+        content = file.read_bytes()
+        digest.update(content)
+        files += [helper for helper in helpers if helper not in files
+                  and re.search(rb"\b%s\b" % re.escape(helper.stem.encode()), content)]
+    return digest.hexdigest()[:16]
 
 
 def file_of(of_method: settings.Settings | None) -> Path | None:
@@ -147,13 +222,19 @@ def _fault_of_many(made: object, ids: Sized, what: str) -> str:
 def _fault_of_maps(made: object, count: int, grid: tuple[int, int], key: str) -> str:
     """Say what is wrong if a value is not maps (count, h, w) in [0, 1], of the grid's shape."""
     if (not isinstance(made, torch.Tensor) or made.dim() != 3 or len(made) != count
-            or 0 in made.shape[1:] or made.shape[1] * grid[1] != made.shape[2] * grid[0]):
+            or 0 in made.shape[1:] or not _has_aspect(made.shape[1:], grid)):
         return f"{_shown(made)} for {key}, which has {counted(count, 'class', 'classes')} on a " \
                f"grid {grid}"
     low, high = (0.0, 1.0) if not count else (float(side) for side in made.float().aminmax())
     # Not the other way round: NaN compares as False.
     inside = low > -1e-3 and high < 1 + 1e-3 and made.is_floating_point()
     return "" if inside else f"values from {low:g} to {high:g} ({made.dtype}) for {key}"
+
+
+def _has_aspect(shape: Sequence[int], grid: tuple[int, int]) -> bool:
+    """Return whether maps of any resolution may be of a grid: their sides differ by a cell."""
+    scales = [side / cells for side, cells in zip(shape, grid, strict=True)]
+    return abs(scales[0] - scales[1]) * min(grid) < max(scales)
 
 
 def _fault_of_cams(arguments: _Arguments, made: Any) -> str:

@@ -14,9 +14,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeAlias
 
 from vpltool.errors import VplError
+
+_TRIES = 50
+"""Looks at the record of a lock, 10 ms apart, before a round gives up."""
 
 try:
     import fcntl
@@ -38,25 +41,44 @@ def once(folder: Path, work: str, call: str, *, shards: bool = False) -> Iterato
         with contextlib.suppress(OSError):
             file = stack.enter_context(_lock_file(folder, work).open("a+"))
             if not _claim(file):
-                known, run = _known(file), _round.get()[0]
-                if not run or known is None or known["round"][:1] != (run,):
-                    raise _is_running(folder, call, known, shards)
+                if not _is_of_a_round_beside(file):
+                    raise _is_running(folder, call, _known(file), shards)
                 # Another round does the same; then all is done.
                 fcntl.flock(file, fcntl.LOCK_EX)
+                _claim(file)
         yield
 
 
-_round: ContextVar[tuple[str, str]] = ContextVar("round", default=("", ""))
+_Round: TypeAlias = tuple[str, ...]
+"""Name of a run, and the rounds of it that are nested here, such as `tau 0.1`."""
+
+_round: ContextVar[_Round] = ContextVar("round", default=())
 
 
 @contextlib.contextmanager
-def one_round(run: str, title: str) -> Iterator[None]:
-    """Run a block as a round of a `run`, such as `tau 0.1`; see `write_alone`."""
-    token = _round.set((run, title))
+def one_round(outer: _Round, title: str) -> Iterator[None]:
+    """Run a block as the round `tau 0.1` in an outer one, see `this_round`; see `write_alone`."""
+    token = _round.set((*outer, title))
     try:
         yield
     finally:
         _round.reset(token)
+
+
+def this_round() -> _Round:
+    """Return the round that runs here; outside of any, the name of a new run."""
+    return _round.get() or (f"{os.getpid()}-{time.time_ns()}",)
+
+
+def _is_of_a_round_beside(file: TextIO) -> bool:
+    """Return whether a round of this run holds a lock; it may have no record of it yet."""
+    run = _round.get()[:1]
+    for _ in range(_TRIES if run else 0):
+        known = _known(file)
+        if known is not None and known["round"][:1] == run:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def _claim(file: TextIO, work: str = "") -> bool:
@@ -114,18 +136,22 @@ def write_alone(path: Path) -> None:
         return
     known = _known(file)
     if known is not None and known["work"] != work and known["process"] != os.getpid():
+        _check_round(path, known["round"])
         raise VplError(
             f"{path} is being written with other settings by {_who(known)}",
             f"wait for it, then run this again; kill {known['process']} ends it")
 
 
-def _check_round(path: Path, before: tuple[str, ...]) -> None:
+def _check_round(path: Path, before: _Round) -> None:
     """Check that the round that wrote a path is none beside this one."""
-    run, title = _round.get()
-    if run and before[:1] == (run,) and before[1:] != (title,):
-        name = title.partition(" ")[0]
-        raise VplError(f"the rounds {before[1]} and {title} both write {path}",
-                       f"put ${name} into the name or path of each result of a round")
+    here = _round.get()
+    # An inner round and the lines beside it in the outer one follow each other.
+    differing = next((pair for pair in zip(before, here, strict=False) if pair[0] != pair[1]), None)
+    if here[:1] == before[:1] and differing:
+        other, title = differing
+        raise VplError(f"the rounds {other} and {title} both write {path}",
+                       f"put ${title.partition(' ')[0]} into the name or path of each result of a "
+                       "round")
 
 
 def _known(file: TextIO) -> dict[str, Any] | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,12 +163,12 @@ def _run_step(job: Job, step: Step) -> None:
 
 
 def _run_rounds(job: Job, rounds: Rounds) -> None:
-    run = f"{os.getpid()}-{time.time_ns()}"
-    parts = [(run, f"{rounds.name} {word}", part)
+    outer = once.this_round()
+    parts = [(outer, f"{rounds.name} {word}", part)
              for word, part in zip(rounds.words, rounds.rounds, strict=True)]
     if job.processes < 2 or len(parts) < 2:
         for _, title, part in parts:
-            with once.one_round(run, title):
+            with once.one_round(outer, title):
                 run_steps(job, part)
         return
     for failed, made in run_jobs(_run_round, parts, min(job.processes, len(parts)), _start_round,
@@ -189,12 +187,12 @@ def _start_round(job: Job) -> None:
     torch.set_num_threads(1)
 
 
-def _run_round(part: tuple[str, str, Sequence[Step | Rounds]]
+def _run_round(part: tuple[tuple[str, ...], str, Sequence[Step | Rounds]]
                ) -> tuple[dict[str, None], Iterable[Path]]:
     """Run a round; its title precedes each message, since messages of rounds alternate."""
-    run, title, steps = part
+    outer, title, steps = part
     job = Job(_jobs[0].work, _jobs[0].preset, _jobs[0].terms)
-    with once.one_round(run, title), console.heard_by(console.Terminal(
+    with once.one_round(outer, title), console.heard_by(console.Terminal(
             rewrite=lambda text: f"{title}: " + to_shell(text, work=job.work).strip(), bars=False)):
         run_steps(job, steps)
     return job.failed, list(job.made)

@@ -125,7 +125,7 @@ def _folders(opened: given.Given, settings: CrfSettings, method: LabelRefiner
     header = opened.header("masks", "crf", options=options)
     out = settings.out or kinds.result_path(work, "masks", name, split)
     # The usual form is NAME/SPLIT; a path that was given may be of NAME alone.
-    named = out.parent if out.name == split else out
+    named = out.parent if out.name == split and out.parent.name not in ("", "..") else out
     full = named.with_name(f"{named.name}-full") / out.relative_to(named)
     return {out: header, full: replace(header, options={**header.options, "confidence": 0.0})}
 

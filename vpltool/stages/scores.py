@@ -100,7 +100,7 @@ def _row(work: Path, row: str) -> JsonObject:
                           else ""), "one row for each")
     ((against, split, photos),) = kinds
     title = title if equals else str(found[0]["what"])
-    changed = any(reports.has_changed(work, entry) for entry in found)
+    changed = any(reports.changed_since(work, found))
     return {"title": title + reports.CHANGED * changed, "split": split, "photos": photos,
             "against": against, **{key: [entry[key] for entry in found]
                                    for key in _COLUMNS[against]}}
