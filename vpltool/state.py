@@ -247,7 +247,7 @@ class State:
             photos = self._photos_of(header)
         except VplError:
             return []
-        found = corrections_of(self.workspace.path, [photo.id for photo in photos])
+        found = corrections_of(self.workspace, photos)
         same = identity_of_corrections(found) == header.inputs.get("corrections", "")
         return [] if same else ["corrected masks have changed"]
 

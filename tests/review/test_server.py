@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import http.client
 import os
+import re
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -278,8 +280,14 @@ def test_proposals_are_regions(base: Path, run: Run, tmp_path: Path) -> None:
     assert (desk.regions("scene1")[2] == desk.regions("scene1")[0]).all()
 
 
-def test_training_again(client: Client, base: Path, run: Run) -> None:
-    """The child runs what the page says, the new masks are shown, and the old can be compared."""
+def test_training_again(client: Client, base: Path, run: Run, tmp_path: Path,
+                        monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child runs what the page says, the new masks are shown, and the old can be compared.
+
+    It runs beside a folder `vpltool`, too, such as a clone, which Python takes for the package.
+    """
+    (tmp_path / "beside/vpltool").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "beside")
     pixel(client, "scene0", "one")
     lines = client.json("GET", "/api/start")["training"]["lines"]
     assert [line.split()[-1] if "update" in line else line.split()[3] for line in lines] == [
@@ -300,6 +308,15 @@ def test_training_again(client: Client, base: Path, run: Run) -> None:
     assert "before training 1" in client.json("GET", "/api/start")["layers"]
     assert client.ask("GET", "/api/layer?id=scene1&layer=before%20training%201")[0] == 200
     assert client.json("GET", "/api/photo?id=scene0")["history"] == ["test"]
+
+
+def test_why_a_training_stopped_is_told(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/ls")
+    assert client.ask("POST", "/api/train", {})[0] == 200
+    found = client.until(lambda: not (state := client.json("GET", "/api/poll?since=0"))[
+        "training"]["runs"] and state, 60)
+    assert re.fullmatch(r"training has stopped; what is finished is kept \(.*ls.*\)",
+                        found["training"]["error"])
 
 
 def test_what_the_command_refuses(base: Path, run: Run) -> None:

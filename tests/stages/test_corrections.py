@@ -12,7 +12,7 @@ import pytest
 from conftest import TRAIN, Result, Run, copy_workspace
 from PIL import Image
 
-from vpltool.formats import describe, read_labels, read_tensors
+from vpltool.formats import describe, read_labels, read_tensors, voc_palette
 from vpltool.formats.header import Header
 
 
@@ -134,6 +134,26 @@ def test_what_nobody_changed_is_left_out(base: Path, run: Run) -> None:
     assert [path.name for path in (work / "corrections").iterdir()] == ["scene2.png"]
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_colours_of_the_palette_are_labels(mode: str, base: Path, run: Run) -> None:
+    """Many paint programs save no palette."""
+    folder = corrected(base, "scene2")
+    wanted = read_labels(folder / "scene2.png").copy()
+    wanted[:3] = 255
+    image = Image.fromarray(wanted)
+    image.putpalette(voc_palette())
+    image.convert(mode).save(folder / "scene2.png")
+    assert take(run, base, folder).code == 0
+    assert np.array_equal(read_labels(base / "work/corrections/scene2.png"), wanted)
+    # One pixel of a smoothed edge.
+    smooth = image.convert(mode)
+    smooth.putpixel((1, 1), (100, 7, 9, 255)[:len(mode)])
+    smooth.save(folder / "scene2.png")
+    result = take(run, base, folder)
+    assert result.code == 1
+    assert "scene2.png has the colour #640709, which is of no class" in result.lines("error:")[0]
+
+
 def test_what_nobody_changed_in_an_export_is_left_out(base: Path, run: Run) -> None:
     """Other programs' PNGs have no header: their labels are compared."""
     work = base / "work"
@@ -220,3 +240,25 @@ def test_without_its_file_a_correction_is_undone(base: Path, run: Run) -> None:
     assert "corrected masks have changed" in run("status", "--stale", work=work).out
     assert run(*TRAIN, "--name", "mine", "--update", work=work).code == 0
     assert decoder.read_bytes() == before
+
+
+@pytest.mark.parametrize("other_size", [False, True])
+def test_that_of_a_photo_since_replaced_is_not_used(other_size: bool, base: Path, run: Run) -> None:
+    work, photo = base / "work", base / "photos/scene3.png"
+    assert take(run, base, corrected(base, "scene0", "scene3")).code == 0
+    assert run(*TRAIN, "--name", "mine", work=work).code == 0
+    with Image.open(photo) as before:
+        after = before.rotate(180)
+    (after.crop((0, 0, after.width, after.height - 8)) if other_size else after).save(photo)
+    assert "corrected masks have changed" in run("status", "--stale", work=work).out
+    result = run("update", work=work)
+    assert result.code == 0, result.err
+    assert ("1 corrected mask is of a photo that was replaced since, and is not used: scene3"
+            in result.err)
+    decoder = work / "decoder/mine.safetensors"
+    assert header_of(decoder).supervision == "tags and 1 corrected mask"
+    assert take(run, base, corrected(base, "scene3")).code == 0
+    result = run("update", work=work)
+    assert result.code == 0 and "replaced since" not in result.err
+    assert header_of(decoder).supervision == "tags and 2 corrected masks"
+    assert run("status", "--stale", work=work).out == "no result is stale\n"

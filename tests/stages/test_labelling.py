@@ -19,10 +19,7 @@ from reference.small_regions import without_small_regions
 
 from vpltool.engine.masks import read_corrections
 from vpltool.errors import VplError
-from vpltool.formats import (
-    open_workspace,
-    read_labels,
-)
+from vpltool.formats import Header, open_workspace, read_labels, write_labels
 from vpltool.pictures.colours import class_palette
 
 pytest.importorskip("cv2")
@@ -57,7 +54,18 @@ def exported(run: Run, work: Path, form: str, *options: object) -> Path:
     return Path(result.out.strip())
 
 
-def take_back(work: Path, path: Path) -> Result:
+def take_back(work: Path, path: Path, *, edited: bool = True) -> Result:
+    """Import an export, as if all of it were `edited`: no computed mask is like it."""
+    if edited:
+        (work / "masks").rename(work / "aside")
+    try:
+        return _take_back(work, path)
+    finally:
+        if edited:
+            (work / "aside").rename(work / "masks")
+
+
+def _take_back(work: Path, path: Path) -> Result:
     return run_in_process("prepare", "folder", work.parent / "photos", "--labels",
                           work.parent / "tags.csv", "--corrections", path, work=work)
 
@@ -74,6 +82,33 @@ def test_there_and_back(form: str, work: Path, run: Run) -> None:
     for key, labels in wanted.items():
         kept = labels if form in KEEPS_IGNORED else np.where(labels == 255, 0, labels)
         assert (found[key] == kept).all(), key
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_what_nobody_edited_is_no_correction(form: str, work: Path, run: Run) -> None:
+    """Nor does it replace one; but in Label Studio a person has submitted it."""
+    corrected = work / "corrections/scene3.png"
+    write_labels(corrected, np.zeros(read_labels(work / "masks/drawn/train/scene3.png").shape,
+                                     np.uint8), Header(kind="corrections", command="prepare"))
+    before = corrected.read_bytes()
+    path = exported(run, work, form, "--no-corrections",
+                    *(EXACT[form] if form == "label-studio" else ()))
+    result = take_back(work, path, edited=False)
+    if form == "label-studio":
+        assert "6 corrected masks are imported, 1 in place of earlier ones, " in result.err
+        return
+    assert result.code == 1
+    assert "no mask was changed since vpltool wrote it" in result.lines("error:")[0]
+    assert corrected.read_bytes() == before
+
+
+def test_what_somebody_edited_is_a_correction(work: Path, run: Run) -> None:
+    path = exported(run, work, "yolo")
+    (path / "labels/train/scene2.txt").write_text("0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9\n")
+    result = take_back(work, path, edited=False)
+    assert result.code == 0, result.err
+    assert "5 of 6 masks in" in result.err and "are unchanged, and are skipped" in result.err
+    assert masks_of(work / "corrections").keys() == {"scene2"}
 
 
 @pytest.mark.parametrize(("form", "options"), [
@@ -176,8 +211,15 @@ def test_the_lines_of_the_page_run(work: Path, run: Run, exports: Path,
             words, here = words[2:], work / words[1]
         if words[0] == "export":
             words = [*re.sub(r" --what \S+", "", " ".join(words)).split(), "--what", "drawn"]
+        # Somebody edits a file before it is imported.
+        edited = {file: file.read_bytes() for file in [*(work / "exports/yolo").rglob("*.txt")][:1]
+                  if "--corrections" in words}
+        for file in edited:
+            file.write_text("0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9\n")
         result = run(*words, work=here)
         assert result.code == 0, f"{line}: {result.err}"
+        for file, content in edited.items():
+            file.write_bytes(content)
 
 
 def test_without_photos(work: Path, run: Run) -> None:

@@ -7,14 +7,15 @@ never count as corrections.
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import importlib.util
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
 from vpltool import console, formats
 from vpltool.core.classes import label_type
+from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import photo_size
 from vpltool.datasets.tags import some
 from vpltool.engine import features, photo_work
@@ -27,6 +28,7 @@ from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np, npt
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
 from vpltool.parallel import threads
+from vpltool.settings import Settings, described
 
 Found: TypeAlias = dict[str, photo_work.Packed]
 """Photo id to a function that returns its labels (H, W)."""
@@ -74,7 +76,13 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
     Raises a VplError if there are none, they are of other classes, or they are the true masks.
     """
     ids = [photo.id for photo in photos]
-    corrected = corrections.corrections_of(workspace.path, ids)
+    corrected = corrections.corrections_of(workspace, photos)
+    if old := corrections.corrections_there(workspace.path, ids).keys() - corrected.keys():
+        console.warn(counted(len(old), "corrected mask is of a photo that was",
+                             "corrected masks are of photos that were")
+                     + f" replaced since, and {'is' if len(old) == 1 else 'are'} not used: "
+                     f"{some(sorted(old))}; correct the new photos, or delete the masks in "
+                     f"{workspace.path / corrections.FOLDER}")
     check_corrections(workspace, corrected)
     # The maps of a corrected photo may have failed.
     masks = _pseudo_masks(workspace, choice, split, [key for key in ids if key not in corrected])
@@ -201,15 +209,9 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
                              "does not have a photo's name and is skipped",
                              "do not have a photo's name and are skipped")
                      + f", such as {odd}.png")
-    edited = {key: path for key, path in found.items() if corrections.is_edited(path, (
-        file for kind in ("masks", "predictions")
-        for file in (workspace.path / kind).glob(f"*/*/{glob.escape(key)}.png")))}
-    if len(edited) < len(found):
-        console.note(part_of(len(found) - len(edited), len(found), f"masks in {folder}",
-                             "is unchanged, and is skipped", "are unchanged, and are skipped"))
-    if not edited:
-        raise VplError(f"{folder}: no mask was changed since vpltool wrote it",
-                       "correct some in a paint program, and save them under the same name")
+    edited = {key: path for key, path in found.items() if corrections.is_edited(
+        path, corrections.computed_masks(workspace.path, key))}
+    _tell_unedited(len(edited), len(found), folder)
     return edited
 
 
@@ -237,12 +239,17 @@ def take_corrections(workspace: Workspace, found: Found) -> list[Path]:
     folder = workspace.path / corrections.FOLDER
     header = Header(kind="corrections", command="prepare", supervision="a corrected mask",
                     facts={"classes": list(workspace.classes)})
+    hashes = workspace.hashes_of(photo for photo in workspace.photos() if photo.id in found)
+    earlier = corrections.corrections_there(workspace.path, found)
     for key, labels in found.items():
-        formats.write_labels(folder / f"{key}.png", labels(), header)
+        photo = {corrections.PHOTO: hashes[key]} if key in hashes else {}
+        formats.write_labels(folder / f"{key}.png", labels(),
+                             replace(header, facts={**header.facts, **photo}))
     total = len(list(folder.rglob("*.png")))
     trained = any(kinds.results_of(workspace.path, "decoder"))
     console.note(counted(len(found), "corrected mask is", "corrected masks are")
-                 + f" imported, {total} in total; "
+                 + (f" imported, {len(earlier)} in place of earlier ones" if earlier
+                    else " imported") + f", {total} in total; "
                  f"{'`update()`' if trained else '`train_decoder()`'} trains on "
                  + ("it" if total == 1 else "them"))
     return [folder]
@@ -332,12 +339,54 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
         return _checked(entries, workspace.classes, every=True)
     name, reader = tool
     request = LabellingRequest(root, workspace.classes, by_name(photos))
-    found = _checked(reader.read(path, request), workspace.classes)
+    labelled = reader.read(path, request)
+    # Only Label Studio tells what a person has looked at.
+    found = _checked(labelled if name == "label-studio" else _edited(
+        workspace, labelled, reader.Settings, path), workspace.classes)
     if not found:
         raise VplError(f"{path} holds no region of any photo",
                        "submit the annotations in Label Studio, and export them as JSON"
                        if name == "label-studio" else "export it from the tool again")
     return found
+
+
+def _edited(workspace: Workspace, entries: Iterable[Labelled], of_format: type[Settings], path: Path
+            ) -> Iterator[Labelled]:
+    """Yield labels that are not those of a computed mask as a format exports it by default."""
+    defaults = {entry.name: entry.default for entry in described(of_format)}
+    least, merge = int(str(defaults.get("min_area", 0))), defaults.get("small") == "merge"
+    if importlib.util.find_spec("cv2") is None:
+        least = 0
+    edited = total = 0
+    for entry in entries:
+        total += 1
+        labels = without_ignored(entry.labels)
+        for file in corrections.computed_masks(workspace.path, entry.photo.id):
+            if size_of_labels(file) == labels.shape:
+                computed = formats.read_labels(file)
+                exports = [computed, *([remove_small_regions(computed, least, merge=merge)]
+                                       if least else [])]
+                if any((without_ignored(exported) == labels).all() for exported in exports):
+                    break
+        else:
+            edited += 1
+            yield entry
+    if total:
+        _tell_unedited(edited, total, path)
+
+
+def _tell_unedited(edited: int, total: int, path: Path) -> None:
+    if edited < total:
+        console.note(part_of(total - edited, total, f"masks in {path}",
+                             "is unchanged, and is skipped", "are unchanged, and are skipped"))
+    if not edited:
+        raise VplError(f"{path}: no mask was changed since vpltool wrote it",
+                       "correct some first")
+
+
+def without_ignored(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return labels with background in place of 255, as formats have it that cannot express it."""
+    return np.where(labels == IGNORE, 0, labels)
 
 
 def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool = False) -> Found:

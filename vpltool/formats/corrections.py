@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from vpltool.formats.labels import (
@@ -14,7 +15,7 @@ from vpltool.formats.labels import (
     size_of_labels,
 )
 from vpltool.formats.storage import describe
-from vpltool.formats.workspace import Workspace
+from vpltool.formats.workspace import Photo, Workspace
 from vpltool.names import short_path
 
 FOLDER = "corrections"
@@ -24,11 +25,29 @@ PIXELS = "pixels"
 """Fact of a header: hash of the labels as exported for correction."""
 
 
-def corrections_of(work: Path, ids: Iterable[str]) -> dict[str, Path]:
+PHOTO = "photo"
+"""Fact of a header: hash of the file of the photo that was corrected."""
+
+
+def corrections_there(work: Path, ids: Iterable[str]) -> dict[str, Path]:
     """Return the paths of a workspace's corrected masks by photo id."""
     folder = work / FOLDER
     paths = {key: folder / f"{key}.png" for key in ids} if folder.is_dir() else {}
     return {key: path for key, path in paths.items() if path.is_file()}
+
+
+def corrections_of(workspace: Workspace, photos: Sequence[Photo]) -> dict[str, Path]:
+    """Return the paths of corrected masks by photo id, without those of a photo since replaced."""
+    there = corrections_there(workspace.path, [photo.id for photo in photos])
+    now = workspace.hashes_of(photo for photo in photos if photo.id in there)
+    return {key: path for key, path in there.items()
+            if _corrected_photo(path) in ("", now.get(key, _corrected_photo(path)))}
+
+
+def _corrected_photo(path: Path) -> str:
+    """Return the hash of the photo of a corrected mask; empty if its header has none."""
+    header = describe(path).header
+    return str(header.facts.get(PHOTO, "")) if header else ""
 
 
 def import_call(workspace: Workspace, masks: Path | str) -> str:
@@ -60,9 +79,17 @@ def _images(workspace: Workspace) -> str:
 
 def is_imported(workspace: Workspace, photo_id: str, path: Path) -> bool:
     """Return whether the workspace holds a corrected mask with the same labels as a file."""
-    held = corrections_of(workspace.path, [photo_id]).get(photo_id)
+    held = corrections_there(workspace.path, [photo_id]).get(photo_id)
     return held is not None and (identity_of_labels(read_labels(held))
                                  == identity_of_labels(read_drawn_labels(path)))
+
+
+def computed_masks(work: Path, photo_id: str) -> Iterator[Path]:
+    """Yield all masks and predictions that a workspace has computed of a photo."""
+    for kind in ("masks", "predictions"):
+        for path in (work / kind).glob(f"*/*/{glob.escape(photo_id)}.png"):
+            if describe(path).header is not None:
+                yield path
 
 
 def is_edited(path: Path, computed: Iterable[Path] = ()) -> bool:
@@ -73,7 +100,7 @@ def is_edited(path: Path, computed: Iterable[Path] = ()) -> bool:
     """
     header = describe(path).header
     if header is None:
-        return all(describe(other).header is None or size_of_labels(other) != size_of_labels(path)
+        return all(size_of_labels(other) != size_of_labels(path)
                    or (read_labels(other) != read_drawn_labels(path)).any() for other in computed)
     if header.kind == FOLDER:
         return True

@@ -115,13 +115,15 @@ def read_labels(path: Path) -> npt.NDArray[np.uint8]:
 def read_drawn_labels(path: Path, *, other_palettes: bool = False) -> npt.NDArray[np.uint8]:
     """Read labels that may have been edited by hand, by colour if the palette was changed.
 
-    Paint programs reorder palettes. So if all colours in use are VOC's, or all are greys, colours
-    determine the labels. With `other_palettes`, pixel values count if the palette has other
-    colours.
+    Paint programs reorder palettes, or save RGB. So if all colours in use are VOC's, or all are
+    greys, colours determine the labels. With `other_palettes`, pixel values count if the palette
+    has other colours.
 
     Raises:
-        VplError: see `read_labels`; or the palette has other colours.
+        VplError: see `read_labels`; or there are other colours than VOC's.
     """
+    if (drawn := _labels_of_colours(path)) is not None:
+        return drawn
     values, palette = _values_of(path)
     if palette is None or palette[: 3 * 256] == voc_palette()[: len(palette)]:
         return values
@@ -148,6 +150,25 @@ def read_drawn_labels(path: Path, *, other_palettes: bool = False) -> npt.NDArra
                    "may be another class than that number",
                    "save it with the palette that it was exported with, or as greyscale with the "
                    "numbers of the classes")
+
+
+def _labels_of_colours(path: Path) -> npt.NDArray[np.uint8] | None:
+    """Return the labels of an RGB image in VOC's colours; None if it is none."""
+    with _opened(path) as image:
+        if image.mode not in ("RGB", "RGBA"):
+            return None
+        pixels = np.array(image.convert("RGBA"))
+    used, where = np.unique(np.ascontiguousarray(pixels).view(np.uint32), return_inverse=True)
+    known = np.full((256, 4), 255, np.uint8)
+    known[:, :3] = np.reshape(voc_palette(), (256, 3))
+    numbers = {code: label for label, code in enumerate(known.view(np.uint32)[:, 0].tolist())}
+    if odd := [code for code in used.tolist() if code not in numbers]:
+        shown = "#" + np.array(odd[:1], np.uint32).tobytes().hex()
+        raise VplError(f"{short_path(path)} has the colour {shown.removesuffix('ff')}, which is of "
+                       "no class", "save it without smoothed edges and transparency, in the "
+                       "colours that it was exported with")
+    labels = np.array([numbers[code] for code in used.tolist()], np.uint8)
+    return labels[where].reshape(pixels.shape[:2])
 
 
 def _narrowest(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -249,7 +249,10 @@ def _steps(path: Path, body: Sequence[Line | Block], values: Mapping[str, str]
         if isinstance(item, Line):
             kind, _, rest = item.text.partition(" ")
             if kind == "say":
-                yield Step(item.number, (), _fill(rest, values, path, item))
+                # A command in it is to be pasted.
+                shown = ({name: value and shlex.quote(value) for name, value in values.items()}
+                         if "vpltool " in rest else values)
+                yield Step(item.number, (), _fill(rest, shown, path, item))
             else:
                 yield Step(item.number, tuple(_words(rest, values, path, item)))
         elif item.line.text.startswith("each"):

@@ -13,11 +13,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import vpltool
 from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, kinds, read_json, write_json
@@ -68,11 +70,15 @@ class Training:
                 self._progress = {"step": "starting", "title": "", "done": 0, "total": 0,
                                   "error": ""}
                 _keep(desk.shown.path, desk.path / OWN / "rounds")
+                # A folder `vpltool` in the current one, such as a clone, would be taken for it.
+                paths = [str(Path(vpltool.__path__[0]).parent), os.environ.get("PYTHONPATH", "")]
+                errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
                 self._child = subprocess.Popen(
                     [sys.executable, "-m", "vpltool.review.training", str(desk.path.resolve()),
                      json.dumps(todo)],
-                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-                threading.Thread(target=self._listen, args=(self._child, segmenter),
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+                    stdout=subprocess.PIPE, stderr=errors, text=True)
+                threading.Thread(target=self._listen, args=(self._child, errors, segmenter),
                                  daemon=True).start()
         return self.state()
 
@@ -85,7 +91,7 @@ class Training:
     def _curve(self) -> list[JsonObject]:
         return read_json(self._scores, "")["rounds"] if self._scores.exists() else []
 
-    def _listen(self, child: subprocess.Popen[str], segmenter: str) -> None:
+    def _listen(self, child: subprocess.Popen[str], errors: TextIO, segmenter: str) -> None:
         states = list(self._desk.states().values())
         corrected = states.count("corrected") + states.count("accepted")
         assert child.stdout is not None
@@ -97,7 +103,11 @@ class Training:
                 rounds.append(point | {"photos": corrected if rounds else 0})
                 write_json(self._scores, {"rounds": rounds})
         if child.wait() and not self._progress["error"]:
-            self._progress["error"] = "training has stopped; what is finished is kept"
+            errors.seek(0)
+            why = next(filter(None, map(str.strip, reversed(errors.readlines()))), "")
+            self._progress["error"] = ("training has stopped; what is finished is kept"
+                                       + (f" ({why})" if why and child.returncode > 0 else ""))
+        errors.close()
         try:
             if not child.returncode:
                 self._desk.reopen(kinds.called("predictions", segmenter))

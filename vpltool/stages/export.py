@@ -155,7 +155,7 @@ def _corrections(workspace: Workspace, photos: Sequence[Photo], split: str) -> d
     """Return the paths of corrected masks by id; photos outside of splits have none."""
     if split not in _splits(workspace):
         return {}
-    corrected = corrections.corrections_of(workspace.path, [photo.id for photo in photos])
+    corrected = corrections.corrections_of(workspace, photos)
     masks.check_corrections(workspace, corrected)
     if corrected:
         console.note(counted(len(corrected), "corrected mask takes", "corrected masks take")

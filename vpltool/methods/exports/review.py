@@ -60,7 +60,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     """
     workspace, masks = predictions.workspace, path / "masks"
     marks = _earlier(workspace, path)
-    done = corrections.corrections_of(workspace.path, [photo.id for photo in predictions.photos])
+    done = corrections.corrections_of(workspace, predictions.photos)
     photos = [photo for photo in predictions.photos if photo.id not in done]
     if not photos:
         raise VplError(f"all photos of `{settings.split}` have already been corrected, "
