@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from as_methods import salient_cam
 from torch import Tensor
 
-from vpltool.core.affinity import border_saliency, patch_walk
+from vpltool.core.affinity import border_saliency, patch_walk, salient_means
 
 
 def unit(*shape: int, seed: int) -> Tensor:
@@ -103,3 +103,10 @@ def test_salient_cam_of_a_photo_without_tags() -> None:
                         [torch.tensor([], dtype=torch.long), torch.tensor([1])])
     assert [tuple(maps.shape) for maps in found] == [(0, 2, 3), (1, 2, 3)]
     assert sorted(found[1].flatten().tolist()) == pytest.approx([rank / 5 for rank in range(6)])
+
+
+def test_a_photo_of_one_patch_is_that_patch() -> None:
+    """Its rank was 0, and the mean of none NaN."""
+    patch = torch.nn.functional.normalize(torch.randn(1, 1, 5), dim=-1)
+    assert border_saliency(patch, (1, 1)).tolist() == [[1.0]]
+    torch.testing.assert_close(salient_means(patch, (1, 1), 0.2), patch[:, 0])

@@ -30,6 +30,15 @@ def test_the_last_photo_of_a_class_stays_and_the_next_goes() -> None:
     assert held(hold_out(photos[1:], 4, ())) == ["p1", "p5"]
 
 
+def test_a_class_that_every_nth_photo_misses_is_scored_too() -> None:
+    photos = photos_of(*["cat", "dog", "cat", "cat emu", "cat"] * 6)
+    first = hold_out(photos, 5, ())
+    assert held(first) == ["p0", "p1", "p3", "p5", "p10", "p15", "p20", "p25"]
+    assert hold_out(photos, 5, first) == first
+    # A rarer one stays.
+    assert held(hold_out(photos[:20], 5, ())) == ["p0", "p5", "p10", "p15"]
+
+
 def test_no_photo_can_be_spared() -> None:
     assert held(hold_out(photos_of("cat", "dog", "emu"), 2, ())) == []
 

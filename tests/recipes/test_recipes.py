@@ -249,6 +249,15 @@ def test_rounds_that_write_the_same_are_refused(jobs: int, run: Run, copied: Pat
     assert run("run", path, "--jobs", jobs, work=copied / "work").code == 0
 
 
+def test_a_command_in_a_heading_can_be_pasted(run: Run, copied: Path) -> None:
+    path = copied / "maps.recipe"
+    path.write_text("# Maps.\nname = my maps\nvpltool cam --method dense\n"
+                    "say Look at: $work/cams/$name\nsay Again: vpltool -C $work show $name\n")
+    lines = run("run", path, "--dry-run", work=copied / "a b").out.splitlines()
+    assert lines[-2:] == [f"# Look at: {copied}/a b/cams/my maps",
+                          f"# Again: vpltool -C '{copied}/a b' show 'my maps'"]
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_nested_rounds_know_each_other(jobs: int, run: Run, copied: Path) -> None:
     path = copied / "maps.recipe"

@@ -155,6 +155,13 @@ def test_a_wrong_tag_changes_the_tags_and_not_the_users_csv(client: Client, base
     version = client.json("GET", "/api/photo?id=scene0")["version"]
     client.ask("POST", "/api/undo", {"id": "scene0", "version": version})
     assert open_workspace(base / "work").photos()[0].tags == old
+    assert pixel(client, "scene0", "two", **empty, tags=[2])[1]["tags"] == [2]
+    lost = run("prepare", "folder", base / "photos", "--labels", base / "tags.csv",
+               work=base / "work")
+    assert lost.code == 0
+    warning, = lost.lines("warning:")
+    assert "1 photo has other tags than after `review`: scene0; --labels " in warning
+    assert "review/tags.csv keeps those" in warning
 
 
 def test_a_kill_between_journal_and_mask_is_repaired(base: Path, monkeypatch: pytest.MonkeyPatch
@@ -240,6 +247,16 @@ def test_worst_tags_first_then_what_two_masks_disagree_about(base: Path) -> None
                  np.zeros_like(read_labels(shown)), header)
     assert orders.rank(desk.workspace, desk.shown, list(photos.values()), "worst-tags",
                             "train") == first[::-1]
+
+
+def test_photos_without_a_mask_come_first_but_for_what_cannot_be_shown(base: Path) -> None:
+    for key in ("scene1", "scene2"):
+        (base / f"work/masks/text-refined-full/train/{key}.png").unlink()
+    (base / "photos/scene2.png").write_text("no photo")
+    desk = Desk(base / "work", "", "train", "worst-tags")
+    ranked = orders.rank(desk.workspace, desk.shown, list(desk.photos.values()), "worst-tags",
+                         "train")
+    assert (ranked[0], ranked[-1]) == ("scene1", "scene2")
 
 
 def test_regions_follow_edges() -> None:

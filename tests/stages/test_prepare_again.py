@@ -544,6 +544,18 @@ def test_photos_that_do_not_exist(base: Path, run: Run) -> None:
     assert not (base / "other").exists()
 
 
+def test_most_photos_gone_is_a_warning(base: Path, run: Run) -> None:
+    """A CSV may have been cut, or be another one."""
+    tags = (base / "tags.csv").read_text().splitlines(keepends=True)
+    assert len(tags) == 9
+    for left, warns in ((5, False), (2, True)):
+        (base / "tags.csv").write_text("".join(tags[:left]))
+        result = run("prepare", "folder", base / "photos", "--labels", base / "tags.csv",
+                     work=base / "work")
+        assert result.code == 0, result.err
+        assert any("gone, such as" in line for line in result.lines("warning:")) == warns
+
+
 def test_masks_that_have_gone_can_be_forgotten(base: Path, run: Run) -> None:
     taken(again(base, run, "--masks", base / "masks"))
     assert all(photo.mask for photo in photos_of(base).values())

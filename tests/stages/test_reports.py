@@ -244,6 +244,8 @@ def test_scores_of_files_that_are_others_now(copied: Path, run: Run) -> None:
     assert any("masks-text-refined (changed since)" in page for page in pages)
     assert run("eval", "--split", "train", "--what", "masks/text-refined", work=work).code == 0
     assert "changed since" not in run("scores", work=work).out
+    (work / "cams/text/train/scene1.safetensors").unlink()
+    assert "cams-text (changed since)" in run("scores", work=work).out
 
 
 @pytest.mark.parametrize("against", ["masks", "tags"])

@@ -103,8 +103,10 @@ def border_saliency(patches: Tensor, grid: tuple[int, int], *, tau: float = 0.1,
     for _ in range(steps):
         mass = walk @ mass
     order = mass[..., 0].argsort(dim=1, descending=True, stable=True)
-    ranks = torch.arange(height * width, device=patches.device, dtype=torch.float32)
-    ranks = (ranks / max(height * width - 1, 1)).expand(len(patches), -1)
+    # A photo of a single patch has the most salient one, too.
+    last = max(height * width - 1, 1)
+    ranks = torch.arange(last + 1, device=patches.device, dtype=torch.float32)[-height * width:]
+    ranks = (ranks / last).expand(len(patches), -1)
     return torch.empty_like(ranks).scatter_(1, order, ranks)
 
 

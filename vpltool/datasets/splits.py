@@ -38,6 +38,8 @@ def halve(photos: Sequence[Photo], split: str, before: Sequence[Photo]) -> list[
 def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> list[Photo]:
     """Move every Nth tagged photo from `train` to `val`, unless the data set has a `val`.
 
+    So is one of each class of at least N photos that has none there.
+
     The last photo of a class in `train` stays, since a class without photos there has no seeds; the
     next photo is moved instead. Photos of `before` keep their split, and new ones fill up `val`; if
     a class has lost its last photo in `train` since, one goes back. If `every` is 0, none is moved.
@@ -60,6 +62,15 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
         free = (photo for photo in new[start : start + every]
                 if all(left[label] > 1 for label in photo.tags))
         if chosen := next(free, None):
+            held.add(chosen.id)
+            left.subtract(chosen.tags)
+    # A class without a photo in `val` would have no score.
+    counts = Counter(label for photo in wanted for label in photo.tags)
+    for label, count in sorted(counts.items(), key=lambda entry: (entry[1], entry[0])):
+        scored = any(photo.id in held and label in photo.tags for photo in wanted)
+        chosen = next((photo for photo in new if label in photo.tags and photo.id not in held
+                       and all(left[other] > 1 for other in photo.tags)), None)
+        if count >= every and not scored and chosen:
             held.add(chosen.id)
             left.subtract(chosen.tags)
     return [replace(photo, splits=tuple("val" if split == "train" else split

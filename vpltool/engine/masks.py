@@ -161,13 +161,18 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
     message names the first such file.
     """
     shown = [False] * (IGNORE + 1 + len(workspace.classes))
+    empty: list[str] = []
 
     def check(photo: Photo) -> bool:
         path = masks.path_of(photo.id)
         labels = read_mask(path, workspace.image_path(photo), len(workspace.classes),
                            other_palettes=masks.has_other_palettes(photo.id))
-        for label in np.unique(labels).tolist():
+        there = np.unique(labels).tolist()
+        for label in there:
             shown[label] = True
+        if (workspace.indices_of(photo) and photo.id not in masks.corrected
+                and {*there} <= {0, IGNORE}):
+            empty.append(photo.id)
         # `prepare` has warned of imported masks; masks that vpltool computed may exceed the tags.
         return (photo.id not in masks.corrected
                 and is_untagged(labels, workspace.indices_of(photo))
@@ -182,8 +187,17 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
         (console.warn if len(missing) == len(tagged) else console.note)(
             f"{masks.path}: no mask shows {', '.join(missing)}, although photos are tagged so: a "
             "segmenter cannot learn it")
+    _tell_empty(masks, empty)
     if supervision := supervision_by(masks, [photo.id for photo in photos]):
         console.note(f"{masks.path}: supervised by {supervision}")
+
+
+def _tell_empty(masks: Masks, ids: Sequence[str]) -> None:
+    """Tell which photos have tags and a mask without any class."""
+    if ids:
+        console.note(f"{masks.path}: {part_of(len(ids), len(masks.ids), 'masks', 'shows', 'show')} "
+                     f"no class, although the photos have tags: {some(sorted(ids))}; a segmenter "
+                     "learns that they are background; `review()` shows them first")
 
 
 def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
@@ -338,11 +352,18 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
                    for key, file in _find_corrections(workspace, photos, path).items())
         return _checked(entries, workspace.classes, every=True)
     name, reader = tool
-    request = LabellingRequest(root, workspace.classes, by_name(photos))
+    gone: list[str] = []
+    request = LabellingRequest(root, workspace.classes, by_name(photos), gone)
     labelled = reader.read(path, request)
     # Only Label Studio tells what a person has looked at.
     found = _checked(labelled if name == "label-studio" else _edited(
         workspace, labelled, reader.Settings, path), workspace.classes)
+    if gone and not found:
+        replace(request, gone=None).known_photo(gone[0], str(path))
+    if gone:
+        console.warn(counted(len(gone), "photo", "photos") + f" of {path} "
+                     f"{'is' if len(gone) == 1 else 'are'} not in the workspace, and skipped: "
+                     f"{some(gone)}")
     if not found:
         raise VplError(f"{path} holds no region of any photo",
                        "submit the annotations in Label Studio, and export them as JSON"

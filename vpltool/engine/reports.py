@@ -79,9 +79,10 @@ CHANGED = " (changed since)"
 
 
 def changed_since(work: Path, entries: Iterable[Mapping[str, Any]]) -> list[bool]:
-    """Return for each file of scores whether its folder now holds other files of as many photos.
+    """Return for each file of scores whether its folder now holds other files.
 
-    Nothing is known, and False returned, if the number differs or the folder is gone.
+    Nothing is known, and False returned, if the folder is gone, or holds those of more photos: only
+    some may have been scored.
     """
     photos = open_workspace(work).photos() if kinds.is_workspace(work) else []
     return [_has_changed(work, photos, entry) for entry in entries]
@@ -99,4 +100,4 @@ def _has_changed(work: Path, photos: Sequence[Photo], entry: Mapping[str, Any]) 
              if photo.mask is not None and split in photo.splits}
     hashes = hashes_of(folder, names.values())
     parts = {key: hashes[file] for key, file in names.items() if file in hashes}
-    return len(parts) == entry["photos"] and identity_of_many(parts) != entry["content"]
+    return 0 < len(parts) <= entry["photos"] and identity_of_many(parts) != entry["content"]

@@ -31,6 +31,10 @@ _TOPICS = {"classes": "classes", "tags": "photos", "photos": "photos", "captions
 """Topic of `Words` that explains changes of an input, by its role in a header."""
 
 
+REVIEWED_TAGS = "review/tags.csv"
+"""Path in a workspace of the tags, once `review` has changed some."""
+
+
 def workspace_around(path: Path) -> Path:
     """Return the workspace folder that contains a path; the path itself if there is none."""
     return next(filter(is_workspace, (path, *path.parents)), path)

@@ -78,6 +78,17 @@ class LabellingRequest:
     root: Path  # folder of the photos
     classes: tuple[str, ...]  # class names in index order
     photos: Mapping[str, Photo]  # name to photo, under every name that a tool may give it
+    gone: list[str] | None = None  # where names of unknown photos go; None: they are refused
+
+    def known_photo(self, name: str, where: str) -> Photo | None:
+        """Return the `photo` of a name; None if it is unknown, and is added to `gone`."""
+        try:
+            return self.photo(name, where)
+        except VplError:
+            if self.gone is None:
+                raise
+            self.gone.append(name)
+            return None
 
     def photo(self, name: str, where: str) -> Photo:
         """Return the photo of a name, or raise a VplError.
@@ -225,7 +236,9 @@ def read_label_images(images: Iterable[tuple[str, Path]], labels: Mapping[int, i
     table[list(known)] = list(known.values())
     table[IGNORE] = IGNORE
     for name, path in images:
-        photo = request.photo(name, str(path))
+        photo = request.known_photo(name, str(path))
+        if photo is None:
+            continue
         request.check_size(photo, size_of_labels(path), str(path))
         values = read_drawn_labels(path, other_palettes=True)
         odd = sorted(set(np.unique(values).tolist()) - known.keys() - {IGNORE})

@@ -186,7 +186,7 @@ def _is_running(folder: Path, call: str, known: dict[str, Any] | None, shards: b
     # Without a record, the holder has just acquired the lock.
     who = _who(known) if known else "another process, since just now"
     return VplError(f"{call} is already running in {folder.resolve()}: {who}",
-                    "wait for it, and run this again to see that all is done"
+                    "wait for it"
                     + (f"; kill {known['process']} ends it, and what it has written is kept"
                        if known else "")
                     + ("; with `shard='0/2'` and `shard='1/2'` two processes share it" if shards

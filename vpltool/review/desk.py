@@ -21,7 +21,7 @@ from vpltool.engine.masks import take_corrections
 from vpltool.engine.panels import columns_there
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, JsonObject, atomic, open_input, open_workspace, read_labels
-from vpltool.formats.changes import last_call
+from vpltool.formats.changes import REVIEWED_TAGS, last_call
 from vpltool.formats.corrections import FOLDER
 from vpltool.formats.input_folders import names_in
 from vpltool.formats.kinds import folder_of, result_path
@@ -272,9 +272,9 @@ class Desk:
                   for photo in workspace.photos()]
         call = last_call(self.path)
         if call.get("method") == "folder":
-            call |= {"labels": f"{OWN}/tags.csv"}
+            call |= {"labels": REVIEWED_TAGS}
             halves = {f"{call['halve']}-{half}" for half in "ab"} if call.get("halve") else set()
-            with atomic.atomic_path(self.path / OWN / "tags.csv") as path, path.open(
+            with atomic.atomic_path(self.path / REVIEWED_TAGS) as path, path.open(
                     "w", encoding="utf-8", newline="") as file:
                 rows = csv.writer(file)
                 rows.writerow(("id", "labels", "split"))

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from vpltool import formats
 from vpltool.core import agreement
+from vpltool.core.photos import photo_size
 from vpltool.engine.features import BEST_FIRST
 from vpltool.engine.photo_work import tracked
 from vpltool.errors import VplError
@@ -84,6 +85,11 @@ def _worst_tags(workspace: Workspace, shown: InputFolder, split: str) -> Measure
     def measure(photo: Photo) -> float:
         labels = labels_of(shown, photo.id)
         if labels is None:
+            try:
+                photo_size(workspace.image_path(photo))
+            except OSError:
+                # It cannot be shown, either.
+                return -1.0
             return float("inf")
         shares = agreement.class_shares(labels, 1 + len(workspace.classes))
         tags = set(workspace.indices_of(photo))

@@ -38,7 +38,8 @@ def read_truth(
     if found != size:
         raise VplError(f"{short_path(path)} is {found[0]}×{found[1]} (height×width), "
                        f"{sized} {size[0]}×{size[1]}",
-                       "a true mask has a pixel for each of its photo's")
+                       "a true mask has a pixel for each of its photo's; photos without one "
+                       "are not scored")
     values = read_labels(path)
     classes = len(workspace.classes)
     # Unless the class file names them, 0 is the background, and 255 is not scored.

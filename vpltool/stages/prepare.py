@@ -18,10 +18,11 @@ from vpltool.engine import masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
 from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import JsonObject, Photo, Workspace, kinds, manifest, open_workspace
-from vpltool.formats.changes import Words, count_photos, last_call
+from vpltool.formats.changes import REVIEWED_TAGS, Words, count_photos, last_call
 from vpltool.formats.workspace import describe_change, read_images, relative_to, write_workspace
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
+from vpltool.names import short_path
 from vpltool.settings import RUNNING, Settings, Stage, changed, described, make, setting, values_of
 
 
@@ -120,6 +121,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
         mask_values=named.values, normalise=normalise, encoder=models.encoder)
     if kept.workspace:
         _check_same(kept.workspace, kept.photos, workspace, source.photos, settings)
+        _warn_of_losses(path, settings, kept, source.photos)
     photos, doubts = _photos_of(source, settings, kept)
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
@@ -311,6 +313,25 @@ def _check_same(old: Workspace, before: Sequence[Photo], workspace: Workspace,
         raise VplError(f"{workspace.path / 'workspace.json'} was made with other settings: "
                        f"{'; '.join(changes)}",
                        f"{_formatted(settings)} replaces it; another workspace folder keeps both")
+
+
+def _warn_of_losses(path: Path, settings: PrepareSettings, kept: _Earlier,
+                    photos: Sequence[Photo]) -> None:
+    """Warn if most photos are gone, or tags that were changed in `review`."""
+    before = {photo.id: photo for photo in kept.photos}
+    gone = before.keys() - {photo.id for photo in photos}
+    if 2 * len(gone) > len(before):
+        console.warn(part_of(len(gone), len(before), "photos", "is", "are") + f" gone, such as "
+                     f"{min(gone)}; if they should not be, put them back, and prepare again")
+    labels = getattr(settings.of_method, "labels", None)
+    if (labels and kept.call.get("labels") == REVIEWED_TAGS
+            and relative_to(labels, path) != REVIEWED_TAGS):
+        other = [photo.id for photo in photos if photo.id in before
+                 and {*photo.tags} != {*before[photo.id].tags}]
+        if other:
+            console.warn(counted(len(other), "photo has", "photos have")
+                         + f" other tags than after `review`: {tags.some(other)}; "
+                         f"`labels={short_path(path / REVIEWED_TAGS)!r}` keeps those")
 
 
 def _has_moved(old: Workspace, before: Sequence[Photo], workspace: Workspace,

@@ -150,7 +150,9 @@ def _outlined_in(path: Path, request: reading.LabellingRequest) -> Iterator[read
                            "the file does not list", "export it from the tool again")
     for key, image in found.images.items():
         where = f"{path}: image {key}"
-        photo = request.photo(str(image["file_name"]), where)
+        photo = request.known_photo(str(image["file_name"]), where)
+        if photo is None:
+            continue
         size = (int(image["height"]), int(image["width"]))
         request.check_size(photo, size, where)
         spans = found.spans.get(key, array("Q"))

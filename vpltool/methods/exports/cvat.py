@@ -134,10 +134,12 @@ def read(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Labe
         for image in _parse(file):
             where = f"{file}:{image.line}"
             try:
-                photo = request.photo(image.attributes["name"], where)
+                photo = request.known_photo(image.attributes["name"], where)
                 size = (int(image.attributes["height"]), int(image.attributes["width"]))
             except (KeyError, ValueError, OverflowError) as error:
                 raise VplError(f"{where}: an image without {error}", _AGAIN) from error
+            if photo is None:
+                continue
             request.check_size(photo, size, where)
             yield reading.Labelled(photo, paint(size, _drawn(image, size, file, request)), where)
 

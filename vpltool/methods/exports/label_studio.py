@@ -126,7 +126,9 @@ def _read_task(task: Mapping[str, Any], request: reading.LabellingRequest, where
     if not submitted:
         return None
     newest = max(submitted, key=lambda entry: entry.get("updated_at") or "")
-    photo = request.photo(_name_of(task["data"]), where)
+    photo = request.known_photo(_name_of(task["data"]), where)
+    if photo is None:
+        return None
     size = request.size(photo, where)
     regions = []
     for stroke in newest["result"]:

@@ -106,7 +106,9 @@ def outlined(path: Path, request: reading.LabellingRequest) -> Iterator[reading.
     """
     labels = reading.labels_of_names(described(path).get("names"), request, path / DESCRIPTION)
     for file in files(path):
-        photo = request.photo(file.stem, str(file))
+        photo = request.known_photo(file.stem, str(file))
+        if photo is None:
+            continue
         size = request.size(photo, str(file))
         yield reading.Outlined(photo, size, [
             _region(line, labels, size, f"{file}:{number}")
