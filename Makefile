@@ -52,9 +52,10 @@ setup: $(VENV)/ready
 $(VENV)/ready: pyproject.toml constraints-cpu.txt
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(if $(TORCH),$(BIN)/python -m pip install -q $(TORCH))
-	$(BIN)/python -m pip install -q -e '.[dev]'
+	@# By its path, not by a finder: from the folder above, Python would take the clone for the package.
+	$(BIN)/python -m pip install -q -e '.[dev]' --config-settings editable_mode=compat
 	@# pydensecrf2 is built from source; only tests and `crf --backend pydensecrf` need it.
-	$(BIN)/python -m pip install -q -e '.[crf]' \
+	$(BIN)/python -m pip install -q -e '.[crf]' --config-settings editable_mode=compat \
 		|| echo 'pydensecrf2 could not be built: tests that compare with it are skipped'
 	touch $@
 

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from unittest import mock
 
@@ -130,7 +130,7 @@ def with_section(page: str, kind: str, text: str) -> str:
         text: its content, without headings of the same level.
     """
     head, *sections = re.split(r"^(?=## )", page or _HEAD, flags=re.MULTILINE)
-    new = f"## {kind}\n\n{datetime.now(UTC).date()}: {text.strip()}\n"
+    new = f"## {kind}\n\n{datetime.now(timezone.utc).date()}: {text.strip()}\n"
     kept = [section.strip() + "\n" for section in sections
             if section.partition("\n")[0] != f"## {kind}"]
     return "\n".join([head.strip() + "\n", new, *kept])

@@ -36,6 +36,40 @@ def test_the_labels_are_those_of_predict(run: Run, layered: Path, tmp_path: Path
                 segmenter(other, scales=(1, 0.75), flip=True).labels, result.labels)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".tif", ".png", ".webp"])
+def test_an_open_image_is_what_its_file_is(suffix: str, layered: Path, tmp_path: Path) -> None:
+    """Turned by EXIF, transparent, of 16 bits; and it stays as it is."""
+    segmenter = Segmenter.load(layered / "work/decoder/tiny.safetensors")
+    with Image.open(layered / "photos/scene6.png") as scene:
+        photo = scene.convert("RGB")
+    files = [tmp_path / f"{number}{suffix}" for number in range(4)]
+    for number, orientation in enumerate((3, 6)):
+        exif = Image.Exif()
+        exif[274] = orientation
+        photo.save(files[number], exif=exif)
+    if suffix in (".tif", ".png"):
+        clear = photo.convert("RGBA")
+        clear.putalpha(photo.convert("L"))
+        clear.save(files[2])
+        Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 200).save(files[3])
+    for file in filter(Path.exists, files):
+        with Image.open(file) as image:
+            before = image.copy()
+            result = segmenter(image)
+            assert image.size == before.size and image.mode == before.mode
+        wanted = segmenter(file)
+        np.testing.assert_array_equal(result.photo, wanted.photo)
+        np.testing.assert_array_equal(result.labels, wanted.labels)
+
+
+def test_a_truncated_image_is_named(layered: Path, tmp_path: Path) -> None:
+    segmenter = Segmenter.load(layered / "work/decoder/tiny.safetensors")
+    file = tmp_path / "torn.png"
+    file.write_bytes((layered / "photos/scene6.png").read_bytes()[:-400])
+    with Image.open(file) as image, pytest.raises(VplError, match="the photo cannot be read: "):
+        segmenter(image)
+
+
 def test_a_decoder_can_be_shared(layered: Path, tmp_path: Path, tiny_clip: Path) -> None:
     """The file and its CLIP suffice: no workspace."""
     file = tmp_path / "shared.safetensors"
@@ -59,6 +93,7 @@ def test_another_clip_is_refused(layered: Path, tmp_path: Path) -> None:
     ("none.jpg", "none.jpg: the photo does not exist"),
     (np.zeros((4, 4), np.uint8), r"uint8 \(4, 4\) is not a photo"),
     (np.zeros((4, 4, 3), np.float32), "float32"),
+    (np.zeros((0, 4, 3), np.uint8), r"uint8 \(0, 4, 3\) is not a photo"),
 ])
 def test_what_is_not_a_photo_is_named(photo: object, message: str, layered: Path) -> None:
     segmenter = Segmenter.load(layered / "work/decoder/tiny.safetensors")

@@ -69,11 +69,18 @@ def _once(found: FoundStage, path: Path, settings: Settings
         return contextlib.nullcontext()
     what = values_of(settings)
     shard = str(shards.shard_of_environment()) if what.get("shard") == "" else ""
-    given = ", ".join(f"{name}={value if isinstance(value, (bool, int, float)) else str(value)!r}"
+    given = ", ".join(f"{name}={_literal(value)!r}"
                       for name, value in what.items() if name in settings.given)
     work = json.dumps([found.name, _determining(settings), shards.rank_of_process(), shard],
                       sort_keys=True)
     return once(path, work, f"`{found.name.replace('-', '_')}({given})`", shards="shard" in what)
+
+
+def _literal(value: object) -> object:
+    """Return a value whose `repr` is a literal: paths become strings."""
+    if isinstance(value, (list, tuple)):
+        return [_literal(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _settled(values: Mapping[str, object]) -> str:

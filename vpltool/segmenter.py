@@ -11,10 +11,10 @@ from typing import Any
 from vpltool.core import photos, segment
 from vpltool.engine.groups import GroupSettings
 from vpltool.engine.segmenters import RunningSegmenter, open_segmenter, stand_in_workspace
-from vpltool.errors import VplError, near_path
+from vpltool.errors import VplError, first_line, near_path
 from vpltool.formats import Workspace, atomic, changes, kinds, open_workspace
 from vpltool.formats.labels import png_bytes
-from vpltool.lazy import F, Image, Tensor, np, npt
+from vpltool.lazy import F, Image, ImageOps, Tensor, np, npt
 from vpltool.pictures.overlays import overlay
 from vpltool.settings import make
 
@@ -134,7 +134,8 @@ class Segmenter:
         """Segment a photo.
 
         Args:
-            photo: a path, a PIL image, or an RGB array (height, width, 3) uint8.
+            photo: a path, a PIL image, which is turned as its EXIF says, or an RGB array (height,
+                width, 3) uint8.
             scales: scales of the photo whose results a decoder averages.
             flip: whether a decoder also averages the mirrored photo.
             tile: side of the tiles of a larger photo, which is not scaled down unless `max_side`
@@ -167,8 +168,15 @@ def _as_rgb(photo: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDAr
             return photos.read_photo(path)
         except OSError as error:
             raise VplError(photos.describe_failure(path, error), "give another photo") from error
-    array = np.asarray(photo.convert("RGB") if isinstance(photo, Image.Image) else photo)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+    if isinstance(photo, Image.Image):
+        try:
+            # A copy, upright by its EXIF; the other remains as it is.
+            return photos.rgb_of(ImageOps.exif_transpose(photo))
+        except OSError as error:
+            raise VplError(f"the photo cannot be read: {first_line(error)}",
+                           "give another photo") from error
+    array = np.asarray(photo)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise VplError(f"an array of {array.dtype} {array.shape} is not a photo",
                        "give RGB (height, width, 3) uint8")
     return array

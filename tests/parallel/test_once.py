@@ -66,6 +66,7 @@ def test_stages(name: str, words: dict[str, str], free: dict[str, str], tmp_path
         result = run(name, *options, "--device", "cpu", *quick, work=work)
         assert result.code == 1
         assert f"vpltool {name}" in result.lines("error:")[0]
+        assert "Path(" not in result.lines("error:")[0]
         assert "is already running" in result.lines("error:")[0]
         assert sorted(work.rglob("*")) == before
         assert run(name, *others, *quick, work=work).code == 0

@@ -16,8 +16,19 @@ from vpltool.clip import encoders
 from vpltool.core import joint, training
 from vpltool.core.segmenter import SegmenterNetwork
 from vpltool.core.training import CropBatch, TrainingSettings
+from vpltool.errors import VplError
 from vpltool.formats import Header, write_tensors
 from vpltool.stages import estimate
+
+
+def test_a_student_that_is_missing_is_named_as_such(
+        run: Run, ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise VplError("timm cannot load it", "download it: `encoder='timm:x,FILE'`")
+
+    monkeypatch.setattr(encoders, "load_encoder", missing)
+    result = run("estimate", "--new", "--student", "small", work=ready / "work")
+    assert result.lines("hint:") == ["download it: --student timm:x,FILE"]
 
 
 def test_it_says_how_long_and_how_much(run: Run, ready: Path) -> None:

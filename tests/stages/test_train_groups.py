@@ -325,8 +325,8 @@ def test_gathered_features_have_the_gradient_of_one_process(tmp_path: Path) -> N
     generator = torch.Generator().manual_seed(0)
     photos, spoken = (torch.randn(6, 4, generator=generator) for _ in range(2))
     weight = torch.randn(4, 5, generator=generator)
-    # With CUDA, torch refuses gradients in a process forked from one that has taken some.
-    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    # A torch for CUDA refuses gradients in a process forked from one that has taken some.
+    context = multiprocessing.get_context("spawn" if torch.version.cuda else "fork")
     others = [context.Process(target=_gathered, args=(rank, str(tmp_path), photos, spoken, weight))
               for rank in (0, 1)]
     for other in others:

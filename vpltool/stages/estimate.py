@@ -301,9 +301,13 @@ def _joint_training_seconds(workspace: Workspace, settings: EstimateSettings, vi
 def _student_seconds(workspace: Workspace, name: str, classes: int, device: torch.device,
                      dtype: torch.dtype) -> float:
     """Return the seconds per step of `train-student` at its defaults."""
-    source = encoders.find_encoder(DEFAULT_STUDENT if name == "small" else name,
-                                   (Path(), workspace.path))
-    vision = encoders.load_encoder(source, device).vision
+    try:
+        source = encoders.find_encoder(DEFAULT_STUDENT if name == "small" else name,
+                                       (Path(), workspace.path))
+        vision = encoders.load_encoder(source, device).vision
+    except VplError as error:
+        error.hint = error.hint.replace("`encoder=", "`student=")
+        raise
     head = segmenter.LightHead(tuple(features.parse_layers("spread", vision.depth)), vision.width,
                                classes, StudentSettings.width)
     return StudentSettings.batch_size * _joint_seconds(
