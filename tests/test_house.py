@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 292, "lines": 50_950, "code": 33_811, "imports": 10.3, "indented": 86,
+    "files": 292, "lines": 50_961, "code": 33_820, "imports": 10.3, "indented": 86,
     "type_checking": 6, "eager": 20, "any": 231, "cycles": 0, "kind_folders": 5}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 

@@ -58,6 +58,9 @@ def test_an_open_image_is_what_its_file_is(suffix: str, layered: Path, tmp_path:
             result = segmenter(image)
             assert image.size == before.size and image.mode == before.mode
         wanted = segmenter(file)
+        np.testing.assert_array_equal(segmenter(file.read_bytes()).labels, wanted.labels)
+        with file.open("rb") as opened:
+            np.testing.assert_array_equal(segmenter(opened).labels, wanted.labels)
         np.testing.assert_array_equal(result.photo, wanted.photo)
         np.testing.assert_array_equal(result.labels, wanted.labels)
 
@@ -68,6 +71,9 @@ def test_a_truncated_image_is_named(layered: Path, tmp_path: Path) -> None:
     file.write_bytes((layered / "photos/scene6.png").read_bytes()[:-400])
     with Image.open(file) as image, pytest.raises(VplError, match="the photo cannot be read: "):
         segmenter(image)
+    for content in (file.read_bytes(), b"", b"no photo"):
+        with pytest.raises(VplError, match="the photo cannot be read: "):
+            segmenter(content)
 
 
 def test_a_decoder_can_be_shared(layered: Path, tmp_path: Path, tiny_clip: Path) -> None:

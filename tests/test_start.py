@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,14 @@ def test_a_command_imports_what_it_uses(words: tuple[str, ...], used: set[str], 
     own = next(word for word in words if word in find_stages())
     others = {found.module.__name__ for found in find_stages().values()} & loaded
     assert others == {find_stages()[own].module.__name__}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+def test_a_command_runs_with_stdout_closed() -> None:
+    """As some supervisors start it; the work was done, and then it ended in a traceback."""
+    done = subprocess.run(["sh", "-c", '"$0" -m vpltool recipes >&-', sys.executable], check=False,
+                          stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_looking_a_stage_up_imports_no_other() -> None:

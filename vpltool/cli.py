@@ -151,6 +151,9 @@ def main() -> None:
 
 def _reader_is_gone(stop: SystemExit) -> bool:
     """Return whether the reader of our stdout has closed it, as in `| head`."""
+    if sys.stdout is None:
+        # It was closed before the start, as some supervisors do.
+        return False
     try:
         # Flush here: an error at the interpreter's exit would be printed, with exit code 120.
         sys.stdout.flush()

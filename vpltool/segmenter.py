@@ -19,7 +19,7 @@ from vpltool.pictures.overlays import overlay
 from vpltool.settings import make
 
 Rgb = Any
-"""What a photo may be: a path, a PIL image, or an RGB array (height, width, 3) uint8."""
+"""What a photo may be: see `Segmenter.__call__`."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ class Segmenter:
         """Segment a photo.
 
         Args:
-            photo: a path, a PIL image, which is turned as its EXIF says, or an RGB array (height,
-                width, 3) uint8.
+            photo: a path; the bytes of a file, or an open one; a PIL image, which is turned as its
+                EXIF says; or an RGB array (height, width, 3) uint8.
             scales: scales of the photo whose results a decoder averages.
             flip: whether a decoder also averages the mirrored photo.
             tile: side of the tiles of a larger photo, which is not scaled down unless `max_side`
@@ -161,20 +161,20 @@ def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace
     return stand_in_workspace(Path() if pretrained else file.parent, model, pretrained=pretrained)
 
 
-def _as_rgb(photo: str | Path | Image.Image | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    if isinstance(photo, (str, Path)):
-        path = Path(photo)
-        try:
-            return photos.read_photo(path)
-        except OSError as error:
-            raise VplError(photos.describe_failure(path, error), "give another photo") from error
-    if isinstance(photo, Image.Image):
-        try:
+def _as_rgb(photo: Rgb) -> npt.NDArray[np.uint8]:
+    try:
+        if isinstance(photo, (str, Path)):
+            return photos.read_photo(Path(photo))
+        if isinstance(photo, Image.Image):
             # A copy, upright by its EXIF; the other remains as it is.
             return photos.rgb_of(ImageOps.exif_transpose(photo))
-        except OSError as error:
-            raise VplError(f"the photo cannot be read: {first_line(error)}",
-                           "give another photo") from error
+        if hasattr(photo, "read") or isinstance(photo, bytes):
+            return photos.read_photo(photo if isinstance(photo, bytes) else photo.read())
+    except OSError as error:
+        raise VplError(photos.describe_failure(Path(photo), error)
+                       if isinstance(photo, (str, Path)) else
+                       f"the photo cannot be read: {first_line(error)}",
+                       "give another photo") from error
     array = np.asarray(photo)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise VplError(f"an array of {array.dtype} {array.shape} is not a photo",

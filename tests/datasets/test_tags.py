@@ -354,6 +354,11 @@ def test_named_photos(folder: Path) -> None:
         assert caught.value.hint == hint
     with pytest.raises(VplError, match=r"would both be a.png"):
         named_photos([photos, photos / "a.jpg"])
+    # In a folder that others fill, such a pair must not stop the rest.
+    (photos / "d.png").touch()
+    with pytest.warns(UserWarning, match=r"1 photo in \S+ is skipped: d.png would be d.png, as "
+                                         "d.gif is"):
+        assert named_photos([photos])["d"] == photos / "d.gif"
     (folder / "empty").mkdir()
     with pytest.raises(VplError, match="no photo in"):
         named_photos([folder / "empty"])

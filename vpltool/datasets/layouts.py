@@ -308,11 +308,12 @@ def _why_unusable(path: Path, folder: Path) -> str:
 def named_photos(given: Sequence[Path]) -> dict[str, Path]:
     """Return id to path of the photos among files and folders, including sub-folders.
 
-    An id is the path below the given folder, or the file's name, without suffix.
+    An id is the path below the given folder, or the file's name, without suffix. Of photos in a
+    folder with the same id, the first is taken, and a warning names the others.
 
     Raises:
-        VplError: a file or folder is missing, a file has no suffix of photos, or two photos have
-            the same id.
+        VplError: a file or folder is missing, a file has no suffix of photos, or photos of two
+            that are given have the same id.
     """
     paths: dict[str, Path] = {}
     for path in given:
@@ -323,12 +324,19 @@ def named_photos(given: Sequence[Path]) -> dict[str, Path]:
             raise wrong_suffix(path)
         if not path.is_dir() and (why := _why_unusable(path, path.parent)):
             raise VplError(f"{spelled(str(path))} {why}", "rename it, or give other photos")
+        here: dict[str, Path] = {}
+        twice = []
         for file in photos_below(path) if path.is_dir() else [path]:
             key = _key(file.relative_to(path).as_posix() if path.is_dir() else file.name)
-            if key in paths:
-                raise VplError(f"{paths[key]} and {file} would both be {key}.png",
-                               "predict them in two runs, each with its own `out='DIR'`")
-            paths[key] = file
+            if here.setdefault(key, file) != file:
+                twice.append(f"{file.name} would be {key}.png, as {here[key].name} is")
+        if twice:
+            console.warn(counted(len(twice), "photo", "photos") + f" in {path} "
+                         f"{'is' if len(twice) == 1 else 'are'} skipped: {some(twice, '; ')}")
+        if both := [key for key in here if key in paths]:
+            raise VplError(f"{paths[both[0]]} and {here[both[0]]} would both be {both[0]}.png",
+                           "predict them in two runs, each with its own `out='DIR'`")
+        paths |= here
     if not paths:
         found = [file for path in given for file in path.rglob("*")]
         raise VplError(f"no photo in {', '.join(map(str, given))}", _convert(found) or TAKEN)
