@@ -48,7 +48,7 @@ export class PhotoList {
     const row = element("div", { id: `row-${index}`, className: "row-photo", role: "option" },
       element("img", { src: `/thumb?${new URLSearchParams({ id: photo.id })}`, alt: "", loading: "lazy" }),
       element("span", { className: "words" }, element("b", { textContent: photo.id }),
-        element("span", { textContent: photo.tags.map((tag) => this.classes[tag]).join(", ") || "no tags" })),
+        element("span", { className: "tags" })),
       element("i", {}));
     row.style.top = `${index * ROW}px`;
     row.ariaSetSize = this.photos.length;
@@ -57,14 +57,16 @@ export class PhotoList {
     return row;
   }
 
-  // Bring states and the selection up to date.
+  // Bring states, tags and the selection up to date.
   mark() {
     for (const [index, row] of this.drawn) {
-      const { id, state } = this.photos[index];
+      const { id, state, tags } = this.photos[index];
+      const named = tags.map((tag) => this.classes[tag]).join(", ") || "no tags";
+      row.querySelector(".tags").textContent = named;
       row.ariaSelected = String(id === this.current);
       row.dataset.state = state;
       row.lastChild.textContent = MARKS[state];
-      row.ariaLabel = `${row.querySelector(".words").textContent}, ${WORDS[state]}`;
+      row.ariaLabel = `${id}, ${named}, ${WORDS[state]}`;
       if (id === this.current) this.box.setAttribute("aria-activedescendant", row.id);
     }
   }
