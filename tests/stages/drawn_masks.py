@@ -16,10 +16,11 @@ from vpltool.formats import Header, Photo, Workspace, open_output, open_workspac
 from vpltool.formats.workspace import write_workspace
 
 Labels = npt.NDArray[np.uint8]
-FORMATS = ("coco", "cvat", "imagefolder", "label-studio", "mmseg", "yolo", "yolo-semantic")
+FORMATS = ("coco", "cvat", "imagefolder", "label-studio", "labelme", "mmseg", "yolo",
+           "yolo-semantic")
 KEEPS_IGNORED = ("imagefolder", "mmseg", "yolo-semantic")
 EXACT = {"label-studio": ("--kind", "annotations"), "yolo": ("--min-area", "0"),
-         "coco": ("--min-area", "0")}
+         "coco": ("--min-area", "0"), "labelme": ("--min-area", "0")}
 """Options of a format that let an export count as what a person has submitted, pixel by pixel."""
 
 

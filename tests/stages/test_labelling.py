@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shlex
@@ -306,6 +308,19 @@ WRONG: list[tuple[str, Change, str]] = [
     ("imagefolder", replaced("train/metadata.jsonl", "\n{", "\n"), "metadata.jsonl:2: not JSON"),
     ("imagefolder", replaced("train/metadata.jsonl", "mask_file_name", "mask"),
      "metadata.jsonl:1: it has no `mask_file_name`"),
+    ("labelme", replaced("scene2.json", '"(bar|box|disc)"', '"bat"'),
+     "scene2.json: shape 1: `bat` is not a class"),
+    ("labelme", replaced("scene2.json", '"imageHeight": ', '"imageHeight": 9'),
+     "scene2.json: 9"),
+    ("labelme", replaced("scene2.json", '"polygon"', '"line"'),
+     "scene2.json: shape 1: a line has no region"),
+    ("labelme", replaced("scene2.json", '"polygon"', '"mask"'),
+     "scene2.json: shape 1: the mask cannot be read"),
+    ("labelme", replaced("scene2.json", '"points": \\[\\[', '"points": [[1e30, 1], ['),
+     "shape 1: the polygon cannot be read (its points are not"),
+    ("labelme", replaced("scene2.json", '"imagePath"', '"path"'),
+     "scene2.json is not as LabelMe writes it (KeyError('imagePath'))"),
+    ("labelme", replaced("scene2.json", "}", ""), "scene2.json:"),
 ]
 
 
@@ -383,6 +398,34 @@ def test_classes_have_the_colours_of_pictures(form: str, file: str, exports: Pat
     text = (exports / form / file).read_text()
     wanted = [f"#{bytes(class_palette()[3 * index:3 * index + 3]).hex()}" for index in (1, 2, 3)]
     assert re.findall("#[0-9a-f]{6}", text) == wanted
+
+
+def test_shapes_of_labelme_and_x_anylabeling(made: Path, exports: Path, tmp_path: Path) -> None:
+    """Rectangles of two points and of four, circles, masks; photos by a path of Windows."""
+    part = io.BytesIO()
+    Image.fromarray(np.array([[255, 0], [0, 255]], np.uint8)).save(part, format="PNG")
+    shapes = [{"label": "disc", "points": [[20, 20], [20, 24]], "shape_type": "circle"},
+              {"label": "box", "points": [[8.5, 6], [2, 3]], "shape_type": "rectangle"},
+              {"label": "bar", "points": [[2, 9], [8, 9], [8, 12], [2, 12]],
+               "shape_type": "rectangle"},
+              {"label": "bar", "points": [[20, 20], [21, 21]], "shape_type": "mask",
+               "mask": base64.b64encode(part.getvalue()).decode()},
+              {"label": "background", "points": [[2, 3], [3, 3], [3, 4], [2, 4]],
+               "shape_type": None}]
+    (tmp_path / "scene2.json").write_text(json.dumps(
+        {"version": "5.5.0", "flags": {}, "shapes": shapes, "imagePath": "..\\photos\\scene2.png",
+         "imageData": None}))
+    workspace = open_workspace(made)
+    for path in (tmp_path, tmp_path / "scene2.json"):
+        ((key, labels),) = read_corrections(workspace, workspace.photos(), path,
+                                            made / workspace.root).items()
+        wanted = np.zeros(labels().shape, np.uint8)
+        rows, columns = np.ogrid[: wanted.shape[0], : wanted.shape[1]]
+        wanted[np.hypot(rows - 20, columns - 20) <= 4] = 3
+        wanted[3:7, 2:9], wanted[9:13, 2:9] = 2, 1
+        wanted[20, 20] = wanted[21, 21] = 1
+        wanted[3:5, 2:4] = 0
+        assert key == "scene2" and (labels() == wanted).all()
 
 
 def test_cvat_as_a_zip_and_in_its_order(work: Path, run: Run, tmp_path: Path) -> None:

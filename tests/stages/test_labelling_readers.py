@@ -8,6 +8,7 @@ of its own: `make readers` makes them, and sets `VPLTOOL_READERS` to their folde
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -15,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import run_in_process
+from conftest import SHAPES, run_in_process
 from drawn_masks import EXACT, KEEPS_IGNORED, Labels, draw_made, masks_of
-from PIL import Image
+from PIL import Image, ImageDraw
 
 READERS = Path(__file__).parents[1] / "readers"
 ENVIRONMENTS = os.environ.get("VPLTOOL_READERS", "")
@@ -29,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def exported(work: Path, form: str, *options: object) -> Path:
-    exact = EXACT[form] if form in ("coco", "yolo") else ()
+    exact = EXACT[form] if form in ("coco", "labelme", "yolo") else ()
     result = run_in_process("export", form, "--what", "drawn", "--split", "train", "--out",
                             work / "-".join(["out", form, *map(str, options)]), *options, *exact,
                             work=work)
@@ -89,6 +90,24 @@ def test_mmsegmentation_by_its_rule(made: Path) -> None:
             assert image.mode == "L"
             found[photo.stem] = np.asarray(image)
     assert same_share(found, wanted(made, "mmseg")) == 1
+
+
+def test_labelme_by_its_rule(made: Path) -> None:
+    """labelme.utils.shape_to_mask: Pillow's polygon with its outline; later shapes are on top."""
+    path = exported(made, "labelme")
+    found = {}
+    for file in path.glob("s*.json"):
+        content = json.loads(file.read_text("utf-8"))
+        with Image.open(path / content["imagePath"]) as photo:
+            assert photo.size == (content["imageWidth"], content["imageHeight"])
+            canvas = Image.new("L", photo.size)
+        for shape in content["shapes"]:
+            points = [tuple(point) for point in shape["points"]]
+            assert shape["shape_type"] == "polygon" and len(points) > 2
+            ImageDraw.Draw(canvas).polygon(points, fill=1 + SHAPES.index(shape["label"]),
+                                           outline=1 + SHAPES.index(shape["label"]))
+        found[file.stem] = np.asarray(canvas)
+    assert same_share(found, wanted(made, "labelme")) == 1
 
 
 OTHERS = [

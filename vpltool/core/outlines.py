@@ -78,6 +78,19 @@ def _straightened(ring: Ring) -> Ring:
     return ring[~straight]
 
 
+def three_points(polygon: npt.NDArray[np.float64]) -> Sequence[npt.NDArray[np.float64]]:
+    """Return the points of a polygon of pixel centres, at least three, even of a pixel or a line.
+
+    Readers refuse fewer.
+    """
+    distinct = np.unique(polygon, axis=0)
+    if len(distinct) > 2:
+        return list(polygon)
+    # Points within a pixel mean that pixel, so the region is the same.
+    first, last = distinct[0], distinct[-1]
+    return [first, first + (0.25, 0.0), last + (0.0, 0.25)]
+
+
 def fill(polygons: Sequence[npt.NDArray[np.float64]], size: tuple[int, int]
          ) -> npt.NDArray[np.bool_]:
     """Fill polygons of pixel centres (N, 2), (x, y), as Ultralytics does: outlines included.

@@ -26,6 +26,9 @@ from vpltool.methods import find_methods
 
 _AGAIN = "export it from the tool again"
 
+_BEGINNING = 4096
+"""Bytes of a JSON file that show whose it is."""
+
 BACKGROUND_WORDS = ("background", "_background_", "__background__")
 """Names of tools for pixels of no class."""
 
@@ -262,6 +265,14 @@ def json_files(path: Path, patterns: Sequence[str], first: bytes) -> list[Path]:
         return []
     with path.open("rb") as file:
         return [path] if file.read(64).strip()[:1] == first else []
+
+
+def holds_shapes(path: Path) -> bool:
+    """Return whether a file is LabelMe's JSON of a photo's shapes."""
+    if path.suffix.lower() != ".json":
+        return False
+    with path.open("rb") as file:
+        return re.search(rb'"shapes"\s*:\s*\[', file.read(_BEGINNING)) is not None
 
 
 def find_reader(path: Path) -> tuple[str, ModuleType] | None:

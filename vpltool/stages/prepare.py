@@ -39,8 +39,8 @@ class PrepareSettings(ModelSettings):
               "of CLIP-ES.", metavar="FILE")
     corrections: Path | None = setting(
         None, "Masks that you have corrected, for train-decoder; a folder of ID.png, or an export "
-              "of Label Studio, CVAT, COCO, YOLO and others. Masks imported earlier are kept; "
-              "unchanged masks are skipped.", metavar="PATH")
+              "of Label Studio, CVAT, LabelMe, COCO, YOLO and others. Masks imported earlier are "
+              "kept; unchanged masks are skipped.", metavar="PATH")
     normalise: str = setting(
         "model", "Normalisation of photos; model: as in its training; imagenet: as in WeCLIP.",
         choices=("model", "imagenet"))

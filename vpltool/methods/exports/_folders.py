@@ -137,7 +137,7 @@ class PhotoFiles:
             yield f"{folder}/{self.names[photo.id]}.png", grey_png(labels)
 
     def photos(self, folder: str) -> Members:
-        """Yield the readable photos below a folder; none if they are not wanted."""
+        """Yield the readable photos below a folder, "" for the top; none if not wanted."""
         for photo in self.predictions.photos if self.settings.photos == "copy" else ():
             path = self.predictions.workspace.image_path(photo)
             try:
@@ -145,7 +145,7 @@ class PhotoFiles:
             except OSError as error:
                 self.predictions.failed[photo.id] = f"{path.name}: {error}"
                 continue
-            yield f"{folder}/{self.name(photo)}", content
+            yield f"{folder}/{self.name(photo)}".lstrip("/"), content
 
 
 Chosen = TypeVar("Chosen", bound=LabellingSettings)

@@ -88,8 +88,9 @@ def _outline(inside: npt.NDArray[np.bool_], settings: Settings) -> JsonObject:
 
 def files(path: Path) -> list[Path]:
     """Return the file, or those of a folder; none if it is another format."""
-    return reading.json_files(path, ("annotations/*.json", "_annotations.coco.json",
-                                     "*/_annotations.coco.json"), b"{")
+    found = reading.json_files(path, ("annotations/*.json", "_annotations.coco.json",
+                                      "*/_annotations.coco.json"), b"{")
+    return [file for file in found if not reading.holds_shapes(file)]
 
 
 def outlined(path: Path, request: reading.LabellingRequest) -> Iterator[reading.Outlined]:

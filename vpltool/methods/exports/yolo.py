@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vpltool.core.outlines import fill, outlines_of
+from vpltool.core.outlines import fill, outlines_of, three_points
 from vpltool.errors import VplError
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading
@@ -57,18 +57,8 @@ def _lines(labels: npt.NDArray[np.uint8], tolerance: float) -> Iterator[str]:
     for label in _folders.classes_in(labels):
         for polygon in outlines_of(labels == label, corners=False, tolerance=tolerance):
             shares = " ".join(f"{(x + 0.5) / width:.6f} {(y + 0.5) / height:.6f}"
-                              for x, y in _three_points(polygon))
+                              for x, y in three_points(polygon))
             yield f"{label - 1} {shares}\n"
-
-
-def _three_points(polygon: npt.NDArray[np.float64]) -> Sequence[npt.NDArray[np.float64]]:
-    """Return the points of a polygon, at least three distinct ones, even of a pixel or a line."""
-    distinct = np.unique(polygon, axis=0)
-    if len(distinct) > 2:
-        return list(polygon)
-    # Points within a pixel mean that pixel, so the region is the same.
-    first, last = distinct[0], distinct[-1]
-    return [first + (-0.25, -0.25), first + (0.25, -0.25), last + (0.0, 0.25)]
 
 
 def describe(names: Sequence[str], splits: Collection[str], **more: str) -> tuple[str, bytes]:

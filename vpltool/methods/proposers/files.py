@@ -1,4 +1,4 @@
-"""Proposals of other tools: COCO, SAM's own JSON, YOLO, Label Studio, CVAT, or PNGs.
+"""Proposals of other tools: COCO, SAM's own JSON, YOLO, Label Studio, CVAT, LabelMe, or PNGs.
 
 The format is detected, except that of a folder of PNGs, which --format names. labels: a pixel's
 value is its class (classes.txt beside the PNGs, or the workspace's); each connected part is a

@@ -1,4 +1,4 @@
-"""Import labelled photos: YOLO, COCO, CVAT, Label Studio, mmsegmentation and others.
+"""Import labelled photos: YOLO, COCO, CVAT, LabelMe, Label Studio, mmsegmentation and others.
 
 The format is detected, as for --corrections; tags are the classes of a photo's regions.
 Photos in a folder train, val or test belong to that split, all others to train. The masks of val
