@@ -270,12 +270,14 @@ def test_it_changes_nothing_but_itself(reported: Path, tmp_path: Path, run: Run,
     assert run("report", "--limit", 1, "--split", "val", work=base / "work").code == 0
     names = {path.name for path in (base / "work/report/pictures").iterdir()}
     assert names == {"000000", "gap-0.png"}
-    mine = base / "work/report/mine.txt"
-    mine.write_text("notes")
-    refused = run("report", work=base / "work")
-    assert refused.code == 1
-    assert "holds files that vpltool did not make" in refused.lines("error:")[0]
-    assert mine.exists()
+    for name in ("mine.txt", "pictures/wedding.jpg"):
+        mine = base / "work/report" / name
+        mine.write_text("notes")
+        refused = run("report", work=base / "work")
+        assert refused.code == 1
+        assert "holds files that vpltool did not make" in refused.lines("error:")[0]
+        assert "--corrections" not in refused.err
+        mine.unlink()
 
 
 def test_one_file_holds_all(reported: Path, tmp_path: Path, run: Run) -> None:

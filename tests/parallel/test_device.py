@@ -51,7 +51,7 @@ def test_halved_until_it_fits_and_told_once(error: Callable[[], Exception]) -> N
     told: list[str] = []
     seen: list[int] = []
     batches = [photos(8), photos(7, 8), photos(2, 15)]
-    done = list(run_within_memory(batches, runner(3, error, seen), warn=told.append, lower=str))
+    done = list(run_within_memory(batches, runner(3, error, seen), warn=told.append, too_large=str))
     assert [part.ids for part, _ in done] == [
         [f"p{number}" for number in group] for group in (
             (0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11), (12, 13), (14,), (15, 16))]
@@ -67,17 +67,25 @@ def test_nothing_is_halved_where_the_memory_suffices() -> None:
     seen: list[int] = []
     batches = [photos(4), photos(3, 4)]
     run = runner(4, MemoryError, seen)
-    done = list(run_within_memory(batches, run, warn=told.append, lower=str))
+    done = list(run_within_memory(batches, run, warn=told.append, too_large=str))
     assert [part for part, _ in done] == batches
     assert (seen, told) == ([4, 3], [])
 
 
-def test_one_photo_that_does_not_fit_is_an_error_with_its_size() -> None:
-    batches = [photos(3)]
-    with pytest.raises(VplError, match="a photo of 48×32 pixels") as caught:
-        list(run_within_memory(batches, runner(0, SHORTAGES[0], []), warn=print,
-                     lower=lambda batch: f"--max-side {max(batch.pixels.shape[2:]) // 2}"))
-    assert caught.value.hint == "--max-side 24"
+def test_one_photo_that_does_not_fit_is_told_and_the_others_are_run() -> None:
+    told: list[str] = []
+
+    def run(batch: Batch) -> str:
+        if "p1" in batch.ids:
+            raise SHORTAGES[0]()
+        return "made"
+
+    done = run_within_memory([photos(3)], run, warn=told.append,
+                             too_large=lambda batch: f"{batch.each} do not fit")
+    assert [(part.ids, result) for part, result in done] == [
+        (["p0"], "made"), (["p1"], "48×32 pixels do not fit"), (["p2"], "made")]
+    assert told == ["out of memory with 3 photos of 48×32 pixels: continuing with 1 at a time; "
+                    "next time `batch_size=1`"]
 
 
 def test_other_errors_are_left_alone() -> None:
@@ -85,7 +93,7 @@ def test_other_errors_are_left_alone() -> None:
         assert not is_out_of_memory(wrong)
         with pytest.raises(type(wrong), match=str(wrong)):
             list(run_within_memory([photos(4)], runner(1, lambda wrong=wrong: wrong, []),  # type: ignore[misc]
-                         warn=print, lower=str))
+                         warn=print, too_large=str))
 
 
 def test_what_a_failed_run_held_is_freed_before_the_next() -> None:
@@ -102,14 +110,14 @@ def test_what_a_failed_run_held_is_freed_before_the_next() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return len(batch)
 
-    done = run_within_memory([photos(4)], run, warn=str, lower=str)
+    done = run_within_memory([photos(4)], run, warn=str, too_large=str)
     assert [count for _, count in done] == [1] * 4
 
 
 def test_photos_that_failed_are_named_once() -> None:
     batches = [photos(4, failed={"bad": "torn"}), photos(0, failed={"worse": "empty"})]
     run = runner(2, MemoryError, [])
-    done = [part for part, _ in run_within_memory(batches, run, warn=str, lower=str)]
+    done = [part for part, _ in run_within_memory(batches, run, warn=str, too_large=str)]
     assert [part.failed for part in done] == [{"bad": "torn"}, {}, {"worse": "empty"}]
 
 
@@ -120,6 +128,8 @@ def test_features_are_taken_apart() -> None:
     assert [part.grid for part in parts] == [(2, 3), (2, 3)]
     assert torch.cat([part.tensors["patches"] for part in parts]).equal(batch.tensors["patches"])
     assert batch.each == "3×2 patches"
+    (empty,) = FeatureBatch([], (0, 0), {}, {"bad": "torn"}).split(2)
+    assert empty.failed == {"bad": "torn"}
 
 
 def test_batches_are_halved_as_they_come() -> None:
@@ -131,7 +141,7 @@ def test_batches_are_halved_as_they_come() -> None:
             asked.append(number)
             yield photos(2, 2 * number)
 
-    found = run_within_memory(batches(), runner(1, MemoryError, []), warn=str, lower=str)
+    found = run_within_memory(batches(), runner(1, MemoryError, []), warn=str, too_large=str)
     next(found)
     assert asked == [0]
     next(found)

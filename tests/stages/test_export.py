@@ -7,7 +7,7 @@ import json
 import sys
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +216,7 @@ def test_own_classes_as_plain_masks(own: Path, run: Run) -> None:
     path = exported(run, own, "masks")
     assert path == own / "exports/vision-val"
     assert sorted(file.relative_to(path).as_posix() for file in path.rglob("*.*")) == [
-        "cat.png", "classes.txt", "palette.gpl", "sub/dog.png"]
+        "cat.png", "classes.txt", "palette.gpl", "sub/dog.png", "vpltool-export.json"]
     for key in ("cat", "sub/dog"):
         image = Image.open(path / f"{key}.png")
         assert (image.mode, image.info) == ("P", {})
@@ -228,10 +228,9 @@ def test_own_classes_as_plain_masks(own: Path, run: Run) -> None:
         "  0 128   0\tstop sign"]
 
 
-def test_plain_masks_replace_an_export_and_nothing_else(own: Path, run: Run) -> None:
+def test_plain_masks_replace_an_export(own: Path, run: Run) -> None:
     path = exported(run, own, "masks")
     before = {file: file.read_bytes() for file in path.rglob("*.*")}
-    (path / "of an earlier split.png").touch()
     assert exported(run, own, "masks") == path
     assert {file: file.read_bytes() for file in path.rglob("*.*")} == before
     # A label that is no class: the earlier export stays whole.
@@ -240,6 +239,21 @@ def test_plain_masks_replace_an_export_and_nothing_else(own: Path, run: Run) -> 
     assert "the label 3, above the last class 2" in result.lines("error:")[0]
     assert {file: file.read_bytes() for file in path.rglob("*.*")} == before
     assert [file.name for file in path.parent.iterdir()] == ["vision-val"], "nothing half"
+
+
+@pytest.mark.parametrize("change", [
+    lambda path: (path / "mine.png").write_bytes(b"ten hours of work"),
+    lambda path: (path / "sub/dog.png").write_bytes(b"painted"),
+    lambda path: (path / "classes.txt").write_text("my notes")])
+def test_masks_that_somebody_painted_are_not_replaced(change: Callable[[Path], object], own: Path,
+                                                      run: Run) -> None:
+    path = exported(run, own, "masks")
+    change(path)
+    before = {file: file.read_bytes() for file in path.rglob("*.*")}
+    result = run("export", "masks", work=own)
+    assert result.code == 1
+    assert "vpltool" in result.lines("error:")[0] and "--out DIR" in result.lines("hint:")[0]
+    assert {file: file.read_bytes() for file in path.rglob("*.*")} == before
 
 
 @pytest.mark.parametrize("names", [["thesis.doc"], ["a.png"], ["classes.txt", "a.png"]])

@@ -191,7 +191,8 @@ def test_an_edited_copy_in_a_review_is_not_replaced(work: Path, run: Run) -> Non
     Image.new("RGB", (4, 4)).save(path / "photos/scene2.png")
     result = run(*review, work=work)
     assert result.code == 1
-    assert "scene2.png was changed since" in result.lines("error:")[0]
+    (error,) = result.lines("error:")
+    assert "was changed since vpltool wrote it, such as photos/scene2.png" in error
 
 
 # Photos that lie on their side, and have places and owners.

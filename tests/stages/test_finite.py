@@ -59,13 +59,16 @@ def test_where_all_photos_fail_there_are_no_others(run: Run, copied: Path) -> No
     assert error.startswith("all 6 photos failed: scene0")
 
 
-def test_a_file_of_all_photos_is_not_made_of_them(run: Run, copied: Path) -> None:
+@pytest.mark.parametrize(("line", "made"), [(("learn-prototypes", "--iters", 3), "vision"),
+                                            (("tag-prototypes",), "tags")])
+def test_a_file_of_all_photos_is_not_made_of_them(line: tuple[object, ...], made: str, run: Run,
+                                                  copied: Path) -> None:
     work = copied / "work"
     tamper(work / "features/train/scene2.safetensors", put("patches", float("nan")))
-    result = run("learn-prototypes", "--iters", 3, work=work)
+    result = run(*line, work=work)
     (error,) = result.lines("error:")
     assert result.code == 1 and "scene2.safetensors: `patches` holds NaN" in error
-    assert not (work / "prototypes/vision.safetensors").exists()
+    assert not (work / f"prototypes/{made}.safetensors").exists()
 
 
 def test_a_file_of_all_photos_is_not_written_with_nan(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from vpltool.core.agreement import agreement
 from vpltool.engine import panels, reports
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, Header, JsonObject, Photo, Workspace, read_json
-from vpltool.formats.archives import write_folder
+from vpltool.formats.archives import write_tree
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.header import format_preset
 from vpltool.formats.kinds import results_of
@@ -108,7 +108,7 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
     if settings.one_file:
         return _write_file(settings.out or workspace.path / "report.html", pictures(), content)
     out = settings.out or workspace.path / "report"
-    write_folder(out, _folder(pictures(), content), (PAGE,), (".png", ".jpg"))
+    write_tree(out, _folder(pictures(), content), "report", labels=False)
     return out / PAGE
 
 

@@ -171,17 +171,27 @@ def run_batches(
 ) -> Iterator[Made]:
     """Run batches, and yield results photo by photo; batches that exceed memory are split.
 
-    Photos in `batch.failed` could not be read. `too_large` returns the hint of the error.
-
-    Raises a VplError if memory does not suffice for one photo.
+    Photos in `batch.failed` could not be read. `too_large` says what to change where memory does
+    not suffice for one photo, which fails then.
     """
-    def run_one(batch: Batch) -> list[Made]:
+    def failures(batch: Batch) -> list[Made]:
         failed: Mapping[str, str] = getattr(batch, "failed", {})
-        return [*((key, Failed(reason)) for key, reason in failed.items()),
-                *(run(batch) if len(batch) else ())]
+        return [(key, Failed(reason)) for key, reason in failed.items()]
 
-    for _, made in memory.run_within_memory(batches, run_one, warn=console.warn, lower=too_large):
+    def run_one(batch: Batch) -> list[Made]:
+        return [*failures(batch), *(run(batch) if len(batch) else ())]
+
+    def fail_one(batch: Batch) -> list[Made]:
+        return [*failures(batch), (batch.ids[0], too_large_photo(batch.each, too_large(batch)))]
+
+    for _, made in memory.run_within_memory(batches, run_one, warn=console.warn,
+                                            too_large=fail_one):
         yield from made
+
+
+def too_large_photo(size: str, hint: str) -> Failed:
+    """Return the failure of a photo of a size for which memory does not suffice."""
+    return Failed(f"out of memory with a photo of {size}; try {hint}")
 
 
 def run_photos(

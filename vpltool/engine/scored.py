@@ -147,6 +147,11 @@ class ReadBatch:
 
     photos: list[Read]
 
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the photos."""
+        return [photo.key for photo in self.photos]
+
     def __len__(self) -> int:
         return len(self.photos)
 

@@ -52,25 +52,6 @@ def write_zip(path: Path, members: Iterable[Member]) -> None:
             archive.writestr(member, content)
 
 
-def write_folder(path: Path, members: Iterable[Member], marks: Collection[str],
-                 pictures: tuple[str, ...] = (".png",)) -> None:
-    """Write members into a folder, replacing an earlier export.
-
-    An earlier export is recognised by its files: pictures, by suffix, and all names in `marks`, but
-    no others.
-
-    Raises:
-        VplError: the folder holds other files, or cannot be written.
-    """
-    there = _files_in(path)
-    others = [name for name in there if not name.endswith(pictures) and name not in marks]
-    if others or (there and not {*marks} <= there) or path.is_file():
-        raise VplError(f"{path} holds files that vpltool did not make", _MOVE_AWAY)
-    with atomic_folder(path) as part:
-        for name, content in members:
-            _put(part / name, content)
-
-
 def _files_in(path: Path) -> set[str]:
     return {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
 
@@ -80,16 +61,21 @@ def _put(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collection[str] = ()
-               ) -> None:
+def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collection[str] = (),
+               imported: Collection[str] = (), *, labels: bool = True) -> None:
     """Write an export folder of a format, replacing an earlier one if it is unmodified.
 
-    Files of the splits `kept` are copied from the earlier folder unless rewritten.
+    Args:
+        kept: splits whose files are copied from the earlier folder unless rewritten.
+        imported: modified files that may be replaced.
+        labels: whether `prepare` can import modified files.
 
     Raises:
         VplError: the folder holds other or modified files, or cannot be written.
     """
-    before = _check_untouched(path)
+    before = _check_untouched(path, imported, (
+        f"import corrections by `prepare` with `corrections={str(path)!r}`; then " if labels
+        else "") + _MOVE_AWAY)
     written: dict[str, int] = {}
     with atomic_folder(path) as part:
         for name, content in members:
@@ -123,7 +109,7 @@ def _mark_of(path: Path) -> JsonObject:
     return dict(content)
 
 
-def _check_untouched(path: Path) -> dict[str, int]:
+def _check_untouched(path: Path, imported: Collection[str], hint: str) -> dict[str, int]:
     """Check that a folder holds only unmodified files of vpltool; return their checksums."""
     there = _files_in(path)
     known: dict[str, int] = _mark_of(path).get("files", {})
@@ -131,11 +117,10 @@ def _check_untouched(path: Path) -> dict[str, int]:
     if others or path.is_file():
         raise VplError(f"{path} holds files that vpltool did not make, such as "
                        f"{others[0] if others else path.name}", _MOVE_AWAY)
-    changed = sorted(name for name in there & known.keys()
+    changed = sorted(name for name in (there & known.keys()).difference(imported)
                      if zlib.crc32((path / name).read_bytes()) != known[name])
     if changed:
         raise VplError(counted(len(changed), f"file in {path} was changed since vpltool wrote it",
                                f"files in {path} were changed since vpltool wrote them")
-                       + f", such as {changed[0]}", "import corrections by `prepare` with "
-                       f"`corrections={str(path)!r}`; then {_MOVE_AWAY}")
+                       + f", such as {changed[0]}", hint)
     return {name: known[name] for name in sorted(there & known.keys())}

@@ -150,7 +150,7 @@ def _true_discriminant(features: formats.InputFolder, ids: Sequence[str], masks:
                        classes: Tensor) -> dict[str, Tensor]:
     """Fit a discriminant to true masks, in the form of `prototypes/seeds`."""
     moments = None
-    for batch in feature_batches(features, ids, ("patches",), 8):
+    for batch in feature_batches(features, ids, ("patches",), 8, complete=True):
         for key, patches in zip(batch.ids, batch.tensors["patches"].float(), strict=True):
             moments = moments or discriminant.Moments.zeros(
                 len(classes), patches.shape[1], find_device("cpu"))

@@ -41,18 +41,21 @@ class FeatureBatch:
         return f"{self.grid[1]}×{self.grid[0]} patches"
 
     def split(self, size: int) -> list[FeatureBatch]:
-        """Split into batches of at most `size` photos."""
+        """Split into batches of at most `size` photos; the first keeps the failures."""
         return [FeatureBatch(self.ids[start : start + size], self.grid, {
             name: tensor[start : start + size] for name, tensor in self.tensors.items()},
             {} if start else self.failed)
-            for start in range(0, len(self), size)]
+            for start in range(0, max(len(self), 1), size)]
 
 
 def feature_batches(
     features: InputFolder, ids: Sequence[str], names: Sequence[str], batch_size: int, *,
-    device: torch.device | None = None,
+    device: torch.device | None = None, complete: bool = False,
 ) -> Iterator[FeatureBatch]:
-    """Read features in batches of equal grid, in pinned memory if their destination is a GPU."""
+    """Read features in batches of equal grid, in pinned memory if their destination is a GPU.
+
+    Damaged files are in `failed` of a batch. If features must be `complete`, they raise a VplError.
+    """
     pinned = device is not None and device.type == "cuda"
     failed: dict[str, str] = {}
 
@@ -61,6 +64,8 @@ def feature_batches(
             try:
                 yield key, features.read_tensors(key, "grid", *names)
             except BadValues as error:
+                if complete:
+                    raise
                 failed[key] = error.message
 
     def batches() -> Iterator[FeatureBatch]:

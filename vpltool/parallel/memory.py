@@ -1,11 +1,11 @@
-"""Halving of batches that do not fit into memory, and hints if a single photo does not."""
+"""Halving of batches that do not fit into memory, and hints if work does not."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from vpltool.errors import VplError, is_out_of_memory
@@ -14,6 +14,10 @@ from vpltool.lazy import torch
 
 class Divisible(Protocol):
     """A batch of photos of the same size that can be split."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Ids of the photos."""
 
     def __len__(self) -> int:
         """Number of photos."""
@@ -32,37 +36,35 @@ Result = TypeVar("Result")
 
 def run_within_memory(
     batches: Iterable[Part], run: Callable[[Part], Result], *, warn: Callable[[str], None],
-    lower: Callable[[Part], str],
+    too_large: Callable[[Part], Result],
 ) -> Iterator[tuple[Part, Result]]:
     """Run batches; if one does not fit into memory, it and all later ones are halved.
 
     Yields each batch, or the parts in which it was run, with its result, which is that of a smaller
-    batch size. `warn` is called once with the size that fits, and the option that sets it. Raises a
-    VplError with the photo's size if memory does not suffice for one photo; `lower` returns its
-    hint.
+    batch size. `warn` is called once with the size that fits, and the option that sets it.
+    `too_large` returns the result of a single photo for which memory does not suffice.
     """
     most, refused = 0, ""
     for batch in batches:
         waiting = batch.split(most) if most else [batch]
         while waiting:
-            part = waiting[0]
+            part, fits = waiting[0], True
             try:
                 result = run(part)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if len(part) < 2:
-                    raise VplError(f"out of memory with a photo of {part.each}",
-                                   lower(part)) from error
-            else:
-                if refused:
+                fits = False
+            if not fits:
+                # After the except clause, which keeps the failed run's tensors alive.
+                torch.cuda.empty_cache()
+            if fits or len(part) < 2:
+                if refused and fits:
                     warn(f"out of memory with {refused}: continuing with {most} at a time; "
                          f"next time `batch_size={most}`")
                     refused = ""
-                yield waiting.pop(0), result
+                yield waiting.pop(0), result if fits else too_large(part)
                 continue
-            # After the except clause, which keeps the failed run's tensors alive.
-            torch.cuda.empty_cache()
             refused = refused or f"{len(part)} photos of {part.each}"
             most = (len(part) + 1) // 2
             waiting = [piece for item in waiting for piece in item.split(most)]

@@ -10,9 +10,10 @@ from vpltool import options
 from vpltool.core.grids import layers_of, resample_maps
 from vpltool.engine import given, photo_work, segmenters
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
+from vpltool.errors import is_out_of_memory
 from vpltool.formats import JsonObject, OutputFolder, Workspace, kinds
 from vpltool.methods import KINDS, Refiner, inputs, load_method
-from vpltool.parallel import batches, memory
+from vpltool.parallel import batches
 from vpltool.parallel.device import dtype_of
 from vpltool.settings import Stage, setting
 
@@ -110,11 +111,14 @@ def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo:
                                              device=device):
             yield from ((key, photo_work.Failed(why)) for key, why in batch.failed.items())
             for number, key in enumerate(batch.ids):
-                with memory.explain_out_of_memory(f"a photo of {batch.each}",
-                                                  smaller_photos_hint(features.header)):
-                    made = refined(key, batch.grid, {
+                try:
+                    yield refined(key, batch.grid, {
                         name: field[number].to(device, non_blocking=True)
                         for name, field in batch.tensors.items()})
-                yield made
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    yield key, photo_work.too_large_photo(
+                        batch.each, smaller_photos_hint(features.header))
 
     return results()

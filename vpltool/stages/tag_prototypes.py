@@ -43,7 +43,7 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
     Next: vpltool cam --prototypes tags --method salient
 
     Raises:
-        VplError: there are no features, or no photo has a tag.
+        VplError: there are no features, a file of theirs is damaged, or no photo has a tag.
     """
     features = open_features(workspace, settings.features, settings.split)
     check_kept(features, ["patches"])
@@ -79,7 +79,7 @@ def _class_means(features: InputFolder, ids: Sequence[str], tags: Mapping[str, S
     total = torch.zeros(0)
     with console.progress("tag-prototypes", len(ids)) as advance:
         for batch in batches.feature_batches(features, ids, ("patches",), settings.batch_size,
-                                             device=device):
+                                             device=device, complete=True):
             means = salient_means(batch.tensors["patches"].to(device).float(), batch.grid,
                                   settings.share).cpu().double()
             if not len(total):

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options, settings
-from vpltool.formats.archives import write_folder
-from vpltool.formats.labels import LEGEND, legend, png_bytes
+from vpltool.formats.archives import write_tree
+from vpltool.formats.labels import legend, png_bytes
 from vpltool.methods.exports._folders import corrections_setting
 from vpltool.methods.inputs import Predictions
 
@@ -31,7 +31,7 @@ class Settings(settings.Settings):
 
 def export(predictions: Predictions, path: Path, settings: Settings) -> list[Path]:
     """Write the folder."""
-    write_folder(path, itertools.chain(
+    write_tree(path, itertools.chain(
         legend(predictions.name, ("background", *predictions.workspace.classes)),
-        ((f"{photo.id}.png", png_bytes(labels)) for photo, labels in predictions.each())), LEGEND)
+        ((f"{photo.id}.png", png_bytes(labels)) for photo, labels in predictions.each())), "masks")
     return [path]

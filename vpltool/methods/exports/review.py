@@ -13,7 +13,6 @@ Next: vpltool prepare folder PHOTOS --corrections exports/segmenter-train-review
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,18 +24,17 @@ from vpltool.core.agreement import mean_entropy, mean_margin
 from vpltool.errors import VplError, counted
 from vpltool.formats import Header, Photo, Workspace, archives, corrections
 from vpltool.formats.input_folders import open_probabilities
-from vpltool.formats.labels import LEGEND, identity_of_labels, legend, png_bytes
+from vpltool.formats.labels import identity_of_labels, legend, png_bytes
 from vpltool.lazy import np
 from vpltool.methods.exports._folders import copied_bytes, copied_suffix, keep_exif_setting
 from vpltool.methods.inputs import Predictions
-from vpltool.names import csv_id, id_of_csv
+from vpltool.names import csv_id
 from vpltool.settings import setting
 
 SUFFIX = "-review"
 EXPORTS = "predictions"
 
 _LIST = "review.csv"
-_FILES = (_LIST, "README.md", *LEGEND)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     corrected already, or the folder holds corrected masks.
     """
     workspace, masks = predictions.workspace, path / "masks"
-    marks = _earlier(workspace, path)
+    imported = _imported(workspace, masks)
     done = corrections.corrections_of(workspace, predictions.photos)
     photos = [photo for photo in predictions.photos if photo.id not in done]
     if not photos:
@@ -71,44 +69,28 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     if len(chosen) < settings.count:
         console.warn(f"there {'is' if len(chosen) == 1 else 'are'} only "
                      f"{counted(len(chosen), 'photo', 'photos')} to review")
-    archives.write_folder(path, _members(predictions, photos, chosen, settings, path), marks)
+    archives.write_tree(path, _members(predictions, photos, chosen, settings, path), "review",
+                        imported=imported)
     console.note(f"correct masks in {masks}; then {corrections.import_call(workspace, masks)}, and "
                  "`update()`")
     return [path]
 
 
-def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
-    """Return the files, besides PNGs, of the earlier folder that is replaced."""
-    if not (path / _LIST).is_file():
-        return _FILES
-    with (path / _LIST).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    _check_copies(workspace, path, rows)
-    masks = path / "masks"
-    changed = [mask for mask in sorted(masks.rglob("*.png"))
-               if corrections.is_edited(mask) and not corrections.is_imported(
-                   workspace, mask.relative_to(masks).with_suffix("").as_posix(), mask)]
-    if changed:
-        raise VplError(f"{counted(len(changed), 'mask', 'masks')} in {path} had been corrected and "
-                       f"not imported, such as {changed[0].name}",
+def _imported(workspace: Workspace, masks: Path) -> list[str]:
+    """Return the corrected masks of the earlier folder, whose corrections have been imported.
+
+    Raises a VplError if some have not.
+    """
+    changed = {mask.relative_to(masks).with_suffix("").as_posix(): mask
+               for mask in sorted(masks.rglob("*.png")) if corrections.is_edited(mask)}
+    left = [mask for key, mask in changed.items()
+            if not corrections.is_imported(workspace, key, mask)]
+    if left:
+        raise VplError(f"{counted(len(left), 'mask', 'masks')} in {masks.parent} had been "
+                       f"corrected and not imported, such as {left[0].name}",
                        f"{corrections.import_call(workspace, masks)} imports corrected masks; or "
                        "choose another folder: `out='DIR'`")
-    return (*_FILES, *(row["photo"] for row in rows if not row["photo"].endswith(".png")))
-
-
-def _check_copies(workspace: Workspace, path: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    """Check that the copies of photos equal the photos, with or without metadata."""
-    known = {photo.id: photo for photo in workspace.photos()}
-    for row in rows:
-        photo, copy = known.get(id_of_csv(row["id"])), path / row["photo"]
-        with contextlib.suppress(OSError):
-            if photo is None:
-                continue
-            source = workspace.image_path(photo)
-            if copy.read_bytes() not in (source.read_bytes(),
-                                         copied_bytes(source, copy.suffix, False)):
-                raise VplError(f"{copy} was changed since vpltool wrote it, or its photo was",
-                               "move it away, or choose another folder: `out='DIR'`")
+    return [f"masks/{key}.png" for key in changed]
 
 
 def _uncertainties(predictions: Predictions, photos: Sequence[Photo], settings: Settings
