@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -220,17 +221,26 @@ def test_rounds_side_by_side(run: Run, copied: Path, capfd: pytest.CaptureFixtur
     They write to the real stderr.
     """
     path = copied / "maps.recipe"
-    path.write_text("# Maps.\neach method in dense gradcam\nvpltool cam --method $method\nend\n")
-    assert run("run", path, "--jobs", 2, work=copied / "work").code == 0
+    path.write_text("# Maps.\neach method in dense gradcam\nvpltool cam --method $method --name "
+                    "$method\nvpltool eval --what cams/$method --split train\nend\n")
+
+    def scores_of(jobs: int) -> dict[str, float]:
+        assert run("run", path, "--jobs", jobs, work=copied / "work").code == 0
+        content = json.loads((copied / "work/recipe.json").read_text())
+        return dict(content["runs"][-1]["scores"])
+
+    assert len(scores := scores_of(2)) == 2
     lines = capfd.readouterr().err.splitlines()
-    assert "method dense: vpltool cam --method dense" in lines
-    assert "method gradcam: vpltool cam --method gradcam" in lines
+    assert "method dense: vpltool cam --method dense --name dense" in lines
+    assert "method gradcam: vpltool cam --method gradcam --name gradcam" in lines
     assert all(line.startswith(("method dense: ", "method gradcam: ")) for line in lines)
     made = {file.name: file.read_bytes()
-            for file in (copied / "work/cams/text-dense/train").iterdir()}
-    assert run("cam", "--method", "dense", "--overwrite", work=copied / "work").code == 0
+            for file in (copied / "work/cams/dense/train").iterdir()}
+    assert run("cam", "--method", "dense", "--name", "dense", "--overwrite",
+               work=copied / "work").code == 0
     assert made == {file.name: file.read_bytes()
-                    for file in (copied / "work/cams/text-dense/train").iterdir()}
+                    for file in (copied / "work/cams/dense/train").iterdir()}
+    assert scores_of(1) == scores
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpltool import console
@@ -12,7 +12,7 @@ from vpltool.command import Call, parse_line
 from vpltool.errors import PhotosFailed, VplError, then
 from vpltool.lazy import torch
 from vpltool.parallel import once
-from vpltool.parallel.processes import run_jobs
+from vpltool.parallel.processes import core_count, run_jobs
 from vpltool.preset import Preset
 from vpltool.recipes.parse import Recipe, Rounds, Step, commands_of, steps_of
 from vpltool.recipes.terms import Terms, terms_of
@@ -164,17 +164,21 @@ def _run_step(job: Job, step: Step) -> None:
 
 def _run_rounds(job: Job, rounds: Rounds) -> None:
     outer = once.this_round()
-    parts = [(outer, f"{rounds.name} {word}", part)
-             for word, part in zip(rounds.words, rounds.rounds, strict=True)]
-    if job.processes < 2 or len(parts) < 2:
-        for _, title, part in parts:
+    titles = [f"{rounds.name} {word}" for word in rounds.words]
+    if job.processes < 2 or len(titles) < 2:
+        for title, part in zip(titles, rounds.rounds, strict=True):
             with once.one_round(outer, title):
                 run_steps(job, part)
         return
-    for failed, made in run_jobs(_run_round, parts, min(job.processes, len(parts)), _start_round,
-                                 job, fewest=2, finish=False):
-        job.failed.update(failed)
-        job.made.update(dict.fromkeys(made))
+    parts = [(outer, *part) for part in zip(titles, rounds.rounds, strict=True)]
+    workers = min(job.processes, len(parts))
+    done = dict(run_jobs(_run_round, parts, workers, _start_round,
+                         replace(job, processes=workers), fewest=2, finish=False))
+    # In the order of the recipe, whichever ended first.
+    for title in titles:
+        job.failed.update(done[title].failed)
+        job.made.update(done[title].made)
+        job.reports.extend(done[title].reports)
 
 
 _jobs: list[Job] = []
@@ -183,16 +187,17 @@ _jobs: list[Job] = []
 def _start_round(job: Job) -> None:
     """Take over the job in a worker process."""
     _jobs[:] = [Job(job.work, job.preset, job.terms)]
-    # The workers share the cores.
-    torch.set_num_threads(1)
+    torch.set_num_threads(max(1, core_count() // job.processes))
 
 
-def _run_round(part: tuple[tuple[str, ...], str, Sequence[Step | Rounds]]
-               ) -> tuple[dict[str, None], Iterable[Path]]:
-    """Run a round; its title precedes each message, since messages of rounds alternate."""
+def _run_round(part: tuple[tuple[str, ...], str, Sequence[Step | Rounds]]) -> tuple[str, Job]:
+    """Run a round; its title precedes each message, since messages of rounds alternate.
+
+    Returns its title, and its results.
+    """
     outer, title, steps = part
     job = Job(_jobs[0].work, _jobs[0].preset, _jobs[0].terms)
     with once.one_round(outer, title), console.heard_by(console.Terminal(
             rewrite=lambda text: f"{title}: " + to_shell(text, work=job.work).strip(), bars=False)):
         run_steps(job, steps)
-    return job.failed, list(job.made)
+    return title, replace(job, reports=[dict(report) for report in job.reports])
