@@ -228,6 +228,18 @@ def test_review_needs_probabilities(work: Path, run: Run) -> None:
     assert run(*REVIEW, "--by", "random", work=work).code == 0
 
 
+def test_probabilities_of_an_earlier_run_say_nothing(work: Path, run: Run) -> None:
+    """The predictions are newer: they are from other photos, or another segmenter."""
+    result = run("predict", "--decoder", "tiny", "--split", "train", "--labels-only", "--scales",
+                 "1,2", "--overwrite", work=work)
+    assert result.code == 0, result.err
+    for line in (REVIEW, ("review", "--what", "predictions/tiny", "--split", "train", "--order",
+                          "uncertain")):
+        refused = run(*line, work=work)
+        assert refused.code == 1
+        assert "no probabilities of the same run as" in refused.lines("error:")[0]
+
+
 def test_a_folder_of_others_is_left_alone(work: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")

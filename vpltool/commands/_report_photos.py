@@ -13,7 +13,7 @@ from vpltool.core.photos import describe_failure, read_photo
 from vpltool.engine import panels
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
-from vpltool.formats.kinds import result_path
+from vpltool.formats.input_folders import probabilities_beside
 from vpltool.lazy import F, Image, np, npt
 from vpltool.pictures.overlays import cam_layer, label_layer
 from vpltool.stages._truth import read_truth
@@ -54,17 +54,15 @@ class Layer:
                                        or bool(source.header.call.get("tags")))
 
 
-def open_layer(workspace: Workspace, column: panels.Column, thresholds: Mapping[str, float],
-               split: str) -> Layer:
+def open_layer(workspace: Workspace, column: panels.Column, thresholds: Mapping[str, float]
+               ) -> Layer:
     """Open a result as a layer; `thresholds` has the scored threshold of CAMs by name."""
     source = column.source
     if source is None or source.kind not in ("cams", "predictions"):
         return Layer(column)
     if source.kind == "cams":
         return Layer(column, thresholds.get(source.name, 0.0))
-    folder = result_path(workspace.path, "probabilities", source.name, split)
-    there = (folder / "artifact.json").exists()
-    return Layer(column, 0.0, formats.open_input(folder, ("probabilities",)) if there else None)
+    return Layer(column, 0.0, probabilities_beside(workspace.path, source))
 
 
 def draw_photo(workspace: Workspace, photo: Photo, number: int, layers: Sequence[Layer],

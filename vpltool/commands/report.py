@@ -85,7 +85,7 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
     scores = _read_scores(workspace.path)
     cuts = {score["what"].removeprefix("cams-"): score["threshold"]
             for score in scores if score["split"] == split and score["threshold"]}
-    layers = [open_layer(workspace, column, cuts, split)
+    layers = [open_layer(workspace, column, cuts)
               for column in panels.open_columns(workspace, settings.what, split)]
     truth = settings.truth and any(photo.mask for photo in photos)
     state = _state(workspace)

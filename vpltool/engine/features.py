@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from vpltool.clip import encoders
@@ -11,7 +10,8 @@ from vpltool.core import blocks, grids, vit
 from vpltool.engine.headers import check_same_model
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
-from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, folder_of, result_path
+from vpltool.formats.input_folders import probabilities_beside
+from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, result_path
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
 from vpltool.parallel.batches import Batch
@@ -126,16 +126,7 @@ def find_scores(workspace: Workspace, choice: str, split: str) -> InputFolder:
                          ("cams", "probabilities", "predictions"), f"`cam(split={split!r})`",
                          preferred=BEST_FIRST)
     workspace.check_classes(source.header, source.path)
-    base = folder_of(workspace.path, "predictions").resolve()
-    if source.kind == "predictions" and base in source.path.resolve().parents:
-        soft = folder_of(workspace.path, "probabilities") / source.path.resolve().relative_to(base)
-        if (soft / "artifact.json").exists():
-            found = open_input(soft, ("probabilities",))
-            # Probabilities of an earlier run with other settings do not match these predictions.
-            same = replace(found.header, kind=source.kind, format=source.header.format)
-            if same.config_hash == source.identity:
-                return found
-    return source
+    return probabilities_beside(workspace.path, source) or source
 
 
 SECOND = {"second_patches": "patches", "second_attention": "attention"}

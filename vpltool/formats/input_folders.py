@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from vpltool.errors import VplError, counted, near_name
 from vpltool.formats import storage
 from vpltool.formats.changes import difference
 from vpltool.formats.header import Header, join_supervision
-from vpltool.formats.kinds import BadValues, check_form, form_of, kind_named, result_path
+from vpltool.formats.kinds import BadValues, check_form, folder_of, form_of, kind_named
 from vpltool.formats.labels import read_drawn_labels
 from vpltool.formats.manifest import MANIFEST, Manifest, again, manifest_of
 from vpltool.formats.packed import read_packed
@@ -259,19 +260,38 @@ def find_folder(
     raise VplError(f"no {' or '.join(kinds)} for the split `{split}` in {work}", hint)
 
 
-def open_probabilities(work: Path, name: str, split: str, otherwise: str) -> InputFolder:
-    """Open the class probabilities that `predict` stored with the predictions `name`.
+def probabilities_beside(work: Path, predictions: InputFolder) -> InputFolder | None:
+    """Open the class probabilities that `predict` stored with predictions of a workspace.
+
+    None: there are none, or they are from another run, such as of an earlier segmenter.
+    """
+    base, path = folder_of(work, "predictions").resolve(), predictions.path.resolve()
+    if base not in path.parents:
+        return None
+    beside = folder_of(work, "probabilities") / path.relative_to(base)
+    if not (beside / MANIFEST).exists():
+        return None
+    found, header = open_input(beside, ("probabilities",)), predictions.header
+    same = replace(found.header, kind=header.kind, format=header.format)
+    return found if same.config_hash == header.config_hash else None
+
+
+def open_probabilities(work: Path, predictions: InputFolder, otherwise: str) -> InputFolder:
+    """Open the `probabilities_beside` predictions.
 
     `otherwise` is an alternative without probabilities for the hint, in backticks.
 
     Raises:
         VplError: there are none.
     """
-    path = result_path(work, "probabilities", name, split)
-    if not (path / MANIFEST).exists():
-        raise VplError(f"no probabilities in {path}, which say how sure the segmenter is",
-                       f"`predict(decoder={name!r}, split={split!r})` stores them; or {otherwise}")
-    return open_input(path, ("probabilities",))
+    found = probabilities_beside(work, predictions)
+    if found is None:
+        split = predictions.header.options.get("split")
+        raise VplError(f"no probabilities of the same run as {predictions.path}, which say how "
+                       "sure the segmenter is",
+                       f"`predict(decoder={predictions.name!r}, split={split!r}, overwrite=True)` "
+                       f"stores them; or {otherwise}")
+    return found
 
 
 def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str) -> str:

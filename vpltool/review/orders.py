@@ -59,7 +59,7 @@ def rank(workspace: Workspace, shown: InputFolder, photos: Sequence[Photo], orde
 def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     """Measure uncertainty: the mean entropy, or the share of pixels that the CRF left at 255."""
     if shown.kind == "predictions":
-        folder = input_folders.open_probabilities(workspace.path, shown.name, split,
+        folder = input_folders.open_probabilities(workspace.path, shown,
                                                   "`order='worst-tags'`")
         return lambda photo: (
             agreement.mean_entropy(

@@ -14,7 +14,7 @@ from vpltool.engine.reports import ENOUGH
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, manifest
 from vpltool.formats.header import Header, current_preset
-from vpltool.formats.kinds import result_path
+from vpltool.formats.input_folders import probabilities_beside
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 from vpltool.pictures.page import percent
@@ -40,7 +40,7 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
     if not photos:
         raise VplError(f"no photo of `{split}` has a tag to compare with",
                        "name a split of tagged photos: `split='NAME'`")
-    beside = _probabilities_beside(source)
+    beside = probabilities_beside(workspace.path, source)
     shares, sure, contents = _read_all(workspace, source, beside, photos, share)
     tagged = np.zeros((len(photos), len(workspace.classes)), bool)
     for row, photo in zip(tagged, photos, strict=True):
@@ -92,19 +92,6 @@ def _decoder_behind(work: Path, header: Header) -> Header | None:
         return None
     kinds = ("predictions", "probabilities", "cams")
     return _decoder_behind(work, formats.open_input(what, kinds).header)
-
-
-def _probabilities_beside(source: InputFolder) -> InputFolder | None:
-    """Open the probabilities of the same run as predictions, if they were stored."""
-    if source.kind != "predictions" or source.path.parent.parent.name != "predictions":
-        return None
-    path = result_path(source.path.parents[2], "probabilities", source.path.parent.name,
-                       source.path.name)
-    if not (path / "artifact.json").exists():
-        return None
-    found = formats.open_input(path, ("probabilities",))
-    same = found.header.inputs.get("decoder") == source.header.inputs.get("decoder")
-    return found if same else None
 
 
 def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | None,

@@ -23,7 +23,8 @@ from vpltool import console, options, settings
 from vpltool.core.agreement import mean_entropy, mean_margin
 from vpltool.errors import VplError, counted
 from vpltool.formats import Header, Photo, Workspace, archives, corrections
-from vpltool.formats.input_folders import open_probabilities
+from vpltool.formats.input_folders import open_input, open_probabilities
+from vpltool.formats.kinds import result_path
 from vpltool.formats.labels import identity_of_labels, legend, png_bytes
 from vpltool.lazy import np
 from vpltool.methods.exports._folders import copied_bytes, copied_suffix, keep_exif_setting
@@ -100,8 +101,9 @@ def _uncertainties(predictions: Predictions, photos: Sequence[Photo], settings: 
         numbers = np.random.default_rng(settings.seed).random(len(photos))
         return {photo.id: float(number) for photo, number in zip(photos, numbers, strict=True)}
     measure = mean_entropy if settings.by == "entropy" else mean_margin
-    folder = open_probabilities(predictions.workspace.path, predictions.name, settings.split,
-                                "`by='random'`")
+    work = predictions.workspace.path
+    path = result_path(work, "predictions", predictions.name, settings.split)
+    folder = open_probabilities(work, open_input(path, ("predictions",)), "`by='random'`")
     with console.progress("uncertainty", len(photos)) as advance:
         found = {}
         for photo in photos:
