@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from vpltool import file_hashes
-from vpltool.formats import describe
+from vpltool.formats import Photo, Workspace, describe, open_workspace
+from vpltool.formats.workspace import write_workspace
 
 
 def stale(run: Run, work: Path) -> dict[str, list[str]]:
@@ -374,3 +375,12 @@ def test_a_photo_in_a_tar_is_another_one_of_the_same_size(run: Run, tmp_path: Pa
     write(2)
     assert len(first) == len(picture(2))
     assert prepared() == picture(2) != first
+
+
+def test_a_tag_of_two_words_is_not_two_tags(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path, "photos", ".", ("a", "b", "a b"), (), "m", "p")
+    found = set()
+    for tags in (("a b",), ("a", "b")):
+        write_workspace(workspace, [Photo("photo", "photo.png", tags, ("train",))])
+        found.add(open_workspace(tmp_path).tags_identity("train"))
+    assert len(found) == 2

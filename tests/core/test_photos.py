@@ -58,6 +58,16 @@ def test_sixteen_bit(tmp_path: Path, suffix: str) -> None:
     assert (found == some_rgb()[..., :1].repeat(3, axis=2)).all()
 
 
+@pytest.mark.parametrize(("highest", "top"), [
+    (65535, 65535), (20000, 65535), (16383, 16383), (4095, 4095), (1000, 1023), (200, 255),
+    (0, 255)])
+def test_cameras_of_ten_to_fourteen_bits(tmp_path: Path, highest: int, top: int) -> None:
+    """Read as 16 bits, their photos would be nearly black."""
+    wide = np.array([[0, highest]], np.uint16)
+    Image.fromarray(wide).save(tmp_path / "a.tif")
+    assert read_photo(tmp_path / "a.tif")[0, :, 0].tolist() == [0, round(highest / top * 255)]
+
+
 def test_palette_with_transparency(tmp_path: Path) -> None:
     """Transparent is shown over black, whatever colour the palette hides there."""
     image = Image.fromarray(np.array([[0, 1], [2, 0]], np.uint8))

@@ -327,6 +327,23 @@ def test_training_again(client: Client, base: Path, run: Run, tmp_path: Path,
     assert client.json("GET", "/api/photo?id=scene0")["history"] == ["test"]
 
 
+def test_a_training_whose_scores_cannot_be_kept_can_begin_again(
+    client: Client, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    (base / "child").write_text("#!/bin/sh\necho '{\"point\": {\"scores\": {}}}'\nsleep 100\n")
+    (base / "child").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(base / "child"))
+    monkeypatch.setattr("vpltool.review.training.write_json", full)
+    for _ in range(2):
+        assert client.ask("POST", "/api/train", {})[0] == 200
+        found = client.until(lambda: not (state := client.json("GET", "/api/poll?since=0"))[
+            "training"]["runs"] and state, 60)
+        assert "No space left on device" in found["training"]["error"]
+
+
 def test_why_a_training_stopped_is_told(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/ls")
     assert client.ask("POST", "/api/train", {})[0] == 200

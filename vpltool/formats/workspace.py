@@ -278,7 +278,11 @@ def open_workspace(path: Path) -> Workspace:
 
 
 def _tags_identity(photos: Iterable[Photo]) -> str:
-    return identity_of_many({photo.id: " ".join(sorted(photo.tags)) for photo in photos})
+    def named(tags: Sequence[str]) -> object:
+        # Joined, the class "a b" would be the classes "a" and "b".
+        return sorted(tags) if any(" " in tag for tag in tags) else " ".join(sorted(tags))
+
+    return identity_of_many({photo.id: named(photo.tags) for photo in photos})
 
 
 def _captions_identity(photos: Iterable[Photo]) -> str:

@@ -92,6 +92,19 @@ class Training:
         return read_json(self._scores, "")["rounds"] if self._scores.exists() else []
 
     def _listen(self, child: subprocess.Popen[str], errors: TextIO, segmenter: str) -> None:
+        """Follow the child until it ends; what is wrong meanwhile is shown in the page."""
+        try:
+            with errors:
+                self._follow(child, errors)
+            if not child.returncode:
+                self._desk.reopen(kinds.called("predictions", segmenter))
+        except (VplError, OSError) as error:
+            child.terminate()
+            self._progress["error"] = getattr(error, "message", str(error))
+        finally:
+            self._child = None
+
+    def _follow(self, child: subprocess.Popen[str], errors: TextIO) -> None:
         states = list(self._desk.states().values())
         corrected = states.count("corrected") + states.count("accepted")
         assert child.stdout is not None
@@ -107,13 +120,6 @@ class Training:
             why = next(filter(None, map(str.strip, reversed(errors.readlines()))), "")
             self._progress["error"] = ("training has stopped; what is finished is kept"
                                        + (f" ({why})" if why and child.returncode > 0 else ""))
-        errors.close()
-        try:
-            if not child.returncode:
-                self._desk.reopen(kinds.called("predictions", segmenter))
-        except VplError as error:
-            self._progress["error"] = error.message
-        self._child = None
 
 
 def segmenter_of(path: Path, shown: str) -> str:
