@@ -132,7 +132,7 @@ def measure(case: Case) -> dict[str, Result]:
     """Make and score the masks of a photo, a row each."""
     workspace = open_workspace(case.work)
     torch.set_num_threads(1)
-    source = find_folder(case.work, ("cams",), case.options.cams, case.split, ("cams",), "`cam()`")
+    source = find_folder(case.work, ("cams",), case.options.cams, case.split, "`cam()`")
     read = read_scored(Scores(source, case.options.alpha, 1024, workspace.classes),
                        (case.photo.id, case.path))
     if read.failure:

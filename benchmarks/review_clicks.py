@@ -319,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     train = workspace.photos("train")
     parts = {"a": train[::2], "b": train[1::2], "all": train, "val": workspace.photos("val")}
     full, unsure = (find_folder(options.work, ("masks",), f"masks/{options.masks}{end}", "train",
-                                ("masks",), "`crf()`", ()) for end in ("-full", ""))
+                                "`crf()`") for end in ("-full", ""))
     photos = Photos(workspace, "train")
     chosen = {photo.id: photo for photo in parts[options.half][:options.photos]}
     bench = Bench(photos, chosen, full, unsure, options.each)

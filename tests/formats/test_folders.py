@@ -301,7 +301,7 @@ def test_find_folder_by_name_path_and_preference(tmp_path: Path) -> None:
         made(tmp_path / "cams" / name / "train", ["a"])
 
     def found(what: str, preferred: tuple[str, ...] = ()) -> str:
-        return find_folder(tmp_path, ("cams",), what, "train", ("cams",), "vpltool cam",
+        return find_folder(tmp_path, ("cams",), what, "train", "vpltool cam",
                            preferred).path.relative_to(tmp_path).as_posix()
 
     assert found("text") == "cams/text/train"
@@ -316,7 +316,7 @@ def test_find_folder_by_name_path_and_preference(tmp_path: Path) -> None:
         found("visoin")
     assert "vision" in caught.value.hint
     with pytest.raises(VplError, match="for the split `val`") as caught:
-        find_folder(tmp_path, ("cams",), "cams/vision", "val", ("cams",), "make them")
+        find_folder(tmp_path, ("cams",), "cams/vision", "val", "make them")
     assert caught.value.hint == "`cams/vision` is there for `split='train'`"
 
 

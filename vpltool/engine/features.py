@@ -114,8 +114,8 @@ def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence
     Raises a VplError if there are none, they have other classes, or there is no such split.
     """
     workspace.photos(split)
-    found = find_folder(workspace.path, ("cams",), choice, split, ("cams",),
-                        hint or f"`cam(split={split!r})`", preferred=preferred)
+    found = find_folder(workspace.path, ("cams",), choice, split,
+                        hint or f"`cam(split={split!r})`", preferred)
     workspace.check_classes(found.header, found.path)
     return found
 
@@ -123,8 +123,8 @@ def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence
 def find_scores(workspace: Workspace, choice: str, split: str) -> InputFolder:
     """Find CAMs or predictions, as `find_cams`; of the latter prefer probabilities to labels."""
     source = find_folder(workspace.path, ("cams", "predictions"), choice, split,
-                         ("cams", "probabilities", "predictions"), f"`cam(split={split!r})`",
-                         preferred=BEST_FIRST)
+                         f"`cam(split={split!r})`", BEST_FIRST,
+                         kinds=("cams", "probabilities", "predictions"))
     workspace.check_classes(source.header, source.path)
     return probabilities_beside(workspace.path, source) or source
 

@@ -256,7 +256,7 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
     if "proposals" in named and "proposals" in reads:
         kinds = ("proposals",)
         folders["proposals"] = formats.find_folder(workspace.path, kinds, named["proposals"],
-                                                   split, kinds, f"`propose(split={split!r})`")
+                                                   split, f"`propose(split={split!r})`")
     if "features" in named:
         # After all that a typo can name: its cure takes seconds, that of missing tensors hours.
         features.check_kept(stored, [*(name for name in FEATURE_TENSORS if name in reads), *kept])

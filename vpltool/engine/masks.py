@@ -92,8 +92,8 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
 
 def _pseudo_masks(workspace: Workspace, choice: str, split: str, ids: Sequence[str]) -> Masks:
     try:
-        found = formats.find_folder(workspace.path, ("masks",), choice, split, ("masks",),
-                                    f"`crf(split={split!r})`", preferred=features.BEST_FIRST)
+        found = formats.find_folder(workspace.path, ("masks",), choice, split,
+                                    f"`crf(split={split!r})`", features.BEST_FIRST)
     except VplError:
         for folder in (Path(choice), workspace.path / choice) if choice else ():
             if folder.is_dir() and not (folder / manifest.MANIFEST).exists():

@@ -76,7 +76,7 @@ def open_column(workspace: Workspace, name: str, split: str) -> Column:
     for path in (Path(name), workspace.path / name):
         if holds_labels(path):
             return Column(name, path, None)
-    found = formats.find_folder(workspace.path, KINDS, name, split, KINDS, "`cam()` makes one")
+    found = formats.find_folder(workspace.path, KINDS, name, split, "`cam()` makes one")
     workspace.check_classes(found.header, found.path)
     return Column(name, found.path, found)
 

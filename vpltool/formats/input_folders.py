@@ -220,8 +220,8 @@ def faults_in(folder: InputFolder) -> tuple[dict[Path, str], list[Path]]:
 
 
 def find_folder(
-    work: Path, kind_folders: Sequence[str], what: str, split: str, kinds: Sequence[str],
-    hint: str, preferred: Iterable[str] = (), full: bool = False,
+    work: Path, kind_folders: Sequence[str], what: str, split: str, hint: str,
+    preferred: Iterable[str] = (), *, full: bool = False, kinds: Sequence[str] = (),
 ) -> InputFolder:
     """Find the per-photo folder that a command reads for a split.
 
@@ -233,10 +233,12 @@ def find_folder(
         hint: call that makes one.
         preferred: NAMEs to try if `what` is empty.
         full: whether to prefer masks without unlabelled pixels if `what` is empty.
+        kinds: accepted kinds, if others than those of the folders.
 
     Raises:
         VplError: there is none, or only one of another kind, or several.
     """
+    kinds = kinds or kind_folders
     if what:
         # The halves `train-a` and `train-b` can use results for the whole split.
         whole = split[:-2] if split.endswith(("-a", "-b")) else split

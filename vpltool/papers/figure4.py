@@ -125,7 +125,7 @@ def find_masks(work: Path, name: str, split: str, decoder: formats.Header) -> fo
     if name and not (result_path(work, "masks", name, split) / "artifact.json").exists():
         raise VplError(f"no masks/{name} for the split `{split}`",
                        f"`crf(what={name!r}, split={split!r})`, or another --split")
-    return formats.find_folder(work, ("masks",), name, split, ("masks",), f"`crf(split={split!r})`")
+    return formats.find_folder(work, ("masks",), name, split, f"`crf(split={split!r})`")
 
 
 def _check_layers(options: argparse.Namespace, features: formats.InputFolder, decoder: Trained,

@@ -122,7 +122,7 @@ def find_pair(work: Path, text: str, vision: str, split: str) -> tuple[InputFold
                            f"`cam(prototypes='vision', split={split!r})` and the same with text; "
                            "or --split, or --text and --vision")
         text, vision = text or pairs[0][0], vision or pairs[0][1]
-    first, second = (find_folder(work, ("cams",), name, split, ("cams",), f"`cam(split={split!r})`")
+    first, second = (find_folder(work, ("cams",), name, split, f"`cam(split={split!r})`")
                      for name in (text, vision))
     return first, second
 

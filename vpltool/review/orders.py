@@ -33,7 +33,7 @@ def find_shown(workspace: Workspace, what: str, split: str) -> InputFolder:
         VplError: there are none, or several to choose from.
     """
     source = formats.find_folder(
-        workspace.path, ("predictions", "masks"), what, split, ("predictions", "masks"),
+        workspace.path, ("predictions", "masks"), what, split,
         f"`predict(split={split!r})` or `crf(split={split!r})` makes some", BEST_FIRST, full=True)
     workspace.check_classes(source.header, source.path)
     return source
@@ -103,7 +103,7 @@ def _doubt(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
     """Measure in [0, 1] how far masks and predictions differ, or else uncertainty."""
     other = "masks" if shown.kind == "predictions" else "predictions"
     with contextlib.suppress(VplError):
-        second = formats.find_folder(workspace.path, (other,), "", split, (other,), "", BEST_FIRST,
+        second = formats.find_folder(workspace.path, (other,), "", split, "", BEST_FIRST,
                                      full=True)
         return lambda photo: _differing(labels_of(shown, photo.id), labels_of(second, photo.id))
     with contextlib.suppress(VplError):

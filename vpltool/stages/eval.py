@@ -89,7 +89,6 @@ def run(workspace: Workspace, settings: EvalSettings) -> reports.Report:
     photos = workspace.photos(split, settings.limit)
     source = formats.find_folder(
         workspace.path, ("predictions", "masks", "cams"), settings.what, split,
-        ("predictions", "masks", "cams"),
         "`cam()`, `crf()` or `predict()` makes something to score",
         preferred=[f"{name}{suffix}" for name in features.BEST_FIRST
                    for suffix in ("-crf", "-full", "")])

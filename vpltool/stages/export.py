@@ -131,7 +131,7 @@ def _find(workspace: Workspace, settings: ExportSettings, method: Exporter
     kinds = (("predictions",) if method.EXPORTS == "predictions" else ("predictions", "masks"))
     try:
         source = find_folder(
-            workspace.path, kinds, settings.what, split, kinds, f"`predict(split={split!r})`",
+            workspace.path, kinds, settings.what, split, f"`predict(split={split!r})`",
             preferred=[f"{name}{suffix}" for name in features.BEST_FIRST
                        for suffix in ("-crf", "")],
             full=method.FULL)

@@ -63,7 +63,7 @@ def run(workspace: Workspace, settings: GroupUseSettings) -> list[JsonObject]:
 def _row(workspace: Workspace, settings: GroupUseSettings, row: str) -> JsonObject:
     title, equals, names = row.partition("=")
     home = kinds.folder_of(workspace.path, "group-maps")
-    folders = [find_folder(workspace.path, ("group-maps",), name, settings.split, ("group-maps",),
+    folders = [find_folder(workspace.path, ("group-maps",), name, settings.split,
                            f"`predict(split={settings.split!r})`, with a `decoder` of "
                            "`train_groups()`")
                for part in (names if equals else row).split(",")

@@ -267,7 +267,8 @@ def _scores_of(workspace: Workspace, settings: ShowSettings) -> Path:
     """Return the path of the scores of the first results shown, preferably against masks."""
     split = settings.split
     source = find_folder(workspace.path, ("predictions", "masks"), next(iter(settings.what), ""),
-                         split, ("predictions", "masks", "cams"), f"`predict(split={split!r})`")
+                         split, f"`predict(split={split!r})`",
+                         kinds=("predictions", "masks", "cams"))
     name = f"{source.kind}-{source.name}-{split}"
     for path in (kinds.result_path(workspace.path, "scores", end)
                  for end in (name, f"{name}-tags")):

@@ -224,7 +224,7 @@ def _panels(setup: methods.Setup, name: str, measured: methods.Measured, picture
             ) -> Iterator[SheetPanel]:
     """A method's labels of each photo, by its first seed."""
     threshold = methods.threshold_of(setup, measured.cams)
-    source = find_folder(setup.work.path, ("cams",), measured.cams, setup.score, ("cams",),
+    source = find_folder(setup.work.path, ("cams",), measured.cams, setup.score,
                          "run the comparison again")
     column = next(name for name in (f"refined, {setup.score}", f"CAM, {setup.score}")
                   if name in measured.miou)
