@@ -23,8 +23,8 @@ _SLOW = 2.0
 def find_device(choice: str, *, double: bool = False) -> torch.device:
     """Turn `auto`, `cpu`, `mps`, `cuda` or `cuda:N` into an available device.
 
-    Each of several torchrun processes on this machine takes its own GPU; none takes Apple's, over
-    which processes cannot communicate. If `double` precision is needed, which Apple's GPUs lack,
+    Each of several torchrun processes on this machine takes its own GPU, also if Slurm shows it
+    that one alone; none takes Apple's, over which processes cannot communicate. If `double` precision is needed, which Apple's GPUs lack,
     the CPU takes their place. Raises a VplError if there is no such device.
     """
     apple = torch.backends.mps.is_available()
@@ -33,7 +33,8 @@ def find_device(choice: str, *, double: bool = False) -> torch.device:
         choice = "cuda" if torch.cuda.is_available() else "mps" if alone else "cpu"
     if choice == "mps" and double:
         choice = "cpu"
-    if choice == "cuda" and os.environ.get("LOCAL_RANK", "").isdecimal():
+    bound = torch.cuda.device_count() == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    if choice == "cuda" and not bound and os.environ.get("LOCAL_RANK", "").isdecimal():
         choice = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(choice)
