@@ -24,8 +24,9 @@ def find_device(choice: str, *, double: bool = False) -> torch.device:
     """Turn `auto`, `cpu`, `mps`, `cuda` or `cuda:N` into an available device.
 
     Each of several torchrun processes on this machine takes its own GPU, also if Slurm shows it
-    that one alone; none takes Apple's, over which processes cannot communicate. If `double` precision is needed, which Apple's GPUs lack,
-    the CPU takes their place. Raises a VplError if there is no such device.
+    that one alone; none takes Apple's, over which processes cannot communicate. If `double`
+    precision is needed, which Apple's GPUs lack, the CPU takes their place. Raises a VplError if
+    there is no such device.
     """
     apple = torch.backends.mps.is_available()
     if choice == "auto":
