@@ -24,8 +24,9 @@ from vpltool.errors import VplError
 PART = ".part-"
 """Prefix of temporary names."""
 
-_OURS = re.compile(r"\.part-[0-9a-f]{16}(\.[^.]*)?")
-"""Our exact temporary names, since exports may lie among files of other programs."""
+_OURS = re.compile(r"\.part-[0-9a-f]{16}(\..*)?")
+"""Our exact temporary names, since exports may lie among files of other programs. GDAL appends
+suffixes of its own."""
 
 AT_WORK = 3600
 """Age in seconds below which a temporary file may belong to a running command."""
