@@ -99,9 +99,10 @@ class _Text:
                 if not self.more():
                     raise
                 continue
-            # A number at the very end may continue in the next chunk.
-            if end < len(self.text) or not self.more():
-                self.at = end
+            length = end - self.at
+            # A number near the end may continue in the next chunk: `1.`, `1e`, `1e+`.
+            if end + 2 < len(self.text) or not self.more():
+                self.at += length
                 return value
 
     def more(self) -> bool:
