@@ -319,6 +319,9 @@ def test_find_folder_by_name_path_and_preference(tmp_path: Path) -> None:
     with pytest.raises(VplError, match="for the split `val`") as caught:
         find_folder(tmp_path, ("cams",), "cams/vision", "val", ("cams",), "make them")
     assert caught.value.hint == "`cams/vision` is there for `split='train'`"
+    # A name is no pattern.
+    made(tmp_path / "cams/text/val[1]", ["a"])
+    assert find_folder(tmp_path, ("cams",), "", "val[1]", ("cams",), "").path.name == "val[1]"
 
 
 @pytest.mark.parametrize(("command", "lacking"), [("cam", "tokens"), ("refine", "attention")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -288,4 +289,5 @@ def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str)
 
 def names_in(folder: Path, split: str) -> list[str]:
     """Return the names of results for a split in a folder of the workspace."""
-    return sorted(entry.parent.parent.name for entry in folder.glob(f"*/{split}/artifact.json"))
+    return sorted(entry.parent.parent.name
+                  for entry in folder.glob(f"*/{glob.escape(split)}/{MANIFEST}"))
