@@ -9,7 +9,19 @@ from typing import Any
 from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import JsonObject, Photo, identity_of_many, kinds, open_workspace, read_json
-from vpltool.formats.fields import NUMBER, OBJECTS, SIZE, SIZE_OF, TEXT, check_fields
+from vpltool.formats.fields import (
+    LIST,
+    NUMBER,
+    OBJECT,
+    OBJECTS,
+    REAL,
+    REAL_OF,
+    SIZE,
+    SIZE_OF,
+    TEXT,
+    check_fields,
+)
+from vpltool.formats.header import PRESET
 
 ENOUGH = 20
 """Photos below which a report warns of chance: a single one changes its figures by points."""
@@ -32,8 +44,10 @@ class Report(JsonObject):
 
 _SCORES = {"what": TEXT, "split": TEXT, "photos": NUMBER}
 _MAY_HAVE = {"scored": TEXT, "against": TEXT, "worst": OBJECTS, "content": TEXT, "config": TEXT,
-             "miou": SIZE, "accuracy": SIZE, "threshold": SIZE}
-_OF_KIND = {"scores": {"iou": SIZE_OF}, "agreement": {"mean": SIZE_OF}}
+             "threshold": SIZE, "threshold_chosen_by": TEXT, "sweep": REAL_OF, "confusion": LIST,
+             "photos_left_out": NUMBER, "made_under": OBJECT, "scored_under": OBJECT}
+_OF_KIND = {"scores": {"iou": SIZE_OF, "miou": REAL, "accuracy": REAL},
+            "agreement": {"mean": SIZE_OF}}
 
 
 def read_scores(path: Path) -> JsonObject:
@@ -49,6 +63,8 @@ def read_scores(path: Path) -> JsonObject:
         check_fields(content, _SCORES | _OF_KIND[content["kind"]], _MAY_HAVE)
         for entry in content.get("worst", []):
             check_fields(entry, {"id": TEXT, "why": TEXT})
+        for preset in filter(None, map(content.get, ("made_under", "scored_under"))):
+            check_fields(preset, PRESET)
     except ValueError as error:
         raise VplError(f"{path} is not valid: {error}", hint) from error
     return content
