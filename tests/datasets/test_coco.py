@@ -429,7 +429,8 @@ def test_stream_is_json(coco: Path, monkeypatch: pytest.MonkeyPatch, chunk: int)
                "c": {"d": [1, 2]}, "e": [], "f": [{"last": True}],
                "g": [1.5, 2e-7, 3e25, 4]}
     for spaces in (None, 1):
-        path.write_text(json.dumps(content, indent=spaces, ensure_ascii=False), "utf-8")
+        encoding = "utf-8-sig" if spaces else "utf-8"
+        path.write_text(json.dumps(content, indent=spaces, ensure_ascii=False), encoding)
         found = list(stream_objects(path))
         assert [(part, read_span(path, first, length)) for part, first, length, _ in found] == [
             (part, entry) for part in "bfg" for entry in content[part]]  # type: ignore[attr-defined]

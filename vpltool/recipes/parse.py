@@ -174,7 +174,7 @@ def read_recipe(path: Path) -> Recipe:
         VplError: a line is not one; file and line are named.
     """
     try:
-        rows = list(_rows(path.read_text("utf-8")))
+        rows = list(_rows(path.read_text("utf-8-sig")))
     except UnicodeDecodeError as error:
         raise VplError(f"{path} is not UTF-8 ({error})", "save it as UTF-8") from error
     title = rows[0].text.lstrip("# ").rstrip(".") if rows else ""

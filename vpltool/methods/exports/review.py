@@ -81,7 +81,7 @@ def _earlier(workspace: Workspace, path: Path) -> tuple[str, ...]:
     """Return the files, besides PNGs, of the earlier folder that is replaced."""
     if not (path / _LIST).is_file():
         return _FILES
-    with (path / _LIST).open(encoding="utf-8", newline="") as file:
+    with (path / _LIST).open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     _check_copies(workspace, path, rows)
     masks = path / "masks"
