@@ -95,7 +95,7 @@ MAY_IMPORT = {
     "papers": STAGES | {"papers", "recipes", "run", "shell", "preset", "command", "api", "state"},
     "review": RUNS | {"review", "__version__"},
     "commands": RUNS | {"commands", "review", "next_step"},
-    "api": RUNS,
+    "api": STAGES | {"run", "shell", "preset"},
     "cli": RUNS | {"next_step", "completion"},
     "reference": RUNS | {"commands", "review", "next_step"},
 }
@@ -106,6 +106,16 @@ def test_every_part_has_its_layer() -> None:
     parts = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
     others = {"__init__", "__main__", "__pycache__", "errors", "py"}
     assert parts - others == set(MAY_IMPORT)
+
+
+def test_the_docs_list_every_part_above_what_it_may_import() -> None:
+    text = (PACKAGE.parent / "docs/design.md").read_text("utf-8").partition("## Layers")[2]
+    rows = [re.split(r"\s{2,}", row)[0] for row in re.findall(r"^    (.+)$", text, re.M)]
+    row_of = {name: number for number, row in enumerate(rows) for name in re.findall(r"\w+", row)}
+    assert row_of.keys() == MAY_IMPORT.keys() | {"errors"}
+    for layer, names in MAY_IMPORT.items():
+        above = [name for name in names - {"__version__"} if row_of[name] < row_of[layer]]
+        assert not above, layer
 
 
 def files_of(layer: str) -> list[Path]:
