@@ -14,6 +14,7 @@ from vpltool.engine import panels
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, JsonObject, Photo, Workspace
 from vpltool.formats.kinds import result_path
+from vpltool.formats.manifest import MANIFEST
 from vpltool.lazy import F, Image, np, npt
 from vpltool.pictures.overlays import cam_layer, label_layer
 from vpltool.stages._truth import read_truth
@@ -63,7 +64,7 @@ def open_layer(workspace: Workspace, column: panels.Column, thresholds: Mapping[
     if source.kind == "cams":
         return Layer(column, thresholds.get(source.name, 0.0))
     folder = result_path(workspace.path, "probabilities", source.name, split)
-    there = (folder / "artifact.json").exists()
+    there = (folder / MANIFEST).exists()
     return Layer(column, 0.0, formats.open_input(folder, ("probabilities",)) if there else None)
 
 

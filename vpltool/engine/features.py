@@ -12,6 +12,7 @@ from vpltool.engine.headers import check_same_model
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, find_folder, open_input, read_tensors
 from vpltool.formats.kinds import FEATURE_TENSORS, SECOND_FOLDER, folder_of, result_path
+from vpltool.formats.manifest import MANIFEST
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import torch
 from vpltool.parallel.batches import Batch
@@ -129,7 +130,7 @@ def find_scores(workspace: Workspace, choice: str, split: str) -> InputFolder:
     base = folder_of(workspace.path, "predictions").resolve()
     if source.kind == "predictions" and base in source.path.resolve().parents:
         soft = folder_of(workspace.path, "probabilities") / source.path.resolve().relative_to(base)
-        if (soft / "artifact.json").exists():
+        if (soft / MANIFEST).exists():
             found = open_input(soft, ("probabilities",))
             # Probabilities of an earlier run with other settings do not match these predictions.
             same = replace(found.header, kind=source.kind, format=source.header.format)

@@ -278,7 +278,7 @@ def open_probabilities(work: Path, name: str, split: str, otherwise: str) -> Inp
 def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str) -> str:
     """Suggest a folder of a similar name, of this or another split; empty if there is none."""
     there = {f"{folder}/{entry.parent.parent.name}": entry.parent.name for folder in kind_folders
-             for entry in sorted((work / folder).glob("*/*/artifact.json"))}
+             for entry in sorted((work / folder).glob(f"*/*/{MANIFEST}"))}
     names = [f"{folder}/{name}" for folder in kind_folders
              for name in names_in(work / folder, split)]
     near = difflib.get_close_matches(what, {*names, *there}, n=1)

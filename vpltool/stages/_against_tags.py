@@ -15,6 +15,7 @@ from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, manifest
 from vpltool.formats.header import Header, current_preset
 from vpltool.formats.kinds import result_path
+from vpltool.formats.manifest import MANIFEST
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 from vpltool.pictures.page import percent
@@ -88,7 +89,7 @@ def _decoder_behind(work: Path, header: Header) -> Header | None:
     decoder, what = (work / header.sources.get(role, ".missing") for role in ("decoder", "what"))
     if decoder.is_file():
         return formats.describe(decoder).header
-    if not (what / "artifact.json").exists():
+    if not (what / MANIFEST).exists():
         return None
     kinds = ("predictions", "probabilities", "cams")
     return _decoder_behind(work, formats.open_input(what, kinds).header)
@@ -100,7 +101,7 @@ def _probabilities_beside(source: InputFolder) -> InputFolder | None:
         return None
     path = result_path(source.path.parents[2], "probabilities", source.path.parent.name,
                        source.path.name)
-    if not (path / "artifact.json").exists():
+    if not (path / MANIFEST).exists():
         return None
     found = formats.open_input(path, ("probabilities",))
     same = found.header.inputs.get("decoder") == source.header.inputs.get("decoder")
