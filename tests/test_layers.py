@@ -162,6 +162,18 @@ def test_core_does_not_print() -> None:
         assert not calls, path.name
 
 
+def test_core_is_given_no_paths() -> None:
+    """Besides photos, it knows the paths of the machine's name and of Numba's own cache."""
+    users = {path.name for path in (PACKAGE / "core").rglob("*.py")
+             if "pathlib.Path" in imports_of(path)}
+    assert users == {"photos.py", "blocks.py", "crf_numba.py"}
+
+
+def test_one_file_spells_the_name_of_a_manifest() -> None:
+    spelled = [path.name for path in PACKAGE.rglob("*.py") if 'artifact.json"' in path.read_text()]
+    assert set(spelled) <= {"manifest.py", "state.py", "training.py"}
+
+
 def test_only_the_catalogue_imports_open_clip() -> None:
     users = {path.name for path in PACKAGE.rglob("*.py")
              if any(name.split(".")[0] == "open_clip" for name in imports_of(path))}
@@ -240,6 +252,15 @@ def test_shared_settings_have_one_meaning() -> None:
                    is not dataclasses.MISSING and entry.name in (
                        "split", "batch_size", "checkpoint_every") else taken())
             assert one.metadata["vpltool"].help == entry.help, f"{found.name}: {entry.name}"
+
+
+def test_options_are_called_as_their_settings() -> None:
+    """The others are told in docs/design.md."""
+    other = {(entry.name, entry.flag) for found in find_stages().values()
+             for entry in all_settings(found)
+             if not entry.positional and entry.flag != f"--{entry.name.replace('_', '-')}"}
+    assert other == {("threshold", "--lambda"), ("share", "--lambda"), ("tagged", "--class"),
+                     ("ids", "--id"), ("lists", "--list"), ("begin", "--start")}
 
 
 def test_nothing_but_the_command_line_knows_typer() -> None:
