@@ -95,7 +95,7 @@ MAY_IMPORT = {
     "papers": STAGES | {"papers", "recipes", "run", "shell", "preset", "command", "api", "state"},
     "review": RUNS | {"review", "__version__"},
     "commands": RUNS | {"commands", "review", "next_step"},
-    "api": RUNS,
+    "api": STAGES | {"run", "shell", "preset"},
     "cli": RUNS | {"next_step", "completion"},
     "reference": RUNS | {"commands", "review", "next_step"},
 }
@@ -106,6 +106,16 @@ def test_every_part_has_its_layer() -> None:
     parts = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"}
     others = {"__init__", "__main__", "__pycache__", "errors", "py"}
     assert parts - others == set(MAY_IMPORT)
+
+
+def test_the_docs_list_every_part_above_what_it_may_import() -> None:
+    text = (PACKAGE.parent / "docs/design.md").read_text("utf-8").partition("## Layers")[2]
+    rows = [re.split(r"\s{2,}", row)[0] for row in re.findall(r"^    (.+)$", text, re.M)]
+    row_of = {name: number for number, row in enumerate(rows) for name in re.findall(r"\w+", row)}
+    assert row_of.keys() == MAY_IMPORT.keys() | {"errors"}
+    for layer, names in MAY_IMPORT.items():
+        above = [name for name in names - {"__version__"} if row_of[name] < row_of[layer]]
+        assert not above, layer
 
 
 def files_of(layer: str) -> list[Path]:
@@ -150,6 +160,18 @@ def test_core_does_not_print() -> None:
         calls = [node for node in ast.walk(tree_of(path))
                  if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"]
         assert not calls, path.name
+
+
+def test_core_is_given_no_paths() -> None:
+    """Besides photos, it knows the paths of the machine's name and of Numba's own cache."""
+    users = {path.name for path in (PACKAGE / "core").rglob("*.py")
+             if "pathlib.Path" in imports_of(path)}
+    assert users == {"photos.py", "blocks.py", "crf_numba.py"}
+
+
+def test_one_file_spells_the_name_of_a_manifest() -> None:
+    spelled = [path.name for path in PACKAGE.rglob("*.py") if 'artifact.json"' in path.read_text()]
+    assert spelled == ["manifest.py"]
 
 
 def test_only_the_catalogue_imports_open_clip() -> None:
@@ -230,6 +252,15 @@ def test_shared_settings_have_one_meaning() -> None:
                    is not dataclasses.MISSING and entry.name in (
                        "split", "batch_size", "checkpoint_every") else taken())
             assert one.metadata["vpltool"].help == entry.help, f"{found.name}: {entry.name}"
+
+
+def test_options_are_called_as_their_settings() -> None:
+    """The others are told in docs/design.md."""
+    other = {(entry.name, entry.flag) for found in find_stages().values()
+             for entry in all_settings(found)
+             if not entry.positional and entry.flag != f"--{entry.name.replace('_', '-')}"}
+    assert other == {("threshold", "--lambda"), ("share", "--lambda"), ("tagged", "--class"),
+                     ("ids", "--id"), ("lists", "--list"), ("begin", "--start")}
 
 
 def test_nothing_but_the_command_line_knows_typer() -> None:

@@ -57,12 +57,25 @@ def test_what_is_known_of_a_setting() -> None:
     ({"dog": "Rex", "rain": 1}, "`rain=1`: expected true or false"),
     ({"dog": 3}, "`dog=3`: expected a string"),
     ({"dog": "Rex", "leash": 3}, "`leash=3`: expected a path"),
+    ({"dog": None}, "`dog=None`: expected a string"),
+    ({"dog": "Rex", "minutes": None}, "`minutes=None`: expected a number"),
+    ({"dog": "Rex", "stops": None}, "`stops=None`: expected a string"),
+    ({"dog": "Rex", "stops": 5}, "`stops=5`: expected a string"),
 ])
 def test_a_wrong_value_is_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(VplError) as caught:
         make(Walk, values, values)
     assert caught.value.message.startswith(message)
     assert caught.value.hint
+
+
+def test_none_is_a_value_where_the_type_says_so() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Stroll(Walk):
+        limit: float | None = setting(3.0, "How far at most.")
+
+    stroll = make(Stroll, {"dog": "Rex", "leash": None, "limit": None}, ())
+    assert (stroll.leash, stroll.limit) == (None, None)
 
 
 def test_paths_and_lists_are_converted() -> None:

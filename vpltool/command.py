@@ -354,7 +354,9 @@ def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
     Raises a VplError if they are not a command line.
     """
     if tuple(words[:1]) == ("--preset",):
-        preset, words = read_preset(words[1]), words[2:]
+        preset, words = read_preset("".join(words[1:2])), words[2:]
+    if not words:
+        raise VplError("there is no command", "vpltool --help")
     name, *rest = words
     stages = find_stages()
     if name not in stages:

@@ -44,6 +44,11 @@ def why_unusable(name: str) -> str:
     return ""
 
 
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Return whether a file below a folder, or a folder between the two, is hidden by a dot."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
 def csv_id(name: str) -> str:
     """Return an id for a CSV, after an apostrophe if a spreadsheet would read a formula."""
     return f"'{name}" if name[:1] in _FORMULA else name

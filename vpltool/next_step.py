@@ -12,6 +12,7 @@ from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.changes import last_call
 from vpltool.formats.kinds import called, results_of
+from vpltool.formats.manifest import MANIFEST
 from vpltool.formats.started import read_started
 from vpltool.methods import find_methods
 from vpltool.names import short_path
@@ -129,7 +130,7 @@ def _last(state: State, kind: str) -> Artifact | None:
     """Return the latest result of a kind; of masks, those with ignored pixels."""
     found = [artifact for artifact in state.in_order if artifact.header.kind == kind
              and not artifact.path.parent.name.endswith("-full")]
-    return max(found, key=lambda artifact: (artifact.path / "artifact.json").stat().st_mtime_ns,
+    return max(found, key=lambda artifact: (artifact.path / MANIFEST).stat().st_mtime_ns,
                default=None)
 
 

@@ -61,7 +61,7 @@ def read_preset(choice: str) -> Preset:
     """
     path = find_preset(choice)
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise VplError(f"{path} is not TOML: {error}",
                        "a table per command, a line per option: [refine], lambda = 0.4") from error

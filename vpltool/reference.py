@@ -13,7 +13,6 @@ from pathlib import Path
 
 from vpltool.command_help import paragraphs, setting_entry, settings_table, table
 from vpltool.commands import methods
-from vpltool.commands.methods import MethodsSettings
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import KINDS, Kind
 from vpltool.methods import KINDS as METHOD_KINDS
@@ -21,6 +20,7 @@ from vpltool.methods import find_methods
 from vpltool.preset import read_preset
 from vpltool.presets import preset_files
 from vpltool.recipes.parse import read_recipe, recipe_files
+from vpltool.run import find_stage, run_stage
 from vpltool.settings import Settings, described
 from vpltool.shell import to_shell
 from vpltool.stages import FoundStage, find_stages
@@ -51,7 +51,7 @@ def pages() -> dict[str, str]:
             "Every recipe", "All included recipes, with their parameters; `vpltool recipes NAME` "
             "prints one, as a template for your own.",
             (_recipe(name, path) for name, path in recipe_files().items())),
-        "methods.md": methods.show(methods.run(Path(), MethodsSettings(markdown=True)),
+        "methods.md": methods.show(run_stage(find_stage("methods"), Path(), {"markdown": True}),
                                    {"markdown": True}) + "\n"}
 
 

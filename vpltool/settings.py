@@ -74,6 +74,7 @@ class Described:
         recorded_name: its name in headers.
         type: `str`, `int`, `float`, `bool` or `Path`; of a list, that of its items.
         many: whether it is a list.
+        optional: whether it may be None, by its type.
     """
 
     default: object = field(default_factory=lambda: dataclasses.MISSING)
@@ -100,6 +101,7 @@ class Described:
     recorded_name: str = ""
     type: type = str
     many: bool = False
+    optional: bool = False
 
     def check(self, value: Any) -> None:
         """Check a value's type, range and choice.
@@ -107,9 +109,9 @@ class Described:
         Raises:
             VplError: it is not accepted; the setting and the value are named.
         """
-        if value is None or value is self.default:
+        if value is self.default or (value is None and self.optional):
             return
-        for item in value if self.many else (value,):
+        for item in value if self.many and isinstance(value, (list, tuple)) else (value,):
             self._check_one(item)
 
     def _check_one(self, value: object) -> None:
@@ -224,22 +226,28 @@ def _described(kind: Any) -> tuple[Described, ...]:
     found = []
     for entry in sorted(dataclasses.fields(kind), key=lambda entry: order.index(entry.name)):
         if _KEY in entry.metadata:
-            base, many = _base_type(hints[entry.name])
+            base, many, optional = _base_type(hints[entry.name])
             declared: Described = entry.metadata[_KEY]
             flag = declared.flag or "--" + entry.name.replace("_", "-")
             found.append(replace(
                 declared, flag=flag, off=declared.off or "--no-" + flag[2:], name=entry.name,
-                recorded_name=declared.flag[2:] or entry.name, type=base, many=many))
+                recorded_name=declared.flag[2:] or entry.name, type=base, many=many,
+                optional=optional))
     return tuple(found)
 
 
-def _base_type(hint: Any) -> tuple[type, bool]:
-    """Reduce `Path | None` to Path, and `tuple[str, ...]` to str; return whether it is a list."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+def _base_type(hint: Any) -> tuple[type, bool, bool]:
+    """Reduce `Path | None` to Path, and `tuple[str, ...]` to str.
+
+    Returns:
+        the type, whether it is a list, and whether it may be None.
+    """
+    optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    if optional:
         (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
     if typing.get_origin(hint) in (tuple, list):
-        return typing.get_args(hint)[0], True
-    return hint, False
+        return typing.get_args(hint)[0], True, optional
+    return hint, False, optional
 
 
 def names_of(kind: type[Settings]) -> tuple[str, ...]:
@@ -360,7 +368,8 @@ def _converted(entry: Described, value: Any) -> object:
             return Path(item) if isinstance(item, str) else item
         return str(item) if entry.type is str and isinstance(item, Path) else item
 
-    if entry.many and value is not None:
-        return tuple(convert(item) for item in ([value] if isinstance(value, (str, Path))
-                                                else value))
+    if entry.many and isinstance(value, (str, Path)):
+        return (convert(value),)
+    if entry.many and isinstance(value, Iterable):
+        return tuple(convert(item) for item in value)
     return convert(value)

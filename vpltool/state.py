@@ -19,7 +19,7 @@ from vpltool.formats import Header, InputFolder, Photo, Workspace
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.kinds import KINDS, SECOND_FOLDER, called, folders_of, results_of
-from vpltool.formats.manifest import PHOTO_FOLDERS, manifest_of, orphaned_folders
+from vpltool.formats.manifest import MANIFEST, PHOTO_FOLDERS, manifest_of, orphaned_folders
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
 from vpltool.formats.workspace import relative_to
@@ -398,9 +398,9 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
 
 def _paths(work: Path) -> Iterable[Path]:
     for kind in (*PHOTO_FOLDERS, SECOND_FOLDER):
-        yield from sorted(path.parent for path in (work / kind).rglob("artifact.json"))
+        yield from sorted(path.parent for path in (work / kind).rglob(MANIFEST))
     # Beside the outputs of `embed` there may be features of a second encoder, another CLIP.
-    for path in sorted(work.glob("features-*/**/artifact.json")):
+    for path in sorted(work.glob(f"features-*/**/{MANIFEST}")):
         try:
             made_by = manifest_of(path.parent).header.command
         except VplError:

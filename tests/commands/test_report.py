@@ -231,6 +231,22 @@ def test_the_table_of_tags_says_what_eval_says(reported: Path, tmp_path: Path, r
     assert f"{spell(told['mean'])}" in text.split(" mean ")[1]
 
 
+def test_damaged_scores_are_skipped(reported: Path, tmp_path: Path, run: Run, tiny_clip: Path
+                                    ) -> None:
+    work = copy_workspace(reported, tmp_path / "base", tiny_clip) / "work"
+    for name, changes in (("cams-text-train", {"what": None}), ("gap", {"phi": "x"}),
+                          ("predictions-tiny-train", {"miou": None}),
+                          ("masks-text-refined-full-train", {"made_under": {"name": "x"}})):
+        path = work / f"scores/{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    result = run("report", "--split", "train", "--limit", 1, "--workers", 0, work=work)
+    assert result.code == 0, result.err
+    assert [line.split(":")[0] for line in result.lines("warning:") if "skipped" in line] == [
+        f"{name}.json is skipped" for name in (
+            "cams-text-train", "gap", "masks-text-refined-full-train", "predictions-tiny-train")]
+    assert "<p>There are no scores." in (work / "report/index.html").read_text("utf-8")
+
+
 def test_without_true_masks(reported: Path, tmp_path: Path, run: Run, tiny_clip: Path) -> None:
     """No mask is missed, and none is opened where the user does not want it."""
     base = copy_workspace(reported, tmp_path / "base", tiny_clip)

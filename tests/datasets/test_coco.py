@@ -426,12 +426,14 @@ def test_stream_is_json(coco: Path, monkeypatch: pytest.MonkeyPatch, chunk: int)
     monkeypatch.setattr("vpltool.formats.streams._CHUNK", chunk)
     path = coco / "file.json"
     content = {"a": 12345, "b": [{"x": "ä ]}, \\\" ☃", "y": [1.5, None]}, {}, {"x": -1e-7}],
-               "c": {"d": [1, 2]}, "e": [], "f": [{"last": True}]}
+               "c": {"d": [1, 2]}, "e": [], "f": [{"last": True}],
+               "g": [1.5, 2e-7, 3e25, 4]}
     for spaces in (None, 1):
-        path.write_text(json.dumps(content, indent=spaces, ensure_ascii=False), "utf-8")
+        encoding = "utf-8-sig" if spaces else "utf-8"
+        path.write_text(json.dumps(content, indent=spaces, ensure_ascii=False), encoding)
         found = list(stream_objects(path))
         assert [(part, read_span(path, first, length)) for part, first, length, _ in found] == [
-            *(("b", entry) for entry in content["b"]), ("f", {"last": True})]  # type: ignore[attr-defined]
+            (part, entry) for part in "bfg" for entry in content[part]]  # type: ignore[attr-defined]
     whole = path.read_bytes()
     for end in (0, 1, len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:end])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from PIL import Image
 
 from vpltool.datasets.layouts import named_photos
 from vpltool.datasets.tags import read_tags
-from vpltool.datasets.words import read_classes
+from vpltool.datasets.words import find_prompts, read_attributes, read_classes
 from vpltool.errors import VplError
-from vpltool.formats.storage import expect_header
+from vpltool.formats.storage import expect_header, read_json
+from vpltool.methods import Method
 from vpltool.names import csv_id, id_of_csv, spelled, without_home
+from vpltool.preset import read_preset
+from vpltool.recipes.parse import read_recipe
 
 
 @pytest.fixture
@@ -137,6 +141,23 @@ def test_class_files(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (base / "classes.txt").write_text("do;g\ncat\n")
     with pytest.raises(VplError, match="`do;g` has a semicolon"):
         read_classes(base / "classes.txt")
+
+
+@pytest.mark.parametrize(("text", "read"), [
+    ("background\ncat", lambda path: read_classes(path).names == ("cat",)),
+    ("a photo of a {}.", lambda path: find_prompts(str(path)) == ("a photo of a {}.",)),
+    ('{"cat": ["a pet"]}', lambda path: read_attributes(path, ["cat"]) == {"cat": ["a pet"]}),
+    ("# A job.\nvpltool cam", lambda path: read_recipe(path).title == "A job"),
+    ("[refine]\nlambda = 0.4", lambda path: read_preset(str(path)).defaults),
+    ('{"kind": "x"}', lambda path: read_json(path, "") == {"kind": "x"}),
+    ('"""What it does."""', lambda path: Method("", "", path).docstring == "What it does."),
+])
+def test_a_byte_order_mark_is_no_text(text: str, read: Callable[[Path], object], tmp_path: Path
+                                      ) -> None:
+    """Windows' editors put one before the first letter."""
+    path = tmp_path / "file"
+    path.write_text(text, "utf-8-sig")
+    assert read(path)
 
 
 def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:

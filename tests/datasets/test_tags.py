@@ -267,6 +267,8 @@ def test_all_is_well(folder: Path) -> None:
 
 def test_photos_without_a_row(folder: Path) -> None:
     (folder / "photos/._a.jpg").write_bytes(b"a Mac's note on a.jpg")
+    (folder / "photos/.thumbs").mkdir()
+    save(folder / "photos/.thumbs/a.png", 9)
     remark, = (text for text in remarks_of(folder, "a,cat", "b,cat") if "no row" in text)
     assert "2 of 4 photos" in remark
     assert "c.jfif, d.gif" in remark
@@ -339,6 +341,9 @@ def test_named_photos(folder: Path) -> None:
         "a": photos / "a.jpg", "b": photos / "b.png", "c": photos / "c.jfif",
         "d": photos / "d.gif"}
     assert named_photos([photos / "d.gif"]) == {"d": photos / "d.gif"}
+    hidden = photos.rename(folder / ".photos")
+    assert [*named_photos([hidden])] == [*"abcd"], "a folder that is given is not hidden"
+    hidden.rename(photos)
     (folder / "README.md").touch()
     (folder / "phone.heic").touch()
     for name, hint in (("README.md", "give photos"), ("phone.heic", "convert .heic to JPEG")):

@@ -12,7 +12,7 @@ import pytest
 from conftest import Run
 from PIL import Image
 
-from vpltool.formats import Header, open_input, open_output
+from vpltool.formats import Header, atomic, open_input, open_output
 from vpltool.formats.archives import write_tree
 from vpltool.formats.atomic import FSYNC
 from vpltool.formats.manifest import MANIFEST
@@ -192,3 +192,28 @@ def test_an_exported_folder_is_replaced_at_once(tmp_path: Path) -> None:
         if not killed:
             break
     assert count > 5
+
+
+def test_an_exported_folder_comes_back_where_folders_cannot_be_exchanged(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atomic, "_exchange", lambda *_: False)
+    path, rename, done = tmp_path / "export", Path.rename, list[Path]()
+
+    def export(content: bytes) -> None:
+        write_tree(path, [("images/a.png", content)], "form")
+
+    def interrupt(folder: Path, target: Path) -> Path:
+        done.append(target)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return rename(folder, target)
+
+    export(b"old")
+    old = tree(path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", interrupt)
+        export(b"new")
+    assert done[1:] == [path, path] and tree(path) == old
+    assert [entry.name for entry in tmp_path.iterdir()] == ["export"]
+    export(b"new")
+    assert tree(path)["images/a.png"] == b"new"

@@ -201,8 +201,9 @@ def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     made(tmp_path, ["a"])
     (tmp_path / "sub").mkdir()
     for folder in (tmp_path, tmp_path / "sub"):
-        (folder / f".part-{'0a' * 8}.safetensors").write_text("half")
-        os.utime(folder / f".part-{'0a' * 8}.safetensors", (0, 0))
+        for suffix in (".safetensors", ".tif.plain.tif", ""):
+            (folder / f".part-{'0a' * 8}{suffix}").write_text("half")
+            os.utime(folder / f".part-{'0a' * 8}{suffix}", (0, 0))
     now = f".part-{'0b' * 8}.safetensors"
     (tmp_path / now).write_text("of a run that is at work")
     (tmp_path / ".part-time").write_text("of a person")
@@ -318,6 +319,9 @@ def test_find_folder_by_name_path_and_preference(tmp_path: Path) -> None:
     with pytest.raises(VplError, match="for the split `val`") as caught:
         find_folder(tmp_path, ("cams",), "cams/vision", "val", "make them")
     assert caught.value.hint == "`cams/vision` is there for `split='train'`"
+    # A name is no pattern.
+    made(tmp_path / "cams/text/val[1]", ["a"])
+    assert find_folder(tmp_path, ("cams",), "", "val[1]", ("cams",), "").path.name == "val[1]"
 
 
 @pytest.mark.parametrize(("command", "lacking"), [("cam", "tokens"), ("refine", "attention")])

@@ -90,6 +90,12 @@ def test_a_wrong_value_is_named_before_anything_is_run(value: str, message: str,
     assert advice.startswith(hint)
 
 
+def test_a_path_that_the_recipe_says_nothing_about(run: Run, own: Path) -> None:
+    Path("own.recipe").write_text("# A job.\ntags =\nvpltool prepare folder p --labels $tags\n")
+    assert said(run("run", "own.recipe", "tags=nowhere", work=Path("w"))) == (
+        "tags=nowhere: nowhere does not exist", "give `tags=PATH`")
+
+
 @pytest.mark.parametrize(("words", "line"), [
     (("photos", "tags=tags.csv"), "photos=photos tags=tags.csv"),
     (("tags=tags.csv",), "photos=… tags=tags.csv"),

@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 from conftest import Run
 
+from vpltool.command import parse_line
 from vpltool.errors import VplError
-from vpltool.recipes.parse import Rounds, Step, read_recipe, recipe_files, steps_of
+from vpltool.recipes.parse import (
+    Rounds,
+    Step,
+    commands_of,
+    read_recipe,
+    recipe_files,
+    steps_of,
+)
 
 TEXT = """# A small job.
 photos = ?          # the photos
@@ -132,6 +140,33 @@ def test_a_wrong_line_is_named(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(VplError) as caught:
         read_recipe(path)
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("show '[a].jpg' \"b\"c[1] [--split 'x]y' --out $a]", ("show", "[a].jpg", "bc[1]")),
+    ("show [--split $a --limit 3", ":3: `show [--split $a --limit 3` cannot be read"),
+    ("show [--split $a [--limit $a]", "cannot be read"),
+    ("show [a].jpg", "cannot be read"),
+    ("show 'a", "cannot be read"),
+    ("[show $a]", ":3: `[show $a]` is empty here"),
+])
+def test_no_text_of_a_line_is_dropped(line: str, words: tuple[str, ...] | str, tmp_path: Path
+                                      ) -> None:
+    path = tmp_path / "own.recipe"
+    path.write_text(f"# t\na =   # a value\nvpltool {line}\n")
+    if isinstance(words, tuple):
+        assert [step.words for step in commands_of(steps_of(read_recipe(path), {}, Path()))] == [
+            words]
+        return
+    with pytest.raises(VplError) as caught:
+        steps_of(read_recipe(path), {}, Path())
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize("line", [[], ["--preset"], ["--preset", "vpl-voc"]])
+def test_a_line_without_a_command(line: list[str]) -> None:
+    with pytest.raises(VplError):
+        parse_line(line)
 
 
 def test_an_unknown_name_in_a_line(tmp_path: Path) -> None:

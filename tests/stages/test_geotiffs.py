@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +132,12 @@ def test_a_stopped_run_goes_on(run: Run, work: Path, scene: Path, tmp_path: Path
     assert run(*PREDICT, scene, "--out", out, work=work).code != 0
     assert not out.exists() and len(written) == 2
     monkeypatch.setattr(_scenes, "write_labels", write_labels)
+    left = tmp_path / f".part-{'0a' * 8}.tif.plain.tif"
+    left.write_text("all labels, as a killed run leaves them")
+    os.utime(left, (0, 0))
     again = run(*PREDICT, scene, "--out", out, work=work)
     assert again.code == 0 and "2 of 4 rows of tiles are done already" in again.err
+    assert not left.exists()
     np.testing.assert_array_equal(labels_of(out), labels_of(other))
     assert "already exists" in run(*PREDICT, scene, "--out", out, work=work).err
     refused = run(*PREDICT, scene, "--out", out, "--flip", work=work)
@@ -233,3 +239,7 @@ def test_what_is_a_scene(tmp_path: Path, pixels: np.ndarray[Any, Any]) -> None:
     assert not is_scene(tmp_path / "c.tif")
     (tmp_path / "d.tif").write_text(json.dumps({}))
     assert not is_scene(tmp_path / "d.tif")
+    (tmp_path / ".tiles").mkdir()
+    for hidden in (".tiles/a.tif", ".a.tif"):
+        shutil.copy(tmp_path / "a.tif", tmp_path / hidden)
+    assert [path.name for path in _scenes.scenes_among([tmp_path])] == ["a.tif", "b.tif"]

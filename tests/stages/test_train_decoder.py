@@ -261,7 +261,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step(
                  work=layered / "work")
     assert result.code == 1
     assert result.lines("error:") == [
-        f"the loss is not finite at step 67; {tmp_path / 'x.checkpoint.safetensors'} holds the "
+        f"the loss is not finite at step 68; {tmp_path / 'x.checkpoint.safetensors'} holds the "
         "network of step 66"]
     assert 68 < len(done) < 80
     assert header_of(tmp_path / "x.checkpoint.safetensors").facts["checkpoint"] == 66

@@ -214,7 +214,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_checkpoint(run: Run, work: Pat
     monkeypatch.setattr(joint, "train_jointly", broken)
     result = run(*CONVOLUTIONAL, "--iters", 4, "--checkpoint-every", 2, work=work)
     assert result.code == 1
-    assert "not finite at step 2" in result.err
+    assert "not finite at step 3" in result.err
     assert "holds the network of step 2" in result.err
     assert (work / "decoder/student.checkpoint.safetensors").exists()
     assert not (work / "decoder/student.safetensors").exists()

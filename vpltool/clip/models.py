@@ -157,7 +157,7 @@ def read_model_file(path: Path, beside: str) -> JsonObject:
     Raises a VplError if it is missing or damaged; the hint names what else belongs `beside` it.
     """
     try:
-        content = parse_json(path.read_text("utf-8"))
+        content = parse_json(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise VplError(f"{path.parent} has no {path.name}",
                        f"give a folder with {path.name} and {beside}") from None

@@ -34,7 +34,7 @@ def run(_path: Path, settings: PresetsSettings) -> str | list[dict[str, str]]:
     """
     if settings.preset:
         read_preset(settings.preset)
-        return find_preset(settings.preset).read_text("utf-8")
+        return find_preset(settings.preset).read_text("utf-8-sig")
     return [{"name": name, "hash": read_preset(name).identity,
              "title": path.read_text("utf-8").split("\n", 1)[0].lstrip("# ")}
             for name, path in preset_files().items()]

@@ -30,7 +30,7 @@ def run(_path: Path, settings: RecipesSettings) -> str | list[JsonObject]:
     Next: vpltool run own-photos photos=PHOTOS tags=tags.csv
     """
     if settings.recipe:
-        return find_recipe(settings.recipe).read_text("utf-8")
+        return find_recipe(settings.recipe).read_text("utf-8-sig")
     listed = []
     for name, path in recipe_files().items():
         recipe = read_recipe(path)

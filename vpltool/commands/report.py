@@ -17,6 +17,7 @@ from vpltool.errors import VplError
 from vpltool.formats import IGNORE, Header, JsonObject, Photo, Workspace, read_json
 from vpltool.formats.archives import write_tree
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.fields import NUMBER, OBJECT, REAL, TEXT, check_fields
 from vpltool.formats.header import format_preset
 from vpltool.formats.kinds import results_of
 from vpltool.lazy import np
@@ -219,7 +220,7 @@ def _about(workspace: Workspace) -> list[tuple[str, str]]:
 def _read_scores(work: Path) -> list[JsonObject]:
     """Read the scores that `eval` wrote, sorted by split and mIoU."""
     read = [(path, content) for path in results_of(work, "scores")
-            if (content := _read(path)).get("kind") == "scores" and "iou" in content]
+            if (content := _read(path)).get("kind") == "scores"]
     changed = reports.changed_since(work, (content for _, content in read))
     found = [_score(content, path, reports.CHANGED * has_changed)
              for (path, content), has_changed in zip(read, changed, strict=True)]
@@ -230,11 +231,24 @@ def _read_scores(work: Path) -> list[JsonObject]:
     return sorted(found, key=lambda entry: (entry["split"], entry["miou"]))
 
 
+_GAP = {"prototypes": OBJECT, "cams": TEXT, "split": TEXT, "phi": REAL, "photos": NUMBER}
+_GAP_OF = {"space": TEXT, "centroid": REAL, "cosine": REAL}
+
+
 def _read(path: Path) -> JsonObject:
+    """Read and check scores or a gap; empty, after a warning, if the file is damaged."""
     try:
-        return read_json(path, "`eval()`")
-    except VplError as error:
-        console.warn(f"{path.name} is skipped: {error.message}")
+        content = read_json(path, "`eval()`")
+        if content.get("kind") == "scores":
+            return reports.read_scores(path)
+        if content.get("kind") == "gap":
+            check_fields(content, _GAP)
+            for entry in content["prototypes"].values():
+                check_fields(entry, _GAP_OF)
+        return content
+    except (VplError, ValueError) as error:
+        reason = error.message if isinstance(error, VplError) else f"it is not valid: {error}"
+        console.warn(f"{path.name} is skipped: {reason}")
         return {}
 
 

@@ -17,7 +17,7 @@ from vpltool.errors import VplError, counted, near_name, near_path, other_case, 
 from vpltool.formats import Photo, identity_of_file
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.workspace import relative_to
-from vpltool.names import spelled, why_unusable
+from vpltool.names import is_hidden, spelled, why_unusable
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
 PHOTO_SUFFIXES = JPEG_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
@@ -285,10 +285,11 @@ def _middle(path: Path) -> bytes:
 def photos_below(folder: Path) -> list[Path]:
     """List the photos in a folder and its sub-folders by suffix, sorted, without hidden ones.
 
-    It warns about entries that are no files, or whose names no result can have, and skips them.
+    `._a.jpg` and `.thumbs/a.jpg` are hidden. It warns about entries that are no files, or
+    whose names no result can have, and skips them.
     """
     found = sorted(path for path in folder.rglob("*")
-                   if path.suffix.lower() in PHOTO_SUFFIXES and not path.name.startswith("."))
+                   if path.suffix.lower() in PHOTO_SUFFIXES and not is_hidden(path, folder))
     odd = {path: why for path in found if (why := _why_unusable(path, folder))}
     if odd:
         shown = [f"{spelled(path.relative_to(folder).as_posix())} {why}"

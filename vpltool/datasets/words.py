@@ -219,13 +219,13 @@ def find_prompts(choice: str) -> tuple[str, ...]:
 
 
 def read_lines(path: Path, hint: str) -> list[str]:
-    """Read the lines of a text file, without empty ones.
+    """Read the lines of a text file, without empty ones and a byte order mark.
 
     Raises:
         VplError: the file is missing or empty, or is not UTF-8 text.
     """
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VplError(f"cannot read {path}: {reason}", hint) from error
@@ -251,7 +251,7 @@ def read_attributes(path: Path, classes: Sequence[str]) -> dict[str, list[str]]:
         return dict(pairs)
 
     try:
-        content = parse_json(path.read_text("utf-8"), object_pairs_hook=once)
+        content = parse_json(path.read_text("utf-8-sig"), object_pairs_hook=once)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise VplError(f"cannot read {path}: {reason}", _HINT) from error

@@ -204,7 +204,7 @@ def _follow(work: Steps, records: Iterable[distributed.Losses], start: Start,
             text = ""
             if logged or kept or len(unread) == _STEPS_UNREAD:
                 read = torch.stack([torch.stack(part) for part in unread]).tolist()
-                _check_finite(read, done - len(read), checkpoint, good)
+                _check_finite(read, done - len(read) + 1, checkpoint, good)
                 recent += [row[:averaged] for row in read]
                 unread.clear()
                 text = " ".join(f"{name} {loss:.3f}" for name, loss in zip(

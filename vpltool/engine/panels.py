@@ -12,6 +12,7 @@ from vpltool.datasets.layouts import PHOTO_SUFFIXES, photos_below
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, Workspace, input_folders, kinds
 from vpltool.formats.labels import read_legend
+from vpltool.formats.manifest import MANIFEST
 from vpltool.lazy import F, Image, Tensor
 from vpltool.pictures.overlays import Rgb, SheetPanel, cams_over, classes_in, labels_over
 
@@ -119,7 +120,7 @@ def holds_labels(path: Path) -> bool | None:
 
     None: it holds neither, or vpltool made it.
     """
-    if not path.is_dir() or any(path.rglob("artifact.json")):
+    if not path.is_dir() or any(path.rglob(MANIFEST)):
         return None
     for first in photos_below(path):
         try:

@@ -8,8 +8,16 @@ from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
-from vpltool.formats import JsonObject, Photo, identity_of_many, kinds, open_workspace, read_json
-from vpltool.formats.fields import NUMBER, OBJECTS, SIZE, SIZE_OF, TEXT, check_fields
+from vpltool.formats import (
+    JsonObject,
+    Photo,
+    fields,
+    identity_of_many,
+    kinds,
+    open_workspace,
+    read_json,
+)
+from vpltool.formats.header import PRESET
 
 ENOUGH = 20
 """Photos below which a report warns of chance: a single one changes its figures by points."""
@@ -30,10 +38,14 @@ class Report(JsonObject):
         self.classes = tuple(classes)
 
 
-_SCORES = {"what": TEXT, "split": TEXT, "photos": NUMBER}
-_MAY_HAVE = {"scored": TEXT, "against": TEXT, "worst": OBJECTS, "content": TEXT, "config": TEXT,
-             "miou": SIZE, "accuracy": SIZE, "threshold": SIZE}
-_OF_KIND = {"scores": {"iou": SIZE_OF}, "agreement": {"mean": SIZE_OF}}
+_SCORES = {"what": fields.TEXT, "split": fields.TEXT, "photos": fields.NUMBER}
+_MAY_HAVE = {
+    **dict.fromkeys(("scored", "against", "content", "config", "threshold_chosen_by"), fields.TEXT),
+    **dict.fromkeys(("made_under", "scored_under"), fields.OBJECT), "worst": fields.OBJECTS,
+    "threshold": fields.SIZE, "sweep": fields.REAL_OF, "confusion": fields.LIST,
+    "photos_left_out": fields.NUMBER}
+_OF_KIND = {"scores": {"iou": fields.SIZE_OF, "miou": fields.REAL, "accuracy": fields.REAL},
+            "agreement": {"mean": fields.SIZE_OF}}
 
 
 def read_scores(path: Path) -> JsonObject:
@@ -46,9 +58,11 @@ def read_scores(path: Path) -> JsonObject:
     if content.get("kind") not in ("scores", "agreement"):
         raise VplError(f"{path} holds no scores", hint)
     try:
-        check_fields(content, _SCORES | _OF_KIND[content["kind"]], _MAY_HAVE)
+        fields.check_fields(content, _SCORES | _OF_KIND[content["kind"]], _MAY_HAVE)
         for entry in content.get("worst", []):
-            check_fields(entry, {"id": TEXT, "why": TEXT})
+            fields.check_fields(entry, {"id": fields.TEXT, "why": fields.TEXT})
+        for preset in filter(None, map(content.get, ("made_under", "scored_under"))):
+            fields.check_fields(preset, PRESET)
     except ValueError as error:
         raise VplError(f"{path} is not valid: {error}", hint) from error
     return content

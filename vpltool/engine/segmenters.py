@@ -19,7 +19,7 @@ from vpltool.engine.features import BEST_FIRST, open_features
 from vpltool.engine.running import RunningNetwork, RunsSegmenter
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, kinds, storage
-from vpltool.formats.manifest import again
+from vpltool.formats.manifest import MANIFEST, again
 from vpltool.lazy import Tensor, torch
 from vpltool.methods import SegmenterMethod, load_method
 from vpltool.methods.inputs import TrainedSegmenter, side_of
@@ -207,7 +207,7 @@ class SegmenterFile:
         folder = settings.features or kinds.result_path(workspace.path, "features", settings.split)
         if settings.source == "photos":
             return None
-        if not (folder / "artifact.json").exists():
+        if not (folder / MANIFEST).exists():
             if settings.source == "features":
                 raise VplError(f"`source='features'`: no features in {folder}", "`source='photos'`")
             return None
@@ -258,7 +258,7 @@ class SegmenterFile:
         name = self.path.stem
         path = kinds.result_path(workspace.path, "probabilities", name, split)
         again = again or f"predict(split={split!r}, decoder={name!r}"
-        if not (path / "artifact.json").exists():
+        if not (path / MANIFEST).exists():
             raise VplError(f"there are no probabilities in {path}", f"`{again})`")
         found = formats.open_input(path, ("probabilities",))
         workspace.check_classes(found.header, found.path)

@@ -24,14 +24,17 @@ from vpltool.errors import VplError
 PART = ".part-"
 """Prefix of temporary names."""
 
-_OURS = re.compile(r"\.part-[0-9a-f]{16}(\.[^.]*)?")
-"""Our exact temporary names, since exports may lie among files of other programs."""
+_OURS = re.compile(r"\.part-[0-9a-f]{16}(\..*)?")
+"""Our exact temporary names, since exports may lie among files of other programs. GDAL appends
+suffixes of its own."""
 
 AT_WORK = 3600
 """Age in seconds below which a temporary file may belong to a running command."""
 
 FSYNC = "VPLTOOL_FSYNC"
 """Environment variable; 0: the operating system decides when bytes reach the disk."""
+
+_EXCHANGE = 2  # RENAME_EXCHANGE of Linux, RENAME_SWAP of macOS
 
 _TOGETHER, _SECONDS = 64, 0.5
 _THREADS = 8
@@ -168,8 +171,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 part.rename(path)
             elif not _exchange(part, path):
                 old = _part_of(path)
-                path.rename(old)
-                part.rename(path)
+                try:
+                    path.rename(old)
+                    part.rename(path)
+                except BaseException:
+                    if not path.exists():
+                        old.rename(path)
+                    raise
                 shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -179,13 +187,15 @@ def _exchange(first: Path, second: Path) -> bool:
     """Swap two folders atomically; return whether the system supports that."""
     # Report it to audit hooks, since ctypes calls the library without an event.
     sys.audit("os.rename", str(first), str(second), -1, -1)
+    one, other = os.fsencode(first), os.fsencode(second)
     try:
-        call = ctypes.CDLL(None).renameat2
+        library = ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return bool(library.renamex_np(one, other, _EXCHANGE) == 0)
+        # -100: relative to the current folder (AT_FDCWD).
+        return bool(library.renameat2(-100, one, -100, other, _EXCHANGE) == 0)
     except (OSError, AttributeError):
         return False
-    # -100: relative to the current folder (AT_FDCWD); 2: RENAME_EXCHANGE.
-    done: int = call(-100, os.fsencode(first), -100, os.fsencode(second), 2)
-    return done == 0
 
 
 def remove_leftovers(folder: Path, below: int = 0) -> None:

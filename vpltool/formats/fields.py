@@ -9,8 +9,9 @@ from typing import TypeGuard
 TEXT, TEXTS, NUMBER, FLAG = "a text", "a list of texts", "a whole number", "true or false"
 OBJECT, TEXT_OF, NUMBER_OF = "an object", "an object of texts", "an object of whole numbers"
 TEXT_OR_NONE, LIST = "a text or null", "a list"
-NUMBERS, SIZE = "a list of whole numbers", "a number or null"
-SIZE_OF, OBJECTS = "an object of numbers", "a list of objects"
+NUMBERS, REAL, SIZE = "a list of whole numbers", "a number", "a number or null"
+REAL_OF, SIZE_OF = "an object of numbers, none null", "an object of numbers"
+OBJECTS = "a list of objects"
 
 
 def _is_text(value: object) -> bool:
@@ -29,6 +30,10 @@ def _is_size(value: object) -> bool:
         isinstance(value, float) and isfinite(value))
 
 
+def _is_real(value: object) -> bool:
+    return value is not None and _is_size(value)
+
+
 def _is_object_of(holds: Callable[[object], bool], value: object) -> bool:
     return isinstance(value, dict) and all(map(holds, value.values()))
 
@@ -43,6 +48,8 @@ _TYPES: Mapping[str, Callable[[object], bool]] = {
     NUMBER_OF: lambda value: _is_object_of(_is_number, value),
     TEXT_OR_NONE: lambda value: value is None or _is_text(value),
     NUMBERS: lambda value: isinstance(value, list) and all(map(_is_number, value)),
+    REAL: _is_real,
+    REAL_OF: lambda value: _is_object_of(_is_real, value),
     SIZE: _is_size,
     SIZE_OF: lambda value: _is_object_of(_is_size, value),
     OBJECTS: lambda value: isinstance(value, list) and all(

@@ -32,6 +32,9 @@ _FACTS = {"rows": TEXTS, "classes": TEXTS, "reads": TEXTS, "space": TEXT, "align
 
 _OF_FEATURES = {name: _OPTIONS[name] for name in ("split", "keep", "layers", "scale", "max_side")}
 
+PRESET = {"name": TEXT, "hash": TEXT, "given": OBJECT}
+"""Fields of a preset's record, see `under_preset`."""
+
 _presets: list[JsonObject] = [{}]
 
 
@@ -145,7 +148,7 @@ class Header:
                                f"does not know; vpltool {content.get('version', '?')} wrote it",
                                "pip install -U vpltool")
             if content.get("preset"):
-                check_fields(content["preset"], {"name": TEXT, "hash": TEXT, "given": OBJECT})
+                check_fields(content["preset"], PRESET)
             if content["command"] == "train-student" and isinstance(
                     given := content.get("options", {}).get("encoder"), str):
                 # Older files hold its folder, too.

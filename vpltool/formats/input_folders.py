@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -299,7 +300,7 @@ def open_probabilities(work: Path, predictions: InputFolder, otherwise: str) -> 
 def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str) -> str:
     """Suggest a folder of a similar name, of this or another split; empty if there is none."""
     there = {f"{folder}/{entry.parent.parent.name}": entry.parent.name for folder in kind_folders
-             for entry in sorted((work / folder).glob("*/*/artifact.json"))}
+             for entry in sorted((work / folder).glob(f"*/*/{MANIFEST}"))}
     names = [f"{folder}/{name}" for folder in kind_folders
              for name in names_in(work / folder, split)]
     near = difflib.get_close_matches(what, {*names, *there}, n=1)
@@ -310,4 +311,5 @@ def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str)
 
 def names_in(folder: Path, split: str) -> list[str]:
     """Return the names of results for a split in a folder of the workspace."""
-    return sorted(entry.parent.parent.name for entry in folder.glob(f"*/{split}/artifact.json"))
+    return sorted(entry.parent.parent.name
+                  for entry in folder.glob(f"*/{glob.escape(split)}/{MANIFEST}"))

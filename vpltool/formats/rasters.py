@@ -19,7 +19,7 @@ from typing import Any
 
 from vpltool import console
 from vpltool.errors import VplError, first_line
-from vpltool.formats.atomic import atomic_path
+from vpltool.formats.atomic import atomic_path, remove_leftovers
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.labels import voc_palette
@@ -267,6 +267,8 @@ def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]],
     those of the scene; nodata is the ignored label. Header and class names, the first of which is
     label 1, go into the metadata.
     """
+    # Those of a killed run are as large as the scene.
+    remove_leftovers(path.parent)
     first = next(parts)
     height, width = like.size
     profile = {"driver": "GTiff", "height": height, "width": width, "count": 1,

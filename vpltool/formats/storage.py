@@ -37,7 +37,7 @@ def read_json(path: Path, made_by: str) -> JsonObject:
         VplError: the file is missing or is not a JSON object; the hint is `made_by`.
     """
     try:
-        content = parse_json(path.read_text("utf-8"))
+        content = parse_json(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise VplError(f"{path} does not exist", made_by) from None
     except (ValueError, OSError) as error:

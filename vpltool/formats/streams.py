@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.json_text import parse_json
 
 _CHUNK = 1 << 20
+
+_MARK = codecs.BOM_UTF8.decode("latin-1")
+"""A byte order mark, as this module decodes it."""
 
 
 def stream_objects(path: Path) -> Iterator[tuple[str, int, int, Any]]:
@@ -63,6 +67,8 @@ class _Text:
         self.decode = json.JSONDecoder().raw_decode
 
     def objects(self) -> Iterator[tuple[str, int, int, Any]]:
+        while self.next_char() in _MARK:
+            self.at += 1
         if self.next_char() != "{":
             raise ValueError("it does not begin with {")
         self.at += 1
@@ -99,9 +105,10 @@ class _Text:
                 if not self.more():
                     raise
                 continue
-            # A number at the very end may continue in the next chunk.
-            if end < len(self.text) or not self.more():
-                self.at = end
+            length = end - self.at
+            # A number near the end may continue in the next chunk: `1.`, `1e`, `1e+`.
+            if end + 2 < len(self.text) or not self.more():
+                self.at += length
                 return value
 
     def more(self) -> bool:

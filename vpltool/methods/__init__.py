@@ -263,7 +263,7 @@ class Method:
     def docstring(self) -> str:
         """Docstring of the file, read without importing it; of one that is no Python, its fault."""
         try:
-            return ast.get_docstring(ast.parse(self.path.read_text("utf-8"))) or ""
+            return ast.get_docstring(ast.parse(self.path.read_bytes())) or ""
         except (SyntaxError, ValueError, OSError) as error:
             return f"Cannot be imported: {error}."
 

@@ -16,6 +16,7 @@ from vpltool.engine.segmenters import find_segmenter
 from vpltool.errors import VplError
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import result_path, results_of
+from vpltool.formats.manifest import MANIFEST
 from vpltool.lazy import F, Tensor, np, torch
 from vpltool.pictures import scatter
 from vpltool.shell import command_line
@@ -122,7 +123,7 @@ def find_masks(work: Path, name: str, split: str, decoder: formats.Header) -> fo
     learned = Path(decoder.sources.get("masks", "")).parts
     if not name and learned[:1] == ("masks",):
         name = learned[1]
-    if name and not (result_path(work, "masks", name, split) / "artifact.json").exists():
+    if name and not (result_path(work, "masks", name, split) / MANIFEST).exists():
         raise VplError(f"no masks/{name} for the split `{split}`",
                        f"`crf(what={name!r}, split={split!r})`, or another --split")
     return formats.find_folder(work, ("masks",), name, split, f"`crf(split={split!r})`")
@@ -222,7 +223,7 @@ def _gap_panel(workspace: formats.Workspace, options: argparse.Namespace, decode
                else ["text", *(name for name in own[:1] if name != "text")])
     cams = options.cams
     beside = result_path(options.work, "cams", masks.name, options.split)
-    if not cams and (beside / "artifact.json").exists():
+    if not cams and (beside / MANIFEST).exists():
         cams = masks.name
     panel = gap.panel(workspace, gap.GapSettings(
         prototypes=tuple(choices), cams=cams, phi=options.phi, features=options.features,

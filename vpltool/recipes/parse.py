@@ -36,9 +36,9 @@ from vpltool.shell import program
 
 _NAME = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _VALUE = re.compile(r"(\w+)\s*=\s*([^#]*?)\s*(?:#\s*(.*))?$")
-_WORD = r"""(?:'[^']*'|"[^"]*"|[^\s\['"])[^\s'"]*(?:'[^']*'|"[^"]*")*"""
-_PARTS = re.compile(rf"\[[^\]]*\](?=\s|$)|{_WORD}")
-"""A group in brackets, or a word, quoted or not."""
+_QUOTED = r"""'[^']*'|"[^"]*\""""
+_PARTS = re.compile(rf"""\[(?:{_QUOTED}|[^\[\]'"])*\](?=\s|$)|(?!\[)(?:{_QUOTED}|[^\s'"])+""")
+"""A group in brackets, or a word, of which parts may be quoted."""
 
 _EACH = re.compile(r"each (\w+) in (.+)$")
 
@@ -174,7 +174,7 @@ def read_recipe(path: Path) -> Recipe:
         VplError: a line is not one; file and line are named.
     """
     try:
-        rows = list(_rows(path.read_text("utf-8")))
+        rows = list(_rows(path.read_text("utf-8-sig")))
     except UnicodeDecodeError as error:
         raise VplError(f"{path} is not UTF-8 ({error})", "save it as UTF-8") from error
     title = rows[0].text.lstrip("# ").rstrip(".") if rows else ""
@@ -254,7 +254,12 @@ def _steps(path: Path, body: Sequence[Line | Block], values: Mapping[str, str]
                          if "vpltool " in rest else values)
                 yield Step(item.number, (), _fill(rest, shown, path, item))
             else:
-                yield Step(item.number, tuple(_words(rest, values, path, item)))
+                command = tuple(_words(rest, values, path, item))
+                if not command:
+                    raise VplError(f"{path}:{item.number}: `{rest}` is empty here",
+                                   "put the command outside of the brackets, or the line into a "
+                                   "block `if NAME`")
+                yield Step(item.number, command)
         elif item.line.text.startswith("each"):
             words = _fill(item.words, values, path, item.line).split()
             yield Rounds(item.name, tuple(words), tuple(
@@ -266,6 +271,8 @@ def _steps(path: Path, body: Sequence[Line | Block], values: Mapping[str, str]
 
 def _words(text: str, values: Mapping[str, str], path: Path, line: Line) -> Iterator[str]:
     """Split a line into words, without each `[…]` in which a value is empty."""
+    if _PARTS.sub("", text).strip():
+        raise _unreadable(text, path, line)
     for part in _PARTS.findall(text):
         if part.startswith("["):
             part = part[1:-1]
@@ -275,10 +282,15 @@ def _words(text: str, values: Mapping[str, str], path: Path, line: Line) -> Iter
         try:
             words = shlex.split(part)
         except ValueError as error:
-            raise VplError(f"{path}:{line.number}: `{part[:60]}` cannot be read ({error})",
-                           "close each quotation mark, and end no line with a backslash") from error
+            raise _unreadable(part, path, line) from error
         for word in words:
             yield _fill(word, values, path, line)
+
+
+def _unreadable(text: str, path: Path, line: Line) -> VplError:
+    return VplError(f"{path}:{line.number}: `{text[:60]}` cannot be read",
+                    "close each bracket and quotation mark, end no line with a backslash, and put "
+                    "a word that begins with a bracket into quotes")
 
 
 def _fill(text: str, values: Mapping[str, str], path: Path, line: Line) -> str:

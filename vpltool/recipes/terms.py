@@ -106,7 +106,7 @@ def check_paths(recipe: Recipe, given: Mapping[str, str], kept: Collection[str] 
     """
     for name in path_names(recipe):
         if given.get(name) and not Path(given[name]).exists():
-            hint = near_path(Path(given[name])) or recipe.hint(name, f"{name} is: ")
+            hint = near_path(Path(given[name])) or recipe.hint(name, f"give `{name}=PATH`")
             if name in kept:
                 optional = all(value.name != name for value in recipe.missing({}))
                 hint = (f"if it has moved, give `{name}=PATH`"

@@ -88,7 +88,7 @@ def _decoder_behind(work: Path, header: Header) -> Header | None:
     decoder, what = (work / header.sources.get(role, ".missing") for role in ("decoder", "what"))
     if decoder.is_file():
         return formats.describe(decoder).header
-    if not (what / "artifact.json").exists():
+    if not (what / manifest.MANIFEST).exists():
         return None
     kinds = ("predictions", "probabilities", "cams")
     return _decoder_behind(work, formats.open_input(what, kinds).header)

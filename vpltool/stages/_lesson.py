@@ -17,6 +17,7 @@ from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, kinds
 from vpltool.formats.header import join_supervision
+from vpltool.formats.manifest import MANIFEST
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.methods import KINDS, SegmenterMethod
 from vpltool.methods.inputs import LabelledPhoto, SegmenterParts
@@ -196,7 +197,7 @@ def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method:
     split, reads = settings.split, method.READS
     layers = getattr(settings.of_method, "layers", "")
     folder = settings.features or kinds.result_path(workspace.path, "features", split)
-    if settings.source != "photos" and (folder / "artifact.json").exists():
+    if settings.source != "photos" and (folder / MANIFEST).exists():
         found = open_features(workspace, settings.features, split)
         if set(reads) <= set(found.header.options["keep"]):
             photos.check_current(workspace, ids, found)

@@ -16,6 +16,7 @@ from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import IGNORE, Header, describe, kinds, rasters, read_labels, write_labels
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO
+from vpltool.names import is_hidden
 from vpltool.stages._chosen_segmenter import Chosen
 
 _ROWS = 128
@@ -23,9 +24,10 @@ _ROWS = 128
 
 
 def scenes_among(images: Sequence[Path]) -> list[Path]:
-    """Return the GeoTIFFs among files and in folders."""
+    """Return the GeoTIFFs among files and in folders, without hidden ones in these."""
     named = [path for image in images for path in (
-        sorted(image.rglob("*")) if image.is_dir() else [image])]
+        sorted(path for path in image.rglob("*") if not is_hidden(path, image))
+        if image.is_dir() else [image])]
     return [path for path in named if rasters.is_scene(path)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -85,8 +86,9 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
         photos = [photo for photo in photos if not (folder / f"{photo.id}.safetensors").exists()]
         if not photos:
             return _estimate_missing(workspace, settings)
+        below = f"*/{glob.escape(settings.split)}"
         masked = {path.relative_to(split).with_suffix("").as_posix()
-                  for split in kinds.folder_of(workspace.path, "masks").glob(f"*/{settings.split}")
+                  for split in kinds.folder_of(workspace.path, "masks").glob(below)
                   for path in split.rglob("*.png")}
         unmasked = sum(photo.id not in masked for photo in everything)
     sizes, failed = _sizes(workspace, photos)

@@ -18,6 +18,7 @@ from vpltool.formats.manifest import again
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np, npt
 from vpltool.methods import Exporter, inputs, load_method
+from vpltool.names import is_hidden
 from vpltool.parallel import device
 from vpltool.settings import Settings, Stage, make, setting, values_of
 from vpltool.stages._card import about_segmenter, measured, some_photos, write_card
@@ -76,7 +77,7 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter)
 def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
     """Export the labels of a GeoTIFF: the named one, or else the only one."""
     home = result_path(workspace.path, "scenes", "").parent
-    found = sorted(home.rglob("*.tif"))
+    found = sorted(path for path in home.rglob("*.tif") if not is_hidden(path, home))
     near = [path for path in (Path(settings.what), workspace.path / settings.what)
             if settings.what and path.is_file()]
     if not near and (settings.what or len(found) != 1):

@@ -13,7 +13,7 @@ from typing import Any
 
 from vpltool.errors import VplError, near_name
 from vpltool.formats import KINDS, JsonObject, changes, describe, kinds, open_workspace, read_json
-from vpltool.formats.manifest import Manifest, manifest_of
+from vpltool.formats.manifest import MANIFEST, Manifest, manifest_of
 from vpltool.settings import Settings, Stage, setting
 
 MOST_TENSORS = 20
@@ -89,7 +89,7 @@ def _describe_file(path: Path) -> JsonObject:
 
 
 def _describe_folder(path: Path) -> JsonObject:
-    if (path / "artifact.json").exists():
+    if (path / MANIFEST).exists():
         found = manifest_of(path)
         result = _of_header(asdict(found.header)) | _state_of(found)
         if found.failed:
@@ -117,7 +117,7 @@ def _holdings(folder: Path) -> dict[str, JsonObject]:
     """Return kind, command and state of everything in a folder that vpltool wrote, by path."""
     found: dict[str, JsonObject] = {}
     for depth in range(1, _DEEPEST):
-        for manifest in folder.glob("/".join(["*"] * depth + ["artifact.json"])):
+        for manifest in folder.glob("/".join(["*"] * depth + [MANIFEST])):
             inside = manifest_of(manifest.parent)
             found[manifest.parent.relative_to(folder).as_posix()] = {
                 "kind": inside.header.kind, "made by": inside.header.command} | _state_of(inside)

@@ -13,6 +13,7 @@ from vpltool.clip import models
 from vpltool.core.photos import photo_size
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, open_input
 from vpltool.formats.kinds import called, result_path
+from vpltool.formats.manifest import MANIFEST
 from vpltool.preset import Preset
 from vpltool.recipes.runner import run_line
 from vpltool.run import find_stage, stage_settings
@@ -188,7 +189,7 @@ def find_stored_features(source: Workspace, own: Path, split: str, wanted: Setti
         not, or where the tables' `own` workspace has some already.
     """
     folder = result_path(source.path, "features", split)
-    if not (folder / "artifact.json").exists() or result_path(own, "features", split).exists():
+    if not (folder / MANIFEST).exists() or result_path(own, "features", split).exists():
         return None
     reason = _unfit(source, open_input(folder, ("features",)), source.photos(split), wanted)
     if reason:
