@@ -86,6 +86,7 @@ def test_rectangles_are_tags_of_tiles(run: Run, folder: Path, tiny_clip: Path) -
     assert found["big/00000-00000"] == ("cat",) and found["big/00000-00040"] == ()
     assert found["big/00030-00080"] == ("cat", "dog")
     assert "have no tag in the CSV and are left out" in result.err
+    assert not any(key.startswith("small") for key in found), "no row names it either"
     splits = {photo.id: photo.splits for photo in open_workspace(folder.parent / "work").photos()}
     assert splits["big/00030-00080"] == ("val",) and splits["big/00000-00000"] == ("train",)
 
@@ -99,6 +100,15 @@ def test_centres(run: Run, folder: Path, tiny_clip: Path) -> None:
     assert shown == {"big/00000-00000": ("cat",), "big/00030-00000": ("cat",),
                      "big/00060-00120": ("dog",)}
     assert len(tags(folder)) == 12
+
+
+@pytest.mark.parametrize("text", ["id,x,y,labels\nbig,9,9,cat\nbgi,9,9,dog\n",
+                                  "x,y,labels\n9,9,cat\n999,9,dog\n"])
+def test_rows_that_lie_in_no_photo(text: str, run: Run, folder: Path, tiny_clip: Path) -> None:
+    result = prepare(run, folder, tiny_clip, "--labels", write(folder, text))
+    assert result.code == 0, result.err
+    (said,) = [line for line in result.lines("warning:") if "lies in no photo" in line]
+    assert "1 of 2 rows" in said and "tags.csv:3" in said
 
 
 @pytest.mark.parametrize(("text", "said"), [

@@ -57,6 +57,7 @@ class Region:
     photo: str = ""  # id of the photo; empty: any photo in which it lies
     split: str = ""  # its split; empty: that of the photo
     tells_of_tile: bool = False  # whether tiles without such regions have unknown tags, not none
+    row: bool = False  # whether it is a row of a CSV; polygons often cover more than the photos
     # coordinate system: `pixels` of the photo, EPSG:N, well-known text; empty: the scene's own
     system: str = "pixels"
 
@@ -104,7 +105,7 @@ def read_regions(path: Path, column: str) -> list[Region]:
             right, bottom = left + size[0], top + size[1]
             ring += [(right, top), (right, bottom), (left, bottom)]
         return Region(f"{path}:{line}", column_of_labels.labels_of(entry["labels"]), [ring],
-                      entry["id"], split, bool(size), _PLACES[place])
+                      entry["id"], split, bool(size), row=True, system=_PLACES[place])
 
     return list(table.read(take, "separate labels by ;"))
 
@@ -160,20 +161,21 @@ def _to_pixels(ring: Points, system: str, scene: Scene) -> Points:
 
 @dataclass(frozen=True)
 class Tagged:
-    """Tags of a tile, and its split, if it has its own."""
+    """Tags of a tile, its split, if it has its own, and the origins of the tags."""
 
     labels: tuple[str, ...]
     split: str = ""
+    origins: tuple[str, ...] = ()
 
 
-def tags_of_tiles(tiles: Sequence[Box], regions: Sequence[Region]) -> list[Tagged | None]:
+def tags_of_tiles(tiles: Sequence[Box], regions: Sequence[Region], *, unknown: bool = False
+                  ) -> list[Tagged | None]:
     """Return the tags of the regions that each tile shows.
 
     A tile shows a region that covers 1 % of the tile or lies in it by half, and a centre in it. A
-    tile without regions has no tags; if regions are rectangles, its tags are unknown (None).
+    tile without regions has no tags, or `unknown` ones (None).
     """
     bounds = [_bounds(region.rings[0]) for region in regions]
-    unknown = any(region.tells_of_tile for region in regions)
     found: list[Tagged | None] = []
     for tile in tiles:
         right, bottom = tile.left + tile.width, tile.top + tile.height
@@ -186,7 +188,8 @@ def tags_of_tiles(tiles: Sequence[Box], regions: Sequence[Region]) -> list[Tagge
             continue
         labels = dict.fromkeys(label for region in shown for label in region.labels)
         splits = [region.split for region in shown if region.split]
-        found.append(Tagged(tuple(labels), splits[0] if splits else ""))
+        found.append(Tagged(tuple(labels), splits[0] if splits else "",
+                            tuple(region.where for region in shown)))
     return found
 
 

@@ -19,7 +19,7 @@ Next: vpltool text-prototypes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -28,7 +28,7 @@ from vpltool import console, formats, options, settings
 from vpltool.core import grids
 from vpltool.core.photos import photo_size, read_photo, rgb_of
 from vpltool.datasets import layouts, tile_tags
-from vpltool.datasets.tags import some
+from vpltool.datasets.tags import remark_on, some
 from vpltool.datasets.tile_tags import Box, Tagged
 from vpltool.datasets.words import VOC, VOCABULARIES
 from vpltool.errors import VplError, counted, near_path, part_of
@@ -221,7 +221,9 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
                 ) -> tuple[list[Photo], list[Part], list[str]]:
     """Return all photos, whole ones and parts of files; the parts; and remarks."""
     whole, parts, scenes = list[Photo](), list[Part](), list[rasters.Scene]()
-    unknown, known = 0, set[str]()
+    unknown, known, used = 0, set[str](), set[str]()
+    # What no rectangle names is unknown, also in photos without any.
+    of_tiles = any(region.tells_of_tile for region in regions)
     for photo in photos:
         large = Large(images / photo.image, cut)
         if large.scene:
@@ -236,7 +238,8 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
         if regions:
             here = tile_tags.placed(regions, large.scene, large.path, photo.id)
             known |= _inside(here, large)
-            tags = tile_tags.tags_of_tiles(boxes, here)
+            tags = tile_tags.tags_of_tiles(boxes, here, unknown=of_tiles)
+            used |= {origin for tagged in tags if tagged for origin in tagged.origins}
         elif raster:
             tags = [*raster.tags_of(boxes, large.scene, large.path, large.size)]
         for page in range(large.pages):
@@ -256,7 +259,16 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
     remarks = [part_of(unknown, unknown + len(parts), "tiles", "has", "have")
                + f" no tag in the CSV and {'is' if unknown == 1 else 'are'} left out"
                ] if unknown else []
-    return found, parts, remarks
+    return found, parts, [*remarks, *_unused(regions, used)]
+
+
+def _unused(regions: Sequence[tile_tags.Region], used: Collection[str]) -> list[str]:
+    """Return a remark on rows of a CSV that tag no tile, or none."""
+    rows = {region.where: region.photo for region in regions if region.row}
+    names = [f"{where} ({key})" if key else where for where, key in rows.items()
+             if where not in used]
+    return remark_on(names, len(rows), "rows of places", "lies in no photo, or under nodata",
+                     "lie in no photo, or under nodata")
 
 
 def _inside(here: Sequence[tile_tags.Region], large: Large) -> set[str]:
