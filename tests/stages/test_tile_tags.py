@@ -13,10 +13,11 @@ import pytest
 from conftest import Run
 from PIL import Image
 
-from vpltool.datasets.tile_tags import Box, Region, tags_of_tiles
+from vpltool.datasets.tile_tags import Box, Region, TagRaster, placed, tags_of_tiles
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_labels
-from vpltool.formats.geopackage import read_geopackage, write_geopackage
+from vpltool.formats.geopackage import polygon_area, read_geopackage, write_geopackage
+from vpltool.formats.rasters import Scene
 
 SIDE = 40
 
@@ -185,6 +186,72 @@ def test_a_region_with_a_hole_is_not_in_the_hole() -> None:
     hole = [(10.0, 10.0), (20.0, 10.0), (20.0, 20.0), (10.0, 20.0)]
     found = tags_of_tiles(tiles, [Region("", ("wood",), [ring, hole])])
     assert [bool(tagged and tagged.labels) for tagged in found] == [True] * 4 + [False] + [True] * 4
+
+
+def scene(path: Path, system: str, origin: tuple[float, float], bands: Any = None,
+          pixel: float = 2) -> Scene:
+    """A GeoTIFF of 80 × 80 pixels, or of given ones; 0 is nodata."""
+    rasterio = pytest.importorskip("rasterio")
+    bands = np.full((3, 80, 80), 9, np.uint8) if bands is None else bands
+    _, height, width = bands.shape
+    with rasterio.open(path, "w", driver="GTiff", count=len(bands), height=height, width=width,
+                       dtype="uint8", crs=system, nodata=0,
+                       transform=rasterio.transform.from_origin(*origin, pixel, pixel)) as file:
+        file.write(bands)
+    return Scene(path)
+
+
+def rectangle(left: float, low: float, right: float, high: float) -> list[tuple[float, float]]:
+    return [(left, low), (right, low), (right, high), (left, high), (left, low)]
+
+
+def test_nodata_shows_nothing(tmp_path: Path) -> None:
+    """Shares are of the valid pixels: here of the right half, and of the last tile's corner."""
+    bands = np.full((3, 40, 80), 9, np.uint8)
+    bands[:, :, :20], bands[:, :, 40:] = 0, 0
+    bands[:, :3, 40:43] = 9
+    map_ = scene(tmp_path / "map.tif", "EPSG:32633", (500_000, 5_800_000), bands)
+    tiles, names = [Box(0, 0, 40, 40), Box(0, 40, 40, 40)], ("under", "across", "corner")
+    shapes = (rectangle(0, 0, 20, 40), rectangle(10, 0, 30, 40), rectangle(40, 0, 43, 3))
+    regions = [Region("", (name,), [ring]) for name, ring in zip(names, shapes, strict=True)]
+    regions += [Region("", ("drowned",), [[(19.5, 5)]]), Region("", ("tree",), [[(20.5, 5)]])]
+    found = tags_of_tiles(tiles, regions, map_)
+    assert [tagged.labels for tagged in found if tagged] == [("across", "tree"), ("corner",)]
+    assert tags_of_tiles(tiles, regions[:1], map_, unknown=True) == [None, None]
+    cover = np.where(bands[:1] == 0, 1, 2).astype(np.uint8)
+    scene(tmp_path / "cover.tif", "EPSG:32633", (500_000, 5_800_000), cover)
+    raster = TagRaster(tmp_path / "cover.tif", ("water", "wood"))
+    assert [tagged.labels for tagged in raster.tags_of(tiles, map_, map_.path, map_.size)
+            ] == [("wood",), ("wood",)]
+
+
+FAR = [(9.0, 48.0), (99.5, 0.0), (9.0, 47.0)]
+
+
+@pytest.mark.parametrize(("system", "origin", "ring", "whole"), [
+    ("EPSG:32632", (500_000, 5_300_000), rectangle(-10, 35, 150, 75), True),
+    ("EPSG:32632", (500_000, 5_300_000), rectangle(-180, -90, 180, 90), True),
+    ("EPSG:32632", (500_000, 5_300_000), rectangle(98, 0, 99.5, 1), False),
+    ("EPSG:32632", (500_000, 5_316_224), FAR, True),
+    ("EPSG:32760", (821_020, 8_228_800), rectangle(-180, -20, 180, -10), True),
+    ("EPSG:3413", (-80, 80), rectangle(-180, 60, 180, 90), True)],
+    ids=("large", "world", "far", "far vertex", "180th meridian", "pole"))
+def test_only_what_is_near_a_scene_is_converted(
+        system: str, origin: tuple[float, float], ring: Any, whole: bool, tmp_path: Path) -> None:
+    """Elsewhere a projection folds, or is not defined."""
+    map_ = scene(tmp_path / "map.tif", system, origin)
+    tiles = [Box(top, left, 40, 40) for top in (0, 40) for left in (0, 40)]
+    here = placed([Region("", ("land",), [ring], system="EPSG:4326")], map_, map_.path, "map")
+    assert [bool(tagged and tagged.labels) for tagged in tags_of_tiles(tiles, here, map_)
+            ] == [whole] * 4
+
+
+def test_a_part_of_a_region_near_a_scene_is_not_half_of_it(tmp_path: Path) -> None:
+    """A strip of less than 1 % of a tile, of which most lies beyond the scene."""
+    map_ = scene(tmp_path / "map.tif", "EPSG:32632", (500_000, 5_300_000))
+    ring = rectangle(9.0, 47.8526, 9.5, 47.852602)
+    (here,) = placed([Region("", ("road",), [ring], system="EPSG:4326")], map_, map_.path, "map")
+    assert here.whole > 100 and polygon_area(here.rings) < 30
 
 
 def test_frames_and_pages(run: Run, tmp_path: Path, tiny_clip: Path) -> None:

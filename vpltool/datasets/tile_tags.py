@@ -9,20 +9,20 @@ polygons and a column of classes. A TIFF of class numbers is a `TagRaster`.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vpltool.datasets.csv_files import CsvFile
+from vpltool.datasets.ground import Bounds, Ground, Points, bounds_of, clipped
 from vpltool.datasets.tags import LabelColumn, check_splits
 from vpltool.errors import VplError, near_name
-from vpltool.formats.geopackage import polygon_area, read_geopackage, ring_area
+from vpltool.formats.geopackage import polygon_area, read_geopackage
 from vpltool.formats.kinds import IGNORE, RESERVED
 from vpltool.formats.rasters import SUFFIXES, Scene, open_raster, reading
-from vpltool.lazy import np, rasterio
-
-Points = Sequence[tuple[float, float]]
+from vpltool.lazy import np, npt, rasterio
 
 GEOPACKAGE = ".gpkg"
 
@@ -36,6 +36,9 @@ _CLASS_COLUMNS = ("class", "label", "labels", "category", "type", "name")
 SHARE, _INSIDE = 0.01, 0.5
 """Minimum share of a tile that a region covers, or share of a region inside the tile."""
 
+_NOWHERE = [[(math.inf, math.inf)]]
+"""The place, in pixels, of what lies far from a scene."""
+
 
 @dataclass(frozen=True)
 class Box:
@@ -45,6 +48,11 @@ class Box:
     left: int
     height: int
     width: int
+
+    @property
+    def bounds(self) -> Bounds:
+        """Left, top, right and bottom."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Region:
     row: bool = False  # whether it is a row of a CSV; polygons often cover more than the photos
     # coordinate system: `pixels` of the photo, EPSG:N, well-known text; empty: the scene's own
     system: str = "pixels"
+    whole: float = 1.0  # area of the region in terms of its rings', which may be a part of it
 
 
 def tells_places(path: Path) -> bool:
@@ -93,6 +102,8 @@ def read_regions(path: Path, column: str) -> list[Region]:
     def take(line: int, entry: Mapping[str, str]) -> Region:
         try:
             numbers = [float(entry[name]) for name in place]
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError
         except ValueError:
             raise VplError(
                 f"{path}:{line}: {','.join(entry[name] for name in place)} are not the numbers "
@@ -130,33 +141,31 @@ def _of_geopackage(path: Path, column: str) -> Iterator[Region]:
 def placed(regions: Sequence[Region], scene: Scene | None, path: Path, key: str) -> list[Region]:
     """Convert the regions of the photo with the id `key` to its pixels; a GeoTIFF has a scene.
 
+    Regions far from a scene are left out, unless they name the photo.
+
     Raises:
-        VplError: regions have coordinates, but the photo has no georeference.
+        VplError: regions have coordinates, but the photo has no georeference; or they cannot be
+            converted.
     """
-    found = []
+    found, grounds = list[Region](), dict[str, Ground]()
     for region in regions:
         if region.photo and region.photo not in (key, path.name):
             continue
-        if region.system != "pixels":
-            if scene is None or (region.system and not scene.placed):
-                raise VplError(f"{path} does not say where it lies, and {region.where} is in "
-                               f"coordinates of {region.system or 'a scene'}",
-                               "give places in pixels: x,y,labels, or a GeoTIFF with its "
-                               "coordinate reference system")
-            region = replace(region, system="pixels", rings=[
-                _to_pixels(ring, region.system, scene) for ring in region.rings])
-        found.append(region)
+        if region.system == "pixels":
+            found.append(region)
+            continue
+        if scene is None or (region.system and not scene.placed):
+            raise VplError(f"{path} does not say where it lies, and {region.where} is in "
+                           f"coordinates of {region.system or 'a scene'}",
+                           "give places in pixels: x,y,labels, or a GeoTIFF with its "
+                           "coordinate reference system")
+        if region.system not in grounds:
+            grounds[region.system] = Ground(scene, region.system, region.where)
+        pieces = [replace(region, system="pixels", rings=rings, whole=whole)
+                  for rings, whole in grounds[region.system].pieces(region.rings)]
+        found += pieces or ([replace(region, system="pixels", rings=_NOWHERE)] if region.photo
+                            else [])
     return found
-
-
-def _to_pixels(ring: Points, system: str, scene: Scene) -> Points:
-    xs, ys = zip(*ring, strict=True)
-    if system and rasterio.crs.CRS.from_user_input(system) != scene.file.crs:
-        xs, ys = rasterio.warp.transform(
-            rasterio.crs.CRS.from_user_input(system), scene.file.crs, xs, ys)
-    inverse: Any = ~scene.file.transform
-    apply = getattr(inverse, "__matmul__", inverse.__mul__)
-    return [apply(point) for point in zip(xs, ys, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -168,21 +177,22 @@ class Tagged:
     origins: tuple[str, ...] = ()
 
 
-def tags_of_tiles(tiles: Sequence[Box], regions: Sequence[Region], *, unknown: bool = False
-                  ) -> list[Tagged | None]:
-    """Return the tags of the regions that each tile shows.
+def tags_of_tiles(tiles: Sequence[Box], regions: Sequence[Region], scene: Scene | None = None,
+                  *, unknown: bool = False) -> list[Tagged | None]:
+    """Return the tags of the regions that each tile shows; pixels of nodata show nothing.
 
     A tile shows a region that covers 1 % of the tile or lies in it by half, and a centre in it. A
     tile without regions has no tags, or `unknown` ones (None).
     """
-    bounds = [_bounds(region.rings[0]) for region in regions]
+    bounds = [bounds_of(region.rings[0]) for region in regions]
     found: list[Tagged | None] = []
     for tile in tiles:
-        right, bottom = tile.left + tile.width, tile.top + tile.height
-        shown = [region for region, (low_x, low_y, high_x, high_y)
-                 in zip(regions, bounds, strict=True)
-                 if low_x < right and high_x >= tile.left and low_y < bottom
-                 and high_y >= tile.top and _shows(tile, region)]
+        left, top, right, bottom = tile.bounds
+        near = [region for region, (low_x, low_y, high_x, high_y)
+                in zip(regions, bounds, strict=True)
+                if low_x < right and high_x >= left and low_y < bottom and high_y >= top]
+        valid = _valid_pixels(scene, tile) if near else None
+        shown = [region for region in near if _shows(tile, region, valid)]
         if not shown and unknown:
             found.append(None)
             continue
@@ -196,16 +206,43 @@ def tags_of_tiles(tiles: Sequence[Box], regions: Sequence[Region], *, unknown: b
 def outside(regions: Sequence[Region], size: tuple[int, int]) -> list[Region]:
     """Return the regions that lie outside of a photo of (height, width)."""
     whole = Box(0, 0, *size)
-    return [region for region in regions if _clipped_area(region.rings, whole) == 0
+    return [region for region in regions if _area(_cut(region.rings, whole)) == 0
             and not (len(region.rings[0]) == 1 and _holds(whole, region.rings[0][0]))]
 
 
-def _shows(tile: Box, region: Region) -> bool:
+def _valid_pixels(scene: Scene | None, tile: Box) -> npt.NDArray[np.bool_] | None:
+    """Return the pixels (h, w) of a tile that are not nodata; None if all of them are valid."""
+    if scene is None or all(rasterio.enums.MaskFlags.all_valid in flags
+                            for flags in scene.file.mask_flag_enums):
+        return None
+    valid = scene.valid(tile.top, tile.left, tile.height, tile.width)
+    return None if valid.all() else valid
+
+
+def _shows(tile: Box, region: Region, valid: npt.NDArray[np.bool_] | None) -> bool:
     if len(region.rings[0]) == 1:
-        return _holds(tile, region.rings[0][0])
-    inside = _clipped_area(region.rings, tile)
-    return inside > 0 and (inside >= SHARE * tile.height * tile.width
-                           or inside >= _INSIDE * polygon_area(region.rings))
+        (x, y), = region.rings[0]
+        return _holds(tile, (x, y)) and (
+            valid is None or bool(valid[int(y) - tile.top, int(x) - tile.left]))
+    cut = _cut(region.rings, tile)
+    inside, least = _area(cut), SHARE * tile.height * tile.width
+    if valid is not None and inside > 0:
+        inside *= _valid_share(cut, tile, valid)
+        least = SHARE * np.count_nonzero(valid)
+    return inside > 0 and (
+        inside >= least or inside >= _INSIDE * region.whole * polygon_area(region.rings))
+
+
+def _valid_share(rings: Sequence[Points], tile: Box, valid: npt.NDArray[np.bool_]) -> float:
+    """Return the share of valid pixels under a polygon in a tile."""
+    closed = [[(x - tile.left, y - tile.top) for x, y in (*ring, ring[0])] for ring in rings]
+    shape = {"type": "Polygon", "coordinates": closed}
+    # A polygon may lie between the centres of pixels.
+    for touched in (False, True):
+        under = rasterio.features.rasterize([shape], valid.shape, all_touched=touched) > 0
+        if under.any():
+            return float(valid[under].mean())
+    return 0.0
 
 
 def _holds(tile: Box, point: tuple[float, float]) -> bool:
@@ -213,31 +250,14 @@ def _holds(tile: Box, point: tuple[float, float]) -> bool:
             and tile.top <= point[1] < tile.top + tile.height)
 
 
-def _bounds(ring: Points) -> tuple[float, float, float, float]:
-    xs, ys = zip(*ring, strict=True)
-    return min(xs), min(ys), max(xs), max(ys)
+def _cut(rings: Sequence[Points], tile: Box) -> list[Points]:
+    """Clip a polygon at a tile; empty if nothing of its outline is left."""
+    cut = [clipped(ring, tile.bounds) for ring in rings]
+    return [ring for ring in cut if len(ring) > 2] if len(cut[0]) > 2 else []
 
 
-def _clipped_area(rings: Sequence[Points], tile: Box) -> float:
-    parts = [abs(ring_area(cut)) if len(cut := _clipped(ring, tile)) > 2 else 0.0 for ring in rings]
-    return parts[0] - sum(parts[1:])
-
-
-def _clipped(ring: Points, tile: Box) -> Points:
-    """Clip a ring at the four sides of a tile (Sutherland and Hodgman)."""
-    for axis, limit, sign in ((0, tile.left, 1), (0, tile.left + tile.width, -1),
-                              (1, tile.top, 1), (1, tile.top + tile.height, -1)):
-        cut = []
-        for one, other in zip(ring, [*ring[1:], *ring[:1]], strict=True):
-            first, second = (sign * (point[axis] - limit) >= 0 for point in (one, other))
-            if first:
-                cut.append(one)
-            if first != second:
-                share = (limit - one[axis]) / (other[axis] - one[axis])
-                cut.append((one[0] + share * (other[0] - one[0]),
-                            one[1] + share * (other[1] - one[1])))
-        ring = cut
-    return ring
+def _area(rings: Sequence[Points]) -> float:
+    return polygon_area(rings) if rings else 0.0
 
 
 class TagRaster:
@@ -260,7 +280,9 @@ class TagRaster:
 
     def tags_of(self, tiles: Sequence[Box], scene: Scene | None, photo: Path,
                 size: tuple[int, int]) -> list[Tagged]:
-        """Return the classes that cover 1 % of each tile of a photo of `size` (height, width).
+        """Return the classes that cover 1 % of each tile of a photo, without its nodata.
+
+        The photo's `size` is (height, width).
 
         Raises:
             VplError: the location of the photo in the raster is unknown, or a number has no name.
@@ -269,14 +291,16 @@ class TagRaster:
         with reading(self.path):
             band = self._beneath(scene, photo, size)
             for tile in tiles:
-                values, counts = np.unique(band.read(
-                    1, window=((tile.top, tile.top + tile.height),
-                               (tile.left, tile.left + tile.width))), return_counts=True)
+                numbers = band.read(1, window=((tile.top, tile.top + tile.height),
+                                               (tile.left, tile.left + tile.width)))
+                valid = _valid_pixels(scene, tile)
+                numbers = numbers.ravel() if valid is None else numbers[valid]
+                values, counts = np.unique(numbers, return_counts=True)
                 found.append(Tagged(tuple(
                     self._name(value) for value, count in zip(
                         values.tolist(), counts.tolist(), strict=True)
                     if value not in (0, IGNORE, self.file.nodata)
-                    and count >= SHARE * tile.height * tile.width)))
+                    and count >= SHARE * numbers.size)))
         return found
 
     def _name(self, value: int) -> str:

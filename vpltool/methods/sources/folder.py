@@ -238,7 +238,7 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
         if regions:
             here = tile_tags.placed(regions, large.scene, large.path, photo.id)
             known |= _inside(here, large)
-            tags = tile_tags.tags_of_tiles(boxes, here, unknown=of_tiles)
+            tags = tile_tags.tags_of_tiles(boxes, here, large.scene, unknown=of_tiles)
             used |= {origin for tagged in tags if tagged for origin in tagged.origins}
         elif raster:
             tags = [*raster.tags_of(boxes, large.scene, large.path, large.size)]
