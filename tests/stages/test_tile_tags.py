@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import struct
 from pathlib import Path
@@ -117,6 +118,7 @@ def test_rows_that_lie_in_no_photo(text: str, run: Run, folder: Path, tiny_clip:
     ("id,x,y,width,height,labels\nbig,0,-90,40,40,cat\n", "outside of big.png"),
     ("id,x,y,labels\nbig,here,10,cat\n", "here,10 are not the numbers x,y"),
     ("lon,lat,labels\n13.4,52.5,cat\n", "does not say where it lies"),
+    ("easting,nothing,labels\n3,4,cat\n", "lacks the column id; the first line is"),
     ("x,y,labels\n900,900,cat\n", "lie outside of the photos")])
 def test_bad_places_are_one_line(text: str, said: str, run: Run, folder: Path, tiny_clip: Path
                                  ) -> None:
@@ -167,6 +169,79 @@ def test_polygons_of_a_district(run: Run, tmp_path: Path, tiny_clip: Path) -> No
     damaged.write_bytes((tmp_path / "district.gpkg").read_bytes()[:3000])
     refused = prepare(run, folder, tiny_clip, "--labels", damaged)
     assert refused.code == 1 and "cannot be read as a GeoPackage" in refused.lines("error:")[0]
+
+
+@pytest.fixture
+def district(tmp_path: Path) -> Path:
+    """A photo of four tiles with coordinates, and a layer that covers the first one."""
+    (tmp_path / "scenes").mkdir()
+    scene(tmp_path / "scenes/map.tif", "EPSG:32633", (500_000, 5_800_000))
+    write_geopackage(tmp_path / "district.gpkg", [
+        ([rectangle(500_000, 5_799_920, 500_080, 5_800_000)], "wood", 1)],
+        "PROJCS[]", 32633)
+    return tmp_path / "district.gpkg"
+
+
+def change(path: Path, *lines: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        for line in lines:
+            base.execute(line)
+        base.commit()
+
+
+FIRST = {"map/00000-00000": ("wood",), "map/00000-00040": (), "map/00040-00000": (),
+         "map/00040-00040": ()}
+
+
+def test_one_of_several_layers(run: Run, district: Path, tiny_clip: Path) -> None:
+    scenes = district.parent / "scenes"
+    change(district, "CREATE TABLE towns AS SELECT fid, geom, class AS town FROM regions",
+           "INSERT INTO gpkg_geometry_columns VALUES ('towns', 'geom', 'POLYGON', 32633, 0, 0)")
+    result = prepare(run, scenes, tiny_clip, "--labels", district)
+    assert result.code == 1 and "--layer NAME" in result.lines("hint:")[0]
+    result = prepare(run, scenes, tiny_clip, "--labels", district, "--layer", "region")
+    assert result.code == 1 and "`regions`" in result.lines("hint:")[0]
+    result = prepare(run, scenes, tiny_clip, "--labels", district, "--layer", "regions")
+    assert result.code == 0 and tags(scenes) == FIRST, result.err
+    change(district, "ALTER TABLE towns RENAME COLUMN town TO name")
+    result = prepare(run, scenes, tiny_clip, "--labels", district, "--layer", "")
+    assert result.code == 0 and "of the layers regions, towns;" in result.err
+
+
+@pytest.mark.parametrize("definition", ["undefined", 'LOCAL_CS["Undefined SRS",UNIT["unknown",0]]'])
+def test_polygons_without_a_system_are_in_the_photos_own(
+        definition: str, run: Run, district: Path, tiny_clip: Path) -> None:
+    change(district, "UPDATE gpkg_spatial_ref_sys SET organization = 'GDAL', definition = "
+           f"'{definition}' WHERE srs_id = 32633")
+    result = prepare(run, district.parent / "scenes", tiny_clip, "--labels", district)
+    assert result.code == 0 and tags(district.parent / "scenes") == FIRST, result.err
+    assert "ogr2ogr -a_srs EPSG:N" in result.err
+
+
+def test_empty_polygons_are_skipped(run: Run, district: Path, tiny_clip: Path) -> None:
+    empty = (b"GP\0\x01" + struct.pack("<iBII", 32633, 1, 3, 0)).hex()
+    change(district, f"INSERT INTO regions (geom, class, label) VALUES (x'{empty}', 'void', 2)")
+    result = prepare(run, district.parent / "scenes", tiny_clip, "--labels", district)
+    assert result.code == 0 and tags(district.parent / "scenes") == FIRST, result.err
+
+
+def test_geojson(run: Run, district: Path, tiny_clip: Path) -> None:
+    """In WGS 84, or in the system that its `crs` names."""
+    warp = pytest.importorskip("rasterio.warp")
+    shape = {"type": "MultiPolygon", "coordinates": [[
+        rectangle(500_000, 5_799_920, 500_080, 5_800_000)]]}
+    named = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32633"}}
+    path = district.with_suffix(".geojson")
+    for geometry, more in ((warp.transform_geom("EPSG:32633", "EPSG:4326", shape), {}),
+                           (shape, {"crs": named})):
+        features = [{"type": "Feature", "properties": {"class": "wood"}, "geometry": geometry},
+                    {"type": "Feature", "properties": {}, "geometry": None}]
+        path.write_text(json.dumps({"type": "FeatureCollection", "features": features, **more}))
+        result = prepare(run, district.parent / "scenes", tiny_clip, "--labels", path)
+        assert result.code == 0 and tags(district.parent / "scenes") == FIRST, result.err
+    path.write_text('{"type": "FeatureCollection"}')
+    result = prepare(run, district.parent / "scenes", tiny_clip, "--labels", path)
+    assert result.code == 1 and "cannot be read as GeoJSON" in result.lines("error:")[0]
 
 
 def test_a_geometry_that_nests_without_end_is_one_line(tmp_path: Path) -> None:

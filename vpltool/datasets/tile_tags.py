@@ -2,8 +2,8 @@
 
 A CSV has the columns `x,y,width,height,labels` (pixels of a photo: tags of a tile), `x,y,labels`
 (centres in pixels), `lon,lat,labels` (WGS 84) or `easting,northing,labels` (the scene's own
-system); `id` names the photo, and may be missing if coordinates determine it. A GeoPackage has
-polygons and a column of classes. A TIFF of class numbers is a `TagRaster`.
+system); `id` names the photo, and may be missing if coordinates determine it. A GeoPackage or
+GeoJSON has polygons and a column of classes. A TIFF of class numbers is a `TagRaster`.
 """
 
 from __future__ import annotations
@@ -15,23 +15,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vpltool import console
 from vpltool.datasets.csv_files import CsvFile
 from vpltool.datasets.ground import Bounds, Ground, Points, bounds_of, clipped
 from vpltool.datasets.tags import LabelColumn, check_splits
 from vpltool.errors import VplError, near_name
+from vpltool.formats.geojson import read_geojson
 from vpltool.formats.geopackage import polygon_area, read_geopackage
 from vpltool.formats.kinds import IGNORE, RESERVED
 from vpltool.formats.rasters import SUFFIXES, Scene, open_raster, reading
 from vpltool.lazy import np, npt, rasterio
 
-GEOPACKAGE = ".gpkg"
+_GEOJSON = ".geojson"
+_POLYGONS = (".gpkg", _GEOJSON)
 
 _PLACES = {("x", "y", "width", "height"): "pixels", ("x", "y"): "pixels",
-           ("lon", "lat"): "EPSG:4326", ("easting", "northing"): ""}
+           ("lon", "lat"): "EPSG:4326", ("longitude", "latitude"): "EPSG:4326",
+           ("easting", "northing"): ""}
 """Columns with the location of a row, and the system of their coordinates; see `Region`."""
 
 _CLASS_COLUMNS = ("class", "label", "labels", "category", "type", "name")
-"""Columns of a GeoPackage that may hold the class, in order of preference."""
+"""Columns of polygons that may hold the class, in order of preference."""
 
 SHARE, _INSIDE = 0.01, 0.5
 """Minimum share of a tile that a region covers, or share of a region inside the tile."""
@@ -73,7 +77,7 @@ class Region:
 
 def tells_places(path: Path) -> bool:
     """Return whether a file has locations, not only tags of photos."""
-    return path.suffix.lower() in (GEOPACKAGE, *SUFFIXES) or _table_of(path) is not None
+    return path.suffix.lower() in (*_POLYGONS, *SUFFIXES) or _table_of(path) is not None
 
 
 def _table_of(path: Path) -> tuple[CsvFile, tuple[str, ...]] | None:
@@ -84,16 +88,17 @@ def _table_of(path: Path) -> tuple[CsvFile, tuple[str, ...]] | None:
     return None
 
 
-def read_regions(path: Path, column: str) -> list[Region]:
-    """Read a CSV of locations, or a GeoPackage with its classes in `column`.
+def read_regions(path: Path, column: str, layer: str) -> list[Region]:
+    """Read a CSV of locations, or polygons with their classes in `column`.
 
-    By default, that is the first of class, label, labels, category, type or name.
+    By default, that is the first of class, label, labels, category, type or name. `layer` is that
+    of a GeoPackage; empty: all.
 
     Raises:
         VplError: the file cannot be read, or a row has no valid location.
     """
-    if path.suffix.lower() == GEOPACKAGE:
-        return list(_of_geopackage(path, column))
+    if path.suffix.lower() in _POLYGONS:
+        return list(_of_polygons(path, column, layer))
     found = _table_of(path)
     assert found is not None, "`tells_places` was asked first"
     table, place = found
@@ -121,21 +126,33 @@ def read_regions(path: Path, column: str) -> list[Region]:
     return list(table.read(take, "separate labels by ;"))
 
 
-def _of_geopackage(path: Path, column: str) -> Iterator[Region]:
-    for layer in read_geopackage(path):
-        names = list(layer.features[0].values)
+def _of_polygons(path: Path, column: str, layer: str) -> Iterator[Region]:
+    layers = ([read_geojson(path)] if path.suffix.lower() == _GEOJSON
+              else read_geopackage(path, layer))
+    several = [found.name for found in layers] if layers[1:] else []
+    if several:
+        console.note(f"{path}: the tags are those of the layers {', '.join(several)}; "
+                     "`layer='NAME'` reads one of them")
+    for found in layers:
+        names = list(found.features[0].values)
         chosen = column or next((name for name in _CLASS_COLUMNS if name in names), "")
         if chosen not in names:
-            raise VplError(f"{path}: the layer {layer.name} has no column {chosen or 'of classes'}"
-                           f"; it has {', '.join(names)}", near_name(chosen, names) if chosen
+            raise VplError(f"{path}: the layer {found.name} has no column "
+                           f"{chosen or 'of classes'}; it has {', '.join(names)}",
+                           near_name(chosen, names) if chosen
+                           else f"`layer='NAME'` reads one of {', '.join(several)}" if several
                            else "`column='NAME'` says which holds the classes")
-        for number, feature in enumerate(layer.features, 1):
-            value = feature.values[chosen]
+        if not found.system:
+            console.warn(f"{path}: the layer {found.name} does not say in which system its "
+                         "coordinates are; they are taken as the photos' own. If they are not: "
+                         f"ogr2ogr -a_srs EPSG:N NEW.gpkg {path}")
+        for number, feature in enumerate(found.features, 1):
+            value = feature.values.get(chosen)
             if value in (None, ""):
                 continue
             for polygon in feature.polygons:
-                yield Region(f"{path}: {layer.name} {number}", (str(value).strip(),),
-                             [list(ring) for ring in polygon], system=layer.system)
+                yield Region(f"{path}: {found.name} {number}", (str(value).strip(),),
+                             [list(ring) for ring in polygon], system=found.system)
 
 
 def placed(regions: Sequence[Region], scene: Scene | None, path: Path, key: str) -> list[Region]:

@@ -8,7 +8,7 @@ instead.
 With --tile, large photos and GeoTIFFs are cut into tiles, which are photos of their own. A tile has
 the tags of its photo; or --labels says where things are: a CSV with the columns
 x,y,width,height,labels, x,y,labels, lon,lat,labels or easting,northing,labels, or polygons in a
-GeoPackage.
+GeoPackage or GeoJSON.
 
 Example: vpltool prepare folder photos --labels tags.csv
 
@@ -75,8 +75,10 @@ class Settings(settings.Settings):
     tags_of_folder: bool = setting(
         False, "A row of the CSV may name a folder or a TIFF of several pages; its tags are those "
                "of all frames in it. The id . names the whole folder.")
-    column: str = setting("", "Of a GeoPackage: the column of the classes. Default: class, label, "
+    column: str = setting("", "Of polygons: the column of the classes. Default: class, label, "
                               "labels, category, type or name.", metavar="NAME", brief=False)
+    layer: str = setting("", "Of a GeoPackage: the layer of the polygons. Default: all.",
+                         metavar="NAME", brief=False)
     bands: str = options.bands()
     percentiles: str = options.percentiles()
 
@@ -141,7 +143,8 @@ def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
     cut = Cut(side, least, rasters.Scaling.parse(settings.bands, settings.percentiles))
     raster = (tile_tags.TagRaster(places, named)
               if places and places.suffix.lower() in rasters.SUFFIXES else None)
-    regions = tile_tags.read_regions(places, settings.column) if places and not raster else []
+    regions = (tile_tags.read_regions(places, settings.column, settings.layer)
+               if places and not raster else [])
     root = workspace_path / FOLDER
     made, parts, others = _cut_photos(settings.images, photos, cut, regions, root, raster)
     found = tuple(sorted({label for photo in made for label in photo.tags}))
