@@ -14,6 +14,7 @@ import pytest
 from conftest import Run
 from PIL import Image
 
+from vpltool import file_hashes
 from vpltool.datasets.tile_tags import Box, Region, TagRaster, placed, tags_of_tiles
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_labels
@@ -384,6 +385,49 @@ def test_a_raster_of_class_numbers(run: Run, tmp_path: Path, tiny_clip: Path) ->
     (tmp_path / "names.txt").write_text("road\n")
     result = prepare(run, folder, tiny_clip, *words, "--classes", tmp_path / "names.txt")
     assert result.code == 1 and "2 is none of 1 classes" in result.err
+
+
+def test_true_masks_of_geotiffs(run: Run, tmp_path: Path, tiny_clip: Path) -> None:
+    """They are GeoTIFFs too, whose nodata is ignored; of another place they are refused."""
+    folder, masks = tmp_path / "scenes", tmp_path / "masks"
+    folder.mkdir()
+    masks.mkdir()
+    scene(folder / "map.tif", "EPSG:32633", (500_000, 5_800_000))
+    table = write(folder, "id,labels\nmap,cat;dog\n")
+    line = ("--labels", table, "--masks", masks)
+    result = prepare(run, folder, tiny_clip, *line)
+    assert result.code == 0 and "holds no mask of any photo" in result.err
+    assert "map.png, or .tif for a GeoTIFF; found: nothing" in result.err
+    truth = np.random.default_rng(0).integers(0, 3, (1, 80, 80), dtype=np.uint8)
+    scene(masks / "map.tif", "EPSG:32633", (500_100, 5_800_000), truth)
+    result = prepare(run, folder, tiny_clip, *line)
+    assert result.code == 1 and "does not lie where" in result.err
+    scene(masks / "map.tif", "EPSG:32633", (500_000, 5_800_000), truth)
+    result = prepare(run, folder, tiny_clip, *line)
+    assert result.code == 0, result.err
+    found = read_labels(tmp_path / "work/tiles-truth/map/00040-00000.png")
+    np.testing.assert_array_equal(found, np.where(truth == 0, 255, truth)[0, 40:, :40])
+
+
+def test_an_edited_file_is_told(run: Run, folder: Path, tiny_clip: Path,
+                                monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is read again only if its size or times differ."""
+    monkeypatch.setattr(file_hashes, "_SETTLED", -10**12)
+    work = folder.parent / "work"
+    assert prepare(run, folder, tiny_clip, "--labels",
+                   write(folder, "id,labels\nbig,cat\nsmall,dog\n")).code == 0
+    read = []
+    whole = file_hashes.identity_of_file
+    monkeypatch.setattr(file_hashes, "identity_of_file",
+                        lambda path: read.append(path.name) or whole(path))
+    assert "was edited" not in run("status", "--stale", work=work).err
+    assert "big.png" not in read
+    Image.fromarray(np.zeros((100, 160, 3), np.uint8)).save(folder / "big.png")
+    for command in (("status", "--stale"), ("update",)):
+        assert "1 file that was cut up was edited: big.png" in run(*command, work=work).err
+    assert prepare(run, folder, tiny_clip).code == 0
+    assert "was edited" not in run("status", "--stale", work=work).err
+    assert not np.asarray(Image.open(work / "tiles/big/00030-00040.png")).any()
 
 
 def test_a_raster_as_large_as_a_photo(run: Run, folder: Path, tiny_clip: Path) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
 from vpltool.errors import VplError, first_line
 from vpltool.formats.geopackage import polygon_area
@@ -62,8 +61,8 @@ class Ground:
             ring = list(zip(xs, ys, strict=True))
         return _applied(~self.scene.file.transform, ring)
 
-    def _converted(self, old: Any, new: Any, xs: Sequence[float], ys: Sequence[float]
-                   ) -> tuple[Sequence[float], Sequence[float]]:
+    def _converted(self, old: rasterio.crs.CRS, new: rasterio.crs.CRS, xs: Sequence[float],
+                   ys: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
         try:
             return rasterio.warp.transform(old, new, xs, ys)
         except Exception as error:  # GDAL's errors have no public class.
@@ -102,7 +101,7 @@ class Ground:
         return [(low_x + shift, low_y, high_x + shift, high_y) for shift in shifts]
 
 
-def _system_of(system: str, where: str) -> Any:
+def _system_of(system: str, where: str) -> rasterio.crs.CRS:
     try:
         return rasterio.crs.CRS.from_user_input(system)
     except rasterio.errors.CRSError as error:
@@ -111,7 +110,7 @@ def _system_of(system: str, where: str) -> Any:
                        "give another: ogr2ogr -t_srs EPSG:4326 NEW.gpkg OLD.gpkg") from error
 
 
-def _applied(transform: Any, points: Any) -> Points:
+def _applied(transform: rasterio.Affine, points: Iterable[tuple[float, float]]) -> Points:
     # Affine's `*` is deprecated in favour of `@`, which older versions lack.
     apply = getattr(transform, "__matmul__", transform.__mul__)
     return [apply(point) for point in points]
