@@ -240,9 +240,11 @@ def test_geojson(run: Run, district: Path, tiny_clip: Path) -> None:
         path.write_text(json.dumps({"type": "FeatureCollection", "features": features, **more}))
         result = prepare(run, district.parent / "scenes", tiny_clip, "--labels", path)
         assert result.code == 0 and tags(district.parent / "scenes") == FIRST, result.err
-    path.write_text('{"type": "FeatureCollection"}')
-    result = prepare(run, district.parent / "scenes", tiny_clip, "--labels", path)
-    assert result.code == 1 and "cannot be read as GeoJSON" in result.lines("error:")[0]
+    for text in ('{"type": "FeatureCollection"}', path.read_text().replace("5000", "1e999"),
+                 path.read_text().replace('{"class": "wood"}', "[1]")):
+        path.write_text(text)
+        result = prepare(run, district.parent / "scenes", tiny_clip, "--labels", path)
+        assert result.code == 1 and "cannot be read as GeoJSON" in result.lines("error:")[0]
 
 
 def test_a_geometry_that_nests_without_end_is_one_line(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vpltool.errors import VplError
-from vpltool.formats.geopackage import Feature, Layer, Polygon
+from vpltool.formats.geopackage import Feature, Layer, Polygon, finite
 from vpltool.json_text import JsonObject, parse_json
 from vpltool.names import short_path
 
@@ -22,7 +22,7 @@ def read_geojson(path: Path) -> Layer:
     try:
         content = parse_json(path.read_bytes())
         named = (content.get("crs") or {}).get("properties") or {}
-        features = [Feature(polygons, entry.get("properties") or {})
+        features = [Feature(polygons, dict(entry.get("properties") or {}))
                     for entry in content["features"]
                     if (polygons := _polygons(entry.get("geometry") or {}))]
         layer = Layer(path.stem, str(named.get("name", _WGS84)), features)
@@ -40,6 +40,6 @@ def _polygons(shape: JsonObject) -> list[Polygon]:
     kind, found = shape.get("type"), shape.get("coordinates")
     if kind not in ("Polygon", "MultiPolygon") or not found:
         return []
-    polygons = [[[(float(x), float(y)) for x, y, *_ in ring] for ring in polygon if ring]
+    polygons = [[finite((float(x), float(y)) for x, y, *_ in ring) for ring in polygon if ring]
                 for polygon in ([found] if kind == "Polygon" else found)]
     return [polygon for polygon in polygons if polygon]

@@ -62,6 +62,14 @@ class Layer:
     features: Sequence[Feature]
 
 
+def finite(ring: Iterable[tuple[float, float]]) -> Ring:
+    """Return the points of a ring; a ValueError if a coordinate is infinite or no number."""
+    points = list(ring)
+    if not all(map(math.isfinite, chain(*points))):
+        raise ValueError("a coordinate is not a number")
+    return points
+
+
 def ring_area(ring: Ring) -> float:
     """Return the signed area of a ring, closed or not, by the shoelace formula."""
     return sum(one[0] * other[1] - other[0] * one[1]
@@ -195,10 +203,7 @@ def _well_known(blob: bytes, at: int) -> tuple[list[Polygon], int]:
         if points > len(blob):
             raise ValueError("a ring is longer than its file")
         flat = struct.unpack_from(f"{order}{points * size}d", blob, at + 4)
-        ring = list(zip(flat[::size], flat[1::size], strict=True))
-        if not all(map(math.isfinite, chain(*ring))):
-            raise ValueError("a coordinate is not a number")
-        rings.append(ring)
+        rings.append(finite(zip(flat[::size], flat[1::size], strict=True)))
         at += 4 + 8 * size * points
     # Polygons and holes may be empty.
     return [[ring for ring in rings if ring]] if rings and rings[0] else [], at
