@@ -55,6 +55,7 @@ class CsvFile:
         first = next((line for line in self.text.splitlines() if line.strip()), "")
         if not first:
             raise VplError(f"{path} is empty", self.first)
+        missing = list(wanted)
         for delimiter in ",;\t":
             try:
                 fields = next(csv.reader([first], delimiter=delimiter, skipinitialspace=True))
@@ -69,7 +70,9 @@ class CsvFile:
                                        "write all labels of a photo in one field, separated by ;"
                                        if name == "labels" else "keep one of them")
                 return delimiter, columns
-        raise VplError(f"{path} lacks the columns {' and '.join(wanted)}; the first line is "
+            missing = min(missing, [name for name in wanted if name not in columns], key=len)
+        raise VplError(f"{path} lacks the column{'s' * bool(missing[1:])} "
+                       f"{' and '.join(missing)}; the first line is "
                        f"`{first.strip()[:60]}`", self.first)
 
     def read(self, take: Callable[[int, Mapping[str, str]], Made], too_many: str

@@ -6,13 +6,16 @@ A geometry is a GeoPackage header followed by well-known binary (OGC 06-103r4).
 from __future__ import annotations
 
 import contextlib
+import math
+import re
 import sqlite3
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, near_name
 from vpltool.formats.atomic import atomic_path
 from vpltool.names import short_path
 
@@ -22,6 +25,9 @@ Polygon = Sequence[Ring]
 
 _APPLICATION, _VERSION = 0x47504B47, 10300
 _POLYGON, _MULTI = 3, 6
+
+_UNDEFINED = re.compile(r'(\w+\[")?undefined', re.IGNORECASE)
+"""Definition of an unknown coordinate system, by the standard or by GDAL."""
 
 _TABLES = """
 CREATE TABLE gpkg_spatial_ref_sys (srs_name TEXT NOT NULL, srs_id INTEGER NOT NULL PRIMARY KEY,
@@ -54,6 +60,14 @@ class Layer:
     name: str
     system: str
     features: Sequence[Feature]
+
+
+def finite(ring: Iterable[tuple[float, float]]) -> Ring:
+    """Return the points of a ring; a ValueError if a coordinate is infinite or no number."""
+    points = list(ring)
+    if not all(map(math.isfinite, chain(*points))):
+        raise ValueError("a coordinate is not a number")
+    return points
 
 
 def ring_area(ring: Ring) -> float:
@@ -112,21 +126,25 @@ def _blob(polygon: Polygon, system: int) -> bytes:
             + struct.pack("<BII", 1, _POLYGON, len(polygon)) + rings)
 
 
-def read_geopackage(path: Path) -> list[Layer]:
-    """Read all polygons of a GeoPackage; points and lines are skipped.
+def read_geopackage(path: Path, layer: str = "") -> list[Layer]:
+    """Read the polygons of all layers of a GeoPackage, or of one; points and lines are skipped.
 
     Raises:
-        VplError: the file is missing or damaged, or holds no polygon.
+        VplError: the file is missing or damaged, has no such layer, or holds no polygon.
     """
     if not path.is_file():
         raise VplError(f"{short_path(path)} does not exist", "give a GeoPackage, FILE.gpkg")
     address = f"file:{path.resolve().as_posix().replace('?', '%3f').replace('#', '%23')}?mode=ro"
     try:
         with contextlib.closing(sqlite3.connect(address, uri=True)) as base:
-            layers = [_read_layer(base, *row) for row in base.execute(
+            tables = base.execute(
                 "SELECT g.table_name, g.column_name, s.organization, s.organization_coordsys_id, "
                 "s.definition FROM gpkg_geometry_columns g JOIN gpkg_spatial_ref_sys s "
-                "ON s.srs_id = g.srs_id").fetchall()]
+                "ON s.srs_id = g.srs_id").fetchall()
+            names = [row[0] for row in tables]
+            if layer and layer not in names:
+                raise VplError(f"{short_path(path)} has no layer {layer}", near_name(layer, names))
+            layers = [_read_layer(base, *row) for row in tables if layer in ("", row[0])]
     except (sqlite3.Error, struct.error, ValueError, IndexError, RecursionError) as error:
         raise VplError(f"{short_path(path)} cannot be read as a GeoPackage ({error})",
                        "write it again, as QGIS does: Export, GeoPackage") from error
@@ -149,8 +167,8 @@ def _read_layer(base: sqlite3.Connection, table: str, column: str, organization:
         if polygons:
             features.append(Feature(polygons, values))
     known = organization.upper() == "EPSG"
-    return Layer(table, f"EPSG:{number}" if known else "" if number in (-1, 0) else definition,
-                 features)
+    return Layer(table, f"EPSG:{number}" if known else "" if _UNDEFINED.match(str(definition))
+                 else definition, features)
 
 
 def _polygons(blob: bytes) -> list[Polygon]:
@@ -185,6 +203,7 @@ def _well_known(blob: bytes, at: int) -> tuple[list[Polygon], int]:
         if points > len(blob):
             raise ValueError("a ring is longer than its file")
         flat = struct.unpack_from(f"{order}{points * size}d", blob, at + 4)
-        rings.append(list(zip(flat[::size], flat[1::size], strict=True)))
+        rings.append(finite(zip(flat[::size], flat[1::size], strict=True)))
         at += 4 + 8 * size * points
-    return [rings], at
+    # Polygons and holes may be empty.
+    return [[ring for ring in rings if ring]] if rings and rings[0] else [], at

@@ -58,6 +58,7 @@ class Source:
         paint: makes files that belong to the workspace, such as true masks of COCO's instances,
             just before the workspace is written; gives the photos with what it made, and the
             folders, not finished.
+        edited: names files that have changed since `paint` made photos of them.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Source:
     from_tags: bool = False
     remarks: Sequence[str] = ()
     paint: Paint | None = None
+    edited: Callable[[], Sequence[str]] = tuple
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,12 @@ def changes_since(workspace: Workspace) -> list[str]:
         _named_classes(settings, kept).names, captioned=bool(settings.captions)))
     photos, _ = _photos_of(source, settings, kept)
     new = replace(workspace, classes=kinds.numbered(_ordered(source, workspace)))
-    return [phrase for phrases in describe_change(workspace, kept.photos, new, photos).values()
-            for phrase in phrases]
+    edited = source.edited()
+    return [*(phrase for phrases in describe_change(workspace, kept.photos, new, photos).values()
+              for phrase in phrases),
+            *([counted(len(edited), "file that was cut up was edited",
+                       "files that were cut up were edited") + f": {tags.some(edited)}"]
+              if edited else [])]
 
 
 def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier

@@ -8,7 +8,7 @@ instead.
 With --tile, large photos and GeoTIFFs are cut into tiles, which are photos of their own. A tile has
 the tags of its photo; or --labels says where things are: a CSV with the columns
 x,y,width,height,labels, x,y,labels, lon,lat,labels or easting,northing,labels, or polygons in a
-GeoPackage.
+GeoPackage or GeoJSON.
 
 Example: vpltool prepare folder photos --labels tags.csv
 
@@ -19,7 +19,7 @@ Next: vpltool text-prototypes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -28,11 +28,13 @@ from vpltool import console, formats, options, settings
 from vpltool.core import grids
 from vpltool.core.photos import photo_size, read_photo, rgb_of
 from vpltool.datasets import layouts, tile_tags
-from vpltool.datasets.tags import some
+from vpltool.datasets.tags import remark_on, some
 from vpltool.datasets.tile_tags import Box, Tagged
 from vpltool.datasets.words import VOC, VOCABULARIES
 from vpltool.errors import VplError, counted, near_path, part_of
+from vpltool.file_hashes import hashes_of
 from vpltool.formats import Header, OutputFolder, Photo, Workspace, atomic, rasters
+from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Source, SourceRequest, parse_tile
@@ -75,8 +77,10 @@ class Settings(settings.Settings):
     tags_of_folder: bool = setting(
         False, "A row of the CSV may name a folder or a TIFF of several pages; its tags are those "
                "of all frames in it. The id . names the whole folder.")
-    column: str = setting("", "Of a GeoPackage: the column of the classes. Default: class, label, "
+    column: str = setting("", "Of polygons: the column of the classes. Default: class, label, "
                               "labels, category, type or name.", metavar="NAME", brief=False)
+    layer: str = setting("", "Of a GeoPackage: the layer of the polygons. Default: all.",
+                         metavar="NAME", brief=False)
     bands: str = options.bands()
     percentiles: str = options.percentiles()
 
@@ -113,14 +117,31 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     photos, found, remarks = layouts.read_folder(
         settings.images, None if places else labels, settings.masks,
         classes_known=bool(named), untagged=settings.untagged, of_folders=settings.tags_of_folder)
+    if settings.masks:
+        photos, doubts = _with_masks(photos, settings, settings.masks)
+        remarks += doubts
     if settings.tile or settings.tags_of_folder:
         return _cut_up(workspace_path, settings, named, photos, places, remarks)
-    if settings.masks and not any(photo.mask for photo in photos):
-        remarks.append(f"{settings.masks} holds no mask of any photo; masks are called as the "
-                       f"photo's id: {photos[0].id}.png; found: "
-                       f"{layouts.found_in(settings.masks)}")
     layouts.check_labels(photos, named or found)
     return _source(settings, settings.images, photos, named, found, remarks)
+
+
+def _with_masks(photos: list[Photo], settings: Settings, masks: Path
+                ) -> tuple[list[Photo], list[str]]:
+    """Return the photos with GeoTIFFs as masks of GeoTIFFs that are cut up; and remarks."""
+    cut = bool(settings.tile or settings.tags_of_folder)
+    found = []
+    for photo in photos:
+        named = [path for suffix in rasters.SUFFIXES * (cut and not photo.mask)
+                 if (path := masks / f"{photo.id}{suffix}").is_file()]
+        if named and rasters.is_scene(settings.images / photo.image):
+            photo = replace(photo, mask=relative_to(named[0], settings.images))
+        found.append(photo)
+    if any(photo.mask for photo in found):
+        return found, []
+    return found, [f"{masks} holds no mask of any photo; masks are called as the photo's id: "
+                   f"{photos[0].id}.png{', or .tif for a GeoTIFF' * cut}; found: "
+                   f"{layouts.found_in(masks)}"]
 
 
 def _source(settings: Settings, root: Path, photos: list[Photo], named: tuple[str, ...],
@@ -141,7 +162,8 @@ def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
     cut = Cut(side, least, rasters.Scaling.parse(settings.bands, settings.percentiles))
     raster = (tile_tags.TagRaster(places, named)
               if places and places.suffix.lower() in rasters.SUFFIXES else None)
-    regions = tile_tags.read_regions(places, settings.column) if places and not raster else []
+    regions = (tile_tags.read_regions(places, settings.column, settings.layer)
+               if places and not raster else [])
     root = workspace_path / FOLDER
     made, parts, others = _cut_photos(settings.images, photos, cut, regions, root, raster)
     found = tuple(sorted({label for photo in made for label in photo.tags}))
@@ -156,7 +178,8 @@ def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
         _write_parts(workspace, settings.images, parts, cut)
         return list(listed), []
 
-    return replace(_source(settings, root, made, named, found, [*remarks, *others]), paint=paint)
+    return replace(_source(settings, root, made, named, found, [*remarks, *others]), paint=paint,
+                   edited=lambda: _edited(root, settings.images, parts))
 
 
 @dataclass(frozen=True)
@@ -221,7 +244,9 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
                 ) -> tuple[list[Photo], list[Part], list[str]]:
     """Return all photos, whole ones and parts of files; the parts; and remarks."""
     whole, parts, scenes = list[Photo](), list[Part](), list[rasters.Scene]()
-    unknown, known = 0, set[str]()
+    unknown, known, used = 0, set[str](), set[str]()
+    # What no rectangle names is unknown, also in photos without any.
+    of_tiles = any(region.tells_of_tile for region in regions)
     for photo in photos:
         large = Large(images / photo.image, cut)
         if large.scene:
@@ -236,7 +261,8 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
         if regions:
             here = tile_tags.placed(regions, large.scene, large.path, photo.id)
             known |= _inside(here, large)
-            tags = tile_tags.tags_of_tiles(boxes, here)
+            tags = tile_tags.tags_of_tiles(boxes, here, large.scene, unknown=of_tiles)
+            used |= {origin for tagged in tags if tagged for origin in tagged.origins}
         elif raster:
             tags = [*raster.tags_of(boxes, large.scene, large.path, large.size)]
         for page in range(large.pages):
@@ -256,7 +282,16 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
     remarks = [part_of(unknown, unknown + len(parts), "tiles", "has", "have")
                + f" no tag in the CSV and {'is' if unknown == 1 else 'are'} left out"
                ] if unknown else []
-    return found, parts, remarks
+    return found, parts, [*remarks, *_unused(regions, used)]
+
+
+def _unused(regions: Sequence[tile_tags.Region], used: Collection[str]) -> list[str]:
+    """Return a remark on rows of a CSV that tag no tile, or none."""
+    rows = {region.where: region.photo for region in regions if region.row}
+    names = [f"{where} ({key})" if key else where for where, key in rows.items()
+             if where not in used]
+    return remark_on(names, len(rows), "rows of places", "lies in no photo, or under nodata",
+                     "lie in no photo, or under nodata")
 
 
 def _inside(here: Sequence[tile_tags.Region], large: Large) -> set[str]:
@@ -283,14 +318,13 @@ def _part(photo: Photo, large: Large, page: int, box: Box, root: Path) -> Part:
 def _write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut: Cut) -> None:
     """Write all parts and their true masks; keep files that were made in the same way."""
     root = workspace.path / FOLDER
+    header = Header(kind="masks", command="prepare", options={"method": "folder"})
     with console.progress("cut", len(parts)) as advance:
         for source, group in groupby(parts, lambda part: part.source):
             own = list(group)
-            path = images / source.image
-            masks = images / source.mask if source.mask else None
-            stamp = {"file": formats.identity_of_file(path), "bands": list(cut.scaling.bands),
-                     "percentiles": list(cut.scaling.percentiles),
-                     "masks": formats.identity_of_file(masks) if masks else "",
+            contents = _contents(images, source)
+            stamp = {"file": contents["file"], "bands": list(cut.scaling.bands),
+                     "percentiles": list(cut.scaling.percentiles), "masks": contents["masks"],
                      "parts": [[part.page, *asdict(part.box).values()] for part in own]}
             file = root / source.id / _STAMP
             if file.is_file() and formats.read_json(file, "") == stamp and all(
@@ -298,15 +332,31 @@ def _write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut:
                 for _ in own:
                     advance()
                 continue
-            large = Large(path, cut)
+            large = Large(images / source.image, cut)
+            read_mask = _mask_reader(images / source.mask, large) if source.mask else None
             for part, pixels in _pixels(large, own):
                 with atomic.atomic_path(root / part.photo.image) as temporary:
                     Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
+                if read_mask and part.photo.mask:
+                    formats.write_labels(root / part.photo.mask, read_mask(part.box), header)
                 advance()
-            if masks:
-                _write_masks(root, masks, own, large)
             formats.write_json(file, stamp)
     console.note(f"{root}: {counted(len(parts), 'photo', 'photos')} cut out")
+
+
+def _contents(images: Path, source: Photo) -> dict[str, str]:
+    """Return the hashes of a file and of its true mask, which are read only if they are new."""
+    hashes = hashes_of(images, filter(None, (source.image, source.mask)))
+    return {"file": hashes.get(source.image, ""), "masks": hashes.get(source.mask or "", "")}
+
+
+def _edited(root: Path, images: Path, parts: Sequence[Part]) -> list[str]:
+    """Return the names of files of which another content has been cut."""
+    sources = {part.source.id: part.source for part in parts}
+    stamps = {key: formats.read_json(file, "") for key in sources
+              if (file := root / key / _STAMP).is_file()}
+    return [sources[key].image for key, stamp in stamps.items()
+            if not _contents(images, sources[key]).items() <= stamp.items()]
 
 
 def _pixels(large: Large, parts: Sequence[Part]) -> Iterator[tuple[Part, npt.NDArray[np.uint8]]]:
@@ -327,13 +377,44 @@ def _cropped(whole: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
         whole[box.top : box.top + box.height, box.left : box.left + box.width])
 
 
-def _write_masks(root: Path, masks: Path, parts: Sequence[Part], large: Large) -> None:
-    """Cut the true mask of a file like the file."""
-    labels, size = formats.read_labels(masks), large.size
-    if labels.shape != size:
-        raise VplError(f"{masks} is {labels.shape[1]}×{labels.shape[0]} pixels, its photo "
-                       f"{size[1]}×{size[0]}", "a mask has a pixel for each of its photo's")
-    header = Header(kind="masks", command="prepare", options={"method": "folder"})
-    for part in parts:
-        if part.photo.mask:
-            formats.write_labels(root / part.photo.mask, _cropped(labels, part.box), header)
+def _mask_reader(path: Path, large: Large) -> Callable[[Box], npt.NDArray[np.uint8]]:
+    """Return a function that reads the true mask of a tile; a GeoTIFF is read in windows.
+
+    Raises:
+        VplError: the mask cannot be read, or has other pixels than its photo.
+    """
+    if path.suffix not in rasters.SUFFIXES:
+        labels = formats.read_labels(path)
+        _check_size(path, labels.shape, large)
+        return lambda box: _cropped(labels, box)
+    file = rasters.open_raster(path)
+    _check_size(path, file.shape, large)
+    if file.count != 1 or np.dtype(file.dtypes[0]).kind not in "ui":
+        raise VplError(f"{path} has {file.count} of {file.dtypes[0]}; a mask is one band of whole "
+                       "numbers", "give the numbers of the classes, 0 for the background")
+    assert large.scene, "see `_with_mask`"
+    own = large.scene.file
+    if file.crs and own.crs and min(own.res) / 2 < max(
+            abs(side - other) for side, other in zip(file.bounds, own.bounds, strict=True)):
+        raise VplError(f"{path} does not lie where {large.path} lies",
+                       "a mask has a pixel for each of its photo's; gdalwarp -te and -ts cut it")
+
+    def read(box: Box) -> npt.NDArray[np.uint8]:
+        with rasters.reading(path):
+            values = file.read(1, window=((box.top, box.top + box.height),
+                                          (box.left, box.left + box.width))).astype(np.int64)
+        values[values == file.nodata] = IGNORE
+        if odd := [value for value in (values.min(), values.max())
+                   if not 0 <= value <= MOST_CLASSES + 1]:
+            raise VplError(f"{path} has the value {odd[0]}, not one of 0 to {MOST_CLASSES + 1}",
+                           "a pixel's value is the number of its class")
+        return values.astype(np.uint8 if values.max() <= IGNORE else np.uint16)
+
+    return read
+
+
+def _check_size(path: Path, shape: tuple[int, ...], large: Large) -> None:
+    if shape != large.size:
+        raise VplError(f"{path} is {shape[1]}×{shape[0]} pixels, its photo "
+                       f"{large.size[1]}×{large.size[0]}",
+                       "a mask has a pixel for each of its photo's")
