@@ -14,7 +14,7 @@ from PIL import Image
 
 from vpltool import Segmenter
 from vpltool.core import segment as core_segment
-from vpltool.formats import expect_header
+from vpltool.formats import Header, expect_header
 from vpltool.formats.geopackage import read_geopackage
 from vpltool.formats.rasters import Scaling, Scene, is_scene
 from vpltool.stages import _scenes
@@ -168,6 +168,25 @@ def test_polygons(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again, np.where(labels == 255, 0, labels))
     names = {feature.values["label"]: feature.values["class"] for feature in layer.features}
     assert names == {label: ("bar", "box", "disc")[label - 1] for label in names}
+
+
+@pytest.mark.parametrize("place", [
+    PLACE, rasterio.transform.from_origin(9.005, 48.012, 1.4e-5, 1e-5),
+    rasterio.transform.Affine(1e-3, 2e-4, 3e7, 2e-4, -1e-3, -2e7)])
+def test_the_smallest_region_is_counted_in_pixels(place: Any, run: Run, work: Path,
+                                                  tmp_path: Path) -> None:
+    """A region has the same size wherever it lies: 15 pixels are left out, 16 are not."""
+    labels = np.zeros((400, 600), np.uint8)
+    labels[300:304, 500:504] = labels[100:108, 100:102] = 1
+    labels[50:53, 500:505] = labels[300:305, 50:53] = 2
+    labels[350:352, 100:112], labels[350:352, 105:108] = 3, 0
+    path = write(tmp_path / "labels.tif", labels[None], transform=place)
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(vpltool=Header("scenes", "predict").to_json())
+    result = run("export", "geopackage", "--what", path, work=work)
+    (layer,) = read_geopackage(Path(result.out.strip()))
+    assert [feature.values["label"] for feature in layer.features] == [1, 1]
+    assert "2 regions" in result.err
 
 
 def test_gdal_reads_the_polygons(run: Run, work: Path, scene: Path) -> None:
