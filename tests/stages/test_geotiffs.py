@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,40 @@ def test_bands_and_their_scale(tmp_path: Path, pixels: np.ndarray[Any, Any]) -> 
     assert (grey[..., 0] == grey[..., 2]).all()
 
 
+def test_overviews_do_not_change_the_scale(tmp_path: Path) -> None:
+    """Overviews that are means hide the darkest and the brightest pixels."""
+    rng = np.random.default_rng(0)
+    path = write(tmp_path / "wide.tif", rng.integers(1, 4000, (3, 1300, 1100), dtype=np.uint16),
+                 nodata=0)
+    before = Scene(path).limits
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews([2, 4], rasterio.enums.Resampling.average)
+    after = Scene(path).limits
+    np.testing.assert_array_equal(after, before)
+    assert after[0].max() < 100 and after[1].min() > 3900
+
+
+def test_more_scenes_than_files_may_be_open(run: Run, work: Path, tmp_path: Path,
+                                            pixels: np.ndarray[Any, Any]) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(40):
+        write(folder / f"{number}.tif", np.moveaxis(pixels, 2, 0))
+    tags = tmp_path / "tags.csv"
+    tags.write_text("id,labels\n" + "".join(f"{number},box\n" for number in range(40)))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE,
+                       (len(list(Path("/proc/self/fd").iterdir())) + 25, limits[1]))
+    try:
+        result = run("prepare", "folder", folder, "--labels", tags, "--tile", 64,
+                     work=tmp_path / "cut")
+        assert result.code == 0, result.err
+        result = run("predict", "--decoder", "tiny", "--tile", 96, folder, work=work)
+        assert result.code == 0, result.err
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_polygons(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
     assert run(*PREDICT, scene, work=work).code == 0
     result = run("export", "geopackage", "--min-area", 0, work=work)
@@ -230,6 +265,24 @@ def test_bad_input_is_one_line(how: str, said: str, run: Run, work: Path, tmp_pa
     (error,) = result.lines("error:")
     assert result.code == 1 and said in error, result.err
     assert not list((tmp_path / "out").rglob("*.tif"))
+
+
+def test_a_damaged_scene_does_not_stop_the_others(run: Run, work: Path, tmp_path: Path,
+                                                  pixels: np.ndarray[Any, Any]) -> None:
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for name in "abc":
+        write(folder / f"{name}.tif", np.moveaxis(pixels, 2, 0))
+    # Of one, only the pixels of the last rows are gone.
+    for name, size in (("a", 300), ("b", -3000)):
+        path = folder / f"{name}.tif"
+        path.write_bytes(path.read_bytes()[:size])
+    result = run(*PREDICT, folder, work=work)
+    (error,) = result.lines("error:")
+    assert result.code == 1 and error.startswith("2 of 3 GeoTIFFs failed, the others are done: ")
+    assert "a.tif cannot be read" in error and "b.tif cannot be read" in error
+    assert result.out.splitlines() == [str(work / "scenes/tiny/c.tif")]
+    assert labels_of(work / "scenes/tiny/c.tif").shape == (100, 140)
 
 
 def test_no_coordinate_system_is_said_once_and_kept(run: Run, work: Path, tmp_path: Path,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -16,6 +18,7 @@ from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import IGNORE, Header, describe, kinds, rasters, read_labels, write_labels
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO
+from vpltool.parallel import once
 from vpltool.stages._chosen_segmenter import Chosen
 
 _ROWS = 128
@@ -36,30 +39,59 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
         the files: `out`, or files in it; by default scenes/SEGMENTER/NAME.tif.
 
     Raises:
-        VplError: a file cannot be opened, or was predicted with other settings.
-        PhotosFailed: a file turned out to be damaged; the others are done.
+        VplError: no file can be opened, or one was predicted with other settings.
+        PhotosFailed: a file is damaged; the others are done.
     """
-    settings = work.settings
-    scaling = rasters.Scaling.parse(settings.bands, settings.percentiles)
-    scenes = [rasters.Scene(path, scaling) for path in paths]
-    rasters.check_alike(scenes)
+    scenes, failed = _open(work, paths)
     outs = _outs(work, paths)
-    todo = [(scene, out, header) for scene, out in zip(scenes, outs, strict=True)
-            if not headers.check_file(out, header := _header(work, scene), settings)]
-    if not todo:
-        return outs
-    failed: dict[str, str] = {}
-    tiled = _load(work)
+    todo = []
+    for scene in scenes:
+        out, header = outs[paths.index(scene.path)], _header(work, scene)
+        with _locked(out):
+            if not headers.check_file(out, header, work.settings):
+                todo.append((scene, out, header))
+    tiled = _load(work) if todo else None
     for scene, out, header in todo:
+        assert tiled is not None
         scene.warn_unplaced()
         try:
-            _predict(work, tiled, scene, out, header)
+            with scene, _locked(out):
+                _predict(work, tiled, scene, out, header)
         except VplError as error:
-            failed[scene.path.stem] = error.message
+            failed[scene.path] = error
     if failed:
-        raise PhotosFailed("; ".join(failed.values()), "fix them and run the same command again; "
-                           "rows that are done are kept", [*outs], sorted(failed))
+        made = [out for path, out in zip(paths, outs, strict=True) if path not in failed]
+        told = (f"{len(failed)} of {len(paths)} GeoTIFFs failed, the others are done: "
+                if made else "")
+        raise PhotosFailed(told + "; ".join(error.message for error in failed.values()),
+                           "fix them and run the same command again; rows that are done are kept",
+                           made, sorted(path.stem for path in failed))
     return outs
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Lock an output for a block, not to the end: a process may open about a thousand files."""
+    with once.writer(f"{os.getpid()} {out}"):
+        once.write_alone(out)
+        yield
+
+
+def _open(work: Chosen, paths: Sequence[Path]
+          ) -> tuple[list[rasters.Scene], dict[Path, VplError]]:
+    """Return the scenes that can be read, and the errors of the others by path."""
+    scaling = rasters.Scaling.parse(work.settings.bands, work.settings.percentiles)
+    scenes, failed = list[rasters.Scene](), dict[Path, VplError]()
+    for path in paths:
+        try:
+            scenes.append(rasters.Scene(path, scaling))
+        except VplError as error:
+            failed[path] = error
+            continue
+        rasters.check_alike(scenes[0], scenes[-1])
+    if not scenes:
+        raise failed[paths[0]]
+    return scenes, failed
 
 
 def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:

@@ -220,13 +220,14 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
                 raster: tile_tags.TagRaster | None
                 ) -> tuple[list[Photo], list[Part], list[str]]:
     """Return all photos, whole ones and parts of files; the parts; and remarks."""
-    whole, parts, scenes = list[Photo](), list[Part](), list[rasters.Scene]()
+    whole, parts = list[Photo](), list[Part]()
+    first: rasters.Scene | None = None
     unknown, known = 0, set[str]()
     for photo in photos:
         large = Large(images / photo.image, cut)
         if large.scene:
-            scenes.append(large.scene)
-            rasters.check_alike([scenes[0], large.scene])
+            first = first or large.scene
+            rasters.check_alike(first, large.scene)
         boxes = large.boxes()
         if large.pages == 1 and len(boxes) == 1 and not (large.scene or regions or raster):
             mask = photo.mask and relative_to(images / photo.mask, root)
@@ -312,9 +313,10 @@ def _write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut:
 def _pixels(large: Large, parts: Sequence[Part]) -> Iterator[tuple[Part, npt.NDArray[np.uint8]]]:
     """Read the pixels of each part."""
     if large.scene:
-        for part in parts:
-            box = part.box
-            yield part, large.scene.read(box.top, box.left, box.height, box.width)
+        with large.scene:
+            for part in parts:
+                box = part.box
+                yield part, large.scene.read(box.top, box.left, box.height, box.width)
         return
     for page, own in groupby(parts, lambda part: part.page):
         whole = large.read(page)
