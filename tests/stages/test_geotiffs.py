@@ -267,6 +267,23 @@ def test_bad_input_is_one_line(how: str, said: str, run: Run, work: Path, tmp_pa
     assert not list((tmp_path / "out").rglob("*.tif"))
 
 
+@pytest.mark.parametrize(("placed", "out", "said", "hint"), [
+    (True, "x.png", "the labels of a GeoTIFF are a GeoTIFF", "x.tif"),
+    (True, "x.gpkg", "the labels of a GeoTIFF are a GeoTIFF", "x.tif"),
+    (False, "x.tif", "the labels of a photo are a PNG", "x.png"),
+    (True, "-", "results are files; standard output is not supported", "a file or a folder")])
+def test_out_fits_what_is_written(placed: bool, out: str, said: str, hint: str, run: Run,
+                                  work: Path, tmp_path: Path, pixels: np.ndarray[Any, Any],
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scene = write(tmp_path / "a.tif", np.moveaxis(pixels, 2, 0),
+                  **({} if placed else {"crs": None, "transform": None}))
+    result = run(*PREDICT, scene, "--out", out, work=work)
+    assert result.code == 1 and said in result.lines("error:")[0], result.err
+    assert hint in result.lines("hint:")[0]
+    assert not Path(out).exists()
+
+
 def test_a_damaged_scene_does_not_stop_the_others(run: Run, work: Path, tmp_path: Path,
                                                   pixels: np.ndarray[Any, Any]) -> None:
     folder = tmp_path / "scenes"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vpltool import options
 from vpltool.core import agreement, segment
+from vpltool.datasets import layouts
 from vpltool.datasets.words import read_classes
 from vpltool.engine import groups, headers, running, segmenters
 from vpltool.errors import VplError
@@ -15,6 +16,9 @@ from vpltool.formats import Header, InputFolder, JsonObject, Workspace, kinds, o
 from vpltool.lazy import np, npt
 from vpltool.methods.inputs import AUTO, parse_tile, side_of
 from vpltool.settings import setting
+
+_NOT_FOLDERS = layouts.PHOTO_SUFFIXES | {".gpkg"}
+"""Suffixes of files, which no folder of results should have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +111,16 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
                        f"`predict(images=['PHOTOS'], segmenter='{choice}')`")
     return Chosen(workspace, _sized(settings, segmenter.header), segmenter, named,
                   _temperature(settings, segmenter, workspace.path))
+
+
+def check_out(out: Path | None, suffixes: Sequence[str], what: str) -> None:
+    """Check that `out` is not named like a file of another kind: `what` is a file with a suffix.
+
+    Raises:
+        VplError: it is.
+    """
+    if out and out.suffix.lower() in _NOT_FOLDERS - {*suffixes} and not out.is_dir():
+        raise VplError(f"{out}: {what}", f"`out='{out.with_suffix(suffixes[0])}'`, or a folder")
 
 
 def _temperature(settings: PredictSettings, segmenter: segmenters.SegmenterFile, work: Path

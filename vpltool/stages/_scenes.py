@@ -19,7 +19,7 @@ from vpltool.formats import IGNORE, Header, describe, kinds, rasters, read_label
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO
 from vpltool.parallel import once
-from vpltool.stages._chosen_segmenter import Chosen
+from vpltool.stages._chosen_segmenter import Chosen, check_out
 
 _ROWS = 128
 """Rows of pixels that are labelled at a time."""
@@ -42,6 +42,7 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
         VplError: no file can be opened, or one was predicted with other settings.
         PhotosFailed: a file is damaged; the others are done.
     """
+    check_out(work.settings.out, rasters.SUFFIXES, "the labels of a GeoTIFF are a GeoTIFF")
     scenes, failed = _open(work, paths)
     outs = _outs(work, paths)
     todo = []
