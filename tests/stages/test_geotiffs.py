@@ -114,6 +114,21 @@ def test_the_rows_are_those_of_the_whole_photo(run: Run, work: Path, tmp_path: P
     assert (whole.labels != segmenter(cut).labels).any(), "tiles are seen"
 
 
+def test_max_side_scales_a_scene_down_like_a_photo(run: Run, work: Path, tmp_path: Path,
+                                                   pixels: np.ndarray[Any, Any]) -> None:
+    large = np.asarray(Image.fromarray(pixels).resize((409, 303), Image.Resampling.BICUBIC))
+    out = tmp_path / "labels.tif"
+    scene = write(tmp_path / "map.tif", np.moveaxis(large, 2, 0))
+    result = run(*PREDICT, scene, "--max-side", 130, "--out", out, work=work)
+    assert result.code == 0, result.err
+    whole = Segmenter.load(work / "decoder/tiny.safetensors", max_side=130)(large, tile=32)
+    # GDAL and Pillow round pixels differently.
+    assert (labels_of(out) == whole.labels).mean() > 0.99
+    assert len(np.unique(whole.labels)) > 2
+    full = Segmenter.load(work / "decoder/tiny.safetensors")(large, tile=32)
+    assert (full.labels != whole.labels).mean() > 0.1
+
+
 def test_a_stopped_run_goes_on(run: Run, work: Path, scene: Path, tmp_path: Path,
                                monkeypatch: pytest.MonkeyPatch) -> None:
     out, other = tmp_path / "labels.tif", tmp_path / "other.tif"

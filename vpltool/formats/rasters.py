@@ -245,22 +245,35 @@ class Scene:
         """
         window = self._window(top, left, height, width)
         with reading(self.path):
-            values = self.file.read(self.bands, window=window)
+            rgb = self._shown(self.file.read(self.bands, window=window))
+        beyond = ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0))
+        return np.pad(rgb, beyond, mode="edge")
+
+    def read_scaled(self, size: tuple[int, int], top: int, left: int, height: int, width: int
+                    ) -> npt.NDArray[np.uint8]:
+        """Read a window like `read`, of the file scaled down to a size (height, width)."""
+        down, across = (own / other for own, other in zip(self.size, size, strict=True))
+        window = self._window(top * down, left * across, height * down, width * across)
+        with reading(self.path):
+            return self._shown(self.file.read(
+                self.bands, window=window, out_shape=(len(self.bands), height, width),
+                resampling=rasterio.enums.Resampling.cubic))
+
+    def _shown(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """Convert values (bands, h, w) to RGB (h, w, 3)."""
         if values.dtype != np.uint8 or self.scaling.percentiles:
             low, high = (limit[:, None, None] for limit in self.limits)
             scaled = (np.nan_to_num(values.astype(np.float64)) - low) / (high - low)
             values = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
         rgb = np.moveaxis(values, 0, 2)
-        rgb = np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb
-        beyond = ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0))
-        return np.pad(rgb, beyond, mode="edge")
+        return np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb
 
     def valid(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.bool_]:
         """Return the validity mask (h, w) of a window, cropped at the edge; False is nodata."""
         with reading(self.path):
             return self.file.dataset_mask(window=self._window(top, left, height, width)) > 0
 
-    def _window(self, top: int, left: int, height: int, width: int) -> object:
+    def _window(self, top: float, left: float, height: float, width: float) -> object:
         return rasterio.windows.Window(
             left, top, min(width, self.size[1] - left), min(height, self.size[0] - top))
 

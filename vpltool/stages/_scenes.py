@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -135,15 +136,17 @@ def _load(work: Chosen) -> running.TiledSegmenter:
 def _predict(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, out: Path,
              header: Header) -> None:
     """Predict a scene by rows of tiles, and join the rows."""
-    tops = [span.start for span in grids.spans(tiled.grid(scene.size)[0],
-                                               tiled.side // tiled.preprocess.patch, tiled.overlap)]
+    seen = tiled.preprocess.fit(scene.size)
+    tops = [span.start for span in grids.spans(
+        tiled.grid(seen)[0], tiled.side // tiled.preprocess.patch, tiled.overlap)]
     folder = out.with_name(out.name + ".rows")
     files = [folder / f"{number:05}.png" for number in range(len(tops))]
     done = sum(1 for _ in takewhile(lambda file: _is_of(file, header), files))
     if done:
         console.note(f"{out}: {done} of {len(files)} rows of tiles are done already")
     for number, row in photo_work.tracked(
-            f"predict {scene.path.stem}", _rows(work, tiled, scene, done, tops), len(files) - done):
+            f"predict {scene.path.stem}", _rows(work, tiled, scene, seen, done, tops),
+            len(files) - done):
         write_labels(files[number], row, header)
     classes = work.named.classes
     labels = (read_labels(file).astype(label_type(len(classes)), copy=False) for file in files)
@@ -160,20 +163,23 @@ def _is_of(file: Path, header: Header) -> bool:
     return found is not None and found.config_hash == header.config_hash
 
 
-def _rows(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, done: int,
-          tops: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+def _rows(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, seen: tuple[int, int],
+          done: int, tops: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Yield the number and the labels (h, W) of each remaining row of tiles.
 
     A row of pixels lies between two rows of probabilities, so a row of tiles ends half a value
-    before its last row of probabilities, with which the next row of tiles begins.
+    before its last row of probabilities, with which the next row of tiles begins. The scene is
+    `seen` at a size (height, width): scaled down, or with the last pixels repeated.
     """
     if done == len(tops):
         return
     height, width = scene.size
-    patch, grid = tiled.preprocess.patch, tiled.grid(scene.size)
-    ratio = segment.FINENESS / patch
+    smaller = seen[0] < height or seen[1] < width
+    covered, read = ((scene.size, functools.partial(scene.read_scaled, seen)) if smaller
+                     else (seen, scene.read))
+    ratio = segment.FINENESS / tiled.preprocess.patch * (seen[0] / covered[0])
     before: Tensor | None = None
-    for top, field in tiled.rows(scene.size, scene.read, max(done - 1, 0)):
+    for top, field in tiled.rows(seen, read, max(done - 1, 0)):
         number = tops.index(top)
         bottom = segment.FINENESS * top + field.shape[1]
         begin = _first_after(segment.FINENESS * top, ratio) if top else 0
@@ -185,7 +191,7 @@ def _rows(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, don
             for first in range(begin, end, _ROWS):
                 labels = segment.labels_between(
                     known, bottom - known.shape[1], ratio, (first, min(first + _ROWS, end)),
-                    grid[1] * patch, work.settings.abstain)[:, :width]
+                    covered[1], work.settings.abstain)[:, :width]
                 labels[~scene.valid(first, 0, *labels.shape)] = IGNORE
                 parts.append(labels)
             yield number, np.concatenate(parts)
