@@ -15,7 +15,7 @@ from PIL import Image
 
 from vpltool import Segmenter
 from vpltool.core import segment as core_segment
-from vpltool.formats import Header, expect_header
+from vpltool.formats import Header, changes, expect_header
 from vpltool.formats.geopackage import read_geopackage
 from vpltool.formats.rasters import Scaling, Scene, is_scene
 from vpltool.stages import _scenes
@@ -202,6 +202,38 @@ def test_more_scenes_than_files_may_be_open(run: Run, work: Path, tmp_path: Path
         assert result.code == 0, result.err
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def cut_with(work: Path, **call: str) -> None:
+    """Let the photos of a workspace be cut from GeoTIFFs with these settings."""
+    changes.add_change(work, {}, {}, {}, {"method": "folder", **call})
+
+
+def test_bands_are_those_of_the_training(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
+    """Of a decoder those of the workspace, of a bundle those in it; options win."""
+    with rasterio.open(scene) as file:
+        turned = write(tmp_path / "bgr.tif", file.read([3, 2, 1]), nodata=0)
+    before, bundle = work / "exports/tiny.safetensors", tmp_path / "tiny.safetensors"
+    assert run("export", "bundle", "--what", "tiny", "--measure", 0, work=work).code == 0
+    assert "bands" not in expect_header(before, "bundle").facts["about"]
+    cut_with(work, bands="3,2,1", percentiles="0,100")
+    assert run("export", "bundle", "--what", "tiny", "--out", bundle, "--measure", 0,
+               work=work).code == 0
+    card = bundle.with_name("tiny.safetensors.md").read_text()
+    assert "seen with bands 3,2,1 and percentiles 0,100." in card
+    out = tmp_path / "out"
+    wanted = run(*PREDICT, scene, "--out", out / "rgb.tif", "--bands", "1,2,3",
+                 "--percentiles", "0,100", work=work)
+    assert wanted.code == 0 and "--bands" not in wanted.err
+    for name, how in (("a", ("--decoder", "tiny")), ("b", ("--segmenter", bundle))):
+        result = run("predict", *how, "--tile", 32, turned, "--out", out / f"{name}.tif", work=work)
+        assert result.code == 0, result.err
+        assert "--bands 3,2,1, --percentiles 0,100: as tiny was trained" in result.err
+        assert expect_header(out / f"{name}.tif", "scenes").options["bands"] == "3,2,1"
+        np.testing.assert_array_equal(labels_of(out / f"{name}.tif"), labels_of(out / "rgb.tif"))
+    assert run(*PREDICT, turned, "--bands", "1,2,3", "--percentiles", "0,100", "--out",
+               out / "c.tif", work=work).code == 0
+    assert (labels_of(out / "c.tif") != labels_of(out / "rgb.tif")).any()
 
 
 def test_polygons(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from vpltool.engine import checkpoints, groups, headers, models
 from vpltool.engine.features import BEST_FIRST, open_features
 from vpltool.engine.running import RunningNetwork, RunsSegmenter
 from vpltool.errors import VplError, near_name
-from vpltool.formats import Header, InputFolder, Workspace, kinds, storage
+from vpltool.formats import Header, InputFolder, Workspace, changes, kinds, storage
 from vpltool.formats.manifest import again
 from vpltool.lazy import Tensor, torch
 from vpltool.methods import SegmenterMethod, load_method
@@ -114,6 +114,13 @@ class SegmenterFile:
             return None
         found = storage.read_json(path, "`calibrate()`")
         return found if found.get("decoder") == formats.identity_of_file(self.path) else None
+
+    def scene_settings(self) -> dict[str, str]:
+        """Return `bands` and `percentiles` of the GeoTIFFs that its photos were cut from.
+
+        Those at their defaults are left out.
+        """
+        return _scene_settings(changes.last_call(changes.workspace_around(self.path.resolve())))
 
     def part(self, name: str) -> dict[str, Tensor]:
         """Read the state dict of the `decoder` network or of the `tower`; half becomes float32.
@@ -267,6 +274,10 @@ class SegmenterFile:
         return found
 
 
+def _scene_settings(found: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(found[name]) for name in ("bands", "percentiles") if found.get(name)}
+
+
 @dataclass(frozen=True)
 class BundleFile(SegmenterFile):
     """A portable segmenter written by `export`: network, encoder and classes in one file."""
@@ -282,6 +293,10 @@ class BundleFile(SegmenterFile):
     def calibration(self, work: Path) -> Mapping[str, Any] | None:
         """Return the calibration at the time of export."""
         return self.header.facts.get("about", {}).get("calibration")
+
+    def scene_settings(self) -> dict[str, str]:
+        """See `SegmenterFile`; as they were at the time of export."""
+        return _scene_settings(self.header.facts.get("about", {}))
 
     def part(self, name: str) -> dict[str, Tensor]:
         """See `SegmenterFile`."""

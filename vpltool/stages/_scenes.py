@@ -43,6 +43,7 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
         VplError: no file can be opened, or one was predicted with other settings.
         PhotosFailed: a file is damaged; the others are done.
     """
+    work = _as_cut(work)
     check_out(work.settings.out, rasters.SUFFIXES, "the labels of a GeoTIFF are a GeoTIFF")
     scenes, failed = _open(work, paths)
     outs = _outs(work, paths)
@@ -69,6 +70,19 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
                            "fix them and run the same command again; rows that are done are kept",
                            made, sorted(path.stem for path in failed))
     return outs
+
+
+def _as_cut(work: Chosen) -> Chosen:
+    """Take bands and percentiles as the segmenter's photos were cut, unless they are given."""
+    settings = work.settings
+    taken = {name: value for name, value in work.segmenter.scene_settings().items()
+             if not settings.is_given(name)}
+    if taken:
+        told = ", ".join(f"`{name}={value!r}`" for name, value in taken.items())
+        console.note(f"{told}: as {work.segmenter.path.stem} was trained")
+    return replace(work, settings=replace(
+        settings, bands=taken.get("bands", settings.bands),
+        percentiles=taken.get("percentiles", settings.percentiles)))
 
 
 @contextlib.contextmanager
