@@ -15,7 +15,7 @@ from PIL import Image
 
 from vpltool import Segmenter
 from vpltool.core import segment as core_segment
-from vpltool.formats import Header, changes, expect_header
+from vpltool.formats import Header, changes, expect_header, read_labels
 from vpltool.formats.geopackage import read_geopackage
 from vpltool.formats.rasters import Scaling, Scene, is_scene
 from vpltool.stages import _scenes
@@ -234,6 +234,34 @@ def test_bands_are_those_of_the_training(run: Run, work: Path, scene: Path, tmp_
     assert run(*PREDICT, turned, "--bands", "1,2,3", "--percentiles", "0,100", "--out",
                out / "c.tif", work=work).code == 0
     assert (labels_of(out / "c.tif") != labels_of(out / "rgb.tif")).any()
+
+
+def test_tiles_are_scaled_down_as_in_training(run: Run, work: Path, scene: Path, tmp_path: Path
+                                              ) -> None:
+    """Photos were tiles of twice the side to which the training scaled them down."""
+    side = expect_header(work / "decoder/tiny.safetensors", "decoder").facts["max_side"]
+    photo = tmp_path / "photos/map.png"
+    photo.parent.mkdir()
+    with rasterio.open(scene) as file:
+        Image.fromarray(np.moveaxis(file.read(), 0, 2)).save(photo)
+    out, before = tmp_path / "out", ("--tile", 32, "--max-side", 70)
+    for what, name in ((scene, "a.tif"), (photo, "a.png")):
+        result = run("predict", "--decoder", "tiny", *before, what, "--out", out / name, work=work)
+        assert result.code == 0 and "tiles are scaled" not in result.err
+    cut_with(work, tile=str(2 * side))
+    for what, name in ((scene, "b.tif"), (photo, "b.png")):
+        result = run("predict", "--decoder", "tiny", "--tile", 64, what, "--out", out / name,
+                     work=work)
+        assert result.code == 0, result.err
+        assert result.err.count("tiles are scaled by 0.5, as tiny was trained") == 1
+    np.testing.assert_array_equal(labels_of(out / "a.tif"), labels_of(out / "b.tif"))
+    np.testing.assert_array_equal(read_labels(out / "a.png"), read_labels(out / "b.png"))
+    bundle = tmp_path / "tiny.safetensors"
+    assert run("export", "bundle", "--what", "tiny", "--out", bundle, "--measure", 0,
+               work=work).code == 0
+    seen = Segmenter.load(bundle)(photo, tile=64).labels
+    np.testing.assert_array_equal(seen, read_labels(out / "a.png"))
+    assert (Segmenter.load(bundle, max_side=0)(photo, tile=64).labels != seen).any()
 
 
 def test_polygons(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:

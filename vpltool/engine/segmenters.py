@@ -22,7 +22,7 @@ from vpltool.formats import Header, InputFolder, Workspace, changes, kinds, stor
 from vpltool.formats.manifest import again
 from vpltool.lazy import Tensor, torch
 from vpltool.methods import SegmenterMethod, load_method
-from vpltool.methods.inputs import TrainedSegmenter, side_of
+from vpltool.methods.inputs import AUTO_SIDE, TrainedSegmenter, parse_tile, side_of
 from vpltool.parallel.device import find_device, find_precision
 
 RunningSegmenter: TypeAlias = "RunningNetwork | groups.GroupSegmenter"
@@ -115,12 +115,18 @@ class SegmenterFile:
         found = storage.read_json(path, "`calibrate()`")
         return found if found.get("decoder") == formats.identity_of_file(self.path) else None
 
-    def scene_settings(self) -> dict[str, str]:
-        """Return `bands` and `percentiles` of the GeoTIFFs that its photos were cut from.
+    def cut(self) -> dict[str, str]:
+        """Return the settings `bands`, `percentiles` and `tile` with which its photos were cut.
 
-        Those at their defaults are left out.
+        Those at their defaults are left out, and `tile` if tiles were not scaled down in training.
         """
-        return _scene_settings(changes.last_call(changes.workspace_around(self.path.resolve())))
+        call = changes.last_call(changes.workspace_around(self.path.resolve()))
+        return _cut(call, side_of(self.header))
+
+    def tile_scale(self) -> float:
+        """Return the factor by which tiles were scaled down in training; 1 if they were not."""
+        tile = self.cut().get("tile")
+        return side_of(self.header) / parse_tile(tile, AUTO_SIDE)[0] if tile else 1.0
 
     def part(self, name: str) -> dict[str, Tensor]:
         """Read the state dict of the `decoder` network or of the `tower`; half becomes float32.
@@ -202,7 +208,7 @@ class SegmenterFile:
         dtype = find_precision(settings.precision, device, console.warn)
         trained = self.trained(workspace, device)
         trained.encoder.vision.to(dtype)
-        return RunningNetwork(trained, device)
+        return RunningNetwork(trained, device, self.tile_scale())
 
     def serving_features(self, workspace: Workspace, settings: RunsSegmenter, ids: Sequence[str]
                          ) -> InputFolder | None:
@@ -274,8 +280,12 @@ class SegmenterFile:
         return found
 
 
-def _scene_settings(found: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(found[name]) for name in ("bands", "percentiles") if found.get(name)}
+def _cut(found: Mapping[str, Any], side: int) -> dict[str, str]:
+    taken = {name: str(found[name]) for name in ("bands", "percentiles", "tile")
+             if found.get(name)}
+    if "tile" in taken and not 0 < side < parse_tile(taken["tile"], AUTO_SIDE)[0]:
+        del taken["tile"]
+    return taken
 
 
 @dataclass(frozen=True)
@@ -294,9 +304,9 @@ class BundleFile(SegmenterFile):
         """Return the calibration at the time of export."""
         return self.header.facts.get("about", {}).get("calibration")
 
-    def scene_settings(self) -> dict[str, str]:
+    def cut(self) -> dict[str, str]:
         """See `SegmenterFile`; as they were at the time of export."""
-        return _scene_settings(self.header.facts.get("about", {}))
+        return _cut(self.header.facts.get("about", {}), side_of(self.header))
 
     def part(self, name: str) -> dict[str, Tensor]:
         """See `SegmenterFile`."""

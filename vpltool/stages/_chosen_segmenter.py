@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from vpltool import options
+from vpltool import console, options
 from vpltool.core import agreement, segment
 from vpltool.datasets import layouts
 from vpltool.datasets.words import read_classes
@@ -71,13 +72,30 @@ class Chosen:
                *skip: str) -> Header:
         """Make the header of an output, with further inputs and options; see `make_header`."""
         segmenter = self.segmenter
-        return headers.make_header(
+        made = headers.make_header(
             self.workspace, kind, "predict", self.settings,
             inputs={segmenter.role: segmenter.path, "classes": self.named.classes_identity,
                     **inputs},
             model=segmenter.header.model,
             options=options | ({"temperature": self.temperature} if self.settings.abstain else {}),
             skip=(*segmenter.unused, *skip))
+        if "tile_scale" in options:
+            # The same call scales tiles again only if it gives no side.
+            made.call.pop("max_side", None)
+        return made
+
+    @cached_property
+    def scaled(self) -> JsonObject:
+        """Return the option that records how much tiles are scaled down, as in training.
+
+        A note says so, once. It is empty if they are not.
+        """
+        scale = 1.0 if "max_side" in self.settings.given else self.segmenter.tile_scale()
+        if scale >= 1:
+            return {}
+        console.note(f"tiles are scaled by {scale:.3g}, as {self.segmenter.path.stem} was trained; "
+                     "`max_side=0` sees them at full size")
+        return {"tile_scale": scale}
 
     def labels(self, segmented: running.Segmented) -> npt.NDArray[np.uint8]:
         """Return the labels (H, W) of a photo at its own size."""

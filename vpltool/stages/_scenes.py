@@ -16,7 +16,16 @@ from vpltool.core import agreement, grids, segment
 from vpltool.core.classes import label_type
 from vpltool.engine import headers, photo_work, running
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import IGNORE, Header, describe, kinds, rasters, read_labels, write_labels
+from vpltool.formats import (
+    IGNORE,
+    Header,
+    JsonObject,
+    describe,
+    kinds,
+    rasters,
+    read_labels,
+    write_labels,
+)
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO
 from vpltool.parallel import once
@@ -47,9 +56,9 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
     check_out(work.settings.out, rasters.SUFFIXES, "the labels of a GeoTIFF are a GeoTIFF")
     scenes, failed = _open(work, paths)
     outs = _outs(work, paths)
-    todo = []
+    todo, options = [], {"scales": work.settings.factors, **work.scaled}
     for scene in scenes:
-        out, header = outs[paths.index(scene.path)], _header(work, scene)
+        out, header = outs[paths.index(scene.path)], _header(work, scene, options)
         with _locked(out):
             if not headers.check_file(out, header, work.settings):
                 todo.append((scene, out, header))
@@ -75,8 +84,8 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
 def _as_cut(work: Chosen) -> Chosen:
     """Take bands and percentiles as the segmenter's photos were cut, unless they are given."""
     settings = work.settings
-    taken = {name: value for name, value in work.segmenter.scene_settings().items()
-             if not settings.is_given(name)}
+    taken = {name: value for name, value in work.segmenter.cut().items()
+             if name != "tile" and not settings.is_given(name)}
     if taken:
         told = ", ".join(f"`{name}={value!r}`" for name, value in taken.items())
         console.note(f"{told}: as {work.segmenter.path.stem} was trained")
@@ -128,9 +137,8 @@ def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
     return outs
 
 
-def _header(work: Chosen, scene: rasters.Scene) -> Header:
-    header = work.header("scenes", {"scene": scene.path}, {"scales": work.settings.factors},
-                         "split", "source")
+def _header(work: Chosen, scene: rasters.Scene, options: JsonObject) -> Header:
+    header = work.header("scenes", {"scene": scene.path}, options, "split", "source")
     sources = dict(header.sources)
     sources["images"] = sources.pop("scene")
     return replace(header, sources=sources)

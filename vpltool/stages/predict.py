@@ -218,6 +218,8 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
     options: JsonObject = {"split": task.name}
     if "scales" not in segmenter.unused:
         options |= {"scales": settings.factors, "source": "features" if task.features else "photos"}
+    if settings.tile:
+        options |= work.scaled
     header = (work.header(kind, {"features": task.features}, options, "precision")
               if task.features else work.header(kind, {}, options))
     images = [relative_to(path, workspace.path) for path in task.images]

@@ -35,12 +35,9 @@ from vpltool.errors import VplError, counted, near_path, part_of
 from vpltool.formats import Header, OutputFolder, Photo, Workspace, atomic, rasters
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
-from vpltool.methods.inputs import Source, SourceRequest, parse_tile
+from vpltool.methods.inputs import AUTO_SIDE, Source, SourceRequest, parse_tile
 from vpltool.names import short_path
 from vpltool.settings import setting
-
-_AUTO = 512
-"""Side of a tile with `tile='auto'`: that to which `own-photos` scales photos down."""
 
 FOLDER = "tiles"
 """Folder of the workspace for tiles and pages."""
@@ -137,7 +134,7 @@ def _source(settings: Settings, root: Path, photos: list[Photo], named: tuple[st
 def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
             photos: list[Photo], places: Path | None, remarks: list[str]) -> Source:
     """Cut files into tiles and pages, which are the photos."""
-    side, least = parse_tile(settings.tile, _AUTO) if settings.tile else (0, 0)
+    side, least = parse_tile(settings.tile, AUTO_SIDE) if settings.tile else (0, 0)
     cut = Cut(side, least, rasters.Scaling.parse(settings.bands, settings.percentiles))
     raster = (tile_tags.TagRaster(places, named)
               if places and places.suffix.lower() in rasters.SUFFIXES else None)
