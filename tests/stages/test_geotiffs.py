@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, copy_workspace
+from conftest import TRAIN, Run, copy_workspace
 from PIL import Image
 
 from vpltool import Segmenter
@@ -262,6 +262,28 @@ def test_tiles_are_scaled_down_as_in_training(run: Run, work: Path, scene: Path,
     seen = Segmenter.load(bundle)(photo, tile=64).labels
     np.testing.assert_array_equal(seen, read_labels(out / "a.png"))
     assert (Segmenter.load(bundle, max_side=0)(photo, tile=64).labels != seen).any()
+
+
+def test_scenes_of_an_earlier_segmenter(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
+    """`status` lists those in scenes/, and `update` makes them again, as hints say."""
+    out = tmp_path / "out.tif"
+    assert run("update", work=work).code == 0
+    for more in ((), ("--out", out)):
+        assert run(*PREDICT, scene, *more, work=work).code == 0
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(work / "scenes/mine.tif")
+    assert "scenes/tiny/map.tif" in run("status", work=work).out
+    assert run("status", "--stale", work=work).out == "no result is stale\n"
+    before = run(*TRAIN, "--iters", 2, "--name", "other", work=work)
+    assert before.code == 0, before.err
+    (work / "decoder/other.safetensors").replace(work / "decoder/tiny.safetensors")
+    for more, hint in (((), "vpltool update"), (("--out", out), "--update makes it again")):
+        refused = run(*PREDICT, scene, *more, work=work)
+        assert refused.code == 1 and hint in refused.lines("hint:")[0], refused.err
+    assert "stale  scenes/tiny/map.tif" in run("status", "--stale", work=work).out
+    result = run("update", work=work)
+    assert "scenes/tiny/map.tif" in result.out, result.err
+    assert "already exists" in run(*PREDICT, scene, work=work).err
+    assert run(*PREDICT, scene, "--out", out, "--update", work=work).code == 0
 
 
 def test_polygons(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:

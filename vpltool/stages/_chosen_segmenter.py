@@ -79,8 +79,9 @@ class Chosen:
             model=segmenter.header.model,
             options=options | ({"temperature": self.temperature} if self.settings.abstain else {}),
             skip=(*segmenter.unused, *skip))
-        if "tile_scale" in options:
-            # The same call scales tiles again only if it gives no side.
+        if "tile_scale" in options or (kind == "scenes" and "max_side" not in self.settings.given
+                                       and self.settings.max_side):
+            # The same call finds the scale again only if it gives no side.
             made.call.pop("max_side", None)
         return made
 
