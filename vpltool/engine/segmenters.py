@@ -280,7 +280,7 @@ class SegmenterFile:
         return found
 
 
-def _cut(found: Mapping[str, Any], side: int) -> dict[str, str]:
+def _cut(found: Mapping[str, object], side: int) -> dict[str, str]:
     taken = {name: str(found[name]) for name in ("bands", "percentiles", "tile")
              if found.get(name)}
     if "tile" in taken and not 0 < side < parse_tile(taken["tile"], AUTO_SIDE)[0]:

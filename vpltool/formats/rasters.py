@@ -221,7 +221,7 @@ class Scene:
                           for band in known])
         return found[:, 0], np.maximum(found[:, 1], found[:, 0] + 1e-9)
 
-    def _sample(self) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]:
+    def _sample(self) -> Iterator[tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]]:
         """Yield values (bands, h, w) and validity (h, w) at evenly spread pixels, from the top.
 
         Windows at full resolution are read: a reduced read takes overviews, whose means hide the
@@ -229,7 +229,7 @@ class Scene:
         """
         rows, columns = (((np.arange(count) + 0.5) * side / count).astype(int)
                          for count, side in zip(self.reduced.shape, self.size, strict=True))
-        block = self.file.block_shapes[0][0]
+        block = min(self.file.block_shapes[0][0], _BLOCK)
         for _, group in groupby(rows.tolist(), lambda row: row // block):
             own = list(group)
             window = (own[0], 0, own[-1] + 1 - own[0], self.size[1])
@@ -259,13 +259,13 @@ class Scene:
                 self.bands, window=window, out_shape=(len(self.bands), height, width),
                 resampling=rasterio.enums.Resampling.cubic))
 
-    def _shown(self, values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    def _shown(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
         """Convert values (bands, h, w) to RGB (h, w, 3)."""
         if values.dtype != np.uint8 or self.scaling.percentiles:
             low, high = (limit[:, None, None] for limit in self.limits)
             scaled = (np.nan_to_num(values.astype(np.float64)) - low) / (high - low)
-            values = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-        rgb = np.moveaxis(values, 0, 2)
+            values = (scaled.clip(0, 1) * 255).round()
+        rgb = np.moveaxis(values.astype(np.uint8, copy=False), 0, 2)
         return np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb
 
     def valid(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.bool_]:

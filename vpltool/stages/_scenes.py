@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -16,16 +14,8 @@ from vpltool.core import agreement, grids, segment
 from vpltool.core.classes import label_type
 from vpltool.engine import headers, photo_work, running
 from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import (
-    IGNORE,
-    Header,
-    JsonObject,
-    describe,
-    kinds,
-    rasters,
-    read_labels,
-    write_labels,
-)
+from vpltool.formats import IGNORE, Header, describe, kinds, rasters, read_labels, write_labels
+from vpltool.json_text import JsonObject
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO
 from vpltool.parallel import once
@@ -59,7 +49,8 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
     todo, options = [], {"scales": work.settings.factors, **work.scaled}
     for scene in scenes:
         out, header = outs[paths.index(scene.path)], _header(work, scene, options)
-        with _locked(out):
+        # A lock to the end would be an open file for each scene.
+        with once.writer():
             if not headers.check_file(out, header, work.settings):
                 todo.append((scene, out, header))
     tiled = _load(work) if todo else None
@@ -67,7 +58,8 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
         assert tiled is not None
         scene.warn_unplaced()
         try:
-            with scene, _locked(out):
+            with scene, once.writer():
+                once.write_alone(out)
                 _predict(work, tiled, scene, out, header)
         except VplError as error:
             failed[scene.path] = error
@@ -92,14 +84,6 @@ def _as_cut(work: Chosen) -> Chosen:
     return replace(work, settings=replace(
         settings, bands=taken.get("bands", settings.bands),
         percentiles=taken.get("percentiles", settings.percentiles)))
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Lock an output for a block, not to the end: a process may open about a thousand files."""
-    with once.writer(f"{os.getpid()} {out}"):
-        once.write_alone(out)
-        yield
 
 
 def _open(work: Chosen, paths: Sequence[Path]

@@ -24,12 +24,7 @@ from vpltool.names import short_path
 from vpltool.parallel import device, threads
 from vpltool.pictures.overlays import overlay
 from vpltool.settings import Stage, warn_without_effect
-from vpltool.stages._chosen_segmenter import (
-    Chosen,
-    PredictSettings,
-    check_out,
-    choose_segmenter,
-)
+from vpltool.stages._chosen_segmenter import Chosen, PredictSettings, check_out, choose_segmenter
 from vpltool.stages._scenes import predict_scenes, scenes_among
 
 _QUALITY = 90
