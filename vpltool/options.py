@@ -63,11 +63,13 @@ second = partial(
 
 bands = partial(
     setting, "", "Of a GeoTIFF: the bands that are seen as red, green and blue, or one for grey; "
-    "1 is the first. Default: 1,2,3, or 1.", metavar="LIST", record="changed", brief=False)
+    "1 is the first. Default: 1,2,3, or 1; in predict, as in prepare.", metavar="LIST",
+    record="changed", brief=False)
 
 percentiles = partial(
     setting, "", "Of a GeoTIFF: percentiles of each band that become black and white. Default: "
-    "bytes as they are, other numbers 2,98.", metavar="LOW,HIGH", record="changed", brief=False)
+    "bytes as they are, other numbers 2,98; in predict, as in prepare.", metavar="LOW,HIGH",
+    record="changed", brief=False)
 
 allow_pipe = partial(
     setting, False, "Accept addresses that start a program, pipe:COMMAND, but only from this "

@@ -139,7 +139,7 @@ class Segmenter:
             scales: scales of the photo whose results a decoder averages.
             flip: whether a decoder also averages the mirrored photo.
             tile: side of the tiles of a larger photo, which is not scaled down unless `max_side`
-                was given to `load`; auto: as in `predict`; empty: no tiles.
+                was given to `load`, or tiles were in training; auto: as in `predict`; empty: none.
             overlap: overlap of neighbouring tiles, as a share of a tile.
 
         Raises:

@@ -122,6 +122,9 @@ class Described:
             raise VplError(f"{shown}: expected {_TYPE_NAMES[self.type]}", self.help)
         if self.choices and value not in self.choices:
             raise VplError(f"{shown}: no such choice", near_name(str(value), self.choices))
+        if self.by_hand and self.type is Path and str(value) == "-":
+            raise VplError(f"`{self.name}='-'`: results are files; standard output is not "
+                           "supported", "name a file or a folder")
         if self.inside and value and leads_out(value):
             raise VplError(f"{shown}: a name that leads out of its folder", self.help)
         low, high = self.low, self.high

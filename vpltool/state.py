@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,10 +16,10 @@ from vpltool.engine.masks import content_identity, identity_of_corrections
 from vpltool.engine.models import WORDS, model_weights
 from vpltool.engine.photos import given_again, other_photos, tags_of
 from vpltool.errors import VplError, part_of
-from vpltool.formats import Header, InputFolder, Photo, Workspace
+from vpltool.formats import Header, InputFolder, Photo, Workspace, rasters
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
-from vpltool.formats.kinds import KINDS, SECOND_FOLDER, called, folders_of, results_of
+from vpltool.formats.kinds import KINDS, SECOND_FOLDER, called, folder_of, folders_of, results_of
 from vpltool.formats.manifest import MANIFEST, PHOTO_FOLDERS, manifest_of, orphaned_folders
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
@@ -410,6 +411,11 @@ def _paths(work: Path) -> Iterable[Path]:
             yield path.parent
     for kind in ("prototypes", "decoder"):
         yield from results_of(work, kind)
+    for path in sorted(folder_of(work, "scenes").rglob("*" + KINDS["scenes"].suffix)):
+        # Any program may write GeoTIFFs; and rasterio may be missing here.
+        with contextlib.suppress(VplError):
+            if not path.name.startswith(".") and rasters.scene_header(path):
+                yield path
 
 
 def read_artifact(workspace: Workspace, path: Path) -> Artifact | None:
@@ -423,7 +429,8 @@ def read_artifact(workspace: Workspace, path: Path) -> Artifact | None:
         folder = formats.open_input(path, tuple(KINDS))
         header = folder.header
     else:
-        folder, header = None, formats.expect_header(path, path.parent.name)
+        kind = "scenes" if path.suffix == KINDS["scenes"].suffix else path.parent.name
+        folder, header = None, formats.expect_header(path, kind)
     command = next(iter(header.command.split()), "")
     if command not in find_stages():
         return None

@@ -73,6 +73,13 @@ def test_a_workspace_that_moves_is_not_computed_anew(
     assert "--precision fp32" not in result.out
 
 
+def test_how_geotiffs_are_cut_reaches_prepare(run: Run, own: Path) -> None:
+    result = run("run", "own-photos", f"photos={own / 'photos'}", f"tags={own / 'tags.csv'}",
+                 "tile=64", "bands=4,3,2", "percentiles=0,100", "column=use", "--dry-run",
+                 work=own / "work")
+    assert "--tile 64 --bands 4,3,2 --percentiles 0,100 --column use" in result.out, result.err
+
+
 def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> None:
     assert recipe.code == 0, recipe.err
     work = own / "work"

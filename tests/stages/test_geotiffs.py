@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, copy_workspace
+from conftest import TRAIN, Run, copy_workspace
 from PIL import Image
 
 from vpltool import Segmenter
 from vpltool.core import segment as core_segment
-from vpltool.formats import expect_header
+from vpltool.formats import Header, changes, expect_header, read_labels
 from vpltool.formats.geopackage import read_geopackage
 from vpltool.formats.rasters import Scaling, Scene, is_scene
 from vpltool.stages import _scenes
@@ -115,6 +116,21 @@ def test_the_rows_are_those_of_the_whole_photo(run: Run, work: Path, tmp_path: P
     assert (whole.labels != segmenter(cut).labels).any(), "tiles are seen"
 
 
+def test_max_side_scales_a_scene_down_like_a_photo(run: Run, work: Path, tmp_path: Path,
+                                                   pixels: np.ndarray[Any, Any]) -> None:
+    large = np.asarray(Image.fromarray(pixels).resize((409, 303), Image.Resampling.BICUBIC))
+    out = tmp_path / "labels.tif"
+    scene = write(tmp_path / "map.tif", np.moveaxis(large, 2, 0))
+    result = run(*PREDICT, scene, "--max-side", 130, "--out", out, work=work)
+    assert result.code == 0, result.err
+    whole = Segmenter.load(work / "decoder/tiny.safetensors", max_side=130)(large, tile=32)
+    # GDAL and Pillow round pixels differently.
+    assert (labels_of(out) == whole.labels).mean() > 0.99
+    assert len(np.unique(whole.labels)) > 2
+    full = Segmenter.load(work / "decoder/tiny.safetensors")(large, tile=32)
+    assert (full.labels != whole.labels).mean() > 0.1
+
+
 def test_a_stopped_run_goes_on(run: Run, work: Path, scene: Path, tmp_path: Path,
                                monkeypatch: pytest.MonkeyPatch) -> None:
     out, other = tmp_path / "labels.tif", tmp_path / "other.tif"
@@ -160,6 +176,122 @@ def test_bands_and_their_scale(tmp_path: Path, pixels: np.ndarray[Any, Any]) -> 
     assert (grey[..., 0] == grey[..., 2]).all()
 
 
+def test_overviews_do_not_change_the_scale(tmp_path: Path) -> None:
+    """Overviews that are means hide the darkest and the brightest pixels."""
+    rng = np.random.default_rng(0)
+    path = write(tmp_path / "wide.tif", rng.integers(1, 4000, (3, 1300, 1100), dtype=np.uint16),
+                 nodata=0)
+    before = Scene(path).limits
+    with rasterio.open(path, "r+") as file:
+        file.build_overviews([2, 4], rasterio.enums.Resampling.average)
+    after = Scene(path).limits
+    np.testing.assert_array_equal(after, before)
+    assert after[0].max() < 100 and after[1].min() > 3900
+
+
+def test_more_scenes_than_files_may_be_open(run: Run, work: Path, tmp_path: Path,
+                                            pixels: np.ndarray[Any, Any]) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(40):
+        write(folder / f"{number}.tif", np.moveaxis(pixels, 2, 0))
+    tags = tmp_path / "tags.csv"
+    tags.write_text("id,labels\n" + "".join(f"{number},box\n" for number in range(40)))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE,
+                       (len(list(Path("/proc/self/fd").iterdir())) + 25, limits[1]))
+    try:
+        result = run("prepare", "folder", folder, "--labels", tags, "--tile", 64,
+                     work=tmp_path / "cut")
+        assert result.code == 0, result.err
+        result = run("predict", "--decoder", "tiny", "--tile", 96, folder, work=work)
+        assert result.code == 0, result.err
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def cut_with(work: Path, **call: str) -> None:
+    """Let the photos of a workspace be cut from GeoTIFFs with these settings."""
+    changes.add_change(work, {}, {}, {}, {"method": "folder", **call})
+
+
+def test_bands_are_those_of_the_training(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
+    """Of a decoder those of the workspace, of a bundle those in it; options win."""
+    with rasterio.open(scene) as file:
+        turned = write(tmp_path / "bgr.tif", file.read([3, 2, 1]), nodata=0)
+    before, bundle = work / "exports/tiny.safetensors", tmp_path / "tiny.safetensors"
+    assert run("export", "bundle", "--what", "tiny", "--measure", 0, work=work).code == 0
+    assert "bands" not in expect_header(before, "bundle").facts["about"]
+    cut_with(work, bands="3,2,1", percentiles="0,100")
+    assert run("export", "bundle", "--what", "tiny", "--out", bundle, "--measure", 0,
+               work=work).code == 0
+    card = bundle.with_name("tiny.safetensors.md").read_text()
+    assert "seen with bands 3,2,1 and percentiles 0,100." in card
+    out = tmp_path / "out"
+    wanted = run(*PREDICT, scene, "--out", out / "rgb.tif", "--bands", "1,2,3",
+                 "--percentiles", "0,100", work=work)
+    assert wanted.code == 0 and "--bands" not in wanted.err
+    for name, how in (("a", ("--decoder", "tiny")), ("b", ("--segmenter", bundle))):
+        result = run("predict", *how, "--tile", 32, turned, "--out", out / f"{name}.tif", work=work)
+        assert result.code == 0, result.err
+        assert "--bands 3,2,1, --percentiles 0,100: as tiny was trained" in result.err
+        assert expect_header(out / f"{name}.tif", "scenes").options["bands"] == "3,2,1"
+        np.testing.assert_array_equal(labels_of(out / f"{name}.tif"), labels_of(out / "rgb.tif"))
+    assert run(*PREDICT, turned, "--bands", "1,2,3", "--percentiles", "0,100", "--out",
+               out / "c.tif", work=work).code == 0
+    assert (labels_of(out / "c.tif") != labels_of(out / "rgb.tif")).any()
+
+
+def test_tiles_are_scaled_down_as_in_training(run: Run, work: Path, scene: Path, tmp_path: Path
+                                              ) -> None:
+    """Photos were tiles of twice the side to which the training scaled them down."""
+    side = expect_header(work / "decoder/tiny.safetensors", "decoder").facts["max_side"]
+    photo = tmp_path / "photos/map.png"
+    photo.parent.mkdir()
+    with rasterio.open(scene) as file:
+        Image.fromarray(np.moveaxis(file.read(), 0, 2)).save(photo)
+    out, before = tmp_path / "out", ("--tile", 32, "--max-side", 70)
+    for what, name in ((scene, "a.tif"), (photo, "a.png")):
+        result = run("predict", "--decoder", "tiny", *before, what, "--out", out / name, work=work)
+        assert result.code == 0 and "tiles are scaled" not in result.err
+    cut_with(work, tile=str(2 * side))
+    for what, name in ((scene, "b.tif"), (photo, "b.png")):
+        result = run("predict", "--decoder", "tiny", "--tile", 64, what, "--out", out / name,
+                     work=work)
+        assert result.code == 0, result.err
+        assert result.err.count("tiles are scaled by 0.5, as tiny was trained") == 1
+    np.testing.assert_array_equal(labels_of(out / "a.tif"), labels_of(out / "b.tif"))
+    np.testing.assert_array_equal(read_labels(out / "a.png"), read_labels(out / "b.png"))
+    bundle = tmp_path / "tiny.safetensors"
+    assert run("export", "bundle", "--what", "tiny", "--out", bundle, "--measure", 0,
+               work=work).code == 0
+    seen = Segmenter.load(bundle)(photo, tile=64).labels
+    np.testing.assert_array_equal(seen, read_labels(out / "a.png"))
+    assert (Segmenter.load(bundle, max_side=0)(photo, tile=64).labels != seen).any()
+
+
+def test_scenes_of_an_earlier_segmenter(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
+    """`status` lists those in scenes/, and `update` makes them again, as hints say."""
+    out = tmp_path / "out.tif"
+    assert run("update", work=work).code == 0
+    for more in ((), ("--out", out)):
+        assert run(*PREDICT, scene, *more, work=work).code == 0
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(work / "scenes/mine.tif")
+    assert "scenes/tiny/map.tif" in run("status", work=work).out
+    assert run("status", "--stale", work=work).out == "no result is stale\n"
+    before = run(*TRAIN, "--iters", 2, "--name", "other", work=work)
+    assert before.code == 0, before.err
+    (work / "decoder/other.safetensors").replace(work / "decoder/tiny.safetensors")
+    for more, hint in (((), "vpltool update"), (("--out", out), "--update makes it again")):
+        refused = run(*PREDICT, scene, *more, work=work)
+        assert refused.code == 1 and hint in refused.lines("hint:")[0], refused.err
+    assert "stale  scenes/tiny/map.tif" in run("status", "--stale", work=work).out
+    result = run("update", work=work)
+    assert "scenes/tiny/map.tif" in result.out, result.err
+    assert "already exists" in run(*PREDICT, scene, work=work).err
+    assert run(*PREDICT, scene, "--out", out, "--update", work=work).code == 0
+
+
 def test_polygons(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
     assert run(*PREDICT, scene, work=work).code == 0
     result = run("export", "geopackage", "--min-area", 0, work=work)
@@ -174,6 +306,25 @@ def test_polygons(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again, np.where(labels == 255, 0, labels))
     names = {feature.values["label"]: feature.values["class"] for feature in layer.features}
     assert names == {label: ("bar", "box", "disc")[label - 1] for label in names}
+
+
+@pytest.mark.parametrize("place", [
+    PLACE, rasterio.transform.from_origin(9.005, 48.012, 1.4e-5, 1e-5),
+    rasterio.transform.Affine(1e-3, 2e-4, 3e7, 2e-4, -1e-3, -2e7)])
+def test_the_smallest_region_is_counted_in_pixels(place: Any, run: Run, work: Path,
+                                                  tmp_path: Path) -> None:
+    """A region has the same size wherever it lies: 15 pixels are left out, 16 are not."""
+    labels = np.zeros((400, 600), np.uint8)
+    labels[300:304, 500:504] = labels[100:108, 100:102] = 1
+    labels[50:53, 500:505] = labels[300:305, 50:53] = 2
+    labels[350:352, 100:112], labels[350:352, 105:108] = 3, 0
+    path = write(tmp_path / "labels.tif", labels[None], transform=place)
+    with rasterio.open(path, "r+") as file:
+        file.update_tags(vpltool=Header("scenes", "predict").to_json())
+    result = run("export", "geopackage", "--what", path, work=work)
+    (layer,) = read_geopackage(Path(result.out.strip()))
+    assert [feature.values["label"] for feature in layer.features] == [1, 1]
+    assert "2 regions" in result.err
 
 
 def test_gdal_reads_the_polygons(run: Run, work: Path, scene: Path) -> None:
@@ -217,6 +368,41 @@ def test_bad_input_is_one_line(how: str, said: str, run: Run, work: Path, tmp_pa
     (error,) = result.lines("error:")
     assert result.code == 1 and said in error, result.err
     assert not list((tmp_path / "out").rglob("*.tif"))
+
+
+@pytest.mark.parametrize(("placed", "out", "said", "hint"), [
+    (True, "x.png", "the labels of a GeoTIFF are a GeoTIFF", "x.tif"),
+    (True, "x.gpkg", "the labels of a GeoTIFF are a GeoTIFF", "x.tif"),
+    (False, "x.tif", "the labels of a photo are a PNG", "x.png"),
+    (True, "-", "results are files; standard output is not supported", "a file or a folder")])
+def test_out_fits_what_is_written(placed: bool, out: str, said: str, hint: str, run: Run,
+                                  work: Path, tmp_path: Path, pixels: np.ndarray[Any, Any],
+                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scene = write(tmp_path / "a.tif", np.moveaxis(pixels, 2, 0),
+                  **({} if placed else {"crs": None, "transform": None}))
+    result = run(*PREDICT, scene, "--out", out, work=work)
+    assert result.code == 1 and said in result.lines("error:")[0], result.err
+    assert hint in result.lines("hint:")[0]
+    assert not Path(out).exists()
+
+
+def test_a_damaged_scene_does_not_stop_the_others(run: Run, work: Path, tmp_path: Path,
+                                                  pixels: np.ndarray[Any, Any]) -> None:
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for name in "abc":
+        write(folder / f"{name}.tif", np.moveaxis(pixels, 2, 0))
+    # Of one, only the pixels of the last rows are gone.
+    for name, size in (("a", 300), ("b", -3000)):
+        path = folder / f"{name}.tif"
+        path.write_bytes(path.read_bytes()[:size])
+    result = run(*PREDICT, folder, work=work)
+    (error,) = result.lines("error:")
+    assert result.code == 1 and error.startswith("2 of 3 GeoTIFFs failed, the others are done: ")
+    assert "a.tif cannot be read" in error and "b.tif cannot be read" in error
+    assert result.out.splitlines() == [str(work / "scenes/tiny/c.tif")]
+    assert labels_of(work / "scenes/tiny/c.tif").shape == (100, 140)
 
 
 def test_no_coordinate_system_is_said_once_and_kept(run: Run, work: Path, tmp_path: Path,

@@ -18,14 +18,11 @@ from vpltool.engine.photo_work import Failed, Made, run_batches, run_photos
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder
 from vpltool.lazy import Image, Tensor, np, npt, torch
-from vpltool.methods.inputs import TrainedSegmenter, parse_tile, side_of
+from vpltool.methods.inputs import AUTO, AUTO_SIDE, TrainedSegmenter, parse_tile, side_of
 from vpltool.parallel.batches import Batch, FeatureBatch, feature_batches
 from vpltool.parallel.device import find_device
 from vpltool.parallel.threads import in_threads
 from vpltool.settings import NoEffect, setting
-
-_TILE = 512
-"""Side of a tile with `tile='auto'`, if training did not fix a size."""
 
 _MOST_PATCHES = 16_384
 """Limit of patches per photo on a CPU: attention is quadratic, and a ViT-B/16 takes three minutes
@@ -236,6 +233,7 @@ class RunningNetwork:
 
     trained: TrainedSegmenter
     device: torch.device
+    scale: float = 1.0  # of tiles, see `SegmenterFile.tile_scale`
 
     def _preprocessing(self, settings: RunsSegmenter) -> photos.PhotoSettings:
         """Return the preprocessing of whole photos."""
@@ -255,13 +253,16 @@ class RunningNetwork:
         """Return a segmenter of large photos in tiles; None: all photos are processed whole."""
         if not settings.tile:
             return None
-        side, least = parse_tile(settings.tile, side_of(self.trained.header) or _TILE)
-        # Divided photos are scaled down only if a side is given.
-        most = settings.max_side if "max_side" in settings.given else None
-        return TiledSegmenter(
-            functools.partial(self._segment, settings=settings),
-            replace(self._preprocessing(settings), max_side=most or 0), self.device, side,
-            settings.overlap, least, settings.batch_size)
+        side, least = parse_tile(settings.tile, side_of(self.trained.header) or AUTO_SIDE)
+        whole = replace(self._preprocessing(settings), max_side=0)
+        # Divided photos are scaled down only if a side is given, or as tiles were in training.
+        if "max_side" in settings.given:
+            whole = replace(whole, max_side=settings.max_side or 0)
+        elif self.scale < 1:
+            side = side if settings.tile == AUTO else round(side * self.scale)
+            whole = replace(whole, scale=whole.scale * self.scale)
+        return TiledSegmenter(functools.partial(self._segment, settings=settings), whole,
+                              self.device, side, settings.overlap, least, settings.batch_size)
 
     def photo(self, rgb: npt.NDArray[np.uint8], settings: RunsSegmenter) -> Tensor:
         """Return class probabilities (classes, h, w) of RGB (H, W, 3)."""

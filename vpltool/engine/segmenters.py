@@ -18,11 +18,11 @@ from vpltool.engine import checkpoints, groups, headers, models
 from vpltool.engine.features import BEST_FIRST, open_features
 from vpltool.engine.running import RunningNetwork, RunsSegmenter
 from vpltool.errors import VplError, near_name
-from vpltool.formats import Header, InputFolder, Workspace, kinds, storage
+from vpltool.formats import Header, InputFolder, Workspace, changes, kinds, storage
 from vpltool.formats.manifest import MANIFEST, again
 from vpltool.lazy import Tensor, torch
 from vpltool.methods import SegmenterMethod, load_method
-from vpltool.methods.inputs import TrainedSegmenter, side_of
+from vpltool.methods.inputs import AUTO_SIDE, TrainedSegmenter, parse_tile, side_of
 from vpltool.parallel.device import find_device, find_precision
 
 RunningSegmenter: TypeAlias = "RunningNetwork | groups.GroupSegmenter"
@@ -115,6 +115,19 @@ class SegmenterFile:
         found = storage.read_json(path, "`calibrate()`")
         return found if found.get("decoder") == formats.identity_of_file(self.path) else None
 
+    def cut(self) -> dict[str, str]:
+        """Return the settings `bands`, `percentiles` and `tile` with which its photos were cut.
+
+        Those at their defaults are left out, and `tile` if tiles were not scaled down in training.
+        """
+        call = changes.last_call(changes.workspace_around(self.path.resolve()))
+        return _cut(call, side_of(self.header))
+
+    def tile_scale(self) -> float:
+        """Return the factor by which tiles were scaled down in training; 1 if they were not."""
+        tile = self.cut().get("tile")
+        return side_of(self.header) / parse_tile(tile, AUTO_SIDE)[0] if tile else 1.0
+
     def part(self, name: str) -> dict[str, Tensor]:
         """Read the state dict of the `decoder` network or of the `tower`; half becomes float32.
 
@@ -195,7 +208,7 @@ class SegmenterFile:
         dtype = find_precision(settings.precision, device, console.warn)
         trained = self.trained(workspace, device)
         trained.encoder.vision.to(dtype)
-        return RunningNetwork(trained, device)
+        return RunningNetwork(trained, device, self.tile_scale())
 
     def serving_features(self, workspace: Workspace, settings: RunsSegmenter, ids: Sequence[str]
                          ) -> InputFolder | None:
@@ -267,6 +280,14 @@ class SegmenterFile:
         return found
 
 
+def _cut(found: Mapping[str, object], side: int) -> dict[str, str]:
+    taken = {name: str(found[name]) for name in ("bands", "percentiles", "tile")
+             if found.get(name)}
+    if "tile" in taken and not 0 < side < parse_tile(taken["tile"], AUTO_SIDE)[0]:
+        del taken["tile"]
+    return taken
+
+
 @dataclass(frozen=True)
 class BundleFile(SegmenterFile):
     """A portable segmenter written by `export`: network, encoder and classes in one file."""
@@ -282,6 +303,10 @@ class BundleFile(SegmenterFile):
     def calibration(self, work: Path) -> Mapping[str, Any] | None:
         """Return the calibration at the time of export."""
         return self.header.facts.get("about", {}).get("calibration")
+
+    def cut(self) -> dict[str, str]:
+        """See `SegmenterFile`; as they were at the time of export."""
+        return _cut(self.header.facts.get("about", {}), side_of(self.header))
 
     def part(self, name: str) -> dict[str, Tensor]:
         """See `SegmenterFile`."""

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ class Scaling:
 
 
 class Scene:
-    """A GeoTIFF opened for reading in windows.
+    """A GeoTIFF for reading in windows; `with scene:` closes its file at the end.
 
     Raises:
         VplError: it cannot be read, lacks a band, or has no valid pixel.
@@ -155,29 +155,32 @@ class Scene:
 
     def __init__(self, path: Path, scaling: Scaling = Scaling()) -> None:  # noqa: B008
         self.path, self.scaling = path, scaling
-        self.file = open_raster(path)
-        count = self.file.count
-        self.bands = scaling.bands or ((1, 2, 3) if count >= 3 else (1,))
-        if max(self.bands) > count:
-            raise VplError(f"{short_path(path)} has {count} band{'s' * (count != 1)}, and "
-                           f"`bands={','.join(map(str, self.bands))!r}` asks for "
-                           f"{max(self.bands)}", f"choose of 1 to {count}")
-        self.reduced = self._reduced()
+        # A process may open about a thousand files, and a folder may hold more scenes.
+        with self:
+            file = self.file
+            self.size: tuple[int, int] = (file.height, file.width)
+            # Must agree within a set of files.
+            self.layout = f"{file.count} of {file.dtypes[0]}"
+            # Whether the file has a coordinate reference system.
+            self.placed = file.crs is not None
+            self.bands = scaling.bands or ((1, 2, 3) if file.count >= 3 else (1,))
+            if max(self.bands) > file.count:
+                raise VplError(f"{short_path(path)} has {file.count} band{'s' * (file.count != 1)}"
+                               f", and `bands={','.join(map(str, self.bands))!r}` asks for "
+                               f"{max(self.bands)}", f"choose of 1 to {file.count}")
+            self.reduced = self._reduced()
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.file.height, self.file.width
+    def __enter__(self) -> Scene:
+        return self
 
-    @property
-    def layout(self) -> str:
-        """Number and type of the bands, which must agree within a set of files."""
-        return f"{self.file.count} of {self.file.dtypes[0]}"
+    def __exit__(self, *_: object) -> None:
+        if file := vars(self).pop("file", None):
+            file.close()
 
     @cached_property
-    def placed(self) -> bool:
-        """Whether the file has a coordinate reference system."""
-        return self.file.crs is not None
+    def file(self) -> rasterio.DatasetReader:
+        """The file, which is opened when it is needed."""
+        return open_raster(self.path)
 
     def warn_unplaced(self) -> None:
         """Warn if the file has no coordinate system, since results have none either."""
@@ -209,14 +212,30 @@ class Scene:
         """Values of each band that map to 0 and 255."""
         if not self.scaling.percentiles and self.file.dtypes[0] == "uint8":
             return np.zeros(len(self.bands)), np.full(len(self.bands), 255.0)
-        valid = self.reduced
         with reading(self.path):
-            values = self.file.read(self.bands, out_shape=(len(self.bands), *valid.shape))
+            parts, valid_parts = zip(*self._sample(), strict=True)
+        values, valid = np.concatenate(parts, axis=1), np.concatenate(valid_parts)
         limits = self.scaling.percentiles or _PERCENTILES
         known = [band[valid & np.isfinite(band)] for band in values.astype(np.float64)]
         found = np.array([np.percentile(band, limits) if band.size else (0.0, 1.0)
                           for band in known])
         return found[:, 0], np.maximum(found[:, 1], found[:, 0] + 1e-9)
+
+    def _sample(self) -> Iterator[tuple[npt.NDArray[np.generic], npt.NDArray[np.bool_]]]:
+        """Yield values (bands, h, w) and validity (h, w) at evenly spread pixels, from the top.
+
+        Windows at full resolution are read: a reduced read takes overviews, whose means hide the
+        extremes.
+        """
+        rows, columns = (((np.arange(count) + 0.5) * side / count).astype(int)
+                         for count, side in zip(self.reduced.shape, self.size, strict=True))
+        block = min(self.file.block_shapes[0][0], _BLOCK)
+        for _, group in groupby(rows.tolist(), lambda row: row // block):
+            own = list(group)
+            window = (own[0], 0, own[-1] + 1 - own[0], self.size[1])
+            values = self.file.read(self.bands, window=self._window(*window))
+            at = np.ix_([row - own[0] for row in own], columns)
+            yield values[:, at[0], at[1]], self.valid(*window)[at]
 
     def read(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.uint8]:
         """Read RGB (height, width, 3) uint8; pixels beyond the edge repeat the last ones.
@@ -226,37 +245,49 @@ class Scene:
         """
         window = self._window(top, left, height, width)
         with reading(self.path):
-            values = self.file.read(self.bands, window=window)
+            rgb = self._shown(self.file.read(self.bands, window=window))
+        beyond = ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0))
+        return np.pad(rgb, beyond, mode="edge")
+
+    def read_scaled(self, size: tuple[int, int], top: int, left: int, height: int, width: int
+                    ) -> npt.NDArray[np.uint8]:
+        """Read a window like `read`, of the file scaled down to a size (height, width)."""
+        down, across = (own / other for own, other in zip(self.size, size, strict=True))
+        window = self._window(top * down, left * across, height * down, width * across)
+        with reading(self.path):
+            return self._shown(self.file.read(
+                self.bands, window=window, out_shape=(len(self.bands), height, width),
+                resampling=rasterio.enums.Resampling.cubic))
+
+    def _shown(self, values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+        """Convert values (bands, h, w) to RGB (h, w, 3)."""
         if values.dtype != np.uint8 or self.scaling.percentiles:
             low, high = (limit[:, None, None] for limit in self.limits)
             scaled = (np.nan_to_num(values.astype(np.float64)) - low) / (high - low)
-            values = (scaled.clip(0, 1) * 255).round().astype(np.uint8)
-        rgb = np.moveaxis(values, 0, 2)
-        rgb = np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb
-        beyond = ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0))
-        return np.pad(rgb, beyond, mode="edge")
+            values = (scaled.clip(0, 1) * 255).round()
+        rgb = np.moveaxis(values.astype(np.uint8, copy=False), 0, 2)
+        return np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb
 
     def valid(self, top: int, left: int, height: int, width: int) -> npt.NDArray[np.bool_]:
         """Return the validity mask (h, w) of a window, cropped at the edge; False is nodata."""
         with reading(self.path):
             return self.file.dataset_mask(window=self._window(top, left, height, width)) > 0
 
-    def _window(self, top: int, left: int, height: int, width: int) -> object:
+    def _window(self, top: float, left: float, height: float, width: float) -> object:
         return rasterio.windows.Window(
             left, top, min(width, self.size[1] - left), min(height, self.size[0] - top))
 
 
-def check_alike(scenes: Sequence[Scene]) -> None:
-    """Check that all files of a set have the same bands.
+def check_alike(first: Scene, scene: Scene) -> None:
+    """Check that a file of a set has the same bands as the first.
 
     Raises:
-        VplError: two files differ.
+        VplError: they differ.
     """
-    for scene in scenes[1:]:
-        if scene.layout != scenes[0].layout:
-            raise VplError(f"{short_path(scene.path)} has {scene.layout}, and "
-                           f"{short_path(scenes[0].path)} has {scenes[0].layout} as bands",
-                           "give files of one kind, or each set by itself")
+    if scene.layout != first.layout:
+        raise VplError(f"{short_path(scene.path)} has {scene.layout}, and "
+                       f"{short_path(first.path)} has {first.layout} as bands",
+                       "give files of one kind, or each set by itself")
 
 
 def write_scene(path: Path, like: Scene, parts: Iterator[npt.NDArray[np.uint8]], header: Header,

@@ -315,6 +315,9 @@ def side_of(header: Header, given: int | None = None) -> int:
 
 AUTO = "auto"
 
+AUTO_SIDE = 512
+"""Side of a tile with `tile='auto'`, if no training has fixed one: that of `own-photos`."""
+
 
 def parse_tile(choice: str, auto: int) -> tuple[int, int]:
     """Parse the setting `tile`: the side of a tile, and the length above which photos are cut.

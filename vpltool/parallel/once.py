@@ -98,14 +98,15 @@ _writing: ContextVar[tuple[contextlib.ExitStack, str] | None] = ContextVar("writ
 
 
 @contextlib.contextmanager
-def writer(work: str) -> Iterator[None]:
+def writer(work: str = "") -> Iterator[None]:
     """Run a block whose outputs are locked by `write_alone`; all locks are released at the end.
 
     Processes with the same description of their `work` (shards, ranks) may write to the same
-    output.
+    output. By default, the work is that of the block around this one.
     """
+    around = "" if work else (_writing.get() or (None, ""))[1]
     with contextlib.ExitStack() as stack:
-        token = _writing.set((stack, hashlib.sha256(work.encode()).hexdigest()))
+        token = _writing.set((stack, around or hashlib.sha256(work.encode()).hexdigest()))
         try:
             yield
         finally:

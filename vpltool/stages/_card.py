@@ -59,10 +59,12 @@ def about_segmenter(workspace: Workspace, segmenter: segmenters.SegmenterFile) -
 
     Returns:
         `photos` that it was trained on, `tagged` with each class, `supervision`, the `scores` of
-        its predictions, their `agreement` with tags, and its `calibration`.
+        its predictions, their `agreement` with tags, its `calibration`, and how its photos
+        were cut, see `SegmenterFile.cut`.
     """
     header = segmenter.header
-    about: dict[str, Any] = {"supervision": header.supervision or "tags"}
+    about: dict[str, Any] = {"supervision": header.supervision or "tags",
+                             **segmenter.cut()}
     try:
         photos = workspace.photos(str(header.options.get("split", "train")),
                                   int(header.options.get("limit", 0)))
@@ -229,6 +231,10 @@ def _sections(about: Mapping[str, Any]) -> list[str]:
         lines += ["## Trained on", "", f"{about['photos']} photos; supervision: "
                   f"{about['supervision']}. Tagged: " + ", ".join(
                       f"{name} {count}" for name, count in about["tagged"].items()) + ".", ""]
+    if scenes := [f"{name} {about[name]}" for name in ("bands", "percentiles") if name in about]:
+        lines += [f"It was trained on tiles of GeoTIFFs, seen with {' and '.join(scenes)}.", ""]
+    if "tile" in about:
+        lines += [f"Tiles of {about['tile']} pixels were scaled down; `predict` does the same.", ""]
     for score in about.get("scores", ()):
         names = list(score["iou"])
         lines += [f"## Scores on {score['photos']} photos of `{score['split']}`, "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from vpltool import options
+from vpltool import console, options
 from vpltool.core import agreement, segment
+from vpltool.datasets import layouts
 from vpltool.datasets.words import read_classes
 from vpltool.engine import groups, headers, running, segmenters
 from vpltool.errors import VplError
@@ -15,6 +17,9 @@ from vpltool.formats import Header, InputFolder, JsonObject, Workspace, kinds, o
 from vpltool.lazy import np, npt
 from vpltool.methods.inputs import AUTO, parse_tile, side_of
 from vpltool.settings import setting
+
+_NOT_FOLDERS = layouts.PHOTO_SUFFIXES | {".gpkg"}
+"""Suffixes of files, which no folder of results should have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +72,31 @@ class Chosen:
                *skip: str) -> Header:
         """Make the header of an output, with further inputs and options; see `make_header`."""
         segmenter = self.segmenter
-        return headers.make_header(
+        made = headers.make_header(
             self.workspace, kind, "predict", self.settings,
             inputs={segmenter.role: segmenter.path, "classes": self.named.classes_identity,
                     **inputs},
             model=segmenter.header.model,
             options=options | ({"temperature": self.temperature} if self.settings.abstain else {}),
             skip=(*segmenter.unused, *skip))
+        if "tile_scale" in options or (kind == "scenes" and "max_side" not in self.settings.given
+                                       and self.settings.max_side):
+            # The same call finds the scale again only if it gives no side.
+            made.call.pop("max_side", None)
+        return made
+
+    @cached_property
+    def scaled(self) -> JsonObject:
+        """Return the option that records how much tiles are scaled down, as in training.
+
+        A note says so, once. It is empty if they are not.
+        """
+        scale = 1.0 if "max_side" in self.settings.given else self.segmenter.tile_scale()
+        if scale >= 1:
+            return {}
+        console.note(f"tiles are scaled by {scale:.3g}, as {self.segmenter.path.stem} was trained; "
+                     "`max_side=0` sees them at full size")
+        return {"tile_scale": scale}
 
     def labels(self, segmented: running.Segmented) -> npt.NDArray[np.uint8]:
         """Return the labels (H, W) of a photo at its own size."""
@@ -107,6 +130,16 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
                        f"`predict(images=['PHOTOS'], segmenter='{choice}')`")
     return Chosen(workspace, _sized(settings, segmenter.header), segmenter, named,
                   _temperature(settings, segmenter, workspace.path))
+
+
+def check_out(out: Path | None, suffixes: Sequence[str], what: str) -> None:
+    """Check that `out` is not named like a file of another kind: `what` is a file with a suffix.
+
+    Raises:
+        VplError: it is.
+    """
+    if out and out.suffix.lower() in _NOT_FOLDERS - {*suffixes} and not out.is_dir():
+        raise VplError(f"{out}: {what}", f"`out='{out.with_suffix(suffixes[0])}'`, or a folder")
 
 
 def _temperature(settings: PredictSettings, segmenter: segmenters.SegmenterFile, work: Path

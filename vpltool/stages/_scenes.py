@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,10 +15,12 @@ from vpltool.core.classes import label_type
 from vpltool.engine import headers, photo_work, running
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import IGNORE, Header, describe, kinds, rasters, read_labels, write_labels
+from vpltool.json_text import JsonObject
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO
 from vpltool.names import is_hidden
-from vpltool.stages._chosen_segmenter import Chosen
+from vpltool.parallel import once
+from vpltool.stages._chosen_segmenter import Chosen, check_out
 
 _ROWS = 128
 """Rows of pixels that are labelled at a time."""
@@ -38,30 +41,68 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
         the files: `out`, or files in it; by default scenes/SEGMENTER/NAME.tif.
 
     Raises:
-        VplError: a file cannot be opened, or was predicted with other settings.
-        PhotosFailed: a file turned out to be damaged; the others are done.
+        VplError: no file can be opened, or one was predicted with other settings.
+        PhotosFailed: a file is damaged; the others are done.
     """
-    settings = work.settings
-    scaling = rasters.Scaling.parse(settings.bands, settings.percentiles)
-    scenes = [rasters.Scene(path, scaling) for path in paths]
-    rasters.check_alike(scenes)
+    work = _as_cut(work)
+    check_out(work.settings.out, rasters.SUFFIXES, "the labels of a GeoTIFF are a GeoTIFF")
+    scenes, failed = _open(work, paths)
     outs = _outs(work, paths)
-    todo = [(scene, out, header) for scene, out in zip(scenes, outs, strict=True)
-            if not headers.check_file(out, header := _header(work, scene), settings)]
-    if not todo:
-        return outs
-    failed: dict[str, str] = {}
-    tiled = _load(work)
+    todo, options = [], {"scales": work.settings.factors, **work.scaled}
+    for scene in scenes:
+        out, header = outs[paths.index(scene.path)], _header(work, scene, options)
+        # A lock to the end would be an open file for each scene.
+        with once.writer():
+            if not headers.check_file(out, header, work.settings):
+                todo.append((scene, out, header))
+    tiled = _load(work) if todo else None
     for scene, out, header in todo:
+        assert tiled is not None
         scene.warn_unplaced()
         try:
-            _predict(work, tiled, scene, out, header)
+            with scene, once.writer():
+                once.write_alone(out)
+                _predict(work, tiled, scene, out, header)
         except VplError as error:
-            failed[scene.path.stem] = error.message
+            failed[scene.path] = error
     if failed:
-        raise PhotosFailed("; ".join(failed.values()), "fix them and run the same command again; "
-                           "rows that are done are kept", [*outs], sorted(failed))
+        made = [out for path, out in zip(paths, outs, strict=True) if path not in failed]
+        told = (f"{len(failed)} of {len(paths)} GeoTIFFs failed, the others are done: "
+                if made else "")
+        raise PhotosFailed(told + "; ".join(error.message for error in failed.values()),
+                           "fix them and run the same command again; rows that are done are kept",
+                           made, sorted(path.stem for path in failed))
     return outs
+
+
+def _as_cut(work: Chosen) -> Chosen:
+    """Take bands and percentiles as the segmenter's photos were cut, unless they are given."""
+    settings = work.settings
+    taken = {name: value for name, value in work.segmenter.cut().items()
+             if name != "tile" and not settings.is_given(name)}
+    if taken:
+        told = ", ".join(f"`{name}={value!r}`" for name, value in taken.items())
+        console.note(f"{told}: as {work.segmenter.path.stem} was trained")
+    return replace(work, settings=replace(
+        settings, bands=taken.get("bands", settings.bands),
+        percentiles=taken.get("percentiles", settings.percentiles)))
+
+
+def _open(work: Chosen, paths: Sequence[Path]
+          ) -> tuple[list[rasters.Scene], dict[Path, VplError]]:
+    """Return the scenes that can be read, and the errors of the others by path."""
+    scaling = rasters.Scaling.parse(work.settings.bands, work.settings.percentiles)
+    scenes, failed = list[rasters.Scene](), dict[Path, VplError]()
+    for path in paths:
+        try:
+            scenes.append(rasters.Scene(path, scaling))
+        except VplError as error:
+            failed[path] = error
+            continue
+        rasters.check_alike(scenes[0], scenes[-1])
+    if not scenes:
+        raise failed[paths[0]]
+    return scenes, failed
 
 
 def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
@@ -82,9 +123,8 @@ def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
     return outs
 
 
-def _header(work: Chosen, scene: rasters.Scene) -> Header:
-    header = work.header("scenes", {"scene": scene.path}, {"scales": work.settings.factors},
-                         "split", "source")
+def _header(work: Chosen, scene: rasters.Scene, options: JsonObject) -> Header:
+    header = work.header("scenes", {"scene": scene.path}, options, "split", "source")
     sources = dict(header.sources)
     sources["images"] = sources.pop("scene")
     return replace(header, sources=sources)
@@ -104,15 +144,17 @@ def _load(work: Chosen) -> running.TiledSegmenter:
 def _predict(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, out: Path,
              header: Header) -> None:
     """Predict a scene by rows of tiles, and join the rows."""
-    tops = [span.start for span in grids.spans(tiled.grid(scene.size)[0],
-                                               tiled.side // tiled.preprocess.patch, tiled.overlap)]
+    seen = tiled.preprocess.fit(scene.size)
+    tops = [span.start for span in grids.spans(
+        tiled.grid(seen)[0], tiled.side // tiled.preprocess.patch, tiled.overlap)]
     folder = out.with_name(out.name + ".rows")
     files = [folder / f"{number:05}.png" for number in range(len(tops))]
     done = sum(1 for _ in takewhile(lambda file: _is_of(file, header), files))
     if done:
         console.note(f"{out}: {done} of {len(files)} rows of tiles are done already")
     for number, row in photo_work.tracked(
-            f"predict {scene.path.stem}", _rows(work, tiled, scene, done, tops), len(files) - done):
+            f"predict {scene.path.stem}", _rows(work, tiled, scene, seen, done, tops),
+            len(files) - done):
         write_labels(files[number], row, header)
     classes = work.named.classes
     labels = (read_labels(file).astype(label_type(len(classes)), copy=False) for file in files)
@@ -129,20 +171,23 @@ def _is_of(file: Path, header: Header) -> bool:
     return found is not None and found.config_hash == header.config_hash
 
 
-def _rows(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, done: int,
-          tops: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+def _rows(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, seen: tuple[int, int],
+          done: int, tops: Sequence[int]) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
     """Yield the number and the labels (h, W) of each remaining row of tiles.
 
     A row of pixels lies between two rows of probabilities, so a row of tiles ends half a value
-    before its last row of probabilities, with which the next row of tiles begins.
+    before its last row of probabilities, with which the next row of tiles begins. The scene is
+    `seen` at a size (height, width): scaled down, or with the last pixels repeated.
     """
     if done == len(tops):
         return
     height, width = scene.size
-    patch, grid = tiled.preprocess.patch, tiled.grid(scene.size)
-    ratio = segment.FINENESS / patch
+    smaller = seen[0] < height or seen[1] < width
+    covered, read = ((scene.size, functools.partial(scene.read_scaled, seen)) if smaller
+                     else (seen, scene.read))
+    ratio = segment.FINENESS / tiled.preprocess.patch * (seen[0] / covered[0])
     before: Tensor | None = None
-    for top, field in tiled.rows(scene.size, scene.read, max(done - 1, 0)):
+    for top, field in tiled.rows(seen, read, max(done - 1, 0)):
         number = tops.index(top)
         bottom = segment.FINENESS * top + field.shape[1]
         begin = _first_after(segment.FINENESS * top, ratio) if top else 0
@@ -154,7 +199,7 @@ def _rows(work: Chosen, tiled: running.TiledSegmenter, scene: rasters.Scene, don
             for first in range(begin, end, _ROWS):
                 labels = segment.labels_between(
                     known, bottom - known.shape[1], ratio, (first, min(first + _ROWS, end)),
-                    grid[1] * patch, work.settings.abstain)[:, :width]
+                    covered[1], work.settings.abstain)[:, :width]
                 labels[~scene.valid(first, 0, *labels.shape)] = IGNORE
                 parts.append(labels)
             yield number, np.concatenate(parts)

@@ -24,7 +24,7 @@ from vpltool.names import short_path
 from vpltool.parallel import device, threads
 from vpltool.pictures.overlays import overlay
 from vpltool.settings import Stage, warn_without_effect
-from vpltool.stages._chosen_segmenter import Chosen, PredictSettings, choose_segmenter
+from vpltool.stages._chosen_segmenter import Chosen, PredictSettings, check_out, choose_segmenter
 from vpltool.stages._scenes import predict_scenes, scenes_among
 
 _QUALITY = 90
@@ -71,6 +71,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
                            "predict them in two runs")
         return predict_scenes(work, scenes)
     settings = work.settings
+    check_out(settings.out, (".png",), "the labels of a photo are a PNG")
     tasks = _named_tasks(work) if settings.images else [_split_task(work)]
     unused = dict(work.segmenter.unused)
     if tasks[0].features:
@@ -212,6 +213,8 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
     options: JsonObject = {"split": task.name}
     if "scales" not in segmenter.unused:
         options |= {"scales": settings.factors, "source": "features" if task.features else "photos"}
+    if settings.tile:
+        options |= work.scaled
     header = (work.header(kind, {"features": task.features}, options, "precision")
               if task.features else work.header(kind, {}, options))
     images = [relative_to(path, workspace.path) for path in task.images]

@@ -41,9 +41,9 @@ def export(scene: PredictedScene, path: Path, settings: Settings) -> list[Path]:
     with rasters.reading(scene.path), rasterio.open(scene.path) as file:
         wkt = file.crs.to_wkt() if file.crs else ""
         epsg = file.crs.to_epsg() if file.crs else None
-        area = abs(file.transform.determinant) * settings.min_area
         ignored = int(file.nodata) if file.nodata is not None else -1
-        count = geopackage.write_geopackage(path, _regions(scene, file, ignored, area), wkt, epsg)
+        count = geopackage.write_geopackage(
+            path, _regions(scene, file, ignored, settings.min_area), wkt, epsg)
     console.note(f"{path}: {counted(count, 'region', 'regions')}")
     if not wkt:
         console.warn(f"{scene.path} has no coordinate reference system; {path.name} has none "
@@ -51,7 +51,7 @@ def export(scene: PredictedScene, path: Path, settings: Settings) -> list[Path]:
     return [path]
 
 
-def _regions(scene: PredictedScene, file: object, ignored: int, area: float
+def _regions(scene: PredictedScene, file: object, ignored: int, least: int
              ) -> Iterator[tuple[geopackage.Polygon, str, int]]:
     names = ("background", *scene.classes)
     # A band is read by windows; an array would be the whole scene.
@@ -62,5 +62,15 @@ def _regions(scene: PredictedScene, file: object, ignored: int, area: float
         if label in (0, ignored) or label >= len(names):
             continue
         polygon = [[(float(x), float(y)) for x, y in ring] for ring in shape["coordinates"]]
-        if geopackage.polygon_area(polygon) >= area:
+        if _pixels(polygon, transform.determinant) >= least:
             yield polygon, names[label], label
+
+
+def _pixels(polygon: geopackage.Polygon, of_one: float) -> int:
+    """Return how many pixels a polygon has, given the area of one.
+
+    Its corners are moved to the origin first: products of large coordinates would cancel.
+    """
+    left, top = polygon[0][0]
+    moved = [[(x - left, y - top) for x, y in ring] for ring in polygon]
+    return round(geopackage.polygon_area(moved) / abs(of_one))

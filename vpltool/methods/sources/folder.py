@@ -37,12 +37,9 @@ from vpltool.formats import Header, OutputFolder, Photo, Workspace, atomic, rast
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
-from vpltool.methods.inputs import Source, SourceRequest, parse_tile
+from vpltool.methods.inputs import AUTO_SIDE, Source, SourceRequest, parse_tile
 from vpltool.names import short_path
 from vpltool.settings import setting
-
-_AUTO = 512
-"""Side of a tile with `tile='auto'`: that to which `own-photos` scales photos down."""
 
 FOLDER = "tiles"
 """Folder of the workspace for tiles and pages."""
@@ -158,7 +155,7 @@ def _source(settings: Settings, root: Path, photos: list[Photo], named: tuple[st
 def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
             photos: list[Photo], places: Path | None, remarks: list[str]) -> Source:
     """Cut files into tiles and pages, which are the photos."""
-    side, least = parse_tile(settings.tile, _AUTO) if settings.tile else (0, 0)
+    side, least = parse_tile(settings.tile, AUTO_SIDE) if settings.tile else (0, 0)
     cut = Cut(side, least, rasters.Scaling.parse(settings.bands, settings.percentiles))
     raster = (tile_tags.TagRaster(places, named)
               if places and places.suffix.lower() in rasters.SUFFIXES else None)
@@ -243,15 +240,16 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
                 raster: tile_tags.TagRaster | None
                 ) -> tuple[list[Photo], list[Part], list[str]]:
     """Return all photos, whole ones and parts of files; the parts; and remarks."""
-    whole, parts, scenes = list[Photo](), list[Part](), list[rasters.Scene]()
+    whole, parts = list[Photo](), list[Part]()
+    first: rasters.Scene | None = None
     unknown, known, used = 0, set[str](), set[str]()
     # What no rectangle names is unknown, also in photos without any.
     of_tiles = any(region.tells_of_tile for region in regions)
     for photo in photos:
         large = Large(images / photo.image, cut)
         if large.scene:
-            scenes.append(large.scene)
-            rasters.check_alike([scenes[0], large.scene])
+            first = first or large.scene
+            rasters.check_alike(first, large.scene)
         boxes = large.boxes()
         if large.pages == 1 and len(boxes) == 1 and not (large.scene or regions or raster):
             mask = photo.mask and relative_to(images / photo.mask, root)
@@ -362,9 +360,10 @@ def _edited(root: Path, images: Path, parts: Sequence[Part]) -> list[str]:
 def _pixels(large: Large, parts: Sequence[Part]) -> Iterator[tuple[Part, npt.NDArray[np.uint8]]]:
     """Read the pixels of each part."""
     if large.scene:
-        for part in parts:
-            box = part.box
-            yield part, large.scene.read(box.top, box.left, box.height, box.width)
+        with large.scene:
+            for part in parts:
+                box = part.box
+                yield part, large.scene.read(box.top, box.left, box.height, box.width)
         return
     for page, own in groupby(parts, lambda part: part.page):
         whole = large.read(page)
