@@ -141,6 +141,12 @@ def part_of(part: int, whole: int, things: str, one: str, many: str) -> str:
     return f"{part} of {whole} {things} {one if part == 1 else many}"
 
 
+def first_few(names: Iterable[str], between: str = ", ") -> str:
+    """Join the first five names, with `…` if there are more."""
+    names = list(names)
+    return between.join(names[:5]) + (f"{between}…" if names[5:] else "")
+
+
 def fix_and_repeat(number: int, again: str) -> str:
     """Return the hint for photos that failed; `again` is such as `run the recipe again`."""
     them, these = ("it", "it is") if number == 1 else ("them", "these are")

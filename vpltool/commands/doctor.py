@@ -20,7 +20,7 @@ from vpltool.console import age, size
 from vpltool.engine import checkpoints
 from vpltool.engine.features import HEAD, head_path
 from vpltool.engine.models import WORDS
-from vpltool.errors import VplError, counted, first_line, part_of
+from vpltool.errors import VplError, counted, first_few, first_line, part_of
 from vpltool.formats import Header, Photo, Workspace, open_workspace, read_json
 from vpltool.formats.atomic import AT_WORK, PART, newest
 from vpltool.formats.changes import count_photos
@@ -176,7 +176,7 @@ def workspace_findings(path: Path) -> list[Finding]:
     stale = [artifact.name for artifact in state.in_order if state.stale(artifact)]
     if stale and not any(finding.level == BROKEN for finding in found):
         found.append(Finding("workspace", NOTE, "results", f"{len(stale)} of "
-                             f"{len(state.artifacts)} are stale: {_named(stale)}",
+                             f"{len(state.artifacts)} are stale: {first_few(stale)}",
                              command_line("update", {}, program(path))))
     return [Finding("workspace", OK, workspace.name,
                     f"{count_photos(len(photos))}, {count} files checked"), *found]
@@ -218,12 +218,12 @@ def _photos(workspace: Workspace, photos: Sequence[Photo]) -> Iterator[Finding]:
     twice = [key for key, count in Counter(photo.id for photo in photos).items() if count > 1]
     if twice:
         yield Finding("workspace", BROKEN, "images.jsonl", f"{count_photos(len(twice))} listed "
-                      f"twice: {_named(twice)}", prepare_line(workspace))
+                      f"twice: {first_few(twice)}", prepare_line(workspace))
     if gone := [photo.id for photo in workspace.missing(photos)]:
         root = short_path(workspace.path / workspace.root)
         yield Finding(
             "workspace", BROKEN, "photos", part_of(len(gone), len(photos), "photos", "is", "are")
-            + f" not in {root}: {_named(gone)}. If they have moved, give their new folder",
+            + f" not in {root}: {first_few(gone)}. If they have moved, give their new folder",
             prepare_line(workspace))
 
 
@@ -263,7 +263,7 @@ def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, lis
     surplus = [key for key in ids if key not in known and key not in artifact.folder.packed]
     if surplus and path.name in {split for photo in workspace.photos() for split in photo.splits}:
         found.append(_found(NOTE, workspace, path, counted(len(surplus), "file", "files")
-                            + " of photos that the workspace does not have: " + _named(surplus),
+                            + " of photos that the workspace does not have: " + first_few(surplus),
                             removal([artifact.folder.path_of(key) for key in surplus])))
     return len(ids), found
 
@@ -289,7 +289,7 @@ def _bad_files(workspace: Workspace, artifact: Artifact) -> Iterator[Finding]:
             (foreign, "of another configuration than the folder", "")):
         if files:
             yield _found(BROKEN, workspace, artifact.path, f"{_files_are(len(files))} {wrong}: "
-                         f"{_named(file.stem for file in files)}{why}",
+                         f"{first_few(file.stem for file in files)}{why}",
                          f"{removal(files, artifact.path / MANIFEST)} && {artifact.line()}")
 
 
@@ -304,7 +304,8 @@ def _ids(workspace: Workspace, artifact: Artifact) -> Iterator[Finding]:
     if lacks:
         lines = [shard.line for shard in state.unfinished_shards(artifact)]
         yield _found(BROKEN, workspace, artifact.path, f"lacks {len(lacks)} of "
-                     f"{count_photos(total)}: {_named(lacks)}", "\n".join(lines) or artifact.line())
+                     f"{count_photos(total)}: {first_few(lacks)}",
+                     "\n".join(lines) or artifact.line())
     complete = read_json(artifact.path / MANIFEST, "").get("complete")
     shards = artifact.path / ".shards"
     if total and not todo and (not complete or shards.is_dir() and any(shards.iterdir())):
@@ -375,7 +376,7 @@ def _failed(state: State) -> Iterator[Finding]:
     for failure in state.failures():
         them = "it" if len(failure.photos) == 1 else "them"
         yield Finding("workspace", NOTE, "photos", f"{count_photos(len(failure.photos))} failed "
-                      f"({failure.reason}): {_named(failure.photos)}; fix {them} first",
+                      f"({failure.reason}): {first_few(failure.photos)}; fix {them} first",
                       failure.line)
 
 
@@ -418,11 +419,6 @@ def removal(files: Iterable[Path], manifest: Path | None = None) -> str:
     if manifest is not None and len(found) > _MOST:
         found = [manifest]
     return shlex.join(["rm", *map(short_path, found)])
-
-
-def _named(words: Iterable[str]) -> str:
-    found = list(words)
-    return ", ".join(found[:5]) + (f" and {len(found) - 5} more" if found[5:] else "")
 
 
 def _files_are(count: int) -> str:

@@ -14,8 +14,7 @@ from types import ModuleType
 
 from vpltool import console
 from vpltool.command import parse_line
-from vpltool.datasets.tags import some
-from vpltool.errors import PhotosFailed, VplError, counted
+from vpltool.errors import PhotosFailed, VplError, counted, first_few
 from vpltool.formats import open_workspace
 from vpltool.formats.shards import check_alone
 from vpltool.lazy import torch
@@ -78,7 +77,7 @@ def run(path: Path, settings: RaySettings) -> list[str]:
     if failed:
         raise PhotosFailed(
             f"{counted(len(failed), 'photo', 'photos')} failed, the others are done: "
-            f"{some(list(failed))}",
+            f"{first_few(list(failed))}",
             "fix them and run the same command again: only these are processed", list(printed),
             list(failed))
     return list(printed)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import console
-from vpltool.datasets.tags import some
-from vpltool.errors import PhotosFailed, VplError, counted, fix_and_repeat
+from vpltool.errors import PhotosFailed, VplError, counted, first_few, fix_and_repeat
 from vpltool.formats.kinds import folder_of
 from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.shards import check_alone
@@ -112,7 +111,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     if job.failed:
         ids = list(job.failed)
         raise PhotosFailed(f"{counted(len(ids), 'photo', 'photos')} failed, the others are done: "
-                           f"{some(ids)}",
+                           f"{first_few(ids)}",
                            "a warning above says why; "
                            + fix_and_repeat(len(ids), "run the recipe again"), made, ids)
     return made

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vpltool.console import age, size
-from vpltool.datasets.tags import some
-from vpltool.errors import counted
+from vpltool.errors import counted, first_few
 from vpltool.formats import Workspace
 from vpltool.json_text import JsonObject
 from vpltool.next_step import warn_of_changes
@@ -165,7 +164,7 @@ def _format_list(result: list[JsonObject]) -> str:
         lines.append(f"{_mark(entry):5}  {entry['name']:{width}}  {entry['made_by']}{from_what}")
         if entry["failed"]:
             lines.append(f"       without {counted(len(entry['failed']), 'photo', 'photos')}, "
-                         f"which failed: {some(entry['failed'])}")
+                         f"which failed: {first_few(entry['failed'])}")
         if entry["stale"]:
             lines.append(f"       {'; '.join(entry['stale'])}")
             for shard in entry["shards"]:

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool.datasets.csv_files import CsvFile
-from vpltool.datasets.tags import remark_on, some
-from vpltool.errors import VplError, counted, other_case
+from vpltool.datasets.tags import remark_on
+from vpltool.errors import VplError, counted, first_few, other_case
 from vpltool.formats import Photo
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.streams import read_span, stream_objects
@@ -72,11 +72,11 @@ def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
         _check_taken(path, total, taken, unmatched, ids)
         if unmatched:
             remarks.append(f"{sum(unmatched.values())} of {total} captions of {path} name no photo "
-                           f"that is taken, and are skipped: {some(sorted(unmatched))}")
+                           f"that is taken, and are skipped: {first_few(sorted(unmatched))}")
         if empty:
             remarks.append(counted(len(empty), f"caption of {path} is empty and is skipped: ",
                                    f"captions of {path} are empty and are skipped: ")
-                           + some(empty))
+                           + first_few(empty))
     bare = [photo.id for photo in photos if photo.id not in found]
     remarks += remark_on(bare, len(photos), "photos", "has no caption", "have no caption")
     return [replace(photo, captions=tuple(found.get(photo.id, ()))) for photo in photos], remarks

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.datasets.csv_files import refuse_rows
-from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, remark_on, some
-from vpltool.errors import VplError, counted, near_name, near_path, other_case, part_of
+from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, remark_on
+from vpltool.errors import VplError, counted, first_few, near_name, near_path, other_case, part_of
 from vpltool.formats import Photo, identity_of_file
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.workspace import relative_to
@@ -144,7 +144,7 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
             either.append(" or ".join(by_key[key]))
     refuse_rows(labels, refused)
     if not listed:
-        raise VplError(f"{labels}: no row matches a photo in {images}, such as {some(gone)}",
+        raise VplError(f"{labels}: no row matches a photo in {images}, such as {first_few(gone)}",
                        f"an id is a photo's file name, such as {names[0]}")
     cure = ("delete these rows, or put the photos back" if gone[1:] else
             "delete the row, or put the photo back")
@@ -152,10 +152,11 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
         gone, len(rows), f"rows of {labels}", f"has no photo in {images} and is skipped",
         f"have no photo in {images} and are skipped")]
     pairs = [f"{old} is {new}" for old, new in converted.items()]
-    remarks += [f"{labels} names files before they were converted: {some(pairs)}"] * bool(pairs)
+    if pairs:
+        remarks.append(f"{labels} names files before they were converted: {first_few(pairs)}")
     if either:
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
-                       f"{images}: {some(either, '; ')}")
+                       f"{images}: {first_few(either, '; ')}")
     unlisted = [name for name in names if name not in listed]
     if left_out:
         remarks += remark_on(unlisted, len(names), f"photos in {images}",
@@ -188,7 +189,7 @@ def _look_alikes(names: Sequence[str]) -> list[str]:
         alike[unicodedata.normalize("NFC", _key(name).strip())].append(name)
     pairs = [" and ".join(map(spelled, group)) for group in alike.values()
              if len({_key(name) for name in group}) > 1]
-    return [f"names of different photos look the same: {some(pairs, '; ')}"] if pairs else []
+    return [f"names of different photos look the same: {first_few(pairs, '; ')}"] if pairs else []
 
 
 def _misnamed(images: Path, labels: Path, rows: Sequence[TagRow], known: Collection[str]
@@ -243,7 +244,7 @@ def _listed_again(images: Path, photos: Sequence[Photo]) -> list[str]:
     names = [" and ".join(path.relative_to(images).as_posix() for path in group)
              for group in groups]
     apart = sum(any(splits[path] != splits[group[0]] for path in group) for group in groups)
-    return [f"the same photo is listed under several ids: {some(names, '; ')}"
+    return [f"the same photo is listed under several ids: {first_few(names, '; ')}"
             + (f" ({apart} of these {len(groups)} in different splits: scores would be too good)"
                if apart else "")] if groups else []
 
@@ -295,7 +296,7 @@ def photos_below(folder: Path) -> list[Path]:
         shown = [f"{spelled(path.relative_to(folder).as_posix())} {why}"
                  for path, why in odd.items()]
         console.warn(part_of(len(odd), len(found), f"photos in {folder}", "is", "are")
-                     + f" skipped: {some(shown, '; ')}")
+                     + f" skipped: {first_few(shown, '; ')}")
     return [path for path in found if path not in odd]
 
 
@@ -333,7 +334,7 @@ def named_photos(given: Sequence[Path]) -> dict[str, Path]:
                 twice.append(f"{file.name} would be {key}.png, as {here[key].name} is")
         if twice:
             console.warn(counted(len(twice), "photo", "photos") + f" in {path} "
-                         f"{'is' if len(twice) == 1 else 'are'} skipped: {some(twice, '; ')}")
+                         f"{'is' if len(twice) == 1 else 'are'} skipped: {first_few(twice, '; ')}")
         if both := [key for key in here if key in paths]:
             raise VplError(f"{paths[both[0]]} and {here[both[0]]} would both be {both[0]}.png",
                            "predict them in two runs, each with its own `out='DIR'`")
@@ -368,7 +369,7 @@ def check_class_count(classes: Sequence[str], where: str, *, listed: bool = Fals
     most = MOST_CLASSES if listed else _MOST_UNLISTED
     if len(classes) > most:
         raise VplError(f"{where} has {len(classes)} different labels, such as "
-                       f"{some(classes)}; at most {most} classes are possible"
+                       f"{first_few(classes)}; at most {most} classes are possible"
                        + ("" if listed else " without a list of them"),
                        "labels are class names, separated by ;, not sentences"
                        + ("" if listed else "; `classes='FILE'` lists more"))

@@ -12,7 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 from vpltool.datasets.csv_files import TAGS, CsvFile
-from vpltool.errors import VplError, counted, other_case, part_of
+from vpltool.errors import VplError, counted, first_few, other_case, part_of
 from vpltool.formats import Photo
 from vpltool.formats.changes import count_photos
 from vpltool.names import leads_out, spelled
@@ -95,7 +95,7 @@ def tags_of(path: Path, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
     labels = {row.id: row.labels for row in read_tags(path, classes_known=True)[0]}
     missing = sorted(set(ids) - labels.keys())
     if missing:
-        raise VplError(f"{path} has no row for {some(missing)}",
+        raise VplError(f"{path} has no row for {first_few(missing)}",
                        other_case(missing[0], labels) or "add a row: ID,labels")
     return labels
 
@@ -121,7 +121,7 @@ def class_remarks(photos: Sequence[Photo], *, classes_known: bool = False) -> li
     if twins:
         shown = [f"`{spelled(one)}` ({count_photos(counts[one])}) and `{spelled(other)}` "
                  f"({count_photos(counts[other])})" for one, other in twins]
-        remarks.append(f"names that look like one class count as two: {some(shown, '; ')}")
+        remarks.append(f"names that look like one class count as two: {first_few(shown, '; ')}")
     rare = sorted(name for name, count in counts.items() if count == 1)
     return remarks + remark_on(rare, len(counts), "classes", "has only one photo",
                                "have only one photo")
@@ -269,9 +269,4 @@ def _parts(field: str, marks: str) -> tuple[str, ...]:
 
 def remark_on(names: Sequence[str], whole: int, things: str, one: str, many: str) -> list[str]:
     """Return a remark such as `1 of 48 photos has no row: NAME`, or none without names."""
-    return [f"{part_of(len(names), whole, things, one, many)}: {some(names)}"] if names else []
-
-
-def some(names: Sequence[str], between: str = ", ") -> str:
-    """Join the first five names, with `…` if there are more."""
-    return between.join(names[:5]) + (f"{between}…" if names[5:] else "")
+    return [f"{part_of(len(names), whole, things, one, many)}: {first_few(names)}"] if names else []

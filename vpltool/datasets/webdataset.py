@@ -25,8 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from vpltool.datasets.captions import clean
 from vpltool.datasets.layouts import PHOTO_SUFFIXES
-from vpltool.datasets.tags import some
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, first_few, near_name
 from vpltool.json_text import JsonObject, parse_json
 from vpltool.lazy import fsspec
 
@@ -108,7 +107,7 @@ class Flaws:
 
     def remarks(self) -> list[str]:
         """Return a remark per kind, with the count and the first locations."""
-        return [f"skipped {count} {what}: {some(self.locations[what])}"
+        return [f"skipped {count} {what}: {first_few(self.locations[what])}"
                 for what, count in self.counts.items()]
 
 

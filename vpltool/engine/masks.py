@@ -17,10 +17,9 @@ from vpltool import console, formats
 from vpltool.core.classes import label_type
 from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import photo_size
-from vpltool.datasets.tags import some
 from vpltool.engine import features, photo_work
 from vpltool.engine.photos import check_current, file_identities
-from vpltool.errors import VplError, counted, near_name, part_of
+from vpltool.errors import VplError, counted, first_few, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
 from vpltool.formats.header import join_supervision
 from vpltool.formats.labels import size_of_labels
@@ -81,7 +80,7 @@ def find_masks(workspace: Workspace, choice: str, split: str, photos: Sequence[P
         console.warn(counted(len(old), "corrected mask is of a photo that was",
                              "corrected masks are of photos that were")
                      + f" replaced since, and {'is' if len(old) == 1 else 'are'} not used: "
-                     f"{some(sorted(old))}; correct the new photos, or delete the masks in "
+                     f"{first_few(sorted(old))}; correct the new photos, or delete the masks in "
                      f"{workspace.path / corrections.FOLDER}")
     check_corrections(workspace, corrected)
     # The maps of a corrected photo may have failed.
@@ -196,8 +195,8 @@ def _tell_empty(masks: Masks, ids: Sequence[str]) -> None:
     """Tell which photos have tags and a mask without any class."""
     if ids:
         console.note(f"{masks.path}: {part_of(len(ids), len(masks.ids), 'masks', 'shows', 'show')} "
-                     f"no class, although the photos have tags: {some(sorted(ids))}; a segmenter "
-                     "learns that they are background; `review()` shows them first")
+                     f"no class, although the photos have tags: {first_few(sorted(ids))}; a "
+                     "segmenter learns that they are background; `review()` shows them first")
 
 
 def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
@@ -321,9 +320,9 @@ def warn_of_untagged(untagged: Sequence[str]) -> None:
     """Warn of masks from people that show a class missing from the photo's tags."""
     if untagged:
         console.warn(counted(len(untagged), "mask shows", "masks show")
-                     + f" a class that is not among the photo's tags: {some(untagged)}; add the "
-                     "tag to get its CAM; if an editor smoothed the edges, save the mask without "
-                     "that")
+                     + f" a class that is not among the photo's tags: {first_few(untagged)}; add "
+                     "the tag to get its CAM; if an editor smoothed the edges, save the mask "
+                     "without that")
 
 
 def is_untagged(labels: npt.NDArray[np.uint8], tags: Collection[int]) -> bool:
@@ -363,7 +362,7 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
     if gone:
         console.warn(counted(len(gone), "photo", "photos") + f" of {path} "
                      f"{'is' if len(gone) == 1 else 'are'} not in the workspace, and skipped: "
-                     f"{some(gone)}")
+                     f"{first_few(gone)}")
     if not found:
         raise VplError(f"{path} holds no region of any photo",
                        "submit the annotations in Label Studio, and export them as JSON"
@@ -433,7 +432,7 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
     if blank:
         console.warn(counted(len(blank), "photo has tags, but no region, and is",
                              "photos have tags, but no region, and are")
-                     + f" skipped: {some(blank)}")
+                     + f" skipped: {first_few(blank)}")
     warn_of_untagged(untagged)
     return found
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from vpltool import console, formats
 from vpltool.core.photos import describe_failure, photo_size, read_photo
-from vpltool.errors import VplError, part_of
+from vpltool.errors import VplError, first_few, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, outputs, shards
 from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, again
 from vpltool.lazy import np, npt
@@ -98,7 +98,7 @@ def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFold
             if old := sorted(outputs.replaced_photos(before, now) & wanted):
                 raise VplError(
                     f"{folder.path}: {part_of(len(old), len(wanted), 'files', 'is', 'are')} out of "
-                    f"date ({what}): {', '.join(old[:5])}{' …' if old[5:] else ''}",
+                    f"date ({what}): {first_few(old)}",
                     f"{UPDATE_HINT}{again(folder.header)} makes only these again")
 
 

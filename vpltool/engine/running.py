@@ -15,7 +15,7 @@ from vpltool import console, options
 from vpltool.core import grids, photos, segment, segmenter
 from vpltool.engine.features import smaller_photos_hint
 from vpltool.engine.photo_work import Failed, Made, run_batches, run_photos
-from vpltool.errors import VplError, counted
+from vpltool.errors import VplError, counted, first_few
 from vpltool.formats import InputFolder
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO, AUTO_SIDE, TrainedSegmenter, parse_tile, side_of
@@ -334,8 +334,7 @@ def _warn_of_background(made: Iterator[Made], side: int) -> Iterator[Made]:
             empty.append(key)
             longest = max(longest, *result.size)
         yield key, result
-    names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if empty[5:] else "")
     if empty:
         console.warn(f"{counted(len(empty), 'photo is', 'photos are')} all background after being "
-                     f"scaled down to {side} pixels: {names}; objects may be too small "
+                     f"scaled down to {side} pixels: {first_few(empty)}; objects may be too small "
                      f"then: try `max_side={min(2 * side, longest)}`")

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from vpltool import console
-from vpltool.errors import VplError, counted, near_name
+from vpltool.errors import VplError, counted, first_few, near_name
 from vpltool.formats import storage
 from vpltool.formats.changes import difference
 from vpltool.formats.header import Header, join_supervision
@@ -149,7 +149,7 @@ class InputFolder(Manifest):
         if failed:
             console.warn("an earlier step failed on "
                          + counted(len(failed), "photo, which is", "photos, which are")
-                         + f" skipped: {', '.join(failed[:5])}{' …' if failed[5:] else ''}")
+                         + f" skipped: {first_few(failed)}")
         if wanted and not have:
             raise VplError(f"{self.path} holds none of the selected photos", again(self.header))
         return have

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from vpltool.errors import VplError, near_name
+from vpltool.errors import VplError, first_few, near_name
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import changes, manifest, storage
 from vpltool.formats.atomic import atomic_path
@@ -236,8 +236,7 @@ def _where_else(path: Path) -> str:
                    for file in path.glob(f"{depth}/workspace.json"))
     if found:
         return (f"name it, as in `Workspace({found[0]!r})`; "
-                f"there {'are' if found[1:] else 'is'} {', '.join(found[:5])}"
-                + (", …" if found[5:] else ""))
+                f"there {'are' if found[1:] else 'is'} {first_few(found)}")
     return ("name yours, as in `Workspace('DIR')`; or make one: "
             "`prepare('folder', images='IMAGES', labels='FILE.csv')`")
 

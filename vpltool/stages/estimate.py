@@ -15,7 +15,7 @@ from vpltool.core import joint, segmenter, tagging, tower, training, vit
 from vpltool.core.grids import LABELS_PER_PATCH
 from vpltool.core.photos import describe_failure, fit_size, photo_size
 from vpltool.engine import features, models
-from vpltool.errors import VplError, counted
+from vpltool.errors import VplError, counted, first_few
 from vpltool.formats import JsonObject, Photo, Workspace, describe, kinds
 from vpltool.lazy import F, np, torch
 from vpltool.methods import KINDS, SegmenterMethod, find_method, inputs, load_method
@@ -93,7 +93,7 @@ def run(workspace: Workspace, settings: EstimateSettings) -> JsonObject:
         unmasked = sum(photo.id not in masked for photo in everything)
     sizes, failed = _sizes(workspace, photos)
     if not sizes:
-        named = "; ".join(failed[:5]) + (" …" if failed[5:] else "")
+        named = first_few(failed, "; ")
         if not settings.new:
             raise VplError(f"no photo can be read; {named}", "`doctor()` checks them")
         # The photos that have features are as good as before: a recipe goes on with them.

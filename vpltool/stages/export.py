@@ -8,9 +8,8 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size
-from vpltool.datasets.tags import some
 from vpltool.engine import features, masks, panels, photo_work, segmenters
-from vpltool.errors import PhotosFailed, VplError, counted, part_of
+from vpltool.errors import PhotosFailed, VplError, counted, first_few, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, corrections, expect_header, find_folder
 from vpltool.formats.kinds import result_path
 from vpltool.formats.labels import size_of_labels
@@ -192,7 +191,7 @@ def _named(failed: Mapping[str, str], total: int) -> str:
     """Format the photos that are not exported, with the reasons."""
     reasons = [why if key in why else f"{key}: {why}" for key, why in sorted(failed.items())]
     return (part_of(len(failed), total, "photos", "cannot", "cannot")
-            + f" be exported: {some(reasons, '; ')}")
+            + f" be exported: {first_few(reasons, '; ')}")
 
 
 def _mended(source: InputFolder, split: str) -> str:

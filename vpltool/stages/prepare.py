@@ -16,7 +16,7 @@ from vpltool.datasets.splits import halve, hold_out
 from vpltool.datasets.words import ClassFile, read_classes, read_lines
 from vpltool.engine import masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
-from vpltool.errors import VplError, counted, part_of
+from vpltool.errors import VplError, counted, first_few, part_of
 from vpltool.formats import JsonObject, Photo, Workspace, kinds, manifest, open_workspace
 from vpltool.formats.changes import REVIEWED_TAGS, Words, count_photos, last_call
 from vpltool.formats.workspace import describe_change, read_images, relative_to, write_workspace
@@ -164,7 +164,7 @@ def changes_since(workspace: Workspace) -> list[str]:
     return [*(phrase for phrases in describe_change(workspace, kept.photos, new, photos).values()
               for phrase in phrases),
             *([counted(len(edited), "file that was cut up was edited",
-                       "files that were cut up were edited") + f": {tags.some(edited)}"]
+                       "files that were cut up were edited") + f": {first_few(edited)}"]
               if edited else [])]
 
 
@@ -334,7 +334,7 @@ def _warn_of_losses(path: Path, settings: PrepareSettings, kept: _Earlier,
                  and {*photo.tags} != {*before[photo.id].tags}]
         if other:
             console.warn(counted(len(other), "photo has", "photos have")
-                         + f" other tags than after `review`: {tags.some(other)}; "
+                         + f" other tags than after `review`: {first_few(other)}; "
                          f"`labels={short_path(path / REVIEWED_TAGS)!r}` keeps those")
 
 
@@ -368,7 +368,7 @@ def _warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
     names = {root / photo.image: photo.image for photo in photos}
     if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
         console.warn(part_of(len(truncated), len(photos), "photos", "is", "are")
-                     + f" empty, truncated or no images: {tags.some(truncated)}; replace "
+                     + f" empty, truncated or no images: {first_few(truncated)}; replace "
                      + ("it with an intact copy" if len(truncated) == 1 else
                         "them with intact copies"))
 
@@ -422,11 +422,11 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], afresh: str) ->
         one = len(unused) == 1
         kept = "it stays a class" if one else "they stay classes"
         console.warn((f"no photo has the tag `{unused[0]}`" if one else
-                      f"no photo has the tag of {len(unused)} classes: {tags.some(unused)}")
+                      f"no photo has the tag of {len(unused)} classes: {first_few(unused)}")
                      + (f"; {kept}, so that the others keep their numbers; {afresh} removes "
                         f"{'it' if one else 'them'}" if afresh else ""))
     untagged = [photo.id for photo in photos if not photo.tags and photo.splits != ("test",)]
     if untagged:
         console.warn(counted(len(untagged), "photo has no tag and counts",
                              "photos have no tag and count")
-                     + f" as background only: {tags.some(untagged)}")
+                     + f" as background only: {first_few(untagged)}")

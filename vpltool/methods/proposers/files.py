@@ -19,8 +19,7 @@ from typing import Any
 
 from vpltool import console, settings
 from vpltool.core.proposals import Proposal, Proposals
-from vpltool.datasets.tags import some
-from vpltool.errors import VplError, check_package, counted
+from vpltool.errors import VplError, check_package, counted, first_few
 from vpltool.formats import IGNORE, Photo, identity_of_file, identity_of_many, read_drawn_labels
 from vpltool.formats.labels import read_legend, read_numbers, read_soft, size_of_labels
 from vpltool.lazy import np, npt, scipy
@@ -112,7 +111,7 @@ def _each(request: inputs.ProposalRequest, settings: Settings, names: labels.Pro
     if wanted:
         console.warn(counted(len(wanted), f"photo has no proposals in {settings.path}",
                              f"photos have no proposals in {settings.path}")
-                     + f": {some(sorted(wanted))}")
+                     + f": {first_few(sorted(wanted))}")
     for key in wanted:
         yield key, _fitted(names.photos[key], lambda _: Proposals.of((1, 1), ()), names,
                            resize=True)

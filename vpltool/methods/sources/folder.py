@@ -28,10 +28,10 @@ from vpltool import console, formats, options, settings
 from vpltool.core import grids
 from vpltool.core.photos import photo_size, read_photo, rgb_of
 from vpltool.datasets import layouts, tile_tags
-from vpltool.datasets.tags import remark_on, some
+from vpltool.datasets.tags import remark_on
 from vpltool.datasets.tile_tags import Box, Tagged
 from vpltool.datasets.words import VOC, VOCABULARIES
-from vpltool.errors import VplError, counted, near_path, part_of
+from vpltool.errors import VplError, counted, first_few, near_path, part_of
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import Header, OutputFolder, Photo, Workspace, atomic, rasters
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
@@ -299,7 +299,8 @@ def _inside(here: Sequence[tile_tags.Region], large: Large) -> set[str]:
     if where:
         height, width = large.size
         raise VplError(part_of(len(where), len(here), "tags", "lies", "lie")
-                       + f" outside of {large.path.name}, {width}×{height} pixels: {some(where)}",
+                       + f" outside of {large.path.name}, {width}×{height} pixels: "
+                       + first_few(where),
                        "x and y count pixels from the left and the top")
     return {region.where for region in here} - {region.where for region in outside}
 

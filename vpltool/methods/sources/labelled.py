@@ -19,9 +19,8 @@ from types import ModuleType
 
 from vpltool import console, formats, settings
 from vpltool.datasets.layouts import check_class_count, photos_below
-from vpltool.datasets.tags import some
 from vpltool.datasets.words import VOC
-from vpltool.errors import VplError, counted
+from vpltool.errors import VplError, counted, first_few
 from vpltool.formats import IGNORE, Header, OutputFolder, Photo, Workspace
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np
@@ -74,7 +73,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     console.note(f"{settings.path} is {name}: {counted(len(tagged), 'photo', 'photos')}")
     remarks = ([counted(len(unsaid), f"photo of {root} is not labelled and is skipped: ",
                         f"photos of {root} are not labelled and are skipped: ")
-                + some(unsaid)] if unsaid else [])
+                + first_few(unsaid)] if unsaid else [])
     return Source(root.resolve().name, root, tagged, classes, VOC.background,
                   from_tags=not shared.classes, remarks=remarks,
                   paint=lambda workspace, listed: _paint(workspace, listed, settings.path, root,
