@@ -43,7 +43,7 @@ from vpltool.core.grids import spans
 from vpltool.core.metrics import confusion, scores
 from vpltool.core.photos import PhotoSettings, read_photo
 from vpltool.engine.running import TiledSegmenter
-from vpltool.engine.scored import Read, Stored, refined_in_tiles
+from vpltool.engine.scored import ReadPhoto, Stored, refined_in_tiles
 from vpltool.engine.segmenters import open_segmenter
 from vpltool.formats import open_workspace, read_labels
 from vpltool.methods.inputs import ScoredPhoto
@@ -143,7 +143,7 @@ def crf(folder: Path, tile: int = 1024, width: int = 4000, height: int = 3000) -
                                           mode="area")[0], torch.tensor(classes), 1.0)
     del maps
     names = ("",) * (1 + len(classes))
-    read = Read("mosaic", folder, ScoredPhoto(photo, np.empty(0, np.float32), names),
+    read = ReadPhoto("mosaic", folder, ScoredPhoto(photo, np.empty(0, np.float32), names),
                 stored.labels().numpy(), (height, width), stored=stored)
 
     def refine(part: ScoredPhoto) -> Any:

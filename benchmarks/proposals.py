@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from vpltool.core.crf import labels_at
 from vpltool.core.metrics import Confusion, boundary_counts, boundary_f, confusion, scores
 from vpltool.core.proposals import Proposal, Proposals, from_tensors, to_tensors
-from vpltool.engine.scored import Read, Scores, read_scored
+from vpltool.engine.scored import ReadPhoto, Scores, read_scored
 from vpltool.formats import Photo, find_folder, open_workspace
 from vpltool.formats.labels import read_soft
 from vpltool.methods.inputs import ProposalRequest
@@ -142,7 +142,7 @@ def measure(case: Case) -> dict[str, Result]:
             for name, marginals, confidence in rows(case, read)}
 
 
-def rows(case: Case, read: Read) -> Iterator[tuple[str, Field, float]]:
+def rows(case: Case, read: ReadPhoto) -> Iterator[tuple[str, Field, float]]:
     """Yield each row's name, marginals (L, H, W), and the confidence below which 255 is written."""
     cams = read.scored.scores
     crf = _kept(case, f"crf-{case.options.alpha:g}", lambda: densecrf.refine_labels(
@@ -169,7 +169,7 @@ def _kept(case: Case, name: str, make: Any) -> Field:
     return np.asarray(np.load(path), np.float32)
 
 
-def proposals_of(case: Case, read: Read) -> Mapping[str, Proposals]:
+def proposals_of(case: Case, read: ReadPhoto) -> Mapping[str, Proposals]:
     """Proposals of each kind for a photo, at the size at which it is worked on."""
     request = ProposalRequest([(case.photo.id, case.path)], torch.device("cpu"))
     size = (read.scored.photo.shape[0], read.scored.photo.shape[1])
@@ -210,7 +210,7 @@ def _objects(inside: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.bool_]]:
             yield part
 
 
-def _scored(marginals: Field, confidence: float, read: Read, truth: npt.NDArray[np.uint8],
+def _scored(marginals: Field, confidence: float, read: ReadPhoto, truth: npt.NDArray[np.uint8],
             classes: int) -> Result:
     labels = labels_at(marginals, read.classes, read.size)
     training = labels_at(marginals, read.classes, read.size, confidence)

@@ -35,7 +35,7 @@ from vpltool.engine.masks import find_masks
 from vpltool.engine.photos import read_known_photo
 from vpltool.engine.segmenters import find_segmenter
 from vpltool.formats import open_workspace, read_labels
-from vpltool.stages._joint import PixelData, Taught, pixel_batches
+from vpltool.stages._joint import PixelData, TrainingPhoto, pixel_batches
 
 _SIDE = 352
 _STRIDE = 32
@@ -139,7 +139,7 @@ def main() -> None:
     masks = find_masks(workspace, teacher.header.sources["masks"], "train", photos)
     encoder = load(options.encoder)
     masked, patch = set(masks.ids), encoder.vision.patch
-    taught = [Taught(photo, soft, photo.id in masked) for number, photo in enumerate(photos)
+    taught = [TrainingPhoto(photo, soft, photo.id in masked) for number, photo in enumerate(photos)
               if number % 8]
     data = PixelData(workspace, taught, masks, encoder, _SIDE, (0.7, 1.6))
     settings = StepSettings(

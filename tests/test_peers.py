@@ -41,7 +41,7 @@ from vpltool.methods.label_refiners import densecrf
 from vpltool.methods.segmenters import weclip as segmenter
 from vpltool.shell import settings_with
 from vpltool.stages import find_stages
-from vpltool.stages._lesson import DEFAULT_LR
+from vpltool.stages._training_inputs import DEFAULT_LR
 
 REALDATA = Path(__file__).parents[2] / "shared" / "realdata"
 WORLDS = ("random", "demo", "real")

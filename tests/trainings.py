@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vpltool.core.training import TrainingSettings
-from vpltool.stages._lesson import TrainDecoderSettings, training_of
+from vpltool.stages._training_inputs import TrainDecoderSettings, training_of
 
 
 def training_with(**values: object) -> TrainingSettings:

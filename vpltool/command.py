@@ -25,7 +25,7 @@ from vpltool.methods import KINDS, Method, find_methods, hint_of
 from vpltool.parallel.signals import check_interrupts
 from vpltool.preset import Preset, read_preset
 from vpltool.run import prints_results, run_stage, stage_settings
-from vpltool.settings import RUNNING, VALUE_NAMES, Described, Values, described
+from vpltool.settings import RUNNING, VALUE_NAMES, SettingSpec, Values, described
 from vpltool.shell import command_line, to_shell
 from vpltool.stages import FoundStage, find_stages
 
@@ -280,7 +280,7 @@ def _switch(name: str, flag: str, text: str, *more: str) -> inspect.Parameter:
                              annotation=Annotated[bool, option])
 
 
-def _setting_parameter(entry: Described, panel: str) -> inspect.Parameter:
+def _setting_parameter(entry: SettingSpec, panel: str) -> inspect.Parameter:
     """Make the parameter that typer turns into the option or argument of a setting."""
     wanted: Any = Literal[tuple(entry.choices)] if entry.choices else entry.type
     if entry.many:

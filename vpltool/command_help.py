@@ -20,7 +20,7 @@ from typing import Any
 from vpltool.errors import VplError, near_name
 from vpltool.json_text import JsonObject
 from vpltool.methods import Method, find_methods
-from vpltool.settings import RUNNING, VALUE_NAMES, Described, described
+from vpltool.settings import RUNNING, VALUE_NAMES, SettingSpec, described
 from vpltool.shell import settings_with
 from vpltool.stages import FoundStage, find_stages
 
@@ -81,7 +81,7 @@ def _requested(ctx: Any, page: Callable[[str], str]) -> str:
         return str(ctx.fail(f"{error.message}; {error.hint}"))
 
 
-def command_settings(found: FoundStage, method: Method | None) -> list[Described]:
+def command_settings(found: FoundStage, method: Method | None) -> list[SettingSpec]:
     """List the settings of a command: those of a stage, and of its method if one is chosen."""
     return [entry for entry in settings_with(found, method.name if method else None).values()
             if not (found.stage.subcommands and entry.name == "method")]
@@ -135,9 +135,9 @@ class Subject:
 
     line: str
     about: str
-    entries: Sequence[Described] = ()
+    entries: Sequence[SettingSpec] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
-    further: Mapping[str, Sequence[Described]] = field(default_factory=dict)
+    further: Mapping[str, Sequence[SettingSpec]] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
     switches: Mapping[str, str] = field(default_factory=dict)
 
@@ -202,7 +202,7 @@ def _first_page(subject: Subject) -> list[str]:
     return [*head, *middle, *(["", *rows] if rows else []), *tail]
 
 
-def _shown(subject: Subject) -> list[Described]:
+def _shown(subject: Subject) -> list[SettingSpec]:
     """List the settings on the first page: those of daily use, as many as fit."""
     first, *_ = _paragraphs(subject.about)
     taken = len(_wrapped(first)) + len(_examples(subject.about)) + 7
@@ -270,14 +270,14 @@ def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(" ".join(text.split()), WIDTH, break_on_hyphens=False)
 
 
-def _rows(subject: Subject, entries: Sequence[Described]) -> list[str]:
+def _rows(subject: Subject, entries: Sequence[SettingSpec]) -> list[str]:
     left = [_name(entry) for entry in entries]
     width = min(max(map(len, left), default=0), _LEFT)
     return [_row(name, entry.help, _shown_default(entry, subject.defaults), width)
             for name, entry in zip(left, entries, strict=True)]
 
 
-def _name(entry: Described) -> str:
+def _name(entry: SettingSpec) -> str:
     if entry.positional:
         return entry.metavar or entry.name.upper()
     if entry.type is bool:
@@ -288,7 +288,7 @@ def _name(entry: Described) -> str:
     return " ".join([entry.flag, value])
 
 
-def _shown_default(entry: Described, defaults: Mapping[str, object]) -> str:
+def _shown_default(entry: SettingSpec, defaults: Mapping[str, object]) -> str:
     value = defaults.get(entry.name, entry.default)
     if entry.type is bool or value in (None, "", ()) or value is dataclasses.MISSING:
         return ""
@@ -307,14 +307,14 @@ def _row(name: str, text: str, default: str, width: int) -> str:
     return begin + text + default
 
 
-def _options_named(name: str, entries: Sequence[Described]) -> list[str]:
+def _options_named(name: str, entries: Sequence[SettingSpec]) -> list[str]:
     """Describe the options of a name, with or without hyphens."""
     name = name.lstrip("-").replace("-", "_")
     return list(dict.fromkeys(_option(entry) for entry in entries if name in (
         entry.name, entry.flag[2:].replace("-", "_"), entry.off[2:].replace("-", "_"))))
 
 
-def _option(entry: Described) -> str:
+def _option(entry: SettingSpec) -> str:
     shown = setting_entry(entry)
     lines = textwrap.wrap(f"{shown['option']}  {format_values(shown)}", WIDTH,
                           subsequent_indent="    ")
@@ -337,7 +337,7 @@ def _condition(name: str, values: Collection[object]) -> str:
         texts[0], f"with --{option} {' or '.join(texts)}")
 
 
-def setting_entry(entry: Described) -> JsonObject:
+def setting_entry(entry: SettingSpec) -> JsonObject:
     """Return everything about a setting, as JSON can hold it."""
     needed = entry.default is dataclasses.MISSING
     default = None if needed or entry.default is None else entry.default

@@ -27,11 +27,8 @@ _SCRIPT_SECONDS = 10.0
 """The same in a Python program, which prints nothing else."""
 
 
-class Silence:
-    """A listener that drops all messages: of processes that work together, only the first speaks.
-
-    It is the base class of the other listeners.
-    """
+class Listener:
+    """Receives messages, and drops them."""
 
     def note(self, message: str) -> None:
         """Show a message that needs no action."""
@@ -44,7 +41,11 @@ class Silence:
         return contextlib.nullcontext(lambda steps=1, text="": None)
 
 
-class Library(Silence):
+class Silence(Listener):
+    """A listener of nothing: of processes that work together, only the first speaks."""
+
+
+class Library(Listener):
     """A listener of Python programs: the logger `vpltool`, `warnings`, and a bar or lines.
 
     Lines of progress count from `since`, by default from the beginning of each piece of work.
@@ -93,7 +94,7 @@ def _is_watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-class Terminal(Silence):
+class Terminal(Listener):
     """A listener that prints on stderr.
 
     Args:
@@ -195,11 +196,11 @@ def size(count: int) -> str:
     return f"{value:.{digits}f} {units[0]}"
 
 
-_listeners: list[Silence] = [Library()]
+_listeners: list[Listener] = [Library()]
 
 
 @contextlib.contextmanager
-def heard_by(listener: Silence) -> Iterator[None]:
+def heard_by(listener: Listener) -> Iterator[None]:
     """Send messages to a listener while the block runs, from all threads."""
     _listeners.append(listener)
     try:

@@ -11,7 +11,7 @@ from vpltool.engine.features import BEST_FIRST
 from vpltool.errors import VplError, counted, part_of
 from vpltool.formats import Workspace, open_workspace
 from vpltool.formats.changes import last_call
-from vpltool.formats.kinds import called, results_of
+from vpltool.formats.kinds import result_name, results_of
 from vpltool.formats.manifest import MANIFEST
 from vpltool.formats.started import read_started
 from vpltool.methods import find_methods
@@ -110,7 +110,7 @@ def _looking(workspace: Workspace, state: State) -> Step:
     if not scored and found and found.path.name in _splits(workspace) and any(
             photo.mask for photo in workspace.photos(found.path.name)):
         return _step(workspace, "predictions exist, but no scores", "eval",
-                     what=called("predictions", found.path.parent.name), split=found.path.name)
+                     what=result_name("predictions", found.path.parent.name), split=found.path.name)
     if not (workspace.path / "report/index.html").exists():
         return _step(workspace, "all steps are done; look at the photos in a browser", "report")
     return _step(workspace, "all steps are done; segment new photos", "predict",

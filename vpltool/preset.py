@@ -12,7 +12,7 @@ from vpltool.formats.header import identity_of_many
 from vpltool.methods import KINDS, find_methods
 from vpltool.names import without_home
 from vpltool.presets import find_preset
-from vpltool.settings import Described, Values
+from vpltool.settings import SettingSpec, Values
 from vpltool.shell import settings_with
 from vpltool.stages import FoundStage, find_stages
 
@@ -95,7 +95,7 @@ def _check_stage(found: FoundStage, table: Values, path: Path) -> Values:
     return _check(settings_with(found, method).values(), table, found.name, where)
 
 
-def _check(entries: Iterable[Described], table: Values, command: str, where: str) -> Values:
+def _check(entries: Iterable[SettingSpec], table: Values, command: str, where: str) -> Values:
     options = {flag[2:]: entry for entry in entries if not entry.positional
                for flag in (entry.flag, *entry.aliases)}
     if by_hand := [key for key in table if key in options and options[key].by_hand]:

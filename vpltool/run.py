@@ -55,7 +55,7 @@ def run_stage(
 
 
 _HOW = ("overwrite", "update", "device", "batch_size", "workers", "precision")
-"""Settings of how the work is done, which do not make it other work."""
+"""Settings that do not change which work is meant."""
 
 
 def _determining(settings: Settings) -> dict[str, str]:

@@ -43,7 +43,7 @@ class NoEffect:
 
 
 @dataclass(frozen=True)
-class Described:
+class SettingSpec:
     """A setting. `setting` declares it; `described` adds name and type, and fills `flag` and `off`.
 
     Args:
@@ -135,7 +135,7 @@ class Described:
             raise VplError(f"{shown}: {' and '.join(bounds)}", self.help)
 
 
-def _as_field(kind: Callable[_Arguments, Described]) -> Callable[_Arguments, Any]:
+def _as_field(kind: Callable[_Arguments, SettingSpec]) -> Callable[_Arguments, Any]:
     def make_field(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Any:
         declared = kind(*args, **kwargs)
         return field(default=declared.default, metadata={_KEY: declared})
@@ -143,7 +143,7 @@ def _as_field(kind: Callable[_Arguments, Described]) -> Callable[_Arguments, Any
     return make_field
 
 
-setting = _as_field(Described)
+setting = _as_field(SettingSpec)
 """Make the field of a setting: `split: str = setting("train", "Split of the data set.")`."""
 
 _TAKEN: dict[type, Any] = {float: (int, float), Path: (str, Path)}
@@ -214,13 +214,13 @@ class Stage:
     moved: Mapping[str, str] = field(default_factory=dict)
 
 
-def described(kind: type[Settings]) -> tuple[Described, ...]:
+def described(kind: type[Settings]) -> tuple[SettingSpec, ...]:
     """List the settings of a dataclass in order; those of shared blocks come last."""
     return _described(kind)  # type: ignore[arg-type]
 
 
 @functools.cache
-def _described(kind: Any) -> tuple[Described, ...]:
+def _described(kind: Any) -> tuple[SettingSpec, ...]:
     hints = typing.get_type_hints(kind)
     blocks = [part for part in kind.__mro__ if vars(part).get("shared")]
     own = [part for part in reversed(kind.__mro__) if part not in blocks]
@@ -230,7 +230,7 @@ def _described(kind: Any) -> tuple[Described, ...]:
     for entry in sorted(dataclasses.fields(kind), key=lambda entry: order.index(entry.name)):
         if _KEY in entry.metadata:
             base, many, optional = _base_type(hints[entry.name])
-            declared: Described = entry.metadata[_KEY]
+            declared: SettingSpec = entry.metadata[_KEY]
             flag = declared.flag or "--" + entry.name.replace("_", "-")
             found.append(replace(
                 declared, flag=flag, off=declared.off or "--no-" + flag[2:], name=entry.name,
@@ -258,7 +258,7 @@ def names_of(kind: type[Settings]) -> tuple[str, ...]:
     return tuple(entry.name for entry in described(kind))
 
 
-def renamed(values: Mapping[str, object], entries: Iterable[Described]) -> dict[str, object]:
+def renamed(values: Mapping[str, object], entries: Iterable[SettingSpec]) -> dict[str, object]:
     """Return values under the present names of their settings; old headers have aliases."""
     entries = list(entries)
     present = {alias[2:].replace("-", "_"): entry.name for entry in entries
@@ -278,7 +278,7 @@ def without_effect(settings: Settings) -> dict[str, NoEffect]:
             if all(name in known and known[name] in held for name, held in reason.where.items())}
 
 
-def _entries(settings: Settings) -> Iterator[tuple[Described, object]]:
+def _entries(settings: Settings) -> Iterator[tuple[SettingSpec, object]]:
     """Yield each setting with its value, the method's included."""
     for entry in described(type(settings)):
         yield entry, getattr(settings, entry.name)
@@ -356,7 +356,7 @@ def make(kind: type[S], values: Mapping[str, object], given: Iterable[str],
                 given=frozenset(given), of_method=of_method)
 
 
-def _converted(entry: Described, value: Any) -> object:
+def _converted(entry: SettingSpec, value: Any) -> object:
     if entry.type is Path and value == "":
         # Path("") would be the current folder.
         if entry.default is not None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vpltool.methods import KINDS, find_methods
-from vpltool.settings import Described, described, renamed
+from vpltool.settings import SettingSpec, described, renamed
 from vpltool.stages import FoundStage, find_stages
 
 _CODE = re.compile(r"`([^`]+)`")
@@ -74,7 +74,7 @@ def _option(name: str, value: object, stage: str) -> str:
     return ""
 
 
-def all_settings(found: FoundStage) -> list[Described]:
+def all_settings(found: FoundStage) -> list[SettingSpec]:
     """List the settings of a stage, and of all its methods."""
     entries = list(described(found.stage.settings))
     for method in find_methods(found.stage.methods).values() if found.stage.methods else ():
@@ -82,7 +82,7 @@ def all_settings(found: FoundStage) -> list[Described]:
     return entries
 
 
-def settings_with(found: FoundStage, method: str | None = "") -> dict[str, Described]:
+def settings_with(found: FoundStage, method: str | None = "") -> dict[str, SettingSpec]:
     """Return the settings of a stage and one of its methods by name, the stage's first.
 
     Without a name, the method is the default one; with None, the stage's own are returned.
@@ -96,7 +96,7 @@ def settings_with(found: FoundStage, method: str | None = "") -> dict[str, Descr
     return settings
 
 
-def flag_words(entry: Described, value: object) -> list[str]:
+def flag_words(entry: SettingSpec, value: object) -> list[str]:
     """Return the words that set a value: `--lambda 0.4`, `--no-flip`."""
     if entry.many and isinstance(value, (list, tuple)):
         return [word for item in value for word in flag_words(entry, item)]

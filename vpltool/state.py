@@ -19,7 +19,14 @@ from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, rasters
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
-from vpltool.formats.kinds import KINDS, SECOND_FOLDER, called, folder_of, folders_of, results_of
+from vpltool.formats.kinds import (
+    KINDS,
+    SECOND_FOLDER,
+    folder_of,
+    folders_of,
+    result_name,
+    results_of,
+)
 from vpltool.formats.manifest import MANIFEST, PHOTO_FOLDERS, manifest_of, orphaned_folders
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
@@ -99,7 +106,7 @@ class Artifact:
         if folder in folders_of(per_photo=False) and len(rest) == 1:
             return Path(source).stem
         if folder in ("cams", "masks", "predictions") and len(rest) == 2 and rest[1] == split:
-            return called(folder, rest[0]) if role == "what" else rest[0]
+            return result_name(folder, rest[0]) if role == "what" else rest[0]
         return str(self._seen(source))
 
 

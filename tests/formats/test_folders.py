@@ -16,7 +16,7 @@ from conftest import Run
 from vpltool import console
 from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, find_folder, finish_all, open_input, open_output
-from vpltool.formats.manifest import again
+from vpltool.formats.manifest import call_of
 from vpltool.formats.outputs import OutputFolder
 from vpltool.shell import to_shell
 
@@ -350,4 +350,4 @@ def test_features_that_lack_a_tensor_are_refused_before_anything_is_written(
     ("extract", {"split": "train"}, {}, "`extract(split='train')`")])
 def test_the_call_names_what_it_reads(command: str, options: dict[str, str],
                                       sources: dict[str, str], call: str) -> None:
-    assert again(Header(kind="cams", command=command, options=options, sources=sources)) == call
+    assert call_of(Header(kind="cams", command=command, options=options, sources=sources)) == call

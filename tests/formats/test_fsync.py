@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vpltool.formats import atomic
-from vpltool.formats.atomic import FSYNC, Batch, atomic_path
+from vpltool.formats.atomic import FSYNC, PendingFiles, atomic_path
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -26,7 +26,7 @@ def test_bytes_are_on_the_disk_before_their_name(setting: str, together: bool, t
         whole(file)
 
     monkeypatch.setattr(atomic.os, "fsync", watched)
-    batch = Batch() if together else None
+    batch = PendingFiles() if together else None
     for path in paths:
         with atomic_path(path, batch) as temporary:
             temporary.write_bytes(b"bytes")

@@ -224,7 +224,7 @@ def test_a_class_with_another_name_is_named(base: Path, run: Run) -> None:
         path.write_text(path.read_text().replace(f'"{first}"', '"renamed"'))
     refused = run(*TRAIN, "--name", "new", work=work)
     assert refused.code == 1
-    assert f"it shows `{first}`: call the class so again" in refused.lines("hint:")[0]
+    assert f"it shows `{first}`: give the class this name again" in refused.lines("hint:")[0]
 
 
 def test_without_its_file_a_correction_is_undone(base: Path, run: Run) -> None:

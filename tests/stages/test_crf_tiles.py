@@ -13,7 +13,7 @@ from conftest import Run
 
 from vpltool.core.crf import CrfKernels, mean_field, scores_of_labels, with_background
 from vpltool.core.segment import part_of
-from vpltool.engine.scored import Read, Stored, refined_in_tiles
+from vpltool.engine.scored import ReadPhoto, Stored, refined_in_tiles
 from vpltool.formats import read_labels
 from vpltool.methods.inputs import ScoredPhoto
 
@@ -34,10 +34,10 @@ def drawn(height: int, width: int) -> Array:
     return photo.clip(0, 255).astype(np.uint8)
 
 
-def a_read(photo: Array, stored: Stored) -> Read:
+def a_read(photo: Array, stored: Stored) -> ReadPhoto:
     classes = stored.labels().numpy()
     scored = ScoredPhoto(photo, np.empty(0, np.float32), ("",) * len(classes))
-    return Read("a", Path("a.png"), scored, classes, photo.shape[:2], stored=stored)
+    return ReadPhoto("a", Path("a.png"), scored, classes, photo.shape[:2], stored=stored)
 
 
 def cams_of(photo: Array) -> Stored:

@@ -21,7 +21,7 @@ from vpltool.engine.masks import Masks
 from vpltool.engine.models import load_main
 from vpltool.errors import VplError
 from vpltool.formats import open_workspace, read_tensors
-from vpltool.stages._joint import PixelData, Taught, pixel_batches
+from vpltool.stages._joint import PixelData, TrainingPhoto, pixel_batches
 
 BASE = ("--masks", "text-refined", "--prototypes", "text", "--layers", "1,2")
 FINETUNE = ("train-decoder", "--method", "finetune", *BASE, "--crop", 3, "--batch-size", 2,
@@ -139,7 +139,7 @@ def test_crops_keep_pixels_and_labels_together(work: Path) -> None:
         drawn = (pixels.max(axis=2) - pixels.min(axis=2) > 100).astype(np.uint8)
         Image.fromarray(drawn).save(folder / f"{photo.id}.png")
     encoder = load_main(workspace, torch.device("cpu"))
-    data = PixelData(workspace, [Taught(photo) for photo in photos],
+    data = PixelData(workspace, [TrainingPhoto(photo) for photo in photos],
                      Masks(folder, "drawn", [photo.id for photo in photos]), encoder, 0)
     settings = training_with(iters=6, batch_size=2, crop=3)
     agreed, seen = 0, 0

@@ -13,7 +13,7 @@ from vpltool.formats import read_tensors
 from vpltool.methods import find_methods
 from vpltool.methods.refiners.attention import Settings as BoxSettings
 from vpltool.methods.refiners.superpixels import Settings as RegionSettings
-from vpltool.settings import Described, NoEffect, described, names_of
+from vpltool.settings import NoEffect, SettingSpec, described, names_of
 from vpltool.shell import all_settings, flag_words
 from vpltool.stages import find_stages
 from vpltool.stages.learn_prototypes import LearnPrototypesSettings
@@ -27,7 +27,7 @@ GIVEN: dict[str, Any] = {
 """Each setting of learn-prototypes that may do nothing, with a value that is not its default."""
 
 
-def conditions(entry: Described, row: NoEffect, known: dict[str, Described]
+def conditions(entry: SettingSpec, row: NoEffect, known: dict[str, SettingSpec]
                ) -> list[tuple[str, ...]]:
     """The options under which a row holds; one entry for each value of the first."""
     first, *rest = (name for name in row.where if name != entry.name)
@@ -51,7 +51,7 @@ def test_every_row_is_walked() -> None:
 
 @pytest.mark.parametrize(("entry", "row", "words"), ROWS, ids=[
     f"{entry.name} {' '.join(words)}" for entry, _, words in ROWS])
-def test_learn_prototypes(entry: Described, row: NoEffect, words: tuple[str, ...], run: Run,
+def test_learn_prototypes(entry: SettingSpec, row: NoEffect, words: tuple[str, ...], run: Run,
                           ready: Path, tmp_path: Path) -> None:
     """One line with the reason; and the rows are those without the option."""
     base = SEEDED if "targets" in row.where else ()
@@ -130,7 +130,7 @@ OF_METHOD = dict.fromkeys(set(names_of(RegionSettings)) - set(names_of(BoxSettin
 """Settings that not every method of their stage has, with one that does."""
 
 
-def rows_of_others() -> list[tuple[str, Described, NoEffect, tuple[str, ...]]]:
+def rows_of_others() -> list[tuple[str, SettingSpec, NoEffect, tuple[str, ...]]]:
     """Stage, setting, row and the options under which it holds, of every other stage.
 
     `prepare coco` has its own in test_coco.py, `train-groups` in test_train_groups.py; `propose`,
@@ -155,7 +155,7 @@ OTHERS = rows_of_others()
 
 @pytest.mark.parametrize(("name", "entry", "row", "words"), OTHERS, ids=[
     f"{name} {entry.name} {' '.join(words)}" for name, entry, _, words in OTHERS])
-def test_others(name: str, entry: Described, row: NoEffect, words: tuple[str, ...], run: Run,
+def test_others(name: str, entry: SettingSpec, row: NoEffect, words: tuple[str, ...], run: Run,
                 layered: Path, tmp_path: Path) -> None:
     given = flag_words(entry, VALUES[entry.name])
     method = OF_METHOD.get(entry.name, ())

@@ -32,7 +32,12 @@ from vpltool.core.training import (
 from vpltool.formats import describe, open_workspace, read_tensors
 from vpltool.methods import SegmenterMethod, load_method
 from vpltool.parallel import device
-from vpltool.stages._lesson import TrainDecoderSettings, TrainingData, crop_batches, find_lesson
+from vpltool.stages._training_inputs import (
+    TrainDecoderSettings,
+    TrainingData,
+    crop_batches,
+    find_training_inputs,
+)
 
 
 def header_of(path: Path) -> Any:
@@ -122,12 +127,12 @@ def test_the_number_of_workers_changes_nothing(source: str, run: Run, layered: P
 def training_data_of(layered: Path, source: str, *, residual: bool, max_side: int = 0
                      ) -> TrainingData:
     workspace = open_workspace(layered / "work")
-    lesson = find_lesson(
+    inputs = find_training_inputs(
         workspace, TrainDecoderSettings(masks="text-refined", prototypes="text", source=source,
                                         device="cpu"), load_method(SegmenterMethod, "weclip"))
-    assert lesson.photos == list(workspace.photos("train"))
-    assert lesson.frozen.layers == (0, 1)
-    return TrainingData(workspace, lesson.masks, lesson.photos, lesson.frozen, residual, max_side)
+    assert inputs.photos == list(workspace.photos("train"))
+    assert inputs.frozen.layers == (0, 1)
+    return TrainingData(workspace, inputs.masks, inputs.photos, inputs.frozen, residual, max_side)
 
 
 def slow_window(image: Tensor, labels: Tensor, side: int, unit: int, rng: np.random.Generator
@@ -572,7 +577,7 @@ def test_large_photos_are_cut_before_they_are_scaled(max_side: int, run: Run, wo
                                (size[0] // patch, size[1] // patch))
             seen.append(slow_window(image, labels, 20, patch, rng))
     with monkeypatch.context() as patched:
-        patched.setattr("vpltool.stages._lesson._encoded", lambda data, batches: batches)
+        patched.setattr("vpltool.stages._training_inputs._encoded", lambda data, batches: batches)
         cut = list(crop_batches(data, settings, 0, device=torch.device("cpu"), workers=0))
     for number, (image, labels, _) in enumerate(seen):
         batch = cut[number // 3]

@@ -67,7 +67,7 @@ def run(workspace: Workspace, settings: ReviewSettings) -> list[str]:
     from vpltool.review.server import ReviewServer
 
     if settings.host not in _LOCAL and not settings.token:
-        raise VplError(f"`host={settings.host!r}` lets others come, who would see all photos and "
+        raise VplError(f"`host={settings.host!r}` lets others in, who would see all photos and "
                        "could change masks, without encryption",
                        "`token='WORDS'` sets what they must know; or use a tunnel: ssh -L 8642:"
                        "127.0.0.1:8642 MACHINE")

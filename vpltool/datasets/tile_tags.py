@@ -75,7 +75,7 @@ class Region:
     whole: float = 1.0  # area of the region in terms of its rings', which may be a part of it
 
 
-def tells_places(path: Path) -> bool:
+def has_locations(path: Path) -> bool:
     """Return whether a file has locations, not only tags of photos."""
     return path.suffix.lower() in (*_POLYGONS, *SUFFIXES) or _table_of(path) is not None
 
@@ -100,7 +100,7 @@ def read_regions(path: Path, column: str, layer: str) -> list[Region]:
     if path.suffix.lower() in _POLYGONS:
         return list(_of_polygons(path, column, layer))
     found = _table_of(path)
-    assert found is not None, "`tells_places` was asked first"
+    assert found is not None, "`has_locations` was asked first"
     table, place = found
     column_of_labels, known_splits = LabelColumn(table), dict[str, str]()
 

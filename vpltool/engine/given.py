@@ -33,7 +33,7 @@ _ABOUT = {"second": "second encoder", "prototypes": "prototypes", "decoder": "de
           "proposals": "proposals"}
 """Inputs that only some methods read, as named in messages."""
 
-_TAGLESS = ("features", "proposals")
+_WITHOUT_CLASSES = ("features", "proposals")
 """Kinds of file that do not depend on the class names."""
 
 
@@ -99,7 +99,7 @@ class Given:
             first = next(iter(self.folders.values()), self.prototypes)
             assert first is not None
             model = first.header.model
-        classes = {} if kind in _TAGLESS else {"classes": self.workspace.classes_identity}
+        classes = {} if kind in _WITHOUT_CLASSES else {"classes": self.workspace.classes_identity}
         return headers.make_header(
             self.workspace, kind, command, self.settings, model=model,
             inputs={name: files.pop(name) for name in self.required} | classes | files
@@ -258,7 +258,7 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
         folders["proposals"] = formats.find_folder(workspace.path, kinds, named["proposals"],
                                                    split, f"`propose(split={split!r})`")
     if "features" in named:
-        # After all that a typo can name: its cure takes seconds, that of missing tensors hours.
+        # Last: a typo is mended in seconds, missing tensors in hours.
         features.check_kept(stored, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
     unread = named.keys() - folders.keys() - ({"prototypes"} if rows else set()) - (
         {"decoder"} if decoder else set())

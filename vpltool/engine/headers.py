@@ -21,7 +21,7 @@ from vpltool.formats import (
 )
 from vpltool.formats.header import is_same_model, is_stale
 from vpltool.formats.input_folders import supervision_of
-from vpltool.formats.manifest import UPDATE_HINT, again, check_replacing, manifest_of
+from vpltool.formats.manifest import UPDATE_HINT, call_of, check_replacing, manifest_of
 from vpltool.formats.workspace import relative_to
 from vpltool.methods import own
 from vpltool.names import short_path, without_home
@@ -73,7 +73,7 @@ def warn_if_outdated(workspace: Workspace, path: Path) -> None:
     if header is None or not path.resolve().is_relative_to(workspace.path.resolve()):
         return
     if reason := _outdated(workspace.path, header, set()):
-        cure = again(header) if header.kind == "groups" else "`update()`"
+        cure = call_of(header) if header.kind == "groups" else "`update()`"
         _warn_once(f"{short_path(path)} is not up to date: {reason}; {cure} recomputes it",
                    header.config_hash)
 

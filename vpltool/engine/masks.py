@@ -29,7 +29,7 @@ from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
 from vpltool.parallel import threads
 from vpltool.settings import Settings, described
 
-Found: TypeAlias = dict[str, photo_work.Packed]
+LabelsById: TypeAlias = dict[str, photo_work.Compressed]
 """Photo id to a function that returns its labels (H, W)."""
 
 _THREADS = 8
@@ -245,7 +245,7 @@ def _read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArr
     return table.astype(label_type(len(table) - 1))[labels]
 
 
-def take_corrections(workspace: Workspace, found: Found) -> list[Path]:
+def take_corrections(workspace: Workspace, found: LabelsById) -> list[Path]:
     """Write corrected masks into the workspace beside earlier ones; return their folder, if any."""
     if not found:
         return []
@@ -286,7 +286,7 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
         raise VplError(
             f"{path} was imported when the classes were {', '.join(names)}; now they are "
             f"{', '.join(workspace.classes)}",
-            f"it shows `{gone[0]}`: call the class so again, or move the file out of the workspace"
+            f"it shows `{gone[0]}`: give the class this name again, or move the file away"
             if gone else corrections.import_call(workspace, workspace.path / corrections.FOLDER)
             + " gives the masks there the new numbers")
 
@@ -305,7 +305,7 @@ def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = F
     found = size_of_labels(path)
     if size and found != size:
         raise VplError(f"{path} is {found[0]}×{found[1]} (height×width), its photo "
-                       f"{size[0]}×{size[1]}", "a mask has a pixel for each of its photo's")
+                       f"{size[0]}×{size[1]}", "a mask must have the size of its photo")
     labels = formats.read_drawn_labels(path, other_palettes=other_palettes)
     shown = np.flatnonzero(np.bincount(labels.ravel()))
     odd = shown[(shown > classes) & (shown != IGNORE)]
@@ -331,7 +331,7 @@ def is_untagged(labels: npt.NDArray[np.uint8], tags: Collection[int]) -> bool:
 
 
 def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path | None, root: Path
-                     ) -> Found:
+                     ) -> LabelsById:
     """Read and check corrections made by a person; nothing is written.
 
     Args:
@@ -409,7 +409,8 @@ def without_ignored(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.where(labels == IGNORE, 0, labels)
 
 
-def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool = False) -> Found:
+def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool = False
+             ) -> LabelsById:
     """Collect labels, and warn of those that do not fit their photo's tags.
 
     Args:
@@ -417,7 +418,7 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
             photos that nobody has looked at; if a class is really absent, its tag should be
             removed first.
     """
-    found: Found = {}
+    found: LabelsById = {}
     blank, untagged = list[str](), list[str]()
     for entry in entries:
         photo = entry.photo
@@ -428,7 +429,7 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
             continue
         if is_untagged(entry.labels, tags):
             untagged.append(photo.id)
-        found[photo.id] = photo_work.packed(entry.labels)
+        found[photo.id] = photo_work.compressed(entry.labels)
     if blank:
         console.warn(counted(len(blank), "photo has tags, but no region, and is",
                              "photos have tags, but no region, and are")

@@ -111,7 +111,7 @@ def bare_workspace(work: Path, names: Sequence[str]) -> Workspace:
 
 def columns_there(work: Path, split: str) -> list[str]:
     """Return the names of all maps and labels of a split, except probabilities."""
-    return sorted(kinds.called(kind, name) for kind in KINDS[:4]
+    return sorted(kinds.result_name(kind, name) for kind in KINDS[:4]
                   for name in input_folders.names_in(kinds.folder_of(work, kind), split))
 
 

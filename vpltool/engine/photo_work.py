@@ -206,34 +206,34 @@ def run_photos(
         workers=worker_count(workers), sized=count_sizes(len(paths))), run, too_large)
 
 
-MOST = 200
+MOST_COMPARED = 200
 """Maximum number of photos to compare; of more, every nth."""
 
 
-Packed: TypeAlias = "Callable[[], npt.NDArray[np.uint8]]"
+Compressed: TypeAlias = "Callable[[], npt.NDArray[np.uint8]]"
 """A function that returns compressed labels (H, W)."""
 
 
-def packed(labels: npt.NDArray[np.uint8]) -> Packed:
+def compressed(labels: npt.NDArray[np.uint8]) -> Compressed:
     """Compress labels (H, W), because labels of hundreds of photos are held in memory."""
     size, kind, content = labels.shape, labels.dtype, zlib.compress(labels.tobytes(), 1)
     return lambda: np.frombuffer(zlib.decompress(content), kind).reshape(size)
 
 
-def _labels_before(output: OutputFolder) -> dict[str, Packed]:
+def _labels_before(output: OutputFolder) -> dict[str, Compressed]:
     """Return label images about to be replaced, by id; empty if the files are not labels."""
     if kinds.KINDS[output.header.kind].layout != "labels-folder":
         return {}
     there = [key for key in output.todo if output.path_of(key).exists()]
     found = {}
-    for key in there[:: -(-len(there) // MOST) or 1]:
+    for key in there[:: -(-len(there) // MOST_COMPARED) or 1]:
         # Damaged files are replaced without a comparison.
         with contextlib.suppress(VplError):
-            found[key] = packed(read_labels(output.path_of(key)))
+            found[key] = compressed(read_labels(output.path_of(key)))
     return found
 
 
-def _tell_changes(outputs: Sequence[OutputFolder], before: Mapping[Path, Mapping[str, Packed]]
+def _tell_changes(outputs: Sequence[OutputFolder], before: Mapping[Path, Mapping[str, Compressed]]
                   ) -> None:
     """Report the share of pixels whose label has changed, folder by folder."""
     for output in outputs:

@@ -11,7 +11,7 @@ from vpltool import console, formats
 from vpltool.core.photos import describe_failure, photo_size, read_photo
 from vpltool.errors import VplError, first_few, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, outputs, shards
-from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, again
+from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, call_of
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 
@@ -99,7 +99,7 @@ def check_current(workspace: Workspace, ids: Collection[str], *inputs: InputFold
                 raise VplError(
                     f"{folder.path}: {part_of(len(old), len(wanted), 'files', 'is', 'are')} out of "
                     f"date ({what}): {first_few(old)}",
-                    f"{UPDATE_HINT}{again(folder.header)} makes only these again")
+                    f"{UPDATE_HINT}{call_of(folder.header)} makes only these again")
 
 
 def tags_of(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, str]:

@@ -115,7 +115,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Read:
+class ReadPhoto:
     """A photo with its label scores, or the reason why reading failed.
 
     Args:
@@ -145,7 +145,7 @@ class Read:
 class ReadBatch:
     """Photos of the same size and number of labels; see `run_within_memory`."""
 
-    photos: list[Read]
+    photos: list[ReadPhoto]
 
     @property
     def ids(self) -> list[str]:
@@ -165,7 +165,7 @@ class ReadBatch:
         return [ReadBatch(self.photos[start : start + size]) for start in range(0, len(self), size)]
 
 
-def read_scored(scores: Scores, job: Job) -> Read:
+def read_scored(scores: Scores, job: Job) -> ReadPhoto:
     """Read a photo and the scores of its labels."""
     key, path = job
     try:
@@ -175,16 +175,16 @@ def read_scored(scores: Scores, job: Job) -> Read:
         if scores.divides(own):
             classes = stored.labels()
             scored = ScoredPhoto(photo, np.empty(0, np.float32), _names(scores, classes))
-            return Read(key, path, scored, classes.numpy(), own, stored=stored)
+            return ReadPhoto(key, path, scored, classes.numpy(), own, stored=stored)
         size = scores.size_at_once(own)
         values, classes = stored.whole(size)
         photo = crf.shrink(photo, size)
         found = _proposals_of(scores.proposals, key, size)
     except (OSError, ValueError, RuntimeError, MemoryError, VplError) as error:
         nothing = ScoredPhoto(np.empty((0, 0, 3), np.uint8), np.empty(0, np.float32))
-        return Read(key, path, nothing, np.empty(0, np.int64),
+        return ReadPhoto(key, path, nothing, np.empty(0, np.int64),
                     failure=describe_failure(path, error))
-    return Read(key, path, ScoredPhoto(photo, values.numpy(), _names(scores, classes), found),
+    return ReadPhoto(key, path, ScoredPhoto(photo, values.numpy(), _names(scores, classes), found),
                 classes.numpy(), own)
 
 
@@ -202,7 +202,7 @@ def _proposals_of(folder: InputFolder | None, key: str, size: tuple[int, int]) -
         return from_tensors(folder.read_tensors(key)).resized(size)
     except (ValueError, UnicodeDecodeError) as error:
         raise VplError(f"{folder.path_of(key)} is damaged ({error})",
-                       f"delete it and run: {manifest.again(folder.header)}") from error
+                       f"delete it and run: {manifest.call_of(folder.header)}") from error
 
 
 _OVERLAP = 0.25
@@ -210,7 +210,7 @@ _OVERLAP = 0.25
 deviations of CLIP-ES's appearance kernel."""
 
 
-def refined_in_tiles(read: Read, tile: int, refine: Callable[[ScoredPhoto], Field]
+def refined_in_tiles(read: ReadPhoto, tile: int, refine: Callable[[ScoredPhoto], Field]
                      ) -> Iterator[Field]:
     """Refine tiles of a side in pixels like photos, and blend marginals where tiles overlap.
 

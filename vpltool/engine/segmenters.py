@@ -19,7 +19,7 @@ from vpltool.engine.features import BEST_FIRST, open_features
 from vpltool.engine.running import RunningNetwork, RunsSegmenter
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Header, InputFolder, Workspace, changes, kinds, storage
-from vpltool.formats.manifest import MANIFEST, again
+from vpltool.formats.manifest import MANIFEST, call_of
 from vpltool.lazy import Tensor, torch
 from vpltool.methods import SegmenterMethod, load_method
 from vpltool.methods.inputs import AUTO_SIDE, TrainedSegmenter, parse_tile, side_of
@@ -65,7 +65,7 @@ class SegmenterFile:
     @property
     def again(self) -> str:
         """The call that makes the file again, for hints."""
-        return again(self.header)
+        return call_of(self.header)
 
     def _fact(self, name: str, kind: type, what: str) -> Any:
         if name not in self.header.facts:

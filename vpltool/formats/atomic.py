@@ -45,7 +45,7 @@ def _part_of(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _told(path: Path, option: str) -> Iterator[None]:
+def _naming_disk_errors(path: Path, option: str) -> Iterator[None]:
     """Turn an error of the disk into one that names the file."""
     try:
         yield
@@ -56,7 +56,7 @@ def _told(path: Path, option: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, batch: Batch | None = None) -> Iterator[Path]:
+def atomic_path(path: Path, batch: PendingFiles | None = None) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` if the block succeeds.
 
     The umask determines permissions. With a batch, the file is renamed later, together with others.
@@ -65,7 +65,7 @@ def atomic_path(path: Path, batch: Batch | None = None) -> Iterator[Path]:
         VplError: the folder cannot be written, or the disk is full.
     """
     temporary = None
-    with _told(path, "PATH"):
+    with _naming_disk_errors(path, "PATH"):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = _part_of(path)
@@ -86,7 +86,7 @@ def atomic_path(path: Path, batch: Batch | None = None) -> Iterator[Path]:
 
 
 @dataclass
-class Batch:
+class PendingFiles:
     """Finished temporary files that are synced and renamed together.
 
     Syncing each file alone costs the disk's latency every time; the system commits many files in
@@ -110,7 +110,7 @@ class Batch:
         """
         parts, self._parts = self._parts, {}
         try:
-            with _told(next(iter(parts), Path()).parent, "PATH"):
+            with _naming_disk_errors(next(iter(parts), Path()).parent, "PATH"):
                 sync(parts.values())
                 for path, part in parts.items():
                     part.replace(path)
@@ -162,7 +162,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         VplError: it cannot be written, or the disk is full.
     """
     part = _part_of(path)
-    with _told(path, "DIR"):
+    with _naming_disk_errors(path, "DIR"):
         remove_leftovers(path.parent)
         try:
             yield part

@@ -24,11 +24,11 @@ FILE = "changes.jsonl"
 
 _WORDS = ("classes", "photos", "words", "masks")
 
-Words = dict[str, list[str]]
+Phrases = dict[str, list[str]]
 """Phrases by topic: `classes`, `photos` (with their tags and splits), `words`, `masks`."""
 
 _TOPICS = {"classes": "classes", "tags": "photos", "photos": "photos", "captions": "photos"}
-"""Topic of `Words` that explains changes of an input, by its role in a header."""
+"""Topic of `Phrases` that explains changes of an input, by its role in a header."""
 
 
 REVIEWED_TAGS = "review/tags.csv"
@@ -94,7 +94,7 @@ def last_call(workspace_path: Path) -> JsonObject:
 
 
 def add_change(
-    workspace_path: Path, before: Mapping[str, object], after: Mapping[str, Any], words: Words,
+    workspace_path: Path, before: Mapping[str, object], after: Mapping[str, Any], words: Phrases,
     call: Mapping[str, object],
 ) -> None:
     """Append a line to `changes.jsonl`.

@@ -18,7 +18,7 @@ from vpltool.formats.changes import difference
 from vpltool.formats.header import Header, join_supervision
 from vpltool.formats.kinds import BadValues, check_form, folder_of, form_of, kind_named
 from vpltool.formats.labels import read_drawn_labels
-from vpltool.formats.manifest import MANIFEST, Manifest, again, manifest_of
+from vpltool.formats.manifest import MANIFEST, Manifest, call_of, manifest_of
 from vpltool.formats.packed import read_packed
 from vpltool.formats.shards import shard_of
 from vpltool.formats.storage import Description, describe
@@ -73,7 +73,7 @@ class InputFolder(Manifest):
         """
         tensors = self._read(photo_id, *names)
         if self.kind == "features":
-            where, hint = self._where(photo_id), f"delete it and run: {again(self.header)}"
+            where, hint = self._where(photo_id), f"delete it and run: {call_of(self.header)}"
             check_form(tensors, self._usual_form, where, hint)
             listed = self.header.options.get("layers", [])
             if "layer_index" in tensors and tensors["layer_index"].tolist() != listed:
@@ -81,7 +81,7 @@ class InputFolder(Manifest):
         return tensors
 
     def _read(self, photo_id: str, *names: str) -> dict[str, torch.Tensor]:
-        where, hint = self._where(photo_id), again(self.header)
+        where, hint = self._where(photo_id), call_of(self.header)
         header, tensors = (
             storage.tensors_of(self._unpacked(photo_id), self.kind, names, where, hint)
             if photo_id in self.packed
@@ -120,7 +120,7 @@ class InputFolder(Manifest):
         if header.config_hash != self.identity:
             reasons = "; ".join(difference(self.header, header, self.path))
             raise VplError(f"{path} comes from a different run than its folder: {reasons}",
-                           f"delete it; {again(self.header)} recomputes it")
+                           f"delete it; {call_of(self.header)} recomputes it")
 
     def left_out(self, ids: Iterable[str]) -> dict[str, str]:
         """Return the failure reasons by id, of photos that failed here or at an earlier stage."""
@@ -136,7 +136,7 @@ class InputFolder(Manifest):
         """
         if self.replaced:
             raise VplError(f"{self.path} is being replaced, or the command that replaced it was "
-                           "stopped", f"wait for it, or run it again: {again(self.header)}")
+                           "stopped", f"wait for it, or run it again: {call_of(self.header)}")
         wanted = list(ids)
         have = [key for key in wanted if self.holds(key)]
         lacking = set(wanted) - set(have)
@@ -151,17 +151,17 @@ class InputFolder(Manifest):
                          + counted(len(failed), "photo, which is", "photos, which are")
                          + f" skipped: {first_few(failed)}")
         if wanted and not have:
-            raise VplError(f"{self.path} holds none of the selected photos", again(self.header))
+            raise VplError(f"{self.path} holds none of the selected photos", call_of(self.header))
         return have
 
     def _how_to_go_on(self, missing: Iterable[str]) -> str:
         """Return a hint with the call that computes the missing photos."""
         if self.shards == 1:
-            return f"{again(self.header)} continues where it stopped"
+            return f"{call_of(self.header)} continues where it stopped"
         lacking = sorted({shard_of(key, self.shards) for key in missing})
         named = ", ".join(f"{index}/{self.shards}" for index in lacking[:10])
         more = f" and {len(lacking) - 10} more" if len(lacking) > 10 else ""
-        return (f"{again(self.header, shard=f'{lacking[0]}/{self.shards}')} continues with the "
+        return (f"{call_of(self.header, shard=f'{lacking[0]}/{self.shards}')} continues with the "
                 f"first incomplete shard of {named}{more}; `status()` prints all commands")
 
 

@@ -181,7 +181,7 @@ def results_of(work: Path, kind: str) -> list[Path]:
                   if not path.name.endswith(CHECKPOINT))
 
 
-def called(kind: str, name: str) -> str:
+def result_name(kind: str, name: str) -> str:
     """Return the users' name for a result in its standard place, such as `cams/text`."""
     return f"{kind}/{name}"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool.errors import VplError
-from vpltool.formats.atomic import Batch, atomic_path
+from vpltool.formats.atomic import PendingFiles, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.lazy import Image, PngImagePlugin, np, npt
@@ -39,7 +39,7 @@ def voc_palette() -> list[int]:
 
 
 def write_labels(path: Path, labels: npt.NDArray[np.uint8], header: Header,
-                 batch: Batch | None = None) -> None:
+                 batch: PendingFiles | None = None) -> None:
     """Write labels (height, width) as a palette PNG with the header in a text chunk.
 
     16-bit labels become a 16-bit PNG. For `batch`, see `atomic_path`.
@@ -243,7 +243,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path, formats=("PNG",)) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise VplError(f"{short_path(path)} has {image.width}×{image.height} pixels",
-                               "a mask has a pixel for each of its photo's")
+                               "a mask must have the size of its photo")
             yield image
     except FileNotFoundError:
         raise VplError(f"no mask at {short_path(path)}",

@@ -200,7 +200,7 @@ def _read_shard(file: Path) -> JsonObject:
     return content
 
 
-def again(header: Header, shard: str = "") -> str:
+def call_of(header: Header, shard: str = "") -> str:
     """Return the call that makes or resumes an artifact, or one shard of it."""
     used = [f"{key}={header.options[key]!r}" for key in ("prototypes", "method", "split")
             if header.options.get(key)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.errors import OtherSettings, PhotosFailed, VplError, counted, fix_and_repeat
-from vpltool.formats.atomic import PART, Batch, remove_leftovers
+from vpltool.formats.atomic import PART, PendingFiles, remove_leftovers
 from vpltool.formats.changes import accepting, difference, tell_options
 from vpltool.formats.header import Header, is_stale
 from vpltool.formats.kinds import KINDS, check_labels, check_values, kind_named
@@ -62,7 +62,7 @@ class OutputFolder(PhotoFolder):
     # reason by id, for photos that failed in this run
     failed: dict[str, str] = field(default_factory=dict)
     labels: int = 0  # number with the background; higher labels are refused; 0: no check
-    _batch: Batch | None = None
+    _batch: PendingFiles | None = None
 
     def begin(self) -> None:
         """Delete the files to replace, and mark the folder as incomplete.
@@ -154,7 +154,7 @@ class OutputFolder(PhotoFolder):
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """Write several files in one batch, so that they wait for the disk together."""
-        self._batch = batch = Batch()
+        self._batch = batch = PendingFiles()
         try:
             yield
         finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from vpltool.errors import VplError, first_line, then
-from vpltool.formats.atomic import Batch, atomic_path
+from vpltool.formats.atomic import PendingFiles, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, check_values, kind_named
 from vpltool.formats.rasters import SUFFIXES, scene_header
@@ -48,7 +48,7 @@ def read_json(path: Path, made_by: str) -> JsonObject:
 
 
 def write_tensors(path: Path, header: Header, tensors: Mapping[str, torch.Tensor],
-                  batch: Batch | None = None) -> None:
+                  batch: PendingFiles | None = None) -> None:
     """Write a .safetensors file with its header; for `batch`, see `atomic_path`.
 
     Raises:
@@ -156,7 +156,7 @@ def _describe_tensors(file: IO[bytes], size: int, where: Path | str) -> Descript
         ends = [int(entry["data_offsets"][1]) for entry in entries.values()]
         for name, (dtype, _) in shapes.items():
             if not isinstance(dtype, str) or not dtype.isidentifier():
-                raise ValueError(f"`{name}` is of no type that there is")
+                raise ValueError(f"`{name}` has an unknown type")
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise VplError(f"{where} is not a .safetensors file ({error})", _RECOMPUTE) from error
     if (expected := 8 + length + max(ends, default=0)) != size:

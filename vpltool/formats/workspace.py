@@ -136,7 +136,7 @@ class Workspace:
         if found != self.classes_identity:
             change = changes.explain_change(self.path, "classes", found) or "their names differ"
             raise VplError(f"{where} was made with other classes than the workspace has: {change}",
-                           f"{manifest.UPDATE_HINT}{manifest.again(header)}, with "
+                           f"{manifest.UPDATE_HINT}{manifest.call_of(header)}, with "
                            "`overwrite=True`, replaces it")
 
     def class_name(self, index: int) -> str:
@@ -318,7 +318,7 @@ def relative_to(path: Path, folder: Path) -> str:
 
 def write_workspace(
     workspace: Workspace, photos: Sequence[Photo], call: Mapping[str, object] | None = None
-) -> changes.Words:
+) -> changes.Phrases:
     """Write `images.jsonl`, `changes.jsonl` and, last, `workspace.json`, if anything changed.
 
     The call's settings are stored as defaults of a later call. Returns the changes by topic;
@@ -364,7 +364,7 @@ def _identities(workspace: Workspace, photos: Sequence[Photo]) -> JsonObject:
 
 def describe_change(
     old: Workspace, old_photos: Sequence[Photo], new: Workspace, new_photos: Sequence[Photo]
-) -> changes.Words:
+) -> changes.Phrases:
     """Describe the differences between two states of a workspace, by topic."""
     words = {
         "classes": _class_words(old.classes, new.classes),

@@ -298,7 +298,7 @@ class Method:
 
     @property
     def importable(self) -> bool:
-        """Whether `load` succeeds; a file of one's own may be at work in another window."""
+        """Whether `load` succeeds; somebody may be editing a file of their own."""
         try:
             self.load()
         except VplError:
@@ -318,7 +318,7 @@ def _own_folders() -> list[Path]:
 def find_methods(kind: str) -> dict[str, Method]:
     """Return name to method of a kind, sorted; from here, `VPLTOOL_METHODS` and other packages.
 
-    A file of one's own may be none that can be imported, see `Method.importable`. Raises a VplError
+    A file of one's own may fail to be imported, see `Method.importable`. Raises a VplError
     if two methods have the same name.
     """
     found: dict[str, Method] = {}

@@ -131,7 +131,7 @@ class LabellingRequest:
         own = self.size(photo, where)
         if tuple(size) != own:
             raise VplError(f"{where}: {size[0]}×{size[1]} (height×width), its photo {photo.id} is "
-                           f"{own[0]}×{own[1]}", "labels have a pixel for each of their photo's")
+                           f"{own[0]}×{own[1]}", "labels must have the size of their photo")
 
 
 @dataclass(frozen=True)

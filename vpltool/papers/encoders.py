@@ -20,7 +20,7 @@ from typing import Any
 from vpltool import api
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, open_workspace, write_json
-from vpltool.formats.kinds import called
+from vpltool.formats.kinds import result_name
 from vpltool.papers.ceiling import cam_ceiling, ceiling
 from vpltool.papers.program import parser_of, run_program
 
@@ -57,9 +57,10 @@ def measure(work: Path, encoder: str, values: Mapping[str, object]) -> JsonObjec
             f"encoder={encoder}")
     if not any("val" in photo.splits for photo in open_workspace(work).photos()):
         raise VplError(f"{work} has no split `val`", "give it in the tags, or `held=10`")
-    scores = {"cams": run.eval(what=called("cams", "seeds-refined"), split="train")["miou"],
+    scores = {"cams": run.eval(what=result_name("cams", "seeds-refined"), split="train")["miou"],
               "cams_ceiling": cam_ceiling(work),
-              "masks": run.eval(what=called("masks", "seeds-refined-full"), split="train")["miou"]}
+              "masks": run.eval(what=result_name("masks", "seeds-refined-full"),
+                                split="train")["miou"]}
     bound = ceiling(work, "segmenter", "val")
     spent = run.estimate()
     return {"encoder": open_workspace(work).main_encoder, **scores,

@@ -15,7 +15,7 @@ from vpltool.clip import encoders
 from vpltool.errors import VplError, near_path
 from vpltool.names import is_on_hub
 from vpltool.recipes.parse import Block, Line, Recipe, Rounds, Step, commands_of
-from vpltool.settings import Described
+from vpltool.settings import SettingSpec
 from vpltool.shell import all_settings, settings_with, to_shell
 from vpltool.stages import find_stages
 
@@ -136,7 +136,7 @@ def check_encoders(terms: Terms, steps: Iterable[Step | Rounds], work: Path) -> 
                            hint if source else terms.recipe.hint(name, hint)) from error
 
 
-def _filled(recipe: Recipe) -> Iterator[tuple[str, Described, str]]:
+def _filled(recipe: Recipe) -> Iterator[tuple[str, SettingSpec, str]]:
     """Yield stage, setting and name of each value that alone fills a setting in a line."""
     known = {value.name for value in recipe.values}
     stages = find_stages()
@@ -168,6 +168,6 @@ def _lines(body: Sequence[Line | Block]) -> Iterator[str]:
             yield item.text
 
 
-def _entry_of(flag: str, entries: Sequence[Described]) -> Described | None:
+def _entry_of(flag: str, entries: Sequence[SettingSpec]) -> SettingSpec | None:
     return next((entry for entry in entries if not entry.positional
                  and flag in (entry.flag, entry.short, *entry.aliases)), None)

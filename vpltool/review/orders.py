@@ -66,7 +66,7 @@ def _uncertain(workspace: Workspace, shown: InputFolder, split: str) -> Measure:
                 folder.read_tensors(photo.id, "probabilities")["probabilities"])
             if folder.holds(photo.id) else 0.0)
     try:
-        masks = kinds.called("masks", shown.name.removesuffix("-full"))
+        masks = kinds.result_name("masks", shown.name.removesuffix("-full"))
         unsure = find_shown(workspace, masks, split)
     except VplError:
         unsure = shown

@@ -97,7 +97,7 @@ class Training:
             with errors:
                 self._follow(child, errors)
             if not child.returncode:
-                self._desk.reopen(kinds.called("predictions", segmenter))
+                self._desk.reopen(kinds.result_name("predictions", segmenter))
         except (VplError, OSError) as error:
             child.terminate()
             self._progress["error"] = getattr(error, "message", str(error))
@@ -140,7 +140,8 @@ def steps(desk: Desk, segmenter: str, split: str) -> list[str]:
     return [*(command_line("predict", {"split": name, "decoder": segmenter})
               for name, manifest in manifests.items()
               if not (manifest.exists() and read_json(manifest, "").get("complete"))),
-            command_line("eval", {"what": kinds.called("predictions", segmenter), **desk.scored})]
+            command_line("eval", {"what": kinds.result_name("predictions", segmenter),
+                                  **desk.scored})]
 
 
 def _keep(old: Path, rounds: Path) -> None:
@@ -155,7 +156,7 @@ def _keep(old: Path, rounds: Path) -> None:
             shutil.copy2(path, kept)
 
 
-class _JsonLines(console.Silence):
+class _JsonLines(console.Listener):
     """Progress as lines of JSON on stdout."""
 
     @contextlib.contextmanager

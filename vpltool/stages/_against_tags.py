@@ -104,7 +104,7 @@ def _read_all(workspace: Workspace, source: InputFolder, beside: InputFolder | N
         highest = labels[labels != workspace.ignore].max(initial=0)
         if highest > count:
             raise VplError(f"{source.path_of(photo.id)}: the label {highest} is above {count}, the "
-                           "last class", f"{manifest.again(source.header)} recomputes it")
+                           "last class", f"{manifest.call_of(source.header)} recomputes it")
         # A class whose probability was not stored has 0.
         sure = np.zeros(count + 1)
         if beside:

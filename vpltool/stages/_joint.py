@@ -19,7 +19,7 @@ from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, k
 from vpltool.lazy import F, Tensor, np, torch
 from vpltool.parallel import device, threads
 from vpltool.parallel.ranks import joined
-from vpltool.stages._lesson import choose_crop, cut_pixels, normalised_crops
+from vpltool.stages._training_inputs import choose_crop, cut_pixels, normalised_crops
 
 FEW = 50
 """Number of photos below which a joint training warns."""
@@ -32,7 +32,7 @@ _COLOURS = 0.3
 
 
 @dataclass(frozen=True)
-class Taught:
+class TrainingPhoto:
     """A photo to learn from, of the workspace or another folder.
 
     Args:
@@ -56,7 +56,7 @@ class PixelData:
     """
 
     workspace: Workspace
-    photos: Sequence[Taught]
+    photos: Sequence[TrainingPhoto]
     masks: Masks | None
     encoder: Any
     max_side: int
@@ -148,7 +148,8 @@ def _batch(data: PixelData, settings: training.StepSettings, step: int) -> joint
         None if soft[0] is None else torch.stack(soft))
 
 
-def _crop(data: PixelData, taught: Taught, side: int, rng: np.random.Generator) -> tuple[Any, ...]:
+def _crop(data: PixelData, taught: TrainingPhoto, side: int, rng: np.random.Generator
+          ) -> tuple[Any, ...]:
     """Cut pixels, labels, valid patches, shown and possible classes, and soft labels."""
     photo, patch = taught.photo, data.encoder.vision.patch
     window = choose_crop(data.workspace, photo, patch, side, rng,

@@ -38,7 +38,7 @@ def read_truth(
     if found != size:
         raise VplError(f"{short_path(path)} is {found[0]}×{found[1]} (height×width), "
                        f"{sized} {size[0]}×{size[1]}",
-                       "a true mask has a pixel for each of its photo's; photos without one "
+                       "a true mask must have the size of its photo; photos without one "
                        "are not scored")
     values = read_labels(path)
     classes = len(workspace.classes)

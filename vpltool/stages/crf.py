@@ -216,7 +216,7 @@ def _run_batches(worker: _Worker, jobs: Sequence[scored.Job], size: int
                                   lambda _: _LOWER)
 
 
-def _solve(worker: _Worker, batch: Sequence[scored.Read]) -> list[photo_work.Made]:
+def _solve(worker: _Worker, batch: Sequence[scored.ReadPhoto]) -> list[photo_work.Made]:
     """Refine the labels of photos of the same size and number of labels.
 
     Insufficient memory is an error for several photos, and the result of a single one.
@@ -242,7 +242,7 @@ def _solve(worker: _Worker, batch: Sequence[scored.Read]) -> list[photo_work.Mad
             for read, field in zip(batch, marginals, strict=True)]
 
 
-def _in_tiles(worker: _Worker, read: scored.Read) -> list[npt.NDArray[np.uint8]]:
+def _in_tiles(worker: _Worker, read: scored.ReadPhoto) -> list[npt.NDArray[np.uint8]]:
     """Refine a large photo in the memory of a row of tiles; one label image per confidence."""
     rows = [[labels_at(field, read.classes, confidence=each) for each in worker.task.confidences]
             for field in scored.refined_in_tiles(read, worker.task.scores.tile,

@@ -21,7 +21,7 @@ from vpltool.lazy import F, np, torch
 from vpltool.methods import KINDS, SegmenterMethod, find_method, inputs, load_method
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.settings import Settings, Stage, described, setting
-from vpltool.stages import _lesson, tag
+from vpltool.stages import _training_inputs, tag
 from vpltool.stages.train_student import DEFAULT_STUDENT, StudentSettings
 
 _LOOKED_AT = 40
@@ -264,7 +264,7 @@ def _step_seconds(encoder: encoders.Encoder, settings: EstimateSettings, device:
     if not settings.iters:
         return 0.0
     side, network = settings.crop, _network(encoder, settings).to(device)
-    used = _lesson.training_of(_lesson.TrainDecoderSettings(
+    used = _training_inputs.training_of(_training_inputs.TrainDecoderSettings(
         iters=3, batch_size=settings.batch_size, crop=side, optimizer="adamw",
         lambda_rsc=float(network.in_joint_space)), torch.float32)
     batch = training.CropBatch(

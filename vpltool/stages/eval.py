@@ -200,7 +200,7 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: f
         if (label[label != ignore] >= classes).any():
             raise VplError(f"{path}: a label above {classes - 1}, the workspace's last class",
                            "correct it, or delete it: "
-                           f"{manifest.again(source.header)} recomputes it")
+                           f"{manifest.call_of(source.header)} recomputes it")
         counts = metrics.confusion(truth, label, classes, ignore)
         tally = _Tally(counts, each={photo.id: counts})
         if tolerance:
@@ -216,7 +216,7 @@ def _strongest(source: InputFolder, photo_id: str, shape: tuple[int, ...], label
     """Value and class of the strongest map at each pixel, both (H, W)."""
     tensors = source.read_tensors(photo_id)
     kinds.check_values(source.kind, tensors, str(source.path_of(photo_id)),
-                       manifest.again(source.header), labels)
+                       manifest.call_of(source.header), labels)
     if not len(tensors["classes"]):
         return np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     cam = F.interpolate(tensors["cam"].float()[None], size=tuple(shape), mode="bilinear",

@@ -13,7 +13,7 @@ from vpltool.errors import PhotosFailed, VplError, counted, first_few, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, corrections, expect_header, find_folder
 from vpltool.formats.kinds import result_path
 from vpltool.formats.labels import size_of_labels
-from vpltool.formats.manifest import again
+from vpltool.formats.manifest import call_of
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np, npt
 from vpltool.methods import Exporter, inputs, load_method
@@ -89,7 +89,7 @@ def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> 
     classes = workspace.classes
     if header.inputs.get("classes", workspace.classes_identity) != workspace.classes_identity:
         raise VplError(f"{path} was predicted with other classes than {workspace.path} has",
-                       again(header))
+                       call_of(header))
     out = settings.out or workspace.path / "exports" / f"{path.stem}{method.SUFFIX}"
     return method.export(inputs.PredictedScene(path, classes), out, settings.of_method)
 
@@ -174,7 +174,7 @@ def _sizes(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], s
     if absent := {photo.id for photo in photos} - {photo.id for photo in there} - failed.keys():
         raise VplError(part_of(len(absent), len(photos), f"photos of `{split}`", "has", "have")
                        + f" no prediction in {source.path}, such as {min(absent)}",
-                       again(source.header))
+                       call_of(source.header))
     sizes = {}
     for photo in there:
         path = workspace.image_path(photo)
@@ -206,7 +206,7 @@ def _each(workspace: Workspace, source: InputFolder, photos: Sequence[Photo],
           sizes: Mapping[str, tuple[int, int]], corrected: Mapping[str, Path], title: str
           ) -> Iterator[tuple[Photo, npt.NDArray[np.uint8]]]:
     """Yield each photo with its labels, after checking their size and classes."""
-    last, remake = len(workspace.classes), f"{again(source.header)} with `overwrite=True`"
+    last, remake = len(workspace.classes), f"{call_of(source.header)} with `overwrite=True`"
     for photo in photo_work.tracked(title, photos, len(photos)):
         if photo.id in corrected:
             yield photo, masks.read_mask(corrected[photo.id], workspace.image_path(photo), last)

@@ -18,7 +18,7 @@ from vpltool.engine import masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
 from vpltool.errors import VplError, counted, first_few, part_of
 from vpltool.formats import JsonObject, Photo, Workspace, kinds, manifest, open_workspace
-from vpltool.formats.changes import REVIEWED_TAGS, Words, count_photos, last_call
+from vpltool.formats.changes import REVIEWED_TAGS, Phrases, count_photos, last_call
 from vpltool.formats.workspace import describe_change, read_images, relative_to, write_workspace
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
@@ -373,7 +373,7 @@ def _warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
                         "them with intact copies"))
 
 
-def _describe(workspace: Workspace, photos: Sequence[Photo], words: Words, afresh: str) -> None:
+def _describe(workspace: Workspace, photos: Sequence[Photo], words: Phrases, afresh: str) -> None:
     """Report the workspace's contents, what has changed (`words`), and warnings.
 
     `afresh` is the call that renumbers the classes, if they keep earlier numbers.

@@ -20,8 +20,8 @@ from vpltool.methods import SegmenterMethod, load_method
 from vpltool.parallel.device import find_device, find_precision, worker_count
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import Stage, warn_without_effect
-from vpltool.stages import _joint, _lesson
-from vpltool.stages._lesson import Lesson, TrainDecoderSettings, TrainingData
+from vpltool.stages import _joint, _training_inputs
+from vpltool.stages._training_inputs import TrainDecoderSettings, TrainingData, TrainingInputs
 
 STAGE = Stage(order=70, panel="3. Masks and segmenter", reads=("features", "masks", "prototypes"),
               writes=("decoder",), settings=TrainDecoderSettings, methods="segmenters",
@@ -57,17 +57,17 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
     stepless = method.stepless
     if not stepless:
         shards.check_even(settings.batch_size)
-    lesson = _lesson.find_lesson(workspace, settings, method)
-    frozen, target = lesson.frozen, lesson.target
-    unread = _unread(lesson)
+    inputs = _training_inputs.find_training_inputs(workspace, settings, method)
+    frozen, target = inputs.frozen, inputs.target
+    unread = _unread(inputs)
     warn_without_effect(settings, without=unread)
-    steps = _lesson.training_of(settings, _precision_of_steps(lesson))
-    network = lesson.build()
-    _check_network(lesson, network)
-    start = None if stepless else lesson.start()
+    steps = _training_inputs.training_of(settings, _precision_of_steps(inputs))
+    network = inputs.build()
+    _check_network(inputs, network)
+    start = None if stepless else inputs.start()
     if start:
-        _take_weights(lesson, network, start)
-    header = lesson.header(start, {
+        _take_weights(inputs, network, start)
+    header = inputs.header(start, {
         "source": "features" if frozen.features else "photos",
         **({} if stepless else {"lr": steps.lr, "warmup": steps.warmup}),
         **({"layers": list(frozen.layers)} if frozen.layers else {})}, unread, {
@@ -75,27 +75,27 @@ def run(workspace: Workspace, settings: TrainDecoderSettings) -> Path:
                           frozen.features.header.options.get("max_side", 1024)
                           if frozen.features else settings.max_side),
         "config": network.config, "reads": list(network.reads)})
-    if not _is_done(lesson, header):
-        data = TrainingData(workspace, lesson.masks, lesson.epoch, frozen, network.reads_patches,
+    if not _is_done(inputs, header):
+        data = TrainingData(workspace, inputs.masks, inputs.epoch, frozen, network.reads_patches,
                             settings.max_side, *shards.rank_of_process())
         if stepless:
-            check_masks(lesson.masks, workspace, lesson.photos)
+            check_masks(inputs.masks, workspace, inputs.photos)
             with joined(settings.device, double=True) as ranks:
                 _fit(method, network, data, settings, ranks)
                 if ranks.rank == 0:
                     checkpoints.write_trained(target, header, network.state_dict(), [])
         else:
-            _train(lesson, network, data, steps, header)
+            _train(inputs, network, data, steps, header)
     return target
 
 
-def _train(lesson: Lesson, network: segmenter.SegmenterNetwork, data: TrainingData,
+def _train(inputs: TrainingInputs, network: segmenter.SegmenterNetwork, data: TrainingData,
            steps: training.TrainingSettings, header: Header) -> None:
-    settings, target = lesson.settings, lesson.target
+    settings, target = inputs.settings, inputs.target
     start = checkpoints.read_checkpoint(target, header, settings)
-    check_masks(lesson.masks, lesson.workspace, lesson.photos)
+    check_masks(inputs.masks, inputs.workspace, inputs.photos)
     with (joined(settings.device) as ranks,
-          contextlib.closing(_lesson.crop_batches(
+          contextlib.closing(_training_inputs.crop_batches(
               data, steps, start.step, device=ranks.device,
               workers=worker_count(settings.workers))) as batches,
           checkpoints.too_many_crops(steps)):
@@ -109,11 +109,11 @@ def _train(lesson: Lesson, network: segmenter.SegmenterNetwork, data: TrainingDa
             checkpoints.note_losses(_LOSSES, curve)
 
 
-def _unread(lesson: Lesson) -> dict[str, str]:
+def _unread(inputs: TrainingInputs) -> dict[str, str]:
     """Return the settings without effect, and why."""
-    stepless, precision = lesson.method.stepless, lesson.settings.precision
+    stepless, precision = inputs.method.stepless, inputs.settings.precision
     unread = dict(_STEPLESS) if stepless else {}
-    if lesson.frozen.features:
+    if inputs.frozen.features:
         unread["max_side"] = _ENCODER_ONLY
         if stepless:
             unread["precision"] = _ENCODER_ONLY
@@ -123,20 +123,20 @@ def _unread(lesson: Lesson) -> dict[str, str]:
     return unread
 
 
-def _precision_of_steps(lesson: Lesson) -> torch.dtype:
+def _precision_of_steps(inputs: TrainingInputs) -> torch.dtype:
     """Return the number format of the decoder's training steps."""
-    if lesson.method.stepless or lesson.settings.precision != "bf16":
+    if inputs.method.stepless or inputs.settings.precision != "bf16":
         return torch.float32
     # Loading an encoder has already warned of a slow format.
-    warn = console.warn if lesson.frozen.features else None
-    return find_precision("bf16", find_device(lesson.settings.device), warn)
+    warn = console.warn if inputs.frozen.features else None
+    return find_precision("bf16", find_device(inputs.settings.device), warn)
 
 
-def _check_network(lesson: Lesson, network: segmenter.SegmenterNetwork) -> None:
+def _check_network(inputs: TrainingInputs, network: segmenter.SegmenterNetwork) -> None:
     """Check that settings, features and prototypes fit the network."""
-    settings, frozen, prototypes = lesson.settings, lesson.frozen, lesson.prototypes
+    settings, frozen, prototypes = inputs.settings, inputs.frozen, inputs.prototypes
     residual = hasattr(settings.of_method, "residual")
-    if not lesson.method.stepless:
+    if not inputs.method.stepless:
         _check_steps(settings, network, residual=residual)
     held = frozen.features.header.options.get("patches", "block") if frozen.features else "block"
     if network.reads_patches and held != "block":
@@ -168,11 +168,11 @@ def _check_steps(settings: TrainDecoderSettings, network: segmenter.SegmenterNet
                        "embeddings to compare with the prototypes", "`lambda_rsc=0`")
 
 
-def _take_weights(lesson: Lesson, network: segmenter.SegmenterNetwork,
+def _take_weights(inputs: TrainingInputs, network: segmenter.SegmenterNetwork,
                   start: segmenters.SegmenterFile) -> None:
     """Load the weights of another decoder, except for the prototypes."""
     path, other = start.path, start.network()
-    if start.method != lesson.settings.method:
+    if start.method != inputs.settings.method:
         raise VplError(f"{path} is of the method {start.method}", f"`method={start.method!r}`")
     own, found = ({key: tensor for key, tensor in part.state_dict().items()
                    if key not in ("prototypes", "class_index")} for part in (network, other))
@@ -188,16 +188,16 @@ def _shapes(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in state.items()}
 
 
-def _is_done(lesson: Lesson, header: Header) -> bool:
+def _is_done(inputs: TrainingInputs, header: Header) -> bool:
     """Return whether the decoder already exists; see `check_file`."""
-    target, ids = lesson.target, lesson.ids
+    target, ids = inputs.target, inputs.ids
     try:
-        return headers.check_file(target, header, lesson.settings)
+        return headers.check_file(target, header, inputs.settings)
     except VplError as error:
         if target.exists() and header.inputs.get("masks") != expect_header(
                 target, "decoder").inputs.get("masks"):
             written = target.stat().st_mtime
-            newer = sum(lesson.masks.path_of(key).stat().st_mtime > written for key in ids)
+            newer = sum(inputs.masks.path_of(key).stat().st_mtime > written for key in ids)
             error.message += f" ({part_of(newer, len(ids), 'masks', 'is', 'are')} newer than it)"
         raise
 
@@ -206,8 +206,9 @@ def _fit(method: SegmenterMethod, network: segmenter.SegmenterNetwork, data: Tra
          settings: TrainDecoderSettings, ranks: Ranks) -> None:
     """Compute the parameters of a network; each process reads its share of the whole photos."""
     own = replace(data, photos=[photo for photo in data.photos if ranks.shard.holds(photo.id)])
-    method.fit(network.to(ranks.device), photo_work.tracked("train-decoder", _lesson.whole_photos(
-        own, ranks.device, worker_count(settings.workers)), len(own.photos)),
+    read = _training_inputs.whole_photos(own, ranks.device, worker_count(settings.workers))
+    method.fit(network.to(ranks.device),
+               photo_work.tracked("train-decoder", read, len(own.photos)),
                settings.of_method, ranks.total)
 
 
@@ -228,35 +229,35 @@ def _finetune(workspace: Workspace, settings: TrainDecoderSettings, method: Segm
                        iters=settings.iters if "iters" in settings.given else _ITERS)
     warn_without_effect(settings, without=_UNTUNED)
     shards.check_even(settings.batch_size)
-    lesson = _lesson.find_lesson(workspace, settings, method)
-    frozen, masks, target = lesson.frozen, lesson.masks, lesson.target
+    inputs = _training_inputs.find_training_inputs(workspace, settings, method)
+    frozen, masks, target = inputs.frozen, inputs.masks, inputs.target
     encoder = frozen.encoder or models.load_main(workspace, find_device(settings.device))
     headers.check_same_model(encoder.identity, frozen.model, f"the encoder and {frozen.name}")
     if chosen.blocks or chosen.rank:
         _check_blocks(encoder, chosen.blocks, chosen.rank)
-    network, first = lesson.build(), lesson.start()
+    network, first = inputs.build(), inputs.start()
     if first:
         _take_head(network, first)
     # The default size of photos is that of the features.
     side = settings.max_side
     if frozen.features and "max_side" not in settings.given:
         side = int(frozen.features.header.options.get("max_side", side))
-    header = lesson.header(first, {"source": "photos", "lr": settings.lr, "max_side": side,
+    header = inputs.header(first, {"source": "photos", "lr": settings.lr, "max_side": side,
                                    "layers": list(frozen.layers)},
                            _UNTUNED, _joint.facts_of(settings.method, workspace, side))
     if headers.check_file(target, header, settings):
         return target
     start = checkpoints.read_checkpoint(target, header, settings)
-    check_masks(masks, workspace, lesson.photos)
-    _joint.warn_of_little([workspace.indices_of(photo) for photo in lesson.photos],
+    check_masks(masks, workspace, inputs.photos)
+    _joint.warn_of_little([workspace.indices_of(photo) for photo in inputs.photos],
                           workspace.classes)
     if first is None and not start.step:
         # Each of several processes computes the whole discriminant.
         _fit(load_method(SegmenterMethod, "discriminant"), network,
-             TrainingData(workspace, masks, lesson.photos, frozen, network.reads_patches, side),
+             TrainingData(workspace, masks, inputs.photos, frozen, network.reads_patches, side),
              settings, Ranks(0, 1, find_device(settings.device)))
-    data = _joint.PixelData(workspace, [_joint.Taught(photo, tagged=bool(photo.tags))
-                                        for photo in lesson.epoch], masks, encoder, side)
+    data = _joint.PixelData(workspace, [_joint.TrainingPhoto(photo, tagged=bool(photo.tags))
+                                        for photo in inputs.epoch], masks, encoder, side)
     _joint.train_both(data, network, joint.JointSettings(
         blocks=chosen.blocks, rank=chosen.rank, average=chosen.average, doubt=chosen.doubt,
         lambda_tags=chosen.lambda_tags), settings, header, target, start, ("masks", "tags"))

@@ -20,7 +20,7 @@ from vpltool.lazy import torch
 from vpltool.names import without_folders
 from vpltool.parallel.device import find_device
 from vpltool.settings import Stage, setting
-from vpltool.stages._joint import PixelData, Taught, facts_of, train_both, warn_of_little
+from vpltool.stages._joint import PixelData, TrainingPhoto, facts_of, train_both, warn_of_little
 
 DEFAULT_STUDENT = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 """A plain ViT of 5.7 million parameters, Apache-2.0."""
@@ -98,50 +98,50 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
         VplError: an input is missing or is of other classes, or a setting is refused.
     """
     shards.check_even(settings.batch_size)
-    lesson = _find_lesson(workspace, settings)
+    found = _find_inputs(workspace, settings)
     target = settings.out or kinds.result_path(workspace.path, "decoder", settings.name)
-    if target.resolve() == lesson.teacher.path.resolve():
+    if target.resolve() == found.teacher.path.resolve():
         raise VplError(f"{target} is the teacher", "`name='NAME'` gives the student another name")
     source = encoders.find_encoder(settings.encoder, (Path(), workspace.path))
     encoder = (encoders.random_encoder(source, settings.seed) if settings.begin == "random"
                else encoders.load_encoder(source, find_device("cpu")))
-    _warn_of_grid(lesson.soft, encoder.vision.patch, settings.max_side)
+    _warn_of_grid(found.soft, encoder.vision.patch, settings.max_side)
     layers = features.parse_layers(settings.layers, encoder.vision.depth)
-    header = _make_header(workspace, settings, lesson, encoder.identity, layers)
+    header = _make_header(workspace, settings, found, encoder.identity, layers)
     if source.path:
         header.call["encoder"] = source.setting(relative_to(source.path, workspace.path))
     if headers.check_file(target, header, settings):
         return target
     start = checkpoints.read_checkpoint(target, header, settings)
-    if lesson.masks:
-        check_masks(lesson.masks, workspace, [taught.photo for taught in lesson.photos
+    if found.masks:
+        check_masks(found.masks, workspace, [taught.photo for taught in found.photos
                                               if taught.masked])
-    warn_of_little([workspace.indices_of(taught.photo) for taught in lesson.photos
+    warn_of_little([workspace.indices_of(taught.photo) for taught in found.photos
                     if taught.tagged], workspace.classes)
     torch.manual_seed(settings.seed)
     head = segmenter.LightHead(tuple(layers), encoder.vision.width, 1 + len(workspace.classes),
                                 settings.width)
     train_both(
-        PixelData(workspace, lesson.photos, lesson.masks, encoder, settings.max_side, _SCALES),
+        PixelData(workspace, found.photos, found.masks, encoder, settings.max_side, _SCALES),
         head, joint.JointSettings(
             average=settings.average, head_lr=10.0, layer_decay=header.options["layer_decay"],
-            lambda_masks=settings.lambda_masks if lesson.masks else 0.0),
+            lambda_masks=settings.lambda_masks if found.masks else 0.0),
         settings, header, target, start, ("teacher", "masks"))
     return target
 
 
 @dataclass(frozen=True)
-class _Lesson:
+class _StudentInputs:
     """A teacher's probabilities, also of another folder's photos, and masks that sharpen them."""
 
     teacher: segmenters.SegmenterFile
     soft: InputFolder
     also: InputFolder | None
     masks: Masks | None
-    photos: Sequence[Taught]
+    photos: Sequence[TrainingPhoto]
 
 
-def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
+def _find_inputs(workspace: Workspace, settings: StudentSettings) -> _StudentInputs:
     teacher = segmenters.find_segmenter(workspace.path, settings.teacher, "teacher")
     listed = workspace.photos(settings.split, settings.limit)
     soft = teacher.open_probabilities(workspace, settings.split)
@@ -149,17 +149,17 @@ def _find_lesson(workspace: Workspace, settings: StudentSettings) -> _Lesson:
     check_current(workspace, ids, soft)
     masks = _find_masks(workspace, settings, teacher, listed)
     there, masked = set(ids), set(masks.ids if masks else ())
-    photos = [Taught(photo, soft, photo.id in masked, bool(photo.tags)) for photo in listed
+    photos = [TrainingPhoto(photo, soft, photo.id in masked, bool(photo.tags)) for photo in listed
               if photo.id in there]
     also = None
     if settings.also:
         added, also = _also(workspace, teacher, settings.also)
         photos += added
-    return _Lesson(teacher, soft, also, masks, photos)
+    return _StudentInputs(teacher, soft, also, masks, photos)
 
 
 def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
-          ) -> tuple[list[Taught], InputFolder]:
+          ) -> tuple[list[TrainingPhoto], InputFolder]:
     """Find the photos of a folder without tags, and the teacher's probabilities of them."""
     name, paths = folder.resolve().name if folder.is_dir() else "files", named_photos([folder])
     again = f"predict(images=[{str(folder)!r}], decoder={teacher.path.stem!r}, probabilities=True"
@@ -170,8 +170,8 @@ def _also(workspace: Workspace, teacher: segmenters.SegmenterFile, folder: Path
         console.warn(part_of(len(paths) - len(ids), len(paths), f"photos of {folder}",
                              "has no probabilities; it is skipped",
                              "have no probabilities; they are skipped"))
-    return [Taught(Photo(key, relative_to(paths[key], root), (), (name,)), soft, masked=False,
-                   tagged=False) for key in ids], soft
+    return [TrainingPhoto(Photo(key, relative_to(paths[key], root), (), (name,)), soft,
+                          masked=False, tagged=False) for key in ids], soft
 
 
 def _find_masks(workspace: Workspace, settings: StudentSettings, teacher: segmenters.SegmenterFile,
@@ -199,15 +199,15 @@ def _warn_of_grid(soft: InputFolder, patch: int, max_side: int) -> None:
                      "a network with smaller patches")
 
 
-def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesson,
+def _make_header(workspace: Workspace, settings: StudentSettings, found: _StudentInputs,
                  model: Mapping[str, str], layers: list[int]) -> Header:
     inputs: dict[str, InputFolder | Path | str] = {
-        "teacher": lesson.teacher.path, "probabilities": lesson.soft,
+        "teacher": found.teacher.path, "probabilities": found.soft,
         "classes": workspace.classes_identity, "tags": workspace.tags_identity(settings.split)}
-    if lesson.also:
-        inputs["also-probabilities"] = lesson.also
-    if lesson.masks:
-        inputs |= identities_of(lesson.masks, lesson.masks.ids)
+    if found.also:
+        inputs["also-probabilities"] = found.also
+    if found.masks:
+        inputs |= identities_of(found.masks, found.masks.ids)
     decay = settings.layer_decay
     if decay is None:
         # Random weights contain nothing to preserve.
@@ -216,8 +216,8 @@ def _make_header(workspace: Workspace, settings: StudentSettings, lesson: _Lesso
         workspace, "decoder", "train-student", settings, inputs=inputs, model=model,
         options={"layers": layers, "layer_decay": decay,
                  "encoder": without_folders(settings.encoder)})
-    if lesson.masks:
-        header = with_masks(header, lesson.masks, workspace)
+    if found.masks:
+        header = with_masks(header, found.masks, workspace)
     if settings.also:
         header.call.pop("also")
         header.sources["also"] = relative_to(settings.also, workspace.path)

@@ -103,7 +103,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     if settings.masks and not settings.masks.exists():
         raise VplError(f"{settings.masks} does not exist", near_path(settings.masks)
                        or "give the folder of true masks ID.png, or none")
-    places = (settings.labels if settings.labels and tile_tags.tells_places(settings.labels)
+    places = (settings.labels if settings.labels and tile_tags.has_locations(settings.labels)
               else None)
     if places and not settings.tile:
         raise VplError(f"{places} says where things are, which is for tiles",
@@ -198,7 +198,7 @@ class Part:
     box: Box
 
 
-class Large:
+class DividedFile:
     """A file that is divided; it is opened when needed."""
 
     def __init__(self, path: Path, cut: Cut) -> None:
@@ -246,7 +246,7 @@ def _cut_photos(images: Path, photos: Sequence[Photo], cut: Cut,
     # What no rectangle names is unknown, also in photos without any.
     of_tiles = any(region.tells_of_tile for region in regions)
     for photo in photos:
-        large = Large(images / photo.image, cut)
+        large = DividedFile(images / photo.image, cut)
         if large.scene:
             first = first or large.scene
             rasters.check_alike(first, large.scene)
@@ -292,7 +292,7 @@ def _unused(regions: Sequence[tile_tags.Region], used: Collection[str]) -> list[
                      "lie in no photo, or under nodata")
 
 
-def _inside(here: Sequence[tile_tags.Region], large: Large) -> set[str]:
+def _inside(here: Sequence[tile_tags.Region], large: DividedFile) -> set[str]:
     """Return the origins of the tags that lie in a file; refuse tags outside that name it."""
     outside = tile_tags.outside(here, large.size)
     where = [region.where for region in outside if region.photo]
@@ -305,7 +305,7 @@ def _inside(here: Sequence[tile_tags.Region], large: Large) -> set[str]:
     return {region.where for region in here} - {region.where for region in outside}
 
 
-def _part(photo: Photo, large: Large, page: int, box: Box, root: Path) -> Part:
+def _part(photo: Photo, large: DividedFile, page: int, box: Box, root: Path) -> Part:
     key = f"{photo.id}/{page:05}" if large.pages > 1 else photo.id
     if (box.height, box.width) != large.size or large.pages == 1:
         key = f"{key}/{box.top:05}-{box.left:05}"
@@ -331,7 +331,7 @@ def _write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut:
                 for _ in own:
                     advance()
                 continue
-            large = Large(images / source.image, cut)
+            large = DividedFile(images / source.image, cut)
             read_mask = _mask_reader(images / source.mask, large) if source.mask else None
             for part, pixels in _pixels(large, own):
                 with atomic.atomic_path(root / part.photo.image) as temporary:
@@ -358,7 +358,8 @@ def _edited(root: Path, images: Path, parts: Sequence[Part]) -> list[str]:
             if not _contents(images, sources[key]).items() <= stamp.items()]
 
 
-def _pixels(large: Large, parts: Sequence[Part]) -> Iterator[tuple[Part, npt.NDArray[np.uint8]]]:
+def _pixels(large: DividedFile, parts: Sequence[Part]
+            ) -> Iterator[tuple[Part, npt.NDArray[np.uint8]]]:
     """Read the pixels of each part."""
     if large.scene:
         with large.scene:
@@ -377,7 +378,7 @@ def _cropped(whole: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
         whole[box.top : box.top + box.height, box.left : box.left + box.width])
 
 
-def _mask_reader(path: Path, large: Large) -> Callable[[Box], npt.NDArray[np.uint8]]:
+def _mask_reader(path: Path, large: DividedFile) -> Callable[[Box], npt.NDArray[np.uint8]]:
     """Return a function that reads the true mask of a tile; a GeoTIFF is read in windows.
 
     Raises:
@@ -397,7 +398,7 @@ def _mask_reader(path: Path, large: Large) -> Callable[[Box], npt.NDArray[np.uin
     if file.crs and own.crs and min(own.res) / 2 < max(
             abs(side - other) for side, other in zip(file.bounds, own.bounds, strict=True)):
         raise VplError(f"{path} does not lie where {large.path} lies",
-                       "a mask has a pixel for each of its photo's; gdalwarp -te and -ts cut it")
+                       "a mask must have the size of its photo; gdalwarp -te and -ts cut it")
 
     def read(box: Box) -> npt.NDArray[np.uint8]:
         with rasters.reading(path):
@@ -413,8 +414,8 @@ def _mask_reader(path: Path, large: Large) -> Callable[[Box], npt.NDArray[np.uin
     return read
 
 
-def _check_size(path: Path, shape: tuple[int, ...], large: Large) -> None:
+def _check_size(path: Path, shape: tuple[int, ...], large: DividedFile) -> None:
     if shape != large.size:
         raise VplError(f"{path} is {shape[1]}×{shape[0]} pixels, its photo "
                        f"{large.size[1]}×{large.size[0]}",
-                       "a mask has a pixel for each of its photo's")
+                       "a mask must have the size of its photo")

@@ -14,7 +14,7 @@ from statistics import fmean
 from vpltool import api
 from vpltool.errors import VplError
 from vpltool.formats import KINDS, open_input, read_json
-from vpltool.formats.kinds import called, result_path
+from vpltool.formats.kinds import result_name, result_path
 from vpltool.recipes.parse import Recipe, Rounds, Step, Value, commands_of, read_recipe
 from vpltool.recipes.runner import checked_steps, run_line
 
@@ -201,7 +201,7 @@ def _scores(setup: Setup, made: Mapping[str, Mapping[str, Path]]) -> Iterator[tu
     for split in setup.masked if final else ():
         setup.work.crf(what=final, split=split, update=True, **MASKS,
                        alpha=background_power(threshold_of(setup, final)))
-        report = setup.work.eval(what=called("masks", f"{final}-full"), split=split,
+        report = setup.work.eval(what=result_name("masks", f"{final}-full"), split=split,
                                  out=_score_path(setup, f"{final}-masks-{split}"))
         yield f"mask, {split}", 100 * float(report["miou"])
 

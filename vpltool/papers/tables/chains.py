@@ -12,7 +12,7 @@ from vpltool import api, console
 from vpltool.clip import models
 from vpltool.core.photos import photo_size
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, open_input
-from vpltool.formats.kinds import called, result_path
+from vpltool.formats.kinds import result_name, result_path
 from vpltool.formats.manifest import MANIFEST
 from vpltool.preset import Preset
 from vpltool.recipes.runner import run_line
@@ -148,7 +148,7 @@ class Chains:
 
     def masks(self, cams: str, split: str) -> str:
         """Pseudo masks by the CRF: NAME holds 255 where it is unsure, NAME-full none."""
-        self.call("crf", what=called("cams", cams), split=split)
+        self.call("crf", what=result_name("cams", cams), split=split)
         return cams
 
     def segmenter(self, seed: int, rsc: float | None) -> str:
@@ -169,7 +169,7 @@ class Chains:
 
     def at_test(self, name: str) -> str:
         """Predictions after the CRF: WeCLIP's constants, as VPL gives none."""
-        self.call("crf", what=called("predictions", name), split=self.split, kernels="weclip")
+        self.call("crf", what=result_name("predictions", name), split=self.split, kernels="weclip")
         return f"{name}-crf"
 
     def _prototypes(self, name: str) -> Path:

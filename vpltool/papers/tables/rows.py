@@ -12,7 +12,7 @@ from vpltool.datasets.words import COCO, VOC
 from vpltool.engine.reports import format_table
 from vpltool.formats import write_json
 from vpltool.formats.atomic import atomic_path
-from vpltool.formats.kinds import called, result_path
+from vpltool.formats.kinds import result_name, result_path
 from vpltool.json_text import JsonObject
 from vpltool.papers.tables.chains import Chains
 from vpltool.settings import values_of
@@ -147,7 +147,7 @@ def table2(chains: Chains) -> Iterator[Row]:
         for name in names:
             sharp = chains.at_test(name)
             if server := EXPORTS.get(chains.source.classes):
-                chains.call("export", method=server, what=called("predictions", sharp),
+                chains.call("export", method=server, what=result_name("predictions", sharp),
                             split=chains.split)
     else:
         cells = [prediction_score(chains, name, crf=True) for name in names]
@@ -263,20 +263,21 @@ def seed_score(chains: Chains, cams: str, split: str) -> float:
     if chains.cut:
         chosen = chains.cams("text", chains.cut)
         # No alpha: the best threshold is looked for.
-        _score(chains, called("cams", chosen), chains.cut, f"{chosen}-cut", alpha=0.0)
+        _score(chains, result_name("cams", chosen), chains.cut, f"{chosen}-cut", alpha=0.0)
         cut = {"threshold_from": _path(chains, f"{chosen}-cut"), "alpha": 0.0}
-    return _made_score(chains, called("cams", cams), split, f"{cams}-{split}", **cut)
+    return _made_score(chains, result_name("cams", cams), split, f"{cams}-{split}", **cut)
 
 
 def mask_score(chains: Chains, masks: str, split: str) -> float:
     """Percent mIoU of masks."""
-    return _made_score(chains, called("masks", f"{masks}-full"), split, f"{masks}-masks-{split}")
+    return _made_score(chains, result_name("masks", f"{masks}-full"), split,
+                       f"{masks}-masks-{split}")
 
 
 def prediction_score(chains: Chains, name: str, *, crf: bool) -> float:
     """Percent mIoU of predictions, with the CRF at test or without."""
     name = chains.at_test(name) if crf else name
-    return _score(chains, called("predictions", name), chains.split, f"{name}-{chains.split}")
+    return _score(chains, result_name("predictions", name), chains.split, f"{name}-{chains.split}")
 
 
 def gap(chains: Chains, prototypes: str) -> float:

@@ -94,7 +94,7 @@ def training_of(settings: TrainDecoderSettings, precision: torch.dtype
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenLayers:
     """The source of frozen layers: stored features, or an encoder of photos.
 
     Args:
@@ -112,7 +112,7 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingInputs:
     """The inputs of a training and the path of its result.
 
     `photos` are those with masks and layers, in order.
@@ -124,7 +124,7 @@ class Lesson:
     photos: list[Photo]
     masks: Masks
     prototypes: Prototypes
-    frozen: Frozen
+    frozen: FrozenLayers
     target: Path
 
     @property
@@ -179,20 +179,20 @@ class Lesson:
                 [header.supervision, supervision_by(masks, ids)])))
 
 
-def find_lesson(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod
-                ) -> Lesson:
+def find_training_inputs(workspace: Workspace, settings: TrainDecoderSettings,
+                         method: SegmenterMethod) -> TrainingInputs:
     """Find the inputs that the settings of `train-decoder` name."""
     listed = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = find_masks(workspace, settings.masks, settings.split, list(listed.values()))
     prototypes = read_prototypes(workspace, class_rows(workspace, settings))
     frozen, ids = _frozen_layers(workspace, settings, method, masks.ids)
-    return Lesson(workspace, settings, method, [listed[key] for key in ids], masks, prototypes,
-                  frozen, settings.out or kinds.result_path(workspace.path, "decoder",
-                                                            settings.name or masks.name))
+    return TrainingInputs(
+        workspace, settings, method, [listed[key] for key in ids], masks, prototypes, frozen,
+        settings.out or kinds.result_path(workspace.path, "decoder", settings.name or masks.name))
 
 
 def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method: SegmenterMethod,
-                   ids: Sequence[str]) -> tuple[Frozen, Sequence[str]]:
+                   ids: Sequence[str]) -> tuple[FrozenLayers, Sequence[str]]:
     """Choose the source of the layers that a method reads, and the photos that have them."""
     split, reads = settings.split, method.READS
     layers = getattr(settings.of_method, "layers", "")
@@ -212,17 +212,17 @@ def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method:
     encoder = models.load_main(workspace, device)
     encoder.vision.to(precision)
     wanted = tuple(parse_layers(layers, encoder.vision.depth)) if "layers" in reads else ()
-    return Frozen(workspace.main_encoder, wanted, encoder.vision.width if wanted else 0,
+    return FrozenLayers(workspace.main_encoder, wanted, encoder.vision.width if wanted else 0,
                   encoder.identity, encoder=encoder), ids
 
 
 def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers: str | None
-                   ) -> tuple[Frozen, Sequence[str]]:
+                   ) -> tuple[FrozenLayers, Sequence[str]]:
     """Use stored features; `layers` None: no layers are read."""
     ids = features.available(ids)
     name, model = str(features.path), features.header.model
     if layers is None:
-        return Frozen(name, (), 0, model, features), ids
+        return FrozenLayers(name, (), 0, model, features), ids
     stored = tuple(features.header.options["layers"])
     wanted = _wanted_layers(features, layers, split) if layers else stored
     if not set(wanted) <= set(stored):
@@ -233,7 +233,7 @@ def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers
     if len(shape) != 3:
         raise VplError(f"{features.path_of(ids[0])} is damaged: its layers are not "
                        "(layers, patches, width)", _extract(split, layers))
-    return Frozen(name, wanted, shape[2], model, features), ids
+    return FrozenLayers(name, wanted, shape[2], model, features), ids
 
 
 def _wanted_layers(features: InputFolder, layers: str, split: str) -> tuple[int, ...]:
@@ -274,7 +274,7 @@ class TrainingData:
     workspace: Workspace
     masks: Masks
     photos: Sequence[Photo]
-    frozen: Frozen
+    frozen: FrozenLayers
     reads_patches: bool
     max_side: int = 0
     rank: int = 0
