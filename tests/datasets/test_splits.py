@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from vpltool.datasets.splits import hold_out
+from vpltool.datasets.splits import hold_out, hold_out_files
 from vpltool.formats import Photo
 
 
@@ -67,3 +67,38 @@ def test_a_photo_returns_where_it_has_become_the_last_of_its_class() -> None:
     again = hold_out(tagged_otherwise, 6, first)
     assert "p0" not in held(again)
     assert hold_out(tagged_otherwise, 6, again) == again
+
+
+def tiles_of(*labels: str) -> tuple[list[Photo], dict[str, str]]:
+    """Four tiles of each file, of which every second has its tags."""
+    photos = [Photo(f"f{number}/t{tile}", "", tuple(names.split()) * (tile % 2 == 0), ("train",))
+              for number, names in enumerate(labels) for tile in range(4)]
+    return photos, {photo.id: photo.id[:2] for photo in photos}
+
+
+def test_tiles_are_held_out_file_by_file() -> None:
+    photos, file_of = tiles_of("cat", "dog", "cat emu", "dog", "cat", "dog")
+    first, remarks = hold_out_files(photos, 3, (), file_of)
+    assert not remarks
+    assert held(first) == [f"{file}/t{tile}" for file in ("f0", "f3") for tile in range(4)]
+    assert hold_out_files(photos, 3, first, file_of) == (first, [])
+    more, file_of = tiles_of("cat", "dog", "cat emu", "dog", "cat", "dog", "cat", "dog", "dog")
+    later, _ = hold_out_files(more, 3, first, file_of)
+    assert held(later) == [*held(first), *(f"f6/t{tile}" for tile in range(4))]
+
+
+def test_tiles_of_few_files_are_held_out_with_a_remark() -> None:
+    photos, file_of = tiles_of("cat", "cat")
+    divided, (remark,) = hold_out_files(photos, 3, (), file_of)
+    assert "scores will be too good" in remark
+    assert held(divided) == held(hold_out(photos, 3, ())) != []
+    # What was divided stays so when there are more files.
+    more, file_of = tiles_of("cat", "cat", "cat", "cat")
+    later, remarks = hold_out_files(more, 3, divided, file_of)
+    assert remarks and set(held(divided)) <= set(held(later))
+    assert hold_out_files(photos, 0, (), file_of) == (photos, [])
+
+
+def test_photos_that_are_no_parts_are_held_out_as_ever() -> None:
+    photos = photos_of(*["cat", "dog"] * 2)
+    assert hold_out_files(photos, 5, (), {}) == (hold_out(photos, 5, ()), [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vpltool.errors import VplError, near_name
@@ -73,6 +73,46 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
         if count >= every and not scored and chosen:
             held.add(chosen.id)
             left.subtract(chosen.tags)
-    return [replace(photo, splits=tuple("val" if split == "train" else split
-                                        for split in photo.splits))
-            if photo.id in held else photo for photo in photos]
+    return [_moved(photo) if photo.id in held else photo for photo in photos]
+
+
+def _moved(photo: Photo) -> Photo:
+    return replace(photo, splits=tuple("val" if split == "train" else split
+                                       for split in photo.splits))
+
+
+def hold_out_files(photos: Sequence[Photo], every: int, before: Sequence[Photo],
+                   file_of: Mapping[str, str]) -> tuple[list[Photo], list[str]]:
+    """Hold out whole files, as `hold_out` does photos; return the photos, and a remark or none.
+
+    Tiles and frames of a file resemble their neighbours, so those held out beside others of
+    `train` would be segmented better than new files. Still they are, with a remark, if there are
+    fewer than `every` files, or if a file has been divided before.
+
+    Args:
+        file_of: file or folder by id, of photos that are parts of one.
+    """
+    if not file_of:
+        return hold_out(photos, every, before), []
+
+    def files_of(parts: Sequence[Photo]) -> dict[str, Photo]:
+        found: dict[str, Photo] = {}
+        for part in parts:
+            name = file_of.get(part.id, part.id)
+            file = found.get(name, Photo(name, name, (), ()))
+            found[name] = replace(file, tags=tuple(dict.fromkeys((*file.tags, *part.tags))),
+                                  splits=tuple(dict.fromkeys((*file.splits, *part.splits))))
+        return found
+
+    files, earlier = files_of(photos), files_of(before)
+    tagged = sum("train" in file.splits and bool(file.tags) for file in files.values())
+    if tagged < every or any({"train", "val"} <= {*file.splits} for file in earlier.values()):
+        parts = hold_out(photos, every, before)
+        return parts, ["parts of the same files are in `train` and `val`; they resemble each "
+                       f"other, so scores will be too good: with at least {every} tagged files, "
+                       "whole ones are held out; or put whole files into `val` in the column "
+                       "`split` of the CSV"] * (parts != list(photos))
+    held = {file.id for file in hold_out([*files.values()], every, [*earlier.values()])
+            if "val" in file.splits and "val" not in files[file.id].splits}
+    return [_moved(photo) if file_of.get(photo.id, photo.id) in held else photo
+            for photo in photos], []

@@ -59,6 +59,7 @@ class Source:
             just before the workspace is written; gives the photos with what it made, and the
             folders, not finished.
         edited: names files that have changed since `paint` made photos of them.
+        file_of: file or folder by id, of photos that are parts of one, such as tiles and frames.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Source:
     remarks: Sequence[str] = ()
     paint: Paint | None = None
     edited: Callable[[], Sequence[str]] = tuple
+    file_of: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

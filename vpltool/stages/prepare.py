@@ -12,7 +12,7 @@ from typing import Any
 from vpltool import console, options
 from vpltool.datasets import layouts, tags
 from vpltool.datasets.captions import with_captions
-from vpltool.datasets.splits import halve, hold_out
+from vpltool.datasets.splits import halve, hold_out_files
 from vpltool.datasets.words import ClassFile, read_classes, read_lines
 from vpltool.engine import masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
@@ -179,8 +179,8 @@ def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier
     photos = [replace(photo, more=known[photo.id].more,
                       captions=photo.captions if captioned else known[photo.id].captions)
               if photo.id in known else photo for photo in photos]
-    photos = hold_out(photos, settings.hold_out, kept.photos)
-    return halve(photos, settings.halve, kept.photos), doubts
+    photos, further = hold_out_files(photos, settings.hold_out, kept.photos, source.file_of)
+    return halve(photos, settings.halve, kept.photos), [*doubts, *further]
 
 
 def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier:

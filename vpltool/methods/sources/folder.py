@@ -175,8 +175,13 @@ def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
         _write_parts(workspace, settings.images, parts, cut)
         return list(listed), []
 
+    file_of = {part.photo.id: part.source.id for part in parts if part.photo.id != part.source.id}
+    if settings.tags_of_folder:
+        # Frames of a film.
+        file_of |= {photo.id: folder for photo in made
+                    if photo.id not in file_of and (folder := photo.id.rpartition("/")[0])}
     return replace(_source(settings, root, made, named, found, [*remarks, *others]), paint=paint,
-                   edited=lambda: _edited(root, settings.images, parts))
+                   edited=lambda: _edited(root, settings.images, parts), file_of=file_of)
 
 
 @dataclass(frozen=True)
