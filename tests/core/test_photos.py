@@ -59,9 +59,8 @@ def test_sixteen_bit(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(("highest", "top"), [
-    (65535, 65535), (20000, 65535), (16383, 16383), (4095, 4095), (1000, 1023), (200, 255),
-    (0, 255)])
-def test_cameras_of_ten_to_fourteen_bits(tmp_path: Path, highest: int, top: int) -> None:
+    (65535, 65535), (5000, 65535), (4095, 4095), (1000, 4095), (0, 4095)])
+def test_cameras_of_twelve_bits(tmp_path: Path, highest: int, top: int) -> None:
     """Read as 16 bits, their photos would be nearly black."""
     wide = np.array([[0, highest]], np.uint16)
     Image.fromarray(wide).save(tmp_path / "a.tif")

@@ -283,13 +283,15 @@ def test_a_gpu_sums_in_a_fixed_order_and_only_while_asked() -> None:
 
 
 @pytest.mark.parametrize(("count", "visible", "wanted"), [
-    (4, "", "cuda:1"), (4, "0,1,2,3", "cuda:1"), (1, "3", "cuda"), (1, "", "no such")])
+    (4, "", "cuda:1"), (4, "0,1,2,3", "cuda:1"), (1, "3", "cuda"), (1, "", "no such"),
+    (1, "3", "no such")])
 def test_each_process_of_torchrun_takes_its_gpu(count: int, visible: str, wanted: str,
                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     """Slurm may show each process its own alone, as the first."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2" if wanted == "no such" else "1")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

@@ -183,6 +183,19 @@ def test_an_edited_copy_of_a_photo_is_not_replaced(work: Path, run: Run) -> None
     assert copy.read_bytes() == before
 
 
+def test_a_mask_in_a_review_that_was_only_saved_again_is_replaced(work: Path, run: Run) -> None:
+    predict_by_hand(work, "train", [photo.id for photo in open_workspace(work).photos("train")])
+    review = ("export", "review", "--what", "predictions/segmenter", "--by", "random")
+    mask = Path(run(*review, work=work).out.strip()) / "masks/scene2.png"
+    with Image.open(mask) as image:
+        image.load()
+    before = mask.read_bytes()
+    image.save(mask, compress_level=0)
+    result = run(*review, work=work)
+    assert result.code == 0, result.err
+    assert mask.read_bytes() == before
+
+
 def test_an_edited_copy_in_a_review_is_not_replaced(work: Path, run: Run) -> None:
     predict_by_hand(work, "train", [photo.id for photo in open_workspace(work).photos("train")])
     review = ("export", "review", "--what", "predictions/segmenter", "--by", "random")

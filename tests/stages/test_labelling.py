@@ -187,7 +187,7 @@ def test_a_changed_export_is_not_overwritten(work: Path, run: Run) -> None:
     result = run("export", "yolo", "--what", "drawn", work=work)
     assert result.code == 1
     assert "1 file in" in result.lines("error:")[0] and "scene2.txt" in result.lines("error:")[0]
-    assert "--corrections" in result.lines("hint:")[0]
+    assert f"--corrections {path}" in result.lines("hint:")[0]
     (path / "labels/train/scene2.txt").unlink()
     (path / "notes.doc").write_text("mine")
     assert "did not make, such as notes.doc" in run(

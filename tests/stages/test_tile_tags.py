@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import sqlite3
 import struct
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_centres(run: Run, folder: Path, tiny_clip: Path) -> None:
 
 @pytest.mark.parametrize("text", ["id,x,y,labels\nbig,9,9,cat\nbgi,9,9,dog\n",
                                   "x,y,labels\n9,9,cat\n999,9,dog\n"])
-def test_rows_that_lie_in_no_photo(text: str, run: Run, folder: Path, tiny_clip: Path) -> None:
+def test_rows_that_tag_no_tile(text: str, run: Run, folder: Path, tiny_clip: Path) -> None:
     result = prepare(run, folder, tiny_clip, "--labels", write(folder, text))
     assert result.code == 0, result.err
     (said,) = [line for line in result.lines("warning:") if "lies in no photo" in line]
@@ -235,7 +236,9 @@ def test_geojson(run: Run, district: Path, tiny_clip: Path) -> None:
     path = district.with_suffix(".geojson")
     for geometry, more in ((warp.transform_geom("EPSG:32633", "EPSG:4326", shape), {}),
                            (shape, {"crs": named})):
-        features = [{"type": "Feature", "properties": {"class": "wood"}, "geometry": geometry},
+        # Features need not have the same properties; a class comes before a name.
+        features = [{"type": "Feature", "properties": {"name": "A 1"}, "geometry": geometry},
+                    {"type": "Feature", "properties": {"class": "wood"}, "geometry": geometry},
                     {"type": "Feature", "properties": {}, "geometry": None}]
         path.write_text(json.dumps({"type": "FeatureCollection", "features": features, **more}))
         result = prepare(run, district.parent / "scenes", tiny_clip, "--labels", path)
@@ -409,6 +412,11 @@ def test_true_masks_of_geotiffs(run: Run, tmp_path: Path, tiny_clip: Path) -> No
     assert result.code == 0, result.err
     found = read_labels(tmp_path / "work/tiles-truth/map/00040-00000.png")
     np.testing.assert_array_equal(found, np.where(truth == 0, 255, truth)[0, 40:, :40])
+    # With more than 254 classes, 255 is one of them in the masks.
+    (tmp_path / "many.txt").write_text("\n".join(["cat", "dog", *map(str, range(300))]))
+    shutil.rmtree(tmp_path / "work")
+    result = prepare(run, folder, tiny_clip, *line, "--classes", tmp_path / "many.txt")
+    assert result.code == 1 and "has nodata, and 255 is a class" in result.lines("error:")[0]
 
 
 def test_an_edited_file_is_told(run: Run, folder: Path, tiny_clip: Path,

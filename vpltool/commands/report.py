@@ -109,7 +109,7 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
     if settings.one_file:
         return _write_file(settings.out or workspace.path / "report.html", pictures(), content)
     out = settings.out or workspace.path / "report"
-    write_tree(out, _folder(pictures(), content), "report", labels=False)
+    write_tree(out, _folder(pictures(), content), "report")
     return out / PAGE
 
 

@@ -62,10 +62,6 @@ def read_photo(photo: Path | bytes) -> npt.NDArray[np.uint8]:
         return rgb_of(image)
 
 
-_TOPS = tuple(float(2**bits - 1) for bits in (8, 10, 12, 14, 16))
-"""Maximum values of greyscale photos."""
-
-
 def rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Decode the current frame of an open picture to RGB; see `read_photo`."""
     image.load()
@@ -83,11 +79,11 @@ def rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
 def _narrowed(wide: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
     """Scale greyscale (height, width) of many bits to RGB (height, width, 3) uint8.
 
-    Cameras and microscopes store 10 to 14 bits in 16; the photo's maximum tells how many.
+    Microscopes and X-ray detectors store 12 bits in 16; the photo's maximum tells. Further depths
+    would make more photos of a series differ in brightness.
     """
     highest = float(wide.max(initial=0))
-    top = (max(highest, 1e-9) if mode == "F"
-           else next((top for top in _TOPS if highest <= top), _TOPS[-1]))
+    top = max(highest, 1e-9) if mode == "F" else 4095.0 if highest <= 4095 else 65535.0
     out = np.empty((*wide.shape, 3), np.uint8)
     step = max(1, _ROWS // max(1, wide.shape[1]))
     for first in range(0, len(wide), step):

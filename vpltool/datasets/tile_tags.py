@@ -134,7 +134,8 @@ def _of_polygons(path: Path, column: str, layer: str) -> Iterator[Region]:
         console.note(f"{path}: the tags are those of the layers {', '.join(several)}; "
                      "`layer='NAME'` reads one of them")
     for found in layers:
-        names = list(found.features[0].values)
+        # Features of GeoJSON need not have the same properties.
+        names = list(dict.fromkeys(name for feature in found.features for name in feature.values))
         chosen = column or next((name for name in _CLASS_COLUMNS if name in names), "")
         if chosen not in names:
             raise VplError(f"{path}: the layer {found.name} has no column "

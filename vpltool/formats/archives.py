@@ -62,20 +62,19 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def write_tree(path: Path, members: Iterable[Member], form: str, kept: Collection[str] = (),
-               imported: Collection[str] = (), *, labels: bool = True) -> None:
+               imported: Collection[str] = (), rescue: str = "") -> None:
     """Write an export folder of a format, replacing an earlier one if it is unmodified.
 
     Args:
         kept: splits whose files are copied from the earlier folder unless rewritten.
         imported: modified files that may be replaced.
-        labels: whether `prepare` can import modified files.
+        rescue: call that imports modified files, for the hint.
 
     Raises:
         VplError: the folder holds other or modified files, or cannot be written.
     """
     before = _check_untouched(path, imported, (
-        f"import corrections by `prepare` with `corrections={str(path)!r}`; then " if labels
-        else "") + _MOVE_AWAY)
+        f"{rescue} imports corrections; then " if rescue else "") + _MOVE_AWAY)
     written: dict[str, int] = {}
     with atomic_folder(path) as part:
         for name, content in members:

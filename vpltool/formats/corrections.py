@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from vpltool.formats import changes
 from vpltool.formats.labels import (
     identity_of_labels,
     read_drawn_labels,
@@ -71,10 +72,10 @@ def import_lines(workspace: Workspace, masks: Path) -> list[str]:
 
 
 def _images(workspace: Workspace) -> str:
-    """Return the photos' folder; a placeholder if another source than `folder` listed them."""
-    alike = all(Path(photo.image).with_suffix("").as_posix() == photo.id
-                for photo in workspace.photos())
-    return short_path(workspace.path / workspace.root) if alike else "IMAGES"
+    """Return the folder that `prepare folder` read; a placeholder if it read another source."""
+    call = changes.last_call(workspace.path)
+    return (short_path(workspace.path / str(call["images"]))
+            if call.get("method") == "folder" and "images" in call else "IMAGES")
 
 
 def is_imported(workspace: Workspace, photo_id: str, path: Path) -> bool:

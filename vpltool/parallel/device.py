@@ -34,7 +34,8 @@ def find_device(choice: str, *, double: bool = False) -> torch.device:
         choice = "cuda" if torch.cuda.is_available() else "mps" if alone else "cpu"
     if choice == "mps" and double:
         choice = "cpu"
-    bound = torch.cuda.device_count() == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+    bound = (torch.cuda.device_count() == 1 and "CUDA_VISIBLE_DEVICES" in os.environ
+             and os.environ.get("LOCAL_WORLD_SIZE", "1") == "1")
     if choice == "cuda" and not bound and os.environ.get("LOCAL_RANK", "").isdecimal():
         choice = f"cuda:{os.environ['LOCAL_RANK']}"
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vpltool import console
@@ -173,7 +173,7 @@ def _run_rounds(job: Job, rounds: Rounds) -> None:
     parts = [(outer, *part) for part in zip(titles, rounds.rounds, strict=True)]
     workers = min(job.processes, len(parts))
     done = dict(run_jobs(_run_round, parts, workers, _start_round,
-                         replace(job, processes=workers), fewest=2, finish=False))
+                         Job(job.work, job.preset, job.terms, workers), fewest=2, finish=False))
     # In the order of the recipe, whichever ended first.
     for title in titles:
         job.failed.update(done[title].failed)
@@ -187,7 +187,7 @@ _jobs: list[Job] = []
 def _start_round(job: Job) -> None:
     """Take over the job in a worker process."""
     _jobs[:] = [Job(job.work, job.preset, job.terms)]
-    torch.set_num_threads(max(1, core_count() // job.processes))
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, core_count() // job.processes)))
 
 
 def _run_round(part: tuple[tuple[str, ...], str, Sequence[Step | Rounds]]) -> tuple[str, Job]:
@@ -200,4 +200,4 @@ def _run_round(part: tuple[tuple[str, ...], str, Sequence[Step | Rounds]]) -> tu
     with once.one_round(outer, title), console.heard_by(console.Terminal(
             rewrite=lambda text: f"{title}: " + to_shell(text, work=job.work).strip(), bars=False)):
         run_steps(job, steps)
-    return title, replace(job, reports=[dict(report) for report in job.reports])
+    return title, job

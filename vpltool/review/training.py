@@ -98,8 +98,9 @@ class Training:
                 self._follow(child, errors)
             if not child.returncode:
                 self._desk.reopen(kinds.result_name("predictions", segmenter))
-        except (VplError, OSError) as error:
+        except Exception as error:
             child.terminate()
+            child.wait()
             self._progress["error"] = getattr(error, "message", str(error))
         finally:
             self._child = None

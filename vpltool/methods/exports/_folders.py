@@ -16,6 +16,7 @@ from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import read_photo
 from vpltool.errors import VplError, check_package, part_of
 from vpltool.formats import IGNORE, Photo, archives
+from vpltool.formats.corrections import import_call
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import Image, np, npt
 from vpltool.methods.inputs import Predictions
@@ -166,7 +167,8 @@ def exporter(form: str, suffixes: Collection[str] | None,
                           "pip install 'vpltool[labelling]'")
         kept = archives.splits_in(path, form, splits) if splits else []
         files = PhotoFiles(predictions, settings, path, suffixes, kept)
-        archives.write_tree(path, members(files, settings), form, kept)
+        archives.write_tree(path, members(files, settings), form, kept,
+                            rescue=import_call(predictions.workspace, path))
         return [path]
 
     return export

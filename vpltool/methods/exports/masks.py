@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vpltool import options, settings
 from vpltool.formats.archives import write_tree
+from vpltool.formats.corrections import import_call
 from vpltool.formats.labels import legend, png_bytes
 from vpltool.methods.exports._folders import corrections_setting
 from vpltool.methods.inputs import Predictions
@@ -33,5 +34,6 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     """Write the folder."""
     write_tree(path, itertools.chain(
         legend(predictions.name, ("background", *predictions.workspace.classes)),
-        ((f"{photo.id}.png", png_bytes(labels)) for photo, labels in predictions.each())), "masks")
+        ((f"{photo.id}.png", png_bytes(labels)) for photo, labels in predictions.each())), "masks",
+        rescue=import_call(predictions.workspace, path))
     return [path]

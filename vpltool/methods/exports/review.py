@@ -78,20 +78,21 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
 
 
 def _imported(workspace: Workspace, masks: Path) -> list[str]:
-    """Return the corrected masks of the earlier folder, whose corrections have been imported.
+    """Return the masks of the earlier folder, of which none has corrections to import.
 
-    Raises a VplError if some have not.
+    Raises a VplError if some have.
     """
-    changed = {mask.relative_to(masks).with_suffix("").as_posix(): mask
-               for mask in sorted(masks.rglob("*.png")) if corrections.is_edited(mask)}
-    left = [mask for key, mask in changed.items()
-            if not corrections.is_imported(workspace, key, mask)]
+    there = {mask.relative_to(masks).with_suffix("").as_posix(): mask
+             for mask in sorted(masks.rglob("*.png"))}
+    left = [mask for key, mask in there.items()
+            if corrections.is_edited(mask, corrections.computed_masks(workspace.path, key))
+            and not corrections.is_imported(workspace, key, mask)]
     if left:
         raise VplError(f"{counted(len(left), 'mask', 'masks')} in {masks.parent} had been "
                        f"corrected and not imported, such as {left[0].name}",
                        f"{corrections.import_call(workspace, masks)} imports corrected masks; or "
                        "choose another folder: `out='DIR'`")
-    return [f"masks/{key}.png" for key in changed]
+    return [f"masks/{key}.png" for key in there]
 
 
 def _uncertainties(predictions: Predictions, photos: Sequence[Photo], settings: Settings

@@ -293,8 +293,7 @@ def _unused(regions: Sequence[tile_tags.Region], used: Collection[str]) -> list[
     rows = {region.where: region.photo for region in regions if region.row}
     names = [f"{where} ({key})" if key else where for where, key in rows.items()
              if where not in used]
-    return remark_on(names, len(rows), "rows of places", "lies in no photo, or under nodata",
-                     "lie in no photo, or under nodata")
+    return remark_on(names, len(rows), "rows of places", "tags no tile", "tag no tile")
 
 
 def _inside(here: Sequence[tile_tags.Region], large: DividedFile) -> set[str]:
@@ -337,7 +336,8 @@ def _write_parts(workspace: Workspace, images: Path, parts: Sequence[Part], cut:
                     advance()
                 continue
             large = DividedFile(images / source.image, cut)
-            read_mask = _mask_reader(images / source.mask, large) if source.mask else None
+            read_mask = (_mask_reader(images / source.mask, large, len(workspace.classes))
+                         if source.mask else None)
             for part, pixels in _pixels(large, own):
                 with atomic.atomic_path(root / part.photo.image) as temporary:
                     Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
@@ -383,13 +383,14 @@ def _cropped(whole: npt.NDArray[np.uint8], box: Box) -> npt.NDArray[np.uint8]:
         whole[box.top : box.top + box.height, box.left : box.left + box.width])
 
 
-def _mask_reader(path: Path, large: DividedFile) -> Callable[[Box], npt.NDArray[np.uint8]]:
+def _mask_reader(path: Path, large: DividedFile, classes: int
+                 ) -> Callable[[Box], npt.NDArray[np.uint8]]:
     """Return a function that reads the true mask of a tile; a GeoTIFF is read in windows.
 
     Raises:
         VplError: the mask cannot be read, or has other pixels than its photo.
     """
-    if path.suffix not in rasters.SUFFIXES:
+    if large.scene is None or path.suffix.lower() not in rasters.SUFFIXES:
         labels = formats.read_labels(path)
         _check_size(path, labels.shape, large)
         return lambda box: _cropped(labels, box)
@@ -398,7 +399,6 @@ def _mask_reader(path: Path, large: DividedFile) -> Callable[[Box], npt.NDArray[
     if file.count != 1 or np.dtype(file.dtypes[0]).kind not in "ui":
         raise VplError(f"{path} has {file.count} of {file.dtypes[0]}; a mask is one band of whole "
                        "numbers", "give the numbers of the classes, 0 for the background")
-    assert large.scene, "see `_with_mask`"
     own = large.scene.file
     if file.crs and own.crs and min(own.res) / 2 < max(
             abs(side - other) for side, other in zip(file.bounds, own.bounds, strict=True)):
@@ -409,6 +409,9 @@ def _mask_reader(path: Path, large: DividedFile) -> Callable[[Box], npt.NDArray[
         with rasters.reading(path):
             values = file.read(1, window=((box.top, box.top + box.height),
                                           (box.left, box.left + box.width))).astype(np.int64)
+        if (values == file.nodata).any() and classes >= IGNORE:
+            raise VplError(f"{path} has nodata, and 255 is a class of {classes}",
+                           "give it no nodata value: gdal_edit.py -unsetnodata")
         values[values == file.nodata] = IGNORE
         if odd := [value for value in (values.min(), values.max())
                    if not 0 <= value <= MOST_CLASSES + 1]:
