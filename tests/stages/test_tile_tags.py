@@ -111,7 +111,7 @@ def test_centres(run: Run, folder: Path, tiny_clip: Path) -> None:
 def test_rows_that_tag_no_tile(text: str, run: Run, folder: Path, tiny_clip: Path) -> None:
     result = prepare(run, folder, tiny_clip, "--labels", write(folder, text))
     assert result.code == 0, result.err
-    (said,) = [line for line in result.lines("warning:") if "lies in no photo" in line]
+    (said,) = [line for line in result.lines("warning:") if "tags no tile" in line]
     assert "1 of 2 rows" in said and "tags.csv:3" in said
 
 
