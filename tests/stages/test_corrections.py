@@ -134,6 +134,39 @@ def test_what_nobody_changed_is_left_out(base: Path, run: Run) -> None:
     assert [path.name for path in (work / "corrections").iterdir()] == ["scene2.png"]
 
 
+def test_exported_masks_name_their_classes(base: Path, run: Run) -> None:
+    """Numbers may be others since, such as after a class has lost its typo."""
+    work = base / "work"
+    assert run("export", "masks", "--what", "masks/text-refined-full", "--split", "train",
+               work=work).code == 0
+    folder = work / "exports/text-refined-full-train"
+    shutil.copy(corrected(base, "scene3", value=1) / "scene3.png", folder)
+    before = json.loads((work / "workspace.json").read_text())
+    classes = before["classes"][::-1]
+    (work / "workspace.json").write_text(json.dumps(before | {"classes": classes}))
+    result = take(run, base, folder)
+    assert result.code == 0, result.err
+    assert [path.stem for path in (work / "corrections").glob("*.png")] == ["scene3"]
+    now = json.loads((work / "workspace.json").read_text())["classes"]
+    found = read_labels(work / "corrections/scene3.png")
+    assert {now[label - 1] for label in np.unique(found) if label not in (0, 255)} == {
+        before["classes"][0]}
+
+
+def test_pictures_that_are_no_masks_are_told(base: Path, run: Run) -> None:
+    folder = corrected(base, "scene2", "scene3")
+    with Image.open(folder / "scene3.png") as image:
+        image.convert("RGB").save(folder / "scene3.jpg")
+    with Image.open(folder / "scene2.png") as image:
+        Image.fromarray((np.asarray(image) > 0).astype(np.uint8) * 255).save(folder / "scene2.png")
+    (folder / "scene3.png").unlink()
+    result = take(run, base, folder)
+    assert result.code == 0, result.err
+    unread, blank = result.lines("warning:")[:2]
+    assert "scene3.jpg in" in unread and "is not read: masks are PNGs" in unread
+    assert "1 mask shows no class, although the photo has tags: scene2" in blank
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_colours_of_the_palette_are_labels(mode: str, base: Path, run: Run) -> None:
     """Many paint programs save no palette."""

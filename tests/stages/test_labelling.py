@@ -61,6 +61,7 @@ def take_back(work: Path, path: Path, *, edited: bool = True) -> Result:
     """Import an export, as if all of it were `edited`: no computed mask is like it."""
     if edited:
         (work / "masks").rename(work / "aside")
+        (work / "exchanged.json").unlink(missing_ok=True)
     try:
         return _take_back(work, path)
     finally:
@@ -117,6 +118,37 @@ def test_what_nobody_edited_is_no_correction(form: str, work: Path, run: Run) ->
     assert result.code == 1
     assert "no mask was changed since vpltool wrote it" in result.lines("error:")[0]
     assert corrected.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form != "label-studio"])
+def test_what_nobody_edited_is_known_when_masks_are_computed_anew(form: str, work: Path, run: Run
+                                                                  ) -> None:
+    """As after `update`; whatever was left out of the polygons."""
+    rough = ("--tolerance", 1) if form in ("coco", "labelme", "yolo") else ()
+    path = exported(run, work, form, *rough)
+    (work / "masks").rename(work / "aside")
+    result = _take_back(work, path)
+    assert result.code == 1, result.err
+    assert "no mask was changed since vpltool wrote it" in result.lines("error:")[0]
+
+
+def test_an_older_export_does_not_replace_a_newer_correction(work: Path, run: Run) -> None:
+    path = exported(run, work, "yolo")
+    edited = path / "labels/train/scene2.txt"
+    edited.write_text("0 0.1 0.1 0.9 0.1 0.9 0.9 0.1 0.9\n")
+    assert _take_back(work, path).code == 0
+    newer = work.parent / "newer"
+    newer.mkdir()
+    labels = np.full(read_labels(work / "corrections/scene2.png").shape, 2, np.uint8)
+    Image.fromarray(labels).save(newer / "scene2.png")
+    assert _take_back(work, newer).code == 0
+    for folder in (path, newer):
+        result = _take_back(work, folder)
+        assert result.code == 0, result.err
+        assert "was imported before, and is skipped" in result.err
+        assert (masks_of(work / "corrections")["scene2"] == 2).all()
+    (work / "corrections/scene2.png").unlink()
+    assert "1 corrected mask is imported" in _take_back(work, path).err
 
 
 def test_what_somebody_edited_is_a_correction(work: Path, run: Run) -> None:

@@ -8,7 +8,8 @@ never count as corrections.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -17,20 +18,25 @@ from vpltool import console, formats
 from vpltool.core.classes import label_type
 from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import photo_size
+from vpltool.datasets.layouts import photos_below
 from vpltool.engine import features, photo_work
 from vpltool.engine.photos import check_current, file_identities
 from vpltool.errors import VplError, counted, first_few, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
 from vpltool.formats.header import join_supervision
-from vpltool.formats.labels import size_of_labels
+from vpltool.formats.labels import read_legend, size_of_labels
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np, npt
+from vpltool.methods import Exporter
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
 from vpltool.parallel import threads
 from vpltool.settings import Settings, described
 
 LabelsById: TypeAlias = dict[str, photo_work.Compressed]
 """Photo id to a function that returns its labels (H, W)."""
+
+Reader: TypeAlias = Callable[[Path, LabellingRequest], Iterator[Labelled]]
+"""The `read` of a labelling format."""
 
 _THREADS = 8
 """Threads that read masks: decoding a PNG lets others run."""
@@ -199,9 +205,9 @@ def _tell_empty(masks: Masks, ids: Sequence[str]) -> None:
                      "segmenter learns that they are background; `review()` shows them first")
 
 
-def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path
-                      ) -> dict[str, Path]:
-    """Find the changed masks ID.png in a folder, path by id."""
+def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path,
+                      skipped: Counter[str]) -> dict[str, Path]:
+    """Find the changed masks ID.png in a folder, path by id; count the others."""
     if not folder.is_dir():
         raise VplError(f"{folder} is not a folder", "give the folder that holds the masks ID.png")
     if workspace.has_true_masks_in(folder, photos):
@@ -222,17 +228,38 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
                              "does not have a photo's name and is skipped",
                              "do not have a photo's name and are skipped")
                      + f", such as {odd}.png")
+    _tell_unread(folder, known)
     edited = {key: path for key, path in found.items() if corrections.is_edited(
         path, corrections.computed_masks(workspace.path, key))}
-    _tell_unedited(len(edited), len(found), folder)
+    skipped["unedited"] += len(found) - len(edited)
     return edited
 
 
-def _read_correction(workspace: Workspace, path: Path, photo: Path) -> npt.NDArray[np.uint8]:
-    """Read a corrected mask; copies of imported masks name the classes of their values."""
+def _tell_unread(folder: Path, known: Collection[str]) -> None:
+    """Warn of pictures that may be meant as masks, but are no PNGs."""
+    others = [path for path in photos_below(folder) if path.suffix.lower() != ".png"
+              and path.relative_to(folder).with_suffix("").as_posix() in known
+              and not path.with_suffix(".png").exists()]
+    if others:
+        console.warn(f"{first_few([path.name for path in others])} in {folder} "
+                     f"{'is' if len(others) == 1 else 'are'} not read: masks are PNGs, and a JPEG "
+                     "mixes the values of neighbouring pixels")
+
+
+def _names_of_values(folder: Path) -> tuple[str, ...]:
+    """Return the classes of an exported folder of masks, or of `masks` in one; empty if unsaid."""
+    for place in (folder, folder.parent):
+        if legend := read_legend(place):
+            return tuple(legend[1:])
+    return ()
+
+
+def _read_correction(workspace: Workspace, path: Path, photo: Path, exported: tuple[str, ...]
+                     ) -> npt.NDArray[np.uint8]:
+    """Read a corrected mask; copies of imported masks and exports name the classes of values."""
     header = formats.describe(path).header
     names = (tuple(header.facts.get("classes", ()))
-             if header and header.kind == corrections.FOLDER else ())
+             if header and header.kind == corrections.FOLDER else exported)
     if names in ((), workspace.classes[:len(names)]):
         return read_mask(path, photo, len(workspace.classes))
     labels = read_mask(path, photo, len(names))
@@ -254,10 +281,14 @@ def take_corrections(workspace: Workspace, found: LabelsById) -> list[Path]:
                     facts={"classes": list(workspace.classes)})
     hashes = workspace.hashes_of(photo for photo in workspace.photos() if photo.id in found)
     earlier = corrections.corrections_there(workspace.path, found)
-    for key, labels in found.items():
+    shown = []
+    for key, unpack in found.items():
         photo = {corrections.PHOTO: hashes[key]} if key in hashes else {}
-        formats.write_labels(folder / f"{key}.png", labels(),
+        labels = unpack()
+        formats.write_labels(folder / f"{key}.png", labels,
                              replace(header, facts={**header.facts, **photo}))
+        shown.append((key, corrections.identity_shown(labels, workspace.classes)))
+    corrections.remember_exchanged(workspace.path, "imported", shown)
     total = len(list(folder.rglob("*.png")))
     trained = any(kinds.results_of(workspace.path, "decoder"))
     console.note(counted(len(found), "corrected mask is", "corrected masks are")
@@ -343,43 +374,49 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
     """
     if path is None:
         return {}
-    tool = find_reader(path)
+    tool, skipped = find_reader(path), Counter[str]()
     if tool is None:
-        known = {photo.id: photo for photo in photos}
-        entries = (Labelled(known[key],
-                            _read_correction(workspace, file, root / known[key].image), str(file))
-                   for key, file in _find_corrections(workspace, photos, path).items())
-        return _checked(entries, workspace.classes, every=True)
+        known, names = {photo.id: photo for photo in photos}, _names_of_values(path)
+        entries: Iterator[Labelled] = (Labelled(known[key], _read_correction(
+            workspace, file, root / known[key].image, names), str(file)) for key, file
+            in _find_corrections(workspace, photos, path, skipped).items())
+        if path.resolve() != (workspace.path / corrections.FOLDER).resolve():
+            entries = _not_exchanged(workspace, photos, entries, skipped)
+        found = _checked(entries, workspace.classes, every=True)
+        _tell_skipped(skipped, found, path)
+        return found
     name, reader = tool
     gone: list[str] = []
     request = LabellingRequest(root, workspace.classes, by_name(photos), gone)
     labelled = reader.read(path, request)
     # Only Label Studio tells what a person has looked at.
-    found = _checked(labelled if name == "label-studio" else _edited(
-        workspace, labelled, reader.Settings, path), workspace.classes)
+    looked_at = name == "label-studio"
+    if not looked_at:
+        labelled = _edited(workspace, labelled, reader.Settings, skipped)
+    found = _checked(_not_exchanged(workspace, photos, labelled, skipped, looked_at=looked_at),
+                     workspace.classes)
+    _tell_skipped(skipped, found, path)
     if gone and not found:
         replace(request, gone=None).known_photo(gone[0], str(path))
     if gone:
         console.warn(counted(len(gone), "photo", "photos") + f" of {path} "
                      f"{'is' if len(gone) == 1 else 'are'} not in the workspace, and skipped: "
                      f"{first_few(gone)}")
-    if not found:
+    if not found and not skipped:
         raise VplError(f"{path} holds no region of any photo",
                        "submit the annotations in Label Studio, and export them as JSON"
                        if name == "label-studio" else "export it from the tool again")
     return found
 
 
-def _edited(workspace: Workspace, entries: Iterable[Labelled], of_format: type[Settings], path: Path
-            ) -> Iterator[Labelled]:
+def _edited(workspace: Workspace, entries: Iterable[Labelled], of_format: type[Settings],
+            skipped: Counter[str]) -> Iterator[Labelled]:
     """Yield labels that are not those of a computed mask as a format exports it by default."""
     defaults = {entry.name: entry.default for entry in described(of_format)}
     least, merge = int(str(defaults.get("min_area", 0))), defaults.get("small") == "merge"
     if importlib.util.find_spec("cv2") is None:
         least = 0
-    edited = total = 0
     for entry in entries:
-        total += 1
         labels = without_ignored(entry.labels)
         for file in corrections.computed_masks(workspace.path, entry.photo.id):
             if size_of_labels(file) == labels.shape:
@@ -387,21 +424,67 @@ def _edited(workspace: Workspace, entries: Iterable[Labelled], of_format: type[S
                 exports = [computed, *([remove_small_regions(computed, least, merge=merge)]
                                        if least else [])]
                 if any((without_ignored(exported) == labels).all() for exported in exports):
+                    skipped["unedited"] += 1
                     break
         else:
-            edited += 1
             yield entry
-    if total:
-        _tell_unedited(edited, total, path)
 
 
-def _tell_unedited(edited: int, total: int, path: Path) -> None:
-    if edited < total:
-        console.note(part_of(total - edited, total, f"masks in {path}",
-                             "is unchanged, and is skipped", "are unchanged, and are skipped"))
-    if not edited:
+def _not_exchanged(workspace: Workspace, photos: Sequence[Photo], entries: Iterable[Labelled],
+                   skipped: Counter[str], *, looked_at: bool = False) -> Iterator[Labelled]:
+    """Yield labels that were neither exported like this nor imported; count the others.
+
+    What was imported is imported again if its correction has been deleted; otherwise, that may be
+    newer. Labels that a person has `looked_at` may be as they were exported.
+    """
+    known = corrections.exchanged(workspace.path)
+    there = corrections.corrections_of(workspace, photos)
+    for entry in entries:
+        shown = corrections.identity_shown(entry.labels, workspace.classes)
+        if not looked_at and shown in known["exported"].get(entry.photo.id, ()):
+            skipped["unedited"] += 1
+        elif entry.photo.id in there and shown in known["imported"].get(entry.photo.id, ()):
+            skipped["imported"] += 1
+        else:
+            yield entry
+
+
+def _tell_skipped(skipped: Counter[str], found: LabelsById, path: Path) -> None:
+    total = skipped.total() + len(found)
+    if count := skipped["unedited"]:
+        console.note(part_of(count, total, f"masks in {path}", "is unchanged, and is skipped",
+                             "are unchanged, and are skipped"))
+    if count := skipped["imported"]:
+        console.note(part_of(count, total, f"masks in {path}", "was imported before, and is",
+                             "were imported before, and are")
+                     + f" skipped; delete {corrections.FOLDER}/ID.png to import one again")
+    elif skipped and not found:
         raise VplError(f"{path}: no mask was changed since vpltool wrote it",
                        "correct some first")
+
+
+def remember_exported(workspace: Workspace, photos: Sequence[Photo], corrected: Collection[str],
+                      method: Exporter, path: Path) -> None:
+    """Record what an export shows, so that masks in it that nobody edits are no corrections.
+
+    `corrected` are the ids of photos whose corrected masks were exported.
+    """
+    # What comes back may differ from what was to be written, such as by `tolerance`.
+    read: Reader | None = getattr(method, "read", None)
+    if read is None:
+        entries = ((photo.id, formats.read_labels(file)) for photo in photos
+                   if (file := path / method.MASKS / f"{photo.id}.png").is_file())
+    elif all(map(importlib.util.find_spec, method.NEEDS)):
+        request = LabellingRequest(workspace.path / workspace.root, workspace.classes,
+                                   by_name(photos), [])
+        entries = ((entry.photo.id, entry.labels) for entry in read(path, request))
+    else:
+        return
+    shown = [(key, corrections.identity_shown(labels, workspace.classes))
+             for key, labels in entries]
+    for how in ("exported", "imported"):
+        corrections.remember_exchanged(workspace.path, how, (
+            pair for pair in shown if (pair[0] in corrected) is (how == "imported")))
 
 
 def without_ignored(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -424,13 +507,18 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
         photo = entry.photo
         tags = [classes.index(label) + 1 for label in photo.tags if label in classes]
         blank_labels = (entry.labels == 0) | (entry.labels == IGNORE)
-        if photo.tags and not every and blank_labels.all():
+        if photo.tags and blank_labels.all():
             blank.append(photo.id)
-            continue
+            if not every:
+                continue
         if is_untagged(entry.labels, tags):
             untagged.append(photo.id)
         found[photo.id] = photo_work.compressed(entry.labels)
-    if blank:
+    if blank and every:
+        console.warn(counted(len(blank), "mask shows", "masks show")
+                     + f" no class, although the photo has tags: {first_few(blank)}; a class is "
+                     "painted with its number, and 255 is unlabelled")
+    elif blank:
         console.warn(counted(len(blank), "photo has tags, but no region, and is",
                              "photos have tags, but no region, and are")
                      + f" skipped: {first_few(blank)}")

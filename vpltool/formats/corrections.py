@@ -1,22 +1,33 @@
-"""Masks corrected by hand: `corrections/ID.png` in the workspace, and detection of edits."""
+"""Masks corrected by hand: `corrections/ID.png` in the workspace, and detection of edits.
+
+`exchanged.json` holds identities of all masks that were exported or imported, so that a mask that
+nobody has edited is no correction, even after the workspace has computed another.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from vpltool.errors import VplError
 from vpltool.formats import changes
+from vpltool.formats.fields import OBJECT, TEXTS, check_fields
+from vpltool.formats.header import identity_of_many
+from vpltool.formats.kinds import IGNORE
 from vpltool.formats.labels import (
     identity_of_labels,
     read_drawn_labels,
     read_labels,
     size_of_labels,
 )
-from vpltool.formats.storage import describe
+from vpltool.formats.storage import describe, read_json, write_json
 from vpltool.formats.workspace import Photo, Workspace
+from vpltool.lazy import np, npt
 from vpltool.names import short_path
 
 FOLDER = "corrections"
@@ -76,6 +87,42 @@ def _images(workspace: Workspace) -> str:
     call = changes.last_call(workspace.path)
     return (short_path(workspace.path / str(call["images"]))
             if call.get("method") == "folder" and "images" in call else "IMAGES")
+
+
+_EXCHANGED = "exchanged.json"
+
+
+def identity_shown(labels: npt.NDArray[np.uint8], classes: Sequence[str]) -> str:
+    """Return a hash of what labels (H, W) show, whichever numbers the classes have."""
+    shown = {classes[label - 1]: label for label in np.unique(labels).tolist()
+             if label not in (0, IGNORE)}
+    table: npt.NDArray[Any] = np.arange(1 + max(IGNORE, len(classes) + 1), dtype=np.uint16)
+    for number, name in enumerate(sorted(shown), 1):
+        table[shown[name]] = number
+    return identity_of_many({"labels": identity_of_labels(table[labels]), "names": sorted(shown)})
+
+
+def exchanged(work: Path) -> dict[str, dict[str, list[str]]]:
+    """Return the identities of the masks that were `exported` and `imported`, by photo id."""
+    found: dict[str, dict[str, list[str]]] = {"exported": {}, "imported": {}}
+    with contextlib.suppress(VplError, ValueError):
+        content = read_json(work / _EXCHANGED, "")
+        check_fields(content, dict.fromkeys(found, OBJECT))
+        for masks in content.values():
+            check_fields(masks, {}, dict.fromkeys(masks, TEXTS))
+        found |= content
+    return found
+
+
+def remember_exchanged(work: Path, how: str, masks: Iterable[tuple[str, str]]) -> None:
+    """Add identities of masks, by photo id, to those that were `exported` or `imported`."""
+    found = exchanged(work)
+    if not (masks := list(masks)):
+        return
+    for key, identity in masks:
+        if identity not in found[how].setdefault(key, []):
+            found[how][key].append(identity)
+    write_json(work / _EXCHANGED, found)
 
 
 def is_imported(workspace: Workspace, photo_id: str, path: Path) -> bool:

@@ -167,6 +167,7 @@ class Exporter(MethodModule):
     # `predictions` but not masks; `segmenter`, a trained one; `scene`, labels of a GeoTIFF; empty:
     # predictions or masks.
     EXPORTS: str = ""
+    MASKS: str = ""  # folder of the label images ID.png in the exported one
     FULL: bool = False  # whether masks without ignored pixels are preferred
     CLASSES: tuple[str, ...]  # only if the receiver knows just these classes
     NEEDS: tuple[str, ...] = ()  # packages that the reader of a format imports; see `labels`

@@ -118,6 +118,8 @@ def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporte
     of_method = make(type(settings.of_method), values_of(settings.of_method) | {"split": split},
                      settings.of_method.given)
     paths = method.export(predictions, path, of_method)
+    if split in _splits(workspace):
+        masks.remember_exported(workspace, there, corrected, method, path)
     if failed:
         raise PhotosFailed(f"{_named(failed, len(photos))}; the others are exported",
                            _mended(source, split), paths, sorted(failed))

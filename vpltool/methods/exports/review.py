@@ -34,6 +34,7 @@ from vpltool.settings import setting
 
 SUFFIX = "-review"
 EXPORTS = "predictions"
+MASKS = "masks"
 
 _LIST = "review.csv"
 
@@ -57,7 +58,7 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
     Raises a VplError if there are no probabilities beside the predictions, all photos were
     corrected already, or the folder holds corrected masks.
     """
-    workspace, masks = predictions.workspace, path / "masks"
+    workspace, masks = predictions.workspace, path / MASKS
     imported = _imported(workspace, masks)
     done = corrections.corrections_of(workspace, predictions.photos)
     photos = [photo for photo in predictions.photos if photo.id not in done]
@@ -92,7 +93,7 @@ def _imported(workspace: Workspace, masks: Path) -> list[str]:
                        f"corrected and not imported, such as {left[0].name}",
                        f"{corrections.import_call(workspace, masks)} imports corrected masks; or "
                        "choose another folder: `out='DIR'`")
-    return [f"masks/{key}.png" for key in there]
+    return [f"{MASKS}/{key}.png" for key in there]
 
 
 def _uncertainties(predictions: Predictions, photos: Sequence[Photo], settings: Settings
@@ -136,7 +137,7 @@ def _members(predictions: Predictions, photos: Sequence[Photo], chosen: Mapping[
         if photo.id in chosen:
             header = Header(kind="predictions", command="export review",
                             facts={corrections.PIXELS: identity_of_labels(labels)})
-            yield f"masks/{photo.id}.png", png_bytes(labels, header)
+            yield f"{MASKS}/{photo.id}.png", png_bytes(labels, header)
 
 
 def _listed(chosen: Mapping[str, float], known: Mapping[str, Photo], copies: Mapping[str, str]
@@ -154,7 +155,7 @@ def _readme(workspace: Workspace, settings: Settings, count: int, path: Path) ->
     how = {"entropy": "those that the segmenter is least sure of (mean entropy)",
            "margin": "those that the segmenter is least sure of (mean margin)",
            "random": "chosen at random"}[settings.by]
-    typed = corrections.import_lines(workspace, path / "masks")
+    typed = corrections.import_lines(workspace, path / MASKS)
     lines = "\n".join(f"       {line}" for line in typed)
     where = (", in the folder where they were exported" if not any("WORKSPACE" in line for line in
                                                                    typed) else "")
