@@ -420,7 +420,7 @@ def _paths(work: Path) -> Iterable[Path]:
             yield path.parent
     for kind in ("prototypes", "decoder"):
         yield from results_of(work, kind)
-    for path in rasters.scenes_in(work):
+    for path in results_of(work, "scenes"):
         # Any program may write GeoTIFFs; and rasterio may be missing here.
         with contextlib.suppress(VplError):
             if rasters.scene_header(path):

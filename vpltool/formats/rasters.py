@@ -21,10 +21,10 @@ from vpltool import console
 from vpltool.errors import VplError, first_line
 from vpltool.formats.atomic import atomic_path, remove_leftovers
 from vpltool.formats.header import METADATA_KEY, Header
-from vpltool.formats.kinds import IGNORE, KINDS, folder_of
+from vpltool.formats.kinds import IGNORE
 from vpltool.formats.labels import voc_palette
 from vpltool.lazy import Image, np, npt, rasterio
-from vpltool.names import is_hidden, short_path
+from vpltool.names import short_path
 
 SUFFIXES = (".tif", ".tiff")
 
@@ -95,13 +95,6 @@ def scene_header(path: Path) -> Header | None:
     with open_raster(path) as file, reading(path):
         text = file.tags().get(METADATA_KEY, "")
     return Header.from_json(text, path) if text else None
-
-
-def scenes_in(work: Path) -> list[Path]:
-    """Return the GeoTIFFs in the folder of a workspace for predicted ones, without hidden ones."""
-    folder = folder_of(work, "scenes")
-    return sorted(path for path in folder.rglob(f"*{KINDS['scenes'].suffix}")
-                  if not is_hidden(path, folder))
 
 
 def is_scene(path: Path) -> bool:

@@ -10,15 +10,8 @@ from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.engine import features, masks, panels, photo_work, segmenters
 from vpltool.errors import PhotosFailed, VplError, counted, first_few, part_of
-from vpltool.formats import (
-    InputFolder,
-    Photo,
-    Workspace,
-    corrections,
-    expect_header,
-    find_folder,
-    rasters,
-)
+from vpltool.formats import InputFolder, Photo, Workspace, corrections, expect_header, find_folder
+from vpltool.formats.kinds import results_of
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import call_of
 from vpltool.formats.workspace import relative_to
@@ -81,7 +74,7 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter)
 
 def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
     """Export the labels of a GeoTIFF: the named one, or else the only one."""
-    found = rasters.scenes_in(workspace.path)
+    found = results_of(workspace.path, "scenes")
     near = [path for path in (Path(settings.what), workspace.path / settings.what)
             if settings.what and path.is_file()]
     if not near and (settings.what or len(found) != 1):
