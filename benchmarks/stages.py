@@ -55,7 +55,7 @@ from vpltool.formats import (
 from vpltool.methods.inputs import SegmenterParts
 from vpltool.methods.segmenters import weclip
 from vpltool.parallel import device as machine
-from vpltool.stages._lesson import TrainDecoderSettings, training_of
+from vpltool.stages._training_inputs import TrainDecoderSettings, training_of
 
 SCALES = "1,0.75"
 """WeCLIP's, each seen mirrored, too."""
