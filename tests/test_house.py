@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 295, "lines": 51_825, "code": 34_412, "imports": 10.3, "indented": 86,
-    "type_checking": 6, "eager": 20, "any": 234, "cycles": 0, "kind_folders": 5}
+    "files": 295, "lines": 51_819, "code": 34_400, "imports": 10.3, "indented": 86,
+    "type_checking": 6, "eager": 20, "any": 233, "cycles": 0, "kind_folders": 5}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 
