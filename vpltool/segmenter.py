@@ -125,8 +125,7 @@ class Segmenter:
         named = segmenter.named(clip, tuple(classes))
         settings = make(GroupSettings, {
             "device": device, "precision": precision, "max_side": max_side,
-            "threshold": threshold, "prompts": prompts},
-            () if max_side is None else ("max_side",))
+            "threshold": threshold, "prompts": prompts}, ())
         return cls(segmenter.load(named, settings), settings, named.classes)
 
     def __call__(self, photo: Rgb, *, scales: Sequence[float] = (1.0,), flip: bool = False,
@@ -138,7 +137,7 @@ class Segmenter:
                 EXIF says; or an RGB array (height, width, 3) uint8.
             scales: scales of the photo whose results a decoder averages.
             flip: whether a decoder also averages the mirrored photo.
-            tile: side of the tiles of a larger photo, which is not scaled down unless `max_side`
+            tile: side of the tiles of larger photos; none is scaled down then, unless `max_side`
                 was given to `load`, or tiles were in training; auto: as in `predict`; empty: none.
             overlap: overlap of neighbouring tiles, as a share of a tile.
 

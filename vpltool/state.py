@@ -22,7 +22,6 @@ from vpltool.formats.corrections import corrections_of
 from vpltool.formats.kinds import (
     KINDS,
     SECOND_FOLDER,
-    folder_of,
     folders_of,
     result_name,
     results_of,
@@ -192,8 +191,11 @@ class State:
                 if identity != self._identity_now(role, header):
                     reasons.append(explain_change(self.workspace.path, role, identity)
                                    or _CHANGED[role])
-            elif role in header.sources:
-                reasons += self._source_changed(header.sources[role], identity, artifact)
+                continue
+            source = header.sources.get("images" if role == "scene" else role)
+            # A scene may be moved away once it is predicted, as photos may be.
+            if source and (role != "scene" or (self.workspace.path / source).exists()):
+                reasons += self._source_changed(source, identity, artifact)
         return [*reasons, *self._model_changed(header)]
 
     def _identity_now(self, role: str, header: Header) -> str:
@@ -418,10 +420,10 @@ def _paths(work: Path) -> Iterable[Path]:
             yield path.parent
     for kind in ("prototypes", "decoder"):
         yield from results_of(work, kind)
-    for path in sorted(folder_of(work, "scenes").rglob("*" + KINDS["scenes"].suffix)):
+    for path in results_of(work, "scenes"):
         # Any program may write GeoTIFFs; and rasterio may be missing here.
         with contextlib.suppress(VplError):
-            if not path.name.startswith(".") and rasters.scene_header(path):
+            if rasters.scene_header(path):
                 yield path
 
 

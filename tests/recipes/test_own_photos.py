@@ -75,9 +75,10 @@ def test_a_workspace_that_moves_is_not_computed_anew(
 
 def test_how_geotiffs_are_cut_reaches_prepare(run: Run, own: Path) -> None:
     result = run("run", "own-photos", f"photos={own / 'photos'}", f"tags={own / 'tags.csv'}",
-                 "tile=64", "bands=4,3,2", "percentiles=0,100", "column=use", "--dry-run",
-                 work=own / "work")
-    assert "--tile 64 --bands 4,3,2 --percentiles 0,100 --column use" in result.out, result.err
+                 "tile=64", "bands=4,3,2", "percentiles=0,100", "column=use", "layer=land",
+                 "--dry-run", work=own / "work")
+    assert ("--tile 64 --bands 4,3,2 --percentiles 0,100 --column use --layer land"
+            in result.out), result.err
 
 
 def test_masks_segmenter_and_pictures(recipe: Result, run: Run, own: Path) -> None:

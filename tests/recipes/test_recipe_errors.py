@@ -34,7 +34,8 @@ def test_names_of_its_values() -> None:
     assert names["prepare"] == {
         "images": "photos", "labels": "tags", "masks": "masks", "classes": "classes",
         "hold_out": "held", "corrections": "corrections", "model": "model",
-        "encoder": "encoder", "pretrained": "pretrained", "tile": "tile"}
+        "encoder": "encoder", "pretrained": "pretrained",
+        **{name: name for name in ("tile", "bands", "percentiles", "column", "layer")}}
     assert names["predict"] == {"images": "new", "max_side": "side", "tile": "tile",
                                 "precision": "precision"}
     assert names["crf"] == {"alpha": "alpha"}

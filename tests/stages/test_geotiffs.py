@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,15 @@ from PIL import Image
 
 from vpltool import Segmenter
 from vpltool.core import segment as core_segment
-from vpltool.formats import Header, changes, expect_header, read_labels
+from vpltool.formats import (
+    Header,
+    changes,
+    describe,
+    expect_header,
+    read_labels,
+    read_tensors,
+    write_tensors,
+)
 from vpltool.formats.geopackage import read_geopackage
 from vpltool.formats.rasters import Scaling, Scene, is_scene
 from vpltool.stages import _scenes
@@ -270,6 +279,74 @@ def test_tiles_are_scaled_down_as_in_training(run: Run, work: Path, scene: Path,
     assert (Segmenter.load(bundle, max_side=0)(photo, tile=64).labels != seen).any()
 
 
+def of_side(work: Path, side: int, **facts: object) -> None:
+    """Write the decoder `small`: `tiny`, as if it had been trained at another side."""
+    path = work / "decoder/tiny.safetensors"
+    header, tensors = read_tensors(path, "decoder")
+    write_tensors(path.with_name("small.safetensors"), replace(
+        header, facts=header.facts | {"max_side": side} | facts), tensors)
+
+
+@pytest.mark.parametrize(("before", "after", "changed"), [
+    ({"bands": "3,2,1", "percentiles": "0,100"}, {"bands": "1,2,3"},
+     {"bands": "1,2,3", "percentiles": None}), ({"bands": "3,2,1"}, {}, {"bands": None}),
+    ({}, {"tile": "96"}, {"tile_scale": 0.5, "max_side": 48}),
+    ({"tile": "96"}, {}, {"tile_scale": None, "max_side": 0})])
+def test_update_asks_the_new_training(before: dict[str, str], after: dict[str, str],
+                                      changed: dict[str, object], run: Run, work: Path,
+                                      scene: Path, tmp_path: Path, pixels: np.ndarray[Any, Any]
+                                      ) -> None:
+    """What was not given is as in the latest training: for a scene, and for tiles of photos."""
+    assert run("update", work=work).code == 0
+    holiday = tmp_path / "holiday"
+    holiday.mkdir()
+    Image.fromarray(pixels).save(holiday / "sea.png")
+    of_side(work, 48)
+    cut_with(work, **before)
+    lines = [("predict", "--decoder", "small", "--tile", 64, what) for what in (scene, holiday)]
+    for line in lines:
+        assert run(*line, work=work).code == 0
+    # Trained again: the file has other bytes.
+    of_side(work, 48, trained=2)
+    cut_with(work, **after)
+    result = run("update", work=work)
+    assert result.code == 0, result.err
+    assert "scenes/small/map.tif" in result.out and "predictions/small/holiday" in result.out
+    options = expect_header(work / "scenes/small/map.tif", "scenes").options
+    assert {name: options.get(name) for name in changed} == changed
+    for line in lines:
+        again = run(*line, work=work)
+        assert again.code == 0, again.err
+    assert run("status", "--stale", work=work).out == "no result is stale\n"
+
+
+def test_a_photo_of_one_tile(run: Run, work: Path, tmp_path: Path, pixels: np.ndarray[Any, Any]
+                             ) -> None:
+    """Seen as in training; beside tiles that are not scaled down, at full size."""
+    of_side(work, 48)
+    photo = tmp_path / "map.png"
+    Image.fromarray(pixels[:96, :96]).save(photo)
+    sides = []
+    for number, cut in enumerate(({"tile": "96"}, {})):
+        cut_with(work, **cut)
+        out = tmp_path / f"{number}.png"
+        result = run("predict", "--decoder", "small", "--tile", 96, photo, "--out", out, work=work)
+        assert result.code == 0, result.err
+        seen = Segmenter.load(work / "decoder/small.safetensors")(photo, tile=96)
+        np.testing.assert_array_equal(read_labels(out), seen.labels)
+        sides.append((seen.field.shape[1], describe(out).header.options["max_side"]))
+    assert sides == [(4 * 48 // 8, 48), (4 * 96 // 8, 0)]
+
+
+def test_a_tile_is_too_small_once_it_is_scaled(run: Run, work: Path, scene: Path) -> None:
+    of_side(work, 48)
+    cut_with(work, tile="96")
+    result = run("predict", "--decoder", "small", "--tile", 40, scene, work=work)
+    (error,) = result.lines("error:")
+    assert "--tile 40, scaled to 20 pixels as in training, is less than 3 patches of 8" in error
+    assert "for example --tile 512" in result.lines("hint:")[0]
+
+
 def test_scenes_of_an_earlier_segmenter(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
     """`status` lists those in scenes/, and `update` makes them again, as hints say."""
     out = tmp_path / "out.tif"
@@ -282,14 +359,26 @@ def test_scenes_of_an_earlier_segmenter(run: Run, work: Path, scene: Path, tmp_p
     before = run(*TRAIN, "--iters", 2, "--name", "other", work=work)
     assert before.code == 0, before.err
     (work / "decoder/other.safetensors").replace(work / "decoder/tiny.safetensors")
-    for more, hint in (((), "vpltool update"), (("--out", out), "--update makes it again")):
+    for more in ((), ("--out", out)):
         refused = run(*PREDICT, scene, *more, work=work)
-        assert refused.code == 1 and hint in refused.lines("hint:")[0], refused.err
+        assert refused.code == 1 and "--update makes it again" in refused.lines("hint:")[0]
     assert "stale  scenes/tiny/map.tif" in run("status", "--stale", work=work).out
     result = run("update", work=work)
     assert "scenes/tiny/map.tif" in result.out, result.err
     assert "already exists" in run(*PREDICT, scene, work=work).err
     assert run(*PREDICT, scene, "--out", out, "--update", work=work).code == 0
+
+
+def test_an_edited_scene_is_stale(run: Run, work: Path, scene: Path) -> None:
+    assert run("update", work=work).code == 0
+    assert run(*PREDICT, scene, work=work).code == 0
+    with rasterio.open(scene, "r+") as file:
+        file.write(255 - file.read())
+    assert "map.tif has changed" in run("status", "--stale", work=work).out
+    assert "scenes/tiny/map.tif" in run("update", work=work).out
+    assert "already exists" in run(*PREDICT, scene, work=work).err
+    scene.unlink()
+    assert run("status", "--stale", work=work).out == "no result is stale\n", "it was moved away"
 
 
 def test_polygons(run: Run, work: Path, scene: Path, tmp_path: Path) -> None:
@@ -403,6 +492,40 @@ def test_a_damaged_scene_does_not_stop_the_others(run: Run, work: Path, tmp_path
     assert "a.tif cannot be read" in error and "b.tif cannot be read" in error
     assert result.out.splitlines() == [str(work / "scenes/tiny/c.tif")]
     assert labels_of(work / "scenes/tiny/c.tif").shape == (100, 140)
+
+
+@pytest.mark.parametrize("others", [(), ("--flip",)])
+def test_what_another_command_finishes_is_kept(others: tuple[str, ...], run: Run, work: Path,
+                                               scene: Path, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    second = Path(shutil.copy(scene, tmp_path / "b.tif"))
+    finished, out = tmp_path / "finished.tif", tmp_path / "out"
+    assert run(*PREDICT, second, *others, "--out", finished, work=work).code == 0
+    predict = _scenes._predict
+
+    def slow(*arguments: Any) -> None:
+        predict(*arguments)
+        shutil.copy(finished, out / "b.tif")
+
+    monkeypatch.setattr(_scenes, "_predict", slow)
+    result = run(*PREDICT, scene, second, "--out", out, work=work)
+    assert (out / "b.tif").read_bytes() == finished.read_bytes()
+    assert (out / "map.tif").exists()
+    if others:
+        assert result.code == 1 and "was made with other settings" in result.lines("error:")[0]
+        assert "GeoTIFFs failed" not in result.err
+    else:
+        assert result.code == 0 and "b.tif already exists" in result.err
+
+
+def test_a_scene_named_twice(run: Run, work: Path, scene: Path, tmp_path: Path,
+                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("maps").mkdir()
+    there = scene.rename(tmp_path / "maps/map.tif")
+    result = run(*PREDICT, there, "maps/map.tif", "maps", work=work)
+    assert result.code == 0, result.err
+    assert result.out.splitlines() == [str(work / "scenes/tiny/map.tif")]
 
 
 def test_no_coordinate_system_is_said_once_and_kept(run: Run, work: Path, tmp_path: Path,

@@ -17,11 +17,10 @@ from vpltool.formats import (
     describe,
     expect_header,
     identity_of_file,
-    kinds,
 )
 from vpltool.formats.header import is_same_model, is_stale
 from vpltool.formats.input_folders import supervision_of
-from vpltool.formats.manifest import UPDATE_HINT, call_of, check_replacing, manifest_of
+from vpltool.formats.manifest import call_of, check_replacing, manifest_of
 from vpltool.formats.workspace import relative_to
 from vpltool.methods import own
 from vpltool.names import short_path, without_home
@@ -166,13 +165,6 @@ def check_file(path: Path, header: Header, settings: Replaces, *, by_model_name:
         return False
     reasons = "; ".join(changes.difference(header, found, path))
     raise OtherSettings(f"{path} was made with other settings: {reasons}",
-                        (_hint_of_stale(path, header.kind) if stale else "")
+                        ("`update=True` makes it again; " if stale else "")
                         + "`overwrite=True` replaces it; `out='FILE'` keeps both"
                         + changes.accepting(header, found))
-
-
-def _hint_of_stale(path: Path, kind: str) -> str:
-    """Begin a hint: what makes a file again; `update` knows only those in their usual folder."""
-    usual = kinds.folder_of(changes.workspace_around(path.resolve()), kind)
-    return (UPDATE_HINT if usual in path.resolve().parents and not kinds.KINDS[kind].per_photo
-            else "`update=True` makes it again; ")

@@ -16,7 +16,7 @@ from vpltool.core import grids, photos, segment, segmenter
 from vpltool.engine.features import smaller_photos_hint
 from vpltool.engine.photo_work import Failed, Made, run_batches, run_photos
 from vpltool.errors import VplError, counted, first_few
-from vpltool.formats import InputFolder
+from vpltool.formats import Header, InputFolder
 from vpltool.lazy import Image, Tensor, np, npt, torch
 from vpltool.methods.inputs import AUTO, AUTO_SIDE, TrainedSegmenter, parse_tile, side_of
 from vpltool.parallel.batches import Batch, FeatureBatch, feature_batches
@@ -111,13 +111,6 @@ class TiledSegmenter:
     least: int
     at_once: int = 4
 
-    def __post_init__(self) -> None:
-        """Raise a VplError if a tile has too few patches."""
-        patch = self.preprocess.patch
-        if self.side < photos.LEAST_PATCHES * patch:
-            raise VplError(f"`tile={str(self.side)!r}` is less than {photos.LEAST_PATCHES} patches "
-                           f"of {patch} pixels", f"for example `tile='{32 * patch}'`")
-
     def divides(self, size: tuple[int, int]) -> bool:
         """Return whether a photo of (height, width) is processed in tiles."""
         return max(size) > self.least and max(self.preprocess.fit(size)) > self.side
@@ -202,6 +195,16 @@ class TiledSegmenter:
         return found
 
 
+def side_of_whole(header: Header, settings: RunsSegmenter, scale: float) -> int:
+    """Return the side to which photos that are not divided are scaled down; 0: never.
+
+    They are seen as in training, but beside tiles that are not scaled down, at full size.
+    """
+    if settings.max_side is None and settings.tile not in ("", AUTO) and scale >= 1:
+        return 0
+    return side_of(header, settings.max_side)
+
+
 def from_features(network: segmenter.SegmenterNetwork, features: InputFolder,
                   paths: Mapping[str, Path], settings: RunsSegmenter) -> Iterator[Made]:
     """Segment photos from their stored layers; only their sizes are read from `paths`."""
@@ -240,7 +243,7 @@ class RunningNetwork:
         encoder = self.trained.encoder
         return photos.PhotoSettings(
             encoder.vision.patch, encoder.mean, encoder.std, max(settings.factors),
-            side_of(self.trained.header, settings.max_side))
+            side_of_whole(self.trained.header, settings, self.scale))
 
     def _segment(self, pixels: Tensor, settings: RunsSegmenter) -> Tensor:
         largest = max(settings.factors)
@@ -250,17 +253,24 @@ class RunningNetwork:
             average=settings.average)
 
     def tiled(self, settings: RunsSegmenter) -> TiledSegmenter | None:
-        """Return a segmenter of large photos in tiles; None: all photos are processed whole."""
+        """Return a segmenter of large photos in tiles; None: all photos are processed whole.
+
+        Raises:
+            VplError: a tile has too few patches.
+        """
         if not settings.tile:
             return None
-        side, least = parse_tile(settings.tile, side_of(self.trained.header) or AUTO_SIDE)
-        whole = replace(self._preprocessing(settings), max_side=0)
+        given, least = parse_tile(settings.tile, side_of(self.trained.header) or AUTO_SIDE)
         # Divided photos are scaled down only if a side is given, or as tiles were in training.
-        if "max_side" in settings.given:
-            whole = replace(whole, max_side=settings.max_side or 0)
-        elif self.scale < 1:
-            side = side if settings.tile == AUTO else round(side * self.scale)
-            whole = replace(whole, scale=whole.scale * self.scale)
+        scale = self.scale if settings.max_side is None else 1.0
+        side = given if settings.tile == AUTO else round(given * scale)
+        whole = self._preprocessing(settings)
+        if side < photos.LEAST_PATCHES * whole.patch:
+            scaled = f", scaled to {side} pixels as in training," if side < given else ""
+            raise VplError(
+                f"`tile={str(given)!r}`{scaled} is less than {photos.LEAST_PATCHES} patches of "
+                f"{whole.patch} pixels", f"for example `tile='{round(32 * whole.patch / scale)}'`")
+        whole = replace(whole, max_side=settings.max_side or 0, scale=whole.scale * scale)
         return TiledSegmenter(functools.partial(self._segment, settings=settings), whole,
                               self.device, side, settings.overlap, least, settings.batch_size)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vpltool.errors import VplError, near_name
 from vpltool.lazy import np, npt, torch
+from vpltool.names import is_hidden
 
 IGNORE = 255
 """The label of pixels ignored by losses and scores."""
@@ -176,9 +177,11 @@ def folder_of(work: Path, kind: str) -> Path:
 
 
 def results_of(work: Path, kind: str) -> list[Path]:
-    """Return the single-file results of a kind, without training checkpoints."""
-    return sorted(path for path in folder_of(work, kind).glob(f"*{KINDS[kind].suffix}")
-                  if not path.name.endswith(CHECKPOINT))
+    """Return the single-file results of a kind, without hidden files and training checkpoints."""
+    # Labels of GeoTIFFs are in a folder of each segmenter.
+    folder, below = folder_of(work, kind), "**/*" if KINDS[kind].layout == "raster" else "*"
+    return sorted(path for path in folder.glob(below + KINDS[kind].suffix)
+                  if not is_hidden(path, folder) and not path.name.endswith(CHECKPOINT))
 
 
 def result_name(kind: str, name: str) -> str:

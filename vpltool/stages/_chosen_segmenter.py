@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from vpltool.engine import groups, headers, running, segmenters
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, kinds, open_workspace
 from vpltool.lazy import np, npt
-from vpltool.methods.inputs import AUTO, parse_tile, side_of
+from vpltool.methods.inputs import parse_tile
 from vpltool.settings import setting
 
 _NOT_FOLDERS = layouts.PHOTO_SUFFIXES | {".gpkg"}
@@ -57,7 +57,7 @@ class Chosen:
 
     Args:
         workspace: of the photos; for a bundle, a stand-in.
-        settings: of `predict`, with `max_side` as in training unless it was given.
+        settings: of `predict`.
         named: the workspace with the classes that are predicted: for groups, the requested words.
         temperature: from `calibrate`; 1 if every pixel gets a label.
     """
@@ -70,20 +70,21 @@ class Chosen:
 
     def header(self, kind: str, inputs: Mapping[str, InputFolder | Path], options: JsonObject,
                *skip: str) -> Header:
-        """Make the header of an output, with further inputs and options; see `make_header`."""
+        """Make the header of an output, with further inputs and options; see `make_header`.
+
+        What is taken from training is an option, but no part of the call: `update` takes it again.
+        """
         segmenter = self.segmenter
-        made = headers.make_header(
+        if "max_side" not in segmenter.unused:
+            side = running.side_of_whole(segmenter.header, self.settings, segmenter.tile_scale())
+            options = options | {"max_side": side}
+        return headers.make_header(
             self.workspace, kind, "predict", self.settings,
             inputs={segmenter.role: segmenter.path, "classes": self.named.classes_identity,
                     **inputs},
             model=segmenter.header.model,
             options=options | ({"temperature": self.temperature} if self.settings.abstain else {}),
             skip=(*segmenter.unused, *skip))
-        if "tile_scale" in options or (kind == "scenes" and "max_side" not in self.settings.given
-                                       and self.settings.max_side):
-            # The same call finds the scale again only if it gives no side.
-            made.call.pop("max_side", None)
-        return made
 
     @cached_property
     def scaled(self) -> JsonObject:
@@ -91,8 +92,8 @@ class Chosen:
 
         A note says so, once. It is empty if they are not.
         """
-        scale = 1.0 if "max_side" in self.settings.given else self.segmenter.tile_scale()
-        if scale >= 1:
+        scale = self.segmenter.tile_scale()
+        if self.settings.max_side is not None or scale >= 1:
             return {}
         console.note(f"tiles are scaled by {scale:.3g}, as {self.segmenter.path.stem} was trained; "
                      "`max_side=0` sees them at full size")
@@ -110,6 +111,8 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
     Raises:
         VplError: there is none, it has other classes than the workspace, or words are missing.
     """
+    if settings.tile:
+        parse_tile(settings.tile, 1)
     if settings.decoder and settings.segmenter:
         raise VplError(f"`decoder={settings.decoder!r}` and `segmenter={settings.segmenter!r}` are "
                        "two segmenters", "leave one out")
@@ -128,7 +131,7 @@ def choose_segmenter(path: Path, settings: PredictSettings) -> Chosen:
     elif not settings.images:
         raise VplError(f"`segmenter='{choice}'` is for photos that are named",
                        f"`predict(images=['PHOTOS'], segmenter='{choice}')`")
-    return Chosen(workspace, _sized(settings, segmenter.header), segmenter, named,
+    return Chosen(workspace, settings, segmenter, named,
                   _temperature(settings, segmenter, workspace.path))
 
 
@@ -152,12 +155,3 @@ def _temperature(settings: PredictSettings, segmenter: segmenters.SegmenterFile,
         raise VplError(f"`abstain={settings.abstain}`: it is not known how sure {file} may be",
                        f"`calibrate(decoder={file.stem!r})`; a bundle is exported again after that")
     return float(found["temperature"])
-
-
-def _sized(settings: PredictSettings, header: Header) -> PredictSettings:
-    """Set `max_side` as in training, unless it is given; with tiles of a given side, to 0."""
-    if settings.tile:
-        parse_tile(settings.tile, 1)
-    as_trained = 0 if settings.tile not in ("", AUTO) else None
-    given = as_trained if settings.max_side is None else settings.max_side
-    return replace(settings, max_side=side_of(header, given))

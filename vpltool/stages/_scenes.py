@@ -27,11 +27,11 @@ _ROWS = 128
 
 
 def scenes_among(images: Sequence[Path]) -> list[Path]:
-    """Return the GeoTIFFs among files and in folders, without hidden ones in these."""
+    """Return the GeoTIFFs among files and in folders, without hidden ones in these, each once."""
     named = [path for image in images for path in (
         sorted(path for path in image.rglob("*") if not is_hidden(path, image))
         if image.is_dir() else [image])]
-    return [path for path in named if rasters.is_scene(path)]
+    return list({path.absolute(): path for path in named if rasters.is_scene(path)}.values())
 
 
 def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
@@ -44,54 +44,53 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
         VplError: no file can be opened, or one was predicted with other settings.
         PhotosFailed: a file is damaged; the others are done.
     """
-    work = _as_cut(work)
-    check_out(work.settings.out, rasters.SUFFIXES, "the labels of a GeoTIFF are a GeoTIFF")
-    scenes, failed = _open(work, paths)
+    settings, cut = work.settings, _cut(work)
+    check_out(settings.out, rasters.SUFFIXES, "the labels of a GeoTIFF are a GeoTIFF")
+    scenes, failed = _open(paths, rasters.Scaling.parse(
+        cut.get("bands", settings.bands), cut.get("percentiles", settings.percentiles)))
     outs = _outs(work, paths)
-    todo, options = [], {"scales": work.settings.factors, **work.scaled}
+    todo, options = [], {"scales": settings.factors, **cut, **work.scaled}
     for scene in scenes:
-        out, header = outs[paths.index(scene.path)], _header(work, scene, options)
+        out, header = outs[scene.path], _header(work, scene, options)
         # A lock to the end would be an open file for each scene.
         with once.writer():
-            if not headers.check_file(out, header, work.settings):
+            if not headers.check_file(out, header, settings):
                 todo.append((scene, out, header))
-    tiled = _load(work) if todo else None
+    load = functools.cache(functools.partial(_load, work))
     for scene, out, header in todo:
-        assert tiled is not None
-        scene.warn_unplaced()
-        try:
-            with scene, once.writer():
-                once.write_alone(out)
+        with scene, once.writer():
+            # Another command may have made it meanwhile.
+            if headers.check_file(out, header, settings):
+                continue
+            scene.warn_unplaced()
+            tiled = load()
+            try:
                 _predict(work, tiled, scene, out, header)
-        except VplError as error:
-            failed[scene.path] = error
+            except VplError as error:
+                failed[scene.path] = error
     if failed:
-        made = [out for path, out in zip(paths, outs, strict=True) if path not in failed]
+        made = [out for path, out in outs.items() if path not in failed]
         told = (f"{len(failed)} of {len(paths)} GeoTIFFs failed, the others are done: "
                 if made else "")
         raise PhotosFailed(told + "; ".join(error.message for error in failed.values()),
                            "fix them and run the same command again; rows that are done are kept",
                            made, sorted(path.stem for path in failed))
-    return outs
+    return list(outs.values())
 
 
-def _as_cut(work: Chosen) -> Chosen:
-    """Take bands and percentiles as the segmenter's photos were cut, unless they are given."""
-    settings = work.settings
+def _cut(work: Chosen) -> dict[str, str]:
+    """Return bands and percentiles as the segmenter's photos were cut, unless they are given."""
     taken = {name: value for name, value in work.segmenter.cut().items()
-             if name != "tile" and not settings.is_given(name)}
+             if name != "tile" and not work.settings.is_given(name)}
     if taken:
         told = ", ".join(f"`{name}={value!r}`" for name, value in taken.items())
         console.note(f"{told}: as {work.segmenter.path.stem} was trained")
-    return replace(work, settings=replace(
-        settings, bands=taken.get("bands", settings.bands),
-        percentiles=taken.get("percentiles", settings.percentiles)))
+    return taken
 
 
-def _open(work: Chosen, paths: Sequence[Path]
+def _open(paths: Sequence[Path], scaling: rasters.Scaling
           ) -> tuple[list[rasters.Scene], dict[Path, VplError]]:
     """Return the scenes that can be read, and the errors of the others by path."""
-    scaling = rasters.Scaling.parse(work.settings.bands, work.settings.percentiles)
     scenes, failed = list[rasters.Scene](), dict[Path, VplError]()
     for path in paths:
         try:
@@ -105,22 +104,23 @@ def _open(work: Chosen, paths: Sequence[Path]
     return scenes, failed
 
 
-def _outs(work: Chosen, paths: Sequence[Path]) -> list[Path]:
-    """Return the output file of each scene; no two may be the same."""
+def _outs(work: Chosen, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Return the output file of each scene by path; no two may be the same."""
     out = work.settings.out
     if out and out.suffix.lower() in rasters.SUFFIXES and not out.is_dir():
         if len(paths) > 1:
             raise VplError(f"{out} is one file, for {len(paths)} scenes",
                            "use a folder: `out='DIR'`")
-        return [out]
+        return {paths[0]: out}
     folder = out or kinds.result_path(work.workspace.path, "scenes",
                                       work.segmenter.path.stem).with_suffix("")
-    outs = [folder / f"{path.stem}.tif" for path in paths]
-    for number, one in enumerate(outs):
-        if one in outs[:number]:
-            raise VplError(f"{paths[outs.index(one)]} and {paths[number]} would both be {one}",
+    made_of: dict[Path, Path] = {}
+    for path in paths:
+        labels = folder / f"{path.stem}.tif"
+        if (first := made_of.setdefault(labels, path)) != path:
+            raise VplError(f"{first} and {path} would both be {labels}",
                            "predict them in two runs, each with its own `out='DIR'`")
-    return outs
+    return {path: labels for labels, path in made_of.items()}
 
 
 def _header(work: Chosen, scene: rasters.Scene, options: JsonObject) -> Header:

@@ -11,13 +11,12 @@ from vpltool.core.photos import describe_failure, photo_size
 from vpltool.engine import features, masks, panels, photo_work, segmenters
 from vpltool.errors import PhotosFailed, VplError, counted, first_few, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, corrections, expect_header, find_folder
-from vpltool.formats.kinds import result_path
+from vpltool.formats.kinds import results_of
 from vpltool.formats.labels import size_of_labels
 from vpltool.formats.manifest import call_of
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np, npt
 from vpltool.methods import Exporter, inputs, load_method
-from vpltool.names import is_hidden
 from vpltool.parallel import device
 from vpltool.settings import Settings, Stage, make, setting, values_of
 from vpltool.stages._card import about_segmenter, measured, some_photos, write_card
@@ -75,14 +74,13 @@ def _segmenter(workspace: Workspace, settings: ExportSettings, method: Exporter)
 
 def _scene(workspace: Workspace, settings: ExportSettings, method: Exporter) -> list[Path]:
     """Export the labels of a GeoTIFF: the named one, or else the only one."""
-    home = result_path(workspace.path, "scenes", "").parent
-    found = sorted(path for path in home.rglob("*.tif") if not is_hidden(path, home))
+    found = results_of(workspace.path, "scenes")
     near = [path for path in (Path(settings.what), workspace.path / settings.what)
             if settings.what and path.is_file()]
     if not near and (settings.what or len(found) != 1):
         names = [path.relative_to(workspace.path).as_posix() for path in found]
         raise VplError(f"no labels of a GeoTIFF at {settings.what}" if settings.what else
-                       f"{home} holds {len(found)} GeoTIFFs, not one",
+                       f"{workspace.path} holds {len(found)} predicted GeoTIFFs, not one",
                        f"`what={names[0]!r}`" if names else "`predict(images=['SCENE.tif'])`")
     path = (near or found)[0]
     header = expect_header(path, "scenes")

@@ -19,7 +19,6 @@ from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Works
 from vpltool.formats.kinds import check_values, result_path
 from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.workspace import relative_to
-from vpltool.methods.inputs import side_of
 from vpltool.names import short_path
 from vpltool.parallel import device, threads
 from vpltool.pictures.overlays import overlay
@@ -66,7 +65,8 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     """
     work = choose_segmenter(path, settings)
     if settings.images and (scenes := scenes_among(settings.images)):
-        if len(scenes) < len(named_photos(settings.images)):
+        if len(scenes) < len({path.absolute() for image in settings.images
+                              for path in named_photos([image]).values()}):
             raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
                            "predict them in two runs")
         return predict_scenes(work, scenes)
@@ -218,11 +218,7 @@ def _make_header(work: Chosen, task: _Task, kind: str) -> Header:
     header = (work.header(kind, {"features": task.features}, options, "precision")
               if task.features else work.header(kind, {}, options))
     images = [relative_to(path, workspace.path) for path in task.images]
-    # The same call finds the side of the training again.
-    implied = ({"max_side"} - settings.given
-               if settings.max_side == side_of(segmenter.header) else set())
-    call = {key: value for key, value in header.call.items()
-            if key not in {"images", "classes"} | implied}
+    call = {key: value for key, value in header.call.items() if key not in ("images", "classes")}
     sources = dict(header.sources)
     if settings.classes:
         sources["classes"] = relative_to(settings.classes, workspace.path)
