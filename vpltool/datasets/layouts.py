@@ -137,7 +137,7 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
         name = known[row.id]
         key = _key(name)
         if key in first:
-            refused.append(_listed_twice(labels, listed[first[key]], row, first[key], name))
+            refused += _listed_twice(labels, listed[first[key]], row, first[key], name)
             continue
         first[key], listed[name] = name, row
         if row.id == key and by_key[key][1:]:
@@ -221,14 +221,18 @@ def _misnamed(images: Path, labels: Path, rows: Sequence[TagRow], known: Collect
     return found
 
 
-def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str) -> VplError:
+def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str
+                  ) -> list[VplError]:
+    """Return the error for the second row of a photo; none if it says the same as the first."""
     key = _key(other)
     if one != other:
-        return VplError(f"{labels}:{row.line}: {one} and {other} would both be the photo {key}",
-                        "rename one of them, in the folder and in the CSV")
-    return VplError(f"{labels}:{row.line}: {key} is listed twice, as {row.id} here and as "
-                    f"{first.id} in line {first.line}",
-                    "join the rows: labels separated by ;, and splits too")
+        return [VplError(f"{labels}:{row.line}: {one} and {other} would both be the photo {key}",
+                         "rename one of them, in the folder and in the CSV")]
+    if row.says_the_same(first):
+        return []
+    return [VplError(f"{labels}:{row.line}: {key} is listed twice, as {row.id} here and as "
+                     f"{first.id} in line {first.line}",
+                     f"join the rows, and their splits: labels separated by {row.mark}")]
 
 
 def _in_train_and_val(photos: Sequence[Photo]) -> list[str]:
