@@ -397,17 +397,19 @@ def check_labels(photos: Sequence[Photo], classes: Sequence[str]) -> None:
                                near_name(label, known))
 
 
-def truncated_photos(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that are empty, or JPEGs without an end marker (truncated downloads).
+def doubtful_photos(paths: Sequence[Path]) -> list[Path]:
+    """Return the files that are empty, or named JPEG without its end marker at their end.
 
-    The last kilobyte of each file is read. Missing files are not returned.
+    Most are truncated downloads, or no images; but another image may have the name of a JPEG, and
+    other data may follow one, as a phone's film of the moment does. The last kilobyte of each file
+    is read. Missing files are not returned.
     """
     with ThreadPoolExecutor(_LOOKERS) as pool:
-        truncated = pool.map(_readable(_is_truncated), paths)
-        return [path for path, is_truncated in zip(paths, truncated, strict=True) if is_truncated]
+        doubtful = pool.map(_readable(_is_doubtful), paths)
+        return [path for path, is_doubtful in zip(paths, doubtful, strict=True) if is_doubtful]
 
 
-def _is_truncated(path: Path) -> bool:
+def _is_doubtful(path: Path) -> bool:
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1024))
