@@ -347,6 +347,16 @@ def test_a_row_of_a_file_that_is_not_taken(folder: Path, file: str, key: str, hi
     assert hint in caught.value.hint
 
 
+def test_photos_that_must_be_converted_are_named(folder: Path) -> None:
+    photos = folder.joinpath("photos").rename(folder / "my photos")
+    for name in ("x.heic", "y.HEIC", "a.HEIC", "._z.heic"):
+        (photos / name).touch()
+    with pytest.warns(UserWarning, match="skipped: x.heic, y.HEIC; convert .heic") as told:
+        assert [*named_photos([photos])] == [*"abcd"]
+    assert "2 of 7 photos" in str(told[0].message)
+    assert f"magick '{photos}/x.heic' '{photos}/x.jpg'" in str(told[0].message)
+
+
 def test_named_photos(folder: Path) -> None:
     (folder / "photos/notes.txt").touch()
     photos = folder / "photos"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
@@ -291,10 +292,19 @@ def photos_below(folder: Path) -> list[Path]:
     """List the photos in a folder and its sub-folders by suffix, sorted, without hidden ones.
 
     `._a.jpg` and `.thumbs/a.jpg` are hidden. It warns about entries that are no files, or
-    whose names no result can have, and skips them.
+    whose names no result can have, and skips them; and about photos that must be converted first,
+    if there are others.
     """
-    found = sorted(path for path in folder.rglob("*")
-                   if path.suffix.lower() in PHOTO_SUFFIXES and not is_hidden(path, folder))
+    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in
+                      PHOTO_SUFFIXES | _CONVERTIBLE and not is_hidden(path, folder))
+    found = [path for path in pictures if path.suffix.lower() in PHOTO_SUFFIXES]
+    taken = {*found, *(path.with_suffix("") for path in found)}
+    others = [path for path in pictures if taken.isdisjoint((path, path.with_suffix("")))]
+    if found and others:
+        names = [spelled(path.relative_to(folder).as_posix()) for path in others]
+        console.warn(part_of(len(others), len(pictures), f"photos in {folder}", "is", "are")
+                     + f" of a format that is not read, and skipped: {first_few(names)}; "
+                     + _convert(others))
     odd = {path: why for path in found if (why := _why_unusable(path, folder))}
     if odd:
         shown = [f"{spelled(path.relative_to(folder).as_posix())} {why}"
@@ -360,7 +370,7 @@ def _convert(paths: Iterable[Path]) -> str:
     for path in sorted(paths):
         if path.suffix.lower() in _CONVERTIBLE:
             return (f"convert {path.suffix} to JPEG, for example with ImageMagick: "
-                    f"magick {path} {path.with_suffix('.jpg')}")
+                    + shlex.join(["magick", str(path), str(path.with_suffix(".jpg"))]))
     return ""
 
 
