@@ -293,6 +293,14 @@ def test_rows_without_a_photo(folder: Path) -> None:
     assert "are skipped: ghost, sub/ghost; delete these rows, or put the photos back" in remark
 
 
+def test_a_row_that_leaves_out_the_folder(folder: Path) -> None:
+    (folder / "photos/sub").mkdir()
+    save(folder / "photos/sub/0009.jpg", 9)
+    for name in ("0009", "0009.jpg"):
+        remark = remarks_of(folder, *ALL, f"{name},cat,train")[0]
+        assert f"skipped: {name}; an id includes the folders; did you mean `sub/0009`" in remark
+
+
 def test_the_same_photo_under_two_ids(folder: Path) -> None:
     (folder / "photos/copy.jpg").write_bytes((folder / "photos/a.jpg").read_bytes())
     remark, = remarks_of(folder, *ALL, "copy,dog,val")

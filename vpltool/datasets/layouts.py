@@ -147,8 +147,10 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     if not listed:
         raise VplError(f"{labels}: no row matches a photo in {images}, such as {first_few(gone)}",
                        f"an id is a photo's file name, such as {names[0]}")
-    cure = ("delete these rows, or put the photos back" if gone[1:] else
-            "delete the row, or put the photo back")
+    unlisted = [name for name in names if name not in listed]
+    cure = _in_folders(gone, unlisted) or (
+        "delete these rows, or put the photos back" if gone[1:] else
+        "delete the row, or put the photo back")
     remarks += [f"{remark}; {cure}" for remark in remark_on(
         gone, len(rows), f"rows of {labels}", f"has no photo in {images} and is skipped",
         f"have no photo in {images} and are skipped")]
@@ -158,12 +160,19 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     if either:
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {first_few(either, '; ')}")
-    unlisted = [name for name in names if name not in listed]
     if left_out:
         remarks += remark_on(unlisted, len(names), f"photos in {images}",
                              f"has no row in {labels} and is skipped",
                              f"have no row in {labels} and are skipped")
     return listed, remarks
+
+
+def _in_folders(gone: Sequence[str], unlisted: Sequence[str]) -> str:
+    """Return a hint if a row without a photo names one without its folder; else nothing."""
+    wanted = {_key(name): name for name in gone}
+    near = {wanted[key]: _key(name) for name in unlisted if (key := Path(name).stem) in wanted}
+    return next((f"an id includes the folders; did you mean `{meant}` by `{name}`?"
+                 for name, meant in near.items()), "")
 
 
 def _converted(rows: Sequence[TagRow], by_key: Mapping[str, Sequence[str]]) -> dict[str, str]:
