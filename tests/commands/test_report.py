@@ -296,6 +296,25 @@ def test_it_changes_nothing_but_itself(reported: Path, tmp_path: Path, run: Run,
         mine.unlink()
 
 
+@pytest.mark.parametrize("away", ["the folder", "its photos"])
+def test_photos_whose_disk_is_away_replace_nothing(
+        away: str, reported: Path, tmp_path: Path, run: Run, tiny_clip: Path) -> None:
+    base = copy_workspace(reported, tmp_path / "base", tiny_clip)
+    page = (base / "work/report/index.html").read_bytes()
+    (base / "photos").rename(base / "elsewhere")
+    if away == "its photos":
+        (base / "photos").mkdir()
+    for command in ("report", "show", "export masks"):
+        refused = run(*command.split(), "--split", "train", work=base / "work")
+        assert refused.code == 1
+        assert ("the folder of the photos, is missing" if away == "the folder" else
+                "no photo in ") in refused.err
+        assert "see that the disk with the photos is there" in refused.err
+    assert (base / "work/report/index.html").read_bytes() == page
+    assert len(list((base / "work/report/pictures").iterdir())) > 1
+    assert not (base / "work/pictures").exists()
+
+
 def test_one_file_holds_all(reported: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "all.html"
     result = run("report", "predictions/tiny", "--split", "train", "--one-file", "--out", out,

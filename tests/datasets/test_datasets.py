@@ -178,6 +178,17 @@ def test_voc_truncated_photos_are_warned_of(voc: Path, tmp_path: Path, run: Run)
     assert "2007_03.jpg; " in warning
 
 
+def test_intact_photos_are_never_called_truncated(voc: Path, tmp_path: Path, run: Run) -> None:
+    """A PNG with the name of a JPEG, and a JPEG with a film behind it, as of phones."""
+    with Image.open(voc / "JPEGImages/2007_01.jpg") as photo:
+        photo.save(voc / "JPEGImages/2007_01.jpg", "PNG")
+    with (voc / "JPEGImages/2007_03.jpg").open("ab") as file:
+        file.write(bytes(200_000))
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    result = run("prepare", "voc", voc, "--classes", tmp_path / "classes.txt", work=tmp_path / "w")
+    assert not [line for line in result.lines("warning:") if "truncated" in line]
+
+
 def test_voc_without_a_row(voc: Path) -> None:
     (voc / "labels.csv").write_text("id,labels\n2007_01,dog\n")
     refused(voc, "labels.csv", "2007_02")

@@ -35,6 +35,8 @@ def labels_of(path: Path, text: str, encoding: str = "utf-8") -> dict[str, tuple
     'id;labels\na;"cat;dog"\nb;"traffic light;"\n"c";cat\n',
     "id;labels;split\na;cat dog;train\nb;traffic light,;val\nc;cat;\n",
     "labels\tid\ncat, dog\ta\ntraffic light;\tb\ncat\tc\n",
+    ",id,labels\n0,a,cat;dog\n1,b,traffic light;\n2,c,cat\n",
+    "id,labels\na,cat;dog\nb,traffic light;\na,cat;dog\nc,cat\n",
     "\nid,labels,,\na,cat;dog,,\n,,,\nb,traffic light;,,\nc,cat\n",
     "id,labels\r\na,cat;dog\r\nb,traffic light;\r\nc,cat",
 ])
@@ -106,7 +108,11 @@ WRONG_FILES: dict[str, tuple[bytes, list[str], str]] = {
     "no id": (b"id,labels\na,cat\n,dog\n", [":3 ", "no id"], "file name"),
     "a row twice": (b"id,labels\na,cat\nb,cat\na,dog\n", [":4", "a is listed twice", "line 2"],
                     "join"),
+    "a row twice, with ;": (b"id;labels\na;cat\na;dog\n", [":3", "listed twice"], "by ,"),
+    "a row twice, with |": (b"id;labels\na;cat|cow\na;dog\n", [":3", "listed twice"], "by |"),
     "too many fields": (b"id;labels\na;cat;dog\n", [":2", "row of a", "dog"], "labels by ,"),
+    "a column without a name": (b"id;labels;\na;cat;\nb;cat;dog\n", [":3", "dog"], "labels by ,"),
+    "columns without a name": (b"id,labels,,\na,cat,,dog\n", [":2", "such as dog"], "labels by ;"),
     "an open quote": (b'id,labels\na,cat\nb,"dog\nc,cat\n', [":3", "several lines"], "quotation"),
     "background": (b"id,labels\na,cat\nb,Background;dog\n", [":3", "`Background`", "index 0"],
                    "leave the tag out"),
@@ -132,7 +138,7 @@ def test_all_rows_that_cannot_be_used_are_told_at_once(tags: Path) -> None:
     assert caught.value.message == (
         f"{tags}: 5 rows cannot be used: line 3 has no id; "
         "line 4: a is listed twice, first in line 2; "
-        "line 5: the row of b has more fields than columns, such as cat; "
+        "line 5: the row of b has more fields than named columns, such as cat; "
         "line 6 has the tag `background`; the background is not a class but index 0; "
         "line 7: b is listed twice, first in line 5")
     assert caught.value.hint.count("join the rows") == 1
@@ -145,7 +151,7 @@ def test_all_rows_that_cannot_be_used_are_told_at_once(tags: Path) -> None:
 
 
 def test_all_rows_without_a_photo_of_their_name_are_told_at_once(folder: Path) -> None:
-    (folder / "tags.csv").write_text("id,labels\nA,cat\nB,cat\nb,cat\nb.png,cat\nc,cat\n")
+    (folder / "tags.csv").write_text("id,labels\nA,cat\nB,cat\nb,cat\nb.png,dog\nc,cat\n")
     with pytest.raises(VplError) as caught:
         read_folder(folder / "photos", folder / "tags.csv", None)
     assert "tags.csv: 3 rows cannot be used: line 2: no photo called A in " in caught.value.message
@@ -205,6 +211,12 @@ def test_doubtful_labels(tags: Path, text: str, said: list[str]) -> None:
     for part in said:
         assert part in remark
     assert read_tags(tags, classes_known=True)[1] == [], "they are checked against the classes"
+
+
+def test_the_separator_that_is_told_works_in_the_file(tags: Path) -> None:
+    tags.write_text("id;labels\na;cat\nb;traffic light\n")
+    assert "needs a comma: `traffic light,`" in read_tags(tags)[1][0]
+    assert labels_of(tags, "id;labels\na;cat\nb;traffic light,\n")["b"] == ("traffic light",)
 
 
 def photos_with(**counts: int) -> list[Photo]:
@@ -281,6 +293,14 @@ def test_rows_without_a_photo(folder: Path) -> None:
     assert "are skipped: ghost, sub/ghost; delete these rows, or put the photos back" in remark
 
 
+def test_a_row_that_leaves_out_the_folder(folder: Path) -> None:
+    (folder / "photos/sub").mkdir()
+    save(folder / "photos/sub/0009.jpg", 9)
+    for name in ("0009", "0009.jpg"):
+        remark = remarks_of(folder, *ALL, f"{name},cat,train")[0]
+        assert f"skipped: {name}; an id includes the folders; did you mean `sub/0009`" in remark
+
+
 def test_the_same_photo_under_two_ids(folder: Path) -> None:
     (folder / "photos/copy.jpg").write_bytes((folder / "photos/a.jpg").read_bytes())
     remark, = remarks_of(folder, *ALL, "copy,dog,val")
@@ -311,6 +331,7 @@ def test_two_files_of_one_id(folder: Path) -> None:
 def test_one_photo_in_two_rows(folder: Path) -> None:
     with pytest.raises(VplError, match=r"tags.csv:6: a is listed twice, .*a.jpg .* line 2"):
         remarks_of(folder, *ALL, "a.jpg,dog,val")
+    assert remarks_of(folder, *ALL, "a.jpg,cat,train") == [], "it says the same"
 
 
 def test_sentences_for_labels(folder: Path) -> None:
@@ -332,6 +353,16 @@ def test_a_row_of_a_file_that_is_not_taken(folder: Path, file: str, key: str, hi
         caught.value.message)
     assert "tags.csv:6" in caught.value.message
     assert hint in caught.value.hint
+
+
+def test_photos_that_must_be_converted_are_named(folder: Path) -> None:
+    photos = folder.joinpath("photos").rename(folder / "my photos")
+    for name in ("x.heic", "y.HEIC", "a.HEIC", "._z.heic"):
+        (photos / name).touch()
+    with pytest.warns(UserWarning, match="skipped: x.heic, y.HEIC; convert .heic") as told:
+        assert [*named_photos([photos])] == [*"abcd"]
+    assert "2 of 7 photos" in str(told[0].message)
+    assert f"magick '{photos}/x.heic' '{photos}/x.jpg'" in str(told[0].message)
 
 
 def test_named_photos(folder: Path) -> None:

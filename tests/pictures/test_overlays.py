@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageFont
 
 from vpltool.pictures import overlays
 from vpltool.pictures.colours import class_palette
@@ -219,9 +219,27 @@ def test_long_names_wrap_within_the_legend() -> None:
     assert drawn.height > 2 * short.height
 
 
-def test_accents_become_plain_letters() -> None:
-    assert legend([1], {1: "Käse, Crème"}, 200).tobytes() == (
-        legend([1], {1: "Kase, Creme"}, 200).tobytes())
+def drawn_name(name: str) -> bytes:
+    return legend([1], {1: name}, 200).tobytes()
+
+
+def test_names_of_all_languages_are_drawn() -> None:
+    if not overlays._fonts(15)[1:]:
+        pytest.skip("without DejaVu Sans")
+    names = ["Fuchse", "Füchse", "кот", "бык", "γάτα"]
+    assert len({*map(drawn_name, names)}) == len(names)
+    assert drawn_name("Fu\u0308chse") == drawn_name("Füchse")
+    assert drawn_name("猫") == drawn_name("class 1"), "no font has it"
+
+
+def test_accents_become_plain_letters_without_a_font_that_has_them(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overlays, "_fonts", lambda size: (ImageFont.load_default(size),))
+    assert drawn_name("Käse, Crème") == drawn_name("Kase, Creme")
+    assert drawn_name("кот") == drawn_name("class 1"), "no empty boxes"
+    photo = noise(60, 90)
+    assert sheet([[SheetPanel("кот", photo)]]).tobytes() == (
+        sheet([[SheetPanel("???", photo)]]).tobytes())
 
 
 def test_an_overlay_of_background_says_so() -> None:

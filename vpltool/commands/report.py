@@ -13,6 +13,7 @@ from vpltool import __version__, console, options
 from vpltool.commands._report_photos import SPECK, Layer, draw_photo, open_layer
 from vpltool.core.agreement import agreement
 from vpltool.engine import panels, reports
+from vpltool.engine.photos import check_there, paths_of
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, Header, JsonObject, Photo, Workspace, read_json
 from vpltool.formats.archives import write_tree
@@ -79,9 +80,11 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
         the page.
 
     Raises:
-        VplError: something that is named is missing, or the folder holds other files.
+        VplError: something that is named is missing, no photo is there, or the folder holds other
+            files.
     """
     split = settings.split or _usual_split(workspace)
+    check_there(paths_of(workspace, split).values())
     photos = workspace.photos(split, settings.limit)
     scores = _read_scores(workspace.path)
     cuts = {score["what"].removeprefix("cams-"): score["threshold"]

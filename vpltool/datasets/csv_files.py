@@ -67,8 +67,9 @@ class CsvFile:
                 for name in (*wanted, "split"):
                     if columns.count(name) > 1:
                         raise VplError(f"{path} has the column {name} twice: `{first[:60]}`",
-                                       "write all labels of a photo in one field, separated by ;"
-                                       if name == "labels" else "keep one of them")
+                                       "write all labels of a photo in one field, separated by "
+                                       + label_mark(delimiter) if name == "labels"
+                                       else "keep one of them")
                 return delimiter, columns
             missing = min(missing, [name for name in wanted if name not in columns], key=len)
         raise VplError(f"{path} lacks the column{'s' * bool(missing[1:])} "
@@ -80,7 +81,7 @@ class CsvFile:
         """Yield the result of `take` for each row, given its first line and its fields by column.
 
         Ids are without the apostrophe of `csv_id`. `too_many` is the hint for a row with more
-        fields than columns.
+        fields than named columns.
 
         Raises:
             VplError: rows cannot be used; one error after the last row lists them.
@@ -92,9 +93,10 @@ class CsvFile:
                 key = entry["id"] = id_of_csv(entry.get("id", ""))
                 try:
                     made = take(line, entry)
-                    if extra := [field for field in fields[len(self.columns):] if field]:
+                    if extra := self._unnamed(fields):
                         raise VplError(f"{self.path}:{line}: the row of {key or fields[0]} has "
-                                       f"more fields than columns, such as {extra[0]}", too_many)
+                                       f"more fields than named columns, such as {extra[0]}",
+                                       too_many)
                     if not key and "id" in self.wanted:
                         raise VplError(f"{self.path}:{line} has no id",
                                        "an id is a photo's file name")
@@ -106,6 +108,12 @@ class CsvFile:
             # The following rows cannot be read.
             refused.append(error)
         refuse_rows(self.path, refused)
+
+    def _unnamed(self, fields: Sequence[str]) -> list[str]:
+        """Return the fields without a column's name; before the first name, they are an index."""
+        first = next(place for place, name in enumerate(self.columns) if name)
+        return [field for place, field in enumerate(fields)
+                if field and place > first and not any(self.columns[place:place + 1])]
 
     def fields_of(self, column: str) -> Iterator[str]:
         """Yield the fields of a column, up to a row that cannot be read."""
@@ -125,7 +133,8 @@ class CsvFile:
                 if not self.long_fields and any(
                         "\n" in field or "\r" in field for field in fields):
                     raise VplError(f"{self.path}:{line}: a field spans several lines",
-                                   "close its quotation mark, and separate labels by ;")
+                                   "close its quotation mark, and separate labels by "
+                                   f"{label_mark(self.delimiter)}")
                 if any(fields) and named:
                     yield line, fields
                 named = named or any(fields)
@@ -134,6 +143,11 @@ class CsvFile:
             raise VplError(f"{self.path}:{line} cannot be read: {error}",
                            "close each quotation mark; double those inside a caption"
                            if self.long_fields else self.first) from error
+
+
+def label_mark(delimiter: str) -> str:
+    """Return what may separate labels within a field, in a CSV with this separator of fields."""
+    return "," if delimiter == ";" else ";"
 
 
 def refuse_rows(path: Path, errors: Sequence[VplError]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
@@ -137,7 +138,7 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
         name = known[row.id]
         key = _key(name)
         if key in first:
-            refused.append(_listed_twice(labels, listed[first[key]], row, first[key], name))
+            refused += _listed_twice(labels, listed[first[key]], row, first[key], name)
             continue
         first[key], listed[name] = name, row
         if row.id == key and by_key[key][1:]:
@@ -146,8 +147,10 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     if not listed:
         raise VplError(f"{labels}: no row matches a photo in {images}, such as {first_few(gone)}",
                        f"an id is a photo's file name, such as {names[0]}")
-    cure = ("delete these rows, or put the photos back" if gone[1:] else
-            "delete the row, or put the photo back")
+    unlisted = [name for name in names if name not in listed]
+    cure = _in_folders(gone, unlisted) or (
+        "delete these rows, or put the photos back" if gone[1:] else
+        "delete the row, or put the photo back")
     remarks += [f"{remark}; {cure}" for remark in remark_on(
         gone, len(rows), f"rows of {labels}", f"has no photo in {images} and is skipped",
         f"have no photo in {images} and are skipped")]
@@ -157,12 +160,19 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
     if either:
         remarks.append(f"{labels}: an id without suffix means the first of several files in "
                        f"{images}: {first_few(either, '; ')}")
-    unlisted = [name for name in names if name not in listed]
     if left_out:
         remarks += remark_on(unlisted, len(names), f"photos in {images}",
                              f"has no row in {labels} and is skipped",
                              f"have no row in {labels} and are skipped")
     return listed, remarks
+
+
+def _in_folders(gone: Sequence[str], unlisted: Sequence[str]) -> str:
+    """Return a hint if a row without a photo names one without its folder; else nothing."""
+    wanted = {_key(name): name for name in gone}
+    near = {wanted[key]: _key(name) for name in unlisted if (key := Path(name).stem) in wanted}
+    return next((f"an id includes the folders; did you mean `{meant}` by `{name}`?"
+                 for name, meant in near.items()), "")
 
 
 def _converted(rows: Sequence[TagRow], by_key: Mapping[str, Sequence[str]]) -> dict[str, str]:
@@ -221,14 +231,18 @@ def _misnamed(images: Path, labels: Path, rows: Sequence[TagRow], known: Collect
     return found
 
 
-def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str) -> VplError:
+def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str
+                  ) -> list[VplError]:
+    """Return the error for the second row of a photo; none if it says the same as the first."""
     key = _key(other)
     if one != other:
-        return VplError(f"{labels}:{row.line}: {one} and {other} would both be the photo {key}",
-                        "rename one of them, in the folder and in the CSV")
-    return VplError(f"{labels}:{row.line}: {key} is listed twice, as {row.id} here and as "
-                    f"{first.id} in line {first.line}",
-                    "join the rows: labels separated by ;, and splits too")
+        return [VplError(f"{labels}:{row.line}: {one} and {other} would both be the photo {key}",
+                         "rename one of them, in the folder and in the CSV")]
+    if row.says_the_same(first):
+        return []
+    return [VplError(f"{labels}:{row.line}: {key} is listed twice, as {row.id} here and as "
+                     f"{first.id} in line {first.line}",
+                     f"join the rows, and their splits: labels separated by {row.mark}")]
 
 
 def _in_train_and_val(photos: Sequence[Photo]) -> list[str]:
@@ -287,10 +301,19 @@ def photos_below(folder: Path) -> list[Path]:
     """List the photos in a folder and its sub-folders by suffix, sorted, without hidden ones.
 
     `._a.jpg` and `.thumbs/a.jpg` are hidden. It warns about entries that are no files, or
-    whose names no result can have, and skips them.
+    whose names no result can have, and skips them; and about photos that must be converted first,
+    if there are others.
     """
-    found = sorted(path for path in folder.rglob("*")
-                   if path.suffix.lower() in PHOTO_SUFFIXES and not is_hidden(path, folder))
+    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in
+                      PHOTO_SUFFIXES | _CONVERTIBLE and not is_hidden(path, folder))
+    found = [path for path in pictures if path.suffix.lower() in PHOTO_SUFFIXES]
+    taken = {*found, *(path.with_suffix("") for path in found)}
+    others = [path for path in pictures if taken.isdisjoint((path, path.with_suffix("")))]
+    if found and others:
+        names = [spelled(path.relative_to(folder).as_posix()) for path in others]
+        console.warn(part_of(len(others), len(pictures), f"photos in {folder}", "is", "are")
+                     + f" of a format that is not read, and skipped: {first_few(names)}; "
+                     + _convert(others))
     odd = {path: why for path in found if (why := _why_unusable(path, folder))}
     if odd:
         shown = [f"{spelled(path.relative_to(folder).as_posix())} {why}"
@@ -356,7 +379,7 @@ def _convert(paths: Iterable[Path]) -> str:
     for path in sorted(paths):
         if path.suffix.lower() in _CONVERTIBLE:
             return (f"convert {path.suffix} to JPEG, for example with ImageMagick: "
-                    f"magick {path} {path.with_suffix('.jpg')}")
+                    + shlex.join(["magick", str(path), str(path.with_suffix(".jpg"))]))
     return ""
 
 
@@ -393,17 +416,19 @@ def check_labels(photos: Sequence[Photo], classes: Sequence[str]) -> None:
                                near_name(label, known))
 
 
-def truncated_photos(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that are empty, or JPEGs without an end marker (truncated downloads).
+def doubtful_photos(paths: Sequence[Path]) -> list[Path]:
+    """Return the files that are empty, or named JPEG without its end marker at their end.
 
-    The last kilobyte of each file is read. Missing files are not returned.
+    Most are truncated downloads, or no images; but another image may have the name of a JPEG, and
+    other data may follow one, as a phone's film of the moment does. The last kilobyte of each file
+    is read. Missing files are not returned.
     """
     with ThreadPoolExecutor(_LOOKERS) as pool:
-        truncated = pool.map(_readable(_is_truncated), paths)
-        return [path for path, is_truncated in zip(paths, truncated, strict=True) if is_truncated]
+        doubtful = pool.map(_readable(_is_doubtful), paths)
+        return [path for path, is_doubtful in zip(paths, doubtful, strict=True) if is_doubtful]
 
 
-def _is_truncated(path: Path) -> bool:
+def _is_doubtful(path: Path) -> bool:
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1024))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from vpltool.datasets.csv_files import TAGS, CsvFile
+from vpltool.datasets.csv_files import TAGS, CsvFile, label_mark
 from vpltool.errors import VplError, counted, first_few, other_case, part_of
 from vpltool.formats import Photo
 from vpltool.formats.changes import count_photos
@@ -24,13 +24,19 @@ ODD = re.compile(r"[,|\[\]{}\"]")
 
 @dataclass(frozen=True)
 class TagRow:
-    """A row: its first line number, id, labels and splits, and the field of the labels."""
+    """A row: its first line number, id, labels and splits, the field of the labels, and what may
+    separate them."""
 
     line: int
     id: str
     labels: tuple[str, ...]
     splits: tuple[str, ...]
     field: str = ""
+    mark: str = ";"
+
+    def says_the_same(self, other: TagRow) -> bool:
+        """Return whether the labels and splits of two rows of a photo are equal."""
+        return (self.labels, self.splits) == (other.labels, other.splits)
 
 
 def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow], list[str]]:
@@ -39,34 +45,36 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
     Fields are separated by `,`, `;` or tabs, as in the first line, whose case does not matter.
     Labels are separated by `;` or, if no row does so, by spaces; if `,` does not separate fields,
     `,` or `|` may separate labels (see `LabelColumn`). With `classes_known`, the caller checks the
-    labels against a list: they may be missing, and cause no remarks.
+    labels against a list: they may be missing, and cause no remarks. A row that repeats another
+    counts once.
 
     Returns:
         the rows, and remarks for the user.
 
     Raises:
-        VplError: the file is missing or of another kind, lacks a column, lists an id twice, has
-            the tag `background` or a misspelt split, separates labels by commas, or has no label
-            at all.
+        VplError: the file is missing or of another kind, lacks a column, lists an id with
+            different labels or splits, has the tag `background` or a misspelt split, separates
+            labels by commas, or has no label at all.
     """
     table = CsvFile(path, TAGS)
     column = LabelColumn(table)
-    first_lines: dict[str, int] = {}
+    first_rows: dict[str, TagRow] = {}
     known_splits: dict[str, str] = {}
 
     def take(line: int, entry: Mapping[str, str]) -> TagRow:
         key, field = entry["id"], entry["labels"]
-        if key and (first := first_lines.setdefault(key, line)) != line:
-            raise VplError(f"{path}:{line}: {key} is listed twice, first in line {first}",
-                           "join the rows: labels separated by ;")
         labels = column.labels_of(field)
         splits = _parts(entry.get("split") or "train", column.marks)
         _check_names(path, line, labels)
         check_splits(f"{path}:{line}", splits, known_splits)
-        return TagRow(line, key, labels, splits, field)
+        row = TagRow(line, key, labels, splits, field, column.usable)
+        first = first_rows.setdefault(key, row)
+        if key and not row.says_the_same(first):
+            raise VplError(f"{path}:{line}: {key} is listed twice, first in line {first.line}",
+                           f"join the rows: labels separated by {column.usable}")
+        return first
 
-    rows = list(table.read(take, "separate labels by "
-                           f"{';' if table.delimiter == ',' else ','} or by spaces"))
+    rows = list(dict.fromkeys(table.read(take, f"separate labels by {column.usable}")))
     at_commas = {row.line: row.field for row in rows if "," in row.field}
     whole = {label for row in rows if "," not in row.field for label in row.labels}
     if "," not in column.marks and not classes_known:
@@ -82,7 +90,7 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
     spaced = [row for row in rows if " " in row.field
               and not any(mark in row.field for mark in column.marks)]
     doubts = (_kept_at_spaces(path, spaced, column.mark, rows) if column.mark
-              else _split_at_spaces(path, [row.field for row in spaced if len(row.labels) > 1]))
+              else _split_at_spaces(path, [row for row in spaced if len(row.labels) > 1]))
     return rows, [*_odd_labels(path, rows), *doubts, *_splits_like_labels(path, rows)]
 
 
@@ -158,20 +166,25 @@ def _one_slip(short: str, long: str) -> bool:
 
 
 def _odd_labels(path: Path, rows: Sequence[TagRow]) -> list[str]:
-    odd = [(row.line, label) for row in rows for label in row.labels if ODD.search(label)]
-    return [f"{path}:{odd[0][0]} has the label `{odd[0][1]}`"
+    odd = [(row, label) for row in rows for label in row.labels if ODD.search(label)]
+    return [f"{path}:{odd[0][0].line} has the label `{odd[0][1]}`"
             + (f", and {len(odd) - 1} more have commas, bars or brackets" if odd[1:] else "")
-            + ": separate labels by ;, as in cat;dog"] if odd else []
+            + f": {_separate(odd[0][0].mark)}"] if odd else []
 
 
-def _split_at_spaces(path: Path, fields: Sequence[str]) -> list[str]:
-    fields = [field for field in fields if not ODD.search(field)]
-    if not fields:
+def _separate(mark: str) -> str:
+    return f"separate labels by {mark}, as in cat{mark}dog"
+
+
+def _split_at_spaces(path: Path, rows: Sequence[TagRow]) -> list[str]:
+    rows = [row for row in rows if not ODD.search(row.field)]
+    if not rows:
         return []
-    parts = " and ".join(f"`{part}`" for part in dict.fromkeys(fields[0].split()))
-    return [f"{path}: labels of {counted(len(fields), 'row', 'rows')} are split at spaces, "
-            f"such as `{fields[0]}` into {parts}; a name with a space needs a semicolon: "
-            f"`{fields[0]};`"]
+    field, mark = rows[0].field, rows[0].mark
+    parts = " and ".join(f"`{part}`" for part in dict.fromkeys(field.split()))
+    return [f"{path}: labels of {counted(len(rows), 'row', 'rows')} are split at spaces, such as "
+            f"`{field}` into {parts}; a name with a space needs a "
+            f"{'comma' if mark == ',' else 'semicolon'}: `{field}{mark}`"]
 
 
 def _kept_at_spaces(path: Path, spaced: Sequence[TagRow], mark: str, rows: Sequence[TagRow]
@@ -201,8 +214,8 @@ def _check_commas(path: Path, fields: Mapping[int, str], labels: Collection[str]
 def _splits_like_labels(path: Path, rows: Sequence[TagRow]) -> list[str]:
     # A train may be photographed, and photos without a column of splits are in `train`.
     labels = {label for row in rows for label in row.labels} - {"train", "val", "test"}
-    return [f"{path}:{row.line} has the split `{name}`, which is also a label: separate labels by "
-            ";, as in cat;dog" for row in rows for name in row.splits if name in labels][:1]
+    return [f"{path}:{row.line} has the split `{name}`, which is also a label: "
+            + _separate(row.mark) for row in rows for name in row.splits if name in labels][:1]
 
 
 def _check_names(path: Path, line: int, labels: Sequence[str]) -> None:
@@ -245,6 +258,7 @@ class LabelColumn:
 
     The mark is the first of `marks` that stands between two labels in any row. If none does,
     labels are separated by spaces, except in a field that ends in a mark, such as `traffic light;`.
+    `usable` is the mark, or one that might be.
     """
 
     def __init__(self, table: CsvFile) -> None:
@@ -252,6 +266,7 @@ class LabelColumn:
         fields = list(table.fields_of("labels"))
         self.mark = next((mark for mark in self.marks if any(
             len(_parts(field, mark)) > 1 for field in fields if mark in field)), "")
+        self.usable = self.mark or label_mark(table.delimiter)
 
     def labels_of(self, field: str) -> tuple[str, ...]:
         """Return the labels of a field, without repeats."""

@@ -123,7 +123,7 @@ def read_regions(path: Path, column: str, layer: str) -> list[Region]:
         return Region(f"{path}:{line}", column_of_labels.labels_of(entry["labels"]), [ring],
                       entry["id"], split, bool(size), row=True, system=_PLACES[place])
 
-    return list(table.read(take, "separate labels by ;"))
+    return list(table.read(take, f"separate labels by {column_of_labels.usable}"))
 
 
 def _of_polygons(path: Path, column: str, layer: str) -> Iterator[Region]:

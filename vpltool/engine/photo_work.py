@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeVar
 from vpltool import console
 from vpltool.core.photos import PhotoSettings
 from vpltool.engine.features import smaller_side_hint
-from vpltool.engine.photos import Photos
+from vpltool.engine.photos import SEE_THE_DISK, Photos
 from vpltool.errors import VplError, part_of
 from vpltool.formats import Header, OutputFolder, changes, finish_all, kinds, open_output
 from vpltool.formats.labels import read_labels
@@ -135,8 +135,7 @@ def _check_there(outputs: Sequence[OutputFolder], paths: Mapping[str, Path]) -> 
                 f"and {output.path} holds results of {'it' if len(gone) == 1 else 'them'}, which "
                 f"would be deleted: {', '.join(str(paths[key]) for key in gone[:3])}"
                 f"{' …' if gone[3:] else ''}",
-                "see that the disk with the photos is there; `prepare` with another folder follows "
-                "photos that have moved, and leaves out photos that are gone")
+                SEE_THE_DISK)
 
 
 def _write_ahead(settings: PerPhoto) -> int:

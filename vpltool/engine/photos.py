@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +14,15 @@ from vpltool.errors import VplError, first_few, part_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, kinds, outputs, shards
 from vpltool.formats.manifest import MANIFEST, UPDATE_HINT, call_of
 from vpltool.lazy import np, npt
+from vpltool.names import short_path
 from vpltool.parallel import threads
 
 _THREADS = 8
 """Threads that hash files."""
+
+SEE_THE_DISK = ("see that the disk with the photos is there; `prepare` with another folder follows "
+                "photos that have moved, and leaves out photos that are gone")
+"""The hint where photos are gone."""
 
 TAGGED = ("cams", "masks")
 """Kinds of file that depend on the photo's tags."""
@@ -110,6 +116,20 @@ def tags_of(workspace: Workspace, photos: Iterable[Photo]) -> dict[str, str]:
 def paths_of(workspace: Workspace, split: str) -> dict[str, Path]:
     """Return the paths of a split's photos by id."""
     return {photo.id: workspace.image_path(photo) for photo in workspace.photos(split)}
+
+
+def check_there(paths: Collection[Path]) -> None:
+    """Check that any of these photos is there; else their disk is probably away.
+
+    Raises a VplError, before good pictures are replaced by empty ones.
+    """
+    if any(os.access(path, os.R_OK) for path in paths):
+        return
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    raise VplError(
+        f"no photo in {short_path(folder)} can be read: {first_few(path.name for path in paths)}"
+        if folder.is_dir() else f"{short_path(folder)}, the folder of the photos, is missing",
+        SEE_THE_DISK)
 
 
 def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:

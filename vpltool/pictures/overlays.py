@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.util
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from vpltool.core.classes import IGNORE
 from vpltool.lazy import Image, ImageDraw, ImageFont, np, npt
 from vpltool.pictures.colours import class_palette
 
+Font: TypeAlias = "ImageFont.FreeTypeFont | ImageFont.ImageFont"
 Rgb: TypeAlias = "npt.NDArray[np.uint8]"
 Labels: TypeAlias = "npt.NDArray[np.uint8]"
 Maps: TypeAlias = "npt.NDArray[np.float32]"
@@ -221,18 +225,19 @@ def legend(classes: Collection[int], names: Mapping[int, str], width: int) -> Im
     """Draw the colours and the names of classes, in lines of a width in pixels.
 
     255 is named `ignored`; 0 is named without a colour, since the background has none. A class
-    without a name gets its number.
+    without a name, or with one that no font can draw, gets its number.
     """
     table = _colour_table().astype(int)
     known = {IGNORE: "ignored", **names}
-    font, line, swatch = _font(_LEGEND), _LEGEND + 5, _LEGEND - 1
+    line, swatch = _LEGEND + 5, _LEGEND - 1
     indent = swatch + 6
     page = Image.new("RGB", (width, line * (_NAME_LINES + 1) * (len(classes) + 1)), "white")
     draw = ImageDraw.Draw(page)
     left, top, height = _GAP, _GAP // 2, 0
     for index in sorted(classes):
-        lines = _wrap(known.get(index, f"class {index}"), width - indent - 2 * _GAP, font,
-                      _NAME_LINES)
+        number = f"class {index}"
+        name, font = _drawable(known.get(index, number), _LEGEND, number)
+        lines = _wrap(name, width - indent - 2 * _GAP, font, _NAME_LINES)
         wide = indent + max(font.getlength(text) for text in lines)
         if left > _GAP and left + wide > width - _GAP:
             left, top, height = _GAP, top + height, 0
@@ -307,8 +312,8 @@ def _stacked(strips: Sequence[Image.Image]) -> Image.Image:
 
 def _row(panels: Sequence[SheetPanel], width: int) -> Image.Image:
     """Draw panels side by side, each below its title."""
-    font = _font(_TITLE)
-    titles = [_wrap(panel.title, width, font, _TITLE_LINES) for panel in panels]
+    drawable = [_drawable(panel.title, _TITLE) for panel in panels]
+    titles = [_wrap(title, width, font, _TITLE_LINES) for title, font in drawable]
     pictures = [panel.picture if isinstance(panel.picture, str)
                 else Image.fromarray(fit_panel(panel.picture, width)) for panel in panels]
     size = next((picture.size for picture in pictures if not isinstance(picture, str)),
@@ -321,7 +326,7 @@ def _row(panels: Sequence[SheetPanel], width: int) -> Image.Image:
                      "white")
     draw = ImageDraw.Draw(page)
     for column, (lines, image) in enumerate(zip(titles, images, strict=True)):
-        left = _GAP + column * (width + _GAP)
+        left, font = _GAP + column * (width + _GAP), drawable[column][1]
         # The last line of a title is next to its picture.
         draw.multiline_text((left, head - 4), "\n".join(lines), _INK, font, anchor="ld", spacing=4)
         page.paste(image, (left + (width - image.width) // 2, head))
@@ -331,22 +336,19 @@ def _row(panels: Sequence[SheetPanel], width: int) -> Image.Image:
 def _failed(reason: str, size: tuple[int, int]) -> Image.Image:
     """Draw a grey panel of (width, height) with the reason why there is no picture."""
     image = Image.new("RGB", size, _GREY)
-    font, line = _font(_REASON), _REASON + 5
+    (text, font), line = _drawable(reason, _REASON), _REASON + 5
     most = max(1, min(_REASON_LINES, (size[1] - 2 * _GAP) // line))
-    lines = _wrap(reason, size[0] - 2 * _GAP, font, most)
+    lines = _wrap(text, size[0] - 2 * _GAP, font, most)
     ImageDraw.Draw(image).multiline_text((_GAP, _GAP), "\n".join(lines), _INK, font, spacing=4)
     return image
 
 
-def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, most: int
-          ) -> list[str]:
+def _wrap(text: str, width: int, font: Font, most: int) -> list[str]:
     """Break a text into lines of at most `width` pixels.
 
     Lines end at spaces if there are any. A text that needs more than `most` lines ends in "…".
     """
-    # Pillow's font has no accented letters; plain ones replace them, not empty boxes.
-    plain = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
-    left = " ".join("".join(sign for sign in plain if not unicodedata.combining(sign)).split())
+    left = text
     lines: list[str] = []
     while left and len(lines) < most:
         last = len(lines) == most - 1
@@ -382,7 +384,47 @@ def _map_at(cam: Maps, photo: Rgb) -> Maps:
     return np.asarray(image).clip(0, 1)
 
 
+def _drawable(text: str, size: int, otherwise: str = "") -> tuple[str, Font]:
+    """Return a text, in one line, as a font of a size in pixels can draw it; and the font.
+
+    Where no font has its accents, they are left out. A text with other letters that no font has
+    is replaced by `otherwise`, or these letters by question marks, not by empty boxes.
+    """
+    text = " ".join(text.split())
+    parts = unicodedata.normalize("NFKD", text.replace("ß", "ss"))
+    plain = "".join(sign for sign in parts if not unicodedata.combining(sign))
+    fonts = _fonts(size)
+    for spelled in (unicodedata.normalize("NFC", text), plain):
+        for font in fonts:
+            if all(_has(font, sign) for sign in spelled):
+                return spelled, font
+    if otherwise:
+        return otherwise, fonts[0]
+    return "".join(sign if _has(fonts[-1], sign) else "?" for sign in plain), fonts[-1]
+
+
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return Pillow's built-in font in a size in pixels."""
-    return ImageFont.load_default(size)
+def _has(font: Font, sign: str) -> bool:
+    """Return whether a font has a letter, and draws no box in its place."""
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        return sign.isascii()
+    return bytes(font.getmask(sign)) != bytes(font.getmask(_NO_LETTER))
+
+
+_NO_LETTER = "\U0010ffff"
+
+
+@functools.cache
+def _fonts(size: int) -> tuple[Font, ...]:
+    """Return Pillow's built-in font in a size in pixels, which has no accents; and DejaVu Sans.
+
+    The latter is the system's or matplotlib's, if there is one.
+    """
+    found: list[Font] = [ImageFont.load_default(size)]
+    names, plots = ["DejaVuSans.ttf"], importlib.util.find_spec("matplotlib")
+    if plots and plots.origin:
+        names.append(str(Path(plots.origin).parent / "mpl-data/fonts/ttf" / names[0]))
+    for name in names:
+        with contextlib.suppress(OSError, ImportError):
+            return (*found, ImageFont.truetype(name, size))
+    return tuple(found)

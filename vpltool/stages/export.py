@@ -9,6 +9,7 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size
 from vpltool.engine import features, masks, panels, photo_work, segmenters
+from vpltool.engine.photos import check_there
 from vpltool.errors import PhotosFailed, VplError, counted, first_few, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, corrections, expect_header, find_folder
 from vpltool.formats.kinds import results_of
@@ -175,6 +176,8 @@ def _sizes(workspace: Workspace, source: InputFolder, photos: Sequence[Photo], s
         raise VplError(part_of(len(absent), len(photos), f"photos of `{split}`", "has", "have")
                        + f" no prediction in {source.path}, such as {min(absent)}",
                        call_of(source.header))
+    if there:
+        check_there([workspace.image_path(photo) for photo in there])
     sizes = {}
     for photo in there:
         path = workspace.image_path(photo)

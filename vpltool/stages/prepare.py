@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
+from vpltool.core.photos import read_photo
 from vpltool.datasets import layouts, tags
 from vpltool.datasets.captions import with_captions
 from vpltool.datasets.splits import halve, hold_out_files
@@ -23,6 +24,7 @@ from vpltool.formats.workspace import describe_change, read_images, relative_to,
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
 from vpltool.names import short_path
+from vpltool.parallel import device, threads
 from vpltool.settings import RUNNING, Settings, Stage, changed, described, make, setting, values_of
 
 
@@ -125,7 +127,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     photos, doubts = _photos_of(source, settings, kept)
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
-    _warn_of_truncated(source.root, photos)
+    _warn_of_damaged(source.root, photos)
     corrected = masks.read_corrections(workspace, photos, settings.corrections, source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
@@ -363,14 +365,24 @@ def _formatted(settings: PrepareSettings) -> str:
     return f"`prepare({', '.join([repr(settings.method), *words, 'overwrite=True'])})`"
 
 
-def _warn_of_truncated(root: Path, photos: Sequence[Photo]) -> None:
-    """Warn of photos that are empty or truncated."""
+def _warn_of_damaged(root: Path, photos: Sequence[Photo]) -> None:
+    """Warn of photos that are empty, truncated or no images; only doubtful ones are decoded."""
     names = {root / photo.image: photo.image for photo in photos}
-    if truncated := [names[path] for path in layouts.truncated_photos(list(names))]:
-        console.warn(part_of(len(truncated), len(photos), "photos", "is", "are")
-                     + f" empty, truncated or no images: {first_few(truncated)}; replace "
-                     + ("it with an intact copy" if len(truncated) == 1 else
+    doubtful = layouts.doubtful_photos(list(names))
+    whole = threads.in_threads(_can_be_read, doubtful, device.default_workers())
+    if damaged := [names[path] for path, good in zip(doubtful, whole, strict=True) if not good]:
+        console.warn(part_of(len(damaged), len(photos), "photos", "is", "are")
+                     + f" empty, truncated or no images: {first_few(damaged)}; replace "
+                     + ("it with an intact copy" if len(damaged) == 1 else
                         "them with intact copies"))
+
+
+def _can_be_read(path: Path) -> bool:
+    try:
+        read_photo(path)
+    except OSError:
+        return False
+    return True
 
 
 def _describe(workspace: Workspace, photos: Sequence[Photo], words: Phrases, afresh: str) -> None:

@@ -13,6 +13,7 @@ from vpltool import console, options
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.datasets.layouts import named_photos
 from vpltool.engine import panels, reports
+from vpltool.engine.photos import check_there
 from vpltool.errors import PhotosFailed, VplError, near_name, part_of
 from vpltool.formats import Photo, Workspace, atomic, find_folder, kinds, open_workspace
 from vpltool.pictures.overlays import SheetPanel, classes_in, fit_panel, labels_over, sheet
@@ -131,7 +132,7 @@ def run(work: Path, settings: ShowSettings) -> Path:
         the sheet, a PNG.
 
     Raises:
-        VplError: something that is named is missing, or nothing can be shown.
+        VplError: something that is named is missing, or nothing can be shown, as no photo is there.
         PhotosFailed: some panels could not be drawn; the sheet says why in their place.
     """
     warn_without_effect(settings, without=dict.fromkeys(
@@ -152,6 +153,7 @@ def run(work: Path, settings: ShowSettings) -> Path:
         where = columns[0].path.resolve().name
     rows = (_named_rows(named, columns, settings) if named
             else _split_rows(workspace, columns, settings))
+    check_there([row.path for row in rows])
     rows = _chosen(rows, list(worst) or settings.ids.split(","), settings.limit,
                    [] if named else workspace.photos())
     _check_columns(columns, rows)
