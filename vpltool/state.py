@@ -16,6 +16,7 @@ from vpltool.engine.masks import content_identity, identity_of_corrections
 from vpltool.engine.models import WORDS, model_weights
 from vpltool.engine.photos import given_again, other_photos, tags_of
 from vpltool.errors import VplError, part_of
+from vpltool.file_hashes import hashes_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, rasters
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
@@ -279,7 +280,7 @@ class State:
                 now = content_identity(path, [photo.id for photo in self._photos_of(artifact.header)
                                               if known.folder.path_of(photo.id).exists()])
         elif path.is_file():
-            now = formats.identity_of_file(path)
+            now = hashes_of(self.workspace.path, [source]).get(source, "")
         elif path.is_dir():
             return []
         else:

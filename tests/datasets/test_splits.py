@@ -99,6 +99,13 @@ def test_tiles_of_few_files_are_held_out_with_a_remark() -> None:
     assert hold_out_files(photos, 0, (), file_of) == (photos, [])
 
 
+def test_files_that_cannot_be_spared_are_divided_with_a_remark() -> None:
+    photos, file_of = tiles_of("cat", "dog", "emu")
+    divided, (remark,) = hold_out_files(photos, 3, (), file_of)
+    assert "since each file is the only one with some class" in remark
+    assert held(divided) == held(hold_out(photos, 3, ())) != []
+
+
 def test_photos_that_are_no_parts_are_held_out_as_ever() -> None:
     photos = photos_of(*["cat", "dog"] * 2)
     assert hold_out_files(photos, 5, (), {}) == (hold_out(photos, 5, ()), [])

@@ -153,6 +153,15 @@ def test_exported_masks_name_their_classes(base: Path, run: Run) -> None:
         before["classes"][0]}
 
 
+def test_a_list_of_classes_beside_the_masks_is_no_legend(base: Path, run: Run) -> None:
+    """It has no background, so its lines are not the values."""
+    folder = corrected(base, "scene2", value=1)
+    for place in (folder, folder.parent):
+        (place / "classes.txt").write_text("bar\nbox\ndisc\n")
+    assert take(run, base, folder).code == 0
+    assert set(np.unique(read_labels(base / "work/corrections/scene2.png"))) <= {0, 1, 255}
+
+
 def test_pictures_that_are_no_masks_are_told(base: Path, run: Run) -> None:
     folder = corrected(base, "scene2", "scene3")
     with Image.open(folder / "scene3.png") as image:

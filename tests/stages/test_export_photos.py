@@ -194,6 +194,13 @@ def test_a_mask_in_a_review_that_was_only_saved_again_is_replaced(work: Path, ru
     result = run(*review, work=work)
     assert result.code == 0, result.err
     assert mask.read_bytes() == before
+    # Also where the workspace has computed others since.
+    image.save(mask, compress_level=0)
+    shutil.rmtree(work / "predictions")
+    predict_by_hand(work, "train", [
+        photo.id for photo in open_workspace(work).photos("train")][::-1])
+    result = run(*review, work=work)
+    assert result.code == 0, result.err
 
 
 def test_an_edited_copy_in_a_review_is_not_replaced(work: Path, run: Run) -> None:

@@ -61,7 +61,7 @@ def take_back(work: Path, path: Path, *, edited: bool = True) -> Result:
     """Import an export, as if all of it were `edited`: no computed mask is like it."""
     if edited:
         (work / "masks").rename(work / "aside")
-        (work / "exchanged.json").unlink(missing_ok=True)
+        (work / "exchanged.jsonl").unlink(missing_ok=True)
     try:
         return _take_back(work, path)
     finally:
@@ -149,6 +149,28 @@ def test_an_older_export_does_not_replace_a_newer_correction(work: Path, run: Ru
         assert (masks_of(work / "corrections")["scene2"] == 2).all()
     (work / "corrections/scene2.png").unlink()
     assert "1 corrected mask is imported" in _take_back(work, path).err
+
+
+def test_as_it_was_exported_does_not_undo_a_correction_unsaid(work: Path, run: Run) -> None:
+    path = exported(run, work, "mmseg")
+    edited = path / "ann_dir/train/scene2.png"
+    before = edited.read_bytes()
+    Image.fromarray(np.full(read_labels(edited).shape, 1, np.uint8)).save(edited)
+    assert _take_back(work, path).code == 0
+    edited.write_bytes(before)
+    result = _take_back(work, path)
+    assert result.code == 1
+    assert "is as it was exported, and its correction stays" in result.err
+
+
+def test_an_export_of_a_workspace_that_cannot_be_written(work: Path, run: Run, tmp_path: Path
+                                                         ) -> None:
+    (work / "exchanged.jsonl").unlink(missing_ok=True)
+    (work / "exchanged.jsonl").mkdir()
+    result = run("export", "masks", "--what", "drawn", "--split", "train", "--out",
+                 tmp_path / "out", work=work)
+    assert result.code == 0, result.err
+    assert "cannot remember this export" in result.lines("warning:")[0]
 
 
 def test_what_somebody_edited_is_a_correction(work: Path, run: Run) -> None:

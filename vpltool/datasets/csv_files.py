@@ -96,7 +96,7 @@ class CsvFile:
                     if extra := self._unnamed(fields):
                         raise VplError(f"{self.path}:{line}: the row of {key or fields[0]} has "
                                        f"more fields than named columns, such as {extra[0]}",
-                                       too_many)
+                                       f"{too_many}; or give the column a name, or delete it")
                     if not key and "id" in self.wanted:
                         raise VplError(f"{self.path}:{line} has no id",
                                        "an id is a photo's file name")

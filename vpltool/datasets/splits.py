@@ -106,13 +106,17 @@ def hold_out_files(photos: Sequence[Photo], every: int, before: Sequence[Photo],
 
     files, earlier = files_of(photos), files_of(before)
     tagged = sum("train" in file.splits and bool(file.tags) for file in files.values())
-    if tagged < every or any({"train", "val"} <= {*file.splits} for file in earlier.values()):
+    divided = any({"train", "val"} <= {*file.splits} for file in earlier.values())
+    held = set[str]() if divided or tagged < every else {
+        file.id for file in hold_out([*files.values()], every, [*earlier.values()])
+        if "val" in file.splits and "val" not in files[file.id].splits}
+    if not held:
         parts = hold_out(photos, every, before)
-        return parts, ["parts of the same files are in `train` and `val`; they resemble each "
-                       f"other, so scores will be too good: with at least {every} tagged files, "
-                       "whole ones are held out; or put whole files into `val` in the column "
-                       "`split` of the CSV"] * (parts != list(photos))
-    held = {file.id for file in hold_out([*files.values()], every, [*earlier.values()])
-            if "val" in file.splits and "val" not in files[file.id].splits}
+        why = ("as before, which `overwrite=True` ends" if divided else
+               f"since there are {tagged} tagged files, not {every}" if tagged < every else
+               "since each file is the only one with some class")
+        return parts, [f"parts of the same files are in `train` and `val`, {why}; they resemble "
+                       "each other, so scores will be too good: put whole files into `val` in the "
+                       "column `split` of the CSV"] * (parts != list(photos))
     return [_moved(photo) if file_of.get(photo.id, photo.id) in held else photo
             for photo in photos], []

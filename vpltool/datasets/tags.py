@@ -36,7 +36,7 @@ class TagRow:
 
     def says_the_same(self, other: TagRow) -> bool:
         """Return whether the labels and splits of two rows of a photo are equal."""
-        return (self.labels, self.splits) == (other.labels, other.splits)
+        return ({*self.labels}, self.splits) == ({*other.labels}, other.splits)
 
 
 def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow], list[str]]:

@@ -17,16 +17,17 @@ from typing import TypeAlias
 from vpltool import console, formats
 from vpltool.core.classes import label_type
 from vpltool.core.outlines import remove_small_regions
-from vpltool.core.photos import photo_size
+from vpltool.core.photos import photo_size, read_photo
 from vpltool.datasets.layouts import photos_below
 from vpltool.engine import features, photo_work
 from vpltool.engine.photos import check_current, file_identities
 from vpltool.errors import VplError, counted, first_few, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
+from vpltool.formats.archives import MARK
 from vpltool.formats.header import join_supervision
 from vpltool.formats.labels import read_legend, size_of_labels
 from vpltool.formats.workspace import relative_to
-from vpltool.lazy import np, npt
+from vpltool.lazy import Image, np, npt
 from vpltool.methods import Exporter
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
 from vpltool.parallel import threads
@@ -239,19 +240,28 @@ def _tell_unread(folder: Path, known: Collection[str]) -> None:
     """Warn of pictures that may be meant as masks, but are no PNGs."""
     others = [path for path in photos_below(folder) if path.suffix.lower() != ".png"
               and path.relative_to(folder).with_suffix("").as_posix() in known
-              and not path.with_suffix(".png").exists()]
+              and not path.with_suffix(".png").exists() and _has_few_colours(path)]
     if others:
         console.warn(f"{first_few([path.name for path in others])} in {folder} "
                      f"{'is' if len(others) == 1 else 'are'} not read: masks are PNGs, and a JPEG "
                      "mixes the values of neighbouring pixels")
 
 
+def _has_few_colours(path: Path) -> bool:
+    """Return whether a picture may be a mask, not a photo."""
+    try:
+        small = Image.fromarray(read_photo(path)).resize((64, 64), Image.Resampling.NEAREST)
+    except OSError:
+        return False
+    return small.getcolors(256) is not None
+
+
 def _names_of_values(folder: Path) -> tuple[str, ...]:
     """Return the classes of an exported folder of masks, or of `masks` in one; empty if unsaid."""
-    for place in (folder, folder.parent):
-        if legend := read_legend(place):
-            return tuple(legend[1:])
-    return ()
+    inside = folder.name == corrections.FOLDER_OF_REVIEW and (folder.parent / MARK).exists()
+    legend = read_legend(folder.parent if inside else folder)
+    # Other lists of classes have no background.
+    return tuple(legend[1:]) if legend[:1] == ["background"] else ()
 
 
 def _read_correction(workspace: Workspace, path: Path, photo: Path, exported: tuple[str, ...]
@@ -281,13 +291,13 @@ def take_corrections(workspace: Workspace, found: LabelsById) -> list[Path]:
                     facts={"classes": list(workspace.classes)})
     hashes = workspace.hashes_of(photo for photo in workspace.photos() if photo.id in found)
     earlier = corrections.corrections_there(workspace.path, found)
-    shown = []
+    shown = {}
     for key, unpack in found.items():
         photo = {corrections.PHOTO: hashes[key]} if key in hashes else {}
         labels = unpack()
         formats.write_labels(folder / f"{key}.png", labels,
                              replace(header, facts={**header.facts, **photo}))
-        shown.append((key, corrections.identity_shown(labels, workspace.classes)))
+        shown[key] = corrections.identity_shown(labels, workspace.classes)
     corrections.remember_exchanged(workspace.path, "imported", shown)
     total = len(list(folder.rglob("*.png")))
     trained = any(kinds.results_of(workspace.path, "decoder"))
@@ -388,13 +398,13 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
     name, reader = tool
     gone: list[str] = []
     request = LabellingRequest(root, workspace.classes, by_name(photos), gone)
-    labelled = reader.read(path, request)
     # Only Label Studio tells what a person has looked at.
     looked_at = name == "label-studio"
+    labelled = _not_exchanged(workspace, photos, reader.read(path, request), skipped,
+                              looked_at=looked_at)
     if not looked_at:
         labelled = _edited(workspace, labelled, reader.Settings, skipped)
-    found = _checked(_not_exchanged(workspace, photos, labelled, skipped, looked_at=looked_at),
-                     workspace.classes)
+    found = _checked(labelled, workspace.classes)
     _tell_skipped(skipped, found, path)
     if gone and not found:
         replace(request, gone=None).known_photo(gone[0], str(path))
@@ -442,7 +452,7 @@ def _not_exchanged(workspace: Workspace, photos: Sequence[Photo], entries: Itera
     for entry in entries:
         shown = corrections.identity_shown(entry.labels, workspace.classes)
         if not looked_at and shown in known["exported"].get(entry.photo.id, ()):
-            skipped["unedited"] += 1
+            skipped["as exported" if entry.photo.id in there else "unedited"] += 1
         elif entry.photo.id in there and shown in known["imported"].get(entry.photo.id, ()):
             skipped["imported"] += 1
         else:
@@ -458,7 +468,11 @@ def _tell_skipped(skipped: Counter[str], found: LabelsById, path: Path) -> None:
         console.note(part_of(count, total, f"masks in {path}", "was imported before, and is",
                              "were imported before, and are")
                      + f" skipped; delete {corrections.FOLDER}/ID.png to import one again")
-    elif skipped and not found:
+    if count := skipped["as exported"]:
+        console.note(part_of(count, total, f"masks in {path}", "is as it was exported, and its correction stays",
+                             "are as they were exported, and their corrections stay")
+                     + f"; delete {corrections.FOLDER}/ID.png to drop one")
+    if skipped and not found and not skipped["imported"]:
         raise VplError(f"{path}: no mask was changed since vpltool wrote it",
                        "correct some first")
 
@@ -480,11 +494,12 @@ def remember_exported(workspace: Workspace, photos: Sequence[Photo], corrected: 
         entries = ((entry.photo.id, entry.labels) for entry in read(path, request))
     else:
         return
-    shown = [(key, corrections.identity_shown(labels, workspace.classes))
-             for key, labels in entries]
+    shown = {key: corrections.identity_shown(labels, workspace.classes)
+             for key, labels in entries}
     for how in ("exported", "imported"):
-        corrections.remember_exchanged(workspace.path, how, (
-            pair for pair in shown if (pair[0] in corrected) is (how == "imported")))
+        corrections.remember_exchanged(workspace.path, how, {
+            key: identity for key, identity in shown.items()
+            if (key in corrected) is (how == "imported")})
 
 
 def without_ignored(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

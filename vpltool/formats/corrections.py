@@ -1,6 +1,6 @@
 """Masks corrected by hand: `corrections/ID.png` in the workspace, and detection of edits.
 
-`exchanged.json` holds identities of all masks that were exported or imported, so that a mask that
+`exchanged.jsonl` holds identities of all masks that were exported or imported, so that a mask that
 nobody has edited is no correction, even after the workspace has computed another.
 """
 
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpltool.errors import VplError
 from vpltool.formats import changes
-from vpltool.formats.fields import OBJECT, TEXTS, check_fields
+from vpltool.formats.fields import TEXT_OF, check_fields
 from vpltool.formats.header import identity_of_many
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.labels import (
@@ -25,13 +25,17 @@ from vpltool.formats.labels import (
     read_labels,
     size_of_labels,
 )
-from vpltool.formats.storage import describe, read_json, write_json
+from vpltool.formats.storage import describe
 from vpltool.formats.workspace import Photo, Workspace
+from vpltool.json_text import parse_json
 from vpltool.lazy import np, npt
 from vpltool.names import short_path
 
 FOLDER = "corrections"
 """Their folder in the workspace, and the name of their kind."""
+
+FOLDER_OF_REVIEW = "masks"
+"""Folder of the masks in what `export review` wrote."""
 
 PIXELS = "pixels"
 """Fact of a header: hash of the labels as exported for correction."""
@@ -89,7 +93,7 @@ def _images(workspace: Workspace) -> str:
             if call.get("method") == "folder" and "images" in call else "IMAGES")
 
 
-_EXCHANGED = "exchanged.json"
+_EXCHANGED = "exchanged.jsonl"
 
 
 def identity_shown(labels: npt.NDArray[np.uint8], classes: Sequence[str]) -> str:
@@ -102,34 +106,30 @@ def identity_shown(labels: npt.NDArray[np.uint8], classes: Sequence[str]) -> str
     return identity_of_many({"labels": identity_of_labels(table[labels]), "names": sorted(shown)})
 
 
-def exchanged(work: Path) -> dict[str, dict[str, list[str]]]:
-    """Return the identities of the masks that were `exported` and `imported`, by photo id."""
-    found: dict[str, dict[str, list[str]]] = {"exported": {}, "imported": {}}
-    with contextlib.suppress(VplError, ValueError):
-        content = read_json(work / _EXCHANGED, "")
-        check_fields(content, dict.fromkeys(found, OBJECT))
-        for masks in content.values():
-            check_fields(masks, {}, dict.fromkeys(masks, TEXTS))
-        found |= content
+def exchanged(work: Path) -> dict[str, dict[str, set[str]]]:
+    """Return the identities of the masks that were `exported` and `imported`, by photo id.
+
+    Damaged lines are skipped.
+    """
+    found: dict[str, dict[str, set[str]]] = {"exported": {}, "imported": {}}
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for line in (work / _EXCHANGED).read_text("utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                content = parse_json(line) if line else {}
+                check_fields(content, {}, dict.fromkeys(found, TEXT_OF))
+                for how, masks in found.items():
+                    for key, identity in content.get(how, {}).items():
+                        masks.setdefault(key, set()).add(identity)
     return found
 
 
-def remember_exchanged(work: Path, how: str, masks: Iterable[tuple[str, str]]) -> None:
+def remember_exchanged(work: Path, how: str, masks: Mapping[str, str]) -> None:
     """Add identities of masks, by photo id, to those that were `exported` or `imported`."""
-    found = exchanged(work)
-    if not (masks := list(masks)):
-        return
-    for key, identity in masks:
-        if identity not in found[how].setdefault(key, []):
-            found[how][key].append(identity)
-    write_json(work / _EXCHANGED, found)
-
-
-def is_imported(workspace: Workspace, photo_id: str, path: Path) -> bool:
-    """Return whether the workspace holds a corrected mask with the same labels as a file."""
-    held = corrections_there(workspace.path, [photo_id]).get(photo_id)
-    return held is not None and (identity_of_labels(read_labels(held))
-                                 == identity_of_labels(read_drawn_labels(path)))
+    known = exchanged(work)[how]
+    if new := {key: shown for key, shown in masks.items() if shown not in known.get(key, ())}:
+        # One write at the end: another process may do the same.
+        with (work / _EXCHANGED).open("a", encoding="utf-8") as file:
+            file.write(f"\n{json.dumps({how: new}, sort_keys=True)}\n")
 
 
 def computed_masks(work: Path, photo_id: str) -> Iterator[Path]:

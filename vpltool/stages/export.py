@@ -118,7 +118,11 @@ def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporte
                      settings.of_method.given)
     paths = method.export(predictions, path, of_method)
     if split in _splits(workspace):
-        masks.remember_exported(workspace, there, corrected, method, path)
+        try:
+            masks.remember_exported(workspace, there, corrected, method, path)
+        except (VplError, OSError) as error:
+            console.warn(f"{workspace.path} cannot remember this export, so masks that nobody "
+                         f"edits may count as corrections ({error})")
     if failed:
         raise PhotosFailed(f"{_named(failed, len(photos))}; the others are exported",
                            _mended(source, split), paths, sorted(failed))

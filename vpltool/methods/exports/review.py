@@ -25,7 +25,13 @@ from vpltool.errors import VplError, counted
 from vpltool.formats import Header, Photo, Workspace, archives, corrections
 from vpltool.formats.input_folders import open_input, open_probabilities
 from vpltool.formats.kinds import result_path
-from vpltool.formats.labels import identity_of_labels, legend, png_bytes
+from vpltool.formats.labels import (
+    identity_of_labels,
+    legend,
+    png_bytes,
+    read_drawn_labels,
+    read_legend,
+)
 from vpltool.lazy import np
 from vpltool.methods.exports._folders import copied_bytes, copied_suffix, keep_exif_setting
 from vpltool.methods.inputs import Predictions
@@ -34,7 +40,7 @@ from vpltool.settings import setting
 
 SUFFIX = "-review"
 EXPORTS = "predictions"
-MASKS = "masks"
+MASKS = corrections.FOLDER_OF_REVIEW
 
 _LIST = "review.csv"
 
@@ -85,9 +91,11 @@ def _imported(workspace: Workspace, masks: Path) -> list[str]:
     """
     there = {mask.relative_to(masks).with_suffix("").as_posix(): mask
              for mask in sorted(masks.rglob("*.png"))}
+    names, known = read_legend(masks.parent)[1:], corrections.exchanged(workspace.path)
     left = [mask for key, mask in there.items()
             if corrections.is_edited(mask, corrections.computed_masks(workspace.path, key))
-            and not corrections.is_imported(workspace, key, mask)]
+            and not any(corrections.identity_shown(read_drawn_labels(mask), names)
+                        in before.get(key, ()) for before in known.values())]
     if left:
         raise VplError(f"{counted(len(left), 'mask', 'masks')} in {masks.parent} had been "
                        f"corrected and not imported, such as {left[0].name}",
