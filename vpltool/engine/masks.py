@@ -469,7 +469,8 @@ def _tell_skipped(skipped: Counter[str], found: LabelsById, path: Path) -> None:
                              "were imported before, and are")
                      + f" skipped; delete {corrections.FOLDER}/ID.png to import one again")
     if count := skipped["as exported"]:
-        console.note(part_of(count, total, f"masks in {path}", "is as it was exported, and its correction stays",
+        console.note(part_of(count, total, f"masks in {path}",
+                             "is as it was exported, and its correction stays",
                              "are as they were exported, and their corrections stay")
                      + f"; delete {corrections.FOLDER}/ID.png to drop one")
     if skipped and not found and not skipped["imported"]:
