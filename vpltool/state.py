@@ -20,13 +20,7 @@ from vpltool.file_hashes import hashes_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, rasters
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
-from vpltool.formats.kinds import (
-    KINDS,
-    SECOND_FOLDER,
-    folders_of,
-    result_name,
-    results_of,
-)
+from vpltool.formats.kinds import KINDS, SECOND_FOLDER, folders_of, result_name, results_of
 from vpltool.formats.manifest import MANIFEST, PHOTO_FOLDERS, manifest_of, orphaned_folders
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of

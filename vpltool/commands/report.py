@@ -243,7 +243,7 @@ def _read(path: Path) -> JsonObject:
     try:
         content = read_json(path, "`eval()`")
         if content.get("kind") == "scores":
-            return reports.read_scores(path)
+            return reports.check_scores(content, path)
         if content.get("kind") == "gap":
             check_fields(content, _GAP)
             for entry in content["prototypes"].values():

@@ -229,26 +229,28 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
                              "does not have a photo's name and is skipped",
                              "do not have a photo's name and are skipped")
                      + f", such as {odd}.png")
-    _tell_unread(folder, known)
+    _tell_unread(folder, {photo.id: workspace.image_path(photo) for photo in photos})
     edited = {key: path for key, path in found.items() if corrections.is_edited(
         path, corrections.computed_masks(workspace.path, key))}
     skipped["unedited"] += len(found) - len(edited)
     return edited
 
 
-def _tell_unread(folder: Path, known: Collection[str]) -> None:
-    """Warn of pictures that may be meant as masks, but are no PNGs."""
+def _tell_unread(folder: Path, paths: Mapping[str, Path]) -> None:
+    """Warn of pictures that may be meant as masks, but are no PNGs; `paths` are the photos' own."""
     others = [path for path in photos_below(folder) if path.suffix.lower() != ".png"
-              and path.relative_to(folder).with_suffix("").as_posix() in known
-              and not path.with_suffix(".png").exists() and _has_few_colours(path)]
+              and (photo := paths.get(path.relative_to(folder).with_suffix("").as_posix()))
+              and not path.with_suffix(".png").exists() and _may_be_mask(path, photo)]
     if others:
         console.warn(f"{first_few([path.name for path in others])} in {folder} "
                      f"{'is' if len(others) == 1 else 'are'} not read: masks are PNGs, and a JPEG "
                      "mixes the values of neighbouring pixels")
 
 
-def _has_few_colours(path: Path) -> bool:
-    """Return whether a picture may be a mask, not a photo."""
+def _may_be_mask(path: Path, photo: Path) -> bool:
+    """Return whether a picture has few colours; a copy of its photo is not decoded."""
+    if photo.is_file() and path.stat().st_size == photo.stat().st_size:
+        return False
     try:
         small = Image.fromarray(read_photo(path)).resize((64, 64), Image.Resampling.NEAREST)
     except OSError:
@@ -298,7 +300,7 @@ def take_corrections(workspace: Workspace, found: LabelsById) -> list[Path]:
         formats.write_labels(folder / f"{key}.png", labels,
                              replace(header, facts={**header.facts, **photo}))
         shown[key] = corrections.identity_shown(labels, workspace.classes)
-    corrections.remember_exchanged(workspace.path, "imported", shown)
+    corrections.remember_exchanged(workspace.path, imported=shown)
     total = len(list(folder.rglob("*.png")))
     trained = any(kinds.results_of(workspace.path, "decoder"))
     console.note(counted(len(found), "corrected mask is", "corrected masks are")
@@ -459,20 +461,21 @@ def _not_exchanged(workspace: Workspace, photos: Sequence[Photo], entries: Itera
             yield entry
 
 
+_SKIPPED = {
+    "unedited": ("is unchanged, and is skipped", "are unchanged, and are skipped", ""),
+    "imported": ("was imported before, and is skipped", "were imported before, and are skipped",
+                 f"; delete {corrections.FOLDER}/ID.png to import one again"),
+    "as exported": ("is as it was exported, and its correction stays",
+                    "are as they were exported, and their corrections stay",
+                    f"; delete {corrections.FOLDER}/ID.png to drop one")}
+"""Why masks are no new corrections: of one, of several, and what to do."""
+
+
 def _tell_skipped(skipped: Counter[str], found: LabelsById, path: Path) -> None:
     total = skipped.total() + len(found)
-    if count := skipped["unedited"]:
-        console.note(part_of(count, total, f"masks in {path}", "is unchanged, and is skipped",
-                             "are unchanged, and are skipped"))
-    if count := skipped["imported"]:
-        console.note(part_of(count, total, f"masks in {path}", "was imported before, and is",
-                             "were imported before, and are")
-                     + f" skipped; delete {corrections.FOLDER}/ID.png to import one again")
-    if count := skipped["as exported"]:
-        console.note(part_of(count, total, f"masks in {path}",
-                             "is as it was exported, and its correction stays",
-                             "are as they were exported, and their corrections stay")
-                     + f"; delete {corrections.FOLDER}/ID.png to drop one")
+    for why, (one, many, cure) in _SKIPPED.items():
+        if count := skipped[why]:
+            console.note(part_of(count, total, f"masks in {path}", one, many) + cure)
     if skipped and not found and not skipped["imported"]:
         raise VplError(f"{path}: no mask was changed since vpltool wrote it",
                        "correct some first")
@@ -495,12 +498,11 @@ def remember_exported(workspace: Workspace, photos: Sequence[Photo], corrected: 
         entries = ((entry.photo.id, entry.labels) for entry in read(path, request))
     else:
         return
-    shown = {key: corrections.identity_shown(labels, workspace.classes)
-             for key, labels in entries}
-    for how in ("exported", "imported"):
-        corrections.remember_exchanged(workspace.path, how, {
-            key: identity for key, identity in shown.items()
-            if (key in corrected) is (how == "imported")})
+    exported, imported = dict[str, str](), dict[str, str]()
+    for key, labels in entries:
+        group = imported if key in corrected else exported
+        group[key] = corrections.identity_shown(labels, workspace.classes)
+    corrections.remember_exchanged(workspace.path, exported=exported, imported=imported)
 
 
 def without_ignored(labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -8,16 +8,9 @@ from typing import Any
 
 from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
-from vpltool.formats import (
-    JsonObject,
-    Photo,
-    fields,
-    identity_of_many,
-    kinds,
-    open_workspace,
-    read_json,
-)
+from vpltool.formats import JsonObject, Photo, fields, identity_of_many, kinds, open_workspace
 from vpltool.formats.header import PRESET
+from vpltool.formats.storage import read_json
 
 ENOUGH = 20
 """Photos below which a report warns of chance: a single one changes its figures by points."""
@@ -48,15 +41,21 @@ _OF_KIND = {"scores": {"iou": fields.SIZE_OF, "miou": fields.REAL, "accuracy": f
             "agreement": {"mean": fields.SIZE_OF}}
 
 
+_WRITES = "`eval(what='predictions/NAME')` writes scores"
+
+
 def read_scores(path: Path) -> JsonObject:
     """Read a file of scores, against true masks or tags.
 
     Raises a VplError if it does not exist, or is not a file of scores.
     """
-    hint = "`eval(what='predictions/NAME')` writes scores"
-    content = read_json(path, hint)
+    return check_scores(read_json(path, _WRITES), path)
+
+
+def check_scores(content: JsonObject, path: Path) -> JsonObject:
+    """Return the content of a file of scores, or raise a VplError if it is none."""
     if content.get("kind") not in ("scores", "agreement"):
-        raise VplError(f"{path} holds no scores", hint)
+        raise VplError(f"{path} holds no scores", _WRITES)
     try:
         fields.check_fields(content, _SCORES | _OF_KIND[content["kind"]], _MAY_HAVE)
         for entry in content.get("worst", []):
@@ -64,7 +63,7 @@ def read_scores(path: Path) -> JsonObject:
         for preset in filter(None, map(content.get, ("made_under", "scored_under"))):
             fields.check_fields(preset, PRESET)
     except ValueError as error:
-        raise VplError(f"{path} is not valid: {error}", hint) from error
+        raise VplError(f"{path} is not valid: {error}", _WRITES) from error
     return content
 
 

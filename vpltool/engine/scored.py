@@ -183,9 +183,9 @@ def read_scored(scores: Scores, job: Job) -> ReadPhoto:
     except (OSError, ValueError, RuntimeError, MemoryError, VplError) as error:
         nothing = ScoredPhoto(np.empty((0, 0, 3), np.uint8), np.empty(0, np.float32))
         return ReadPhoto(key, path, nothing, np.empty(0, np.int64),
-                    failure=describe_failure(path, error))
+                         failure=describe_failure(path, error))
     return ReadPhoto(key, path, ScoredPhoto(photo, values.numpy(), _names(scores, classes), found),
-                classes.numpy(), own)
+                     classes.numpy(), own)
 
 
 def _names(scores: Scores, classes: Tensor) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -115,8 +116,9 @@ class SegmenterFile:
         found = storage.read_json(path, "`calibrate()`")
         return found if found.get("decoder") == formats.identity_of_file(self.path) else None
 
+    @cached_property
     def cut(self) -> dict[str, str]:
-        """Return the settings `bands`, `percentiles` and `tile` with which its photos were cut.
+        """The settings `bands`, `percentiles` and `tile` with which its photos were cut.
 
         Those at their defaults are left out, and `tile` if tiles were not scaled down in training.
         """
@@ -125,7 +127,7 @@ class SegmenterFile:
 
     def tile_scale(self) -> float:
         """Return the factor by which tiles were scaled down in training; 1 if they were not."""
-        tile = self.cut().get("tile")
+        tile = self.cut.get("tile")
         return side_of(self.header) / parse_tile(tile, AUTO_SIDE)[0] if tile else 1.0
 
     def part(self, name: str) -> dict[str, Tensor]:
@@ -304,6 +306,7 @@ class BundleFile(SegmenterFile):
         """Return the calibration at the time of export."""
         return self.header.facts.get("about", {}).get("calibration")
 
+    @cached_property
     def cut(self) -> dict[str, str]:
         """See `SegmenterFile`; as they were at the time of export."""
         return _cut(self.header.facts.get("about", {}), side_of(self.header))

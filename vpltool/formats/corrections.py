@@ -123,13 +123,15 @@ def exchanged(work: Path) -> dict[str, dict[str, set[str]]]:
     return found
 
 
-def remember_exchanged(work: Path, how: str, masks: Mapping[str, str]) -> None:
-    """Add identities of masks, by photo id, to those that were `exported` or `imported`."""
-    known = exchanged(work)[how]
-    if new := {key: shown for key, shown in masks.items() if shown not in known.get(key, ())}:
+def remember_exchanged(work: Path, **masks: Mapping[str, str]) -> None:
+    """Add identities of masks, by photo id, to those that were `exported` and `imported`."""
+    known = exchanged(work)
+    new = {how: {key: shown for key, shown in group.items()
+                 if shown not in known[how].get(key, ())} for how, group in masks.items()}
+    if any(new.values()):
         # One write at the end: another process may do the same.
         with (work / _EXCHANGED).open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps({how: new}, sort_keys=True)}\n")
+            file.write(f"\n{json.dumps(new, sort_keys=True)}\n")
 
 
 def computed_masks(work: Path, photo_id: str) -> Iterator[Path]:

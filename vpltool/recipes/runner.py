@@ -186,7 +186,7 @@ _jobs: list[Job] = []
 
 def _start_round(job: Job) -> None:
     """Take over the job in a worker process."""
-    _jobs[:] = [Job(job.work, job.preset, job.terms)]
+    _jobs[:] = [job]
     torch.set_num_threads(min(torch.get_num_threads(), max(1, core_count() // job.processes)))
 
 

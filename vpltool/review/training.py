@@ -22,7 +22,8 @@ from typing import Any, TextIO
 import vpltool
 from vpltool import console
 from vpltool.errors import VplError
-from vpltool.formats import JsonObject, kinds, manifest, read_json, write_json
+from vpltool.formats import JsonObject, kinds, read_json, write_json
+from vpltool.formats.manifest import MANIFEST
 from vpltool.recipes.runner import run_line
 from vpltool.review.desk import OWN, Desk
 from vpltool.shell import command_line, program, to_shell
@@ -136,7 +137,7 @@ def steps(desk: Desk, segmenter: str, split: str) -> list[str]:
     """Return the lines that predict a split with a segmenter, and score it."""
     predictions = kinds.result_path(desk.path, "predictions", segmenter, "")
     # Predictions are incomplete if a training was stopped during them.
-    manifests = {name: predictions / name / manifest.MANIFEST
+    manifests = {name: predictions / name / MANIFEST
                  for name in (split, desk.scored["split"])}
     return [*(command_line("predict", {"split": name, "decoder": segmenter})
               for name, manifest in manifests.items()

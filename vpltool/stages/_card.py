@@ -64,7 +64,7 @@ def about_segmenter(workspace: Workspace, segmenter: segmenters.SegmenterFile) -
     """
     header = segmenter.header
     about: dict[str, Any] = {"supervision": header.supervision or "tags",
-                             **segmenter.cut()}
+                             **segmenter.cut}
     try:
         photos = workspace.photos(str(header.options.get("split", "train")),
                                   int(header.options.get("limit", 0)))

@@ -80,7 +80,7 @@ def predict_scenes(work: Chosen, paths: Sequence[Path]) -> list[Path]:
 
 def _cut(work: Chosen) -> dict[str, str]:
     """Return bands and percentiles as the segmenter's photos were cut, unless they are given."""
-    taken = {name: value for name, value in work.segmenter.cut().items()
+    taken = {name: value for name, value in work.segmenter.cut.items()
              if name != "tile" and not work.settings.is_given(name)}
     if taken:
         told = ", ".join(f"`{name}={value!r}`" for name, value in taken.items())

@@ -213,7 +213,7 @@ def _frozen_layers(workspace: Workspace, settings: TrainDecoderSettings, method:
     encoder.vision.to(precision)
     wanted = tuple(parse_layers(layers, encoder.vision.depth)) if "layers" in reads else ()
     return FrozenLayers(workspace.main_encoder, wanted, encoder.vision.width if wanted else 0,
-                  encoder.identity, encoder=encoder), ids
+                        encoder.identity, encoder=encoder), ids
 
 
 def _stored_layers(features: InputFolder, ids: Sequence[str], split: str, layers: str | None

@@ -115,7 +115,7 @@ def run(workspace: Workspace, settings: StudentSettings) -> Path:
     start = checkpoints.read_checkpoint(target, header, settings)
     if found.masks:
         check_masks(found.masks, workspace, [taught.photo for taught in found.photos
-                                              if taught.masked])
+                                             if taught.masked])
     warn_of_little([workspace.indices_of(taught.photo) for taught in found.photos
                     if taught.tagged], workspace.classes)
     torch.manual_seed(settings.seed)

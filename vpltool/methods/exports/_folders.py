@@ -71,6 +71,15 @@ class LabellingSettings(settings.Settings):
     corrections: bool = corrections_setting()
 
 
+@dataclass(frozen=True, kw_only=True)
+class PolygonSettings(LabellingSettings):
+    """Settings of formats of polygons."""
+
+    min_area: int = min_area_setting(POLYGON_AREA)
+    small: str = small_setting("merge")
+    tolerance: float = tolerance_setting()
+
+
 def classes_in(labels: npt.NDArray[np.uint8]) -> list[int]:
     """Return the class indices in labels (H, W), ascending, without background and 255."""
     return [int(label) for label in np.unique(labels) if label not in (0, IGNORE)]

@@ -37,7 +37,7 @@ NEEDS = ("pycocotools",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_folders.LabellingSettings):
+class Settings(_folders.PolygonSettings):
     """Settings of COCO's instances."""
 
     shape: str = setting("auto", "Format of the outlines: polygons, run lengths (rle), or polygons "
@@ -45,9 +45,6 @@ class Settings(_folders.LabellingSettings):
                          choices=("auto", "polygon", "rle"))
     parts: str = setting("each", "What an instance is; each connected region, or all of a "
                                  "class in a photo.", choices=("each", "joined"))
-    min_area: int = _folders.min_area_setting(_folders.POLYGON_AREA)
-    small: str = _folders.small_setting("merge")
-    tolerance: float = _folders.tolerance_setting()
 
 
 def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:

@@ -35,12 +35,8 @@ _AGAIN = "save it in LabelMe again"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_folders.LabellingSettings):
+class Settings(_folders.PolygonSettings):
     """Settings of LabelMe's polygons."""
-
-    min_area: int = _folders.min_area_setting(_folders.POLYGON_AREA)
-    small: str = _folders.small_setting("merge")
-    tolerance: float = _folders.tolerance_setting()
 
 
 def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:

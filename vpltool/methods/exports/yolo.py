@@ -33,12 +33,8 @@ DESCRIPTION = "data.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(_folders.LabellingSettings):
+class Settings(_folders.PolygonSettings):
     """Settings of YOLO's polygons."""
-
-    min_area: int = _folders.min_area_setting(_folders.POLYGON_AREA)
-    small: str = _folders.small_setting("merge")
-    tolerance: float = _folders.tolerance_setting()
 
 
 def _members(files: _folders.PhotoFiles, settings: Settings) -> _folders.Members:
