@@ -12,7 +12,7 @@ from vpltool.core import photos, segment
 from vpltool.engine.groups import GroupSettings
 from vpltool.engine.segmenters import RunningSegmenter, open_segmenter, stand_in_workspace
 from vpltool.errors import VplError, first_line, near_path
-from vpltool.formats import Workspace, atomic, changes, kinds, open_workspace
+from vpltool.formats import Workspace, atomic, kinds, open_workspace
 from vpltool.formats.labels import png_bytes
 from vpltool.lazy import F, Image, ImageOps, Tensor, np, npt
 from vpltool.pictures.overlays import overlay
@@ -154,7 +154,7 @@ class Segmenter:
 
 def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:
     """Return the workspace around a file, or a stand-in that names only the file's CLIP."""
-    work = changes.workspace_around(file.resolve())
+    work = kinds.workspace_around(file.resolve())
     if not pretrained and kinds.is_workspace(work):
         return replace(open_workspace(work), normalise=model.get("normalise", "model"))
     return stand_in_workspace(Path() if pretrained else file.parent, model, pretrained=pretrained)

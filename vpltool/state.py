@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,8 @@ from vpltool.file_hashes import hashes_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, rasters
 from vpltool.formats.changes import explain_change
 from vpltool.formats.corrections import corrections_of
-from vpltool.formats.kinds import KINDS, SECOND_FOLDER, folders_of, result_name, results_of
-from vpltool.formats.manifest import MANIFEST, PHOTO_FOLDERS, manifest_of, orphaned_folders
+from vpltool.formats.kinds import SECOND_FOLDER, folders_of, result_name, results_of
+from vpltool.formats.manifest import PHOTO_FOLDERS, Manifest, folders_in
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.shards import shard_of
 from vpltool.formats.workspace import relative_to
@@ -67,7 +67,7 @@ class Artifact:
     def call(self) -> Values:
         """Return the settings that recompute it, with paths relative to the current folder."""
         entries = settings_with(self.stage, str(self.header.call.get("method", "")))
-        call = {name: self._seen(value) if name in entries and (
+        call = {name: self._from_here(value) if name in entries and (
             entries[name].type is Path or self._is_path(value)) else value
             for name, value in self.header.call.items()}
         for role, source in self.header.sources.items():
@@ -87,7 +87,8 @@ class Artifact:
         """Return whether a value, which may also be a name, is a path from the workspace."""
         return isinstance(value, str) and "/" in value and (self.work / value).exists()
 
-    def _seen(self, path: Any) -> Any:
+    def _from_here(self, path: Any) -> Any:
+        """Return a path, or a list of them, relative to the current folder."""
         return ([short_path(self.work / one) for one in path] if isinstance(path, list)
                 else short_path(self.work / path))
 
@@ -101,7 +102,7 @@ class Artifact:
             return Path(source).stem
         if folder in ("cams", "masks", "predictions") and len(rest) == 2 and rest[1] == split:
             return result_name(folder, rest[0]) if role == "what" else rest[0]
-        return str(self._seen(source))
+        return str(self._from_here(source))
 
 
 @dataclass(frozen=True)
@@ -380,65 +381,52 @@ def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:
     """
     found: dict[str, Artifact] = {}
     damaged: dict[str, VplError] = {}
-    for path in _paths(workspace.path):
+    for path, opened in _results(workspace.path):
         try:
-            artifact = read_artifact(workspace, path)
+            if isinstance(opened, VplError):
+                raise opened
+            if artifact := artifact_of(workspace, path, opened):
+                found[artifact.name] = artifact
         except VplError as error:
             if not passes_over:
                 raise
             damaged[relative_to(path, workspace.path)] = error
-        else:
-            if artifact is not None:
-                found[artifact.name] = artifact
-    known = {*(artifact.path for artifact in found.values()),
-             *(workspace.path / name for name in damaged)}
-    # Folders that a stage filled, but that lack a manifest.
-    for path, header in orphaned_folders(workspace.path, known).items():
-        if header.command.split()[0] in find_stages():
-            artifact = Artifact(relative_to(path, workspace.path), path, workspace.path, header,
-                                InputFolder(path, header, {}, complete=False, replaced=True))
-            found.setdefault(artifact.name, artifact)
     return State(workspace, found, damaged)
 
 
-def _paths(work: Path) -> Iterable[Path]:
-    for kind in (*PHOTO_FOLDERS, SECOND_FOLDER):
-        yield from sorted(path.parent for path in (work / kind).rglob(MANIFEST))
-    # Beside the outputs of `embed` there may be features of a second encoder, another CLIP.
-    for path in sorted(work.glob(f"features-*/**/{MANIFEST}")):
-        try:
-            made_by = manifest_of(path.parent).header.command
-        except VplError:
-            # `read_artifact` reports what is wrong.
-            made_by = "embed"
-        if made_by == "embed":
-            yield path.parent
+def _results(work: Path) -> Iterator[tuple[Path, Manifest | Header | VplError]]:
+    """Yield the results in their usual places, each opened, or what is wrong with it."""
+    for path, folder in folders_in(work):
+        top = path.relative_to(work).parts[0]
+        # Beside the outputs of `embed` there may be features of a second encoder, another CLIP.
+        if top in (*PHOTO_FOLDERS, SECOND_FOLDER) or (top.startswith("features-") and (
+                isinstance(folder, VplError) or folder.header.command == "embed")):
+            yield path, folder
     for kind in ("prototypes", "decoder"):
-        yield from results_of(work, kind)
+        for path in results_of(work, kind):
+            try:
+                yield path, formats.expect_header(path, kind)
+            except VplError as error:
+                yield path, error
     for path in results_of(work, "scenes"):
         # Any program may write GeoTIFFs; and rasterio may be missing here.
         with contextlib.suppress(VplError):
-            if rasters.scene_header(path):
-                yield path
+            if header := rasters.scene_header(path):
+                yield path, header
 
 
-def read_artifact(workspace: Workspace, path: Path) -> Artifact | None:
-    """Read the artifact in a folder or file; None if no stage made it.
+def artifact_of(workspace: Workspace, path: Path, opened: Manifest | Header) -> Artifact | None:
+    """Return the artifact of an opened folder, or of a file's header; None if no stage made it.
 
     Raises:
-        VplError: it is damaged.
+        VplError: the header is not that of its command.
     """
-    name = relative_to(path, workspace.path)
-    if path.is_dir():
-        folder = formats.open_input(path, tuple(KINDS))
-        header = folder.header
-    else:
-        kind = "scenes" if path.suffix == KINDS["scenes"].suffix else path.parent.name
-        folder, header = None, formats.expect_header(path, kind)
-    command = next(iter(header.command.split()), "")
-    if command not in find_stages():
+    folder = InputFolder(**vars(opened)) if isinstance(opened, Manifest) else None
+    header = opened.header if isinstance(opened, Manifest) else opened
+    name, stage = relative_to(path, workspace.path), find_stages().get(header.command.split()[0])
+    if stage is None:
         return None
-    check_header(header, find_stages()[command], name)
+    check_header(header, stage, name)
     return Artifact(name, path, workspace.path, header,
                     folder and _of_photos_there(workspace, folder), bool(workspace.encoder))
 

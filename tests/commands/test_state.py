@@ -130,6 +130,33 @@ def test_what_was_interrupted_is_incomplete(run: Run, copied: Path) -> None:
     assert not stale(work)
 
 
+def test_copies_in_other_folders_are_no_results(run: Run, copied: Path) -> None:
+    """Nor unfinished ones, although their names begin alike; `doctor` checks their files."""
+    work = copied / "work"
+    before = run("status", "--json", work=work).out
+    shutil.copytree(work / "cams/text", work / "cams-old/text")
+    shutil.copytree(work / "features", work / "features-mine")
+    shutil.copytree(work / "masks/text-refined", work / "own/text-refined")
+    assert run("status", "--json", work=work).out == before
+    assert run("doctor", "--no-machine", work=work).code == 0
+    for damaged in ("cams-old/text/train/scene1.safetensors", "own/text-refined/train/scene1.png"):
+        (work / damaged).write_bytes(b"")
+        assert run("doctor", "--no-machine", work=work).code == 1
+        shutil.rmtree(work / damaged.partition("/")[0])
+    assert run("doctor", "--no-machine", work=work).code == 0
+
+
+def test_results_on_another_disk_are_checked(run: Run, copied: Path) -> None:
+    """Also those without a manifest."""
+    work = copied / "work"
+    shutil.move(work / "cams", copied / "disk")
+    (work / "cams").symlink_to(copied / "disk")
+    (work / "cams/text/train/artifact.json").unlink()
+    listed = json.loads(run("status", "--json", work=work).out)
+    assert [entry["name"] for entry in listed if entry["incomplete"]] == ["../disk/text/train"]
+    assert "cams/text/train" in run("doctor", "--no-machine", work=work).err
+
+
 def test_below_the_tree_is_what_is_stale(run: Run, copied: Path) -> None:
     work = copied / "work"
     assert run("text-prototypes", "--prompts", "origami", "--overwrite", work=work).code == 0

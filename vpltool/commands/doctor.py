@@ -26,14 +26,13 @@ from vpltool.formats.atomic import AT_WORK, PART, newest
 from vpltool.formats.changes import count_photos
 from vpltool.formats.input_folders import faults_in
 from vpltool.formats.kinds import folders_of, is_workspace, results_of
-from vpltool.formats.manifest import MANIFEST, first_header, manifest_of, orphaned_folders
+from vpltool.formats.manifest import MANIFEST, Manifest, first_header, folders_in, manifest_of
 from vpltool.formats.storage import check_file, salvaged_header
 from vpltool.names import short_path
 from vpltool.next_step import prepare_line
 from vpltool.settings import Settings, Stage, setting
 from vpltool.shell import command_line, program, to_shell
-from vpltool.stages import find_stages
-from vpltool.state import Artifact, State, read_artifact, read_state
+from vpltool.state import Artifact, State, artifact_of, read_state
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 """In order; worth knowing; a command will refuse, stop, or take what it should not."""
@@ -43,9 +42,6 @@ _SPARE, _SCARCE = 200_000_000, 5_000_000_000
 
 _MOST = 20
 """Files that one line deletes by name; of more it deletes their folder's manifest."""
-
-_UNREADABLE = (VplError, ValueError, LookupError, TypeError, AttributeError, OSError)
-"""Errors of reading a damaged JSON file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,15 +145,13 @@ def workspace_findings(path: Path) -> list[Finding]:
     except VplError as error:
         return [_refused("workspace.json" if "workspace.json" in error.message else "images.jsonl",
                          error, path)]
-    folders, files = _parts(path)
-    orphans = orphaned_folders(path, folders)
+    folders = dict(folders_in(path, everywhere=True))
+    files = _single_files(path, folders)
     known, count = {photo.id for photo in photos}, len(files)
-    made = [_found(BROKEN, workspace, folder, f"holds {header.kind}, but no {MANIFEST}: a command "
-                   "was killed while it replaced them", _again(workspace, folder))
-            for folder, header in orphans.items()]
+    made: list[Finding] = []
     with console.progress("check", len(folders) + len(files)) as advance:
-        for folder in folders:
-            checked, faults = _folder(workspace, folder, known)
+        for place, opened in folders.items():
+            checked, faults = _folder(workspace, place, opened, known)
             count += checked
             made += faults
             advance()
@@ -165,8 +159,8 @@ def workspace_findings(path: Path) -> list[Finding]:
             made += _single(workspace, file)
             advance()
     # Each result comes after its inputs, so that repairs can run from the top.
-    artifacts = {artifact.name: artifact for path in (*folders, *files, *orphans)
-                 if (artifact := _artifact(workspace, path, _header_in(path)))}
+    artifacts = {artifact.name: artifact for place in (*folders, *files)
+                 if (artifact := _artifact(workspace, place, _header_in(place)))}
     positions = [artifact.name for artifact in State(workspace, artifacts).in_order]
     made.sort(key=lambda finding: positions.index(name) if (
         name := finding.about.removesuffix(HEAD)) in artifacts else -1)
@@ -195,22 +189,12 @@ def _refused(about: str, error: VplError, work: Path, repair: str = "") -> Findi
     return Finding("workspace", BROKEN, about, says, repair or hint)
 
 
-def _parts(work: Path) -> tuple[list[Path], list[Path]]:
-    """List folders with a manifest, and single .safetensors; nested workspaces are skipped."""
-    folders, files = [], []
-    for root, below, names in os.walk(work):
-        folder = Path(root)
-        if folder != work and "workspace.json" in names:
-            below.clear()
-            continue
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        single = MANIFEST not in names and folder.parent == work and folder.name.startswith(
-            folders_of(per_photo=False))
-        if MANIFEST in names:
-            folders.append(folder)
-        files += [folder / name for name in sorted(names) if not name.startswith(".")
-                  and name.endswith(".safetensors" if single else HEAD)]
-    return folders, files
+def _single_files(work: Path, folders: Iterable[Path]) -> list[Path]:
+    """List the .safetensors of all photos: those of kinds, checkpoints, and heads of features."""
+    heads = {head for folder in folders if (head := head_path(folder)).exists()}
+    return sorted(heads.union(file for kind in folders_of(per_photo=False)
+                              for file in work.glob(f"{kind}*/*.safetensors")
+                              if not file.name.startswith(".") and file.parent not in folders))
 
 
 def _photos(workspace: Workspace, photos: Sequence[Photo]) -> Iterator[Finding]:
@@ -246,13 +230,18 @@ def _weights(workspace: Workspace) -> Iterator[Finding]:
             yield _refused(what, error, workspace.path, f"{prepare_line(workspace)} {option}")
 
 
-def _folder(workspace: Workspace, path: Path, known: set[str]) -> tuple[int, list[Finding]]:
+def _folder(workspace: Workspace, path: Path, opened: Manifest | VplError, known: set[str]
+            ) -> tuple[int, list[Finding]]:
     """Count the files of a folder, and check them and the folder."""
     try:
-        artifact = read_artifact(workspace, path)
-    except _UNREADABLE as error:
-        says = error.message if isinstance(error, VplError) else f"a damaged manifest ({error})"
-        return 0, [_found(BROKEN, workspace, path, says, _again(workspace, path))]
+        if isinstance(opened, VplError):
+            raise opened
+        if not (path / MANIFEST).exists():
+            raise VplError(f"holds {opened.header.kind}, but no {MANIFEST}: a command was killed "
+                           "while it replaced them")
+        artifact = artifact_of(workspace, path, opened)
+    except VplError as error:
+        return 0, [_found(BROKEN, workspace, path, error.message, _again(workspace, path))]
     if artifact is None or artifact.folder is None:
         return 0, []
     ids = artifact.folder.photo_ids()
@@ -306,9 +295,7 @@ def _ids(workspace: Workspace, artifact: Artifact) -> Iterator[Finding]:
         yield _found(BROKEN, workspace, artifact.path, f"lacks {len(lacks)} of "
                      f"{count_photos(total)}: {first_few(lacks)}",
                      "\n".join(lines) or artifact.line())
-    complete = read_json(artifact.path / MANIFEST, "").get("complete")
-    shards = artifact.path / ".shards"
-    if total and not todo and (not complete or shards.is_dir() and any(shards.iterdir())):
+    if total and not todo and not (folder.complete and folder.shards == 1):
         yield _found(NOTE, workspace, artifact.path, "has all its photos, but is not marked "
                      "complete", artifact.line())
 
@@ -358,9 +345,9 @@ def _line_of(workspace: Workspace, path: Path, header: Header) -> str:
 
 
 def _artifact(workspace: Workspace, path: Path, header: Header | None) -> Artifact | None:
-    if header is None or header.command.split()[0] not in find_stages():
-        return None
-    return Artifact(path.relative_to(workspace.path).as_posix(), path, workspace.path, header)
+    with contextlib.suppress(VplError):
+        return artifact_of(workspace, path, header) if header else None
+    return None
 
 
 def _scores(workspace: Workspace) -> Iterator[Finding]:

@@ -122,7 +122,7 @@ class SegmenterFile:
 
         Those at their defaults are left out, and `tile` if tiles were not scaled down in training.
         """
-        call = changes.last_call(changes.workspace_around(self.path.resolve()))
+        call = changes.last_call(kinds.workspace_around(self.path.resolve()))
         return _cut(call, side_of(self.header))
 
     def tile_scale(self) -> float:

@@ -17,7 +17,7 @@ from vpltool.errors import counted
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.header import Header
-from vpltool.formats.kinds import is_workspace
+from vpltool.formats.kinds import workspace_around
 from vpltool.json_text import JsonObject, parse_json
 
 FILE = "changes.jsonl"
@@ -30,14 +30,6 @@ Phrases = dict[str, list[str]]
 _TOPICS = {"classes": "classes", "tags": "photos", "photos": "photos", "captions": "photos"}
 """Topic of `Phrases` that explains changes of an input, by its role in a header."""
 
-
-REVIEWED_TAGS = "review/tags.csv"
-"""Path in a workspace of the tags, once `review` has changed some."""
-
-
-def workspace_around(path: Path) -> Path:
-    """Return the workspace folder that contains a path; the path itself if there is none."""
-    return next(filter(is_workspace, (path, *path.parents)), path)
 
 
 def explain_change(workspace_path: Path, role: str, old_identity: str) -> str:

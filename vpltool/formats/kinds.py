@@ -162,6 +162,9 @@ FEATURE_TENSORS = tuple(name for name, spec in KINDS["features"].tensors.items()
 SECOND_FOLDER = "features-second"
 """Folder of a second encoder's features, beside those of the first."""
 
+REVIEWED_TAGS = "review/tags.csv"
+"""Path in a workspace of the tags, once `review` has changed some."""
+
 CHECKPOINT = ".checkpoint.safetensors"
 """Suffix of a training checkpoint, which lies beside the result."""
 
@@ -169,6 +172,11 @@ CHECKPOINT = ".checkpoint.safetensors"
 def is_workspace(path: Path) -> bool:
     """Return whether a folder is a workspace."""
     return (path / "workspace.json").exists()
+
+
+def workspace_around(path: Path) -> Path:
+    """Return the workspace folder that contains a path; the path itself if there is none."""
+    return next(filter(is_workspace, (path, *path.parents)), path)
 
 
 def folder_of(work: Path, kind: str) -> Path:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -24,7 +24,7 @@ from pathlib import Path
 from vpltool.errors import VplError
 from vpltool.formats.fields import FLAG, NUMBER, OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.header import Header
-from vpltool.formats.kinds import KINDS, folders_of
+from vpltool.formats.kinds import KINDS, folders_of, is_workspace
 from vpltool.formats.packed import TarSlice, packed_slices
 from vpltool.formats.shards import Shard
 from vpltool.formats.storage import check_file, read_json, salvaged_header, write_json
@@ -39,6 +39,7 @@ _SHARDS = ".shards"
 """Subfolder of an artifact that holds shard manifests."""
 
 _OF_PHOTOS = {"own": TEXT_OF, "left_out": TEXTS, "photos": TEXT_OF}
+"""Per-photo entries of the file: `own` is `Manifest.per_photo_inputs`, `left_out` is `waiting`."""
 
 UPDATE_HINT = "`update()` recomputes everything that is stale; "
 """Prefix of a hint if only inputs have changed."""
@@ -309,36 +310,45 @@ def mark_replaced(manifest: Manifest) -> None:
         write_json(path / MANIFEST, replace(manifest, complete=False, replaced=True).to_json())
 
 
-def orphaned_folders(work: Path, folders: Collection[Path]) -> dict[Path, Header]:
-    """Find folders of per-photo files without a manifest; return the first file's header by folder.
+def folders_in(work: Path, *, everywhere: bool = False
+               ) -> Iterator[tuple[Path, Manifest | VplError]]:
+    """Yield each folder of per-photo files in a workspace, with its manifest or its error.
 
-    Folders in `folders`, which have known manifests, are skipped with their subfolders.
+    If a killed command has left none, the manifest says `replaced`. Hidden folders and other
+    workspaces are skipped, and those with names of no kind unless `everywhere`.
     """
-    found: dict[Path, Header] = {}
-    for folder in _holding(work, {*folders}):
-        header = first_header(folder)
-        if header is not None and header.kind in KINDS and KINDS[header.kind].per_photo:
-            # Photo ids may contain folders.
-            split = header.options.get("split")
-            root = next((above for above in (folder, *folder.parents) if above.name == split),
-                        folder)
-            found.setdefault(root, header)
-    return found
-
-
-def _holding(work: Path, folders: Collection[Path]) -> Iterator[Path]:
-    """Yield folders with images or tensors that are not in or below one of `folders`."""
     for top in sorted(work.iterdir()):
-        if not top.name.startswith(PHOTO_FOLDERS) or not top.is_dir():
+        of_kind = top.name.startswith(PHOTO_FOLDERS)
+        # Results may be a link to another disk; other links may lead anywhere.
+        if not of_kind and (not everywhere or top.is_symlink() or top.name.startswith(".")):
             continue
+        found: set[Path] = set()
         for root, below, names in os.walk(top):
-            if Path(root) in folders:
-                below.clear()
-                continue
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            if any(name.endswith((".safetensors", ".png")) and not name.startswith(".")
-                   and not name.endswith(".head.safetensors") for name in names):
-                yield Path(root)
+            folder = Path(root)
+            below[:] = () if is_workspace(folder) else sorted(
+                name for name in below if not name.startswith("."))
+            if MANIFEST in names:
+                found.add(folder)
+                try:
+                    yield folder, manifest_of(folder)
+                except VplError as error:
+                    yield folder, error
+            elif of_kind and found.isdisjoint(folder.parents) and (
+                    lost := _lost_manifest(top, folder, names)):
+                found.add(lost.path)
+                yield lost.path, lost
+
+
+def _lost_manifest(top: Path, folder: Path, names: Iterable[str]) -> Manifest | None:
+    """Return a manifest of files that lack theirs, if vpltool made one of them for a photo."""
+    headers = (_header_in(folder / name) for name in sorted(names) if not name.startswith("."))
+    header = next((found for found in headers if found and KINDS[found.kind].per_photo), None)
+    if header is None:
+        return None
+    # Photo ids may contain folders.
+    root = next((above for above in (folder, *folder.parents) if above.is_relative_to(top)
+                 and above.name == header.options.get("split")), folder)
+    return Manifest(root, header, {}, complete=False, replaced=True)
 
 
 def first_header(folder: Path) -> Header | None:

@@ -21,10 +21,10 @@ from vpltool.engine.masks import take_corrections
 from vpltool.engine.panels import columns_there
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, JsonObject, atomic, open_input, open_workspace, read_labels
-from vpltool.formats.changes import REVIEWED_TAGS, last_call
+from vpltool.formats.changes import last_call
 from vpltool.formats.corrections import FOLDER
 from vpltool.formats.input_folders import names_in
-from vpltool.formats.kinds import folder_of, result_path
+from vpltool.formats.kinds import REVIEWED_TAGS, folder_of, result_path
 from vpltool.formats.labels import png_bytes
 from vpltool.formats.workspace import write_workspace
 from vpltool.lazy import Image, np, npt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from vpltool.engine import masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
 from vpltool.errors import VplError, counted, first_few, part_of
 from vpltool.formats import JsonObject, Photo, Workspace, kinds, manifest, open_workspace
-from vpltool.formats.changes import REVIEWED_TAGS, Phrases, count_photos, last_call
+from vpltool.formats.changes import Phrases, count_photos, last_call
 from vpltool.formats.workspace import describe_change, read_images, relative_to, write_workspace
 from vpltool.methods import find_method
 from vpltool.methods.inputs import Source, SourceRequest
@@ -330,14 +329,14 @@ def _warn_of_losses(path: Path, settings: PrepareSettings, kept: _Earlier,
         console.warn(part_of(len(gone), len(before), "photos", "is", "are") + f" gone, such as "
                      f"{min(gone)}; if they should not be, put them back, and prepare again")
     labels = getattr(settings.of_method, "labels", None)
-    if (labels and kept.call.get("labels") == REVIEWED_TAGS
-            and relative_to(labels, path) != REVIEWED_TAGS):
+    if (labels and kept.call.get("labels") == kinds.REVIEWED_TAGS
+            and relative_to(labels, path) != kinds.REVIEWED_TAGS):
         other = [photo.id for photo in photos if photo.id in before
                  and {*photo.tags} != {*before[photo.id].tags}]
         if other:
             console.warn(counted(len(other), "photo has", "photos have")
                          + f" other tags than after `review`: {first_few(other)}; "
-                         f"`labels={short_path(path / REVIEWED_TAGS)!r}` keeps those")
+                         f"`labels={short_path(path / kinds.REVIEWED_TAGS)!r}` keeps those")
 
 
 def _has_moved(old: Workspace, before: Sequence[Photo], workspace: Workspace,
@@ -347,10 +346,9 @@ def _has_moved(old: Workspace, before: Sequence[Photo], workspace: Workspace,
     Results record the hashes of photos that are gone. Without any result all photos count as moved.
     """
     known: dict[str, str] = {}
-    for folder in kinds.folders_of(per_photo=True):
-        for file in (workspace.path / folder).rglob(manifest.MANIFEST):
-            with contextlib.suppress(VplError):
-                known |= manifest.manifest_of(file.parent).photos
+    for _, folder in manifest.folders_in(workspace.path):
+        if not isinstance(folder, VplError):
+            known |= folder.photos
     known = {photo.id: known.get(photo.id, "") for photo in before} | old.hashes_of(before)
     found = workspace.hashes_of(photo for photo in photos if photo.id in known)
     return not any(known.values()) or 2 * sum(
