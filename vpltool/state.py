@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,11 @@ from vpltool import formats
 from vpltool.datasets.words import read_classes
 from vpltool.engine.masks import content_identity, identity_of_corrections
 from vpltool.engine.models import WORDS, model_weights
-from vpltool.engine.photos import given_again, other_photos, tags_of
+from vpltool.engine.photos import given_again, photo_files_identity, photos_identity, tags_of
 from vpltool.errors import VplError, part_of
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, rasters
-from vpltool.formats.changes import explain_change
+from vpltool.formats.changes import INPUTS, explain_change
 from vpltool.formats.corrections import corrections_of
 from vpltool.formats.kinds import SECOND_FOLDER, folders_of, result_name, results_of
 from vpltool.formats.manifest import PHOTO_FOLDERS, Manifest, folders_in
@@ -167,9 +167,7 @@ class State:
             self._reasons[artifact.name] = []
             try:
                 self._reasons[artifact.name] = [
-                    *self._changed(artifact), *other_photos(self.workspace, artifact.header),
-                    *self._corrections_changed(artifact.header),
-                    *self._unfinished(artifact)]
+                    *self._changed(artifact), *self._unfinished(artifact)]
             except VplError as error:
                 # One of its inputs is damaged.
                 self._reasons[artifact.name] = [error.message]
@@ -181,18 +179,28 @@ class State:
                 and self.stale(artifact) == self._unfinished(artifact))
 
     def _changed(self, artifact: Artifact) -> list[str]:
-        header, reasons = artifact.header, []
-        for role, identity in sorted(header.inputs.items()):
-            if role in _CHANGED:
-                if identity != self._identity_now(role, header):
-                    reasons.append(explain_change(self.workspace.path, role, identity)
-                                   or _CHANGED[role])
-                continue
+        header = artifact.header
+        reasons = self._inputs_changed(header)
+        for role, identity in header.inputs.items():
             source = header.sources.get("images" if role == "scene" else role)
             # A scene may be moved away once it is predicted, as photos may be.
-            if source and (role != "scene" or (self.workspace.path / source).exists()):
-                reasons += self._source_changed(source, identity, artifact)
-        return [*reasons, *self._model_changed(header)]
+            if source and role not in INPUTS and (
+                    role != "scene" or (self.workspace.path / source).exists()):
+                reasons[role] = self._source_changed(source, identity, artifact)
+        return [*filter(None, (reasons[role] for role in sorted(reasons))),
+                *self._model_changed(header)]
+
+    def _inputs_changed(self, header: Header) -> dict[str, str]:
+        """Return the reason by role, of inputs that are not files and have changed."""
+        reasons: dict[str, str] = {}
+        for role, known in INPUTS.items():
+            # A decoder that was trained without corrected masks records none.
+            counts = header.kind == "decoder" if role == "corrections" else role in header.inputs
+            before = header.inputs.get(role, "")
+            if counts and not reasons.keys() & {*known.follows} and (
+                    before != self._identity_now(role, header)):
+                reasons[role] = explain_change(self.workspace.path, role, before) or known.changed
+        return reasons
 
     def _identity_now(self, role: str, header: Header) -> str:
         """Return the present identity of an input that is not a file; empty if it is gone."""
@@ -202,20 +210,13 @@ class State:
             words = class_words(work, synonyms=bool(header.call.get("synonyms", True)),
                                 file=work.path / file if file else None)
             return vocabulary_identity(work, words)
-        split = str(header.options.get("split", "train"))
         if role == "method-file":
             kind = find_stages()[header.command.split()[0]].stage.methods
             method = find_methods(kind).get(str(header.options.get("method", "")))
             # Elsewhere, VPLTOOL_METHODS may not be set; `update` says so.
             return own.identity_of(method.path) if method else header.inputs[role]
         try:
-            if role == "classes":
-                # Groups may take their class names from a file.
-                named = header.sources.get("classes")
-                return (replace(work, classes=read_classes(work.path / named).names)
-                        if named else work).classes_identity
-            return (work.tags_identity(split) if role == "tags"
-                    else work.captions_identity(split))
+            return _IDENTITIES[role](work, header)
         except VplError:
             return ""
 
@@ -245,42 +246,23 @@ class State:
         """Hashes of the weight files of CLIP and of the encoder; empty if no file is configured."""
         return model_weights(self.workspace)
 
-    def _corrections_changed(self, header: Header) -> list[str]:
-        """Return a reason if corrected masks differ from those that a decoder was trained on."""
-        if header.kind != "decoder":
-            return []
-        try:
-            photos = self._photos_of(header)
-        except VplError:
-            return []
-        found = corrections_of(self.workspace, photos)
-        same = identity_of_corrections(found) == header.inputs.get("corrections", "")
-        return [] if same else ["corrected masks have changed"]
-
-    def _photos_of(self, header: Header) -> list[Photo]:
-        """Return the photos from which a file of a whole split would be made now."""
-        return self.workspace.photos(str(header.options.get("split", "")),
-                                     int(header.options.get("limit", 0)))
-
-    def _source_changed(self, source: str, identity: str, artifact: Artifact) -> list[str]:
-        path = self.workspace.path / source
-        known = self.artifacts.get(source)
+    def _source_changed(self, source: str, identity: str, artifact: Artifact) -> str:
+        path, known = self.workspace.path / source, self.artifacts.get(source)
         if source in self.damaged:
-            return [f"{source} is damaged"]
+            return f"{source} is damaged"
         if known is not None and self.stale(known):
-            return [f"{source} is not up to date"]
+            return f"{source} is not up to date"
         if known is not None and known.folder is not None:
             now = known.folder.identity
             if artifact.header.kind == "decoder" and known.header.kind == "masks":
-                now = content_identity(path, [photo.id for photo in self._photos_of(artifact.header)
+                photos = _photos_of(self.workspace, artifact.header)
+                now = content_identity(path, [photo.id for photo in photos
                                               if known.folder.path_of(photo.id).exists()])
         elif path.is_file():
             now = hashes_of(self.workspace.path, [source]).get(source, "")
-        elif path.is_dir():
-            return []
         else:
-            return [f"{source} is gone"]
-        return [] if now == identity else [f"{source} has changed"]
+            return "" if path.is_dir() else f"{source} is gone"
+        return "" if now == identity else f"{source} has changed"
 
     def _unfinished(self, artifact: Artifact) -> list[str]:
         folder = artifact.folder
@@ -363,11 +345,29 @@ class State:
         return [Failure(reason, names, line) for (reason, line), names in found.items()]
 
 
-_CHANGED = {"classes": "the classes have changed", "captions": "photos or captions have changed",
-            "tags": "photos or tags have changed",
-            "vocabulary": "the words of classes or background have changed",
-            "method-file": "the file of the method has changed"}
-"""Inputs that are not files, with the reason given if the change log has no details."""
+def _classes_now(workspace: Workspace, header: Header) -> str:
+    # Groups may take their class names from a file.
+    named = header.sources.get("classes")
+    return (replace(workspace, classes=read_classes(workspace.path / named).names)
+            if named else workspace).classes_identity
+
+
+_IDENTITIES: Mapping[str, Callable[[Workspace, Header], str]] = {
+    "classes": _classes_now, "photos": photos_identity, "photo-files": photo_files_identity,
+    "tags": lambda work, header: work.tags_identity(_split_of(header)),
+    "captions": lambda work, header: work.captions_identity(_split_of(header)),
+    "corrections": lambda work, header: identity_of_corrections(
+        corrections_of(work, _photos_of(work, header)))}
+"""Present identity of an input, by its role in a header; a VplError says that it is gone."""
+
+
+def _split_of(header: Header) -> str:
+    return str(header.options.get("split", "train"))
+
+
+def _photos_of(workspace: Workspace, header: Header) -> list[Photo]:
+    """Return the photos from which a file of a whole split would be made now."""
+    return workspace.photos(_split_of(header), int(header.options.get("limit", 0)))
 
 
 def read_state(workspace: Workspace, *, passes_over: bool = False) -> State:

@@ -14,9 +14,7 @@ from vpltool.core import distributed, training
 from vpltool.errors import VplError
 from vpltool.formats import Header, JsonObject, changes, expect_header, read_tensors, write_tensors
 from vpltool.formats.fields import LIST, NUMBER, check_fields
-from vpltool.formats.header import is_stale
 from vpltool.formats.kinds import CHECKPOINT
-from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.lazy import Tensor, torch
 from vpltool.options import Replaces
 from vpltool.parallel import memory, signals
@@ -81,14 +79,9 @@ def read_checkpoint(target: Path, header: Header, settings: Replaces, *,
     if settings.overwrite or not path.exists():
         return fresh
     found, tensors = read_tensors(path, header.kind)
-    if found.config_hash != header.config_hash:
-        stale = is_stale(header, found)
-        if settings.update and found.command == header.command:
-            return fresh
-        raise VplError(f"{path} was made with other settings: "
-                       f"{'; '.join(changes.difference(header, found, path))}",
-                       (UPDATE_HINT if stale else "")
-                       + f"`overwrite=True` starts over; {keep}")
+    if not changes.has_same_settings(header, found, path, update=settings.update,
+                                     hint=f"`overwrite=True` starts over; {keep}"):
+        return fresh
     try:
         check_fields(found.facts, {"checkpoint": NUMBER, "curve": LIST, "recent": LIST})
     except ValueError as error:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
-from vpltool.errors import OtherSettings, VplError
+from vpltool.errors import VplError
 from vpltool.formats import (
     Header,
     InputFolder,
@@ -155,16 +155,12 @@ def check_file(path: Path, header: Header, settings: Replaces, *, by_model_name:
     if by_model_name:
         found = replace(found, model={key: value for key, value in found.model.items()
                                       if key in header.model or key == "normalise"})
-    if found.config_hash == header.config_hash:
+    if found.config_hash != header.config_hash:
+        check_replacing(path, same=is_stale(header, found))
+    same = changes.has_same_settings(
+        header, found, path, update=settings.update,
+        hint="`overwrite=True` replaces it; `out='FILE'` keeps both",
+        stale_hint="`update=True` makes it again; ")
+    if same:
         console.note(f"{path} already exists, made with the same settings")
-        return True
-    stale = is_stale(header, found)
-    check_replacing(path, same=stale)
-    if settings.update and found.command == header.command:
-        changes.tell_options(header, found, path)
-        return False
-    reasons = "; ".join(changes.difference(header, found, path))
-    raise OtherSettings(f"{path} was made with other settings: {reasons}",
-                        ("`update=True` makes it again; " if stale else "")
-                        + "`overwrite=True` replaces it; `out='FILE'` keeps both"
-                        + changes.accepting(header, found))
+    return same

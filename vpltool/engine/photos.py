@@ -173,10 +173,10 @@ def with_photo_files(workspace: Workspace, header: Header) -> Header:
         header: has the input folders as sources, and the options `split` and `limit`.
     """
     return replace(header, inputs=header.inputs | {
-        "photo-files": _files_identity(workspace, header)})
+        "photo-files": photo_files_identity(workspace, header)})
 
 
-def _files_identity(workspace: Workspace, header: Header) -> str:
+def photo_files_identity(workspace: Workspace, header: Header) -> str:
     """Return a hash of the files of all photos that the header's sources contain."""
     return formats.identity_of_many(known_hashes(workspace, *_photos_of(workspace, header)))
 
@@ -200,25 +200,6 @@ def _photos_of(workspace: Workspace, header: Header) -> tuple[list[Photo], list[
     ids = [photo.id for photo in photos]
     left_out = {key for folder in folders for key in folder.left_out(ids)}
     return [photo for photo in photos if photo.id not in left_out], folders
-
-
-def other_photos(workspace: Workspace, header: Header) -> list[str]:
-    """Return a reason if a file would now be made from other photos."""
-    if header.inputs.keys().isdisjoint(("photos", "photo-files")):
-        return []
-    split = str(header.options.get("split", "train"))
-    try:
-        if header.inputs.get("tags", "") not in ("", workspace.tags_identity(split)):
-            # Changes of photos or tags are reported anyway.
-            return []
-        for role, identity, reason in (
-                ("photos", photos_identity, "other photos can be read than it was made from"),
-                ("photo-files", _files_identity, "photos were replaced")):
-            if role in header.inputs and header.inputs[role] != identity(workspace, header):
-                return [reason]
-    except VplError:
-        return ["photos have changed"]
-    return []
 
 
 def given_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:

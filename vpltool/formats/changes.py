@@ -10,14 +10,15 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vpltool import console
-from vpltool.errors import counted
+from vpltool.errors import OtherSettings, counted
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
-from vpltool.formats.header import Header
+from vpltool.formats.header import Header, is_stale
 from vpltool.formats.kinds import workspace_around
+from vpltool.formats.manifest import UPDATE_HINT
 from vpltool.json_text import JsonObject, parse_json
 
 FILE = "changes.jsonl"
@@ -27,26 +28,53 @@ _WORDS = ("classes", "photos", "words", "masks")
 Phrases = dict[str, list[str]]
 """Phrases by topic: `classes`, `photos` (with their tags and splits), `words`, `masks`."""
 
-_TOPICS = {"classes": "classes", "tags": "photos", "photos": "photos", "captions": "photos"}
-"""Topic of `Phrases` that explains changes of an input, by its role in a header."""
 
+class Input(NamedTuple):
+    """An input that is not a file.
+
+    Args:
+        name: its name for people.
+        changed: says that it has changed, if `changes.jsonl` has no details.
+        topic: the topic of `Phrases` with the details; empty: there are none.
+        follows: roles of inputs whose changes also change this one.
+    """
+
+    name: str
+    changed: str
+    topic: str = ""
+    follows: tuple[str, ...] = ()
+
+
+INPUTS: Mapping[str, Input] = {
+    "classes": Input("the class names", "the classes have changed", "classes"),
+    "captions": Input("the captions", "photos or captions have changed", "photos"),
+    "tags": Input("the photos' tags", "photos or tags have changed", "photos"),
+    "photos": Input("the photos", "other photos can be read than it was made from",
+                    follows=("tags",)),
+    "photo-files": Input("the photos' files", "photos were replaced", follows=("tags", "photos")),
+    "vocabulary": Input("the words of classes and background",
+                        "the words of classes or background have changed"),
+    "corrections": Input("the corrected masks", "corrected masks have changed"),
+    "method-file": Input("the file of the method", "the file of the method has changed"),
+}
+"""Inputs that are not files, by their role in a header; each after those that it follows."""
 
 
 def explain_change(workspace_path: Path, role: str, old_identity: str) -> str:
-    """Describe what has changed since an input had an old identity.
+    """Describe what has changed since one of the `INPUTS` had an old identity.
 
-    Roles are `classes`, `tags`, `photos` and `captions`. The result joins phrases, such as
-    "2 photos added; class `goat` is new"; empty if unknown.
+    The result joins phrases, such as "2 photos added; class `goat` is new"; empty if unknown.
     """
     lines = read_changes(workspace_path)
     before, after = ([old_identity in _identities(line.get(key, {}), role) for line in lines]
                      for key in ("before", "after"))
     steps = [number for number, was in enumerate(before) if was and not after[number]]
     # An identity that has come back is up to date.
-    if role not in _TOPICS or not steps or after[-1]:
+    topic = INPUTS[role].topic if role in INPUTS else ""
+    if not topic or not steps or after[-1]:
         return ""
     phrases = [phrase for line in lines[steps[-1]:]
-               for phrase in line.get("words", {}).get(_TOPICS[role], ())]
+               for phrase in line.get("words", {}).get(topic, ())]
     return "; ".join(dict.fromkeys(phrases))
 
 
@@ -119,16 +147,14 @@ def difference(expected: Header, found: Header, path: Path) -> list[str]:
         phrases.append(f"it holds {found.kind}, not {expected.kind}")
     if expected.format != found.format:
         phrases.append(f"its format is {found.format}, today's is {expected.format}")
-    phrases += option_changes(expected, found)
+    phrases += _option_changes(expected, found)
     for role in roles:
-        if (role == "photos" and "tags" in roles) or (
-                role == "photo-files" and not {"photos", "tags"}.isdisjoint(roles)):
-            # Other photos have other tags and files: one phrase is enough.
-            continue
-        phrases.append(explain_change(work, role, found.inputs.get(role, ""))
-                    or _INPUT_CHANGES.get(role)
-                    or f"{found.sources.get(role) or expected.sources.get(role) or role} "
-                       "has changed")
+        if role not in INPUTS:
+            source = found.sources.get(role) or expected.sources.get(role) or role
+            phrases.append(f"{source} has changed")
+        elif not {*INPUTS[role].follows} & {*roles}:
+            phrases.append(explain_change(work, role, found.inputs.get(role, ""))
+                           or INPUTS[role].changed)
     if expected.model != found.model:
         old, new = _format_model(found.model), _format_model(expected.model)
         what = "encoder" if "encoder" in found.options else "CLIP"
@@ -137,14 +163,39 @@ def difference(expected: Header, found: Header, path: Path) -> list[str]:
     return phrases
 
 
-def option_changes(expected: Header, found: Header) -> list[str]:
+def _option_changes(expected: Header, found: Header) -> list[str]:
     """Describe which options differ, one phrase each: `alpha was 4, now 2.5`."""
     return [f"{name} was {_brief(found.options.get(name))}, "
             f"now {_brief(expected.options.get(name))}"
             for name in differing(expected.options, found.options)]
 
 
-def accepting(expected: Header, found: Header) -> str:
+def has_same_settings(expected: Header, found: Header, path: Path, *, update: bool, hint: str,
+                      stale_hint: str = UPDATE_HINT) -> bool:
+    """Return whether an artifact is as it would be made now; if not, `update` replaces it.
+
+    Args:
+        update: replace what the same command made with other options or inputs, and print which
+            options differ.
+        hint: how to replace it, or to keep both.
+        stale_hint: how to make it again if only inputs differ.
+
+    Raises:
+        OtherSettings: it is not, and is not replaced.
+    """
+    if found.config_hash == expected.config_hash:
+        return True
+    if update and found.command == expected.command:
+        if changed := _option_changes(expected, found):
+            console.note(f"{path}: {'; '.join(changed)}")
+        return False
+    stale = is_stale(expected, found)
+    raise OtherSettings(
+        f"{path} was made with other settings: {'; '.join(difference(expected, found, path))}",
+        f"{stale_hint if stale else ''}{hint}{_accepting(expected, found)}", stale=stale)
+
+
+def _accepting(expected: Header, found: Header) -> str:
     """Return the end of a hint: the settings that accept an artifact as it is.
 
     It is empty unless settings that the artifact's call has given are all that differs.
@@ -156,22 +207,10 @@ def accepting(expected: Header, found: Header) -> str:
     return f"; `{', '.join(f'{name}={found.call[name]!r}' for name in names)}` accepts it as it is"
 
 
-def tell_options(expected: Header, found: Header, path: Path) -> None:
-    """Print which options differ for an artifact about to be recomputed."""
-    if changes := option_changes(expected, found):
-        console.note(f"{path}: {'; '.join(changes)}")
-
-
 def differing(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
     """Return the names whose values differ, sorted."""
     return [name for name in sorted(set(first) | set(second))
             if first.get(name) != second.get(name)]
-
-
-_INPUT_CHANGES = {"classes": "the classes have changed", "tags": "photos or tags have changed",
-                  "photos": "other photos can be read", "photo-files": "photos were replaced",
-                  "corrections": "corrected masks have changed",
-                  "method-file": "the file of the method has changed"}
 
 
 def _format_model(model: Mapping[str, str]) -> str:

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vpltool import console
-from vpltool.errors import OtherSettings, PhotosFailed, VplError, counted, fix_and_repeat
+from vpltool.errors import PhotosFailed, VplError, counted, fix_and_repeat
 from vpltool.formats.atomic import PART, PendingFiles, remove_leftovers
-from vpltool.formats.changes import accepting, difference, tell_options
+from vpltool.formats.changes import has_same_settings
 from vpltool.formats.header import Header, is_stale
 from vpltool.formats.kinds import KINDS, check_labels, check_values, kind_named
 from vpltool.formats.labels import write_labels
 from vpltool.formats.manifest import (
     MANIFEST,
-    UPDATE_HINT,
     Manifest,
     PhotoFolder,
     check_replacing,
@@ -330,23 +329,17 @@ def _starts_over(output: OutputFolder, before: Manifest, ids: Sequence[str], *, 
     """Return whether the folder's whole content must be replaced; raise if that is not allowed."""
     path, header, found = output.path, output.header, before.header
     same = found.config_hash == header.config_hash
-    stale = is_stale(header, found)
-    check_replacing(path, same=same or stale)
+    check_replacing(path, same=same or is_stale(header, found))
     # An empty folder of other settings can be replaced. One of the same settings may belong to a
     # process that is about to write its first file.
     if overwrite or not (same or output.packed or any(before.files())):
         return True
-    if update and not same and found.command == header.command:
-        tell_options(header, found, path)
-        return True
-    if not same:
-        others = len({*before.files()} - {path / f"{key}{before.suffix}" for key in ids})
-        raise OtherSettings(
-            f"{path} was made with other settings: {'; '.join(difference(header, found, path))}",
-            (UPDATE_HINT if stale else "") + "`overwrite=True` replaces it"
-            + (f" and deletes {counted(others, 'file', 'files')} of other photos" if others else "")
-            + "; `out='DIR'` keeps both" + accepting(header, found), stale=stale)
-    return False
+    others = 0 if same else len(
+        {*before.files()} - {path / f"{key}{before.suffix}" for key in ids})
+    return not has_same_settings(
+        header, found, path, update=update, hint="`overwrite=True` replaces it"
+        + (f" and deletes {counted(others, 'file', 'files')} of other photos" if others else "")
+        + "; `out='DIR'` keeps both")
 
 
 def _resume(output: OutputFolder, before: Manifest) -> None:

@@ -176,13 +176,12 @@ _HASHES = {
         "config": "hash of how it was made", "content": "hash of what was scored"}),
     "gap": {"features": "hash of how they were made", "maps": "hash of how they were made"}}
 
-_ROLES = {"classes": "the class names", "tags": "the photos' tags", "photos": "the photos"}
-
 
 def _format_input(role: str, identity: str, source: str) -> str:
     """Format the path of an input, and its hash with the object of the hash."""
     if not source:
-        return f"{_ROLES.get(role, role)} (hash {identity})"
+        name = changes.INPUTS[role].name if role in changes.INPUTS else role
+        return f"{name} (hash {identity})"
     return f"{source} ({'content' if Path(source).suffix else 'config'} {identity})"
 
 
