@@ -21,12 +21,12 @@ from vpltool.engine import checkpoints
 from vpltool.engine.features import HEAD, head_path
 from vpltool.engine.models import WORDS
 from vpltool.errors import VplError, counted, first_few, first_line, part_of
-from vpltool.formats import Header, Photo, Workspace, open_workspace, read_json
+from vpltool.formats import Photo, Workspace, open_workspace, read_json
 from vpltool.formats.atomic import AT_WORK, PART, newest
 from vpltool.formats.changes import count_photos
 from vpltool.formats.input_folders import faults_in
 from vpltool.formats.kinds import folders_of, is_workspace, results_of
-from vpltool.formats.manifest import MANIFEST, Manifest, first_header, folders_in, manifest_of
+from vpltool.formats.manifest import MANIFEST, Manifest, first_header, folders_in
 from vpltool.formats.storage import check_file, salvaged_header
 from vpltool.names import short_path
 from vpltool.next_step import prepare_line
@@ -160,10 +160,10 @@ def workspace_findings(path: Path) -> list[Finding]:
             advance()
     # Each result comes after its inputs, so that repairs can run from the top.
     artifacts = {artifact.name: artifact for place in (*folders, *files)
-                 if (artifact := _artifact(workspace, place, _header_in(place)))}
-    positions = [artifact.name for artifact in State(workspace, artifacts).in_order]
-    made.sort(key=lambda finding: positions.index(name) if (
-        name := finding.about.removesuffix(HEAD)) in artifacts else -1)
+                 if (artifact := _artifact(workspace, place))}
+    positions = {artifact.name: number for number, artifact in enumerate(
+        State(workspace, artifacts).in_order)}
+    made.sort(key=lambda finding: positions.get(finding.about.removesuffix(HEAD), -1))
     state = read_state(workspace, passes_over=True)
     found = [*_photos(workspace, photos), *_weights(workspace), *made, *_failed(state),
              *_scores(workspace), *_temporary_files(path)]
@@ -314,15 +314,23 @@ def _single(workspace: Workspace, path: Path) -> Iterator[Finding]:
     if target is None:
         step, last = header.facts.get("checkpoint", "?"), header.options.get("iters", "?")
         yield _found(NOTE, workspace, path, f"a training stopped at step {step} of {last}; this "
-                     "continues it", _line_of(workspace, path, header))
+                     "continues it", _line_of(workspace, path))
     else:
         yield _found(NOTE, workspace, path, f"was left behind; {target.name} is there",
                      removal([path]))
 
 
-def _header_in(path: Path) -> Header | None:
-    """Read the header of a folder, some of whose files may be damaged, or of a damaged file."""
-    return first_header(path) if path.is_dir() else salvaged_header(path)
+def _artifact(workspace: Workspace, path: Path) -> Artifact | None:
+    """Return the artifact in a folder or file that may be damaged, if its header can be read."""
+    header = first_header(path) if path.is_dir() else salvaged_header(path)
+    with contextlib.suppress(VplError):
+        return artifact_of(workspace, path, header) if header else None
+    return None
+
+
+def _line_of(workspace: Workspace, path: Path) -> str:
+    artifact = _artifact(workspace, path)
+    return artifact.line() if artifact else ""
 
 
 def _again(workspace: Workspace, path: Path) -> str:
@@ -331,23 +339,10 @@ def _again(workspace: Workspace, path: Path) -> str:
     It keeps intact files, and masks corrected by hand.
     """
     damaged = path / MANIFEST if path.is_dir() else path
-    made, header = path, _header_in(path)
     features = path.with_name(path.name.removesuffix(HEAD))
-    if path.name.endswith(HEAD) and (features / MANIFEST).exists():
-        made, header = features, manifest_of(features).header
-    return " && ".join([*([removal([damaged])] if damaged.exists() else []),
-                        *([_line_of(workspace, made, header)] if header else [])])
-
-
-def _line_of(workspace: Workspace, path: Path, header: Header) -> str:
-    artifact = _artifact(workspace, path, header)
-    return artifact.line() if artifact else command_line("status", {}, program(workspace.path))
-
-
-def _artifact(workspace: Workspace, path: Path, header: Header | None) -> Artifact | None:
-    with contextlib.suppress(VplError):
-        return artifact_of(workspace, path, header) if header else None
-    return None
+    made = features if (features / MANIFEST).exists() else path
+    return " && ".join(filter(None, [removal([damaged]) if damaged.exists() else "",
+                                     _line_of(workspace, made)]))
 
 
 def _scores(workspace: Workspace) -> Iterator[Finding]:
