@@ -72,7 +72,7 @@ MAY_IMPORT = {
     "clip": {"clip", "core", "errors", "lazy", "json_text", "file_hashes", "__version__"},
     "pictures": {"pictures", "core", "errors", "lazy"},
     "parallel": {"parallel", "core", "formats", "errors", "lazy", "console"},
-    "demo": {"demo", "core", "clip", "lazy"},
+    "demo": {"demo"},
     "settings": LOWEST,
     "options": {"settings"},
     "formats": LOWEST | {"formats"},
