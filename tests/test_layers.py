@@ -54,7 +54,7 @@ def imports_of(path: Path, *, top_level: bool = False) -> frozenset[str]:
     return frozenset(found)
 
 
-LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "lazy", "__version__"}
+LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "tables", "lazy", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 ENGINE = FILES | WORK | {"methods", "engine"}
@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "json_text": set(),
     "file_hashes": {"console", "json_text"},
     "names": set(),
+    "tables": set(),
     "lazy": set(),
     "core": {"core", "errors", "lazy"},
     "clip": {"clip", "core", "errors", "lazy", "json_text", "file_hashes", "__version__"},
