@@ -256,7 +256,7 @@ def test_long_work_of_a_script_is_not_silent(monkeypatch: pytest.MonkeyPatch,
 
     assert work(pieces=5, steps=2) == []
     assert work(pieces=1, steps=4) == ["extract: 3 of 4, about 4 s left"]
-    with console.one_piece():
+    with console.timed_as_one():
         assert len(work(pieces=5, steps=2)) == 5
     assert work(pieces=5, steps=2) == []
 

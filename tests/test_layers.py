@@ -54,7 +54,7 @@ def imports_of(path: Path, *, top_level: bool = False) -> frozenset[str]:
     return frozenset(found)
 
 
-LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "lazy", "__version__"}
+LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "tables", "lazy", "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 ENGINE = FILES | WORK | {"methods", "engine"}
@@ -67,12 +67,13 @@ MAY_IMPORT = {
     "json_text": set(),
     "file_hashes": {"console", "json_text"},
     "names": set(),
+    "tables": set(),
     "lazy": set(),
     "core": {"core", "errors", "lazy"},
     "clip": {"clip", "core", "errors", "lazy", "json_text", "file_hashes", "__version__"},
     "pictures": {"pictures", "core", "errors", "lazy"},
     "parallel": {"parallel", "core", "formats", "errors", "lazy", "console"},
-    "demo": {"demo", "core", "clip", "lazy"},
+    "demo": {"demo"},
     "settings": LOWEST,
     "options": {"settings"},
     "formats": LOWEST | {"formats"},

@@ -23,6 +23,7 @@ from vpltool.methods import Method, find_methods
 from vpltool.settings import RUNNING, VALUE_NAMES, SettingSpec, described
 from vpltool.shell import settings_with
 from vpltool.stages import FoundStage, find_stages
+from vpltool.tables import markdown_table
 
 _TOPIC, _EVERYTHING = "vpltool.topic", "vpltool.everything"
 """Keys of the requested help in the context of a command."""
@@ -382,15 +383,8 @@ def paragraphs(text: str) -> str:
         for part in text.split("\n\n"))
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [heads, ["---"] * len(heads),
-             *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def settings_table(settings: Sequence[JsonObject]) -> str:
     """Return settings as a table in Markdown."""
-    return table(("setting", "option", "takes", "what it does"),
-                 ([f"`{entry['name']}`", f"`{entry['option']}`", format_values(entry),
-                   format_help(entry)] for entry in settings))
+    return markdown_table(("setting", "option", "takes", "what it does"),
+                          ([f"`{entry['name']}`", f"`{entry['option']}`", format_values(entry),
+                            format_help(entry)] for entry in settings))

@@ -209,8 +209,8 @@ def heard_by(listener: Listener) -> Iterator[None]:
         _listeners.remove(listener)
 
 
-def one_piece() -> contextlib.AbstractContextManager[None]:
-    """Count lines of progress over the whole block, which may have many short pieces."""
+def timed_as_one() -> contextlib.AbstractContextManager[None]:
+    """Show progress once the whole block takes long, though each piece of work in it is short."""
     if type(_listeners[-1]) is not Library:
         return contextlib.nullcontext()
     return heard_by(Library(time.monotonic()))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from vpltool.command_help import paragraphs, setting_entry, settings_table, table
+from vpltool.command_help import paragraphs, setting_entry, settings_table
 from vpltool.commands import methods
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import KINDS, Kind
@@ -24,6 +24,7 @@ from vpltool.run import find_stage, run_stage
 from vpltool.settings import Settings, described
 from vpltool.shell import to_shell
 from vpltool.stages import FoundStage, find_stages
+from vpltool.tables import markdown_table
 
 _MADE = "<!-- printed by: python -m vpltool.reference docs/reference -->"
 
@@ -112,7 +113,7 @@ def _kind(kind: Kind) -> str:
 def _preset(name: str, path: Path) -> str:
     preset = read_preset(name)
     title = path.read_text("utf-8").split("\n", 1)[0].lstrip("# ")
-    rows = table(("command", "setting", "value"), (
+    rows = markdown_table(("command", "setting", "value"), (
         (command, f"`{setting}`", f"`{value}`")
         for command, setting, value in _flat(preset.defaults)))
     return "\n\n".join([f"## {name}", f"{title}.", f"Hash `{preset.identity}`.", rows])
@@ -128,7 +129,7 @@ def _flat(values: Mapping[str, object], command: str = "") -> list[tuple[str, st
 
 def _recipe(name: str, path: Path) -> str:
     recipe = read_recipe(path)
-    rows = table(("value", "default", "what it is"), (
+    rows = markdown_table(("value", "default", "what it is"), (
         (f"`{value.name}`",
          "must be given" if value.default is None else value.default or "not set", value.about)
         for value in recipe.values))

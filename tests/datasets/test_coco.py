@@ -18,7 +18,7 @@ from vpltool.core.outlines import label_map
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.errors import VplError
 from vpltool.formats import read_labels
-from vpltool.formats.streams import read_span, stream_objects
+from vpltool.formats.streams import read_spans, stream_objects
 from vpltool.formats.workspace import read_images
 from vpltool.methods.sources.coco import read_coco
 
@@ -432,8 +432,11 @@ def test_stream_is_json(coco: Path, monkeypatch: pytest.MonkeyPatch, chunk: int)
         encoding = "utf-8-sig" if spaces else "utf-8"
         path.write_text(json.dumps(content, indent=spaces, ensure_ascii=False), encoding)
         found = list(stream_objects(path))
-        assert [(part, read_span(path, first, length)) for part, first, length, _ in found] == [
-            (part, entry) for part in "bfg" for entry in content[part]]  # type: ignore[attr-defined]
+        entries = [(part, entry) for part in "bfg"
+                   for entry in content[part]]  # type: ignore[attr-defined]
+        assert [(part, entry) for part, _, _, entry in found] == entries
+        spans = [place for _, *span, _ in found for place in span]
+        assert read_spans(path, spans) == [entry for _, entry in entries]
     whole = path.read_bytes()
     for end in (0, 1, len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:end])

@@ -224,10 +224,9 @@ def test_features_of_the_workspace_are_used(copied: Path, tmp_path: Path, tiny_c
     """Where they are those of the protocol; the numbers are those of features made anew."""
     other = copy_workspace(copied, tmp_path / "other", tiny_clip)
     shutil.rmtree(other / "work/features")
-    # The photos are smaller than both limits, so that another one changes nothing.
-    used = only_maps(copied, "--set", "extract.max-side=0")
+    used = only_maps(copied, "--set", "extract.keep=attention,tokens,patches")
     told = capsys.readouterr().err
-    anew = only_maps(other, "--set", "extract.max-side=0")
+    anew = only_maps(other, "--set", "extract.keep=attention,tokens,patches")
     assert "features of `train` are read from" in told
     assert not (copied / "work/tables/maps-train/features").exists()
     assert not any("vpltool extract" in line for line in used["stages"])
@@ -237,7 +236,8 @@ def test_features_of_the_workspace_are_used(copied: Path, tmp_path: Path, tiny_c
 
 @pytest.mark.parametrize(("given", "said"), [
     ("extract.scale=0.5", "scale is 1.0, not 0.5"),
-    ("extract.keep=tokens,patches,attention,layers", "they lack layers"),
+    ("extract.keep=tokens,patches,attention,layers",
+     "keep is tokens,patches,attention, not tokens,patches,attention,layers"),
     ("extract.max-side=32", "max_side is 1024, not 32"),
     ("extract.store=fp32", "store is fp16, not fp32")])
 def test_features_of_another_protocol_are_not(given: str, said: str, copied: Path,

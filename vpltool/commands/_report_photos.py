@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TypeAlias
 
-from vpltool import formats
 from vpltool.core.metrics import confusion, labels_at, scores
 from vpltool.core.photos import describe_failure, read_photo
 from vpltool.engine import panels
@@ -122,13 +121,10 @@ def _draw_layer(workspace: Workspace, layer: Layer, photo: Photo, size: tuple[in
                 truth: Labels | None) -> tuple[Image.Image, JsonObject]:
     """Draw a layer of a photo at `size` (width, height) or smaller, and measure it."""
     column = layer.column
-    if not column.file_of(photo.id).exists():
-        raise VplError((column.source.failed.get(photo.id) if column.source else None)
-                       or f"{column.name} has no file of this photo")
+    column.check_file(photo.id)
     if layer.is_maps:
         return _draw_maps(workspace, layer, photo.id, truth)
-    labels = (column.source.read_labels(photo.id) if column.source
-              else formats.read_labels(column.file_of(photo.id)))
+    labels = column.read_labels(photo.id)
     measured = _areas(labels)
     if truth is not None:
         measured |= _iou(workspace, labels, truth, column)

@@ -15,6 +15,7 @@ from vpltool.json_text import JsonObject
 from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
 from vpltool.settings import Settings, Stage, described, setting
 from vpltool.stages import find_stages
+from vpltool.tables import markdown_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ def _section(kind: JsonObject) -> str:
 
 def _class_section(given: JsonObject) -> str:
     return "\n\n".join([f"`{given['name']}`: {command_help.paragraphs(given['about'])}",
-                        command_help.table(("field", "type", "what it is"), (
+                        markdown_table(("field", "type", "what it is"), (
                             (f"`{entry['name']}`", f"`{entry['type']}`", entry["about"])
                             for entry in given["fields"]))])
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from vpltool import console, options
 from vpltool.errors import VplError
-from vpltool.formats import Workspace
-from vpltool.formats.kinds import IGNORE
+from vpltool.formats import IGNORE, Workspace
 from vpltool.parallel.once import once
 from vpltool.review.orders import ORDERS
 from vpltool.settings import Settings, Stage, setting

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from vpltool.console import age, size
 from vpltool.errors import counted, first_few
-from vpltool.formats import Workspace
-from vpltool.json_text import JsonObject
+from vpltool.formats import JsonObject, Workspace
 from vpltool.next_step import warn_of_changes
 from vpltool.settings import Settings, Stage, setting
 from vpltool.shell import command_line, program, to_shell

@@ -12,7 +12,7 @@ from vpltool.datasets.tags import remark_on
 from vpltool.errors import VplError, counted, first_few, other_case
 from vpltool.formats import Photo
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
-from vpltool.formats.streams import read_span, stream_objects
+from vpltool.formats.streams import stream_objects
 
 _PARTS = {"images": {"id": NUMBER, "file_name": TEXT},
           "annotations": {"image_id": NUMBER, "caption": TEXT}}
@@ -106,19 +106,14 @@ def _of_json(path: Path) -> Iterator[CaptionRow]:
     hint = "use captions in COCO's layout, such as captions_train2014.json; or a CSV: id,caption"
     names: dict[int, str] = {}
     captions: list[tuple[int, str, str]] = []
-    for part, first, length, entry in stream_objects(path):
+    for part, _, _, entry in stream_objects(path):
         try:
             check_fields(entry, _PARTS.get(part, {}))
             if part == "images":
-                # Strings are decoded as Latin-1 while streaming.
-                name = str(entry["file_name"])
-                names[entry["id"]] = name if name.isascii() else read_span(
-                    path, first, length)["file_name"]
+                names[entry["id"]] = entry["file_name"]
             elif part == "annotations":
-                text = str(entry["caption"])
                 captions.append((entry["image_id"], f"annotation {entry.get('id', '')}".strip(),
-                                 text if text.isascii() else read_span(
-                                     path, first, length)["caption"]))
+                                 entry["caption"]))
         except ValueError as error:
             raise VplError(f"{path}: an entry of {part} is damaged: {error}", hint) from error
     for number, location, text in captions:

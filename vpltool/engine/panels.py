@@ -13,7 +13,7 @@ from vpltool.errors import VplError
 from vpltool.formats import IGNORE, InputFolder, Workspace, input_folders, kinds
 from vpltool.formats.labels import read_legend
 from vpltool.formats.manifest import MANIFEST
-from vpltool.lazy import F, Image, Tensor
+from vpltool.lazy import F, Image, Tensor, np, npt
 from vpltool.pictures.overlays import Rgb, SheetPanel, cams_over, classes_in, labels_over
 
 KINDS = ("cams", "masks", "predictions", "group-maps", "probabilities")
@@ -38,18 +38,26 @@ class Column:
         """Return the path of a photo's file."""
         return (self.source.path_of(photo_id) if self.source else self.path / f"{photo_id}.png")
 
+    def check_file(self, photo_id: str) -> None:
+        """Raise a VplError with the reason if a photo has no file."""
+        if not self.file_of(photo_id).exists():
+            raise VplError((self.source.failed.get(photo_id) if self.source else None)
+                           or f"{self.name} has no file of this photo")
+
+    def read_labels(self, photo_id: str) -> npt.NDArray[np.uint8]:
+        """Read the labels (H, W) of a photo, where the folder holds some."""
+        return (self.source.read_labels(photo_id) if self.source
+                else formats.read_labels(self.file_of(photo_id)))
+
     def panels(self, photo_id: str, picture: Rgb) -> list[SheetPanel]:
         """Draw a photo's maps or labels over its picture (H, W, 3); groups give two panels.
 
         Raises:
             VplError: the file is missing or damaged, or comes from another run than its folder.
         """
-        if not self.file_of(photo_id).exists():
-            raise VplError((self.source.failed.get(photo_id) if self.source else None)
-                           or f"{self.name} has no file of this photo")
+        self.check_file(photo_id)
         if self.source is None or self.source.kind in ("masks", "predictions"):
-            labels = (self.source.read_labels(photo_id) if self.source
-                      else formats.read_labels(self.file_of(photo_id)))
+            labels = self.read_labels(photo_id)
             return [SheetPanel(self.name, labels_over(picture, labels), classes_in(labels))]
         tensors = self.source.read_tensors(photo_id)
         if self.source.kind == "group-maps":

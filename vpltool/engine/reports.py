@@ -73,20 +73,6 @@ def foreground(iou: Mapping[str, float | None]) -> float | None:
     return sum(shown) / len(shown) if shown else None
 
 
-def format_table(cells: Sequence[Sequence[str]], *, markdown: bool, left: int = 2) -> str:
-    """Format headings and rows as a table, with the first `left` columns left-aligned."""
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = []
-    for line in cells:
-        padded = [cell.ljust(width) if column < left else cell.rjust(width)
-                  for column, (cell, width) in enumerate(zip(line, widths, strict=True))]
-        lines.append(f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip())
-    if markdown:
-        lines.insert(1, "|" + "|".join(f"{'-' * (width + 1)}{':' if column >= left else '-'}"
-                                       for column, width in enumerate(widths)) + "|")
-    return "\n".join(lines)
-
-
 CHANGED = " (changed since)"
 """Added to the name of what has changed since it was scored."""
 

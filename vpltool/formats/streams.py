@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 from xml.parsers import expat
@@ -22,8 +22,7 @@ _MARK = codecs.BOM_UTF8.decode("latin-1")
 def stream_objects(path: Path) -> Iterator[tuple[str, int, int, Any]]:
     """Yield the elements of all arrays in a JSON object such as COCO's, one at a time.
 
-    Memory holds a megabyte, or the largest element. Strings are decoded as Latin-1, so that text
-    offsets equal byte offsets; `read_span` decodes an element as UTF-8.
+    Memory holds a megabyte, or the largest element. `read_spans` reads elements again.
 
     Yields:
         (name of the array, offset in bytes, length in bytes, element).
@@ -41,11 +40,14 @@ def stream_objects(path: Path) -> Iterator[tuple[str, int, int, Any]]:
         raise VplError(f"{path} is truncated or not a JSON object ({error})", hint) from error
 
 
-def read_span(path: Path, first: int, length: int) -> Any:
-    """Read the element at this byte offset and of this length in bytes."""
+def read_spans(path: Path, spans: Sequence[int]) -> list[Any]:
+    """Read the elements at byte offsets and of lengths in bytes, which alternate in `spans`."""
+    found = []
     with path.open("rb") as file:
-        file.seek(first)
-        return parse_json(file.read(length))
+        for first, length in zip(spans[::2], spans[1::2], strict=True):
+            file.seek(first)
+            found.append(parse_json(file.read(length)))
+    return found
 
 
 def write_array(path: Path, elements: Iterable[object]) -> None:
@@ -59,7 +61,10 @@ def write_array(path: Path, elements: Iterable[object]) -> None:
 
 
 class _Text:
-    """A sliding window over the file; `text[at:]` has not been consumed yet."""
+    """A sliding window over the file; `text[at:]` has not been consumed yet.
+
+    It is decoded as Latin-1, so that text offsets equal byte offsets.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -81,7 +86,10 @@ class _Text:
             while self.next_char() != "]":
                 first = self.before + self.at
                 element = self.value()
-                yield name, first, self.before + self.at - first, element
+                length = self.before + self.at - first
+                text = self.text[self.at - length : self.at]
+                yield name, first, length, (element if text.isascii()
+                                            else parse_json(text.encode("latin-1")))
             self.at += 1
 
     def next_char(self) -> str:

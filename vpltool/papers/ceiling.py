@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from vpltool import api, console, formats
 from vpltool.core import discriminant, training
@@ -33,6 +32,7 @@ from vpltool.parallel.batches import feature_batches
 from vpltool.parallel.device import find_device
 from vpltool.stages._truth import read_truth
 from vpltool.state import Artifact, read_state
+from vpltool.tables import markdown_table
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -178,12 +178,13 @@ def main(argv: list[str] | None = None) -> int:
         options.work, options.decoder, options.score, options.max_side))))
 
 
-def _row(found: Mapping[str, Any]) -> str:
+def _row(found: formats.JsonObject) -> str:
     """Format what `ceiling` has found as a table of Markdown."""
-    return ("| segmenter | split | from tags | from true masks | share |\n"
-            "| --- | --- | ---: | ---: | ---: |\n"
-            f"| {found['decoder']} | {found['split']} | {100 * found['from_tags']:.1f} | "
-            f"{100 * found['from_true_masks']:.1f} | {100 * found['share']:.0f} % |")
+    return markdown_table(
+        ("segmenter", "split", "from tags", "from true masks", "share"),
+        [(found["decoder"], found["split"], f"{100 * found['from_tags']:.1f}",
+          f"{100 * found['from_true_masks']:.1f}", f"{100 * found['share']:.0f} %")],
+        right=range(2, 5))
 
 
 if __name__ == "__main__":

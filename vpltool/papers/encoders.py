@@ -15,7 +15,6 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from vpltool import api
 from vpltool.errors import VplError
@@ -23,9 +22,10 @@ from vpltool.formats import JsonObject, open_workspace, write_json
 from vpltool.formats.kinds import result_name
 from vpltool.papers.ceiling import cam_ceiling, ceiling
 from vpltool.papers.program import parser_of, run_program
+from vpltool.tables import markdown_table
 
-_COLUMNS = ("CAMs, train", "ceiling", "share", "masks, train", "segmenter, val", "ceiling", "share",
-            "seconds a photo")
+_COLUMNS = ("encoder", "CAMs, train", "ceiling", "share", "masks, train", "segmenter, val",
+            "ceiling", "share", "seconds a photo")
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -68,9 +68,9 @@ def measure(work: Path, encoder: str, values: Mapping[str, object]) -> JsonObjec
             "seconds": spent["seconds"]["extract"] / spent["photos"]}
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[JsonObject]) -> str:
     """Format what `measure` has found as a table of Markdown."""
-    lines = ["| encoder | " + " | ".join(_COLUMNS) + " |", "| --- |" + " ---: |" * len(_COLUMNS)]
+    lines = []
     for row in rows:
         cells = [f"`{row['encoder']}`"]
         for found, bound in (("cams", "cams_ceiling"), ("masks", ""), ("segmenter", "ceiling")):
@@ -78,8 +78,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             if bound:
                 cells += [f"{100 * row[bound]:.1f}",
                           f"{100 * row[found] / max(row[bound], 1e-9):.0f} %"]
-        lines.append("| " + " | ".join([*cells, f"{row['seconds']:.2f}"]) + " |")
-    return "\n".join(lines)
+        lines.append([*cells, f"{row['seconds']:.2f}"])
+    return markdown_table(_COLUMNS, lines, right=range(1, len(_COLUMNS)))
 
 
 def main(argv: list[str] | None = None) -> int:

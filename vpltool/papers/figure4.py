@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from vpltool import console, formats
 from vpltool.core import grids, segmenter, training
@@ -21,6 +20,7 @@ from vpltool.lazy import F, Tensor, np, torch
 from vpltool.pictures import scatter
 from vpltool.shell import command_line
 from vpltool.stages import gap
+from vpltool.tables import format_table
 
 MOST_POINTS = 3000
 
@@ -79,20 +79,18 @@ def figure4(options: argparse.Namespace) -> str:
 
 
 def _write(workspace: formats.Workspace, options: argparse.Namespace,
-           panels: Sequence[scatter.Panel], report: Mapping[str, Any]) -> str:
+           panels: Sequence[scatter.Panel], report: formats.JsonObject) -> str:
     out: Path = options.out or options.work / "figures/figure4.png"
     shown = sorted({owner for panel in panels for marks in panel.marks for owner in marks.classes})
     names = {owner: workspace.class_name(owner) for owner in shown}
     with atomic_path(out) as temporary:
         scatter.draw_panels(panels, names, temporary)
     formats.write_json(out.with_suffix(".json"), report)
-    width = max(len(name) for name in report["decoders"])
-    lines = [str(out), str(out.with_suffix(".json")),
-             f"{'':{width}}  lambda  regions  silhouette  within  between"]
-    lines += [f"{name:{width}}  {row['lambda_rsc']:6g}  {row['regions']:7}  "
-              f"{row['silhouette']:10.3f}  {row['within']:6.3f}  {row['between']:7.3f}"
+    cells = [["", "lambda", "regions", "silhouette", "within", "between"]]
+    cells += [[name, f"{row['lambda_rsc']:g}", str(row["regions"]), f"{row['silhouette']:.3f}",
+               f"{row['within']:.3f}", f"{row['between']:.3f}"]
               for name, row in report["decoders"].items()]
-    return "\n".join(lines)
+    return "\n".join([str(out), str(out.with_suffix(".json")), format_table(cells, left=1)])
 
 
 def _read(work: Path, name: str) -> Trained:

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
-from vpltool.engine.reports import format_table
 from vpltool.formats import identity_of_many, kinds, open_workspace
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.started import PICTURES, FinishedRun, StartedRecipe
 from vpltool.recipes.parse import Recipe, Rounds, Step, steps_of
 from vpltool.recipes.terms import path_in, path_names
+from vpltool.tables import format_table
 
 _MOST = 50
 """Maximum number of recorded runs."""
@@ -192,4 +192,4 @@ def table_of(runs: Sequence[FinishedRun]) -> str:
                       *(f"{100 * run.scores[title]:.1f}" if title in run.scores else "-"
                         for title in titles),
                       *(data.get(run.data, "changed since") for _ in last)])
-    return format_table(cells, markdown=False)
+    return format_table(cells)

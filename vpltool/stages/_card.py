@@ -20,6 +20,7 @@ from vpltool.methods import Exporter
 from vpltool.methods.exports._segmenter import photo_pixels
 from vpltool.methods.inputs import TrainedSegmenter, side_of
 from vpltool.pictures.page import percent
+from vpltool.tables import markdown_table
 
 _MOST_LOST = 0.005
 """Loss of mIoU by 8 bits above which a warning is given."""
@@ -243,11 +244,10 @@ def _sections(about: Mapping[str, Any]) -> list[str]:
                       f"{name} {percent(value)}" for name, value in score["iou"].items()) + "."]
         # Scores of very many classes have no matrix.
         if matrix := score["confusion"]:
+            shares = ([name, *(f"{100 * value / max(sum(row), 1):.1f}" for value in row)]
+                      for name, row in zip(names, matrix, strict=True))
             lines += ["", "Share of the pixels of a class (rows) that get a label (columns), in %:",
-                      "", "| | " + " | ".join(names) + " |", "| --- |" + " ---: |" * len(names)]
-            lines += [f"| {name} | " + " | ".join(
-                f"{100 * value / max(sum(row), 1):.1f}" for value in row) + " |"
-                for name, row in zip(names, matrix, strict=True)]
+                      "", markdown_table(["", *names], shares, right=range(1, 1 + len(names)))]
         lines.append("")
     for score in about.get("agreement", ()):
         lines += [f"## Agreement with the tags of {score['photos']} photos of `{score['split']}`",
@@ -258,12 +258,11 @@ def _sections(about: Mapping[str, Any]) -> list[str]:
         lines += ["## How sure it is", "",
                   f"Temperature {found['temperature']:g}, from the tags of {found['photos']} "
                   f"photos of `{found['split']}`. `predict --abstain LEVEL` labels fewer pixels:",
-                  "", "| level | pixels labelled | share with a tagged class |",
-                  "| ---: | ---: | ---: |"]
-        lines += [f"| {row['level']:g} | {100 * row['share']:.1f} % | "
-                  + ("-" if row["right"] is None else f"{100 * row['right']:.1f} %") + " |"
-                  for row in found["kept"]]
-        lines += ["", "Tags say whether a class is in the photo, not where: outlines are not "
+                  "", markdown_table(("level", "pixels labelled", "share with a tagged class"), (
+                      (f"{row['level']:g}", f"{100 * row['share']:.1f} %",
+                       "-" if row["right"] is None else f"{100 * row['right']:.1f} %")
+                      for row in found["kept"]), right=range(3)),
+                  "", "Tags say whether a class is in the photo, not where: outlines are not "
                   "judged here.", ""]
     return [*lines, _LIMITS]
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from vpltool import options
 from vpltool.core import group_maps
-from vpltool.engine import photo_work, reports
+from vpltool.engine import photo_work
 from vpltool.formats import InputFolder, JsonObject, Workspace, find_folder, kinds
 from vpltool.settings import Settings, Stage, setting
-from vpltool.stages.scores import format_mean, matching, write_table
+from vpltool.stages.scores import matching, write_table
+from vpltool.tables import format_mean, format_table
 
 STAGES = ("first", "second")
 """Stages of grouping, the names of the tensors of group maps."""
@@ -94,4 +95,4 @@ def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
     cells = [["", "split", "photos", *(key.replace("_", " ") for key in keys)]]
     cells += [[row["title"], row["split"], str(row["photos"]),
                *(format_mean(row[key], 2) for key in keys)] for row in table]
-    return reports.format_table(cells, markdown=bool(values.get("markdown")))
+    return format_table(cells, markdown=bool(values.get("markdown")))

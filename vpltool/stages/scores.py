@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from vpltool.errors import VplError
 from vpltool.formats import JsonObject, atomic, open_workspace, read_json
 from vpltool.formats.kinds import folder_of, results_of
 from vpltool.settings import Settings, Stage, setting
+from vpltool.tables import format_mean, format_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def show(table: list[JsonObject], values: Mapping[str, object]) -> str:
                      format_mean([100 * value for value in row[key]], 1) for key in columns)]
                   for row in rows]
         if rows:
-            tables.append(reports.format_table(cells, markdown=bool(values.get("markdown"))))
+            tables.append(format_table(cells, markdown=bool(values.get("markdown"))))
     return "\n\n".join(tables)
 
 
@@ -124,12 +124,6 @@ def write_table(path: Path | None, table: str) -> None:
     if path is not None:
         with atomic.atomic_path(path) as temporary:
             temporary.write_text(f"{table}\n", "utf-8")
-
-
-def format_mean(values: Sequence[float], digits: int) -> str:
-    """Format the mean of values, with the standard deviation of several."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _read(work: Path, path: Path) -> JsonObject:

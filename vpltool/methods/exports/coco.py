@@ -22,7 +22,7 @@ from typing import Any
 
 from vpltool.core.outlines import connected_parts, has_holes, outlines_of, region, run_lengths
 from vpltool.errors import VplError
-from vpltool.formats.streams import read_span, stream_objects
+from vpltool.formats.streams import read_spans, stream_objects
 from vpltool.json_text import JsonObject
 from vpltool.lazy import np, npt
 from vpltool.methods import labels as reading
@@ -122,9 +122,9 @@ def _listed(path: Path) -> _Listed:
         for part, first, length, entry in stream_objects(path):
             parts.add(part)
             if part == "categories":
-                found.categories.append(read_span(path, first, length))
+                found.categories.append(entry)
             elif part == "images":
-                found.images[entry["id"]] = read_span(path, first, length)
+                found.images[entry["id"]] = entry
             elif part == "annotations":
                 found.spans.setdefault(entry["image_id"], array("Q")).extend((first, length))
     except VplError:
@@ -143,7 +143,7 @@ def _outlined_in(path: Path, request: reading.LabellingRequest) -> Iterator[read
     labels = {entry["id"]: request.label(entry["name"], str(path)) for entry in found.categories}
     for key, spans in found.spans.items():
         if key not in found.images:
-            entry = read_span(path, *spans[:2])
+            (entry,) = read_spans(path, spans[:2])
             raise VplError(f"{path}: annotation {entry.get('id')} belongs to image {key}, which "
                            "the file does not list", "export it from the tool again")
     for key, image in found.images.items():
@@ -153,11 +153,9 @@ def _outlined_in(path: Path, request: reading.LabellingRequest) -> Iterator[read
             continue
         size = (int(image["height"]), int(image["width"]))
         request.check_size(photo, size, where)
-        spans = found.spans.get(key, array("Q"))
-        yield reading.Outlined(
-            photo, size, [_region(read_span(path, first, length), labels, size, path)
-                          for first, length in zip(spans[::2], spans[1::2], strict=True)],
-            where, smallest_on_top=True)
+        entries = read_spans(path, found.spans.get(key, ()))
+        yield reading.Outlined(photo, size, [_region(entry, labels, size, path)
+                                             for entry in entries], where, smallest_on_top=True)
 
 
 def _region(entry: Mapping[str, Any], labels: Mapping[int, int], size: tuple[int, int], path: Path

@@ -16,9 +16,8 @@ from pathlib import Path
 from vpltool import options, settings
 from vpltool.datasets.words import COCO, COCO_IDS
 from vpltool.errors import VplError
-from vpltool.formats import Photo, archives
+from vpltool.formats import JsonObject, Photo, archives
 from vpltool.formats.labels import png_bytes
-from vpltool.json_text import JsonObject
 from vpltool.lazy import np
 from vpltool.methods.exports._folders import classes_in
 from vpltool.methods.inputs import Predictions

@@ -142,10 +142,8 @@ def _make_one(job: _Job) -> tuple[str, str]:
     key, size, spans = job
     task = _task[0]
     try:
-        instances = [streams.read_span(task.path, first, length)
-                     for first, length in zip(spans[::2], spans[1::2], strict=True)]
-        labels = label_map(instances, task.labels, size, overlap=task.settings.overlap,
-                           crowd=task.settings.crowd)
+        labels = label_map(streams.read_spans(task.path, spans), task.labels, size,
+                           overlap=task.settings.overlap, crowd=task.settings.crowd)
     # pycocotools raises bare exceptions for invalid outlines.
     except Exception as error:
         return key, f"{task.path.name}: {str(error) or type(error).__name__}"
@@ -238,7 +236,7 @@ def _read_instances(path: Path, names: dict[str, str], folder: Path, classes: Se
     found = _Instances()
     for part, first, length, entry in streams.stream_objects(path):
         try:
-            _keep(found, part, entry, path, (first, length))
+            _keep(found, part, entry, (first, length))
         except ValueError as error:
             raise VplError(f"{path}: an entry of {part} is damaged: {error}",
                            f"use COCO's own {path.name}") from error
@@ -268,13 +266,11 @@ def _read_instances(path: Path, names: dict[str, str], folder: Path, classes: Se
         {key: classes.index(name) + 1 for key, name in found.categories.items()})
 
 
-def _keep(found: _Instances, part: str, entry: Any, path: Path, span: tuple[int, int]) -> None:
+def _keep(found: _Instances, part: str, entry: Any, span: tuple[int, int]) -> None:
     check_fields(entry, _PARTS.get(part, {}))
     if part == "categories":
-        found.categories[entry["id"]] = streams.read_span(path, *span)["name"]
+        found.categories[entry["id"]] = entry["name"]
     elif part == "images":
-        if not entry["file_name"].isascii():
-            entry = streams.read_span(path, *span)
         found.images[entry["id"]] = (entry["file_name"], entry["height"], entry["width"])
     elif part == "annotations":
         number = entry["image_id"]

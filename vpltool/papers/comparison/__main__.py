@@ -12,7 +12,6 @@ on --score. Tags are known on both splits.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,6 +30,7 @@ from vpltool.papers.program import parser_of, run_program
 from vpltool.papers.tables.setup import own_workspace
 from vpltool.pictures.overlays import Rgb, SheetPanel, classes_in, fit_panel, labels_over, sheet
 from vpltool.recipes.parse import commands_of
+from vpltool.tables import format_mean, markdown_table
 
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
@@ -134,14 +134,14 @@ def format_table(setup: methods.Setup, made: Mapping[str, methods.Measured]) -> 
     """Format what was measured as a table in Markdown, and what it was measured on below it."""
     columns = [name for what in ("CAM", "refined", "mask") for split in (setup.learn, setup.score)
                if any((name := f"{what}, {split}") in found.miou for found in made.values())]
-    lines = [["method", *columns, "s/photo", "kB/photo", "published"]]
+    rows = []
     for name, found in made.items():
         seconds = "" if found.seconds is None else f"{found.seconds:.3f}"
-        lines.append([name, *(_format_cell(found.miou.get(column, [])) for column in columns),
-                      seconds, f"{found.size / 1e3:.1f}", found.published])
-    table = "\n".join(["| " + " | ".join(lines[0]) + " |",
-                       "| --- |" + " ---: |" * (len(columns) + 2) + " --- |",
-                       *("| " + " | ".join(line) + " |" for line in lines[1:])])
+        means = (format_mean(found.miou[column], 1) if column in found.miou else ""
+                 for column in columns)
+        rows.append([name, *means, seconds, f"{found.size / 1e3:.1f}", found.published])
+    table = markdown_table(["method", *columns, "s/photo", "kB/photo", "published"], rows,
+                           right=range(1, len(columns) + 3))
     source = open_workspace(setup.work.path)
     counts = ", ".join(f"{len(source.photos(split)):,} of `{split}`"
                        for split in (setup.learn, setup.score))
@@ -149,13 +149,6 @@ def format_table(setup: methods.Setup, made: Mapping[str, methods.Measured]) -> 
             f"`{setup.learn}`; each method cut where it scores best on `{setup.cut}`; seeds "
             f"{', '.join(map(str, setup.seeds))} where anything is random. s/photo: maps and "
             "refinement, without the encoder and what is learned once.\n")
-
-
-def _format_cell(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{deviation}"
 
 
 def _read(options: argparse.Namespace, work: Path, words: bool, encoder: str

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vpltool import api, console
 from vpltool.clip import models
-from vpltool.core.photos import photo_size
-from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, open_input
+from vpltool.formats import Header, JsonObject, Workspace
+from vpltool.formats.changes import differing
 from vpltool.formats.kinds import result_name, result_path
-from vpltool.formats.manifest import MANIFEST
+from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.preset import Preset
 from vpltool.recipes.runner import run_line
 from vpltool.run import find_stage, stage_settings
-from vpltool.settings import Settings, values_of
+from vpltool.settings import Settings, recorded, values_of
 from vpltool.shell import command_line, settings_with
 from vpltool.stages import FoundStage
+from vpltool.state import Artifact, State, artifact_of
 
 
 @dataclass
@@ -89,7 +90,7 @@ class Chains:
         return "refine" in self.preset.defaults
 
     def text(self, name: str = "text", **values: Any) -> str:
-        "Text prototypes."
+        """Make text prototypes; return their name."""
         self.call("text-prototypes", **values, out=self._prototypes(name))
         return name
 
@@ -99,17 +100,17 @@ class Chains:
         What the frozen CLIP sees is read from the workspace that the photos come from, where that
         was made with the protocol's settings; else it is extracted here.
         """
-        if self.features_are_stored(split):
-            return {"features": result_path(self.source.path, "features", split)}
+        if folder := self.stored_features(split):
+            return {"features": folder}
         self.call("extract", split=split)
         return {}
 
-    def features_are_stored(self, split: str) -> bool:
-        """Whether the workspace that the photos come from has the features that are wanted."""
+    def stored_features(self, split: str) -> Path | None:
+        """The features that are wanted, if the workspace that the photos come from has them."""
         if split not in self.stored:
             self.stored[split] = find_stored_features(self.source, self.path, split,
                                                       self.settings("extract"))
-        return self.stored[split] is not None
+        return self.stored[split]
 
     def cams(self, prototypes: str, split: str) -> str:
         """CAMs of prototypes, refined if the protocol refines."""
@@ -185,42 +186,38 @@ def find_stored_features(source: Workspace, own: Path, split: str, wanted: Setti
     """Find features of a split in the workspace that the photos come from.
 
     Returns:
-        their folder, if they are those that the settings of `extract` ask for; None where they are
-        not, or where the tables' `own` workspace has some already.
+        their folder, if `extract` would make the same with the settings that are wanted; None where
+        it would not, or where the tables' `own` workspace has some already.
     """
     folder = result_path(source.path, "features", split)
     if not (folder / MANIFEST).exists() or result_path(own, "features", split).exists():
         return None
-    reason = _unfit(source, open_input(folder, ("features",)), source.photos(split), wanted)
-    if reason:
-        console.note(f"  {folder} does not serve here: {reason}")
+    artifact = artifact_of(source, folder, manifest_of(folder))
+    reasons = _reasons_against(artifact, source, wanted) if artifact else ["no command made it"]
+    if reasons:
+        console.note(f"  {folder} does not serve here: {'; '.join(reasons)}")
         return None
     console.note(f"  features of `{split}` are read from {folder}")
     return folder
 
 
-def _unfit(source: Workspace, features: InputFolder, photos: Sequence[Photo], wanted: Settings
-           ) -> str:
-    """Why features are not those that settings ask for; empty if they are."""
-    header, values = features.header, values_of(wanted)
-    held = header.options
-    absent = {*listed(values["keep"])} - {*held["keep"]}
-    if absent:
-        return f"they lack {', '.join(sorted(absent))}"
-    for name in ("scale", "patches", "calibrated_blocks", "calibrated_heads", "precision", "store"):
-        # A header lacks settings that were added later, if they were at their defaults.
-        found = held.get(name, getattr(type(wanted), name))
-        if found != values[name]:
-            return f"{name} is {found}, not {values[name]}"
-    sides = {held["max_side"], values["max_side"]}
-    if len(sides) > 1 and not _all_below(source, photos, min(sides - {0})):
-        return f"max_side is {held['max_side']}, not {values['max_side']}"
-    if "layers" in listed(values["keep"]) and not _same_layers(header, values["layers"]):
-        return f"they hold the layers {', '.join(map(str, held['layers']))}"
-    if not _same_model(header, source):
-        return "they are of another CLIP than the workspace"
-    missing = [photo.id for photo in photos if not features.holds(photo.id)]
-    return f"they lack {len(missing)} of {len(photos)} photos" if missing else ""
+def _reasons_against(features: Artifact, source: Workspace, wanted: Settings) -> list[str]:
+    """Return why features are not those of some settings of `extract`; empty if they are.
+
+    They may hold more tensors than are wanted, layers among them.
+    """
+    if features.stage.name != "extract":
+        return [f"`{features.stage.name}` made it"]
+    held = stage_settings(features.stage, features.call())
+    found, asked = values_of(held), values_of(wanted)
+    kept = {*listed(asked["keep"])}
+    alike = {"split", *(["keep"] if kept <= {*features.header.options["keep"]} else []),
+             *(["layers"] if "layers" not in kept else [])}
+    return [*(f"{name} is {found[name]}, not {asked[name]}"
+              for name in differing(recorded(held), recorded(wanted)) if name not in alike),
+            *State(source, {features.name: features}).stale(features),
+            *(["it lacks photos that failed"] if features.failed else []),
+            *(["it is of another CLIP"] if not _same_model(features.header, source) else [])]
 
 
 def listed(choice: str) -> list[str]:
@@ -228,26 +225,8 @@ def listed(choice: str) -> list[str]:
     return [part.strip() for part in choice.split(",") if part.strip()]
 
 
-def _same_layers(header: Header, choice: str) -> bool:
-    """Whether the stored layers are those that are asked for; empty: all but the last."""
-    if choice in ("", "spread"):
-        return header.call.get("layers", "") == choice
-    return sorted(map(int, listed(choice))) == header.options["layers"]
-
-
 def _same_model(header: Header, workspace: Workspace) -> bool:
     """Whether names say the workspace's CLIP; stages compare the weights themselves."""
     names = models.find_source(workspace.model, workspace.pretrained, workspace.path).names
     return (all(header.model.get(key) == value for key, value in names.items())
             and header.model.get("normalise", "model") == workspace.normalise)
-
-
-def _all_below(workspace: Workspace, photos: Iterable[Photo], side: int) -> bool:
-    """Whether no photo is longer than this: then the limit changes nothing."""
-    for photo in photos:
-        try:
-            if max(photo_size(workspace.image_path(photo))) > side:
-                return False
-        except OSError:
-            return False
-    return True

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vpltool.datasets.words import COCO, VOC
-from vpltool.engine.reports import format_table
-from vpltool.formats import write_json
+from vpltool.formats import JsonObject, write_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.formats.kinds import result_name, result_path
-from vpltool.json_text import JsonObject
 from vpltool.papers.tables.chains import Chains
 from vpltool.settings import values_of
 from vpltool.shell import command_line
+from vpltool.tables import format_mean, format_table
 
 Cell = list[float]
 """A measured number for each seed; empty: not measured."""
@@ -95,9 +93,7 @@ def format_cell(cell: Cell, digits: int = 3) -> str:
     """Format a number, or mean ± deviation; percent with one digit, a gap (below 2) with more."""
     if not cell:
         return "-"
-    mean, digits = statistics.fmean(cell), digits if statistics.fmean(cell) < 2 else 1
-    deviation = f" ± {statistics.stdev(cell):.{digits}f}" if len(cell) > 1 else ""
-    return f"{mean:.{digits}f}{deviation}"
+    return format_mean(cell, digits if max(cell) < 2 else 1)
 
 
 def _markdown(rows: Sequence[Row], source: str) -> str:

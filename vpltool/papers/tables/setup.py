@@ -91,7 +91,7 @@ def check(chains: Chains, numbers: Collection[int]) -> None:
                            "score with", f"--split takes one of: {', '.join(masked) or 'none'}")
         check_truth(source, photos)
     splits = {chains.learn, chains.cut, *([chains.split] if {*numbers} - {1, 2} else [])} - {""}
-    splits = {split for split in splits if not chains.features_are_stored(split)}
+    splits = {split for split in splits if not chains.stored_features(split)}
     photos = [photo for photo in source.photos() if splits & {*photo.splits}]
     if not photos:
         return

@@ -3,7 +3,7 @@
 The usual symmetric contrastive loss on (photo, caption) pairs. Labels of scenes are not used.
 Most patches are dropped in training (FLIP, CVPR 2023); the last steps see all of them.
 
-    python -m vpltool.demo.train_clip vpltool/demo/clip
+    python benchmarks/train_demo_clip.py vpltool/demo/clip
 """
 
 from __future__ import annotations
