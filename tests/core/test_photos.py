@@ -20,6 +20,7 @@ from vpltool.core.photos import (
     PhotoSettings,
     describe_failure,
     fit_size,
+    page_count,
     photo_size,
     read_photo,
     to_pixels,
@@ -49,22 +50,115 @@ def test_cmyk(tmp_path: Path) -> None:
     assert np.abs(found.astype(int) - some_rgb()).mean() < 6
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_sixteen_bit(tmp_path: Path, suffix: str) -> None:
-    """Scaled by 1/257, not cut to the lowest or clipped to the highest 8 bits."""
-    wide = (some_rgb()[..., 0].astype(np.uint16)) * 257
-    Image.fromarray(wide).save(tmp_path / f"a{suffix}")
-    found = read_photo(tmp_path / f"a{suffix}")
-    assert (found == some_rgb()[..., :1].repeat(3, axis=2)).all()
+@pytest.mark.parametrize("top", [255, 1000, 4095, 4200, 65535])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.int32, np.float32])
+def test_values_of_many_bits_are_stretched(tmp_path: Path, dtype: type, top: int) -> None:
+    """Cameras store 10 to 16 bits in the same files; nothing says how many."""
+    if dtype is np.int16 and top > 32767:
+        pytest.skip("it cannot hold the value")
+    levels = np.arange(64).reshape(8, 8).repeat(2, axis=0).repeat(2, axis=1) / 63
+    Image.fromarray((100 + levels * (top - 100)).astype(dtype)).save(tmp_path / "a.tif")
+    found = read_photo(tmp_path / "a.tif")
+    assert np.abs(found[..., 0] - levels * 255).max() <= 2
+    assert (found[..., :1] == found).all()
+    if dtype is np.uint16:
+        Image.open(tmp_path / "a.tif").save(tmp_path / "a.png")
+        assert (read_photo(tmp_path / "a.png") == found).all()
 
 
-@pytest.mark.parametrize(("highest", "top"), [
-    (65535, 65535), (5000, 65535), (4095, 4095), (1000, 4095), (0, 4095)])
-def test_cameras_of_twelve_bits(tmp_path: Path, highest: int, top: int) -> None:
-    """Read as 16 bits, their photos would be nearly black."""
-    wide = np.array([[0, highest]], np.uint16)
-    Image.fromarray(wide).save(tmp_path / "a.tif")
-    assert read_photo(tmp_path / "a.tif")[0, :, 0].tolist() == [0, round(highest / top * 255)]
+@pytest.mark.parametrize("single", [0.0, 65000.0, np.nan, np.inf, -np.inf])
+def test_single_pixels_do_not_set_the_scale(tmp_path: Path, single: float) -> None:
+    """A hot pixel of a sensor made its photo black, and NaN all of it."""
+    values = np.full((16, 16), 100, np.float32)
+    values[4:8, 4:8] = 3000
+    Image.fromarray(values).save(tmp_path / "plain.tif")
+    values[12, 12] = single
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    found, plain = read_photo(tmp_path / "a.tif"), read_photo(tmp_path / "plain.tif")
+    assert set(plain[..., 0].flat) == {0, 255}
+    assert (found != plain)[..., 0].sum() <= 1
+
+
+@pytest.mark.parametrize(("values", "found"), [
+    ([[7, 9000]], [[0, 255]]), ([[7]], [[0]]), ([[7, 7], [7, 7]], [[0, 0], [0, 0]])])
+def test_tiny_and_even_photos_of_many_bits(
+    tmp_path: Path, values: list[list[int]], found: list[list[int]],
+) -> None:
+    Image.fromarray(np.array(values, np.uint16)).save(tmp_path / "a.tif")
+    assert read_photo(tmp_path / "a.tif")[..., 0].tolist() == found
+
+
+def test_a_photo_without_any_value(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(OSError, match="no pixel has a value"):
+        read_photo(tmp_path / "a.tif")
+
+
+def test_white_is_zero(tmp_path: Path) -> None:
+    """TIFF's WhiteIsZero, as X-ray detectors write it."""
+    wide = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(wide).save(tmp_path / "a.tif", tiffinfo={262: 1})
+    content = bytearray((tmp_path / "a.tif").read_bytes())
+    at = content.index(struct.pack("<HHI", 262, 3, 1))
+    content[at + 8] = 0
+    (tmp_path / "b.tif").write_bytes(content)
+    assert (read_photo(tmp_path / "b.tif") == 255 - read_photo(tmp_path / "a.tif")).all()
+
+
+def tiff(values: np.ndarray, *, planar: bool = False) -> bytes:
+    """An uncompressed TIFF of (H, W, channels) of any number type, which Pillow cannot write."""
+    height, width, channels = values.shape
+    data = (values.transpose(2, 0, 1) if planar else values).tobytes()
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    at = 8 + 2 + 11 * 12 + 4
+    bits, kinds, size = at, at + 2 * channels, len(data) // (channels if planar else 1)
+    count = channels if planar else 1
+    starts = kinds + 2 * channels
+    sizes = starts + 4 * count
+    first = sizes + 4 * count
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, bits), (259, 3, 1, 1),
+               (262, 3, 1, 2), (273, 4, count, starts if count > 1 else first),
+               (277, 3, 1, channels), (278, 4, 1, height),
+               (279, 4, count, sizes if count > 1 else size), (284, 3, 1, 2 if planar else 1),
+               (339, 3, channels, kinds)]
+    return b"".join([
+        struct.pack("<2sHIH", b"II", 42, 8, len(entries)),
+        *(struct.pack("<HHII", *entry) for entry in entries), struct.pack("<I", 0),
+        struct.pack(f"<{channels}H", *[8 * values.itemsize] * channels),
+        struct.pack(f"<{channels}H", *[kind] * channels),
+        struct.pack(f"<{count}I", *(first + size * plane for plane in range(count))),
+        struct.pack(f"<{count}I", *[size] * count), data])
+
+
+@pytest.mark.parametrize(("content", "said"), [
+    (tiff(np.full((9, 9, 3), 4095, np.uint16)), "less than a quarter of their range"),
+    (tiff(np.full((9, 9, 3), 60000, np.uint16), planar=True), "one after the other, in 16 bits"),
+    (tiff(np.zeros((9, 9, 3), np.float32)), "a TIFF with 3 values of 32 bits a pixel"),
+    (tiff(np.zeros((9, 9, 7), np.uint8)), "a TIFF with 7 values of 8 bits a pixel"),
+    (tiff(np.full((9, 9, 3), 60000, np.uint16))[:-9], "truncated")])
+def test_what_pillow_would_read_wrongly(tmp_path: Path, content: bytes, said: str) -> None:
+    """Colours became black, or noise."""
+    (tmp_path / "a.tif").write_bytes(content)
+    for read in (read_photo, page_count):
+        with pytest.raises(OSError, match=said):
+            read(tmp_path / "a.tif")
+
+
+def test_colours_of_sixteen_bits(tmp_path: Path) -> None:
+    values = (some_rgb().astype(np.uint16) * 257)
+    (tmp_path / "a.tif").write_bytes(tiff(values))
+    assert (read_photo(tmp_path / "a.tif") == some_rgb()).all()
+
+
+def test_pages(tmp_path: Path) -> None:
+    """Smaller copies of a page, as cameras store, are no pages."""
+    pages = [Image.fromarray(some_rgb()) for _ in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert page_count(tmp_path / "a.tif") == 3
+    small = pages[1].copy()
+    small.encoderinfo = {"tiffinfo": {254: 1}}  # type: ignore[attr-defined]
+    pages[0].save(tmp_path / "b.tif", save_all=True, append_images=[small])
+    assert page_count(tmp_path / "b.tif") == 1
 
 
 def test_palette_with_transparency(tmp_path: Path) -> None:

@@ -172,10 +172,10 @@ def test_voc_truncated_photos_are_warned_of(voc: Path, tmp_path: Path, run: Run)
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     result = run("prepare", "voc", voc, "--classes", tmp_path / "classes.txt", work=tmp_path / "w")
     assert result.code == 0
-    warning, = (line for line in result.lines("warning:") if "truncated" in line)
-    assert "2 of 3 photos" in warning
-    assert "2007_01.jpg, " in warning
-    assert "2007_03.jpg; " in warning
+    warning, = (line for line in result.lines("warning:") if "cannot be read" in line)
+    assert "2 of 3 photos cannot be read" in warning
+    assert "2007_01.jpg (the file is empty), " in warning
+    assert "2007_03.jpg (this is not a readable image)" in warning
 
 
 def test_intact_photos_are_never_called_truncated(voc: Path, tmp_path: Path, run: Run) -> None:
@@ -186,7 +186,7 @@ def test_intact_photos_are_never_called_truncated(voc: Path, tmp_path: Path, run
         file.write(bytes(200_000))
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     result = run("prepare", "voc", voc, "--classes", tmp_path / "classes.txt", work=tmp_path / "w")
-    assert not [line for line in result.lines("warning:") if "truncated" in line]
+    assert not [line for line in result.lines("warning:") if "cannot be read" in line]
 
 
 def test_voc_without_a_row(voc: Path) -> None:
@@ -416,3 +416,28 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
         find_prompts(str(path))
     with pytest.raises(VplError, match="origmai"):
         find_prompts("origmai")
+
+
+def test_pages_and_halves_of_files_are_told(tmp_path: Path, tiny_clip: Path, run: Run) -> None:
+    """Only the first page of a TIFF is a photo; PNGs and TIFFs may be truncated like JPEGs."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    drawn = [Image.effect_noise((40, 40), 50) for _ in range(3)]
+    drawn[0].save(photos / "stack.tif", save_all=True, append_images=drawn[1:])
+    for suffix in ("tif", "png"):
+        for name in ("whole", "half"):
+            drawn[0].save(photos / f"{name}-{suffix}.{suffix}")
+    for path in photos.glob("half*"):
+        path.write_bytes(path.read_bytes()[:700])
+    (tmp_path / "tags.csv").write_text(
+        "id,labels\n" + "".join(f"{path.name},cat\n" for path in photos.iterdir()))
+    result = run("prepare", "folder", photos, "--labels", tmp_path / "tags.csv",
+                 "--pretrained", tiny_clip, work=tmp_path / "w")
+    assert result.code == 0, result.err
+    damaged, = (line for line in result.lines("warning:") if "cannot be read" in line)
+    assert "2 of 5 photos" in damaged
+    assert "half-png.png (" in damaged
+    assert "half-tif.tif (the file is truncated)" in damaged
+    stacks, = (line for line in result.lines("warning:") if "pages" in line)
+    assert "1 of 5 photos has several pages" in stacks
+    assert "stack.tif (3)" in stacks

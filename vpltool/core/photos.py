@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
+import operator
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, counted
 from vpltool.lazy import Image, ImageOps, Tensor, np, npt, torch
 
 MAX_PIXELS = 500_000_000
@@ -32,6 +34,15 @@ _ROWS = 1 << 20
 
 _ORIENTATION, _WIDTH = 274, 256  # EXIF tags
 
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_KIND, _BITS, _MEANING, _CHANNELS, _PLANES = 254, 258, 262, 277, 284  # tags of TIFF 6.0
+_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 279, 324, 325
+
+_DIM = 64
+"""Colours of 16 bits whose upper 8 are all below this hold 14 bits or fewer."""
+
+_SAVE = "save it as greyscale of 8, 16 or 32 bits, or as RGB of 8"
+
 _EOI, _SOS, _APP0, _APP2, _APP14, _COMMENT = 0xD9, 0xDA, 0xE0, 0xE2, 0xEE, 0xFE
 """JPEG markers (ITU T.81, table B.1)."""
 
@@ -50,8 +61,8 @@ _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIC", b
 def read_photo(photo: Path | bytes) -> npt.NDArray[np.uint8]:
     """Decode a photo, by its path or content, to RGB (height, width, 3) uint8, upright by its EXIF.
 
-    Greyscale, palette, CMYK, transparent (over black) and 16-bit photos become 8-bit RGB; of a
-    moving picture the first frame counts. Raises an OSError, with the reason, if the photo is
+    Greyscale, palette, CMYK, transparent (over black) and 16-bit photos become 8-bit RGB; of
+    several frames or pages the first counts. Raises an OSError, with the reason, if the photo is
     unreadable, truncated, empty or too large.
     """
     with _readable(photo) as image:
@@ -64,32 +75,72 @@ def read_photo(photo: Path | bytes) -> npt.NDArray[np.uint8]:
 
 def rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
     """Decode the current frame of an open picture to RGB; see `read_photo`."""
+    deep = _has_deep_colours(image)
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     upright: Image.Image = image
     if upright.mode.startswith("I") or upright.mode == "F":
-        return _narrowed(np.asarray(upright), upright.mode)
+        narrow = _narrowed(np.asarray(upright))
+        # Pillow inverts bytes only.
+        return 255 - narrow if getattr(image, "tag_v2", {}).get(_MEANING) == 0 else narrow
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
         upright = Image.new("RGB", layer.size)
         upright.paste(layer, mask=layer.getchannel("A"))
-    return np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    rgb = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
+    if deep and rgb.max(initial=0) < _DIM:
+        raise OSError(f"its colours of 16 bits use less than a quarter of their range; {_SAVE}")
+    return rgb
 
 
-def _narrowed(wide: npt.NDArray[Any], mode: str) -> npt.NDArray[np.uint8]:
-    """Scale greyscale (height, width) of many bits to RGB (height, width, 3) uint8.
+def _has_deep_colours(image: Image.Image) -> bool:
+    """Return whether an opened picture has colours of 16 bits, of which Pillow keeps the upper 8.
 
-    Microscopes and X-ray detectors store 12 bits in 16; the photo's maximum tells. Further depths
-    would make more photos of a series differ in brightness.
+    Raises an OSError for those that Pillow decodes to noise.
     """
-    highest = float(wide.max(initial=0))
-    top = max(highest, 1e-9) if mode == "F" else 4095.0 if highest <= 4095 else 65535.0
+    if image.format != "TIFF":
+        return image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", ""))
+    tags: Any = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS, ())
+    deep = len(bits) > 1 and max(bits) > 8
+    if deep and tags.get(_PLANES) == 2:
+        raise OSError(f"its colours are stored one after the other, in {max(bits)} bits; {_SAVE}")
+    return deep
+
+
+def _narrowed(wide: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Stretch greyscale (height, width) of many bits to RGB (height, width, 3) uint8.
+
+    The darkest 2 × 2 pixels become black and the brightest white. Cameras store 10 to 16 bits in
+    the same files, without saying so. As programs for microscopy do (StarDist, Cellpose), each
+    photo is stretched on its own; values without a number become black.
+    """
+    low, high = _extremes(wide)
     out = np.empty((*wide.shape, 3), np.uint8)
     step = max(1, _ROWS // max(1, wide.shape[1]))
     for first in range(0, len(wide), step):
-        part = wide[first : first + step].astype(np.float64)
-        out[first : first + step] = (part.clip(0, top) / top * 255).round()[..., None]
+        part = np.nan_to_num(wide[first : first + step].astype(np.float64), nan=low)
+        share = (part - low).clip(0, high - low) / max(high - low, 1e-9)
+        out[first : first + step] = (share * 255).round()[..., None]
     return out
+
+
+def _extremes(wide: npt.NDArray[Any]) -> tuple[float, float]:
+    """Return the values of the darkest and the brightest 2 × 2 pixels of greyscale (H, W).
+
+    Single pixels, such as a sensor's hot and dead ones, do not count. Raises an OSError if no pixel
+    has a value.
+    """
+    if wide.dtype.kind == "f":
+        wide = np.where(np.isfinite(wide), wide, np.nan)
+    height, width = (side - side % 2 for side in wide.shape)
+    squares = ([wide[down:height:2, across:width:2] for down in (0, 1) for across in (0, 1)]
+               if height and width else [wide])
+    low = np.fmin.reduce(functools.reduce(np.fmax, squares), axis=None)
+    high = np.fmax.reduce(functools.reduce(np.fmin, squares), axis=None)
+    if np.isnan(low):
+        raise OSError("no pixel has a value")
+    return float(low), float(high)
 
 
 def photo_size(path: Path) -> tuple[int, int]:
@@ -135,11 +186,49 @@ def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
 
 
 def _container(photo: Path | bytes) -> str:
-    """Name a phone's format by a file's first bytes, for a message; empty if it is none."""
+    """Describe a file of a phone or of science that Pillow cannot open; empty if it is neither."""
     with io.BytesIO(photo) if isinstance(photo, bytes) else photo.open("rb") as file:
         start = file.read(12)
-    brand = _BRANDS.get(start[8:]) if start[4:8] == b"ftyp" else None
+        brand = _BRANDS.get(start[8:]) if start[4:8] == b"ftyp" else None
+        if start[:4] in _TIFF_STARTS:
+            return f" ({_numbers_of(file)}; {_SAVE})"
     return f" (it is {brand}: convert it to JPEG)" if brand else ""
+
+
+def _numbers_of(file: IO[bytes]) -> str:
+    """Describe the values of a TIFF, such as "a TIFF with 3 values of 32 bits a pixel"."""
+    from PIL import TiffImagePlugin
+
+    try:
+        file.seek(0)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+        file.seek(tags.next)
+        tags.load(file)
+        values, bits = int(tags.get(_CHANNELS, 1)), max(tags.get(_BITS, (1,)))
+    except Exception:
+        # The tags of a damaged file can be anything.
+        return "a TIFF that is damaged, or of a rare kind"
+    return f"a TIFF with {counted(values, 'value', 'values')} of {bits} bits a pixel"
+
+
+def page_count(path: Path) -> int:
+    """Return the number of pages of a TIFF, without smaller copies of a page.
+
+    Raises an OSError if it cannot be opened or is truncated, or if `rgb_of` refuses its colours.
+    """
+    with _readable(path) as image:
+        tags: Any = getattr(image, "tag_v2", {})
+        ends = map(operator.add, tags.get(_STRIPS, tags.get(_TILES, ())),
+                   tags.get(_STRIP_BYTES, tags.get(_TILE_BYTES, ())))
+        if max(ends, default=0) > path.stat().st_size:
+            raise OSError("the file is truncated")
+        if _has_deep_colours(image):
+            rgb_of(image)
+        pages = 0
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            pages += not getattr(image, "tag_v2", {}).get(_KIND, 0) & 1
+    return max(1, pages)
 
 
 def fit_size(size: tuple[int, int], patch: int, *, scale: float = 1.0,

@@ -24,6 +24,11 @@ JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
 PHOTO_SUFFIXES = JPEG_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 """Suffixes of photos, in lower case. The first frame of a GIF is read."""
 
+_TIFF = {".tif", ".tiff"}
+
+_ENDS = dict.fromkeys(JPEG_SUFFIXES, b"\xff\xd9") | {".png": b"IEND"}
+"""Suffix to the bytes that an intact file ends with."""
+
 TAKEN = "photos end in " + ", ".join(sorted(PHOTO_SUFFIXES))
 
 _CONVERTIBLE = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw",
@@ -417,11 +422,11 @@ def check_labels(photos: Sequence[Photo], classes: Sequence[str]) -> None:
 
 
 def doubtful_photos(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that are empty, or named JPEG without its end marker at their end.
+    """Return the files that are empty, TIFFs, or JPEGs and PNGs without their end marker.
 
     Most are truncated downloads, or no images; but another image may have the name of a JPEG, and
     other data may follow one, as a phone's film of the moment does. The last kilobyte of each file
-    is read. Missing files are not returned.
+    is read. TIFFs tell only when opened. Missing files are not returned.
     """
     with ThreadPoolExecutor(_LOOKERS) as pool:
         doubtful = pool.map(_readable(_is_doubtful), paths)
@@ -433,7 +438,8 @@ def _is_doubtful(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1024))
         end = file.read()
-    return not size or (path.suffix.lower() in JPEG_SUFFIXES and b"\xff\xd9" not in end)
+    suffix = path.suffix.lower()
+    return not size or suffix in _TIFF or _ENDS.get(suffix, b"") not in end
 
 
 def found_in(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,12 +11,21 @@ from pathlib import Path
 
 from vpltool import console, formats
 from vpltool.core import segment
-from vpltool.core.photos import describe_failure, read_photo
+from vpltool.core.photos import describe_failure, page_count, read_photo
 from vpltool.datasets.layouts import named_photos
 from vpltool.engine import headers, photo_work, running
 from vpltool.engine import photos as selection
-from vpltool.errors import PhotosFailed, VplError
-from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, atomic, shards
+from vpltool.errors import PhotosFailed, VplError, first_few, part_of
+from vpltool.formats import (
+    Header,
+    InputFolder,
+    JsonObject,
+    OutputFolder,
+    Workspace,
+    atomic,
+    rasters,
+    shards,
+)
 from vpltool.formats.kinds import check_values, result_path
 from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.workspace import relative_to
@@ -67,8 +77,8 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
     if settings.images and (scenes := scenes_among(settings.images)):
         if len(scenes) < len({path.absolute() for image in settings.images
                               for path in named_photos([image]).values()}):
-            raise VplError(f"{scenes[0]} is a GeoTIFF, and others are photos",
-                           "predict them in two runs")
+            raise VplError(f"{scenes[0]} is a GeoTIFF or has other values than a photo, and others "
+                           "are photos", "name one kind of files for each run")
         return predict_scenes(work, scenes)
     settings = work.settings
     check_out(settings.out, (".png",), "the labels of a photo are a PNG")
@@ -146,6 +156,19 @@ def _split_task(work: Chosen) -> _Task:
     return _Task(settings.split, photos, paths, features, tagged=tagged)
 
 
+def _warn_of_pages(photos: Sequence[Path]) -> None:
+    """Warn of TIFFs of several pages, as only the first is segmented."""
+    stacks = []
+    for path in photos:
+        # Unreadable ones are told when their turn comes.
+        with contextlib.suppress(OSError):
+            if path.suffix.lower() in rasters.SUFFIXES and (pages := page_count(path)) > 1:
+                stacks.append(f"{path.name} ({pages})")
+    if stacks:
+        console.warn(part_of(len(stacks), len(photos), "photos", "has", "have")
+                     + f" several pages, of which only the first is segmented: {first_few(stacks)}")
+
+
 def _named_tasks(work: Chosen) -> list[_Task]:
     """Make a task for each given folder of photos, and one for single files."""
     settings = work.settings
@@ -160,6 +183,7 @@ def _named_tasks(work: Chosen) -> list[_Task]:
         own = path.resolve().name if path.is_dir() and not settings.out else ""
         images.setdefault(own or "files", []).append(path)
     groups, tasks = {name: named_photos(members) for name, members in images.items()}, []
+    _warn_of_pages([path for found in groups.values() for path in found.values()])
     # A folder that is called like a split must not share the split's predictions.
     splits = ({split for photo in work.workspace.photos() for split in photo.splits}
               if (work.workspace.path / "images.jsonl").exists() else ())

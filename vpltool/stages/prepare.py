@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import console, options
-from vpltool.core.photos import read_photo
+from vpltool.core.photos import page_count, read_photo
 from vpltool.datasets import layouts, tags
 from vpltool.datasets.captions import with_captions
 from vpltool.datasets.splits import halve, hold_out_files
@@ -17,7 +17,7 @@ from vpltool.datasets.words import ClassFile, read_classes, read_lines
 from vpltool.engine import masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
 from vpltool.errors import VplError, counted, first_few, part_of
-from vpltool.formats import JsonObject, Photo, Workspace, kinds, manifest, open_workspace
+from vpltool.formats import JsonObject, Photo, Workspace, kinds, manifest, open_workspace, rasters
 from vpltool.formats.changes import Phrases, count_photos, last_call
 from vpltool.formats.workspace import describe_change, read_images, relative_to, write_workspace
 from vpltool.methods import find_method
@@ -364,23 +364,29 @@ def _formatted(settings: PrepareSettings) -> str:
 
 
 def _warn_of_damaged(root: Path, photos: Sequence[Photo]) -> None:
-    """Warn of photos that are empty, truncated or no images; only doubtful ones are decoded."""
+    """Warn of photos that cannot be read, and of further pages; only doubtful ones are decoded."""
     names = {root / photo.image: photo.image for photo in photos}
     doubtful = layouts.doubtful_photos(list(names))
-    whole = threads.in_threads(_can_be_read, doubtful, device.default_workers())
-    if damaged := [names[path] for path, good in zip(doubtful, whole, strict=True) if not good]:
-        console.warn(part_of(len(damaged), len(photos), "photos", "is", "are")
-                     + f" empty, truncated or no images: {first_few(damaged)}; replace "
-                     + ("it with an intact copy" if len(damaged) == 1 else
-                        "them with intact copies"))
+    found = threads.in_threads(_pages, doubtful, device.default_workers())
+    pages = {names[path]: pages for path, pages in zip(doubtful, found, strict=True)}
+    if damaged := [f"{name} ({error})" for name, error in pages.items() if isinstance(error, str)]:
+        console.warn(f"{len(damaged)} of {len(photos)} photos cannot be read: {first_few(damaged)}")
+    if stacks := [f"{name} ({count})" for name, count in pages.items()
+                  if isinstance(count, int) and count > 1]:
+        console.warn(part_of(len(stacks), len(photos), "photos", "has", "have")
+                     + f" several pages, of which only the first counts: {first_few(stacks)}")
+        console.advise("`tags_of_folder=True` makes each page a photo")
 
 
-def _can_be_read(path: Path) -> bool:
+def _pages(path: Path) -> int | str:
+    """Return the number of pages of a photo, or why it cannot be read."""
     try:
+        if path.suffix.lower() in rasters.SUFFIXES:
+            return page_count(path)
         read_photo(path)
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return str(error)
+    return 1
 
 
 def _describe(workspace: Workspace, photos: Sequence[Photo], words: Phrases, afresh: str) -> None:
