@@ -67,7 +67,7 @@ class SettingSpec:
         brief: whether `--help` shows it, not only `--help-all`.
         no_effect: conditions under which it has no effect.
         aliases: further options with the same meaning.
-        reads: the input that it names, which `engine.given` opens: `features`, `second`,
+        reads: the input that it names, which `engine.opening` opens: `features`, `second`,
             `prototypes` (`words`: in the space of the CLIP's words), `cams` (`what`: predictions,
             too), `decoder` or `proposals`.
         name: its name in Python, presets and documentation.

@@ -166,13 +166,16 @@ def known_hashes(workspace: Workspace, photos: Sequence[Photo], inputs: Iterable
             } | workspace.hashes_of(photos)
 
 
-def with_photo_files(workspace: Workspace, header: Header) -> Header:
+def with_photo_files(workspace: Workspace, header: Header, *, ids: bool = False) -> Header:
     """Add the input `photo-files` to the header of a file made from all photos of a split.
 
     Args:
         header: has the input folders as sources, and the options `split` and `limit`.
+        ids: whether to add `photos`, too, so that the file is stale once a failed photo is
+            available.
     """
-    return replace(header, inputs=header.inputs | {
+    known = {"photos": _photos_identity(workspace, header)} if ids else {}
+    return replace(header, inputs=header.inputs | known | {
         "photo-files": _files_identity(workspace, header)})
 
 
@@ -181,11 +184,8 @@ def _files_identity(workspace: Workspace, header: Header) -> str:
     return formats.identity_of_many(known_hashes(workspace, *_photos_of(workspace, header)))
 
 
-def photos_identity(workspace: Workspace, header: Header) -> str:
-    """Return a hash of the ids of all photos that the header's sources contain.
-
-    It is stored as the input `photos`, so that a file is stale once a failed photo is available.
-    """
+def _photos_identity(workspace: Workspace, header: Header) -> str:
+    """Return a hash of the ids of all photos that the header's sources contain."""
     photos, _ = _photos_of(workspace, header)
     return formats.identity_of_many({photo.id: "" for photo in photos})
 
@@ -212,7 +212,7 @@ def other_photos(workspace: Workspace, header: Header) -> list[str]:
             # Changes of photos or tags are reported anyway.
             return []
         for role, identity, reason in (
-                ("photos", photos_identity, "other photos can be read than it was made from"),
+                ("photos", _photos_identity, "other photos can be read than it was made from"),
                 ("photo-files", _files_identity, "photos were replaced")):
             if role in header.inputs and header.inputs[role] != identity(workspace, header):
                 return [reason]

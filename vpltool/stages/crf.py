@@ -11,7 +11,7 @@ from typing import Any
 from vpltool import console, options
 from vpltool.core.crf import labels_at
 from vpltool.core.photos import describe_failure, photo_size
-from vpltool.engine import given, photo_work, scored
+from vpltool.engine import opening, photo_work, scored
 from vpltool.errors import is_out_of_memory
 from vpltool.formats import Header, OutputFolder, Workspace, kinds
 from vpltool.lazy import np, npt, torch
@@ -85,7 +85,7 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     method = load_method(LabelRefiner, settings.method)
-    opened = given.open_given(workspace, settings, ("photo", *method.READS), ("what",))
+    opened = opening.open_inputs(workspace, settings, ("photo", *method.READS), ("what",))
     source = opened.folders["what"]
     if source.kind != "cams":
         opened = opened.without_effect({"alpha": "predictions have a background",
@@ -111,7 +111,7 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     return opened.make(f"crf {source.name} {settings.split}", folders, start, write=write)
 
 
-def _folders(opened: given.Given, settings: CrfSettings, method: LabelRefiner
+def _folders(opened: opening.Opened, settings: CrfSettings, method: LabelRefiner
              ) -> dict[Path, Header]:
     """Return the output folders and their headers, the masks to train on first."""
     work, name, split = opened.workspace.path, opened.folders["what"].name, settings.split

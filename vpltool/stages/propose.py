@@ -11,7 +11,7 @@ from typing import Any
 from vpltool import options
 from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals, plain_word, to_tensors
-from vpltool.engine import given, masks, photo_work
+from vpltool.engine import masks, opening, photo_work
 from vpltool.formats import OutputFolder, Workspace, kinds
 from vpltool.formats.header import join_supervision
 from vpltool.lazy import np, npt, torch
@@ -58,7 +58,7 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     method = load_method(Proposer, settings.method)
-    opened = given.open_given(workspace, settings, ("photo",))
+    opened = opening.open_inputs(workspace, settings, ("photo",))
     header = opened.header("proposals", "propose", model={},
                            inputs=method.identities(settings.of_method))
     header = replace(header, supervision=join_supervision([header.supervision, method.SUPERVISION]))
