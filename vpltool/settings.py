@@ -103,6 +103,11 @@ class SettingSpec:
     many: bool = False
     optional: bool = False
 
+    @property
+    def option(self) -> str:
+        """Its option as help shows it: `--flag`, or `--flip/--no-flip`."""
+        return f"{self.flag}/{self.off}" if self.type is bool and self.off != "-" else self.flag
+
     def check(self, value: Any) -> None:
         """Check a value's type, range and choice.
 
@@ -144,7 +149,7 @@ def _as_field(kind: Callable[_Arguments, SettingSpec]) -> Callable[_Arguments, A
 
 
 setting = _as_field(SettingSpec)
-"""Make the field of a setting: `split: str = setting("train", "Split of the data set.")`."""
+"""Make a field from the arguments of `SettingSpec`: `split: str = setting("train", "Split.")`."""
 
 _TAKEN: dict[type, Any] = {float: (int, float), Path: (str, Path)}
 
