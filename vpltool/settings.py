@@ -68,8 +68,8 @@ class SettingSpec:
         no_effect: conditions under which it has no effect.
         aliases: further options with the same meaning.
         reads: the input that it names, which `engine.opening` opens: `features`, `second`,
-            `prototypes` (`words`: in the space of the CLIP's words), `cams` (`what`: predictions,
-            too), `decoder` or `proposals`.
+            `prototypes` (their default may be those of tags; `text`: never; `words`: nor may they
+            be aligned), `cams` (`what`: predictions, too), `decoder` or `proposals`.
         name: its name in Python, presets and documentation.
         recorded_name: its name in headers.
         type: `str`, `int`, `float`, `bool` or `Path`; of a list, that of its items.

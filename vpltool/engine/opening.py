@@ -264,7 +264,6 @@ def open_inputs(workspace: Workspace, settings: Settings, reads: Collection[str]
     required = [name for name in required if name not in without_effect(settings)]
     workspace.photos(split)
     folders: dict[str, InputFolder] = {}
-    rows: dict[str, Prototypes] = {}
     decoder: Path | None = None
     named = {entry.reads: entry.name for entry in described(type(settings)) if entry.reads}
     names = {*required, *reads, *("second" for name in features.SECOND if name in reads)}
@@ -277,10 +276,8 @@ def open_inputs(workspace: Workspace, settings: Settings, reads: Collection[str]
         folders["what"] = features.find_scores(workspace, chosen["what"], split)
     if "second" in wanted:
         folders["second"] = features.open_second(workspace, chosen["second"], split, reads)
-    if role := wanted.get("prototypes") or wanted.get("words"):
-        choice = prototypes.choice_of(workspace, settings, role)
-        found = rows[role] = prototypes.read_prototypes(workspace, choice,
-                                                        aligned="words" not in wanted)
+    rows = _read_rows(workspace, settings, wanted)
+    for found in rows.values():
         prototypes.check_rows(found, reads)
         if "features" in wanted:
             prototypes.check_fits(stored, found, head="head" in reads)
@@ -295,6 +292,17 @@ def open_inputs(workspace: Workspace, settings: Settings, reads: Collection[str]
         features.check_kept(stored, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
     return Opened(workspace, settings, reads, required, folders, rows, decoder,
                   _without_effect(settings, {*named.values()} - names, reads))
+
+
+def _read_rows(workspace: Workspace, settings: Settings, wanted: Mapping[str, str]
+               ) -> dict[str, Prototypes]:
+    """Read the prototypes, if any are wanted, by setting name."""
+    for kind in ("prototypes", "text", "words"):
+        if name := wanted.get(kind):
+            choice = (prototypes.choice_of(workspace, settings, name) if kind == "prototypes"
+                      else vars(settings)[name])
+            return {name: prototypes.read_prototypes(workspace, choice, aligned=kind != "words")}
+    return {}
 
 
 def _without_effect(settings: Settings, unread: Collection[str], reads: Collection[str]

@@ -221,7 +221,7 @@ def other_photos(workspace: Workspace, header: Header) -> list[str]:
     return []
 
 
-def given_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:
+def available_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:
     """Return photos missing because an earlier stage failed on them, if it succeeds now."""
     return {key for key in folder.waiting if sources and not folder.holds(key)
             and all(source.holds(key) for source in sources)}

@@ -39,7 +39,7 @@ cams = partial(setting, "", "CAMs that give seeds or regions; default: text-refi
                metavar="NAME-OR-PATH", record="never", reads="cams")
 
 text = partial(setting, "text", "Text prototypes.", metavar="NAME-OR-PATH", record="never",
-               reads="prototypes")
+               reads="text")
 
 _REGIONS = [NoEffect({"pixels": ("regions",)}, "regions need no threshold")]
 
