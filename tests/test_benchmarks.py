@@ -399,12 +399,11 @@ def test_masks_do_not_depend_on_the_way(demo_world: worlds.World, tmp_path: Path
     for backend in ("torch", "numba", "pydensecrf"):
         if backend == "pydensecrf":
             pytest.importorskip("pydensecrf")
-        task = crf._Task(Scores(source, alpha=1.0, max_side=2048), "densecrf",
-                         {"backend": backend}, device="cpu", confidences=(0.95, 0.0), labels=3)
-        crf._begin_worker(task)
-        found[backend] = dict(map(crf._one_photo, jobs))
+        worker = crf._Worker(Scores(source, alpha=1.0, max_side=2048), "densecrf",
+                             {"backend": backend}, "cpu", confidences=(0.95, 0.0), labels=3)
+        found[backend] = dict(map(worker.refine_alone, jobs))
         if backend == "torch":
-            found["batches"] = dict(crf._run_batches(crf._Worker.of(task), jobs, 3))
+            found["batches"] = dict(crf._run_batches(worker, jobs, 3))
     for results in found.values():
         assert results.keys() == dict(jobs).keys()
         assert results["none"] == Failed("none.jpg: the photo does not exist")

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 295, "lines": 51_899, "code": 34_408, "imports": 10.3, "indented": 86,
-    "type_checking": 6, "eager": 20, "any": 227, "cycles": 0, "kind_folders": 4}
+    "files": 295, "lines": 51_991, "code": 34_461, "imports": 10.3, "indented": 86,
+    "type_checking": 6, "eager": 20, "any": 230, "cycles": 0, "kind_folders": 4}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 

@@ -185,9 +185,9 @@ def test_the_crfs_batches_are_halved(ready: Path, monkeypatch: pytest.MonkeyPatc
     workspace = open_workspace(ready / "work")
     jobs = [(photo.id, workspace.image_path(photo)) for photo in workspace.photos("train")]
     source = open_input(ready / "work/cams/text-refined/train", ("cams",))
-    task = crf._Task(Scores(source, 1.0, 2048), "densecrf", {"backend": "torch"}, "cpu", (0.0,), 3)
-    found = dict(crf._run_batches(crf._Worker.of(task), [*jobs, ("gone", tmp_path / "gone.png")],
-                                  2))
+    worker = crf._Worker(Scores(source, 1.0, 2048), "densecrf", {"backend": "torch"}, "cpu", (0.0,),
+                         3)
+    found = dict(crf._run_batches(worker, [*jobs, ("gone", tmp_path / "gone.png")], 2))
     assert found.keys() == {*dict(jobs), "gone"}
     assert found["gone"] == Failed("gone.png: the photo does not exist")
     assert all(not isinstance(found[key], Failed) for key, _ in jobs)
@@ -219,7 +219,7 @@ def test_crf_keeps_few_jobs_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", Pool)
     jobs = [(f"p{number}", Path()) for number in range(100)]
     most, seen = 0, set()
-    for key, _ in run_jobs(crf._one_photo, jobs, 3, crf._begin_worker, None):  # type: ignore[arg-type]
+    for key, _ in run_jobs(crf._Worker.refine_alone, jobs, 3):  # type: ignore[arg-type]
         seen.add(key)
         most = max(most, begun - len(seen) + 1)
     assert seen == {key for key, _ in jobs}

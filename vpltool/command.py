@@ -297,9 +297,7 @@ def _setting_parameter(entry: SettingSpec, panel: str) -> inspect.Parameter:
     if entry.positional:
         info: Any = typer.Argument(**shown)
     else:
-        switch = entry.type is bool and entry.off != "-"
-        flag = f"{entry.flag}/{entry.off}" if switch else entry.flag
-        info = typer.Option(flag, *entry.aliases, *filter(None, [entry.short]), **shown)
+        info = typer.Option(entry.option, *entry.aliases, *filter(None, [entry.short]), **shown)
     default: Any = None if entry.many else entry.default
     if default is dataclasses.MISSING:
         default = inspect.Parameter.empty

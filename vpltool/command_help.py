@@ -282,7 +282,7 @@ def _name(entry: SettingSpec) -> str:
     if entry.positional:
         return entry.metavar or entry.name.upper()
     if entry.type is bool:
-        return entry.flag if entry.off == "-" else f"{entry.flag}/{entry.off}"
+        return entry.option
     value = "|".join(entry.choices) or entry.metavar or VALUE_NAMES[entry.type]
     if len(entry.flag) + len(value) >= _LEFT:
         value = "NAME" if entry.choices else entry.metavar or value
@@ -342,9 +342,7 @@ def setting_entry(entry: SettingSpec) -> JsonObject:
     """Return everything about a setting, as JSON can hold it."""
     needed = entry.default is dataclasses.MISSING
     default = None if needed or entry.default is None else entry.default
-    switch = entry.type is bool and entry.off != "-"
-    option = f"{entry.flag}/{entry.off}" if switch else entry.flag
-    return {"name": entry.name, "option": entry.metavar if entry.positional else option,
+    return {"name": entry.name, "option": entry.metavar if entry.positional else entry.option,
             "type": entry.type.__name__, "many": entry.many, "needed": needed,
             "default": str(default) if isinstance(default, Path) else default, "low": entry.low,
             "high": entry.high, "choices": list(entry.choices), "help": entry.help,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import matplotlib.patheffects
     import numpy as np
     import numpy.typing as npt
+    import PIL.TiffImagePlugin as TiffImagePlugin
     import pycocotools.mask
     import rasterio.features
     import safetensors.torch
@@ -62,14 +63,14 @@ else:
         "numpy", "numpy.typing", "torch", "torch.nn.functional", "cv2"))
     fsspec, matplotlib, pycocotools, rasterio, safetensors, scipy, skimage = map(_Lazy, (
         "fsspec", "matplotlib", "pycocotools", "rasterio", "safetensors", "scipy", "skimage"))
-    Image, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin = map(_Lazy, (
-        "PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps",
-        "PIL.PngImagePlugin"))
+    Image, ImageDraw, ImageFilter, ImageFont, ImageOps = map(_Lazy, (
+        "PIL.Image", "PIL.ImageDraw", "PIL.ImageFilter", "PIL.ImageFont", "PIL.ImageOps"))
+    PngImagePlugin, TiffImagePlugin = map(_Lazy, ("PIL.PngImagePlugin", "PIL.TiffImagePlugin"))
     Tensor = "torch.Tensor"
 
 __all__ = ["F", "Image", "ImageDraw", "ImageFilter", "ImageFont", "ImageOps", "PngImagePlugin",
-           "Tensor", "cv2", "fsspec", "matplotlib", "modules_of", "no_grad", "np", "npt",
-           "pycocotools", "rasterio", "safetensors", "scipy", "skimage", "torch"]
+           "Tensor", "TiffImagePlugin", "cv2", "fsspec", "matplotlib", "modules_of", "no_grad",
+           "np", "npt", "pycocotools", "rasterio", "safetensors", "scipy", "skimage", "torch"]
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")

@@ -67,9 +67,9 @@ class SettingSpec:
         brief: whether `--help` shows it, not only `--help-all`.
         no_effect: conditions under which it has no effect.
         aliases: further options with the same meaning.
-        reads: the input that it names, which `engine.given` opens: `features`, `second`,
-            `prototypes` (`words`: in the space of the CLIP's words), `cams` (`what`: predictions,
-            too), `decoder` or `proposals`.
+        reads: the input that it names, which `engine.opening` opens: `features`, `second`,
+            `prototypes` (their default may be those of tags; `text`: never; `words`: nor may they
+            be aligned), `cams` (`what`: predictions, too), `decoder` or `proposals`.
         name: its name in Python, presets and documentation.
         recorded_name: its name in headers.
         type: `str`, `int`, `float`, `bool` or `Path`; of a list, that of its items.
@@ -102,6 +102,11 @@ class SettingSpec:
     type: type = str
     many: bool = False
     optional: bool = False
+
+    @property
+    def option(self) -> str:
+        """Its option as help shows it: `--flag`, or `--flip/--no-flip`."""
+        return f"{self.flag}/{self.off}" if self.type is bool and self.off != "-" else self.flag
 
     def check(self, value: Any) -> None:
         """Check a value's type, range and choice.
@@ -144,7 +149,7 @@ def _as_field(kind: Callable[_Arguments, SettingSpec]) -> Callable[_Arguments, A
 
 
 setting = _as_field(SettingSpec)
-"""Make the field of a setting: `split: str = setting("train", "Split of the data set.")`."""
+"""Make a field from the arguments of `SettingSpec`: `split: str = setting("train", "Split.")`."""
 
 _TAKEN: dict[type, Any] = {float: (int, float), Path: (str, Path)}
 

@@ -14,7 +14,7 @@ from vpltool import formats
 from vpltool.datasets.words import read_classes
 from vpltool.engine.masks import content_identity, identity_of_corrections
 from vpltool.engine.models import WORDS, model_weights
-from vpltool.engine.photos import given_again, photo_files_identity, photos_identity, tags_of
+from vpltool.engine.photos import available_again, photo_files_identity, photos_identity, tags_of
 from vpltool.errors import VplError, part_of
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, rasters
@@ -301,7 +301,7 @@ class State:
         tags = tags_of(self.workspace, photos) if before else {}
         replaced = replaced_photos(artifact.folder.photos, self.workspace.hashes_of(photos)
                                    ) if artifact.folder.photos else set()
-        lost = artifact.folder.failed.keys() - replaced - given_again(artifact.folder, [
+        lost = artifact.folder.failed.keys() - replaced - available_again(artifact.folder, [
             found.folder for source in artifact.header.sources.values()
             if (found := self.artifacts.get(source)) and found.folder])
         todo = [photo.id for photo in photos if photo.id not in lost

@@ -482,7 +482,7 @@ def test_the_page_names_every_field_that_a_method_is_given() -> None:
     page = (ROOT / "docs/reference/methods.md").read_text()
     for kind in KINDS.values():
         section = page.partition(f"\n## {kind.name}\n")[2].partition("\n## ")[0]
-        for name in kind.given:
+        for name in kind.types:
             found = Pixels if name == "Pixels" else getattr(inputs, name)
             table = section.partition(f"`{name}`: ")[2].partition("\n### ")[0]
             for entry in fields(found):

@@ -36,9 +36,6 @@ folder, mode = Path(sys.argv[1]), sys.argv[2]
 if mode == "portable":
     processes._end_by_kernel = lambda: None
 
-def start(task):
-    pass
-
 def work(number):
     (folder / f"{number}-{os.getpid()}").touch()
     if number < 2:
@@ -50,7 +47,7 @@ if __name__ == "__main__":
     import script
     with interrupt_at_sigterm():
         # The third worker has nothing to do: it waits for jobs.
-        for _ in run_jobs(script.work, range(4), 3, script.start, None):
+        for _ in run_jobs(script.work, range(4), 3):
             pass
 """
 
@@ -80,7 +77,7 @@ from vpltool.parallel.processes import run_jobs
 folder = Path(sys.argv[1])
 with (folder / "runs").open("a") as file:
     file.write("again ")
-results = sorted(run_jobs(abs, range(-5, 1), 2, id, None))
+results = sorted(run_jobs(abs, range(-5, 1), 2))
 (folder / "results").write_text(str(results))
 """
 
@@ -92,9 +89,6 @@ from vpltool.parallel.processes import run_jobs
 from vpltool.parallel.signals import interrupt_at_sigterm
 
 folder, mode = Path(sys.argv[1]), sys.argv[2]
-
-def start(task):
-    pass
 
 def work(number):
     (folder / f"{number}-{os.getpid()}").touch()
@@ -110,7 +104,7 @@ def work(number):
 if __name__ == "__main__":
     import script
     with interrupt_at_sigterm():
-        for _ in run_jobs(script.work, range(6), 2, script.start, None, finish=False):
+        for _ in run_jobs(script.work, range(6), 2, finish=False):
             pass
 """
 
@@ -200,16 +194,13 @@ def test_readers_of_photos_end_when_their_parent_is_killed(tmp_path: Path) -> No
         assert_gone(workers)
 
 
-def _nothing(_task: object) -> None: ...
-
-
 def _double(number: int) -> int:
     return 2 * number
 
 
 def test_workers_started_in_another_thread_outlive_it() -> None:
     """Linux ends a process with the thread that started it: not if that is not the main one."""
-    results = run_jobs(_double, range(24), 2, _nothing, None)
+    results = run_jobs(_double, range(24), 2)
     first: list[int] = []
     starter = threading.Thread(target=lambda: first.append(next(results)))
     starter.start()

@@ -135,8 +135,8 @@ def test_photos_are_worked_on_at_a_bounded_size(run: Run, ready: Path, tmp_path:
 def test_photos_that_need_much_memory_are_told(workers: int, run: Run, ready: Path, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vpltool.parallel.memory.physical_memory", lambda: 1e6)
-    monkeypatch.setattr("vpltool.stages.crf.run_jobs", lambda function, jobs, count, start, task: (
-        start(task), map(function, jobs))[1])
+    monkeypatch.setattr("vpltool.stages.crf.run_jobs", lambda function, jobs, count: map(
+        function, jobs))
     result = run("crf", "--workers", workers, "--out", tmp_path / "x", work=ready / "work")
     assert result.code == 0, result.err
     (told,) = result.lines("warning:")

@@ -15,7 +15,7 @@ from stopping import stop_after
 from trainings import training_with
 
 from vpltool.core import joint
-from vpltool.engine import given
+from vpltool.engine import opening
 from vpltool.engine.features import open_features
 from vpltool.engine.masks import Masks
 from vpltool.engine.models import load_main
@@ -123,8 +123,8 @@ def test_a_method_of_layers_refuses_a_decoder_with_its_own_encoder(run: Run, wor
     workspace = open_workspace(work)
     features = open_features(workspace, None, "train")
     with pytest.raises(VplError, match="has an encoder of its own"):
-        given._find_decoder(workspace, str(out), features)
-    assert given._find_decoder(workspace, "tiny", features).stem == "tiny"
+        opening._find_decoder(workspace, str(out), features)
+    assert opening._find_decoder(workspace, "tiny", features).stem == "tiny"
 
 
 def test_crops_keep_pixels_and_labels_together(work: Path) -> None:

@@ -61,7 +61,8 @@ def run(_path: Path, settings: MethodsSettings) -> list[JsonObject]:
                            near_name(settings.name, methods))
         return [_kind(kinds[0]) | {"methods": [_details(methods[settings.name])]}]
     describe = _details if settings.markdown else _summary
-    return [_kind(kind) | ({"given": list(map(_given, kind.given))} if settings.markdown else {})
+    return [_kind(kind)
+            | ({"given": list(map(_class_fields, kind.types))} if settings.markdown else {})
             | {"methods": [describe(method) for method in find_methods(kind.name).values()]}
             for kind in kinds]
 
@@ -75,7 +76,7 @@ def _kind(kind: MethodKind) -> JsonObject:
             "default": kind.default}
 
 
-def _given(name: str) -> JsonObject:
+def _class_fields(name: str) -> JsonObject:
     """Describe an input class and its fields by its docstring."""
     from vpltool.methods import inputs
 
@@ -158,11 +159,11 @@ def _section(kind: JsonObject) -> str:
                         *(_subsection(method) for method in kind["methods"])])
 
 
-def _class_section(given: JsonObject) -> str:
-    return "\n\n".join([f"`{given['name']}`: {command_help.paragraphs(given['about'])}",
+def _class_section(of_class: JsonObject) -> str:
+    return "\n\n".join([f"`{of_class['name']}`: {command_help.paragraphs(of_class['about'])}",
                         markdown_table(("field", "type", "what it is"), (
                             (f"`{entry['name']}`", f"`{entry['type']}`", entry["about"])
-                            for entry in given["fields"]))])
+                            for entry in of_class["fields"]))])
 
 
 def _code(names: list[str]) -> str:

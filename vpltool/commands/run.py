@@ -69,7 +69,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     recipe = read_recipe(find_recipe(settings.recipe))
     started = read_started(path)
     last = runs.last_values(recipe, started)
-    typed = _given(recipe, settings.values, path, last)
+    typed = _parsed(recipe, settings.values, path, last)
     given = last | typed
     for name in runs.without_effect(recipe, given, last.keys() - typed.keys(), path):
         del given[name]
@@ -148,8 +148,8 @@ def _kept_precision(recipe: Recipe, given: Mapping[str, str], path: Path) -> dic
     return {"precision": device.settle_precision("auto", device.find_device("auto"), there)}
 
 
-def _given(recipe: Recipe, words: tuple[str, ...], work: Path, last: Mapping[str, str]
-           ) -> dict[str, str]:
+def _parsed(recipe: Recipe, words: tuple[str, ...], work: Path, last: Mapping[str, str]
+            ) -> dict[str, str]:
     """Parse the values; the hint of an error is the whole line, corrected as far as possible."""
     if any(word.startswith("=") for word in words):
         joined = re.sub(r" ?= ?", "=", shlex.join(words))

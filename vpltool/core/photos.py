@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vpltool.errors import VplError, counted
-from vpltool.lazy import Image, ImageOps, Tensor, np, npt, torch
+from vpltool.lazy import Image, ImageOps, Tensor, TiffImagePlugin, np, npt, torch
 
 MAX_PIXELS = 500_000_000
 """A photo with more pixels than this is refused: decoding it needs over 1.5 GB."""
@@ -197,8 +197,6 @@ def _container(photo: Path | bytes) -> str:
 
 def _numbers_of(file: IO[bytes]) -> str:
     """Describe the values of a TIFF, such as "a TIFF with 3 values of 32 bits a pixel"."""
-    from PIL import TiffImagePlugin
-
     try:
         file.seek(0)
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))

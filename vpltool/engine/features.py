@@ -107,15 +107,18 @@ def smaller_side_hint(batch: Batch) -> str:
     return f"`max_side={max(batch.pixels.shape[2:]) // 2}, overwrite=True`, or `device='cpu'`"
 
 
-def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence[str],
-              hint: str = "") -> InputFolder:
+def find_cams(workspace: Workspace, choice: str, split: str, preferred: Sequence[str]
+              ) -> InputFolder:
     """Find CAMs by NAME or path; without a choice, the first available of `preferred`.
 
-    Raises a VplError if there are none, they have other classes, or there is no such split.
+    Raises a VplError if there are none, or they have other classes.
     """
-    workspace.photos(split)
-    found = find_folder(workspace.path, ("cams",), choice, split,
-                        hint or f"`cam(split={split!r})`", preferred)
+    hint = f"`cam(split={split!r})`"
+    if preferred == SEEDING:
+        hint = (f"`cam(prototypes='tags', method='salient', split={split!r})`"
+                if workspace.encoder else f"`cam(prototypes='text', split={split!r})`, then "
+                                          f"`refine(cams='text', split={split!r})`")
+    found = find_folder(workspace.path, ("cams",), choice, split, hint, preferred)
     workspace.check_classes(found.header, found.path)
     return found
 

@@ -166,13 +166,16 @@ def known_hashes(workspace: Workspace, photos: Sequence[Photo], inputs: Iterable
             } | workspace.hashes_of(photos)
 
 
-def with_photo_files(workspace: Workspace, header: Header) -> Header:
+def with_photo_files(workspace: Workspace, header: Header, *, ids: bool = False) -> Header:
     """Add the input `photo-files` to the header of a file made from all photos of a split.
 
     Args:
         header: has the input folders as sources, and the options `split` and `limit`.
+        ids: whether to add `photos`, too, so that the file is stale once a failed photo is
+            available.
     """
-    return replace(header, inputs=header.inputs | {
+    known = {"photos": photos_identity(workspace, header)} if ids else {}
+    return replace(header, inputs=header.inputs | known | {
         "photo-files": photo_files_identity(workspace, header)})
 
 
@@ -182,10 +185,7 @@ def photo_files_identity(workspace: Workspace, header: Header) -> str:
 
 
 def photos_identity(workspace: Workspace, header: Header) -> str:
-    """Return a hash of the ids of all photos that the header's sources contain.
-
-    It is stored as the input `photos`, so that a file is stale once a failed photo is available.
-    """
+    """Return a hash of the ids of all photos that the header's sources contain."""
     photos, _ = _photos_of(workspace, header)
     return formats.identity_of_many({photo.id: "" for photo in photos})
 
@@ -202,7 +202,7 @@ def _photos_of(workspace: Workspace, header: Header) -> tuple[list[Photo], list[
     return [photo for photo in photos if photo.id not in left_out], folders
 
 
-def given_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:
+def available_again(folder: InputFolder, sources: list[InputFolder]) -> set[str]:
     """Return photos missing because an earlier stage failed on them, if it succeeds now."""
     return {key for key in folder.waiting if sources and not folder.holds(key)
             and all(source.holds(key) for source in sources)}

@@ -10,7 +10,6 @@ from typing import Any
 
 from vpltool.core import alignment
 from vpltool.engine import headers, models
-from vpltool.engine.photos import photos_identity, with_photo_files
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Workspace, read_tensors, write_tensors
 from vpltool.formats.kinds import result_path, results_of
@@ -22,7 +21,7 @@ OF_TAGS = "tags"
 """Name of the prototypes made from tags alone."""
 
 
-def class_rows(workspace: Workspace, settings: Settings, name: str = "prototypes") -> str:
+def choice_of(workspace: Workspace, settings: Settings, name: str = "prototypes") -> str:
     """Return the NAME or path of prototypes in a stage's setting called `name`.
 
     A vision encoder has no text to compare patches with; in its workspaces, the default is
@@ -142,24 +141,6 @@ def space_of(prototypes: Prototypes) -> alignment.AlignedSpace | None:
         return None
     return alignment.AlignedSpace.from_tensors(prototypes.of_space,
                                                    _facts(prototypes)["last_relu"])
-
-
-def split_header(workspace: Workspace, command: str, settings: Settings, features: InputFolder,
-                 **inputs: InputFolder | Prototypes | str) -> Header:
-    """Make the header of prototypes computed from the features of a whole split.
-
-    `inputs` are further inputs by role: CAMs and prototypes, whose names become options, or an
-    identity.
-    """
-    header = headers.make_header(
-        workspace, "prototypes", command, settings, model=features.header.model,
-        inputs={"features": features, **{
-            role: found.path if isinstance(found, Prototypes) else found
-            for role, found in inputs.items()}},
-        options={role: found.path.stem if isinstance(found, Prototypes) else found.name
-                 for role, found in inputs.items() if not isinstance(found, str)})
-    return with_photo_files(workspace, replace(header, inputs={
-        **header.inputs, "photos": photos_identity(workspace, header)}))
 
 
 def write_prototypes(path: Path, header: Header, tensors: Mapping[str, Tensor], facts: JsonObject,

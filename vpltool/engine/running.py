@@ -37,10 +37,9 @@ class Segmented:
     size: tuple[int, int]
 
     def tensors(self, kind: str) -> dict[str, Tensor]:
-        """Return the tensors of a file of this kind, such as `probabilities`."""
-        assert kind == "probabilities"
+        """Return the tensors of a kind of file: `probabilities` are the only ones here."""
         scores, classes = segment.keep_likely(self.probabilities)
-        return {kind: scores.half(), "classes": classes}
+        return {"probabilities": scores.half(), "classes": classes}
 
 
 @dataclass(frozen=True, kw_only=True)

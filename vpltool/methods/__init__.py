@@ -191,7 +191,7 @@ class MethodKind:
     returns: str
     about: str
     reads: tuple[str, ...]  # names that `READS` may contain
-    given: tuple[str, ...]  # classes of the function's arguments and result, in `inputs`
+    types: tuple[str, ...]  # classes of the function's arguments and result, in `inputs`
     default: str = ""
     also: tuple[str, ...] = ()  # names that a file must define besides the function
 

@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vpltool.parallel import signals
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-Task = TypeVar("Task")
 
 
-def run_jobs(
-    function: Callable[[Job], Result], jobs: Sequence[Job], processes: int,
-    start: Callable[[Task], None], task: Task, *, fewest: int = 4, finish: bool = True,
-) -> Iterator[Result]:
+def run_jobs(function: Callable[[Job], Result], jobs: Sequence[Job], processes: int, *,
+             fewest: int = 4, finish: bool = True) -> Iterator[Result]:
     """Run jobs in worker processes, or in this one if there are fewer than 2 workers or few jobs.
 
     Args:
-        function: runs a job; must be importable from a module, not the script.
+        function: runs a job. It is sent to each worker once, with all that a `partial` of it or
+            its object holds; must be importable from a module, not the script.
         jobs: arguments of `function`. Results come in any order.
         processes: number of workers.
-        start: called first in each worker, with the task.
         fewest: minimum number of jobs for which workers are started.
         finish: whether running jobs are finished after an interrupt or an error. Otherwise they
             are interrupted, too.
     """
     if processes < 2 or len(jobs) < fewest:
-        start(task)
         yield from map(function, jobs)
         return
     import multiprocessing
@@ -44,15 +41,14 @@ def run_jobs(
     # A forked process can hang in torch's thread pool if torch was used before; a fresh one cannot.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_begin,
-                             initargs=(start, task, signals.in_main_thread(), finish)) as pool:
+                             initargs=(function, signals.in_main_thread(), finish)) as pool:
         waiting = set()
         # A job in the pool's queue cannot be taken back.
         most = 4 * processes if finish else processes
         try:
             for job in jobs:
                 with signals.block_interrupts(), no_script():
-                    waiting.add(pool.submit(function, job) if finish
-                                else pool.submit(_interrupted, function, job))
+                    waiting.add(pool.submit(_run_one, job))
                 if len(waiting) >= most:
                     done = next(as_completed(waiting))
                     waiting.remove(done)
@@ -83,13 +79,20 @@ def no_script() -> Iterator[None]:
         sys.modules["__main__"] = script
 
 
-def _begin(start: Callable[[Task], None], task: Task, from_main_thread: bool, finish: bool
-           ) -> None:
+_function: list[Callable[..., Any]] = []
+"""Runs a job, in a worker process."""
+
+
+def _begin(function: Callable[[Job], Result], from_main_thread: bool, finish: bool) -> None:
+    _function[:] = [function if finish else functools.partial(_interrupted, function)]
     if not finish:
         signal.signal(signal.SIGTERM, signals.remember)
     signals.begin_worker()
     end_with_parent(from_main_thread)
-    start(task)
+
+
+def _run_one(job: object) -> Any:
+    return _function[0](job)
 
 
 def _interrupted(function: Callable[[Job], Result], job: Job) -> Result:

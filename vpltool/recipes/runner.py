@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from vpltool import console
@@ -172,8 +173,8 @@ def _run_rounds(job: Job, rounds: Rounds) -> None:
         return
     parts = [(outer, *part) for part in zip(titles, rounds.rounds, strict=True)]
     workers = min(job.processes, len(parts))
-    done = dict(run_jobs(_run_round, parts, workers, _start_round,
-                         Job(job.work, job.preset, job.terms, workers), fewest=2, finish=False))
+    run_round = partial(_run_round, Job(job.work, job.preset, job.terms, workers))
+    done = dict(run_jobs(run_round, parts, workers, fewest=2, finish=False))
     # In the order of the recipe, whichever ended first.
     for title in titles:
         job.failed.update(done[title].failed)
@@ -181,22 +182,15 @@ def _run_rounds(job: Job, rounds: Rounds) -> None:
         job.reports.extend(done[title].reports)
 
 
-_jobs: list[Job] = []
-
-
-def _start_round(job: Job) -> None:
-    """Take over the job in a worker process."""
-    _jobs[:] = [job]
-    torch.set_num_threads(min(torch.get_num_threads(), max(1, core_count() // job.processes)))
-
-
-def _run_round(part: tuple[tuple[str, ...], str, Sequence[Step | Rounds]]) -> tuple[str, Job]:
-    """Run a round; its title precedes each message, since messages of rounds alternate.
+def _run_round(whole: Job, part: tuple[tuple[str, ...], str, Sequence[Step | Rounds]]
+               ) -> tuple[str, Job]:
+    """Run a round in a worker process; its title precedes each message, since these alternate.
 
     Returns its title, and its results.
     """
     outer, title, steps = part
-    job = Job(_jobs[0].work, _jobs[0].preset, _jobs[0].terms)
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, core_count() // whole.processes)))
+    job = Job(whole.work, whole.preset, whole.terms)
     with once.one_round(outer, title), console.heard_by(console.Terminal(
             rewrite=lambda text: f"{title}: " + to_shell(text, work=job.work).strip(), bars=False)):
         run_steps(job, steps)

@@ -12,15 +12,15 @@ from vpltool.core import alignment, grids
 from vpltool.core.gap import Gap, photo_regions
 from vpltool.core.phase_one import Pixels, gaps
 from vpltool.core.seeds import UNSURE, region_features, seed_labels
-from vpltool.engine import photo_work, prototypes
-from vpltool.engine.features import SEEDING, find_cams
-from vpltool.engine.photos import photos_with
+from vpltool.engine import opening, photo_work, prototypes
+from vpltool.engine.features import SEEDING
+from vpltool.engine.opening import Opened
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, JsonObject, Workspace
+from vpltool.formats import JsonObject, Workspace
 from vpltool.lazy import F, Tensor, torch
 from vpltool.parallel import memory
 from vpltool.parallel.ranks import Ranks
-from vpltool.settings import NoEffect, setting
+from vpltool.settings import NoEffect, Settings, setting
 
 # Settings that stages share, as in `options`.
 phi = partial(
@@ -36,9 +36,10 @@ max_pixels = partial(
     "and time.", low=1, metavar="N", source="vpltool")
 
 cams = partial(setting, "", "CAMs that give seeds or regions; default: text-refined, else text.",
-               metavar="NAME-OR-PATH", record="never")
+               metavar="NAME-OR-PATH", record="never", reads="cams")
 
-text = partial(setting, "text", "Text prototypes.", metavar="NAME-OR-PATH", record="never")
+text = partial(setting, "text", "Text prototypes.", metavar="NAME-OR-PATH", record="never",
+               reads="text")
 
 _REGIONS = [NoEffect({"pixels": ("regions",)}, "regions need no threshold")]
 
@@ -57,31 +58,25 @@ class PixelSettings(options.WholeSplit, shared=True):
     seed: int = options.seed()
 
 
-def read_text(workspace: Workspace, choice: str, features: InputFolder, *, aligned: bool = True
-              ) -> prototypes.Prototypes:
-    """Read text prototypes by NAME or path, which must be of the features' CLIP.
+def open_inputs(workspace: Workspace, settings: Settings, *required: str) -> Opened:
+    """Open the features and further inputs of a stage; CAMs are those that give seeds."""
+    return opening.open_inputs(workspace, settings, ("patches",), ("features", *required),
+                               preferred=SEEDING)
 
-    With `aligned`, they may lie in an aligned space.
-    """
-    found = prototypes.read_prototypes(workspace, choice, aligned=aligned)
+
+def text_of(opened: Opened, *, or_tags: bool = False) -> prototypes.Prototypes:
+    """Return the opened prototypes; VplError unless they are of text, or `or_tags` of tags."""
+    found = opened.prototypes
+    assert found is not None
     space = found.header.facts.get("space", "text")
-    if space not in ("text", "text shifted"):
+    if space not in ("text", "text shifted") and not (
+            or_tags and found.path.stem == prototypes.OF_TAGS):
         raise VplError(f"{found.path} holds {space} prototypes, and text prototypes are needed",
                        "`text='text'`, which `text_prototypes()` makes")
-    prototypes.check_fits(features, found)
     return found
 
 
-def find_seeding_cams(workspace: Workspace, choice: str, split: str) -> InputFolder:
-    """Find the CAMs that give seeds or regions, by NAME or path."""
-    hint = (f"`cam(prototypes='tags', method='salient', split={split!r})`" if workspace.encoder
-            else f"`cam(prototypes='text', split={split!r})`, then "
-                 f"`refine(cams='text', split={split!r})`")
-    return find_cams(workspace, choice, split, SEEDING, hint)
-
-
-def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
-           settings: PixelSettings, ranks: Ranks, text: prototypes.Prototypes, *,
+def gather(opened: Opened, settings: PixelSettings, ranks: Ranks, text: prototypes.Prototypes, *,
            unlabelled: bool = False) -> Pixels:
     """Read the pixels from which prototypes are made, with labels from the maps.
 
@@ -89,11 +84,9 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     maps only seeds, unless `unlabelled`. Each of several processes reads its own shard of the
     photos. The sample depends on all photos, so together they read what one process would.
     """
-    device, space = ranks.device, prototypes.space_of(text)
+    workspace, device, space = opened.workspace, ranks.device, prototypes.space_of(text)
     photos = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
-    inputs = (features,) if maps is None else (features, maps)
-    found = set().union(*ranks.collect(list(photos_with(
-        workspace, settings.split, settings.limit, *inputs, shard=ranks.shard).ids)))
+    found = set().union(*ranks.collect(list(opened.available(ranks.shard).ids)))
     ids, share = pixels_per_photo([key for key in photos if key in found], settings.max_pixels)
     mine = [(number, key) for number, key in enumerate(ids) if ranks.shard.holds(key)]
     # On a CPU, converting half precision to float32 at each step takes too long.
@@ -103,9 +96,9 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
     labels = [torch.empty(0, dtype=torch.long)]
     total = count = 0
     for number, key in photo_work.tracked("read features", mine, len(mine)):
-        patches = prototypes.read_patches(features, key, space)
+        patches = prototypes.read_patches(opened.features, key, space)
         total += len(patches)
-        patches, label = _labelled(key, patches, features, maps, settings, unlabelled)
+        patches, label = _labelled(opened, key, patches, settings, unlabelled)
         patches, label = sample_pixels(patches, label, share, settings.seed * 1_000_003 + number)
         if not count:
             # Joining a list of parts would take twice the memory; untouched rows take none.
@@ -123,7 +116,7 @@ def gather(workspace: Workspace, features: InputFolder, maps: InputFolder | None
                        f"lower it: `phi={round(settings.phi / 2, 3)}`")
     console.note(f"{used} of {total} patches of {len(ids)} photos are used")
     shown = [workspace.indices_of(photos[key]) for key in ids]
-    if maps is not None and not any(shown):
+    if "cams" in opened.folders and not any(shown):
         # Photos without tags have the classes of their maps, if groups made these.
         own = {key: sorted(set(part[part > 0].tolist()))
                for (_, key), part in zip(mine, labels[1:], strict=True)}
@@ -152,12 +145,12 @@ def pixels_per_photo(ids: list[str], most: int) -> tuple[list[str], int]:
     return ids, most // len(ids)
 
 
-def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolder | None,
-              settings: PixelSettings, unlabelled: bool) -> tuple[Tensor, Tensor]:
+def _labelled(opened: Opened, key: str, patches: Tensor, settings: PixelSettings,
+              unlabelled: bool) -> tuple[Tensor, Tensor]:
     """Select a photo's patches (N, dim), and label them (N,)."""
-    if maps is None:
+    if "cams" not in opened.folders:
         return patches, torch.full((len(patches),), UNSURE)
-    cam = read_maps(maps, features, key, len(patches))
+    cam = read_maps(opened, key, len(patches))
     if settings.pixels == "regions":
         regions, labels = region_features(patches, cam["cam"], cam["classes"])
         # An empty map gives no region.
@@ -169,19 +162,19 @@ def _labelled(key: str, patches: Tensor, features: InputFolder, maps: InputFolde
     return patches[labels != UNSURE], labels[labels != UNSURE]
 
 
-def read_maps(maps: InputFolder, features: InputFolder, key: str, count: int) -> dict[str, Tensor]:
+def read_maps(opened: Opened, key: str, count: int) -> dict[str, Tensor]:
     """Read a photo's maps (K, h, w) and classes, resampled to the `count` patches of its features.
 
     Maps of groups are on another grid.
     """
-    found = maps.read_tensors(key)
+    found = opened.folders["cams"].read_tensors(key)
     if found["cam"].shape[1] * found["cam"].shape[2] != count:
-        height, width = features.read_tensors(key, "grid")["grid"].tolist()
+        height, width = opened.features.read_tensors(key, "grid")["grid"].tolist()
         found["cam"] = grids.resample_maps(found["cam"], (height, width))
     return found
 
 
-def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], phi: float,
+def read_regions(opened: Opened, ids: Sequence[str], phi: float,
                  space: alignment.AlignedSpace | None) -> tuple[Tensor, Tensor]:
     """Read the regions of photos: L2-normed mean features (R, dim), and their classes (R,).
 
@@ -189,14 +182,14 @@ def read_regions(features: InputFolder, maps: InputFolder, ids: Sequence[str], p
     """
     parts = []
     for key in photo_work.tracked("read regions", ids, len(ids)):
-        patches = prototypes.read_patches(features, key, space).float()
-        cam = read_maps(maps, features, key, len(patches))
+        patches = prototypes.read_patches(opened.features, key, space).float()
+        cam = read_maps(opened, key, len(patches))
         labels = seed_labels(cam["cam"], cam["classes"], phi, phi_background=0)
         parts.append(photo_regions(F.normalize(patches, dim=-1), labels.new_zeros(len(labels)),
                                    labels)[:2])
     regions, classes = (torch.cat(part) for part in zip(*parts, strict=True))
     if not len(regions):
-        raise VplError(f"no CAM in {maps.path} reaches `phi={phi}`",
+        raise VplError(f"no CAM in {opened.folders['cams'].path} reaches `phi={phi}`",
                        f"lower it: `phi={round(phi / 2, 3)}`; or name other CAMs by `cams='NAME'`")
     return regions, classes
 

@@ -13,7 +13,7 @@ from vpltool.core.photos import fit_size, to_pixels
 from vpltool.engine import headers, models, photos, segmenters
 from vpltool.engine.features import open_features, parse_layers, parse_numbers
 from vpltool.engine.masks import Masks, find_masks, identities_of, supervision_by, with_masks
-from vpltool.engine.prototypes import Prototypes, class_rows, read_prototypes
+from vpltool.engine.prototypes import Prototypes, choice_of, read_prototypes
 from vpltool.errors import VplError
 from vpltool.formats import Header, InputFolder, JsonObject, Photo, Workspace, kinds
 from vpltool.formats.header import join_supervision
@@ -184,7 +184,7 @@ def find_training_inputs(workspace: Workspace, settings: TrainDecoderSettings,
     """Find the inputs that the settings of `train-decoder` name."""
     listed = {photo.id: photo for photo in workspace.photos(settings.split, settings.limit)}
     masks = find_masks(workspace, settings.masks, settings.split, list(listed.values()))
-    prototypes = read_prototypes(workspace, class_rows(workspace, settings))
+    prototypes = read_prototypes(workspace, choice_of(workspace, settings))
     frozen, ids = _frozen_layers(workspace, settings, method, masks.ids)
     return TrainingInputs(
         workspace, settings, method, [listed[key] for key in ids], masks, prototypes, frozen,

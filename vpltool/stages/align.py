@@ -10,11 +10,11 @@ from typing import Any
 from vpltool import console, options
 from vpltool.core import alignment, seeds
 from vpltool.core.gap import modality_gap
-from vpltool.engine import checkpoints, headers, models, photo_work, photos
-from vpltool.engine.features import check_kept, open_features
-from vpltool.engine.prototypes import Prototypes, patch_source, split_header
+from vpltool.engine import checkpoints, headers, models, photo_work
+from vpltool.engine.opening import Opened
+from vpltool.engine.prototypes import Prototypes, patch_source
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, JsonObject, Workspace, kinds
+from vpltool.formats import Header, JsonObject, Workspace, kinds
 from vpltool.lazy import Tensor, torch
 from vpltool.parallel import device, ranks
 from vpltool.settings import NoEffect, Stage, setting, warn_without_effect
@@ -71,7 +71,7 @@ class AlignSettings(options.WholeSplit):
     max_pixels: int = _phase_one.max_pixels()
     checkpoint_every: int = options.checkpoint_every(500)
     seed: int = options.seed()
-    text: str = _phase_one.text(brief=False)
+    text: str = _phase_one.text(brief=False, reads="words")
 
 
 STAGE = Stage(order=47, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),
@@ -94,28 +94,25 @@ def run(workspace: Workspace, settings: AlignSettings) -> Path:
     """
     models.check_words(workspace)
     warn_without_effect(settings)
-    features = open_features(workspace, settings.features, settings.split)
-    check_kept(features, ["patches"])
-    text = _phase_one.read_text(workspace, settings.text, features, aligned=False)
-    maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = split_header(workspace, "align", settings, features, text=text, cams=maps,
-                          tags=workspace.tags_identity(settings.split))
+    opened = _phase_one.open_inputs(workspace, settings, "text", "cams")
+    text = _phase_one.text_of(opened)
+    header = opened.header_of_split("align", tags=workspace.tags_identity(settings.split))
     target = settings.out or kinds.result_path(workspace.path, "prototypes", "aligned")
     if not headers.check_file(target, header, settings):
         start = checkpoints.read_checkpoint(target, replace(header, kind="alignment"), settings,
                                             keep="`out='FILE'` keeps it")
-        regions = _gather(workspace, features, maps, settings)
+        regions = _gather(opened, settings)
         with _phase_one.memory_for(len(regions.embeddings)):
-            curve = _align(settings, regions, text, patch_source(features), header, target, start)
+            curve = _align(settings, regions, text, patch_source(opened.features), header, target,
+                           start)
         console.note(f"loss of patches {curve[0][1]:.3f} → {curve[-1][1]:.3f}, of text "
                      f"{curve[0][2]:.3f} → {curve[-1][2]:.3f}; tau {curve[-1][3]:.3f}")
     return target
 
 
-def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, settings: AlignSettings
-            ) -> alignment.Regions:
+def _gather(opened: Opened, settings: AlignSettings) -> alignment.Regions:
     """Read patches and their regions."""
-    ids = list(photos.photos_with(workspace, settings.split, settings.limit, features, maps).ids)
+    workspace, ids = opened.workspace, list(opened.available().ids)
     wanted = {*ids}
     tagged = {name for photo in workspace.photos(settings.split) if photo.id in wanted
               for name in photo.tags}
@@ -128,8 +125,8 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
     pixels, entries, counts, classes = [], [], [], []
     held = 0
     for number, key in enumerate(photo_work.tracked("read features", ids, len(ids))):
-        patches = features.read_tensors(key, "patches")["patches"]
-        cam = _phase_one.read_maps(maps, features, key, len(patches))
+        patches = opened.features.read_tensors(key, "patches")["patches"]
+        cam = _phase_one.read_maps(opened, key, len(patches))
         weights, class_of = seeds.region_weights(cam["cam"], cam["classes"], settings.phi, low)
         patches, weights = _phase_one.sample_pixels(patches, weights.T, share,
                                                     settings.seed * 1_000_003 + number)
@@ -143,8 +140,9 @@ def _gather(workspace: Workspace, features: InputFolder, maps: InputFolder, sett
         held += len(patches)
     shown = {*classes} - {0}
     if len(shown) < 2:
-        raise VplError(f"no CAMs in {maps.path} reach `phi={settings.phi}` for two classes; "
-                       "alignment needs two", f"lower it: `phi={round(settings.phi / 2, 3)}`")
+        raise VplError(f"no CAMs in {opened.folders['cams'].path} reach `phi={settings.phi}` for "
+                       "two classes; alignment needs two",
+                       f"lower it: `phi={round(settings.phi / 2, 3)}`")
     absent = [name for index, name in enumerate(workspace.classes, 1) if index not in shown]
     if absent:
         console.warn(f"no regions of {', '.join(absent)}: the text is mapped, not aligned")

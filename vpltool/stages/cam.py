@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import formats, options
-from vpltool.engine import given, photo_work
+from vpltool.engine import opening, photo_work
 from vpltool.formats.kinds import result_path
 from vpltool.lazy import Tensor, torch
 from vpltool.methods import KINDS, CamMethod, inputs, load_method
@@ -53,7 +53,7 @@ def run(workspace: formats.Workspace, settings: CamSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     split, method = settings.split, load_method(CamMethod, settings.method)
-    opened = given.open_given(workspace, settings, method.READS, ("features", "prototypes"))
+    opened = opening.open_inputs(workspace, settings, method.READS, ("features", "prototypes"))
     assert opened.prototypes is not None
     stem = opened.prototypes.path.stem
     name = settings.name or (stem if settings.method == "gradcam" else f"{stem}-{settings.method}")

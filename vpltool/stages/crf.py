@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from vpltool import console, options
 from vpltool.core.crf import labels_at
 from vpltool.core.photos import describe_failure, photo_size
-from vpltool.engine import given, photo_work, scored
+from vpltool.engine import opening, photo_work, scored
 from vpltool.errors import is_out_of_memory
 from vpltool.formats import Header, OutputFolder, Workspace, kinds
 from vpltool.lazy import np, npt, torch
@@ -21,7 +21,7 @@ from vpltool.parallel import memory, threads
 from vpltool.parallel.batches import bucketed
 from vpltool.parallel.device import find_device, worker_count
 from vpltool.parallel.processes import run_jobs
-from vpltool.settings import Settings, Stage, make, setting, values_of
+from vpltool.settings import Settings, Stage, Values, make, setting, values_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     method = load_method(LabelRefiner, settings.method)
-    opened = given.open_given(workspace, settings, ("photo", *method.READS), ("what",))
+    opened = opening.open_inputs(workspace, settings, ("photo", *method.READS), ("what",))
     source = opened.folders["what"]
     if source.kind != "cams":
         opened = opened.without_effect({"alpha": "predictions have a background",
@@ -100,10 +100,10 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
 
     def start(todo: list[str]) -> Iterator[photo_work.Made]:
         tags = {photo.id: photo.tags for photo in workspace.photos(settings.split)}
-        # Values, not settings: a worker must load the method before it can unpickle its class.
-        task = _Task(scores, settings.method, values_of(settings.of_method or Settings()),
-                     settings.device, tuple(confidences), 1 + max(len(tags[key]) for key in todo))
-        return _start(task, settings, list(opened.paths(todo).items()))
+        worker = _Worker(scores, settings.method, values_of(settings.of_method or Settings()),
+                         settings.device, tuple(confidences),
+                         1 + max(len(tags[key]) for key in todo))
+        return _start(worker, settings, list(opened.paths(todo).items()))
 
     def write(output: OutputFolder, key: str, made: list[npt.NDArray[np.uint8]]) -> None:
         output.write_labels(key, made[list(folders).index(output.path)])
@@ -111,7 +111,7 @@ def run(workspace: Workspace, settings: CrfSettings) -> list[Path]:
     return opened.make(f"crf {source.name} {settings.split}", folders, start, write=write)
 
 
-def _folders(opened: given.Given, settings: CrfSettings, method: LabelRefiner
+def _folders(opened: opening.Opened, settings: CrfSettings, method: LabelRefiner
              ) -> dict[Path, Header]:
     """Return the output folders and their headers, the masks to train on first."""
     work, name, split = opened.workspace.path, opened.folders["what"].name, settings.split
@@ -131,62 +131,66 @@ def _folders(opened: given.Given, settings: CrfSettings, method: LabelRefiner
 
 
 @dataclass(frozen=True)
-class _Task:
-    """The configuration of a worker, sent to it once."""
+class _Worker:
+    """Refines the labels of photos; a worker process loads the method before its first photo."""
 
     scores: scored.Scores
-    method: str
-    values: Mapping[str, Any]
-    device: str
+    method_name: str
+    values: Values
+    device_name: str
     confidences: tuple[float, ...]
     labels: int
 
+    @cached_property
+    def method(self) -> LabelRefiner:
+        """The method."""
+        return load_method(LabelRefiner, self.method_name)
 
-@dataclass(frozen=True)
-class _Worker:
-    """The state of a worker process."""
+    @cached_property
+    def settings(self) -> Settings:
+        """The method's settings."""
+        return make(self.method.Settings, self.values, ())
 
-    task: _Task
-    method: LabelRefiner
-    settings: Settings
-    device: torch.device
+    @cached_property
+    def device(self) -> torch.device:
+        """The device that the work is done on."""
+        return self.method.runs_on(self.settings, find_device(self.device_name))
 
-    @classmethod
-    def of(cls, task: _Task) -> _Worker:
-        """Load the method."""
-        method = load_method(LabelRefiner, task.method)
-        settings = make(method.Settings, task.values, ())
-        return cls(task, method, settings, method.runs_on(settings, find_device(task.device)))
+    def refine(self, job: scored.Job) -> photo_work.Made:
+        """Refine the labels of a photo."""
+        return _solve(self, [scored.read_scored(self.scores, job)])[0]
+
+    def refine_alone(self, job: scored.Job) -> photo_work.Made:
+        """Refine the labels of a photo, in a worker process."""
+        if multiprocessing.parent_process() is not None:
+            torch.set_num_threads(1)
+        return self.refine(job)
 
 
-_worker: list[_Worker] = []
-
-
-def _start(task: _Task, settings: CrfSettings, jobs: Sequence[scored.Job]
+def _start(worker: _Worker, settings: CrfSettings, jobs: Sequence[scored.Job]
            ) -> Iterator[photo_work.Made]:
     """Check that the method can run; return an iterator over labels, one for each confidence."""
-    worker = _Worker.of(task)
     if worker.device.type != "cpu":
         return _run_batches(worker, jobs, settings.batch_size)
-    worker.method.warm_up(worker.settings, worker.device, task.labels)
+    worker.method.warm_up(worker.settings, worker.device, worker.labels)
     # A method keeps one core busy; this thread only distributes work.
     count = settings.workers if settings.workers >= 0 else worker_count(-1) + 1
     _warn_of_memory(worker, jobs, max(count, 1))
     if worker.method.frees_lock(worker.settings, worker.device):
         # A thread starts at once; a process would have to import torch first.
-        _worker[:] = [worker]
-        return threads.in_threads(_one_photo, jobs, count if count > 1 else 0)
-    return run_jobs(_one_photo, jobs, count, _begin_worker, task)
+        return threads.in_threads(worker.refine, jobs, count if count > 1 else 0)
+    # A copy that has loaded nothing: a process can read the settings once it has the method.
+    return run_jobs(replace(worker).refine_alone, jobs, count)
 
 
 def _warn_of_memory(worker: _Worker, jobs: Sequence[scored.Job], processes: int) -> None:
     """Warn if the largest photos of all processes together may exceed the memory."""
     def needed(job: scored.Job) -> int:
         try:
-            size = worker.task.scores.size_at_once(photo_size(job[1]))
+            size = worker.scores.size_at_once(photo_size(job[1]))
         except OSError:
             return 0
-        return worker.method.memory_of(worker.settings, worker.device, size, worker.task.labels)
+        return worker.method.memory_of(worker.settings, worker.device, size, worker.labels)
 
     needs = sorted(threads.in_threads(needed, jobs, _THREADS))[-processes:]
     if sum(needs) > 0.8 * memory.physical_memory():
@@ -195,21 +199,10 @@ def _warn_of_memory(worker: _Worker, jobs: Sequence[scored.Job], processes: int)
                      "`workers=1` or `max_side=1024`")
 
 
-def _begin_worker(task: _Task) -> None:
-    if multiprocessing.parent_process() is not None:
-        torch.set_num_threads(1)
-    _worker[:] = [_Worker.of(task)]
-
-
-def _one_photo(job: scored.Job) -> photo_work.Made:
-    """Refine the labels of a photo, in a worker process or thread."""
-    return _solve(_worker[0], [scored.read_scored(_worker[0].task.scores, job)])[0]
-
-
 def _run_batches(worker: _Worker, jobs: Sequence[scored.Job], size: int
                  ) -> Iterator[photo_work.Made]:
     """Run photos of the same size and number of labels together on a device."""
-    read = (scored.read_scored(worker.task.scores, job) for job in jobs)
+    read = (scored.read_scored(worker.scores, job) for job in jobs)
     alike = bucketed(read, lambda photo: (photo.scored.scores.shape, photo.stored is None), size)
     batches = threads.read_ahead(map(scored.ReadBatch, alike))
     return photo_work.run_batches(batches, lambda batch: _solve(worker, batch.photos),
@@ -238,21 +231,21 @@ def _solve(worker: _Worker, batch: Sequence[scored.ReadPhoto]) -> list[photo_wor
         # Find the photo that caused the error.
         return [result for read in batch for result in _solve(worker, [read])]
     return [(read.key, [labels_at(field, read.classes, read.size, confidence)
-                        for confidence in worker.task.confidences])
+                        for confidence in worker.confidences])
             for read, field in zip(batch, marginals, strict=True)]
 
 
 def _in_tiles(worker: _Worker, read: scored.ReadPhoto) -> list[npt.NDArray[np.uint8]]:
     """Refine a large photo in the memory of a row of tiles; one label image per confidence."""
-    rows = [[labels_at(field, read.classes, confidence=each) for each in worker.task.confidences]
-            for field in scored.refined_in_tiles(read, worker.task.scores.tile,
+    rows = [[labels_at(field, read.classes, confidence=each) for each in worker.confidences]
+            for field in scored.refined_in_tiles(read, worker.scores.tile,
                                                  lambda photo: _marginals(worker, [photo])[0])]
     return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
 
 
 def _marginals(worker: _Worker, photos: Sequence[ScoredPhoto]) -> list[npt.NDArray[np.float32]]:
     """Refine the scores of photos, skipping those whose labels cannot change."""
-    known = [worker.method.decided(photo, max(worker.task.confidences)) for photo in photos]
+    known = [worker.method.decided(photo, max(worker.confidences)) for photo in photos]
     left = [photo for photo, field in zip(photos, known, strict=True) if field is None]
     made = iter(worker.method.refine_labels(left, worker.settings, worker.device) if left else ())
     return [next(made) if field is None else field for field in known]

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vpltool import console, demo, options
@@ -74,7 +75,7 @@ def run(path: Path, settings: DemoSettings) -> Path:
             shutil.copyfile(file, temporary)
     tags, captions = {}, {}
     for number, labels, texts in tracked("demo", processes.run_jobs(
-            _draw_one, range(len(splits)), processes.core_count(), _start, (path, seed),
+            partial(_draw_one, path, seed), range(len(splits)), processes.core_count(),
             fewest=_MANY), len(splits)):
         tags[number], captions[number] = labels, texts
     photos = [Photo(key, f"photos/{key}.jpg", tags[number], (split,), f"truth/{key}.png",
@@ -90,17 +91,8 @@ def run(path: Path, settings: DemoSettings) -> Path:
     return path / "workspace.json"
 
 
-_task: list[tuple[Path, int]] = []
-"""Folder and seed, sent once to each worker."""
-
-
-def _start(task: tuple[Path, int]) -> None:
-    _task[:] = [task]
-
-
-def _draw_one(number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
+def _draw_one(path: Path, seed: int, number: int) -> tuple[int, tuple[str, ...], tuple[str, ...]]:
     """Draw a scene, write its photo and true mask, and return its number, tags and captions."""
-    path, seed = _task[0]
     scene, key = scenes.draw_scene(seed, number), f"s{seed}-{number:04}"
     with atomic.atomic_path(path / f"photos/{key}.jpg") as temporary:
         Image.fromarray(scene.image).save(temporary, format="JPEG", quality=92)

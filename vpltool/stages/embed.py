@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import options
-from vpltool.engine import given, photo_work
+from vpltool.engine import opening, photo_work
 from vpltool.engine.features import head_path, parse_kept
 from vpltool.errors import VplError
 from vpltool.formats import Workspace, read_tensors
@@ -60,7 +60,7 @@ def run(workspace: Workspace, settings: EmbedSettings) -> list[Path]:
     carried = parse_kept("carry", settings.carry)
     if "patches" in carried:
         raise VplError(f"`carry={settings.carry!r}`: patches are what is made", "leave them out")
-    opened = given.open_given(workspace, settings, method.READS, ("features",), kept=carried)
+    opened = opening.open_inputs(workspace, settings, method.READS, ("features",), kept=carried)
     features, held = opened.features, opened.features.header.options
     header = opened.header(
         "features", "embed", skip={"carry"},

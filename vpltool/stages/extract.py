@@ -9,7 +9,7 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.clip import encoders
 from vpltool.core import grids, photos, tower
-from vpltool.engine import given, models, photo_work, running
+from vpltool.engine import models, opening, photo_work, running
 from vpltool.engine.features import SECOND, head_path, load_second, parse_kept, parse_layers
 from vpltool.errors import VplError
 from vpltool.formats import Header, Workspace, kinds
@@ -100,7 +100,7 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     """
     second = settings.encoder not in ("", models.WORDS)
     kept = _kept(settings, second=second)
-    opened = given.open_given(workspace, settings, ("photo",))
+    opened = opening.open_inputs(workspace, settings, ("photo",))
     device = find_device(settings.device)
     dtype = find_precision(settings.precision, device, console.warn)
     named, inputs = "", dict[str, Path]()

@@ -9,8 +9,6 @@ from pathlib import Path
 from vpltool import console, options
 from vpltool.core.gap import Gap, modality_gap
 from vpltool.engine import models, prototypes, reports
-from vpltool.engine.features import SEEDING, find_cams, open_features
-from vpltool.engine.photos import photos_with
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, JsonObject, Workspace, atomic, identity_of_file, write_json
 from vpltool.formats.kinds import result_path
@@ -28,7 +26,7 @@ class GapSettings(Settings):
         (), "Prototypes: text, vision, shifted or a file; repeatable. Default: text, and vision if "
             "it exists.", metavar="NAME-OR-PATH")
     cams: str = setting("", "CAMs that mark the regions; default: text-refined, else text.",
-                        metavar="NAME-OR-PATH")
+                        metavar="NAME-OR-PATH", reads="cams")
     phi: float = setting(0.4, "Threshold of a region; a patch belongs to it where its CAM is the "
                               "strongest and reaches this.", low=0, high=1)
     features: Path | None = options.features()
@@ -94,13 +92,12 @@ class _Measured:
 
 def _measure(workspace: Workspace, settings: GapSettings) -> _Measured:
     """Measure the gap between each set of prototypes and the regions of all photos."""
-    source = open_features(workspace, settings.features, settings.split)
-    sets = _read_sets(workspace, settings.prototypes, source)
-    maps = find_cams(workspace, settings.cams, settings.split, SEEDING)
-    ids = photos_with(workspace, settings.split, settings.limit, source, maps).ids
-    features, owner = _phase_one.read_regions(source, maps, ids, settings.phi,
+    opened = _phase_one.open_inputs(workspace, settings, "cams")
+    sets = _read_sets(workspace, settings.prototypes, opened.features)
+    ids = opened.available().ids
+    features, owner = _phase_one.read_regions(opened, ids, settings.phi,
                                               prototypes.space_of(next(iter(sets.values()))))
-    return _Measured(source, maps, len(ids), features, owner, {
+    return _Measured(opened.features, opened.folders["cams"], len(ids), features, owner, {
         name: (found, modality_gap(found.rows, found.class_index, features, owner))
         for name, found in sets.items()})
 

@@ -9,9 +9,9 @@ from vpltool import console, options
 from vpltool.core import phase_one
 from vpltool.core.prototypes import SolverRecord
 from vpltool.engine import headers, models, prototypes
-from vpltool.engine.features import open_features
+from vpltool.engine.opening import Opened
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, JsonObject, Workspace, kinds
+from vpltool.formats import JsonObject, Workspace, kinds
 from vpltool.lazy import Tensor
 from vpltool.parallel.ranks import Ranks, joined
 from vpltool.settings import NoEffect, Stage, setting, warn_without_effect
@@ -123,15 +123,13 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
         raise VplError("`student='present'` cannot follow targets over all classes",
                        "add `classes='present'`, or `student='all'`")
     warn_without_effect(settings)
-    features = open_features(workspace, settings.features, settings.split)
-    text = _phase_one.read_text(workspace, settings.text, features)
-    start = _read_start(workspace, settings, features, text)
-    maps = (None if settings.pixels == "all" else
-            _phase_one.find_seeding_cams(workspace, settings.cams, settings.split))
-    header = prototypes.split_header(
-        workspace, "learn-prototypes", settings, features, text=text,
-        tags=workspace.tags_identity(settings.split),
-        **({} if start is text else {"start": start}), **({"cams": maps} if maps else {}))
+    opened = _phase_one.open_inputs(workspace, settings, "text", "cams")
+    text = _phase_one.text_of(opened)
+    start = _read_start(opened, settings, text)
+    if start is not text:
+        opened = replace(opened, rows={**opened.rows, "start": start})
+    header = opened.header_of_split("learn-prototypes",
+                                    tags=workspace.tags_identity(settings.split))
     if start is text:
         header.options["start"] = "text"
     if targets is None:
@@ -139,7 +137,7 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     target = settings.out or kinds.result_path(workspace.path, "prototypes", "vision")
     if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
-            pool = _phase_one.gather(workspace, features, maps, settings, ranks, text)
+            pool = _phase_one.gather(opened, settings, ranks, text)
             with _phase_one.memory_for(len(pool.embeddings)):
                 rows, facts = _learn(workspace, pool, text, start, settings, ranks)
             if ranks.rank == 0:
@@ -149,13 +147,13 @@ def run(workspace: Workspace, settings: LearnPrototypesSettings) -> Path:
     return target
 
 
-def _read_start(workspace: Workspace, settings: LearnPrototypesSettings, features: InputFolder,
-                text: prototypes.Prototypes) -> prototypes.Prototypes:
+def _read_start(opened: Opened, settings: LearnPrototypesSettings, text: prototypes.Prototypes
+                ) -> prototypes.Prototypes:
     """Read the initial prototypes W: those of `text`, or others."""
     if settings.start == "text":
         return text
-    start = prototypes.read_prototypes(workspace, settings.start, aligned=True)
-    prototypes.check_fits(features, start)
+    start = prototypes.read_prototypes(opened.workspace, settings.start, aligned=True)
+    prototypes.check_fits(opened.features, start)
     prototypes.check_one_space(text, start)
     ours, theirs = start.class_index.tolist(), text.class_index.tolist()
     if settings.iters and settings.targets == "text" and ours != theirs:

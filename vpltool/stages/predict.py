@@ -16,16 +16,7 @@ from vpltool.datasets.layouts import named_photos
 from vpltool.engine import headers, photo_work, running
 from vpltool.engine import photos as selection
 from vpltool.errors import PhotosFailed, VplError, first_few, part_of
-from vpltool.formats import (
-    Header,
-    InputFolder,
-    JsonObject,
-    OutputFolder,
-    Workspace,
-    atomic,
-    rasters,
-    shards,
-)
+from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, rasters
 from vpltool.formats.kinds import check_values, result_path
 from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.workspace import relative_to
@@ -177,7 +168,8 @@ def _named_tasks(work: Chosen) -> list[_Task]:
                        "`split='NAME'`, or leave `tags` out")
     if settings.source == "features":
         raise VplError("`source='features'` is for photos of the workspace", "`source='photos'`")
-    shard = shards.WHOLE if _one_picture(settings) else selection.chosen_shard(settings.shard)
+    shard = (formats.shards.WHOLE if _one_picture(settings)
+             else selection.chosen_shard(settings.shard))
     images: dict[str, list[Path]] = {}
     for path in settings.images:
         own = path.resolve().name if path.is_dir() and not settings.out else ""
@@ -329,7 +321,7 @@ def _write_overlay(workspace: Workspace, photo: Path, labels: Path, picture: Pat
         console.warn(f"no picture of {describe_failure(photo, error)}")
         return picture
     page = overlay(pixels, formats.read_labels(labels), dict(enumerate(workspace.classes, 1)))
-    with atomic.atomic_path(picture) as temporary:
+    with formats.atomic.atomic_path(picture) as temporary:
         page.save(temporary, format="JPEG", quality=_QUALITY)
     return picture
 

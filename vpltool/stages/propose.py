@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vpltool import options
 from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals, plain_word, to_tensors
-from vpltool.engine import given, masks, photo_work
+from vpltool.engine import masks, opening, photo_work
 from vpltool.formats import OutputFolder, Workspace, kinds
 from vpltool.formats.header import join_supervision
 from vpltool.lazy import np, npt, torch
 from vpltool.methods import KINDS, Proposer, inputs, load_method
 from vpltool.parallel import device, processes
-from vpltool.settings import Settings, Stage, make, setting, values_of
+from vpltool.settings import Settings, Stage, Values, make, setting, values_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     method = load_method(Proposer, settings.method)
-    opened = given.open_given(workspace, settings, ("photo",))
+    opened = opening.open_inputs(workspace, settings, ("photo",))
     header = opened.header("proposals", "propose", model={},
                            inputs=method.identities(settings.of_method))
     header = replace(header, supervision=join_supervision([header.supervision, method.SUPERVISION]))
@@ -94,8 +95,8 @@ def _start(method: Proposer, settings: ProposeSettings, request: inputs.Proposal
     # Raises errors before other processes start.
     method.propose(replace(request, jobs=()), settings.of_method)
     count = settings.workers if settings.workers >= 0 else device.worker_count(-1) + 1
-    return processes.run_jobs(_one_photo, jobs, count, _begin_worker,
-                              (settings.method, values_of(settings.of_method or Settings())))
+    worker = _Worker(settings.method, values_of(settings.of_method or Settings()))
+    return processes.run_jobs(worker.propose, jobs, count)
 
 
 def _made(found: tuple[str, Any]) -> photo_work.Made:
@@ -111,18 +112,23 @@ def _painted(proposals: Proposals, classes: Sequence[str]) -> npt.NDArray[np.uin
     return paint(proposals.size, named, smallest_on_top=True)
 
 
-_worker: list[tuple[Proposer, Settings]] = []
+@dataclass(frozen=True)
+class _Worker:
+    """A method and its settings, which a worker process loads before its first photo."""
 
+    method: str
+    values: Values
 
-def _begin_worker(task: tuple[str, Mapping[str, Any]]) -> None:
-    if multiprocessing.parent_process() is not None:
-        torch.set_num_threads(1)
-    method = load_method(Proposer, task[0])
-    _worker[:] = [(method, make(method.Settings, task[1], ()))]
+    @cached_property
+    def loaded(self) -> tuple[Proposer, Settings]:
+        """The method, and its settings."""
+        if multiprocessing.parent_process() is not None:
+            torch.set_num_threads(1)
+        method = load_method(Proposer, self.method)
+        return method, make(method.Settings, self.values, ())
 
-
-def _one_photo(job: tuple[str, Path]) -> photo_work.Made:
-    """Make the proposals of a photo, in a worker process."""
-    method, settings = _worker[0]
-    (found,) = method.propose(inputs.ProposalRequest([job], torch.device("cpu")), settings)
-    return _made(found)
+    def propose(self, job: tuple[str, Path]) -> photo_work.Made:
+        """Make the proposals of a photo."""
+        method, settings = self.loaded
+        (found,) = method.propose(inputs.ProposalRequest([job], torch.device("cpu")), settings)
+        return _made(found)

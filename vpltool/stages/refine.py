@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import options
 from vpltool.core.grids import layers_of, resample_maps
-from vpltool.engine import given, photo_work, segmenters
+from vpltool.engine import opening, photo_work, segmenters
 from vpltool.engine.features import BEST_FIRST, read_second, smaller_photos_hint
 from vpltool.errors import is_out_of_memory
 from vpltool.formats import JsonObject, OutputFolder, Workspace, kinds
@@ -58,7 +58,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     split, method = settings.split, load_method(Refiner, settings.method)
-    opened = given.open_given(workspace, settings, method.READS, ("cams", "features"),
+    opened = opening.open_inputs(workspace, settings, method.READS, ("cams", "features"),
                               preferred=UNREFINED)
     name = f"{opened.folders['cams'].name}-refined"
 
@@ -71,7 +71,7 @@ def run(workspace: Workspace, settings: RefineSettings) -> list[Path]:
                        lambda todo: _start(opened, method, settings, todo), write=write)
 
 
-def _start(opened: given.Given, method: Refiner, settings: RefineSettings, todo: list[str]
+def _start(opened: opening.Opened, method: Refiner, settings: RefineSettings, todo: list[str]
            ) -> Iterator[photo_work.Made]:
     """Load the method's inputs; return an iterator over each photo's maps."""
     features, cams = opened.features, opened.folders["cams"]

@@ -8,7 +8,6 @@ from pathlib import Path
 from vpltool import console
 from vpltool.core.phase_one import Pixels
 from vpltool.engine import headers, prototypes
-from vpltool.engine.features import open_features
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, Workspace, kinds, shards
 from vpltool.lazy import Tensor
@@ -26,7 +25,8 @@ class SeedPrototypesSettings(_phase_one.PixelSettings):
                           "Method that estimates the prototypes.", metavar="NAME")
     text: str = setting("text", "Prototypes to start from; default: text, or tags where the "
                                 "encoder knows no words.",
-                        metavar="NAME-OR-PATH", record="never", brief=False, aliases=["--start"])
+                        metavar="NAME-OR-PATH", record="never", brief=False, aliases=["--start"],
+                        reads="prototypes")
 
 
 STAGE = Stage(order=44, panel="2. Maps and prototypes", reads=("features", "prototypes", "cams"),
@@ -56,21 +56,14 @@ def run(workspace: Workspace, settings: SeedPrototypesSettings) -> Path:
                        f"once, and this is one of {count} processes",
                        "start it once, without torchrun; `method='means', background='words'` can "
                        "be divided")
-    features = open_features(workspace, settings.features, settings.split)
-    choice = prototypes.class_rows(workspace, settings, "text")
-    if Path(choice).stem == prototypes.OF_TAGS:
-        text = prototypes.read_prototypes(workspace, choice)
-        prototypes.check_fits(features, text)
-    else:
-        text = _phase_one.read_text(workspace, choice, features)
-    maps = _phase_one.find_seeding_cams(workspace, settings.cams, settings.split)
-    header = prototypes.split_header(workspace, "seed-prototypes", settings, features, text=text,
-                                     cams=maps, tags=workspace.tags_identity(settings.split))
+    opened = _phase_one.open_inputs(workspace, settings, "text", "cams")
+    text = _phase_one.text_of(opened, or_tags=True)
+    header = opened.header_of_split("seed-prototypes",
+                                    tags=workspace.tags_identity(settings.split))
     target = settings.out or kinds.result_path(workspace.path, "prototypes", "seeds")
     if not headers.check_file(target, header, settings):
         with joined(settings.device, double=True) as ranks:
-            pool = _phase_one.gather(workspace, features, maps, settings, ranks, text,
-                                     unlabelled=method.UNLABELLED)
+            pool = _phase_one.gather(opened, settings, ranks, text, unlabelled=method.UNLABELLED)
             tensors, facts = _estimate(workspace, settings, method, pool, text, ranks)
             if ranks.rank == 0:
                 prototypes.write_prototypes(target, header, tensors, facts, text)

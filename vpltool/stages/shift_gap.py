@@ -9,10 +9,10 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.gap import feature_centroid, shift_along_gap
-from vpltool.engine import headers, models, photo_work, photos, prototypes
-from vpltool.engine.features import SEEDING, find_cams, open_features
+from vpltool.engine import headers, models, photo_work, prototypes
+from vpltool.engine.opening import Opened
 from vpltool.errors import VplError
-from vpltool.formats import InputFolder, Workspace, kinds
+from vpltool.formats import Workspace, kinds
 from vpltool.lazy import F, Tensor, torch
 from vpltool.settings import NoEffect, Stage, setting, warn_without_effect
 from vpltool.stages import _phase_one
@@ -32,7 +32,8 @@ class ShiftGapSettings(options.Replaces):
                   "regions: those of the CAMs against their classes' rows, as gap measures it.",
         choices=("pixels", "regions"), source="VPL gives none")
     cams: str = setting("", "With regions: the CAMs; default: text-refined, else text.",
-                        metavar="NAME-OR-PATH", record="never", no_effect=[_ALL_PIXELS])
+                        metavar="NAME-OR-PATH", record="never", no_effect=[_ALL_PIXELS],
+                        reads="cams")
     phi: float = setting(0.4, "With regions: their threshold; a patch belongs to a class where its "
                               "CAM is the strongest and reaches this.", low=0, high=1,
                          source="VPL, table 6", no_effect=[_ALL_PIXELS])
@@ -65,18 +66,14 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
         raise VplError(f"`share={settings.share}` is not a finite number",
                        "`share=1.0` moves by the whole gap")
     warn_without_effect(settings)
-    features = open_features(workspace, settings.features, settings.split)
-    text = _phase_one.read_text(workspace, settings.text, features)
-    maps = (find_cams(workspace, settings.cams, settings.split, SEEDING)
-            if settings.centroid == "regions" else None)
-    inputs: dict[str, InputFolder | str] = {} if maps is None else {
-        "cams": maps, "tags": workspace.tags_identity(settings.split)}
-    header = prototypes.split_header(workspace, "shift-gap", settings, features, text=text,
-                                     **inputs)
+    opened = _phase_one.open_inputs(workspace, settings, "text", "cams")
+    text = _phase_one.text_of(opened)
+    tags = {"tags": workspace.tags_identity(settings.split)} if "cams" in opened.folders else {}
+    header = opened.header_of_split("shift-gap", **tags)
     target = settings.out or kinds.result_path(workspace.path, "prototypes", "shifted")
     if headers.check_file(target, header, settings):
         return target
-    centroid, counted = _centroid(workspace, features, maps, text, settings)
+    centroid, counted = _centroid(opened, text, settings.phi)
     middle = text.rows[counted].mean(dim=0)
     moved = shift_along_gap(text.rows, centroid - middle, settings.share)
     before, after = (float((centroid - rows).norm())
@@ -91,20 +88,17 @@ def run(workspace: Workspace, settings: ShiftGapSettings) -> Path:
     return target
 
 
-def _centroid(workspace: Workspace, features: InputFolder, maps: InputFolder | None,
-              text: prototypes.Prototypes, settings: ShiftGapSettings) -> tuple[Tensor, Tensor]:
+def _centroid(opened: Opened, text: prototypes.Prototypes, phi: float) -> tuple[Tensor, Tensor]:
     """Return the centroid of the features (dim,), and which text rows count (rows,) bool."""
-    ids = photos.photos_with(workspace, settings.split, settings.limit, features,
-                             *([maps] if maps else [])).ids
-    space = prototypes.space_of(text)
-    if maps:
-        regions = _phase_one.read_regions(features, maps, ids, settings.phi, space)
-        centroid, present = feature_centroid([regions], len(workspace.classes) + 1)
+    ids, space = opened.available().ids, prototypes.space_of(text)
+    if "cams" in opened.folders:
+        regions = _phase_one.read_regions(opened, ids, phi, space)
+        centroid, present = feature_centroid([regions], len(opened.workspace.classes) + 1)
         return centroid, present[text.class_index]
 
     def pixels() -> Iterator[tuple[Tensor, Tensor]]:
         for key in photo_work.tracked("read features", ids, len(ids)):
-            patches = prototypes.read_patches(features, key, space).float()
+            patches = prototypes.read_patches(opened.features, key, space).float()
             yield F.normalize(patches, dim=-1), torch.zeros(len(patches), dtype=torch.long)
 
     return feature_centroid(pixels(), groups=1)[0], text.class_index >= 0

@@ -12,7 +12,7 @@ from vpltool import console, options
 from vpltool.clip import encoders
 from vpltool.core import tagging
 from vpltool.core.photos import PhotoSettings
-from vpltool.engine import given, headers, models, photo_work
+from vpltool.engine import headers, models, opening, photo_work
 from vpltool.errors import PhotosFailed, counted
 from vpltool.formats import Workspace, atomic, kinds, open_input
 from vpltool.names import csv_id
@@ -81,7 +81,7 @@ def run(workspace: Workspace, settings: TagSettings) -> list[Path]:
         PhotosFailed: some photos cannot be read.
     """
     models.check_words(workspace)
-    opened = given.open_given(workspace, settings, ("photo",), ("prototypes",))
+    opened = opening.open_inputs(workspace, settings, ("photo",), ("prototypes",))
     folder = settings.out or kinds.folder_of(workspace.path, "tags") / settings.split
     try:
         opened.make(f"tag {settings.split}", {folder: opened.header("tags", "tag")},
@@ -98,7 +98,7 @@ def tagging_of(settings: TagSettings) -> tagging.TagSettings:
                                settings.crop if settings.rescore else 0, settings.patches)
 
 
-def _start(opened: given.Given, settings: TagSettings, paths: Mapping[str, Path]
+def _start(opened: opening.Opened, settings: TagSettings, paths: Mapping[str, Path]
            ) -> Iterator[photo_work.Made]:
     """Load the tower; return an iterator over each photo's scores."""
     device, prototypes = find_device(settings.device), opened.prototypes

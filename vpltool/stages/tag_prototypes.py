@@ -8,8 +8,7 @@ from pathlib import Path
 
 from vpltool import console, options
 from vpltool.core.affinity import salient_means
-from vpltool.engine import headers, photos, prototypes
-from vpltool.engine.features import check_kept, open_features
+from vpltool.engine import headers, opening
 from vpltool.errors import VplError
 from vpltool.formats import InputFolder, Workspace, kinds, write_tensors
 from vpltool.lazy import Tensor, torch
@@ -45,22 +44,19 @@ def run(workspace: Workspace, settings: TagPrototypesSettings) -> Path:
     Raises:
         VplError: there are no features, a file of theirs is damaged, or no photo has a tag.
     """
-    features = open_features(workspace, settings.features, settings.split)
-    check_kept(features, ["patches"])
-    header = prototypes.split_header(workspace, "tag-prototypes", settings, features,
-                                     classes=workspace.classes_identity,
-                                     tags=workspace.tags_identity(settings.split))
+    opened = opening.open_inputs(workspace, settings, ("patches",), ("features",))
+    header = opened.header_of_split("tag-prototypes", classes=workspace.classes_identity,
+                                    tags=workspace.tags_identity(settings.split))
     path = settings.out or kinds.result_path(workspace.path, "prototypes", "tags")
     if headers.check_file(path, header, settings):
         return path
-    ids = photos.photos_with(workspace, settings.split, settings.limit, features).ids
     tags = {photo.id: workspace.indices_of(photo)
             for photo in workspace.photos(settings.split, settings.limit) if photo.tags}
-    tagged = [key for key in ids if key in tags]
+    tagged = [key for key in opened.available().ids if key in tags]
     if not tagged:
         raise VplError(f"no photo of the split `{settings.split}` has a tag",
                        "give tags to `prepare('folder', images='IMAGES', labels='FILE.csv')`")
-    rows = _class_means(features, tagged, tags, len(workspace.classes), settings)
+    rows = _class_means(opened.features, tagged, tags, len(workspace.classes), settings)
     without = [name for name, row in zip(workspace.classes, rows, strict=True)
                if not row.any() and name != kinds.RESERVED]
     if without:

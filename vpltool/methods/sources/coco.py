@@ -15,6 +15,7 @@ import re
 from array import array
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,6 @@ class _Task:
 
 
 _Job = tuple[str, tuple[int, int], tuple[int, ...]]
-_task: list[_Task] = []
 
 
 def _make_masks(workspace: Workspace, ids: Sequence[str], split: str, outlines: Outlines,
@@ -126,21 +126,16 @@ def _make_masks(workspace: Workspace, ids: Sequence[str], split: str, outlines: 
     # The main process only waits for the workers.
     count = settings.workers if settings.workers >= 0 else device.worker_count(settings.workers) + 1
     with console.progress(f"ground-truth {split}", len(jobs)) as advance:
-        for key, reason in processes.run_jobs(_make_one, jobs, count, _start, task):
+        for key, reason in processes.run_jobs(partial(_make_one, task), jobs, count):
             if reason:
                 output.fail(key, reason)
             advance()
     return output
 
 
-def _start(task: _Task) -> None:
-    _task[:] = [task]
-
-
-def _make_one(job: _Job) -> tuple[str, str]:
+def _make_one(task: _Task, job: _Job) -> tuple[str, str]:
     """Make a photo's mask; return its id, and the reason if it failed."""
     key, size, spans = job
-    task = _task[0]
     try:
         labels = label_map(streams.read_spans(task.path, spans), task.labels, size,
                            overlap=task.settings.overlap, crowd=task.settings.crowd)

@@ -1,11 +1,11 @@
-"""Inputs of stages that process photos one by one, opened and checked as their settings declare.
+"""Inputs of stages over the photos of a split, opened and checked as their settings declare.
 
 A setting declares which input it names (`reads="prototypes"`, see `settings.setting`). This module
 opens it, checks it against the others, records it in the header, and knows where it has no effect.
 
-    given = open_given(workspace, settings, method.READS, ("prototypes",))     # the inputs
-    header = given.header("cams", "cam")                                       # of the output
-    return given.make("cam", {folder: header}, start)                          # the work
+    opened = open_inputs(workspace, settings, method.READS, ("prototypes",))   # the inputs
+    header = opened.header("cams", "cam")                                      # of the output
+    return opened.make("cam", {folder: header}, start)                         # the work
 """
 
 from __future__ import annotations
@@ -17,47 +17,63 @@ from typing import Any
 
 from vpltool import console, formats
 from vpltool.core import alignment, vit
-from vpltool.engine import features, headers, photo_work, prototypes, segmenters
-from vpltool.engine.photos import TAGGED, chosen_shard, paths_of, photos_with, read_known_photo
+from vpltool.engine import features, headers, photo_work, photos, prototypes, segmenters
 from vpltool.engine.prototypes import Prototypes
 from vpltool.errors import VplError
-from vpltool.formats import Header, InputFolder, OutputFolder, Photo, Workspace
+from vpltool.formats import Header, InputFolder, OutputFolder, Photo, Workspace, shards
 from vpltool.formats.kinds import FEATURE_TENSORS
 from vpltool.lazy import Tensor, np, npt, torch
 from vpltool.options import PerPhoto
 from vpltool.parallel.batches import FeatureBatch, feature_batches, to_device
 from vpltool.parallel.device import find_device, find_precision
-from vpltool.settings import described, warn_without_effect
+from vpltool.settings import Settings, described, warn_without_effect, without_effect
 
 _ABOUT = {"second": "second encoder", "prototypes": "prototypes", "decoder": "decoder",
           "proposals": "proposals"}
 """Inputs that only some methods read, as named in messages."""
 
-_WITHOUT_CLASSES = ("features", "proposals")
-"""Kinds of file that do not depend on the class names."""
+_WITHOUT_CLASSES = ("features", "proposals", "prototypes")
+"""Kinds of file that do not depend on the class names; prototypes do so by those they start from.
+"""
 
 
 @dataclass(frozen=True)
-class Given:
-    """The opened inputs of a per-photo stage, as returned by `open_given`.
+class Opened:
+    """The opened inputs of a stage, as returned by `open_inputs`.
 
     Args:
         read: names of the inputs read per photo, as in `READS` of methods.
         required: names of the inputs that the stage reads with any method.
         folders: input folder by setting name, such as `cams`.
-        prototypes: the prototypes, if the stage or method reads them.
+        rows: the prototypes by setting name, if the stage or method reads them.
         decoder: path of a trained decoder, if the method reads one.
         unused: reason by name, of settings without effect.
     """
 
     workspace: Workspace
-    settings: PerPhoto
+    settings: Settings
     read: Collection[str]
     required: Sequence[str]
     folders: Mapping[str, InputFolder]
-    prototypes: Prototypes | None
+    rows: Mapping[str, Prototypes]
     decoder: Path | None
     unused: Mapping[str, str]
+
+    @property
+    def split(self) -> str:
+        """Name of the split."""
+        return str(vars(self.settings)["split"])
+
+    @property
+    def per_photo(self) -> PerPhoto:
+        """The settings of a stage that makes one file per photo."""
+        assert isinstance(self.settings, PerPhoto)
+        return self.settings
+
+    @property
+    def prototypes(self) -> Prototypes | None:
+        """The prototypes, if the stage or method reads them."""
+        return next(iter(self.rows.values()), None)
 
     @property
     def features(self) -> InputFolder:
@@ -71,10 +87,15 @@ class Given:
 
     def paths(self, ids: Iterable[str]) -> dict[str, Path]:
         """Return the paths of photos by id."""
-        paths = paths_of(self.workspace, self.settings.split)
+        paths = photos.paths_of(self.workspace, self.split)
         return {key: paths[key] for key in ids}
 
-    def without_effect(self, unused: Mapping[str, str]) -> Given:
+    def available(self, shard: shards.Shard = shards.WHOLE) -> photos.Photos:
+        """Return the photos of the split or shard that all folders contain; see `photos_with`."""
+        return photos.photos_with(self.workspace, self.split, vars(self.settings)["limit"],
+                                  *self.folders.values(), shard=shard)
+
+    def without_effect(self, unused: Mapping[str, str]) -> Opened:
         """Return a copy with further settings without effect, reason by name."""
         return replace(self, unused={**self.unused, **unused})
 
@@ -90,9 +111,8 @@ class Given:
             inputs: further inputs.
             skip: settings that do not change the result, besides those without effect.
         """
-        files: dict[str, InputFolder | Path | str] = {**self.folders}
-        if self.prototypes:
-            files["prototypes"] = self.prototypes.path
+        files: dict[str, InputFolder | Path | str] = {
+            **self.folders, **{role: found.path for role, found in self.rows.items()}}
         if self.decoder:
             files["decoder"] = self.decoder
         if model is None:
@@ -104,6 +124,17 @@ class Given:
             self.workspace, kind, command, self.settings, model=model,
             inputs={name: files.pop(name) for name in self.required} | classes | files
             | dict(inputs or {}), options=options, skip={*skip, *self.unused})
+
+    def header_of_split(self, command: str, **identities: str) -> Header:
+        """Make the header of prototypes computed from all photos of the split.
+
+        The names of the prototypes and CAMs that are read become options; `identities` are those of
+        further inputs.
+        """
+        options = {role: found.path.stem for role, found in self.rows.items()} | {
+            role: found.name for role, found in self.folders.items() if role != "features"}
+        header = self.header("prototypes", command, options=options, inputs=identities)
+        return photos.with_photo_files(self.workspace, header, ids=True)
 
     def make(self, title: str, folders: Mapping[Path, Header],
              start: Callable[[list[str]], Iterable[photo_work.Made]], *,
@@ -120,15 +151,12 @@ class Given:
             VplError: an input is incomplete or stale, or a folder was made with other settings.
             PhotosFailed: some photos failed.
         """
-        settings = self.settings
+        settings = self.per_photo
         warn_without_effect(settings, without=self.unused)
-        photos = photos_with(
-            self.workspace, settings.split, settings.limit,
-            *self.folders.values(),
-            shard=chosen_shard(settings.shard))
-        if not any(header.kind in TAGGED for header in folders.values()):
-            photos = replace(photos, per_photo_inputs={})
-        outputs = photo_work.open_outputs(folders, photos, settings,
+        chosen = self.available(photos.chosen_shard(settings.shard))
+        if not any(header.kind in photos.TAGGED for header in folders.values()):
+            chosen = replace(chosen, per_photo_inputs={})
+        outputs = photo_work.open_outputs(folders, chosen, settings,
                                           1 + len(self.workspace.classes))
 
         def write_beside() -> None:
@@ -140,33 +168,33 @@ class Given:
             title, outputs, start,
             write or (lambda output, key, made: output.write_tensors(key, made)), settings,
             write_beside,
-            paths_of(self.workspace, settings.split) if "photo" in self.read else None)
+            photos.paths_of(self.workspace, self.split) if "photo" in self.read else None)
 
     def load(self, precision: str = "fp32") -> Loaded:
         """Load the inputs shared by all photos onto the device."""
-        device, found = find_device(self.settings.device), self.prototypes
+        device, found = find_device(self.per_photo.device), self.prototypes
         dtype = find_precision(precision if "head" in self.read else "fp32", device, console.warn)
         space = prototypes.space_of(found) if found else None
         head = features.read_head(self.features) if "head" in self.read else None
         if head and space:
             # Its output lies in the space of the prototypes.
             head = alignment.AlignedHead.of(head, space).eval().requires_grad_(False)
-        photos = {photo.id: photo for photo in self.workspace.photos(self.settings.split)}
-        return Loaded(self, device, dtype, photos, head.to(device, dtype) if head else None,
+        named = {photo.id: photo for photo in self.workspace.photos(self.split)}
+        return Loaded(self, device, dtype, named, head.to(device, dtype) if head else None,
                       space.to(device, dtype) if space else None,
                       found.to(device) if found else None)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Inputs of a method that all photos share, on the device; returned by `Given.load`.
+    """Inputs of a method that all photos share, on the device; returned by `Opened.load`.
 
     Args:
         head: CLIP's head, projecting into the space of the prototypes.
         space: the prototypes' space, unless it is CLIP's joint space.
     """
 
-    given: Given
+    opened: Opened
     device: torch.device
     dtype: torch.dtype
     photos: Mapping[str, Photo]
@@ -176,12 +204,13 @@ class Loaded:
 
     def rgb(self, ids: Iterable[str]) -> list[npt.NDArray[np.uint8]]:
         """Read photos (H, W, 3), or raise a VplError; empty if the method needs none."""
-        return ([read_known_photo(self.given.workspace, self.photos[key]) for key in ids]
-                if "photo" in self.given.read else [])
+        return ([photos.read_known_photo(self.opened.workspace, self.photos[key]) for key in ids]
+                if "photo" in self.opened.read else [])
 
     def captions(self, ids: Iterable[str]) -> list[tuple[str, ...]]:
         """Return captions if the method needs them; otherwise an empty list."""
-        return ([self.photos[key].captions for key in ids] if "captions" in self.given.read else [])
+        wanted = "captions" in self.opened.read
+        return [self.photos[key].captions for key in ids] if wanted else []
 
     def run(self, todo: list[str],
             make: Callable[[FeatureBatch, dict[str, Tensor]], Iterable[photo_work.Made]],
@@ -193,11 +222,11 @@ class Loaded:
                 the device, with those of a second encoder, and patches in the prototypes' space.
             copied: further tensors to read into the batch, not passed to the method.
         """
-        given = self.given
-        names = [name for name in FEATURE_TENSORS if name in given.read]
+        opened = self.opened
+        names = [name for name in FEATURE_TENSORS if name in opened.read]
 
         def run(batch: FeatureBatch) -> Iterable[photo_work.Made]:
-            others = [features.read_second(given.second, key, given.read, batch.grid)
+            others = [features.read_second(opened.second, key, opened.read, batch.grid)
                       for key in batch.ids]
             tensors = to_device(
                 {name: batch.tensors[name] for name in names}
@@ -207,21 +236,23 @@ class Loaded:
                 tensors["patches"] = self.space(tensors["patches"])
             return make(batch, tensors)
 
-        batches = feature_batches(given.features, todo, list(dict.fromkeys([*names, *copied])),
-                                  given.settings.batch_size, device=self.device)
-        hint = features.smaller_photos_hint(given.features.header)
+        batches = feature_batches(opened.features, todo, list(dict.fromkeys([*names, *copied])),
+                                  opened.per_photo.batch_size, device=self.device)
+        hint = features.smaller_photos_hint(opened.features.header)
         return photo_work.run_batches(batches, run, lambda _: hint)
 
 
-def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
-               required: Sequence[str] = (), *, kept: Collection[str] = (),
-               preferred: Sequence[str] = ()) -> Given:
+def open_inputs(workspace: Workspace, settings: Settings, reads: Collection[str],
+                required: Sequence[str] = (), *, kept: Collection[str] = (),
+                preferred: Sequence[str] = ()) -> Opened:
     """Open the inputs that a stage's settings declare, and check that they fit together.
 
     Args:
+        settings: have a `split` and a `limit`.
         reads: inputs read per photo, as in `READS` of methods; others are opened only if
             required.
-        required: inputs that the stage reads with any method, in the order of the header.
+        required: inputs that the stage reads with any method, in the order of the header, unless
+            their settings have no effect.
         kept: feature tensors that the stage itself reads.
         preferred: CAMs to choose if none are named, most refined first.
 
@@ -229,44 +260,52 @@ def open_given(workspace: Workspace, settings: PerPhoto, reads: Collection[str],
         VplError: the split does not exist, or an input is missing, incomplete, or from another
             model or split.
     """
-    split, names = settings.split, {*required, *reads}
+    chosen, split = vars(settings), vars(settings)["split"]
+    required = [name for name in required if name not in without_effect(settings)]
     workspace.photos(split)
     folders: dict[str, InputFolder] = {}
-    rows: Prototypes | None = None
     decoder: Path | None = None
-    named = {entry.reads: getattr(settings, entry.name)
-             for entry in described(type(settings)) if entry.reads}
-    if "features" in named:
-        stored = folders["features"] = features.open_features(workspace, named["features"], split)
-    if "cams" in named:
-        folders["cams"] = features.find_cams(workspace, named["cams"], split, preferred)
-    if "what" in named:
-        folders["what"] = features.find_scores(workspace, named["what"], split)
-    if not set(reads).isdisjoint(features.SECOND):
-        folders["second"] = features.open_second(workspace, named["second"], split, reads)
-    if "words" in named:
-        rows = prototypes.read_prototypes(workspace, named["words"])
-    if "prototypes" in named and "prototypes" in names:
-        choice = prototypes.class_rows(workspace, settings)
-        rows = prototypes.read_prototypes(workspace, choice, aligned=True)
-        prototypes.check_rows(rows, reads)
-        prototypes.check_fits(stored, rows, head="head" in reads)
-    if "decoder" in named and "decoder" in reads:
-        decoder = _find_decoder(workspace, named["decoder"], stored)
-    if "proposals" in named and "proposals" in reads:
+    named = {entry.reads: entry.name for entry in described(type(settings)) if entry.reads}
+    names = {*required, *reads, *("second" for name in features.SECOND if name in reads)}
+    wanted = {kind: name for kind, name in named.items() if name in names}
+    if "features" in wanted:
+        stored = folders["features"] = features.open_features(workspace, chosen["features"], split)
+    if "cams" in wanted:
+        folders["cams"] = features.find_cams(workspace, chosen["cams"], split, preferred)
+    if "what" in wanted:
+        folders["what"] = features.find_scores(workspace, chosen["what"], split)
+    if "second" in wanted:
+        folders["second"] = features.open_second(workspace, chosen["second"], split, reads)
+    rows = _read_rows(workspace, settings, wanted)
+    for found in rows.values():
+        prototypes.check_rows(found, reads)
+        if "features" in wanted:
+            prototypes.check_fits(stored, found, head="head" in reads)
+    if "decoder" in wanted:
+        decoder = _find_decoder(workspace, chosen["decoder"], stored)
+    if "proposals" in wanted:
         kinds = ("proposals",)
-        folders["proposals"] = formats.find_folder(workspace.path, kinds, named["proposals"],
+        folders["proposals"] = formats.find_folder(workspace.path, kinds, chosen["proposals"],
                                                    split, f"`propose(split={split!r})`")
-    if "features" in named:
+    if "features" in wanted:
         # Last: a typo is mended in seconds, missing tensors in hours.
         features.check_kept(stored, [*(name for name in FEATURE_TENSORS if name in reads), *kept])
-    unread = named.keys() - folders.keys() - ({"prototypes"} if rows else set()) - (
-        {"decoder"} if decoder else set())
-    return Given(workspace, settings, reads, required, folders, rows, decoder,
-                 _without_effect(settings, unread, reads))
+    return Opened(workspace, settings, reads, required, folders, rows, decoder,
+                  _without_effect(settings, {*named.values()} - names, reads))
 
 
-def _without_effect(settings: PerPhoto, unread: Collection[str], reads: Collection[str]
+def _read_rows(workspace: Workspace, settings: Settings, wanted: Mapping[str, str]
+               ) -> dict[str, Prototypes]:
+    """Read the prototypes, if any are wanted, by setting name."""
+    for kind in ("prototypes", "text", "words"):
+        if name := wanted.get(kind):
+            choice = (prototypes.choice_of(workspace, settings, name) if kind == "prototypes"
+                      else vars(settings)[name])
+            return {name: prototypes.read_prototypes(workspace, choice, aligned=kind != "words")}
+    return {}
+
+
+def _without_effect(settings: Settings, unread: Collection[str], reads: Collection[str]
                     ) -> dict[str, str]:
     """Return the settings that have no effect with a method, to the reason."""
     unused = {name: f"`{vars(settings)['method']}` reads no {what}"
