@@ -39,6 +39,12 @@ def labels_of(path: Path, text: str, encoding: str = "utf-8") -> dict[str, tuple
     "id,labels\na,cat;dog\nb,traffic light;\na,cat;dog\nc,cat\n",
     "\nid,labels,,\na,cat;dog,,\n,,,\nb,traffic light;,,\nc,cat\n",
     "id,labels\r\na,cat;dog\r\nb,traffic light;\r\nc,cat",
+    "sep=;\r\nid;labels\r\na;cat,dog\r\nb;traffic light,\r\nc;cat\r\n",
+    '"SEP=,",\nid,labels\na,cat;dog\nb,traffic light;\nc,cat\n',
+    # A column for each class.
+    "id,cat,dog,traffic light\na,1,1,0\nb,0,0,1.0\nc,1.0,0.0,0\n",
+    ";ID;cat;dog;traffic light;split\n0;a;Yes;YES;no;val\n1;b;;n;y\n2;c; yes ;-\n",
+    "cat\tid\tdog\ttraffic light\tcaption\nx\ta\tX\t\ta cat\n\tb\t\tx\nTRUE\tc\tFalse\n",
 ])
 def test_spreadsheets_of_all_countries(tags: Path, text: str, encoding: str) -> None:
     assert labels_of(tags, text, encoding) == {
@@ -116,6 +122,12 @@ WRONG_FILES: dict[str, tuple[bytes, list[str], str]] = {
     "an open quote": (b'id,labels\na,cat\nb,"dog\nc,cat\n', [":3", "several lines"], "quotation"),
     "background": (b"id,labels\na,cat\nb,Background;dog\n", [":3", "`Background`", "index 0"],
                    "leave the tag out"),
+    "a column that is no class": (b"id,cat,size\na,1,0\nb,0,12\n", [":3", "column size", "`12`"],
+                                  "id,labels"),
+    "a class that is unknown": (b"id,Cat\na,1\nb,NA\n", [":3", "column Cat", "`NA`"], "yes or no"),
+    "a class twice": (b"id,cat,Cat\na,1,0\n", ["cat twice"], "keep one"),
+    "a class with a comma": (b'id,"cell, dead"\na,1\n', ["`cell, dead`", "mark"], "another name"),
+    "no class": (b"id,cat,dog\na,0,0\nb,,\n", ["no classes", "2 rows"], "columns of the classes"),
     "no label": (b"id,labels\na,\nb, \n", ["no classes", "2 rows"], "column labels"),
 }
 
@@ -204,6 +216,9 @@ def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
      ["2 rows", "`traffic light` into `traffic` and `light`", "`traffic light;`"]),
     ("a,cat\nb,traffic light\n", ["labels of 1 row are split"]),
     ("a,cat,dog\nb,dog,train\n", [":2 ", "the split `dog`", "by ;"]),
+    ("a,cat\nb,No\nc,yes;\n", ["`No`, `yes` look like answers", "leave the field empty"]),
+    ("a,cat\nb,N/A\n", ["`N/A` looks like an answer, not a class"]),
+    ("a,1\nb,0.0\n", ["`0.0`, `1` look like answers"]),
 ])
 def test_doubtful_labels(tags: Path, text: str, said: list[str]) -> None:
     tags.write_text(("id,labels,split\n" if text.count(",") == 4 else ROW) + text)
@@ -211,6 +226,11 @@ def test_doubtful_labels(tags: Path, text: str, said: list[str]) -> None:
     for part in said:
         assert part in remark
     assert read_tags(tags, classes_known=True)[1] == [], "they are checked against the classes"
+
+
+def test_digits_are_classes_among_others(tags: Path) -> None:
+    tags.write_text("id,labels\na,0\nb,1\nc,7\n")
+    assert read_tags(tags)[1] == []
 
 
 def test_the_separator_that_is_told_works_in_the_file(tags: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from vpltool.datasets.csv_files import TAGS, CsvFile, label_mark
+from vpltool.datasets.csv_files import TAGS, CsvFile, label_mark, plain_answer
 from vpltool.errors import VplError, counted, first_few, other_case, part_of
 from vpltool.formats import Photo
 from vpltool.formats.changes import count_photos
@@ -20,6 +20,10 @@ from vpltool.names import leads_out, spelled
 _BACKGROUND = ("background", "_background_")
 ODD = re.compile(r"[,|\[\]{}\"]")
 """Characters of a wrong separator, or of a list in another notation, in a class name."""
+
+_ANSWERS = {"yes", "no", "true", "false", "none", "na", "n/a", "nan", "null", "-", "negative"}
+_DIGITS = {"0", "1"}
+"""What people write into a column that asks whether a photo shows something."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class TagRow:
 
 def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow], list[str]]:
     """Read a CSV with the columns `id`, `labels` and, if wanted, `split` (default: `train`).
+
+    In place of `labels`, each class may have a column, with yes or no (see `CsvFile`).
 
     Fields are separated by `,`, `;` or tabs, as in the first line, whose case does not matter.
     Labels are separated by `;` or, if no row does so, by spaces; if `,` does not separate fields,
@@ -86,12 +92,14 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
     if not any(row.labels for row in rows):
         raise VplError(f"{path} has no classes: " + (f"none of its {len(rows)} rows has a label"
                                                     if rows[1:] else "its only row has no label"),
-                       "write what each photo shows in the column labels")
+                       "write yes in the columns of the classes that a photo shows"
+                       if table.classes else "write what each photo shows in the column labels")
     spaced = [row for row in rows if " " in row.field
               and not any(mark in row.field for mark in column.marks)]
     doubts = (_kept_at_spaces(path, spaced, column.mark, rows) if column.mark
               else _split_at_spaces(path, [row for row in spaced if len(row.labels) > 1]))
-    return rows, [*_odd_labels(path, rows), *doubts, *_splits_like_labels(path, rows)]
+    return rows, [*_odd_labels(path, rows), *_answers(path, rows), *doubts,
+                  *_splits_like_labels(path, rows)]
 
 
 def tags_of(path: Path, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -170,6 +178,17 @@ def _odd_labels(path: Path, rows: Sequence[TagRow]) -> list[str]:
     return [f"{path}:{odd[0][0].line} has the label `{odd[0][1]}`"
             + (f", and {len(odd) - 1} more have commas, bars or brackets" if odd[1:] else "")
             + f": {_separate(odd[0][0].mark)}"] if odd else []
+
+
+def _answers(path: Path, rows: Sequence[TagRow]) -> list[str]:
+    """Return a remark on labels that say yes or no; 0 and 1 may be digits among others."""
+    plain = {label: plain_answer(label) for row in rows for label in row.labels}
+    usual = _ANSWERS if any(text.isdigit() and text not in _DIGITS for text in plain.values()
+                            ) else _ANSWERS | _DIGITS
+    found = sorted(f"`{label}`" for label, text in plain.items() if text in usual)
+    says = "look like answers, not classes" if found[1:] else "looks like an answer, not a class"
+    return [f"{path}: {first_few(found)} {says}; write the classes that a photo shows, and leave "
+            "the field empty where it shows none"] if found else []
 
 
 def _separate(mark: str) -> str:
