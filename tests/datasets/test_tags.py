@@ -110,15 +110,15 @@ WRONG_FILES: dict[str, tuple[bytes, list[str], str]] = {
     "no first line": (b"a.jpg,cat\nb.jpg,dog\n", ["a.jpg,cat", "first line"], "id,labels"),
     "other names": (b"filename;tags\na;cat\n", ["filename;tags", "first line"], "id,labels"),
     "only a first line": (ROW.encode(), ["no rows"], "id,labels"),
-    "two columns of labels": (b"id,labels,labels\na,cat,dog\n", ["labels twice"], "by ;"),
+    "two columns of labels": (b"id,labels,labels\na,cat,dog\n", ["labels twice"], "by `;`"),
     "no id": (b"id,labels\na,cat\n,dog\n", [":3 ", "no id"], "file name"),
     "a row twice": (b"id,labels\na,cat\nb,cat\na,dog\n", [":4", "a is listed twice", "line 2"],
                     "join"),
-    "a row twice, with ;": (b"id;labels\na;cat\na;dog\n", [":3", "listed twice"], "by ,"),
-    "a row twice, with |": (b"id;labels\na;cat|cow\na;dog\n", [":3", "listed twice"], "by |"),
-    "too many fields": (b"id;labels\na;cat;dog\n", [":2", "row of a", "dog"], "labels by ,"),
-    "a column without a name": (b"id;labels;\na;cat;\nb;cat;dog\n", [":3", "dog"], "labels by ,"),
-    "columns without a name": (b"id,labels,,\na,cat,,dog\n", [":2", "such as dog"], "labels by ;"),
+    "a row twice, with ;": (b"id;labels\na;cat\na;dog\n", [":3", "listed twice"], "by `,`"),
+    "a row twice, with |": (b"id;labels\na;cat|cow\na;dog\n", [":3", "listed twice"], "by `|`"),
+    "too many fields": (b"id;labels\na;cat;dog\n", [":2", "row of a", "dog"], "`;` in quotes"),
+    "a column without a name": (b"id;labels;\na;cat;\nb;cat;dog\n", [":3", "dog"], "labels by `,`"),
+    "columns without a name": (b"id,labels,,\na,cat,,dog\n", [":2", "such as dog"], "labels by `;`"),
     "an open quote": (b'id,labels\na,cat\nb,"dog\nc,cat\n', [":3", "several lines"], "quotation"),
     "background": (b"id,labels\na,cat\nb,Background;dog\n", [":3", "`Background`", "index 0"],
                    "leave the tag out"),
@@ -319,6 +319,37 @@ def test_a_row_that_leaves_out_the_folder(folder: Path) -> None:
     for name in ("0009", "0009.jpg"):
         remark = remarks_of(folder, *ALL, f"{name},cat,train")[0]
         assert f"skipped: {name}; an id includes the folders; did you mean `sub/0009`" in remark
+
+
+def nested(folder: Path) -> None:
+    for number, name in enumerate(("one/x.jpg", "two/x.jpg", "x\\y.jpg", "x/y.jpg")):
+        (folder / "photos" / name).parent.mkdir(exist_ok=True)
+        save(folder / "photos" / name, 5 + number)
+
+
+def test_a_row_that_leaves_out_one_of_several_folders(folder: Path) -> None:
+    nested(folder)
+    remark = remarks_of(folder, *ALL, "x,cat,train")[0]
+    assert "did you mean `one/x` or `two/x` by `x`?" in remark
+    with pytest.raises(VplError) as caught:
+        remarks_of(folder, *ALL, "x.jpg,cat,train", "x.jpg,dog,train")
+    assert caught.value.message.endswith(
+        ":7: x.jpg is listed twice, first in line 6, and is the name of 2 photos: "
+        "one/x.jpg, two/x.jpg")
+    assert caught.value.hint == "write their folders, too"
+
+
+def test_paths_as_windows_writes_them(folder: Path) -> None:
+    """A photo that is really called so has the first right to its name."""
+    nested(folder)
+    (folder / "tags.csv").write_text(
+        "id,labels\none\\x.jpg,cat\nx\\y,dog\nC:\\me\\two\\x.jpg,cow\n/home/me/d,cat\n"
+        "D:\\three\\x.jpg,cat\n")
+    photos, _, remarks = read_folder(folder / "photos", folder / "tags.csv", None)
+    assert {photo.id: photo.tags for photo in photos} == {
+        "one/x": ("cat",), "x\\y": ("dog",), "two/x": ("cow",), "d": ("cat",)}
+    assert "C:\\me\\two\\x.jpg is two/x.jpg, /home/me/d is d" in remarks[0]
+    assert "D:/three/x.jpg; an id is a path below " in remarks[1]
 
 
 def test_the_same_photo_under_two_ids(folder: Path) -> None:

@@ -81,7 +81,7 @@ class CsvFile:
                     if columns.count(name) > 1:
                         raise VplError(f"{path} has the column {name} twice: `{first[:60]}`",
                                        "write all labels of a photo in one field, separated by "
-                                       + label_mark(delimiter) if name == "labels"
+                                       f"`{label_mark(delimiter)}`" if name == "labels"
                                        else "keep one of them")
                 if odd := [name for name in self.classes.values() if {*name} & {*";,|"}]:
                     raise VplError(f"{path}: the column `{odd[0]}` has a mark that separates tags",
@@ -162,7 +162,7 @@ class CsvFile:
                         "\n" in field or "\r" in field for field in fields):
                     raise VplError(f"{self.path}:{line}: a field spans several lines",
                                    "close its quotation mark, and separate labels by "
-                                   f"{label_mark(self.delimiter)}")
+                                   f"`{label_mark(self.delimiter)}`")
                 if any(fields) and named:
                     yield line, fields
                 named = named or any(fields)

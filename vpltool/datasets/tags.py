@@ -18,6 +18,7 @@ from vpltool.formats.changes import count_photos
 from vpltool.names import leads_out, spelled
 
 _BACKGROUND = ("background", "_background_")
+_NO_NAMES: Mapping[str, Sequence[str]] = {}
 ODD = re.compile(r"[,|\[\]{}\"]")
 """Characters of a wrong separator, or of a list in another notation, in a class name."""
 
@@ -43,7 +44,9 @@ class TagRow:
         return ({*self.labels}, self.splits) == ({*other.labels}, other.splits)
 
 
-def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow], list[str]]:
+def read_tags(
+    path: Path, *, classes_known: bool = False, namesakes: Mapping[str, Sequence[str]] = _NO_NAMES,
+) -> tuple[list[TagRow], list[str]]:
     """Read a CSV with the columns `id`, `labels` and, if wanted, `split` (default: `train`).
 
     In place of `labels`, each class may have a column, with yes or no (see `CsvFile`).
@@ -52,7 +55,7 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
     Labels are separated by `;` or, if no row does so, by spaces; if `,` does not separate fields,
     `,` or `|` may separate labels (see `LabelColumn`). With `classes_known`, the caller checks the
     labels against a list: they may be missing, and cause no remarks. A row that repeats another
-    counts once.
+    counts once. `namesakes` are a file name to the photos in folders that have it, for an error.
 
     Returns:
         the rows, and remarks for the user.
@@ -76,11 +79,15 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
         row = TagRow(line, key, labels, splits, field, column.usable)
         first = first_rows.setdefault(key, row)
         if key and not row.says_the_same(first):
-            raise VplError(f"{path}:{line}: {key} is listed twice, first in line {first.line}",
-                           f"join the rows: labels separated by {column.usable}")
+            twice = f"{path}:{line}: {key} is listed twice, first in line {first.line}"
+            if (found := namesakes.get(key, ()))[1:]:
+                raise VplError(f"{twice}, and is the name of {len(found)} photos: "
+                               f"{first_few(found)}", "write their folders, too")
+            raise VplError(twice, "join the rows" if table.classes else
+                           f"join the rows: labels separated by `{column.usable}`")
         return first
 
-    rows = list(dict.fromkeys(table.read(take, f"separate labels by {column.usable}")))
+    rows = list(dict.fromkeys(table.read(take, column.too_many)))
     at_commas = {row.line: row.field for row in rows if "," in row.field}
     whole = {label for row in rows if "," not in row.field for label in row.labels}
     if "," not in column.marks and not classes_known:
@@ -277,7 +284,7 @@ class LabelColumn:
 
     The mark is the first of `marks` that stands between two labels in any row. If none does,
     labels are separated by spaces, except in a field that ends in a mark, such as `traffic light;`.
-    `usable` is the mark, or one that might be.
+    `usable` is the mark, or one that might be, and `too_many` the hint for a row with more fields.
     """
 
     def __init__(self, table: CsvFile) -> None:
@@ -286,6 +293,9 @@ class LabelColumn:
         self.mark = next((mark for mark in self.marks if any(
             len(_parts(field, mark)) > 1 for field in fields if mark in field)), "")
         self.usable = self.mark or label_mark(table.delimiter)
+        self.too_many = (f"put a field that has `{table.delimiter}` in quotes" if table.classes else
+                         f"separate labels by `{self.usable}`, and put a field that has "
+                         f"`{table.delimiter}` in quotes")
 
     def labels_of(self, field: str) -> tuple[str, ...]:
         """Return the labels of a field, without repeats."""

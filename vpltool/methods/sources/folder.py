@@ -58,9 +58,9 @@ class Settings(settings.Settings):
 
     images: Path = setting(help="Folder of photos.", metavar="IMAGES", positional=True)
     labels: Path | None = setting(
-        None, "CSV of tags; columns: id, labels (or one of each class) and, optionally, split. With "
-              "`tile`, also places, polygons or a raster. Default: that of the last call; without "
-              "any, no photo has a tag.", metavar="FILE.csv")
+        None, "CSV of tags; columns: id, labels (or one of each class) and, optionally, split. "
+              "With `tile`, also places, polygons or a raster. Default: that of the last call; "
+              "without any, no photo has a tag.", metavar="FILE.csv")
     untagged: bool = setting(
         False, "Also import photos that the CSV does not list, without tags.")
     masks: Path | None = setting(None, "True masks ID.png, for eval, show and report only.",
