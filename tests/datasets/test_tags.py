@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import Run
 from PIL import Image
 
 from vpltool.datasets.layouts import PHOTO_SUFFIXES, named_photos, read_folder
-from vpltool.datasets.tags import class_counts, class_remarks, read_tags
+from vpltool.datasets.tags import class_counts, class_remarks, company_remarks, read_tags
 from vpltool.errors import VplError
 from vpltool.formats import Photo
 
@@ -270,6 +271,22 @@ def test_classes_of_one_photo_and_counts() -> None:
         "photos of each class: cat 3, boat 1, dog 1, bus 0")
     many = [f"c{number}" for number in range(50)]
     assert class_counts([], many).endswith(", and 10 more, down to 0")
+
+
+def test_classes_that_no_photo_tells_apart() -> None:
+    both = [Photo(str(number), "", ("cell", "dish"), ("train",)) for number in range(12)]
+    rest = [Photo(f"r{number}", "", ("dish",), ("train",)) for number in range(30)]
+    none = [replace(photo, tags=()) for photo in rest]
+    assert company_remarks(both[:9]) == company_remarks([]) == []
+    assert company_remarks(both)[0].startswith("every photo has `cell`, `dish`: CAMs cannot tell")
+    remark, = company_remarks(both + rest)
+    assert remark.startswith("every photo has `dish`: ")
+    remark, = company_remarks(both + rest + none)
+    assert remark.startswith("CAMs can hardly tell apart") and "`cell` and `dish`" in remark
+    alone = [replace(photo, tags=("cell",)) for photo in rest[:1]]
+    assert company_remarks(both + rest + none + alone) == [], "12 of 13 is less than 95 %"
+    scored = [replace(photo, splits=("val",)) for photo in none]
+    assert len(company_remarks(both + scored)) == 1, "these teach nothing"
 
 
 @pytest.fixture

@@ -18,13 +18,17 @@ from vpltool.formats.changes import count_photos
 from vpltool.names import leads_out, spelled
 
 _BACKGROUND = ("background", "_background_")
-_NO_NAMES: Mapping[str, Sequence[str]] = {}
 ODD = re.compile(r"[,|\[\]{}\"]")
 """Characters of a wrong separator, or of a list in another notation, in a class name."""
 
 _ANSWERS = {"yes", "no", "true", "false", "none", "na", "n/a", "nan", "null", "-", "negative"}
 _DIGITS = {"0", "1"}
 """What people write into a column that asks whether a photo shows something."""
+
+_NO_NAMES: Mapping[str, Sequence[str]] = {}
+
+_TELLING, _TOGETHER = 10, 0.95
+"""Photos, and share of the rarer class's, that say that classes always occur together."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,28 @@ def class_remarks(photos: Sequence[Photo], *, classes_known: bool = False) -> li
     rare = sorted(name for name, count in counts.items() if count == 1)
     return remarks + remark_on(rare, len(counts), "classes", "has only one photo",
                                "have only one photo")
+
+
+def company_remarks(photos: Sequence[Photo]) -> list[str]:
+    """Return remarks about classes that all photos have, or that nearly always occur together.
+
+    Tags alone do not tell such classes apart. Fewer photos than `_TELLING` say little.
+    """
+    photos = [photo for photo in photos if not {"val", "test"}.issuperset(photo.splits)]
+    if len(photos) < _TELLING:
+        return []
+    counts = _counts(photos)
+    everywhere = {name for name, count in counts.items() if count == len(photos)}
+    pairs = Counter(pair for photo in photos
+                    for pair in combinations(sorted({*photo.tags} - everywhere), 2))
+    together = [" and ".join(f"`{name}`" for name in pair) for pair, count in sorted(pairs.items())
+                if count >= max(_TELLING, _TOGETHER * min(counts[name] for name in pair))]
+    remarks = [f"every photo has {first_few(f'`{name}`' for name in sorted(everywhere))}: CAMs "
+               "cannot tell this from what else all photos show; add photos without it"
+               ] if everywhere else []
+    return remarks + ([f"CAMs can hardly tell apart what nearly always occurs together: "
+                       f"{first_few(together)}; add photos with one of the two"]
+                      if together else [])
 
 
 def _counts(photos: Sequence[Photo]) -> Counter[str]:
