@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 _LONGEST = 255 - len(".safetensors")
@@ -21,6 +21,11 @@ def leads_out(name: str) -> bool:
     """Return whether a name could refer to a file outside of its folder, on any system."""
     parts = name.replace("\\", "/").split("/")
     return ":" in parts[0] or "\0" in name or any(part in ("", ".", "..") for part in parts)
+
+
+def slashed(name: str, known: Container[str]) -> str:
+    """Return a photo's name as Windows writes it, with `/` for `\\`, unless it is `known` so."""
+    return name if name in known else name.replace("\\", "/")
 
 
 def spelled(name: str) -> str:

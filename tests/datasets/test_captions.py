@@ -31,7 +31,7 @@ def coco(path: Path, pairs: list[tuple[Any, str]], names: dict[Any, str], **dump
 
 @pytest.mark.parametrize("text", [
     'id,caption\na,one cat\nsub/b.jpg,"a dog, asleep"\na,"the ""king"" of cats"\n',
-    'caption;ID\none cat;a\n"a dog, asleep";sub/b\n"the ""king"" of cats";a.jpg\none cat;a\n',
+    'caption;ID\none cat;a\n"a dog, asleep";sub\\b\n"the ""king"" of cats";a.jpg\none cat;a\n',
     'id\tcaption\r\na\tone \t\r\nb.jpg\ta dog, asleep\r\na\tthe "king" of cats\r\n',
     'id,caption\na,"one\n  cat"\nb.jpg,"a dog,\r\nasleep"\na,"the ""king"" of cats"\n',
 ])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import Run
 from PIL import Image
 
 from vpltool.datasets.layouts import PHOTO_SUFFIXES, named_photos, read_folder
-from vpltool.datasets.tags import class_counts, class_remarks, read_tags
+from vpltool.datasets.tags import class_counts, class_remarks, company_remarks, read_tags
 from vpltool.errors import VplError
 from vpltool.formats import Photo
 
@@ -39,6 +40,12 @@ def labels_of(path: Path, text: str, encoding: str = "utf-8") -> dict[str, tuple
     "id,labels\na,cat;dog\nb,traffic light;\na,cat;dog\nc,cat\n",
     "\nid,labels,,\na,cat;dog,,\n,,,\nb,traffic light;,,\nc,cat\n",
     "id,labels\r\na,cat;dog\r\nb,traffic light;\r\nc,cat",
+    "sep=;\r\nid;labels\r\na;cat,dog\r\nb;traffic light,\r\nc;cat\r\n",
+    '"SEP=,",\nid,labels\na,cat;dog\nb,traffic light;\nc,cat\n',
+    # A column for each class.
+    "id,cat,dog,traffic light\na,1,1,0\nb,0,0,1.0\nc,1.0,0.0,0\n",
+    ";ID;cat;dog;traffic light;split\n0;a;Yes;YES;no;val\n1;b;;n;y\n2;c; yes ;-\n",
+    "cat\tid\tdog\ttraffic light\tcaption\nx\ta\tX\t\ta cat\n\tb\t\tx\nTRUE\tc\tFalse\n",
 ])
 def test_spreadsheets_of_all_countries(tags: Path, text: str, encoding: str) -> None:
     assert labels_of(tags, text, encoding) == {
@@ -104,18 +111,24 @@ WRONG_FILES: dict[str, tuple[bytes, list[str], str]] = {
     "no first line": (b"a.jpg,cat\nb.jpg,dog\n", ["a.jpg,cat", "first line"], "id,labels"),
     "other names": (b"filename;tags\na;cat\n", ["filename;tags", "first line"], "id,labels"),
     "only a first line": (ROW.encode(), ["no rows"], "id,labels"),
-    "two columns of labels": (b"id,labels,labels\na,cat,dog\n", ["labels twice"], "by ;"),
+    "two columns of labels": (b"id,labels,labels\na,cat,dog\n", ["labels twice"], "by `;`"),
     "no id": (b"id,labels\na,cat\n,dog\n", [":3 ", "no id"], "file name"),
     "a row twice": (b"id,labels\na,cat\nb,cat\na,dog\n", [":4", "a is listed twice", "line 2"],
                     "join"),
-    "a row twice, with ;": (b"id;labels\na;cat\na;dog\n", [":3", "listed twice"], "by ,"),
-    "a row twice, with |": (b"id;labels\na;cat|cow\na;dog\n", [":3", "listed twice"], "by |"),
-    "too many fields": (b"id;labels\na;cat;dog\n", [":2", "row of a", "dog"], "labels by ,"),
-    "a column without a name": (b"id;labels;\na;cat;\nb;cat;dog\n", [":3", "dog"], "labels by ,"),
-    "columns without a name": (b"id,labels,,\na,cat,,dog\n", [":2", "such as dog"], "labels by ;"),
+    "a row twice, with ;": (b"id;labels\na;cat\na;dog\n", [":3", "listed twice"], "by `,`"),
+    "a row twice, with |": (b"id;labels\na;cat|cow\na;dog\n", [":3", "listed twice"], "by `|`"),
+    "too many fields": (b"id;labels\na;cat;dog\n", [":2", "row of a", "dog"], "`;` in quotes"),
+    "a column without a name": (b"id;labels;\na;cat;\nb;cat;dog\n", [":3", "dog"], "labels by `,`"),
+    "columns without a name": (b"id,labels,,\na,cat,,dog\n", ["such as dog"], "labels by `;`"),
     "an open quote": (b'id,labels\na,cat\nb,"dog\nc,cat\n', [":3", "several lines"], "quotation"),
     "background": (b"id,labels\na,cat\nb,Background;dog\n", [":3", "`Background`", "index 0"],
                    "leave the tag out"),
+    "a column that is no class": (b"id,cat,size\na,1,0\nb,0,12\n", [":3", "column size", "`12`"],
+                                  "id,labels"),
+    "a class that is unknown": (b"id,Cat\na,1\nb,NA\n", [":3", "column Cat", "`NA`"], "yes or no"),
+    "a class twice": (b"id,cat,Cat\na,1,0\n", ["cat twice"], "keep one"),
+    "a class with a comma": (b'id,"cell, dead"\na,1\n', ["`cell, dead`", "mark"], "another name"),
+    "no class": (b"id,cat,dog\na,0,0\nb,,\n", ["no classes", "2 rows"], "columns of the classes"),
     "no label": (b"id,labels\na,\nb, \n", ["no classes", "2 rows"], "column labels"),
 }
 
@@ -204,6 +217,9 @@ def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
      ["2 rows", "`traffic light` into `traffic` and `light`", "`traffic light;`"]),
     ("a,cat\nb,traffic light\n", ["labels of 1 row are split"]),
     ("a,cat,dog\nb,dog,train\n", [":2 ", "the split `dog`", "by ;"]),
+    ("a,cat\nb,No\nc,yes;\n", ["`No`, `yes` look like answers", "leave the field empty"]),
+    ("a,cat\nb,N/A\n", ["`N/A` looks like an answer, not a class"]),
+    ("a,1\nb,0.0\n", ["`0.0`, `1` look like answers"]),
 ])
 def test_doubtful_labels(tags: Path, text: str, said: list[str]) -> None:
     tags.write_text(("id,labels,split\n" if text.count(",") == 4 else ROW) + text)
@@ -211,6 +227,11 @@ def test_doubtful_labels(tags: Path, text: str, said: list[str]) -> None:
     for part in said:
         assert part in remark
     assert read_tags(tags, classes_known=True)[1] == [], "they are checked against the classes"
+
+
+def test_digits_are_classes_among_others(tags: Path) -> None:
+    tags.write_text("id,labels\na,0\nb,1\nc,7\n")
+    assert read_tags(tags)[1] == []
 
 
 def test_the_separator_that_is_told_works_in_the_file(tags: Path) -> None:
@@ -250,6 +271,22 @@ def test_classes_of_one_photo_and_counts() -> None:
         "photos of each class: cat 3, boat 1, dog 1, bus 0")
     many = [f"c{number}" for number in range(50)]
     assert class_counts([], many).endswith(", and 10 more, down to 0")
+
+
+def test_classes_that_no_photo_tells_apart() -> None:
+    both = [Photo(str(number), "", ("cell", "dish"), ("train",)) for number in range(12)]
+    rest = [Photo(f"r{number}", "", ("dish",), ("train",)) for number in range(30)]
+    none = [replace(photo, tags=()) for photo in rest]
+    assert company_remarks(both[:9]) == company_remarks([]) == []
+    assert company_remarks(both)[0].startswith("every photo has `cell`, `dish`: CAMs cannot tell")
+    remark, = company_remarks(both + rest)
+    assert remark.startswith("every photo has `dish`: ")
+    remark, = company_remarks(both + rest + none)
+    assert remark.startswith("CAMs can hardly tell apart") and "`cell` and `dish`" in remark
+    alone = [replace(photo, tags=("cell",)) for photo in rest[:1]]
+    assert company_remarks(both + rest + none + alone) == [], "12 of 13 is less than 95 %"
+    scored = [replace(photo, splits=("val",)) for photo in none]
+    assert len(company_remarks(both + scored)) == 1, "these teach nothing"
 
 
 @pytest.fixture
@@ -299,6 +336,37 @@ def test_a_row_that_leaves_out_the_folder(folder: Path) -> None:
     for name in ("0009", "0009.jpg"):
         remark = remarks_of(folder, *ALL, f"{name},cat,train")[0]
         assert f"skipped: {name}; an id includes the folders; did you mean `sub/0009`" in remark
+
+
+def nested(folder: Path) -> None:
+    for number, name in enumerate(("one/x.jpg", "two/x.jpg", "x\\y.jpg", "x/y.jpg")):
+        (folder / "photos" / name).parent.mkdir(exist_ok=True)
+        save(folder / "photos" / name, 5 + number)
+
+
+def test_a_row_that_leaves_out_one_of_several_folders(folder: Path) -> None:
+    nested(folder)
+    remark = remarks_of(folder, *ALL, "x,cat,train")[0]
+    assert "did you mean `one/x` or `two/x` by `x`?" in remark
+    with pytest.raises(VplError) as caught:
+        remarks_of(folder, *ALL, "x.jpg,cat,train", "x.jpg,dog,train")
+    assert caught.value.message.endswith(
+        ":7: x.jpg is listed twice, first in line 6, and is the name of 2 photos: "
+        "one/x.jpg, two/x.jpg")
+    assert caught.value.hint == "write their folders, too"
+
+
+def test_paths_as_windows_writes_them(folder: Path) -> None:
+    """A photo that is really called so has the first right to its name."""
+    nested(folder)
+    (folder / "tags.csv").write_text(
+        "id,labels\none\\x.jpg,cat\nx\\y,dog\nC:\\me\\two\\x.jpg,cow\n/home/me/d,cat\n"
+        "D:\\three\\x.jpg,cat\n")
+    photos, _, remarks = read_folder(folder / "photos", folder / "tags.csv", None)
+    assert {photo.id: photo.tags for photo in photos} == {
+        "one/x": ("cat",), "x\\y": ("dog",), "two/x": ("cow",), "d": ("cat",)}
+    assert "C:\\me\\two\\x.jpg is two/x.jpg, /home/me/d is d" in remarks[0]
+    assert "D:/three/x.jpg; an id is a path below " in remarks[1]
 
 
 def test_the_same_photo_under_two_ids(folder: Path) -> None:

@@ -261,6 +261,12 @@ def test_a_geometry_that_nests_without_end_is_one_line(tmp_path: Path) -> None:
         read_geopackage(path)
 
 
+def test_a_row_that_names_its_photo_as_windows_does() -> None:
+    regions = [Region("", ("cat",), [[(1, 1)]], photo="sub\\big")]
+    assert placed(regions, None, Path("sub/big.png"), "sub/big") == regions
+    assert placed(regions, None, Path("big.png"), "big") == []
+
+
 def test_a_region_with_a_hole_is_not_in_the_hole() -> None:
     tiles = [Box(top, left, 10, 10) for top in (0, 10, 20) for left in (0, 10, 20)]
     ring = [(0.0, 0.0), (30.0, 0.0), (30.0, 30.0), (0.0, 30.0)]

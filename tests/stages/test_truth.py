@@ -11,6 +11,7 @@ import pytest
 from conftest import Result, Run, draw_scenes, prepare
 from PIL import Image
 
+from vpltool.formats.labels import known_numbers, objects_hint
 from vpltool.stages._truth import warn_of_untagged_classes
 
 EVAL = ("eval", "--split", "train", "--what", "masks/text-refined-full", "--json")
@@ -25,6 +26,8 @@ def change(base: Path, key: str, save: str, mode: str = "") -> Path:
         labels = labels[1:]
     if save == "label":
         labels[5, 7] = 9
+    if save == "objects":
+        labels[:] = np.arange(labels.shape[1]) // 5
     if save == "ignored":
         labels[:] = 255
     made = Image.fromarray(labels)
@@ -62,6 +65,16 @@ def test_a_wrong_mask_is_named(command: tuple[object, ...], save: str, mode: str
     result = refused(run, copied, *command)
     assert path.name in result.lines("error:")[0]
     assert said in result.lines("error:")[0]
+
+
+def test_a_mask_that_numbers_objects(copied: Path, run: Run) -> None:
+    change(copied, "scene2", "objects")
+    result = refused(run, copied)
+    assert "seem to number objects" in result.lines("hint:")[0]
+    assert "1, for the only class" in objects_hint(np.arange(4, dtype=np.uint8), 1)
+    assert objects_hint(np.array([0, 1, 2, 255], np.uint8), 1) == "", "it may be another class"
+    assert objects_hint(np.array([0, 1, 9], np.uint8), 1) == ""
+    assert (known_numbers(1), known_numbers(3)) == ("only 1", "1 to 3")
 
 
 def test_earlier_scores_are_kept(copied: Path, run: Run) -> None:

@@ -13,6 +13,7 @@ from vpltool.errors import VplError, counted, first_few, other_case
 from vpltool.formats import Photo
 from vpltool.formats.fields import NUMBER, TEXT, check_fields
 from vpltool.formats.streams import stream_objects
+from vpltool.names import slashed
 
 _PARTS = {"images": {"id": NUMBER, "file_name": TEXT},
           "annotations": {"image_id": NUMBER, "caption": TEXT}}
@@ -62,6 +63,7 @@ def with_captions(photos: Sequence[Photo], paths: Iterable[Path]
         taken = total = 0
         for location, name, caption in read_captions(path):
             total += 1
+            name = slashed(name, ids)
             if name not in ids:
                 unmatched[name] = unmatched.get(name, 0) + 1
             elif not caption:

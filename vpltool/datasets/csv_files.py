@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,13 @@ from vpltool.errors import VplError, near_name
 from vpltool.names import id_of_csv
 
 TAGS = ("id", "labels")
-"""Required columns of a CSV of tags, which may also have `split`."""
+"""Required columns of a CSV of tags, which may also have `split`; see `CsvFile`."""
+
+_YES, _NO = {"1", "yes", "y", "true", "x"}, {"", "0", "no", "n", "false", "-"}
+"""What the column of a class may hold, in lower case."""
+
+_NOT_CLASSES = {"", "id", "split", "caption"}
+"""Columns that are no class where the classes have columns of their own."""
 
 _SAVE_AS_CSV = "save it from the spreadsheet as CSV UTF-8; "
 _OTHER_FILES = (
@@ -35,7 +42,8 @@ Made = TypeVar("Made")
 class CsvFile:
     """A CSV with at least the `wanted` columns, separated as in its first line.
 
-    With `long_fields`, as for captions, quoted fields may span lines.
+    With `long_fields`, as for captions, quoted fields may span lines. If tags are wanted and there
+    is no column `labels`, each other column is a class, with yes or no (see `_YES`) for each photo.
 
     Raises:
         VplError: the file is missing, of another kind or not UTF-8, or lacks or repeats a column.
@@ -45,8 +53,10 @@ class CsvFile:
         names = ",".join(wanted)
         self.path, self.wanted, self.long_fields = path, wanted, long_fields
         self.first = f"the first line must be: {names}" + (
-            f" (or {names},split)" if wanted == TAGS else "")
+            f" (or {names},split; or id and a column for each class, with yes or no)"
+            if wanted == TAGS else "")
         self.text = _read_text(path, self.first)
+        self.classes: dict[str, str] = {}  # name of each class by its column
         self.delimiter, self.columns = self._columns()
 
     def _columns(self) -> tuple[str, list[str]]:
@@ -63,13 +73,19 @@ class CsvFile:
                 raise VplError(f"{path}: the first line cannot be read: {error}", self.first
                                ) from error
             columns = [field.strip().casefold() for field in fields]
-            if set(wanted) <= set(columns):
-                for name in (*wanted, "split"):
+            if wanted == TAGS and "id" in columns and "labels" not in columns:
+                self.classes = {column: field.strip() for column, field
+                                in zip(columns, fields, strict=True) if column not in _NOT_CLASSES}
+            if self.classes or set(wanted) <= set(columns):
+                for name in (*wanted, "split", *self.classes):
                     if columns.count(name) > 1:
                         raise VplError(f"{path} has the column {name} twice: `{first[:60]}`",
                                        "write all labels of a photo in one field, separated by "
-                                       + label_mark(delimiter) if name == "labels"
+                                       f"`{label_mark(delimiter)}`" if name == "labels"
                                        else "keep one of them")
+                if odd := [name for name in self.classes.values() if {*name} & {*";,|"}]:
+                    raise VplError(f"{path}: the column `{odd[0]}` has a mark that separates tags",
+                                   "write another name of the class")
                 return delimiter, columns
             missing = min(missing, [name for name in wanted if name not in columns], key=len)
         raise VplError(f"{path} lacks the column{'s' * bool(missing[1:])} "
@@ -92,6 +108,8 @@ class CsvFile:
                 entry = dict(zip(self.columns, fields + [""] * len(self.columns), strict=False))
                 key = entry["id"] = id_of_csv(entry.get("id", ""))
                 try:
+                    if self.classes:
+                        entry["labels"] = self._answered(line, entry)
                     made = take(line, entry)
                     if extra := self._unnamed(fields):
                         raise VplError(f"{self.path}:{line}: the row of {key or fields[0]} has "
@@ -109,6 +127,14 @@ class CsvFile:
             refused.append(error)
         refuse_rows(self.path, refused)
 
+    def _answered(self, line: int, entry: Mapping[str, str]) -> str:
+        """Return the classes whose columns say yes in a row, as a field of labels."""
+        said = {column: plain_answer(entry[column]) for column in self.classes}
+        if odd := [column for column, answer in said.items() if answer not in _YES | _NO]:
+            raise VplError(f"{self.path}:{line}: the column {self.classes[odd[0]]} holds "
+                           f"`{entry[odd[0]][:60]}`, which is neither yes nor no", self.first)
+        return "".join(f"{name};" for column, name in self.classes.items() if said[column] in _YES)
+
     def _unnamed(self, fields: Sequence[str]) -> list[str]:
         """Return the fields without a column's name; before the first name, they are an index."""
         first = next(place for place, name in enumerate(self.columns) if name)
@@ -116,7 +142,9 @@ class CsvFile:
                 if field and place > first and not any(self.columns[place:place + 1])]
 
     def fields_of(self, column: str) -> Iterator[str]:
-        """Yield the fields of a column, up to a row that cannot be read."""
+        """Yield the fields of a column, if there is one, up to a row that cannot be read."""
+        if column not in self.columns:
+            return
         place = self.columns.index(column)
         with contextlib.suppress(VplError):
             for _, fields in self._rows():
@@ -134,7 +162,7 @@ class CsvFile:
                         "\n" in field or "\r" in field for field in fields):
                     raise VplError(f"{self.path}:{line}: a field spans several lines",
                                    "close its quotation mark, and separate labels by "
-                                   f"{label_mark(self.delimiter)}")
+                                   f"`{label_mark(self.delimiter)}`")
                 if any(fields) and named:
                     yield line, fields
                 named = named or any(fields)
@@ -143,6 +171,11 @@ class CsvFile:
             raise VplError(f"{self.path}:{line} cannot be read: {error}",
                            "close each quotation mark; double those inside a caption"
                            if self.long_fields else self.first) from error
+
+
+def plain_answer(field: str) -> str:
+    """Return an answer such as `Yes` or `1.0` in lower case, without a fraction of zeros."""
+    return re.sub(r"^(\d)[.,]0+$", r"\1", field.casefold())
 
 
 def label_mark(delimiter: str) -> str:
@@ -191,6 +224,8 @@ def _read_text(path: Path, first: str) -> str:
         raise VplError(f"{path}:{line + 1} is not UTF-8, probably Latin-1: `{shown[:60]}`",
                        f"save it as UTF-8, or: iconv -f LATIN1 -t UTF-8 {path} > "
                        f"{path.stem}-utf8.csv") from error
+    # Excel writes the separator into a first line of its own; blank, it keeps the lines' numbers.
+    text = re.sub(r"\A\"?sep=[,;\t]\"?[ ,;]*(?=[\r\n])", "", text, flags=re.IGNORECASE)
     if text.lstrip()[:1] in ("{", "[", "<"):
         raise VplError(f"{path} is {'XML or HTML' if '<' in text.lstrip()[:1] else 'JSON'}, not a "
                        "CSV", f"make a CSV with a row for each photo; {first}")

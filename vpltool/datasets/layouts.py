@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import unicodedata
 from collections import defaultdict
@@ -18,7 +19,7 @@ from vpltool.errors import VplError, counted, first_few, near_name, near_path, o
 from vpltool.formats import Photo, identity_of_file
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.formats.workspace import relative_to
-from vpltool.names import is_hidden, spelled, why_unusable
+from vpltool.names import is_hidden, slashed, spelled, why_unusable
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
 PHOTO_SUFFIXES = JPEG_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
@@ -37,6 +38,9 @@ _CONVERTIBLE = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3
 
 _LOOKERS = 16
 """Threads that read files: on a network disk each access costs a round trip."""
+
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:/")
+"""Beginning of an absolute path, with `/` in place of `\\`."""
 
 _MOST_UNLISTED = IGNORE - 1
 """Maximum number of different labels without a list of classes; sentences have more words."""
@@ -74,7 +78,10 @@ def read_folder(
     listed: dict[str, TagRow] = {}
     remarks: list[str] = []
     if labels is not None:
-        rows, remarks = read_tags(labels, classes_known=classes_known)
+        rows, remarks = read_tags(labels, classes_known=classes_known,
+                                  namesakes=_by_file_name(names))
+        rows, doubts = _below_folder(rows, names, labels)
+        remarks += doubts
         rows = _of_folders(rows, names) if of_folders else rows
         listed, doubts = _match(rows, names, images, labels, left_out=not untagged)
         remarks += doubts
@@ -101,6 +108,32 @@ def _of_folders(rows: Sequence[TagRow], names: Sequence[str]) -> list[TagRow]:
             below[folder.as_posix()].append(name)
     return [made for row in rows for made in (
         [replace(row, id=_key(name)) for name in below[row.id]] or [row])]
+
+
+def _by_file_name(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return each file name, with and without suffix, to the photos that have it."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        for file in (Path(name).name, Path(name).stem):
+            found[file].append(name)
+    return found
+
+
+def _below_folder(rows: Sequence[TagRow], names: Sequence[str], labels: Path
+                  ) -> tuple[list[TagRow], list[str]]:
+    """Replace Windows's and absolute paths of photos by those below the folder; and a remark."""
+    known = {*names, *map(_key, names)}
+    found, cut = list[TagRow](), list[str]()
+    for row in rows:
+        name = slashed(row.id, known)
+        if name not in known and _ABSOLUTE.match(name):
+            parts = name.split("/")
+            ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+            name = next((end for end in ends if end in known), name)
+            cut += [f"{row.id} is {name}"] if name in known else []
+        found.append(replace(row, id=name))
+    return found, [f"{labels} has absolute paths, whose ends name photos: {first_few(cut)}"
+                   ] if cut else []
 
 
 def _key(name: str) -> str:
@@ -154,6 +187,8 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
                        f"an id is a photo's file name, such as {names[0]}")
     unlisted = [name for name in names if name not in listed]
     cure = _in_folders(gone, unlisted) or (
+        f"an id is a path below {images}, such as {(unlisted or names)[0]}"
+        if any(map(_ABSOLUTE.match, gone)) else
         "delete these rows, or put the photos back" if gone[1:] else
         "delete the row, or put the photo back")
     remarks += [f"{remark}; {cure}" for remark in remark_on(
@@ -173,10 +208,10 @@ def _match(rows: Sequence[TagRow], names: Sequence[str], images: Path, labels: P
 
 
 def _in_folders(gone: Sequence[str], unlisted: Sequence[str]) -> str:
-    """Return a hint if a row without a photo names one without its folder; else nothing."""
-    wanted = {_key(name): name for name in gone}
-    near = {wanted[key]: _key(name) for name in unlisted if (key := Path(name).stem) in wanted}
-    return next((f"an id includes the folders; did you mean `{meant}` by `{name}`?"
+    """Return a hint if a row without a photo names some without their folders; else nothing."""
+    there = _by_file_name(unlisted)
+    near = {name: [f"`{_key(photo)}`" for photo in there[name]] for name in gone if name in there}
+    return next((f"an id includes the folders; did you mean {first_few(meant, ' or ')} by `{name}`?"
                  for name, meant in near.items()), "")
 
 
@@ -247,7 +282,7 @@ def _listed_twice(labels: Path, first: TagRow, row: TagRow, one: str, other: str
         return []
     return [VplError(f"{labels}:{row.line}: {key} is listed twice, as {row.id} here and as "
                      f"{first.id} in line {first.line}",
-                     f"join the rows, and their splits: labels separated by {row.mark}")]
+                     f"join the rows, and their splits: labels separated by `{row.mark}`")]
 
 
 def _in_train_and_val(photos: Sequence[Photo]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from vpltool.datasets.csv_files import TAGS, CsvFile, label_mark
+from vpltool.datasets.csv_files import TAGS, CsvFile, label_mark, plain_answer
 from vpltool.errors import VplError, counted, first_few, other_case, part_of
 from vpltool.formats import Photo
 from vpltool.formats.changes import count_photos
@@ -20,6 +20,15 @@ from vpltool.names import leads_out, spelled
 _BACKGROUND = ("background", "_background_")
 ODD = re.compile(r"[,|\[\]{}\"]")
 """Characters of a wrong separator, or of a list in another notation, in a class name."""
+
+_ANSWERS = {"yes", "no", "true", "false", "none", "na", "n/a", "nan", "null", "-", "negative"}
+_DIGITS = {"0", "1"}
+"""What people write into a column that asks whether a photo shows something."""
+
+_NO_NAMES: Mapping[str, Sequence[str]] = {}
+
+_TELLING, _TOGETHER = 10, 0.95
+"""Photos, and share of the rarer class's, that say that classes always occur together."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +48,18 @@ class TagRow:
         return ({*self.labels}, self.splits) == ({*other.labels}, other.splits)
 
 
-def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow], list[str]]:
+def read_tags(
+    path: Path, *, classes_known: bool = False, namesakes: Mapping[str, Sequence[str]] = _NO_NAMES,
+) -> tuple[list[TagRow], list[str]]:
     """Read a CSV with the columns `id`, `labels` and, if wanted, `split` (default: `train`).
+
+    In place of `labels`, each class may have a column, with yes or no (see `CsvFile`).
 
     Fields are separated by `,`, `;` or tabs, as in the first line, whose case does not matter.
     Labels are separated by `;` or, if no row does so, by spaces; if `,` does not separate fields,
     `,` or `|` may separate labels (see `LabelColumn`). With `classes_known`, the caller checks the
     labels against a list: they may be missing, and cause no remarks. A row that repeats another
-    counts once.
+    counts once. `namesakes` are a file name to the photos in folders that have it, for an error.
 
     Returns:
         the rows, and remarks for the user.
@@ -70,11 +83,15 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
         row = TagRow(line, key, labels, splits, field, column.usable)
         first = first_rows.setdefault(key, row)
         if key and not row.says_the_same(first):
-            raise VplError(f"{path}:{line}: {key} is listed twice, first in line {first.line}",
-                           f"join the rows: labels separated by {column.usable}")
+            twice = f"{path}:{line}: {key} is listed twice, first in line {first.line}"
+            if (found := namesakes.get(key, ()))[1:]:
+                raise VplError(f"{twice}, and is the name of {len(found)} photos: "
+                               f"{first_few(found)}", "write their folders, too")
+            raise VplError(twice, "join the rows" if table.classes else
+                           f"join the rows: labels separated by `{column.usable}`")
         return first
 
-    rows = list(dict.fromkeys(table.read(take, f"separate labels by {column.usable}")))
+    rows = list(dict.fromkeys(table.read(take, column.too_many)))
     at_commas = {row.line: row.field for row in rows if "," in row.field}
     whole = {label for row in rows if "," not in row.field for label in row.labels}
     if "," not in column.marks and not classes_known:
@@ -86,12 +103,14 @@ def read_tags(path: Path, *, classes_known: bool = False) -> tuple[list[TagRow],
     if not any(row.labels for row in rows):
         raise VplError(f"{path} has no classes: " + (f"none of its {len(rows)} rows has a label"
                                                     if rows[1:] else "its only row has no label"),
-                       "write what each photo shows in the column labels")
+                       "write yes in the columns of the classes that a photo shows"
+                       if table.classes else "write what each photo shows in the column labels")
     spaced = [row for row in rows if " " in row.field
               and not any(mark in row.field for mark in column.marks)]
     doubts = (_kept_at_spaces(path, spaced, column.mark, rows) if column.mark
               else _split_at_spaces(path, [row for row in spaced if len(row.labels) > 1]))
-    return rows, [*_odd_labels(path, rows), *doubts, *_splits_like_labels(path, rows)]
+    return rows, [*_odd_labels(path, rows), *_answers(path, rows), *doubts,
+                  *_splits_like_labels(path, rows)]
 
 
 def tags_of(path: Path, ids: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -135,6 +154,28 @@ def class_remarks(photos: Sequence[Photo], *, classes_known: bool = False) -> li
                                "have only one photo")
 
 
+def company_remarks(photos: Sequence[Photo]) -> list[str]:
+    """Return remarks about classes that all photos have, or that nearly always occur together.
+
+    Tags alone do not tell such classes apart. Fewer photos than `_TELLING` say little.
+    """
+    photos = [photo for photo in photos if not {"val", "test"}.issuperset(photo.splits)]
+    if len(photos) < _TELLING:
+        return []
+    counts = _counts(photos)
+    everywhere = {name for name, count in counts.items() if count == len(photos)}
+    pairs = Counter(pair for photo in photos
+                    for pair in combinations(sorted({*photo.tags} - everywhere), 2))
+    together = [" and ".join(f"`{name}`" for name in pair) for pair, count in sorted(pairs.items())
+                if count >= max(_TELLING, _TOGETHER * min(counts[name] for name in pair))]
+    remarks = [f"every photo has {first_few(f'`{name}`' for name in sorted(everywhere))}: CAMs "
+               "cannot tell this from what else all photos show; add photos without it"
+               ] if everywhere else []
+    return remarks + ([f"CAMs can hardly tell apart what nearly always occurs together: "
+                       f"{first_few(together)}; add photos with one of the two"]
+                      if together else [])
+
+
 def _counts(photos: Sequence[Photo]) -> Counter[str]:
     return Counter(label for photo in photos for label in photo.tags)
 
@@ -170,6 +211,17 @@ def _odd_labels(path: Path, rows: Sequence[TagRow]) -> list[str]:
     return [f"{path}:{odd[0][0].line} has the label `{odd[0][1]}`"
             + (f", and {len(odd) - 1} more have commas, bars or brackets" if odd[1:] else "")
             + f": {_separate(odd[0][0].mark)}"] if odd else []
+
+
+def _answers(path: Path, rows: Sequence[TagRow]) -> list[str]:
+    """Return a remark on labels that say yes or no; 0 and 1 may be digits among others."""
+    plain = {label: plain_answer(label) for row in rows for label in row.labels}
+    usual = _ANSWERS if any(text.isdigit() and text not in _DIGITS for text in plain.values()
+                            ) else _ANSWERS | _DIGITS
+    found = sorted(f"`{label}`" for label, text in plain.items() if text in usual)
+    says = "look like answers, not classes" if found[1:] else "looks like an answer, not a class"
+    return [f"{path}: {first_few(found)} {says}; write the classes that a photo shows, and leave "
+            "the field empty where it shows none"] if found else []
 
 
 def _separate(mark: str) -> str:
@@ -258,7 +310,7 @@ class LabelColumn:
 
     The mark is the first of `marks` that stands between two labels in any row. If none does,
     labels are separated by spaces, except in a field that ends in a mark, such as `traffic light;`.
-    `usable` is the mark, or one that might be.
+    `usable` is the mark, or one that might be, and `too_many` the hint for a row with more fields.
     """
 
     def __init__(self, table: CsvFile) -> None:
@@ -267,6 +319,9 @@ class LabelColumn:
         self.mark = next((mark for mark in self.marks if any(
             len(_parts(field, mark)) > 1 for field in fields if mark in field)), "")
         self.usable = self.mark or label_mark(table.delimiter)
+        self.too_many = (f"put a field that has `{table.delimiter}` in quotes" if table.classes else
+                         f"separate labels by `{self.usable}`, and put a field that has "
+                         f"`{table.delimiter}` in quotes")
 
     def labels_of(self, field: str) -> tuple[str, ...]:
         """Return the labels of a field, without repeats."""

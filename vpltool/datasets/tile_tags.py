@@ -25,6 +25,7 @@ from vpltool.formats.geopackage import polygon_area, read_geopackage
 from vpltool.formats.kinds import IGNORE, RESERVED
 from vpltool.formats.rasters import SUFFIXES, Scene, open_raster, reading
 from vpltool.lazy import np, npt, rasterio
+from vpltool.names import slashed
 
 _GEOJSON = ".geojson"
 _POLYGONS = (".gpkg", _GEOJSON)
@@ -123,7 +124,7 @@ def read_regions(path: Path, column: str, layer: str) -> list[Region]:
         return Region(f"{path}:{line}", column_of_labels.labels_of(entry["labels"]), [ring],
                       entry["id"], split, bool(size), row=True, system=_PLACES[place])
 
-    return list(table.read(take, f"separate labels by {column_of_labels.usable}"))
+    return list(table.read(take, column_of_labels.too_many))
 
 
 def _of_polygons(path: Path, column: str, layer: str) -> Iterator[Region]:
@@ -167,7 +168,7 @@ def placed(regions: Sequence[Region], scene: Scene | None, path: Path, key: str)
     """
     found, grounds = list[Region](), dict[str, Ground]()
     for region in regions:
-        if region.photo and region.photo not in (key, path.name):
+        if region.photo and slashed(region.photo, (key, path.name)) not in (key, path.name):
             continue
         if region.system == "pixels":
             found.append(region)

@@ -25,7 +25,7 @@ from vpltool.errors import VplError, counted, first_few, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
 from vpltool.formats.archives import MARK
 from vpltool.formats.header import join_supervision
-from vpltool.formats.labels import read_legend, size_of_labels
+from vpltool.formats.labels import known_numbers, objects_hint, read_legend, size_of_labels
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
 from vpltool.methods import Exporter
@@ -353,8 +353,9 @@ def read_mask(path: Path, photo: Path, classes: int, *, other_palettes: bool = F
     shown = np.flatnonzero(np.bincount(labels.ravel()))
     odd = shown[(shown > classes) & (shown != IGNORE)]
     if len(odd):
-        raise VplError(f"{path}: the value {odd[0]} is not a class; the workspace has 1 to "
-                       f"{classes}, 0 for the background and {IGNORE}, ignored in training",
+        raise VplError(f"{path}: the value {odd[0]} is not a class; the workspace has "
+                       f"{known_numbers(classes)}, 0 for the background and {IGNORE}, ignored in "
+                       "training", objects_hint(labels, classes) or
                        "a mask's value is the index of its class in workspace.json")
     return labels
 

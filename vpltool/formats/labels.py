@@ -176,6 +176,25 @@ def _narrowest(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return values.astype(np.uint8 if values.max(initial=0) <= IGNORE else np.uint16, copy=False)
 
 
+def known_numbers(classes: int) -> str:
+    """Return the numbers of so many classes, for a message: `1 to 3`, or `only 1`."""
+    return f"1 to {classes}" if classes > 1 else f"only {classes}"
+
+
+def objects_hint(labels: npt.NDArray[np.uint8], classes: int) -> str:
+    """Return a hint if a mask seems to number objects, as Cellpose does; else nothing.
+
+    Its values then are all numbers from 1 to one far above the classes.
+    """
+    shown = {*np.flatnonzero(np.bincount(labels.ravel())).tolist()} - {0, IGNORE}
+    most = max(shown, default=0)
+    if most <= 2 * classes or not shown >= {*range(1, most + 1)} - {IGNORE}:
+        return ""
+    return ("masks hold numbers of classes, and these seem to number objects, as Cellpose does; "
+            "give each pixel " + ("1, for the only class" if classes == 1 else
+                                  "the number of its object's class"))
+
+
 def size_of_labels(path: Path) -> tuple[int, int]:
     """Return (height, width) of a label image without decoding pixels.
 

@@ -10,7 +10,7 @@ from vpltool.core.classes import label_type
 from vpltool.core.photos import photo_size
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, kinds, read_labels
-from vpltool.formats.labels import size_of_labels
+from vpltool.formats.labels import known_numbers, objects_hint, size_of_labels
 from vpltool.lazy import np, npt
 from vpltool.names import short_path
 from vpltool.parallel import threads
@@ -54,10 +54,12 @@ def read_truth(
         raise VplError(
             f"{short_path(path)}: the value {value} is not a class; the workspace has "
             + (f"the values {', '.join(map(str, sorted(known)))[:60]}" if workspace.mask_values
-               else f"1 to {classes}, 0 for the background and {workspace.ignore}, not scored"),
+               else f"{known_numbers(classes)}, 0 for the background and {workspace.ignore}, not "
+                    "scored"),
+            objects_hint(values, classes) or (
             f"name it in the class file (`{value} NAME`, or `{value} ignore`) and prepare again"
             if workspace.mask_values else
-            f"{_OTHER_NUMBERS}; a line `{value} ignore` beside lines `VALUE NAME` leaves it out")
+            f"{_OTHER_NUMBERS}; a line `{value} ignore` beside lines `VALUE NAME` leaves it out"))
     return labels.astype(label_type(classes))
 
 

@@ -446,3 +446,5 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], afresh: str) ->
         console.warn(counted(len(untagged), "photo has no tag and counts",
                              "photos have no tag and count")
                      + f" as background only: {first_few(untagged)}")
+    for remark in tags.company_remarks(photos):
+        console.warn(remark)

@@ -1,6 +1,7 @@
 """Import photos from a folder, and tags from a CSV.
 
 The CSV has the columns id,labels and, optionally, split; labels are separated by ; or by spaces.
+In place of labels, each class may have a column, with yes or no.
 The classes are all labels in alphabetical order, unless --classes names them. Without a CSV, all
 photos of the folder are imported without tags: `tag` can find tags, and train-groups uses captions
 instead.
@@ -57,9 +58,9 @@ class Settings(settings.Settings):
 
     images: Path = setting(help="Folder of photos.", metavar="IMAGES", positional=True)
     labels: Path | None = setting(
-        None, "CSV of tags; columns: id, labels and, optionally, split. With `tile`, also places, "
-              "polygons or a raster. Default: that of the last call; without any, no photo has a "
-              "tag.", metavar="FILE.csv")
+        None, "CSV of tags; columns: id, labels (or one of each class) and, optionally, split. "
+              "With `tile`, also places, polygons or a raster. Default: that of the last call; "
+              "without any, no photo has a tag.", metavar="FILE.csv")
     untagged: bool = setting(
         False, "Also import photos that the CSV does not list, without tags.")
     masks: Path | None = setting(None, "True masks ID.png, for eval, show and report only.",
