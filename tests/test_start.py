@@ -102,3 +102,14 @@ def test_what_is_listed_is_what_the_stages_say() -> None:
         assert listed.about == help_of(found).split("\n\n")[0], name
     orders = [found.stage.order for found in find_stages().values()]
     assert orders == sorted(orders)
+
+
+@pytest.mark.parametrize(("given", "found"), [
+    ({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")])
+def test_threads_spin_briefly_unless_told_otherwise(given: dict[str, str], found: str) -> None:
+    """On shared cores, threads of OpenMP that wait by spinning took most of the time."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import os, sys, vpltool; "
+         "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"], text=True, check=True,
+        capture_output=True, env=given | {"PYTHONPATH": str(Path(vpltool.__file__).parents[1])})
+    assert done.stdout.split() == [found, "False"]

@@ -17,6 +17,11 @@ if sys.platform == "darwin":
     # Read when torch is loaded: what Apple's GPUs cannot do, the CPU does.
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
+if "OMP_WAIT_POLICY" not in os.environ:
+    # Read when torch is loaded. Its threads wait for each other by spinning, for milliseconds. On
+    # cores that other programs use, that takes many times as long as the work; a 60th costs nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:
