@@ -149,7 +149,7 @@ def _source(settings: Settings, root: Path, photos: list[Photo], named: tuple[st
     name = settings.vocabulary or (f"{name}-photos" if name in VOCABULARIES else name)
     return Source(name, root, photos, named or found,
                   VOCABULARIES.get(settings.vocabulary or "", VOC).background,
-                  from_tags=not named, remarks=remarks)
+                  from_tags=not named, remarks=remarks, unlisted=settings.untagged)
 
 
 def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],
