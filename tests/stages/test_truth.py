@@ -62,6 +62,7 @@ def test_a_wrong_mask_is_named(command: tuple[object, ...], save: str, mode: str
     result = refused(run, copied, *command)
     assert path.name in result.lines("error:")[0]
     assert said in result.lines("error:")[0]
+    assert ("40×48" in result.lines("error:")[0]) == (save == "smaller")
 
 
 def test_earlier_scores_are_kept(copied: Path, run: Run) -> None:
@@ -78,6 +79,21 @@ def test_a_mask_of_255_is_not_scored(copied: Path, run: Run) -> None:
     change(copied, "scene2", "ignored")
     after = score(run, copied)["confusion"]
     assert np.sum(before) - np.sum(after) == 40 * 48
+
+
+def test_masks_of_0_and_255_are_not_scored_as_background_alone(copied: Path, run: Run) -> None:
+    """Fiji writes them; all would be right, with an mIoU of 100."""
+    relabelled(copied, {1: 255, 2: 255, 3: 255})
+    for command in (EVAL, ("eval", "--split", "train", "--what", "cams/text")):
+        result = refused(run, copied, *command)
+        assert "no true mask shows a class" in result.lines("error:")[0]
+        assert "a class is painted with its number, and 255 is" in result.lines("error:")[0]
+        assert "--classes FILE of prepare" in result.lines("hint:")[0]
+        assert "255 bar" in result.lines("hint:")[0]
+    classes = copied / "classes.txt"
+    classes.write_text("255 bar\n1 box\n2 disc\n")
+    assert prepare(copied, "--masks", copied / "masks", "--classes", classes).code == 0
+    assert score(run, copied)["classes_in_mean"] == 2
 
 
 def relabelled(base: Path, values: dict[int, int]) -> None:

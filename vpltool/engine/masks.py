@@ -25,7 +25,7 @@ from vpltool.errors import VplError, counted, first_few, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
 from vpltool.formats.archives import MARK
 from vpltool.formats.header import join_supervision
-from vpltool.formats.labels import read_legend, size_of_labels
+from vpltool.formats.labels import BY_NUMBER, read_legend, size_of_labels
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
 from vpltool.methods import Exporter
@@ -534,8 +534,7 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
         found[photo.id] = photo_work.compressed(entry.labels)
     if blank and every:
         console.warn(counted(len(blank), "mask shows", "masks show")
-                     + f" no class, although the photo has tags: {first_few(blank)}; a class is "
-                     "painted with its number, and 255 is unlabelled")
+                     + f" no class, although the photo has tags: {first_few(blank)}; {BY_NUMBER}")
     elif blank:
         console.warn(counted(len(blank), "photo has tags, but no region, and is",
                              "photos have tags, but no region, and are")

@@ -18,6 +18,9 @@ from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.lazy import Image, PngImagePlugin, np, npt
 from vpltool.names import short_path
 
+BY_NUMBER = f"a class is painted with its number, and {IGNORE} is unlabelled"
+"""Said of masks in which only the background and 255 are."""
+
 _MOST_PIXELS = 200_000_000
 """Limit of pixels, since a file of a few bytes can declare any size."""
 
