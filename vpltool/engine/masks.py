@@ -8,6 +8,7 @@ never count as corrections.
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,10 +27,12 @@ from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds
 from vpltool.formats.archives import MARK
 from vpltool.formats.header import join_supervision
 from vpltool.formats.labels import BY_NUMBER, read_legend, size_of_labels
+from vpltool.formats.started import read_started
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
 from vpltool.methods import Exporter
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
+from vpltool.names import short_path
 from vpltool.parallel import threads
 from vpltool.settings import Settings, described
 
@@ -193,17 +196,27 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
         (console.warn if len(missing) == len(tagged) else console.note)(
             f"{masks.path}: no mask shows {', '.join(missing)}, although photos are tagged so: a "
             "segmenter cannot learn it")
-    _tell_empty(masks, empty)
+    if empty:
+        many = 2 * len(empty) >= sum(bool(photo.tags) for photo in photos)
+        share = part_of(len(empty), len(masks.ids), "masks", "shows", "show")
+        console.note(f"{masks.path}: {share} no class, although the photos have tags: "
+                     f"{first_few(sorted(empty))}; a segmenter learns that they are background; "
+                     + ((many and _larger(masks, workspace)) or "`review()` shows them first"))
     if supervision := supervision_by(masks, [photo.id for photo in photos]):
         console.note(f"{masks.path}: supervised by {supervision}")
 
 
-def _tell_empty(masks: Masks, ids: Sequence[str]) -> None:
-    """Tell which photos have tags and a mask without any class."""
-    if ids:
-        console.note(f"{masks.path}: {part_of(len(ids), len(masks.ids), 'masks', 'shows', 'show')} "
-                     f"no class, although the photos have tags: {first_few(sorted(ids))}; a "
-                     "segmenter learns that they are background; `review()` shows them first")
+def _larger(masks: Masks, workspace: Workspace) -> str:
+    """Return the command that makes more of the masks' CAMs foreground; empty if they have none."""
+    header = masks.header
+    if header is None or not header.sources.get("what", "").startswith("cams/"):
+        return ""
+    started, alpha = read_started(workspace.path), float(header.options.get("alpha", 1))
+    more = max(4.0, 2 * alpha)
+    again = (f"`vpltool -C {shlex.quote(short_path(workspace.path))} run own-photos alpha={more:g}`"
+             if started and started.words[1:2] == ("own-photos",) else manifest.call_of(
+                 replace(header, call=header.call | {"alpha": more, "overwrite": True})))
+    return f"a larger alpha than {alpha:g} makes masks larger: {again}"
 
 
 def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path,
