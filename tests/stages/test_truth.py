@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,33 @@ def test_masks_of_0_and_255_are_not_scored_as_background_alone(copied: Path, run
     classes.write_text("255 bar\n1 box\n2 disc\n")
     assert prepare(copied, "--masks", copied / "masks", "--classes", classes).code == 0
     assert score(run, copied)["classes_in_mean"] == 2
+
+
+def test_tiffs_are_true_masks_as_well(copied: Path, run: Run) -> None:
+    before = score(run, copied)["confusion"]
+    for number, path in enumerate(sorted((copied / "masks").iterdir())):
+        # Fiji writes the higher byte first.
+        labels = np.asarray(Image.open(path)).astype(("u1", "<u2", ">u2")[number % 3])
+        path.unlink()
+        Image.fromarray(labels).save(path.with_suffix(".tiff" if number % 2 else ".tif"))
+    assert prepare(copied, "--masks", copied / "masks").code == 0
+    assert score(run, copied)["confusion"] == before
+
+
+@pytest.mark.parametrize(("mode", "more", "said"), [
+    ("L", {"save_all": True, "append_images": [Image.new("L", (48, 40))]}, "has 2 pages"),
+    ("L", {"tiffinfo": {262: 0}}, "shows 0 as white"), ("F", {}, "(mode F)"),
+    ("RGB", {}, "(mode RGB)"), ("I", {}, "negative values"), ("", {}, "cannot be read as a TIFF")])
+def test_a_wrong_tiff_is_named(mode: str, more: dict[str, Any], said: str, copied: Path,
+                               run: Run) -> None:
+    (copied / "masks/scene2.png").unlink()
+    path = copied / "masks/scene2.tif"
+    path.write_bytes(b"II*\0")
+    if mode:
+        Image.new(mode, (48, 40), -1 if mode == "I" else 0).save(path, **more)
+    assert prepare(copied, "--masks", copied / "masks").code == 0
+    line = refused(run, copied).lines("error:")[0]
+    assert "scene2.tif" in line and said in line
 
 
 def relabelled(base: Path, values: dict[int, int]) -> None:

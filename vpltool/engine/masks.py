@@ -26,7 +26,7 @@ from vpltool.errors import VplError, counted, first_few, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
 from vpltool.formats.archives import MARK
 from vpltool.formats.header import join_supervision
-from vpltool.formats.labels import BY_NUMBER, read_legend, size_of_labels
+from vpltool.formats.labels import BY_NUMBER, SUFFIXES, read_legend, size_of_labels
 from vpltool.formats.started import read_started
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
@@ -209,7 +209,7 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
 def _larger(masks: Masks, workspace: Workspace) -> str:
     """Return the command that makes more of the masks' CAMs foreground; empty if they have none."""
     header = masks.header
-    if header is None or not header.sources.get("what", "").startswith("cams/"):
+    if header is None or header.sources.get("what", "").partition("/")[0] != "cams":
         return ""
     started, alpha = read_started(workspace.path), float(header.options.get("alpha", 1))
     more = max(4.0, 2 * alpha)
@@ -230,6 +230,9 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
     known = {photo.id for photo in photos}
     there = {path.relative_to(folder).with_suffix("").as_posix(): path
              for path in sorted(folder.rglob("*.png")) if path.is_file()}
+    images = {photo.id: workspace.image_path(photo) for photo in photos}
+    there = {key: path for suffix in reversed(SUFFIXES[1:]) for key, image in images.items()
+             if (path := folder / f"{key}{suffix}").is_file() and _may_be_mask(path, image)} | there
     found = {key: path for key, path in there.items() if key in known}
     if not found:
         raise VplError(
@@ -242,7 +245,7 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
                              "does not have a photo's name and is skipped",
                              "do not have a photo's name and are skipped")
                      + f", such as {odd}.png")
-    _tell_unread(folder, {photo.id: workspace.image_path(photo) for photo in photos})
+    _tell_unread(folder, {key: image for key, image in images.items() if key not in found})
     edited = {key: path for key, path in found.items() if corrections.is_edited(
         path, corrections.computed_masks(workspace.path, key))}
     skipped["unedited"] += len(found) - len(edited)
@@ -250,14 +253,14 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
 
 
 def _tell_unread(folder: Path, paths: Mapping[str, Path]) -> None:
-    """Warn of pictures that may be meant as masks, but are no PNGs; `paths` are the photos' own."""
-    others = [path for path in photos_below(folder) if path.suffix.lower() != ".png"
-              and (photo := paths.get(path.relative_to(folder).with_suffix("").as_posix()))
-              and not path.with_suffix(".png").exists() and _may_be_mask(path, photo)]
+    """Warn of pictures that may be meant as masks; `paths` are the photos' own, without a mask."""
+    others = [path for path in photos_below(folder)
+              if (photo := paths.get(path.relative_to(folder).with_suffix("").as_posix()))
+              and _may_be_mask(path, photo)]
     if others:
         console.warn(f"{first_few([path.name for path in others])} in {folder} "
-                     f"{'is' if len(others) == 1 else 'are'} not read: masks are PNGs, and a JPEG "
-                     "mixes the values of neighbouring pixels")
+                     f"{'is' if len(others) == 1 else 'are'} not read: masks are PNGs or TIFFs, "
+                     "and a JPEG mixes the values of neighbouring pixels")
 
 
 def _may_be_mask(path: Path, photo: Path) -> bool:
@@ -282,7 +285,7 @@ def _names_of_values(folder: Path) -> tuple[str, ...]:
 def _read_correction(workspace: Workspace, path: Path, photo: Path, exported: tuple[str, ...]
                      ) -> npt.NDArray[np.uint8]:
     """Read a corrected mask; copies of imported masks and exports name the classes of values."""
-    header = formats.describe(path).header
+    header = corrections.header_of(path)
     names = (tuple(header.facts.get("classes", ()))
              if header and header.kind == corrections.FOLDER else exported)
     if names in ((), workspace.classes[:len(names)]):

@@ -65,7 +65,8 @@ def untagged_class(workspace: Workspace, photo: Photo, labels: npt.NDArray[np.ui
     """Return the name of a class in a true mask that is not among the photo's tags, if any."""
     if not photo.tags:
         return ""
-    untagged = {*labels_there(labels)} - {0, workspace.ignore, *workspace.indices_of(photo)}
+    there = set(np.bincount(labels.ravel()).nonzero()[0].tolist())
+    untagged = there - {0, workspace.ignore, *workspace.indices_of(photo)}
     return workspace.class_name(min(untagged)) if untagged else ""
 
 
@@ -82,13 +83,7 @@ def warn_of_untagged_classes(untagged: Mapping[str, str], masks: int) -> None:
                      f"not tagged with, such as `{name}` in {key}; {_OTHER_NUMBERS}")
 
 
-def labels_there(labels: npt.NDArray[np.uint8]) -> list[int]:
-    """Return the labels that occur in a mask, ascending."""
-    there: list[int] = np.bincount(labels.ravel()).nonzero()[0].tolist()
-    return there
-
-
-def check_some_class(workspace: Workspace, shown: Mapping[int, str]) -> None:
+def check_shown(workspace: Workspace, shown: Mapping[int, str]) -> None:
     """Check that the true masks of tagged photos show more than 0 and 255, which is not scored.
 
     Args:

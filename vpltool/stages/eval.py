@@ -21,13 +21,7 @@ from vpltool.parallel.threads import in_threads
 from vpltool.pictures.page import percent
 from vpltool.settings import RUNNING, Settings, Stage, setting, warn_without_effect
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
-from vpltool.stages._truth import (
-    check_some_class,
-    labels_there,
-    read_truth,
-    untagged_class,
-    warn_of_untagged_classes,
-)
+from vpltool.stages._truth import check_shown, read_truth, untagged_class, warn_of_untagged_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +174,7 @@ def _count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo]
             for part in ranks.collect(_count_own(workspace, source, mine, tolerance)):
                 tally.add(part)
         tally.each = {photo.id: tally.each[photo.id] for photo in photos if photo.id in tally.each}
-    check_some_class(workspace, tally.shown)
+    check_shown(workspace, tally.shown)
     warn_of_untagged_classes(tally.untagged, len(tally.parts))
     return tally
 
@@ -218,7 +212,7 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: f
     if stray := untagged_class(workspace, photo, truth):
         tally.untagged[photo.id] = stray
     if photo.tags:
-        tally.shown = dict.fromkeys(labels_there(truth), photo.id)
+        tally.shown = dict.fromkeys(np.unique(truth).tolist(), photo.id)
     tally.parts[photo.id] = formats.identity_of_file(path)
     return tally
 

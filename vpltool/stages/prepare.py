@@ -40,9 +40,9 @@ class PrepareSettings(ModelSettings):
         None, "Background words for GradCAM, one per line, which replace the default: the 25 words "
               "of CLIP-ES.", metavar="FILE")
     corrections: Path | None = setting(
-        None, "Masks that you have corrected, for train-decoder; a folder of ID.png, or an export "
-              "of Label Studio, CVAT, LabelMe, COCO, YOLO and others. Masks imported earlier are "
-              "kept; unchanged masks are skipped.", metavar="PATH")
+        None, "Masks that you have corrected, for train-decoder; a folder of ID.png or ID.tif, or "
+              "an export of Label Studio, CVAT, LabelMe, COCO, YOLO and others. Masks imported "
+              "earlier are kept; unchanged masks are skipped.", metavar="PATH")
     normalise: str = setting(
         "model", "Normalisation of photos; model: as in its training; imagenet: as in WeCLIP.",
         choices=("model", "imagenet"))
