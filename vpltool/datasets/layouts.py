@@ -78,10 +78,10 @@ def read_folder(
         listed |= _without_tags(names, listed, images)
     photos = []
     for name, row in listed.items():
-        there = [path for suffix in SUFFIXES if masks
-                 and (path := masks / f"{_key(name)}{suffix}").exists() and path != images / name]
+        mask = next((path for suffix in SUFFIXES if masks and (
+            path := masks / f"{_key(name)}{suffix}").exists() and path != images / name), None)
         photos.append(Photo(_key(name), name, row.labels, row.splits,
-                            relative_to(there[0], images) if there else None))
+                            relative_to(mask, images) if mask else None))
     classes = tuple(sorted({label for photo in photos for label in photo.tags}))
     check_class_count(classes, str(labels), listed=classes_known)
     return photos, classes, [
