@@ -19,7 +19,7 @@ if sys.platform == "darwin":
 
 if "OMP_WAIT_POLICY" not in os.environ:
     # Read when torch is loaded. Its threads wait for each other by spinning, for milliseconds. On
-    # cores that other programs use, that takes many times as long as the work; a 60th costs nothing.
+    # cores that others use, that takes many times as long as the work. A 60th of it costs nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 __version__ = "0.2.0"

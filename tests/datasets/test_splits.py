@@ -69,6 +69,27 @@ def test_a_photo_returns_where_it_has_become_the_last_of_its_class() -> None:
     assert hold_out(tagged_otherwise, 6, again) == again
 
 
+def test_photos_without_a_tag_are_held_out_as_well() -> None:
+    photos = photos_of(*["cat", ""] * 10)
+    first = hold_out(photos, 5, ())
+    assert held(first) == ["p0", "p1", "p10", "p11"]
+    # Tagged photos are held out as they are alone, and the last without a tag stays.
+    assert held(hold_out(photos[::2], 5, ())) == ["p0", "p10"]
+    assert held(hold_out([*photos[::2], photos[1]], 5, ())) == ["p0", "p10"]
+    assert held(hold_out(photos, 5, (), unlisted=True)) == ["p0", "p10"]
+    # What an earlier workspace has keeps its split; new photos fill up `val`.
+    more = photos_of(*["cat", ""] * 20)
+    for before, kept in ((first, ["p1", "p11", "p21", "p31"]), (hold_out(
+            photos, 5, (), unlisted=True), ["p21", "p31"])):
+        assert hold_out(photos, 5, before) == before
+        later = hold_out(more, 5, before)
+        assert [key for key in held(later) if int(key[1:]) % 2] == kept
+        assert hold_out(more, 5, later, unlisted=True) == later
+    # Without tagged photos to spare, `val` could not be compared with anything.
+    assert held(hold_out(photos_of("cat", "dog", "", ""), 2, ())) == []
+    assert held(hold_out(photos_of("", "", "", ""), 2, ())) == []
+
+
 def tiles_of(*labels: str) -> tuple[list[Photo], dict[str, str]]:
     """Four tiles of each file, of which every second has its tags."""
     photos = [Photo(f"f{number}/t{tile}", "", tuple(names.split()) * (tile % 2 == 0), ("train",))

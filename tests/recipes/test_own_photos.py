@@ -237,8 +237,10 @@ def test_masks_corrected_by_hand_are_learned_from_and_kept(
             f"{kind}/segmenter/val/{name}" for kind, suffix in (
                 ("predictions", "png"), ("probabilities", "safetensors"))
             for name in ("artifact.json", f"scene6.{suffix}", f"scene7.{suffix}"))}
-    result = again(run, own, tiny_clip, "alpha=2")
+    assert "no photo is longer" not in result.err
+    result = again(run, own, tiny_clip, "alpha=2", "side=1024")
     assert result.code == 0, result.err
+    assert result.err.count("no photo is longer than ") == 1
     assert "1 of 6 was corrected by hand and is kept; --overwrite replaces it" in result.err
     assert mask.read_bytes() == corrected
     header = describe(mask.with_name("scene1.png")).header

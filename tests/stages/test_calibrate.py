@@ -73,6 +73,17 @@ def test_unsure_pixels_are_left_out(run: Run, work: Path, tmp_path: Path) -> Non
     assert np.array_equal(unsure[unsure != 255], plain[unsure != 255])
 
 
+def test_photos_without_a_tag_allow_only_the_background(run: Run, work: Path) -> None:
+    assert run("predict", "--decoder", "tiny", work=work).code == 0
+    file = work / "images.jsonl"
+    photos = [json.loads(line) for line in file.read_text().splitlines()]
+    next(photo for photo in photos if photo["splits"] == ["val"])["labels"] = []
+    file.write_text("".join(f"{json.dumps(photo)}\n" for photo in photos))
+    result = run("calibrate", work=work)
+    assert result.code == 0, result.err
+    assert json.loads((work / "calibration/tiny.json").read_text())["photos"] == 2
+
+
 def test_a_calibration_of_an_earlier_decoder_does_not_count(run: Run, work: Path) -> None:
     assert run("predict", "--decoder", "tiny", work=work).code == 0
     assert run("calibrate", work=work).code == 0

@@ -172,7 +172,7 @@ def test_pictures_that_are_no_masks_are_told(base: Path, run: Run) -> None:
     result = take(run, base, folder)
     assert result.code == 0, result.err
     unread, blank = result.lines("warning:")[:2]
-    assert "scene3.jpg in" in unread and "is not read: masks are PNGs" in unread
+    assert "scene3.jpg in" in unread and "is not read: masks are PNGs or TIFFs" in unread
     assert "1 mask shows no class, although the photo has tags: scene2" in blank
 
 

@@ -230,3 +230,17 @@ def test_a_backup_is_taken_by_a_workspace_of_other_numbers(work: Path, tmp_path:
     assert refused.code == 1
     assert "scene2.png shows `bar`, which is not a class" in refused.lines("error:")[0]
     assert "did you mean `bat`?" in refused.lines("hint:")[0]
+
+
+def test_tiffs_are_corrections_and_copies_of_photos_are_none(work: Path, tmp_path: Path) -> None:
+    folder, (first, second, *_) = tmp_path / "tiffs", sorted(
+        path.stem for path in (work.parent / "photos").iterdir())
+    folder.mkdir()
+    wanted = painted(work, first, 1)
+    Image.fromarray(wanted.astype(np.uint16)).save(folder / f"{first}.tif")
+    with Image.open(work.parent / f"photos/{second}.png") as photo:
+        photo.save(folder / f"{second}.tif")
+    result = take(work, folder)
+    assert result.code == 0, result.err
+    assert "1 corrected mask is imported" in result.err
+    assert np.array_equal(read_labels(work / f"corrections/{first}.png"), wanted)

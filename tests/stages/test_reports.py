@@ -272,6 +272,26 @@ def test_a_class_that_is_only_predicted_has_no_score(against: str, copied: Path,
     assert f"{SHAPES[absent - 1]} -" in report["worst"][0]["why"]
 
 
+def test_a_photo_without_a_tag_should_show_no_class(copied: Path, run: Run) -> None:
+    work, file = copied / "work", copied / "work/images.jsonl"
+    photos = [json.loads(line) for line in file.read_text().splitlines()]
+    (negative,) = [photo for photo in photos if photo["id"] == TRAIN[0].id]
+    negative["labels"] = []
+    call = ("eval", "--split", "train", "--what", "masks/text-refined", "--against", "tags")
+    for labels, why in ((TRAIN[0].mask, "predicted "), (0 * TRAIN[0].mask, "")):
+        file.write_text("".join(f"{json.dumps(photo)}\n" for photo in photos))
+        Image.fromarray(labels).save(work / f"masks/text-refined/train/{TRAIN[0].id}.png")
+        result = run(*call, work=work)
+        assert "1 photo has no tag, and should show no class" in result.out, result.err
+        report = json.loads((work / "scores/masks-text-refined-train-tags.json").read_text())
+        assert (report["photos"], report["untagged"]) == (len(TRAIN), 1)
+        first = report["worst"][0] if report["worst"] else {"id": "", "why": ""}
+        assert (first["id"] == TRAIN[0].id and first["why"].startswith(why)) == bool(why)
+    # Where no photo has a tag, nothing is known of any.
+    file.write_text("".join(f"{json.dumps(photo | {'labels': []})}\n" for photo in photos))
+    assert "no photo of `train` has a tag" in run(*call, work=work).lines("error:")[0]
+
+
 def test_scores_against_tags_are_a_table_of_their_own(copied: Path, run: Run) -> None:
     work = copied / "work"
     assert "--against tags" in run("scores", work=work).lines("hint:")[0]

@@ -440,6 +440,17 @@ def test_features_of_another_size_do_not_serve(option: str, value: object, run: 
     assert all((first[key] == second[key]).mean() > 0.98 for key in SIZES)
 
 
+def test_a_side_that_scales_no_photo_down_is_told(run: Run, work: Path, tmp_path: Path) -> None:
+    extract = ("extract", "--split", "val", "--workers", 0, "--overwrite")
+    for line in (extract, (*PREDICT, "--source", "photos", "--out", tmp_path / "out",
+                           "--overwrite")):
+        for side, more in (((), 0), ((2000,), 1), ((32,), 0)):
+            result = run(*line, *(("--max-side", *side) if side else ()), work=work)
+            assert result.code == 0, result.err
+            told = f"no photo is longer than 48 pixels, so --max-side {side[0] if side else 0} "
+            assert result.err.count(told) == result.err.count("no photo is longer") == more
+
+
 def test_photos_are_seen_at_the_size_of_the_training(run: Run, work: Path, tmp_path: Path) -> None:
     made = run("extract", "--split", "train", "--workers", 0, "--keep",
                "tokens,patches,attention,layers", "--max-side", 32, "--overwrite", work=work)

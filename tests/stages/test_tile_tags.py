@@ -408,7 +408,7 @@ def test_true_masks_of_geotiffs(run: Run, tmp_path: Path, tiny_clip: Path) -> No
     line = ("--labels", table, "--masks", masks)
     result = prepare(run, folder, tiny_clip, *line)
     assert result.code == 0 and "holds no mask of any photo" in result.err
-    assert "map.png, or .tif for a GeoTIFF; found: nothing" in result.err
+    assert "map.png or .tif; found: nothing" in result.err
     truth = np.random.default_rng(0).integers(0, 3, (1, 80, 80), dtype=np.uint8)
     scene(masks / "map.tif", "EPSG:32633", (500_100, 5_800_000), truth)
     result = prepare(run, folder, tiny_clip, *line)

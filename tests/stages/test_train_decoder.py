@@ -29,7 +29,7 @@ from vpltool.core.training import (
     generator_of,
     labels_at,
 )
-from vpltool.formats import describe, open_workspace, read_tensors
+from vpltool.formats import describe, open_workspace, read_tensors, write_labels
 from vpltool.methods import SegmenterMethod, load_method
 from vpltool.parallel import device
 from vpltool.stages._training_inputs import (
@@ -527,6 +527,24 @@ def test_masks_without_any_class_are_told(run: Run, work: Path, tmp_path: Path) 
     assert result.code == 0, result.err
     warning, = result.lines("warning:")
     assert warning.startswith(f"{own}: no mask shows ")
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_mostly_empty_masks_ask_for_a_larger_alpha(started: bool, run: Run, work: Path) -> None:
+    paths = sorted((work / "masks/text-refined/train").glob("*.png"))
+    if started:
+        (work / "recipe.json").write_text(json.dumps({
+            "recipe": "own-photos", "done": False, "words": ["run", "own-photos"]}))
+    for count, more in ((1, False), (3, True)):
+        for path in paths[:count]:
+            write_labels(path, 0 * np.asarray(Image.open(path)), header_of(path))
+        result = run(*TRAIN, "--overwrite", work=work)
+        assert result.code == 0, result.err
+        (told,) = [line for line in result.err.splitlines() if "show no class" in line
+                   or "shows no class" in line]
+        assert told.endswith("shows them first") != more
+        assert (f"vpltool -C {work} run own-photos alpha=4`" in told) == (more and started)
+        assert ("--method densecrf --alpha 4 --split" in told) == (more and not started)
 
 
 @pytest.mark.parametrize("linked", [False, True])

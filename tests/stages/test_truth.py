@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +66,7 @@ def test_a_wrong_mask_is_named(command: tuple[object, ...], save: str, mode: str
     result = refused(run, copied, *command)
     assert path.name in result.lines("error:")[0]
     assert said in result.lines("error:")[0]
+    assert ("40×48" in result.lines("error:")[0]) == (save == "smaller")
 
 
 def test_a_mask_that_numbers_objects(copied: Path, run: Run) -> None:
@@ -91,6 +93,48 @@ def test_a_mask_of_255_is_not_scored(copied: Path, run: Run) -> None:
     change(copied, "scene2", "ignored")
     after = score(run, copied)["confusion"]
     assert np.sum(before) - np.sum(after) == 40 * 48
+
+
+def test_masks_of_0_and_255_are_not_scored_as_background_alone(copied: Path, run: Run) -> None:
+    """Fiji writes them; all would be right, with an mIoU of 100."""
+    relabelled(copied, {1: 255, 2: 255, 3: 255})
+    for command in (EVAL, ("eval", "--split", "train", "--what", "cams/text")):
+        result = refused(run, copied, *command)
+        assert "no true mask shows a class" in result.lines("error:")[0]
+        assert "a class is painted with its number, and 255 is" in result.lines("error:")[0]
+        assert "--classes FILE of prepare" in result.lines("hint:")[0]
+        assert "255 bar" in result.lines("hint:")[0]
+    classes = copied / "classes.txt"
+    classes.write_text("255 bar\n1 box\n2 disc\n")
+    assert prepare(copied, "--masks", copied / "masks", "--classes", classes).code == 0
+    assert score(run, copied)["classes_in_mean"] == 2
+
+
+def test_tiffs_are_true_masks_as_well(copied: Path, run: Run) -> None:
+    before = score(run, copied)["confusion"]
+    for number, path in enumerate(sorted((copied / "masks").iterdir())):
+        # Fiji writes the higher byte first.
+        labels = np.asarray(Image.open(path)).astype(("u1", "<u2", ">u2")[number % 3])
+        path.unlink()
+        Image.fromarray(labels).save(path.with_suffix(".tiff" if number % 2 else ".tif"))
+    assert prepare(copied, "--masks", copied / "masks").code == 0
+    assert score(run, copied)["confusion"] == before
+
+
+@pytest.mark.parametrize(("mode", "more", "said"), [
+    ("L", {"save_all": True, "append_images": [Image.new("L", (48, 40))]}, "has 2 pages"),
+    ("L", {"tiffinfo": {262: 0}}, "shows 0 as white"), ("F", {}, "(mode F)"),
+    ("RGB", {}, "(mode RGB)"), ("I", {}, "negative values"), ("", {}, "cannot be read as a TIFF")])
+def test_a_wrong_tiff_is_named(mode: str, more: dict[str, Any], said: str, copied: Path,
+                               run: Run) -> None:
+    (copied / "masks/scene2.png").unlink()
+    path = copied / "masks/scene2.tif"
+    path.write_bytes(b"II*\0")
+    if mode:
+        Image.new(mode, (48, 40), -1 if mode == "I" else 0).save(path, **more)
+    assert prepare(copied, "--masks", copied / "masks").code == 0
+    line = refused(run, copied).lines("error:")[0]
+    assert "scene2.tif" in line and said in line
 
 
 def relabelled(base: Path, values: dict[int, int]) -> None:

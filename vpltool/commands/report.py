@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +21,7 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import NUMBER, OBJECT, REAL, TEXT, check_fields
 from vpltool.formats.header import format_preset
 from vpltool.formats.kinds import results_of
+from vpltool.formats.workspace import with_known_tags
 from vpltool.lazy import np
 from vpltool.parallel import device, threads
 from vpltool.pictures.colours import class_palette
@@ -89,7 +90,7 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
     scores = _read_scores(workspace.path)
     cuts = {score["what"].removeprefix("cams-"): score["threshold"]
             for score in scores if score["split"] == split and score["threshold"]}
-    layers = [open_layer(workspace, column, cuts)
+    layers = [replace(open_layer(workspace, column, cuts), untagged=not with_known_tags(photos))
               for column in panels.open_columns(workspace, settings.what, split)]
     truth = settings.truth and any(photo.mask for photo in photos)
     state = _state(workspace)

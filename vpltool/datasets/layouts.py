@@ -18,6 +18,7 @@ from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, remark_
 from vpltool.errors import VplError, counted, first_few, near_name, near_path, other_case, part_of
 from vpltool.formats import Photo, identity_of_file
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
+from vpltool.formats.labels import SUFFIXES
 from vpltool.formats.workspace import relative_to
 from vpltool.names import is_hidden, slashed, spelled, why_unusable
 
@@ -89,9 +90,10 @@ def read_folder(
         listed |= _without_tags(names, listed, images)
     photos = []
     for name, row in listed.items():
-        mask = masks / f"{_key(name)}.png" if masks else None
+        mask = next((path for suffix in SUFFIXES if masks and (
+            path := masks / f"{_key(name)}{suffix}").exists() and path != images / name), None)
         photos.append(Photo(_key(name), name, row.labels, row.splits,
-                            relative_to(mask, images) if mask and mask.exists() else None))
+                            relative_to(mask, images) if mask else None))
     classes = tuple(sorted({label for photo in photos for label in photo.tags}))
     check_class_count(classes, str(labels), listed=classes_known)
     return photos, classes, [

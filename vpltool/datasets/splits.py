@@ -35,10 +35,12 @@ def halve(photos: Sequence[Photo], split: str, before: Sequence[Photo]) -> list[
             if split in photo.splits else photo for photo in photos]
 
 
-def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> list[Photo]:
+def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo], *,
+             unlisted: bool = False) -> list[Photo]:
     """Move every Nth tagged photo from `train` to `val`, unless the data set has a `val`.
 
-    So is one of each class of at least N photos that has none there.
+    So is one of each class of at least N photos that has none there; and every Nth photo without a
+    tag, unless some are `unlisted`: nobody has said that these show no class.
 
     The last photo of a class in `train` stays, since a class without photos there has no seeds; the
     next photo is moved instead. Photos of `before` keep their split, and new ones fill up `val`; if
@@ -73,7 +75,23 @@ def hold_out(photos: Sequence[Photo], every: int, before: Sequence[Photo]) -> li
         if count >= every and not scored and chosen:
             held.add(chosen.id)
             left.subtract(chosen.tags)
+    held |= _held_untagged(photos, every, earlier, grows=bool(held) and not unlisted)
     return [_moved(photo) if photo.id in held else photo for photo in photos]
+
+
+def _held_untagged(photos: Sequence[Photo], every: int, earlier: Mapping[str, Photo], *,
+                   grows: bool) -> set[str]:
+    """Return the photos without a tag that are held out: those of before, and new ones if `grows`.
+
+    One stays in `train`. In a workspace with a `val`, photos that it has keep their split.
+    """
+    untagged = [photo.id for photo in photos if "train" in photo.splits and not photo.tags]
+    held = {key for key in untagged if key in earlier and "val" in earlier[key].splits}
+    if not grows or len(untagged) < 2:
+        return held
+    divided = any("val" in photo.splits for photo in earlier.values())
+    new = [key for key in untagged if key not in earlier] if divided else untagged
+    return held | {*new[::every][:max(0, -(-len(untagged) // every) - len(held))]}
 
 
 def _moved(photo: Photo) -> Photo:
@@ -82,7 +100,8 @@ def _moved(photo: Photo) -> Photo:
 
 
 def hold_out_files(photos: Sequence[Photo], every: int, before: Sequence[Photo],
-                   file_of: Mapping[str, str]) -> tuple[list[Photo], list[str]]:
+                   file_of: Mapping[str, str], *, unlisted: bool = False
+                   ) -> tuple[list[Photo], list[str]]:
     """Hold out whole files, as `hold_out` does photos; return the photos, and a remark or none.
 
     Tiles and frames of a file resemble their neighbours, so those held out beside others of
@@ -93,7 +112,7 @@ def hold_out_files(photos: Sequence[Photo], every: int, before: Sequence[Photo],
         file_of: file or folder by id, of photos that are parts of one.
     """
     if not file_of:
-        return hold_out(photos, every, before), []
+        return hold_out(photos, every, before, unlisted=unlisted), []
 
     def files_of(parts: Sequence[Photo]) -> dict[str, Photo]:
         found: dict[str, Photo] = {}
@@ -108,10 +127,11 @@ def hold_out_files(photos: Sequence[Photo], every: int, before: Sequence[Photo],
     tagged = sum("train" in file.splits and bool(file.tags) for file in files.values())
     divided = any({"train", "val"} <= {*file.splits} for file in earlier.values())
     held = set[str]() if divided or tagged < every else {
-        file.id for file in hold_out([*files.values()], every, [*earlier.values()])
+        file.id for file in hold_out([*files.values()], every, [*earlier.values()],
+                                     unlisted=unlisted)
         if "val" in file.splits and "val" not in files[file.id].splits}
     if not held:
-        parts = hold_out(photos, every, before)
+        parts = hold_out(photos, every, before, unlisted=unlisted)
         why = ("as before, which `overwrite=True` ends" if divided else
                f"since there are {tagged} tagged files, not {every}" if tagged < every else
                "since each file is the only one with some class")

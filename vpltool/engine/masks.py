@@ -8,6 +8,7 @@ never count as corrections.
 from __future__ import annotations
 
 import importlib.util
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,20 @@ from vpltool.errors import VplError, counted, first_few, near_name, part_of
 from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds, manifest
 from vpltool.formats.archives import MARK
 from vpltool.formats.header import join_supervision
-from vpltool.formats.labels import known_numbers, objects_hint, read_legend, size_of_labels
+from vpltool.formats.labels import (
+    BY_NUMBER,
+    SUFFIXES,
+    known_numbers,
+    objects_hint,
+    read_legend,
+    size_of_labels,
+)
+from vpltool.formats.started import read_started
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import Image, np, npt
 from vpltool.methods import Exporter
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
+from vpltool.names import short_path
 from vpltool.parallel import threads
 from vpltool.settings import Settings, described
 
@@ -193,17 +203,27 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
         (console.warn if len(missing) == len(tagged) else console.note)(
             f"{masks.path}: no mask shows {', '.join(missing)}, although photos are tagged so: a "
             "segmenter cannot learn it")
-    _tell_empty(masks, empty)
+    if empty:
+        many = 2 * len(empty) >= sum(bool(photo.tags) for photo in photos)
+        share = part_of(len(empty), len(masks.ids), "masks", "shows", "show")
+        console.note(f"{masks.path}: {share} no class, although the photos have tags: "
+                     f"{first_few(sorted(empty))}; a segmenter learns that they are background; "
+                     + ((many and _larger(masks, workspace)) or "`review()` shows them first"))
     if supervision := supervision_by(masks, [photo.id for photo in photos]):
         console.note(f"{masks.path}: supervised by {supervision}")
 
 
-def _tell_empty(masks: Masks, ids: Sequence[str]) -> None:
-    """Tell which photos have tags and a mask without any class."""
-    if ids:
-        console.note(f"{masks.path}: {part_of(len(ids), len(masks.ids), 'masks', 'shows', 'show')} "
-                     f"no class, although the photos have tags: {first_few(sorted(ids))}; a "
-                     "segmenter learns that they are background; `review()` shows them first")
+def _larger(masks: Masks, workspace: Workspace) -> str:
+    """Return the command that makes more of the masks' CAMs foreground; empty if they have none."""
+    header = masks.header
+    if header is None or header.sources.get("what", "").partition("/")[0] != "cams":
+        return ""
+    started, alpha = read_started(workspace.path), float(header.options.get("alpha", 1))
+    more = max(4.0, 2 * alpha)
+    again = (f"`vpltool -C {shlex.quote(short_path(workspace.path))} run own-photos alpha={more:g}`"
+             if started and started.words[1:2] == ("own-photos",) else manifest.call_of(
+                 replace(header, call=header.call | {"alpha": more, "overwrite": True})))
+    return f"a larger alpha than {alpha:g} makes masks larger: {again}"
 
 
 def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Path,
@@ -217,6 +237,9 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
     known = {photo.id for photo in photos}
     there = {path.relative_to(folder).with_suffix("").as_posix(): path
              for path in sorted(folder.rglob("*.png")) if path.is_file()}
+    images = {photo.id: workspace.image_path(photo) for photo in photos}
+    there = {key: path for suffix in reversed(SUFFIXES[1:]) for key, image in images.items()
+             if (path := folder / f"{key}{suffix}").is_file() and _may_be_mask(path, image)} | there
     found = {key: path for key, path in there.items() if key in known}
     if not found:
         raise VplError(
@@ -229,7 +252,7 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
                              "does not have a photo's name and is skipped",
                              "do not have a photo's name and are skipped")
                      + f", such as {odd}.png")
-    _tell_unread(folder, {photo.id: workspace.image_path(photo) for photo in photos})
+    _tell_unread(folder, {key: image for key, image in images.items() if key not in found})
     edited = {key: path for key, path in found.items() if corrections.is_edited(
         path, corrections.computed_masks(workspace.path, key))}
     skipped["unedited"] += len(found) - len(edited)
@@ -237,14 +260,14 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
 
 
 def _tell_unread(folder: Path, paths: Mapping[str, Path]) -> None:
-    """Warn of pictures that may be meant as masks, but are no PNGs; `paths` are the photos' own."""
-    others = [path for path in photos_below(folder) if path.suffix.lower() != ".png"
-              and (photo := paths.get(path.relative_to(folder).with_suffix("").as_posix()))
-              and not path.with_suffix(".png").exists() and _may_be_mask(path, photo)]
+    """Warn of pictures that may be meant as masks; `paths` are the photos' own, without a mask."""
+    others = [path for path in photos_below(folder)
+              if (photo := paths.get(path.relative_to(folder).with_suffix("").as_posix()))
+              and _may_be_mask(path, photo)]
     if others:
         console.warn(f"{first_few([path.name for path in others])} in {folder} "
-                     f"{'is' if len(others) == 1 else 'are'} not read: masks are PNGs, and a JPEG "
-                     "mixes the values of neighbouring pixels")
+                     f"{'is' if len(others) == 1 else 'are'} not read: masks are PNGs or TIFFs, "
+                     "and a JPEG mixes the values of neighbouring pixels")
 
 
 def _may_be_mask(path: Path, photo: Path) -> bool:
@@ -269,7 +292,7 @@ def _names_of_values(folder: Path) -> tuple[str, ...]:
 def _read_correction(workspace: Workspace, path: Path, photo: Path, exported: tuple[str, ...]
                      ) -> npt.NDArray[np.uint8]:
     """Read a corrected mask; copies of imported masks and exports name the classes of values."""
-    header = formats.describe(path).header
+    header = corrections.header_of(path)
     names = (tuple(header.facts.get("classes", ()))
              if header and header.kind == corrections.FOLDER else exported)
     if names in ((), workspace.classes[:len(names)]):
@@ -535,8 +558,7 @@ def _checked(entries: Iterable[Labelled], classes: Sequence[str], *, every: bool
         found[photo.id] = photo_work.compressed(entry.labels)
     if blank and every:
         console.warn(counted(len(blank), "mask shows", "masks show")
-                     + f" no class, although the photo has tags: {first_few(blank)}; a class is "
-                     "painted with its number, and 255 is unlabelled")
+                     + f" no class, although the photo has tags: {first_few(blank)}; {BY_NUMBER}")
     elif blank:
         console.warn(counted(len(blank), "photo has tags, but no region, and is",
                              "photos have tags, but no region, and are")

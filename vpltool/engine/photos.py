@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -130,6 +131,19 @@ def check_there(paths: Collection[Path]) -> None:
         f"no photo in {short_path(folder)} can be read: {first_few(path.name for path in paths)}"
         if folder.is_dir() else f"{short_path(folder)}, the folder of the photos, is missing",
         SEE_THE_DISK)
+
+
+def tell_of_side(paths: Iterable[Path], side: int, say: Callable[[str], None]) -> None:
+    """Tell that a side scales no photo down, if none is longer; the first that is ends the look."""
+    longest = 0
+    for path in paths:
+        with contextlib.suppress(OSError):
+            longest = max(longest, *photo_size(path))
+        if longest > side:
+            return
+    if longest:
+        say(f"no photo is longer than {longest} pixels, so `max_side={side}` changes nothing: "
+            "photos are only scaled down")
 
 
 def read_known_photo(workspace: Workspace, photo: Photo) -> npt.NDArray[np.uint8]:

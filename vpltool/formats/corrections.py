@@ -17,7 +17,7 @@ from typing import Any
 
 from vpltool.formats import changes
 from vpltool.formats.fields import TEXT_OF, check_fields
-from vpltool.formats.header import identity_of_many
+from vpltool.formats.header import Header, identity_of_many
 from vpltool.formats.kinds import IGNORE
 from vpltool.formats.labels import (
     identity_of_labels,
@@ -142,13 +142,18 @@ def computed_masks(work: Path, photo_id: str) -> Iterator[Path]:
                 yield path
 
 
+def header_of(path: Path) -> Header | None:
+    """Return the header of a mask; None if another program wrote it, as all TIFFs."""
+    return describe(path).header if path.suffix == ".png" else None
+
+
 def is_edited(path: Path, computed: Iterable[Path] = ()) -> bool:
     """Return whether a mask was edited: another program wrote it, or its pixels have changed.
 
     A copy of `corrections/`, such as a backup, counts as edited; a mask without a header does not
     if it shows the labels of one of the `computed` files.
     """
-    header = describe(path).header
+    header = header_of(path)
     if header is None:
         return all(size_of_labels(other) != size_of_labels(path)
                    or (read_labels(other) != read_drawn_labels(path)).any() for other in computed)

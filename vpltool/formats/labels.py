@@ -18,11 +18,20 @@ from vpltool.formats.kinds import IGNORE, MOST_CLASSES
 from vpltool.lazy import Image, PngImagePlugin, np, npt
 from vpltool.names import short_path
 
+BY_NUMBER = f"a class is painted with its number, and {IGNORE} is unlabelled"
+"""Said of masks in which only the background and 255 are."""
+
 _MOST_PIXELS = 200_000_000
 """Limit of pixels, since a file of a few bytes can declare any size."""
 
-_INDEX_MODES = ("P", "L", "1", "I;16", "I")
-"""Pillow's modes of PNGs whose pixels are numbers."""
+SUFFIXES = (".png", ".tif", ".tiff")
+"""Suffixes of masks that other programs wrote, best first; vpltool writes PNGs."""
+
+_INDEX_MODES = ("P", "L", "1", "I;16", "I;16B", "I")
+"""Pillow's modes of pictures whose pixels are numbers."""
+
+_BITS, _PHOTOMETRIC = 258, 262
+"""Tags of a TIFF: bits of each value; 0 if the value 0 is shown as white, which Pillow inverts."""
 
 _STEPS = {2: 85, 4: 17}
 """Factor by which Pillow scales grey values, by bit depth."""
@@ -100,7 +109,7 @@ def png_bytes(pixels: npt.NDArray[np.uint8], header: Header | None = None) -> by
 
 
 def read_labels(path: Path) -> npt.NDArray[np.uint8]:
-    """Read labels (height, width) from a palette or greyscale PNG, vpltool's or not.
+    """Read labels (height, width) from a palette or greyscale PNG or TIFF, vpltool's or not.
 
     Values are those in the file, at any depth (1, 2, 4, 8 or 16 bits); uint16 if one exceeds 255,
     else uint8.
@@ -242,27 +251,33 @@ def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
                            "save it as a palette PNG (mode P); docs/datasets.md says how")
         values = np.array(image)
         palette = image.getpalette() if image.mode == "P" else None
-    with path.open("rb") as file:
-        depth = file.read(25)[24]
+        depth = getattr(image, "tag_v2", {}).get(_BITS, (1,))[0]
+    if image.format == "PNG":
+        with path.open("rb") as file:
+            depth = file.read(25)[24]
     if image.mode == "L" and depth in _STEPS:
         # Pillow scales low bit depths to 0 to 255.
         values //= _STEPS[depth]
-    if (highest := int(values.max(initial=0))) > MOST_CLASSES + 1:
-        raise VplError(f"{short_path(path)} has the value {highest}, above {MOST_CLASSES + 1}",
+    if (highest := int(values.max(initial=0))) > MOST_CLASSES + 1 or values.min(initial=0) < 0:
+        raise VplError(f"{short_path(path)} has the value {highest}, above {MOST_CLASSES + 1}"
+                       if highest > MOST_CLASSES else f"{short_path(path)} has negative values",
                        "a pixel's value is the number of its class")
     return _narrowest(values), palette
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a PNG; turn any error of Pillow into a VplError."""
+    """Open a PNG, or by its suffix a TIFF; turn any error of Pillow into a VplError."""
+    kind = "TIFF" if path.suffix.lower() in SUFFIXES[1:] else "PNG"
     try:
         if not path.is_file() and path.exists():
             raise OSError("it is a folder" if path.is_dir() else "it is not a file")
-        with Image.open(path, formats=("PNG",)) as image:
+        with Image.open(path, formats=(kind,)) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise VplError(f"{short_path(path)} has {image.width}×{image.height} pixels",
                                "a mask must have the size of its photo")
+            if kind == "TIFF":
+                _check_tiff(path, image)
             yield image
     except FileNotFoundError:
         raise VplError(f"no mask at {short_path(path)}",
@@ -270,5 +285,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                        ) from None
     except (OSError, SyntaxError, ValueError, IndexError, KeyError, OverflowError, zlib.error,
             struct.error, Image.DecompressionBombError) as error:
-        raise VplError(f"{short_path(path)} cannot be read as a PNG ({error})",
+        raise VplError(f"{short_path(path)} cannot be read as a {kind} ({error})",
                        "delete it, and recompute it or save it as a palette PNG") from error
+
+
+def _check_tiff(path: Path, image: Image.Image) -> None:
+    """Check that a TIFF is one page whose values are those in the file."""
+    if (pages := getattr(image, "n_frames", 1)) > 1:
+        raise VplError(f"{short_path(path)} has {pages} pages; a mask is one",
+                       "save the page of its photo alone")
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+        raise VplError(f"{short_path(path)} shows 0 as white, so its values are in doubt",
+                       "save it without an inverting lookup table, or as a PNG")

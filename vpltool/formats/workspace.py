@@ -68,6 +68,14 @@ class Photo:
                    tuple(entry.pop("captions", ())), entry)
 
 
+def with_known_tags(photos: Sequence[Photo]) -> list[Photo]:
+    """Return the photos of which it is known what they show: all if one has a tag, else none.
+
+    One without a tag shows no class then; splits such as `test` have no tags at all.
+    """
+    return list(photos) if any(photo.tags for photo in photos) else []
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The content of `workspace.json`, and the folder that it is in."""

@@ -60,6 +60,7 @@ class Source:
             folders, not finished.
         edited: names files that have changed since `paint` made photos of them.
         file_of: file or folder by id, of photos that are parts of one, such as tiles and frames.
+        unlisted: whether photos without a tag may be some that nobody has looked at.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Source:
     paint: Paint | None = None
     edited: Callable[[], Sequence[str]] = tuple
     file_of: Mapping[str, str] = field(default_factory=dict)
+    unlisted: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, manifest
 from vpltool.formats.header import Header, current_preset
 from vpltool.formats.input_folders import probabilities_beside
+from vpltool.formats.workspace import with_known_tags
 from vpltool.lazy import np, npt
 from vpltool.parallel import threads
 from vpltool.pictures.page import percent
@@ -31,12 +32,13 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
                    share: float) -> JsonObject:
     """Compare the predicted classes with the tags of photos, without opening true masks.
 
-    A class counts as predicted if it covers at least `share` of a photo's pixels.
+    A class counts as predicted if it covers at least `share` of a photo's pixels. Photos without a
+    tag show no class, unless none has one.
 
     Raises a VplError if these are CAMs, no photo has a tag, or a prediction is damaged.
     """
     _check_source(workspace.path, source, split)
-    photos = [photo for photo in photos if photo.tags]
+    photos = with_known_tags(photos)
     if not photos:
         raise VplError(f"no photo of `{split}` has a tag to compare with",
                        "name a split of tagged photos: `split='NAME'`")
@@ -47,10 +49,12 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
         row[[index - 1 for index in workspace.indices_of(photo)]] = True
     predicted = shares >= share
     found = agreement.agreement(predicted, tagged)
+    untagged = int((~tagged.any(axis=1)).sum())
     bins = agreement.reliability(sure, tagged) if beside else []
     return {
         "kind": "agreement", "against": "tags", "what": f"{source.kind}-{source.name}",
         "scored": source.kind, "split": split, "photos": len(photos), "share": share,
+        **({"untagged": untagged} if untagged else {}),
         "made_by": source.header.command, "supervision": source.header.supervision or "tags",
         "made_under": source.header.preset, "scored_under": current_preset(),
         "config": source.identity, "content": formats.identity_of_many(
@@ -169,6 +173,9 @@ def show_of_tags(report: Mapping[str, Any]) -> list[str]:
     else:
         lines.append("no probabilities beside the predictions: no calibration")
     lines += [f"{entry['id']}: {entry['why']}" for entry in report["worst"][:10]]
+    if count := report.get("untagged"):
+        lines.append(counted(count, "photo has no tag, and should show",
+                             "photos have no tag, and should show") + " no class")
     lines.append(f"{report['what']} on `{report['split']}`: of {report['photos']} photos "
                  f"{100 * report['photos_agreeing']:.0f} % show just the classes tagged; a class "
                  f"counts from {100 * report['share']:g} % of a photo's pixels on")

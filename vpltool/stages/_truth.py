@@ -10,7 +10,7 @@ from vpltool.core.classes import label_type
 from vpltool.core.photos import photo_size
 from vpltool.errors import VplError
 from vpltool.formats import Photo, Workspace, kinds, read_labels
-from vpltool.formats.labels import known_numbers, objects_hint, size_of_labels
+from vpltool.formats.labels import BY_NUMBER, known_numbers, objects_hint, size_of_labels
 from vpltool.lazy import np, npt
 from vpltool.names import short_path
 from vpltool.parallel import threads
@@ -83,6 +83,24 @@ def warn_of_untagged_classes(untagged: Mapping[str, str], masks: int) -> None:
         key, name = next(iter(untagged.items()))
         console.warn(f"{len(untagged)} of {masks} true masks hold classes that their photos are "
                      f"not tagged with, such as `{name}` in {key}; {_OTHER_NUMBERS}")
+
+
+def check_shown(workspace: Workspace, shown: Mapping[int, str]) -> None:
+    """Check that the true masks of tagged photos show more than 0 and 255, which is not scored.
+
+    Args:
+        shown: label to the id of a tagged photo whose true mask has it.
+
+    Raises:
+        VplError: they do not, so 255 probably stands for a class.
+    """
+    ignore = workspace.ignore
+    if ignore in shown and shown.keys() <= {0, ignore}:
+        raise VplError(
+            f"no true mask shows a class, although photos are tagged: all is 0 or {ignore}, as in "
+            f"that of {shown[ignore]}; {BY_NUMBER}",
+            f"`classes='FILE'` of prepare names the values of the masks: a line "
+            f"`{ignore} {workspace.classes[0]}` if {ignore} stands for this class")
 
 
 def check_truth(workspace: Workspace, photos: Iterable[Photo]) -> None:

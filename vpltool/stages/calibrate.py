@@ -11,6 +11,7 @@ from vpltool.core.agreement import fit_temperature, kept_at, spread
 from vpltool.engine import photo_work, reports, segmenters
 from vpltool.errors import VplError, counted
 from vpltool.formats import InputFolder, Photo, Workspace, identity_of_file, kinds, storage
+from vpltool.formats.workspace import with_known_tags
 from vpltool.lazy import Tensor, np, torch
 from vpltool.settings import Settings, Stage, setting
 
@@ -52,7 +53,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
         console.warn(f"the segmenter was trained on the photos of `{settings.split}`: it is less "
                      "sure of new ones than of these")
     folder = segmenter.open_probabilities(workspace, settings.split)
-    photos = [photo for photo in workspace.photos(settings.split, settings.limit) if photo.tags]
+    photos = with_known_tags(workspace.photos(settings.split, settings.limit))
     there = set(folder.available([photo.id for photo in photos])) if photos else set()
     photos = [photo for photo in photos if photo.id in there]
     if not photos:

@@ -21,7 +21,7 @@ from vpltool.parallel.threads import in_threads
 from vpltool.pictures.page import percent
 from vpltool.settings import RUNNING, Settings, Stage, setting, warn_without_effect
 from vpltool.stages._against_tags import WORST, report_of_tags, show_of_tags
-from vpltool.stages._truth import read_truth, untagged_class, warn_of_untagged_classes
+from vpltool.stages._truth import check_shown, read_truth, untagged_class, warn_of_untagged_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +134,7 @@ class _Tally:
         counts: `Confusion`, or `SeedHistogram` of CAMs; 0 before the first photo.
         parts: id to identity of the file, of each scored photo.
         untagged: id to a class that the true mask shows and the tags lack.
+        shown: label to a tagged photo whose true mask has it.
         each: id to the photo's own `Confusion`; empty for CAMs.
         boundaries: see `boundary_counts`; 0 if they are not scored.
     """
@@ -141,6 +142,7 @@ class _Tally:
     counts: Any = 0
     parts: dict[str, str] = field(default_factory=dict)
     untagged: dict[str, str] = field(default_factory=dict)
+    shown: dict[int, str] = field(default_factory=dict)
     each: dict[str, metrics.Confusion] = field(default_factory=dict)
     boundaries: Any = 0
 
@@ -151,6 +153,7 @@ class _Tally:
             self.boundaries += other.boundaries
             self.parts |= other.parts
             self.untagged |= other.untagged
+            self.shown = other.shown | self.shown
             self.each |= other.each
 
 
@@ -171,6 +174,7 @@ def _count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo]
             for part in ranks.collect(_count_own(workspace, source, mine, tolerance)):
                 tally.add(part)
         tally.each = {photo.id: tally.each[photo.id] for photo in photos if photo.id in tally.each}
+    check_shown(workspace, tally.shown)
     warn_of_untagged_classes(tally.untagged, len(tally.parts))
     return tally
 
@@ -207,6 +211,8 @@ def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: f
             tally.boundaries = metrics.boundary_counts(truth, label, classes, tolerance, ignore)
     if stray := untagged_class(workspace, photo, truth):
         tally.untagged[photo.id] = stray
+    if photo.tags:
+        tally.shown = dict.fromkeys(np.unique(truth).tolist(), photo.id)
     tally.parts[photo.id] = formats.identity_of_file(path)
     return tally
 

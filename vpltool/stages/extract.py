@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from vpltool.clip import encoders
 from vpltool.core import grids, photos, tower
 from vpltool.engine import models, opening, photo_work, running
 from vpltool.engine.features import SECOND, head_path, load_second, parse_kept, parse_layers
+from vpltool.engine.photos import tell_of_side
 from vpltool.errors import VplError
-from vpltool.formats import Header, Workspace, kinds
+from vpltool.formats import Header, Workspace, kinds, manifest
 from vpltool.lazy import torch
 from vpltool.parallel import batches
 from vpltool.parallel.device import dtype_of, find_device, find_precision
@@ -131,10 +133,23 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     beside = {} if head is None else {head_path(folder): (
         Header(kind="head", command="extract", model=encoder.identity,
                facts={"config": head.config}), head.state_dict())}
-    return opened.make(
-        f"extract {settings.split}", {folder: header},
-        lambda todo: _start(encoder, settings, kept, layers, opened.paths(todo), device, dtype),
-        beside=beside)
+    # In a recipe the side is always given: it is told of only where it has changed.
+    say = (console.note if _side_before(folder) not in (0, settings.max_side) else console.advise)
+
+    def start(todo: list[str]) -> Iterator[photo_work.Made]:
+        if settings.max_side and "max_side" in settings.given:
+            tell_of_side(opened.paths(todo).values(), settings.max_side, say)
+        return _start(encoder, settings, kept, layers, opened.paths(todo), device, dtype)
+
+    return opened.make(f"extract {settings.split}", {folder: header}, start, beside=beside)
+
+
+def _side_before(folder: Path) -> int:
+    """Return the side to which photos of existing features were scaled down; 0: there are none."""
+    with contextlib.suppress(VplError):
+        if (folder / manifest.MANIFEST).exists():
+            return int(manifest.manifest_of(folder).header.options.get("max_side", 0))
+    return 0
 
 
 def _start(encoder: encoders.Encoder, settings: ExtractSettings, kept: tuple[str, ...],

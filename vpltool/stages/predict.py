@@ -269,6 +269,8 @@ def _one_file(work: Chosen, tasks: Sequence[_Task], out: Path) -> list[Path]:
 def _start(work: Chosen, task: _Task, todo: list[str]) -> Iterator[photo_work.Made]:
     """Load and check everything; return an iterator over each photo's probabilities."""
     settings, paths = work.settings, {key: task.paths[key] for key in todo}
+    if settings.max_side and not (settings.tile or task.features):
+        selection.tell_of_side(paths.values(), settings.max_side, console.advise)
     made = (running.from_features(work.segmenter.network(), task.features, paths, settings)
             if task.features else work.segmenter.load(work.named, settings).photos(paths, settings))
     return made if task.tagged is None else _among_tags(made, task.tagged)

@@ -39,9 +39,9 @@ class PrepareSettings(ModelSettings):
         None, "Background words for GradCAM, one per line, which replace the default: the 25 words "
               "of CLIP-ES.", metavar="FILE")
     corrections: Path | None = setting(
-        None, "Masks that you have corrected, for train-decoder; a folder of ID.png, or an export "
-              "of Label Studio, CVAT, LabelMe, COCO, YOLO and others. Masks imported earlier are "
-              "kept; unchanged masks are skipped.", metavar="PATH")
+        None, "Masks that you have corrected, for train-decoder; a folder of ID.png or ID.tif, or "
+              "an export of Label Studio, CVAT, LabelMe, COCO, YOLO and others. Masks imported "
+              "earlier are kept; unchanged masks are skipped.", metavar="PATH")
     normalise: str = setting(
         "model", "Normalisation of photos; model: as in its training; imagenet: as in WeCLIP.",
         choices=("model", "imagenet"))
@@ -53,9 +53,10 @@ class PrepareSettings(ModelSettings):
         "", "Add the splits SPLIT-a and SPLIT-b, each with every second photo, to choose settings "
             "on one and score on the other.", metavar="SPLIT")
     hold_out: int = setting(
-        0, "Move every Nth tagged photo of train to val, if val is empty. Nothing is trained on "
-           "these photos, so eval can score the segmenter on them. The last photo of a class "
-           "stays in train. 0: none.", low=0, metavar="N")
+        0, "Move every Nth photo of train to val, if val is empty: of the tagged photos, and of "
+           "those with an empty field. Nothing is trained on these photos, so eval can score the "
+           "segmenter on them. The last photo of a class stays in train. 0: none.", low=0,
+        metavar="N")
     overwrite: bool = options.overwrite()
 
 
@@ -180,7 +181,8 @@ def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier
     photos = [replace(photo, more=known[photo.id].more,
                       captions=photo.captions if captioned else known[photo.id].captions)
               if photo.id in known else photo for photo in photos]
-    photos, further = hold_out_files(photos, settings.hold_out, kept.photos, source.file_of)
+    photos, further = hold_out_files(photos, settings.hold_out, kept.photos, source.file_of,
+                                     unlisted=source.unlisted)
     return halve(photos, settings.halve, kept.photos), [*doubts, *further]
 
 

@@ -63,8 +63,8 @@ class Settings(settings.Settings):
               "without any, no photo has a tag.", metavar="FILE.csv")
     untagged: bool = setting(
         False, "Also import photos that the CSV does not list, without tags.")
-    masks: Path | None = setting(None, "True masks ID.png, for eval, show and report only.",
-                                 metavar="DIR")
+    masks: Path | None = setting(
+        None, "True masks ID.png or ID.tif, for eval, show and report only.", metavar="DIR")
     vocabulary: str | None = setting(
         None, "Classes, class words and background words of VOC or COCO.",
         choices=tuple(VOCABULARIES))
@@ -115,31 +115,14 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     photos, found, remarks = layouts.read_folder(
         settings.images, None if places else labels, settings.masks,
         classes_known=bool(named), untagged=settings.untagged, of_folders=settings.tags_of_folder)
-    if settings.masks:
-        photos, doubts = _with_masks(photos, settings, settings.masks)
-        remarks += doubts
+    if settings.masks and not any(photo.mask for photo in photos):
+        remarks.append(f"{settings.masks} holds no mask of any photo; masks are called as the "
+                       f"photo's id: {photos[0].id}.png or .tif; found: "
+                       f"{layouts.found_in(settings.masks)}")
     if settings.tile or settings.tags_of_folder:
         return _cut_up(workspace_path, settings, named, photos, places, remarks)
     layouts.check_labels(photos, named or found)
     return _source(settings, settings.images, photos, named, found, remarks)
-
-
-def _with_masks(photos: list[Photo], settings: Settings, masks: Path
-                ) -> tuple[list[Photo], list[str]]:
-    """Return the photos with GeoTIFFs as masks of GeoTIFFs that are cut up; and remarks."""
-    cut = bool(settings.tile or settings.tags_of_folder)
-    found = []
-    for photo in photos:
-        named = [path for suffix in rasters.SUFFIXES * (cut and not photo.mask)
-                 if (path := masks / f"{photo.id}{suffix}").is_file()]
-        if named and rasters.is_scene(settings.images / photo.image):
-            photo = replace(photo, mask=relative_to(named[0], settings.images))
-        found.append(photo)
-    if any(photo.mask for photo in found):
-        return found, []
-    return found, [f"{masks} holds no mask of any photo; masks are called as the photo's id: "
-                   f"{photos[0].id}.png{', or .tif for a GeoTIFF' * cut}; found: "
-                   f"{layouts.found_in(masks)}"]
 
 
 def _source(settings: Settings, root: Path, photos: list[Photo], named: tuple[str, ...],
@@ -150,7 +133,7 @@ def _source(settings: Settings, root: Path, photos: list[Photo], named: tuple[st
     name = settings.vocabulary or (f"{name}-photos" if name in VOCABULARIES else name)
     return Source(name, root, photos, named or found,
                   VOCABULARIES.get(settings.vocabulary or "", VOC).background,
-                  from_tags=not named, remarks=remarks)
+                  from_tags=not named, remarks=remarks, unlisted=settings.untagged)
 
 
 def _cut_up(workspace_path: Path, settings: Settings, named: tuple[str, ...],

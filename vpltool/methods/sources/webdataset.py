@@ -79,7 +79,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
         return list(photos), []
 
     return Source("webdataset", workspace_path / FOLDER, listed, classes, VOC.background,
-                  from_tags=not shared.classes, paint=paint,
+                  from_tags=not shared.classes, paint=paint, unlisted=True,
                   remarks=[*flaws.remarks(), *_remarks(listed, classes),
                            *class_remarks(listed, classes_known=bool(shared.classes))])
 
