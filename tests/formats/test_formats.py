@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -226,7 +227,26 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(VplError, match="cannot write") as caught:
         write_any(tmp_path / "file" / "a.safetensors")
-    assert "--out" in to_shell(caught.value.hint)
+    assert caught.value.hint == "choose another folder"
+
+
+@pytest.mark.parametrize(("number", "said", "hint"), [
+    (errno.EACCES, "you may not write into {} (owner ", "+w {}; or choose another folder"),
+    (errno.EROFS, "Read-only file system", "choose another folder"),
+    (errno.ENOSPC, "No space left on device", "free some space, or choose another folder")])
+def test_a_folder_that_cannot_be_written(number: int, said: str, hint: str, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(VplError) as caught:
+        write_any(tmp_path / "a.safetensors")
+    assert caught.value.message.startswith(
+        f"cannot write {tmp_path / 'a.safetensors'}: {said.format(tmp_path)}")
+    assert caught.value.hint.endswith(hint.format(tmp_path))
+    assert ("space" in caught.value.hint) == (number == errno.ENOSPC)
 
 
 def test_truncated_tensors(tmp_path: Path) -> None:

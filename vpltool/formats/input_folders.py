@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from vpltool import console
-from vpltool.errors import VplError, counted, first_few, near_name
+from vpltool.errors import NotPermitted, VplError, counted, first_few, near_name
 from vpltool.formats import storage
 from vpltool.formats.changes import difference
 from vpltool.formats.header import Header, join_supervision
@@ -195,6 +195,9 @@ def faults_in(folder: InputFolder) -> tuple[dict[Path, str], list[Path]]:
 
     Returns:
         fault by damaged file; and files with other settings or inputs.
+
+    Raises:
+        NotPermitted: the user may not read a file.
     """
     damaged: dict[Path, str] = {}
     foreign: list[Path] = []
@@ -208,6 +211,8 @@ def faults_in(folder: InputFolder) -> tuple[dict[Path, str], list[Path]]:
         except FileNotFoundError:
             # A running command has replaced it.
             pass
+        except NotPermitted:
+            raise
         except VplError as error:
             damaged[file] = error.message.removeprefix(str(file)).lstrip(": ")
     for key, entry in folder.packed.items():

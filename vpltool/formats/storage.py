@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from vpltool.errors import VplError, first_line, then
+from vpltool.errors import VplError, first_line, not_readable, then
 from vpltool.formats.atomic import PendingFiles, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, check_values, kind_named
@@ -35,11 +35,14 @@ def read_json(path: Path, made_by: str) -> JsonObject:
 
     Raises:
         VplError: the file is missing or is not a JSON object; the hint is `made_by`.
+        NotPermitted: the user may not read it.
     """
     try:
         content = parse_json(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise VplError(f"{path} does not exist", made_by) from None
+    except PermissionError as error:
+        raise not_readable(path) from error
     except (ValueError, OSError) as error:
         raise VplError(f"{path} cannot be read as JSON ({error})", made_by) from error
     if not isinstance(content, dict):
@@ -130,13 +133,17 @@ def describe(path: Path) -> Description:
 
     Raises:
         VplError: the file is truncated, or is neither a .safetensors nor a PNG.
+        NotPermitted: the user may not read it.
     """
-    if path.suffix == ".png":
-        return Description(_png_header(path), {})
-    if path.suffix in SUFFIXES:
-        return Description(scene_header(path), {})
-    with path.open("rb") as file:
-        return _describe_tensors(file, path.stat().st_size, path)
+    try:
+        if path.suffix == ".png":
+            return Description(_png_header(path), {})
+        if path.suffix in SUFFIXES:
+            return Description(scene_header(path), {})
+        with path.open("rb") as file:
+            return _describe_tensors(file, path.stat().st_size, path)
+    except PermissionError as error:
+        raise not_readable(path) from error
 
 
 def _describe_tensors(file: IO[bytes], size: int, where: Path | str) -> Description:
