@@ -191,7 +191,7 @@ def test_the_launchers_of_the_page_on_scale_run(layered: Path, tmp_path: Path, t
                 assert result.code == 0, result.err
     manifest = json.loads((base / "work/features/train/artifact.json").read_text())
     assert manifest["complete"]
-    assert not list((base / "work/features/train/.shards").iterdir())
+    assert not (base / "work/features/train/.shards").exists()
     assert (base / "work/prototypes/vision.safetensors").exists()
 
 

@@ -230,6 +230,23 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     assert caught.value.hint == "choose another folder"
 
 
+def test_a_folder_that_another_process_removes_while_a_file_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the last shard does with that of shard manifests."""
+    touch, folder = Path.touch, tmp_path / ".shards"
+
+    def late(path: Path, **options: Any) -> None:
+        monkeypatch.setattr(Path, "touch", touch)
+        folder.rmdir()
+        touch(path, **options)
+
+    monkeypatch.setattr(Path, "touch", late)
+    with atomic_path(folder / "a.json") as temporary:
+        temporary.write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["a.json"]
+
+
 @pytest.mark.parametrize(("number", "said", "hint"), [
     (errno.EACCES, "you may not write into {} (owner ", "+w {}; or choose another folder"),
     (errno.EROFS, "Read-only file system", "choose another folder"),
@@ -240,7 +257,7 @@ def test_a_folder_that_cannot_be_written(number: int, said: str, hint: str, tmp_
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(Path, "touch", refuse)
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK or path != tmp_path)
     with pytest.raises(VplError) as caught:
         write_any(tmp_path / "a.safetensors")
     assert caught.value.message.startswith(

@@ -165,6 +165,7 @@ def test_shards_end_in_the_bytes_of_one_process(tmp_path: Path, alone: dict[str,
     for index in order:
         work(opened(tmp_path / "cams", Shard(index, 3)), failing=[TORN])
     assert tree(tmp_path / "cams") == alone
+    assert all(path.is_file() for path in (tmp_path / "cams").iterdir())
 
 
 def test_shards_at_once(tmp_path: Path, alone: dict[str, bytes]) -> None:
@@ -201,6 +202,7 @@ def test_one_process_completes_what_shards_began(tmp_path: Path, alone: dict[str
     assert 0 < len(rest.todo) < len(IDS)
     work(rest, failing=[TORN])
     assert tree(tmp_path / "cams") == alone
+    assert all(path.is_file() for path in (tmp_path / "cams").iterdir())
 
 
 def test_another_number_of_shards_goes_on(tmp_path: Path, alone: dict[str, bytes]) -> None:

@@ -44,6 +44,23 @@ def _part_of(path: Path) -> Path:
     return path.with_name(f"{PART}{os.urandom(8).hex()}{path.suffix}")
 
 
+def _new_part(path: Path) -> Path:
+    """Make a folder, and an empty temporary file in it; return the file."""
+    part = _part_of(path)
+    for last in (False, True):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not mkstemp, which uses mode 0600: correcting that would mean changing the umask for
+            # all threads. Here the system applies it.
+            part.touch(mode=0o666, exist_ok=False)
+            break
+        except (FileNotFoundError, FileExistsError):
+            # Another process may just have removed the empty folder, as that of shard manifests.
+            if last:
+                raise
+    return part
+
+
 @contextlib.contextmanager
 def _naming_disk_errors(path: Path) -> Iterator[None]:
     """Turn an error of the disk into one that names the file."""
@@ -74,12 +91,7 @@ def atomic_path(path: Path, batch: PendingFiles | None = None) -> Iterator[Path]
     temporary = None
     with _naming_disk_errors(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = _part_of(path)
-            # Not mkstemp, which uses mode 0600: correcting that would mean changing the umask for
-            # all threads. Here the system applies it.
-            part.touch(mode=0o666, exist_ok=False)
-            temporary = part
+            temporary = _new_part(path)
             yield temporary
             if batch is not None and _syncs():
                 batch.take(path, temporary)

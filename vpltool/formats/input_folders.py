@@ -157,12 +157,14 @@ class InputFolder(Manifest):
     def _how_to_go_on(self, missing: Iterable[str]) -> str:
         """Return a hint with the call that computes the missing photos."""
         if self.shards == 1:
-            return f"{call_of(self.header)} continues where it stopped"
+            return (f"{call_of(self.header)} continues where it stopped; if it is still running, "
+                    "wait for it")
         lacking = sorted({shard_of(key, self.shards) for key in missing})
         named = ", ".join(f"{index}/{self.shards}" for index in lacking[:10])
         more = f" and {len(lacking) - 10} more" if len(lacking) > 10 else ""
         return (f"{call_of(self.header, shard=f'{lacking[0]}/{self.shards}')} continues with the "
-                f"first incomplete shard of {named}{more}; `status()` prints all commands")
+                f"first incomplete shard of {named}{more}; `status()` prints all commands. If they "
+                "are still running, wait for them")
 
 
 def supervision_of(inputs: Iterable[InputFolder | Path | str]) -> str:

@@ -180,12 +180,24 @@ def shard_manifests(path: Path) -> list[tuple[Path, JsonObject]]:
     Raises:
         VplError: a shard manifest is damaged.
     """
-    dated = []
-    for file in sorted((path / _SHARDS).glob("*-of-*.json")):
+    dated, files = [], list[Path]()
+    # Another process may be removing the empty folder.
+    with contextlib.suppress(FileNotFoundError):
+        files = sorted((path / _SHARDS).glob("*-of-*.json"))
+    for file in files:
         # Another process may have merged and deleted this file meanwhile.
         with contextlib.suppress(FileNotFoundError):
             dated.append((file.stat().st_mtime_ns, file, _read_shard(file)))
     return [(file, content) for _, file, content in sorted(dated, key=lambda entry: entry[:2])]
+
+
+def remove_shard_manifests(path: Path, files: Iterable[Path]) -> None:
+    """Delete shard manifests of a folder, and their subfolder once it is empty."""
+    for file in files:
+        file.unlink(missing_ok=True)
+    # Another shard may be writing its manifest.
+    with contextlib.suppress(OSError):
+        (path / _SHARDS).rmdir()
 
 
 def _read_shard(file: Path) -> JsonObject:

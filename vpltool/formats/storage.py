@@ -21,7 +21,8 @@ from vpltool.lazy import Image, Tensor, safetensors, torch
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LARGEST_HEADER = 1 << 26
-_RECOMPUTE = "delete it and run the command that recomputes it"
+_COPY = "copy it again from where it was made"
+_RECOMPUTE = f"delete it and run the command that recomputes it, or {_COPY}"
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -83,6 +84,7 @@ def read_tensors(
             `made_by`, by default the kind's command.
     """
     hint = made_by or kind_named(kind).made_by
+    again = f"delete it and run: {hint}" + (f"; or {_COPY}" if kind == "bundle" else "")
     header = expect_header(path, kind, hint)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -92,8 +94,8 @@ def read_tensors(
         # The file has just vanished; safetensors' own error has no errno.
         raise VplError(f"no {kind} at {path}", hint) from error
     except safetensors.SafetensorError as error:
-        raise VplError(f"{path} is damaged ({error})", f"delete it and run: {hint}") from error
-    check_values(kind, tensors, str(path), f"delete it and run: {hint}")
+        raise VplError(f"{path} is damaged ({error})", again) from error
+    check_values(kind, tensors, str(path), again)
     return header, tensors
 
 
