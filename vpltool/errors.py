@@ -36,35 +36,37 @@ class VplError(Exception):
 
 
 class NotPermitted(VplError):
-    """The user may not do something with a file or folder that is there and intact.
+    """The user may not do something with a file or folder that is there and intact."""
+
+
+def not_permitted(path: Path, action: str, right: str, before: str = "", otherwise: str = ""
+                  ) -> NotPermitted:
+    """Return the error for a file or folder with its owner and mode.
 
     Args:
-        action: such as "read", for the message.
-        right: the letter of the missing right in `chmod`.
+        action: such as "read"; `before` begins the message.
+        right: letter of the missing right in `chmod`; `otherwise` ends the hint.
     """
-
-    def __init__(self, path: Path, action: str, right: str, before: str = "",
-                 otherwise: str = "") -> None:
-        found = path.stat()
-        try:
-            owner = path.owner()
-        except (KeyError, NotImplementedError):
-            owner = str(found.st_uid)
-        own = os.name == "nt" or found.st_uid == os.geteuid()
-        who = "u" if own else "g" if found.st_gid in (os.getegid(), *os.getgroups()) else "o"
-        super().__init__(
-            f"{before}you may not {action} {path} (owner {owner}, mode "
-            f"{stat.S_IMODE(found.st_mode):03o})",
-            f"{'run' if own else 'ask the owner to run'}: chmod {who}+{right} "
-            f"{shlex.quote(str(path))}{otherwise}")
+    found = path.stat()
+    try:
+        owner = path.owner()
+    except (KeyError, NotImplementedError):
+        owner = str(found.st_uid)
+    own = os.name == "nt" or found.st_uid == os.geteuid()
+    who = "u" if own else "g" if found.st_gid in (os.getegid(), *os.getgroups()) else "o"
+    return NotPermitted(
+        f"{before}you may not {action} {path} (owner {owner}, mode "
+        f"{stat.S_IMODE(found.st_mode):03o})",
+        f"{'run' if own else 'ask the owner to run'}: chmod {who}+{right} "
+        f"{shlex.quote(str(path))}{otherwise}")
 
 
 def not_readable(path: Path) -> NotPermitted:
     """Return the error for a file that the user may not read; it must be there."""
     for above in reversed(path.absolute().parents):
         if not os.access(above, os.X_OK):
-            return NotPermitted(above, "enter", "x")
-    return NotPermitted(path, "read", "r")
+            return not_permitted(above, "enter", "x")
+    return not_permitted(path, "read", "r")
 
 
 class PhotosFailed(VplError):

@@ -123,6 +123,19 @@ def test_labels_of_colours_are_refused(tmp_path: Path, mode: str) -> None:
         read_labels(tmp_path / "a.png")
 
 
+def test_labels_that_may_not_be_read_are_not_to_be_deleted(tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").touch(mode=0o640)
+
+    def refuse(path: object, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(VplError, match=r"you may not read .*a.png \(owner \w+, mode 640\)") as caught:
+        read_labels(tmp_path / "a.png")
+    assert caught.value.hint == f"run: chmod u+r {tmp_path / 'a.png'}"
+
+
 def test_damaged_labels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     labels = np.random.default_rng(0).integers(0, 256, (64, 80)).astype(np.uint8)

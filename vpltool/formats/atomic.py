@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vpltool.errors import NotPermitted, VplError
+from vpltool.errors import VplError, not_permitted
 
 PART = ".part-"
 """Prefix of temporary names."""
@@ -70,8 +70,8 @@ def _naming_disk_errors(path: Path) -> Iterator[None]:
         # `Path.exists` raises an error below a folder that may not be entered.
         folder = next(above for above in path.absolute().parents if os.access(above, os.F_OK))
         if isinstance(error, PermissionError) and not os.access(folder, os.W_OK | os.X_OK):
-            raise NotPermitted(folder, "write into", "w", f"cannot write {path}: ",
-                               "; or choose another folder") from error
+            raise not_permitted(folder, "write into", "w", f"cannot write {path}: ",
+                                "; or choose another folder") from error
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         named = f" ({error.filename})" if isinstance(error, PermissionError) else ""
         raise VplError(f"cannot write {path}: {error.strerror or error}{named}",
