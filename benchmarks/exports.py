@@ -35,7 +35,8 @@ def label(session: Any, said: dict[str, Any], path: Path) -> np.ndarray[Any, Any
     """Label a photo (H, W) as the program of docs/deploy.md does."""
     photo = Image.open(path).convert("RGB")
     shrink = min(1, (said["max_side"] or max(photo.size)) / max(photo.size))
-    size = [int(np.ceil(side * shrink / said["patch"]) * said["patch"]) for side in photo.size]
+    patch = said["patch"]
+    size = [int(np.ceil((side * shrink - 1e-6) / patch)) * patch for side in photo.size]
     rgb = np.asarray(photo.resize(size, Image.Resampling.BICUBIC)) / 255
     pixels = ((rgb - said["mean"]) / said["std"]).transpose(2, 0, 1)[None].astype(np.float32)
     labels = session.run(["labels"], {"pixels": pixels})[0][0].astype(np.uint8)

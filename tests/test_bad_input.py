@@ -154,6 +154,14 @@ def test_all_photos_unreadable(bare: Path, run: Run) -> None:
     assert later.lines("hint:")
 
 
+def test_photos_that_are_gone_are_named_with_their_folder(bare: Path, run: Run) -> None:
+    assert prepare(bare).code == 0
+    (bare / "photos").rename(bare / "moved")
+    result = run("extract", "--workers", 0, work=bare / "work")
+    assert "the photo does not exist" in result.lines("error:")[0]
+    assert re.match(rf"{bare}/.*photos/scene\d.png is not there; ", result.lines("hint:")[0])
+
+
 def test_odd_photos_go_through(bare: Path, run: Run) -> None:
     """Greyscale, CMYK, 16-bit and EXIF-rotated; masks come out at the upright size."""
     photos = bare / "photos"

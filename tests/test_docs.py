@@ -19,6 +19,7 @@ from launching import environment
 from PIL import Image
 
 from vpltool.command import parse_line
+from vpltool.core.photos import fit_size
 from vpltool.stages import find_stages
 
 ROOT = Path(__file__).parents[1]
@@ -145,6 +146,19 @@ def test_the_page_about_giving_a_segmenter_away_runs(run: Run, layered: Path, tm
         assert (np.asarray(made) == names["labels"]).all()
 
 
+def test_the_programs_of_the_page_resize_photos_as_predict_does() -> None:
+    """Also where rounding pushes a side over a multiple: 400 * (224 / 400) is more than 224."""
+    programs = re.findall(r"^patch, shrink = .*\n# .*\n(?:size|width, height) = .*\n",
+                          (ROOT / "docs/deploy.md").read_text("utf-8"), flags=re.MULTILINE)
+    assert len(programs) == 3
+    for program in programs:
+        names = {"photo": Image.new("RGB", (400, 266)), "np": np,
+                 "meta": {"patch": 16, "max_side": 224}}
+        exec(compile(program, "deploy.md", "exec"), names)  # noqa: S102 - our own page
+        width, height = names.get("size") or (names["width"], names["height"])
+        assert (height, width) == fit_size((266, 400), 16, max_side=224) == (160, 224)
+
+
 def test_the_launchers_of_the_page_on_scale_run(layered: Path, tmp_path: Path, tiny_clip: Path,
                                                 run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """`xargs` and torchrun, as a shell runs them; two processes and three iterations suffice.
@@ -177,7 +191,7 @@ def test_the_launchers_of_the_page_on_scale_run(layered: Path, tmp_path: Path, t
                 assert result.code == 0, result.err
     manifest = json.loads((base / "work/features/train/artifact.json").read_text())
     assert manifest["complete"]
-    assert not list((base / "work/features/train/.shards").iterdir())
+    assert not (base / "work/features/train/.shards").exists()
     assert (base / "work/prototypes/vision.safetensors").exists()
 
 

@@ -6,6 +6,9 @@ import contextlib
 import difflib
 import importlib.util
 import logging
+import os
+import shlex
+import stat
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,6 +33,40 @@ class VplError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class NotPermitted(VplError):
+    """The user may not do something with a file or folder that is there and intact."""
+
+
+def not_permitted(path: Path, action: str, right: str, before: str = "", otherwise: str = ""
+                  ) -> NotPermitted:
+    """Return the error for a file or folder with its owner and mode.
+
+    Args:
+        action: such as "read"; `before` begins the message.
+        right: letter of the missing right in `chmod`; `otherwise` ends the hint.
+    """
+    found = path.stat()
+    try:
+        owner = path.owner()
+    except (KeyError, NotImplementedError):
+        owner = str(found.st_uid)
+    own = os.name == "nt" or found.st_uid == os.geteuid()
+    who = "u" if own else "g" if found.st_gid in (os.getegid(), *os.getgroups()) else "o"
+    return NotPermitted(
+        f"{before}you may not {action} {path} (owner {owner}, mode "
+        f"{stat.S_IMODE(found.st_mode):03o})",
+        f"{'run' if own else 'ask the owner to run'}: chmod {who}+{right} "
+        f"{shlex.quote(str(path))}{otherwise}")
+
+
+def not_readable(path: Path) -> NotPermitted:
+    """Return the error for a file that the user may not read; it must be there."""
+    for above in reversed(path.absolute().parents):
+        if not os.access(above, os.X_OK):
+            return not_permitted(above, "enter", "x")
+    return not_permitted(path, "read", "r")
 
 
 class PhotosFailed(VplError):
@@ -182,6 +219,11 @@ def explain(error: Exception) -> VplError | None:
     if isinstance(error, FileNotFoundError) and error.errno is None:
         # An error of safetensors, whose text names the file.
         return VplError(first_line(error), "VPLTOOL_DEBUG=1 shows the traceback")
+    if isinstance(error, PermissionError) and isinstance(error.filename, str) and not os.access(
+            error.filename, os.R_OK):
+        # What is not there was to be written.
+        with contextlib.suppress(OSError):
+            return not_readable(Path(error.filename))
     if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
         where = f" ({error.filename})" if error.filename else ""
         return VplError(f"{error.strerror or error}{where}",

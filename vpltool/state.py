@@ -15,7 +15,7 @@ from vpltool.datasets.words import read_classes
 from vpltool.engine.masks import content_identity, identity_of_corrections
 from vpltool.engine.models import WORDS, model_weights
 from vpltool.engine.photos import available_again, photo_files_identity, photos_identity, tags_of
-from vpltool.errors import VplError, part_of
+from vpltool.errors import NotPermitted, VplError, part_of
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import Header, InputFolder, Photo, Workspace, rasters
 from vpltool.formats.changes import INPUTS, explain_change
@@ -249,7 +249,8 @@ class State:
     def _source_changed(self, source: str, identity: str, artifact: Artifact) -> str:
         path, known = self.workspace.path / source, self.artifacts.get(source)
         if source in self.damaged:
-            return f"{source} is damaged"
+            forbidden = isinstance(self.damaged[source], NotPermitted)
+            return f"{source} {'may not be read' if forbidden else 'is damaged'}"
         if known is not None and self.stale(known):
             return f"{source} is not up to date"
         if known is not None and known.folder is not None:

@@ -125,8 +125,9 @@ def test_a_file_of_dino_is_known_by_its_tensors_or_asked_for(tmp_path: Path) -> 
     assert asked.identity["name"] == "model" and asked.mean == own.mean
     source = find_encoder("dino:model.pth", (tmp_path,))
     assert source.setting("../model.pth") == "dino:../model.pth"
-    with pytest.raises(VplError, match="there is no none.pth"):
+    with pytest.raises(VplError, match="there is no none.pth") as missing:
         load("dino:none.pth")
+    assert "if the workspace was moved, `doctor()`" in missing.value.hint
 
 
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import shlex
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Run, copy_workspace, draw_scenes, prepare
@@ -88,6 +90,54 @@ def test_what_is_damaged_is_named_and_the_rest_is_listed(run: Run, copied: Path)
     assert shown.code == 0, shown.err
     assert "damaged  prototypes/nowhere" in shown.out.splitlines()
     assert " days " not in shown.out
+
+
+@pytest.mark.parametrize("name", [
+    "prototypes/text.safetensors", "features/val/artifact.json"])
+def test_what_may_not_be_read_is_not_called_damaged(name: str, run: Run, copied: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line deletes or recomputes it: its owner can give the right. The rest is listed."""
+    work = copied / "work"
+    before = len(json.loads(run("status", "--json", work=work).out))
+    close(monkeypatch, work / name)
+    listed = json.loads(run("status", "--json", work=work).out)
+    assert len(listed) == before
+    (found,) = (entry for entry in listed if entry["damaged"])
+    assert re.fullmatch(rf"you may not read .*{name} \(owner \w+, mode 644\)", found["damaged"])
+    assert found["line"] == f"run: chmod u+r {work / name}"
+    assert found["forbidden"]
+    assert f"forbidden  {found['name']}" in run("status", work=work).out.splitlines()
+    (stale,) = (entry["stale"] for entry in listed if found["name"] in entry["sources"]
+                and entry["name"] in ("cams/text/val",))
+    assert stale == [f"{found['name']} may not be read"]
+    checked = run("doctor", "--no-machine", work=work)
+    assert checked.code == 1
+    assert f"run: chmod u+r {work / name}" in checked.out
+    assert "rm " not in checked.out
+    refused = run("cam", "--split", "val", work=work)
+    assert "you may not read" in refused.lines("error:")[0]
+
+
+def test_a_photo_s_file_that_may_not_be_read(run: Run, copied: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    file = copied / "work/cams/text/val/scene6.safetensors"
+    close(monkeypatch, file)
+    checked = run("doctor", "--no-machine", work=copied / "work").out
+    assert f"run: chmod u+r {file}" in checked
+    assert "rm " not in checked
+
+
+def close(monkeypatch: pytest.MonkeyPatch, closed: Path) -> None:
+    """Make a file unreadable, also for root."""
+    whole, may = Path.open, os.access
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != closed and may(path, mode))
 
 
 def test_the_tree_is_what_was_made_from_what(run: Run, copied: Path) -> None:

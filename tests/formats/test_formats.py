@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -122,6 +123,19 @@ def test_labels_of_colours_are_refused(tmp_path: Path, mode: str) -> None:
         read_labels(tmp_path / "a.png")
 
 
+def test_labels_that_may_not_be_read_are_not_to_be_deleted(tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.png").touch(mode=0o640)
+
+    def refuse(path: object, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("vpltool.formats.labels.Image", SimpleNamespace(open=refuse))
+    with pytest.raises(VplError, match=r"you may not read .*a.png \(owner .+ 640\)") as caught:
+        read_labels(tmp_path / "a.png")
+    assert caught.value.hint == f"run: chmod u+r {tmp_path / 'a.png'}"
+
+
 def test_damaged_labels(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     labels = np.random.default_rng(0).integers(0, 256, (64, 80)).astype(np.uint8)
@@ -226,7 +240,43 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(VplError, match="cannot write") as caught:
         write_any(tmp_path / "file" / "a.safetensors")
-    assert "--out" in to_shell(caught.value.hint)
+    assert caught.value.hint == "choose another folder"
+
+
+def test_a_folder_that_another_process_removes_while_a_file_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the last shard does with that of shard manifests."""
+    touch, folder = Path.touch, tmp_path / ".shards"
+
+    def late(path: Path, **options: Any) -> None:
+        monkeypatch.setattr(Path, "touch", touch)
+        folder.rmdir()
+        touch(path, **options)
+
+    monkeypatch.setattr(Path, "touch", late)
+    with atomic_path(folder / "a.json") as temporary:
+        temporary.write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(("number", "said", "hint"), [
+    (errno.EACCES, "you may not write into {} (owner ", "+w {}; or choose another folder"),
+    (errno.EROFS, "Read-only file system", "choose another folder"),
+    (errno.ENOSPC, "No space left on device", "free some space, or choose another folder")])
+def test_a_folder_that_cannot_be_written(number: int, said: str, hint: str, tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK or path != tmp_path)
+    with pytest.raises(VplError) as caught:
+        write_any(tmp_path / "a.safetensors")
+    assert caught.value.message.startswith(
+        f"cannot write {tmp_path / 'a.safetensors'}: {said.format(tmp_path)}")
+    assert caught.value.hint.endswith(hint.format(tmp_path))
+    assert ("space" in caught.value.hint) == (number == errno.ENOSPC)
 
 
 def test_truncated_tensors(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vpltool.engine.photos import chosen_shard
 from vpltool.errors import VplError
 from vpltool.formats import Header, OutputFolder, open_input, open_output
 from vpltool.formats.shards import (
@@ -29,7 +31,7 @@ TAGS = {key: f"tag of {key}" for key in IDS}
 TORN = "photo5"
 
 VARIABLES = ("RANK", "WORLD_SIZE", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT",
-             "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX")
+             "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_MAX", "SLURM_STEP_NUM_TASKS")
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +100,24 @@ def test_an_array_that_is_not_numbered_from_0_is_refused(
     assert f"`shard='{index}/N'`" in caught.value.hint
 
 
+@pytest.mark.parametrize(("variables", "choice", "tasks"), [
+    ({"SLURM_STEP_NUM_TASKS": 4, "SLURM_PROCID": 2}, "", 4),
+    ({"SLURM_STEP_NUM_TASKS": 4, "SLURM_PROCID": 2}, "2/4", 1),
+    ({"SLURM_STEP_NUM_TASKS": 4, "RANK": 0, "WORLD_SIZE": 8}, "", 1),
+    ({"SLURM_STEP_NUM_TASKS": 1, "SLURM_NTASKS": 4, "SLURM_PROCID": 0}, "", 1)],
+    ids=["srun", "named shards", "torchrun", "the script of sbatch"])
+def test_srun_whose_tasks_all_take_the_same_photos_is_warned_of(
+    variables: dict[str, int], choice: str, tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell(monkeypatch, **variables)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        chosen_shard(choice)
+    said = [str(warning.message) for warning in caught]
+    assert len(said) == (tasks > 1)
+    assert all("4 tasks" in message and "`shard='I/4'`" in message for message in said)
+
+
 def test_what_cannot_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     check_alone("a recipe")
     tell(monkeypatch, SLURM_ARRAY_TASK_ID=4, SLURM_ARRAY_TASK_COUNT=8)
@@ -145,6 +165,7 @@ def test_shards_end_in_the_bytes_of_one_process(tmp_path: Path, alone: dict[str,
     for index in order:
         work(opened(tmp_path / "cams", Shard(index, 3)), failing=[TORN])
     assert tree(tmp_path / "cams") == alone
+    assert all(path.is_file() for path in (tmp_path / "cams").iterdir())
 
 
 def test_shards_at_once(tmp_path: Path, alone: dict[str, bytes]) -> None:
@@ -181,6 +202,7 @@ def test_one_process_completes_what_shards_began(tmp_path: Path, alone: dict[str
     assert 0 < len(rest.todo) < len(IDS)
     work(rest, failing=[TORN])
     assert tree(tmp_path / "cams") == alone
+    assert all(path.is_file() for path in (tmp_path / "cams").iterdir())
 
 
 def test_another_number_of_shards_goes_on(tmp_path: Path, alone: dict[str, bytes]) -> None:

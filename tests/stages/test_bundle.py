@@ -176,6 +176,27 @@ def test_a_stored_tower_is_another_segmenter_s(run: Run, work: Path, tmp_path: P
         Segmenter.load(bundle)
 
 
+def test_classes_that_are_fewer_than_the_network_s_are_refused(run: Run, work: Path, tmp_path: Path
+                                                               ) -> None:
+    """Its labels would have no name. And whoever has only a copy is told to copy it again."""
+    bundle = exported(run, work, "--what", "linear", "-o", tmp_path / "a.safetensors")
+    header, tensors = read_tensors(bundle, "bundle")
+    facts = {**header.facts, "classes": header.facts["classes"][:2]}
+    write_tensors(bundle, replace(header, facts=facts), tensors)
+    with pytest.raises(VplError, match="has 4 outputs, and its header names 3,") as caught:
+        Segmenter.load(bundle)
+    assert "copy it again" in caught.value.hint
+    content = bundle.read_bytes()
+    bundle.write_bytes(content[:-4] + b"\xff" * 4)
+    with pytest.raises(VplError) as caught:
+        read_tensors(bundle, "bundle")
+    assert "copy it again" in caught.value.hint
+    bundle.write_bytes(content[:-4])
+    with pytest.raises(VplError, match="truncated") as caught:
+        Segmenter.load(bundle)
+    assert "copy it again" in caught.value.hint
+
+
 def test_a_bundle_is_data(run: Run, work: Path, tmp_path: Path) -> None:
     """Whatever its header says: nothing runs, nothing is replaced, no file is a method."""
     mark, victim = tmp_path / "mark", tmp_path / "victim.safetensors"

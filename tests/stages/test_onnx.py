@@ -92,7 +92,8 @@ def test_it_holds_no_absolute_path(name: str, work: Path) -> None:
 def as_the_metadata_says(photo: Image.Image, said: dict[str, Any]) -> np.ndarray:
     """What someone writes who has only the file: `resize`, then mean and std."""
     shrink = min(1, said["max_side"] / max(photo.size))
-    size = [int(np.ceil(side * shrink / said["patch"]) * said["patch"]) for side in photo.size]
+    patch = said["patch"]
+    size = [int(np.ceil((side * shrink - 1e-6) / patch)) * patch for side in photo.size]
     rgb = np.asarray(photo.convert("RGB").resize(size, Image.Resampling.BICUBIC)) / 255
     return ((rgb - said["mean"]) / said["std"]).transpose(2, 0, 1)[None].astype(np.float32)
 

@@ -103,7 +103,8 @@ def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
         found = next((folder / path for folder in folders if path and (folder / path).exists()),
                      None)
         if named and path and found is None:
-            raise VplError(f"`encoder={given!r}`: there is no {path}", "check the path")
+            raise VplError(f"`encoder={given!r}`: there is no {path}",
+                           f"check the path{models.IF_MOVED}")
         return found
 
     if given.startswith(TIMM):
@@ -123,7 +124,7 @@ def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
     model, _, pretrained = given.partition(":")
     if not pretrained:
         raise VplError(f"`encoder={given!r}`: no such file, and not of the form MODEL:PRETRAINED",
-                       f"give {FORMS}")
+                       f"give {FORMS}{models.IF_MOVED}")
     return EncoderSource("clip", model, pretrained, find(pretrained))
 
 

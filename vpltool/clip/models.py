@@ -33,6 +33,9 @@ Colour = tuple[float, float, float]
 Colours = tuple[Colour, Colour]
 """Mean and standard deviation of RGB in [0, 1]."""
 
+IF_MOVED = "; if the workspace was moved, `doctor()` prints the line that repairs it"
+"""End of the hint where a file is not there: paths are stored relative to the workspace."""
+
 IMAGENET: Colours = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 INSTEAD = "choose a ViT, such as `model='ViT-B-16-quickgelu', pretrained='openai'`"
@@ -104,7 +107,7 @@ def find_source(model: str, pretrained: str, base: Path = Path()) -> ModelSource
     if "/" in pretrained or path.suffix in (".pt", ".pth", ".bin", ".safetensors"):
         raise VplError(f"no weights at {path}",
                        "give a tag of open_clip, hf-hub:ORGANISATION/NAME, a weights file, or a "
-                       "folder with open_clip_config.json")
+                       f"folder with open_clip_config.json{IF_MOVED}")
     _check_name(model)
     return ModelSource(model, pretrained, "tag")
 

@@ -20,7 +20,7 @@ from vpltool.console import age, size
 from vpltool.engine import checkpoints
 from vpltool.engine.features import HEAD, head_path
 from vpltool.engine.models import WORDS
-from vpltool.errors import VplError, counted, first_few, first_line, part_of
+from vpltool.errors import NotPermitted, VplError, counted, first_few, first_line, part_of
 from vpltool.formats import Photo, Workspace, open_workspace, read_json
 from vpltool.formats.atomic import AT_WORK, PART, newest
 from vpltool.formats.changes import count_photos
@@ -241,11 +241,14 @@ def _folder(workspace: Workspace, path: Path, opened: Manifest | VplError, known
                            "while it replaced them")
         artifact = artifact_of(workspace, path, opened)
     except VplError as error:
-        return 0, [_found(BROKEN, workspace, path, error.message, _again(workspace, path))]
+        return 0, [_unreadable(workspace, path, error)]
     if artifact is None or artifact.folder is None:
         return 0, []
     ids = artifact.folder.photo_ids()
-    found = [*_bad_files(workspace, artifact), *_ids(workspace, artifact)]
+    try:
+        found = [*_bad_files(workspace, artifact), *_ids(workspace, artifact)]
+    except NotPermitted as error:
+        return len(ids), [_unreadable(workspace, path, error)]
     if _lacks_head(artifact):
         found.append(_found(BROKEN, workspace, path, f"{path.name}{HEAD} is not beside it",
                             artifact.line()))
@@ -305,7 +308,7 @@ def _single(workspace: Workspace, path: Path) -> Iterator[Finding]:
     try:
         header = check_file(path)
     except VplError as error:
-        yield _found(BROKEN, workspace, path, error.message, _again(workspace, path))
+        yield _unreadable(workspace, path, error)
         return
     if header is None or not checkpoints.is_checkpoint(path):
         return
@@ -333,6 +336,12 @@ def _line_of(workspace: Workspace, path: Path) -> str:
     return artifact.line() if artifact else ""
 
 
+def _unreadable(workspace: Workspace, path: Path, error: VplError) -> Finding:
+    """Make a finding of a folder or file that is damaged, or that the user may not read."""
+    return _found(BROKEN, workspace, path, error.message, error.hint if isinstance(
+        error, NotPermitted) else _again(workspace, path))
+
+
 def _again(workspace: Workspace, path: Path) -> str:
     """Return the line that recomputes a damaged folder or file, if its header can be read.
 
@@ -350,7 +359,7 @@ def _scores(workspace: Workspace) -> Iterator[Finding]:
         try:
             read_json(file, "")
         except VplError as error:
-            yield _found(BROKEN, workspace, file, error.message, removal([file]))
+            yield _unreadable(workspace, file, error)
 
 
 def _failed(state: State) -> Iterator[Finding]:

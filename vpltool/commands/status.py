@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vpltool.console import age, size
-from vpltool.errors import counted, first_few
+from vpltool.errors import NotPermitted, counted, first_few
 from vpltool.formats import JsonObject, Workspace
 from vpltool.next_step import warn_of_changes
 from vpltool.settings import Settings, Stage, setting
@@ -34,7 +34,8 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[JsonObject]:
 
     Each result is listed below its last input. A result is stale if photos, tags, classes or files
     that it was made from have changed since. Work that several processes share is listed shard by
-    shard, each with its own command. Damaged files are named, and the rest is listed.
+    shard, each with its own command. Files that are damaged, or that you may not read, are named,
+    and the rest is listed.
 
     Example: vpltool status
 
@@ -47,6 +48,7 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[JsonObject]:
         it, `bytes` and `written` (seconds since 1970). Where several processes are making it,
         `shards` has `shard`, `missing` and `line` of each that is not complete. What is damaged
         comes last: `damaged` says what is wrong, and `line` is that of `doctor`, which repairs it.
+        If you may not read it, `forbidden` is true, and `line` says who can change that.
     """
     warn_of_changes(workspace)
     state = read_state(workspace, passes_over=True)
@@ -66,11 +68,14 @@ def run(workspace: Workspace, settings: StatusSettings) -> list[JsonObject]:
                 "damaged": ""})
     for name, error in sorted(state.damaged.items()):
         count, written = _measured(workspace.path / name)
+        forbidden = isinstance(error, NotPermitted)
         listed.append({
             "name": name, "made_by": "", "settings": "", "sources": [], "stale": [],
             "incomplete": False, "failed": [], "failed_here": [],
-            "line": command_line("doctor", {}, program(workspace.path)),
-            "bytes": count, "written": written, "shards": [], "damaged": error.message})
+            "line": (error.hint if forbidden
+                     else command_line("doctor", {}, program(workspace.path))),
+            "bytes": count, "written": written, "shards": [], "damaged": error.message,
+            **({"forbidden": True} if forbidden else {})})
     return listed
 
 
@@ -144,7 +149,7 @@ def _rows(below: Mapping[str, Sequence[JsonObject]], parent: str, indent: str
 
 def _mark(entry: JsonObject) -> str:
     if entry["damaged"]:
-        return "damaged"
+        return "forbidden" if "forbidden" in entry else "damaged"
     if entry["incomplete"]:
         return "incomplete"
     return "stale" if entry["stale"] else "ok"
@@ -156,7 +161,7 @@ def _format_list(result: list[JsonObject]) -> str:
     lines = []
     for entry in result:
         if entry["damaged"]:
-            lines += [f"damaged  {entry['name']}", f"       {to_shell(entry['damaged'])}",
+            lines += [f"{_mark(entry)}  {entry['name']}", f"       {to_shell(entry['damaged'])}",
                       f"       {entry['line']}"]
             continue
         from_what = f"  from {', '.join(entry['sources'])}" if entry["sources"] else ""

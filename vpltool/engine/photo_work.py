@@ -14,7 +14,7 @@ from vpltool import console
 from vpltool.core.photos import PhotoSettings
 from vpltool.engine.features import smaller_side_hint
 from vpltool.engine.photos import SEE_THE_DISK, Photos
-from vpltool.errors import VplError, part_of
+from vpltool.errors import PhotosFailed, VplError, part_of
 from vpltool.formats import Header, OutputFolder, changes, finish_all, kinds, open_output
 from vpltool.formats.labels import read_labels
 from vpltool.lazy import np, npt, torch
@@ -121,7 +121,18 @@ def make_photos(
                 write_out(key, made)
                 advance()
     _tell_changes(outputs, before)
-    return finish_all(outputs)
+    return _finish(outputs, reads or {})
+
+
+def _finish(outputs: Sequence[OutputFolder], paths: Mapping[str, Path]) -> list[Path]:
+    """Finish the outputs; the hint of an error names the path of a failed photo that is gone."""
+    try:
+        return finish_all(outputs)
+    except PhotosFailed as error:
+        # Reasons are kept in manifests, which name no folder.
+        gone = [paths[key] for key in error.photos if key in paths and not paths[key].exists()]
+        error.hint = f"{gone[0]} is not there; {error.hint}" if gone else error.hint
+        raise
 
 
 def _check_there(outputs: Sequence[OutputFolder], paths: Mapping[str, Path]) -> None:

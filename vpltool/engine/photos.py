@@ -56,6 +56,10 @@ def chosen_shard(choice: str) -> shards.Shard:
     shard = shards.find_shard(choice)
     if shard.count > 1:
         console.note(f"shard {shard} of the photos, {shard.set_by}")
+    if (tasks := shards.undivided_tasks(choice)) > 1:
+        console.warn(f"srun started {tasks} tasks (SLURM_STEP_NUM_TASKS), and each takes the same "
+                     f"photos; to divide them, give each task `shard='I/{tasks}'`, where I is its "
+                     "SLURM_PROCID")
     return shard
 
 

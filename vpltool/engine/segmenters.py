@@ -153,6 +153,11 @@ class SegmenterFile:
         except ValueError as error:
             raise VplError(f"{self.path} does not hold the network that its header names "
                            f"({error})", self.again) from error
+        named, outputs = 1 + len(self.classes), len(network.classes)
+        # Fewer outputs are no fault: the last classes may have no prototypes.
+        if outputs > named:
+            raise VplError(f"{self.path}: its network has {outputs} outputs, and its header names "
+                           f"{named}, with the background", self.again)
         return network.eval().requires_grad_(False)
 
     def trained(self, workspace: Workspace, device: torch.device) -> TrainedSegmenter:
@@ -296,7 +301,7 @@ class BundleFile(SegmenterFile):
 
     role = "segmenter"
     portable = True
-    again = "`export('bundle')` writes it again"
+    again = "`export('bundle')` writes it again; or copy it again from where it was made"
 
     def workspace(self, path: Path) -> Workspace:
         """Make a workspace that exists only in memory, with the bundle's classes."""

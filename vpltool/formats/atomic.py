@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, not_permitted
 
 PART = ".part-"
 """Prefix of temporary names."""
@@ -44,15 +44,39 @@ def _part_of(path: Path) -> Path:
     return path.with_name(f"{PART}{os.urandom(8).hex()}{path.suffix}")
 
 
+def _new_part(path: Path) -> Path:
+    """Make a folder, and an empty temporary file in it; return the file."""
+    part = _part_of(path)
+    for last in (False, True):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not mkstemp, which uses mode 0600: correcting that would mean changing the umask for
+            # all threads. Here the system applies it.
+            part.touch(mode=0o666, exist_ok=False)
+            break
+        except (FileNotFoundError, FileExistsError):
+            # Another process may just have removed the empty folder, as that of shard manifests.
+            if last:
+                raise
+    return part
+
+
 @contextlib.contextmanager
-def _naming_disk_errors(path: Path, option: str) -> Iterator[None]:
+def _naming_disk_errors(path: Path) -> Iterator[None]:
     """Turn an error of the disk into one that names the file."""
     try:
         yield
     except OSError as error:
-        raise VplError(f"cannot write {path}: {error.strerror or error}",
-                       "free some space, or write elsewhere: choose another workspace folder, or "
-                       f"give `out='{option}'`") from error
+        # `Path.exists` raises an error below a folder that may not be entered.
+        folder = next(above for above in path.absolute().parents if os.access(above, os.F_OK))
+        if isinstance(error, PermissionError) and not os.access(folder, os.W_OK | os.X_OK):
+            raise not_permitted(folder, "write into", "w", f"cannot write {path}: ",
+                                "; or choose another folder") from error
+        full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        named = f" ({error.filename})" if isinstance(error, PermissionError) else ""
+        raise VplError(f"cannot write {path}: {error.strerror or error}{named}",
+                       f"{'free some space, or ' if full else ''}choose another folder"
+                       ) from error
 
 
 @contextlib.contextmanager
@@ -65,14 +89,9 @@ def atomic_path(path: Path, batch: PendingFiles | None = None) -> Iterator[Path]
         VplError: the folder cannot be written, or the disk is full.
     """
     temporary = None
-    with _naming_disk_errors(path, "PATH"):
+    with _naming_disk_errors(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = _part_of(path)
-            # Not mkstemp, which uses mode 0600: correcting that would mean changing the umask for
-            # all threads. Here the system applies it.
-            part.touch(mode=0o666, exist_ok=False)
-            temporary = part
+            temporary = _new_part(path)
             yield temporary
             if batch is not None and _syncs():
                 batch.take(path, temporary)
@@ -110,7 +129,7 @@ class PendingFiles:
         """
         parts, self._parts = self._parts, {}
         try:
-            with _naming_disk_errors(next(iter(parts), Path()).parent, "PATH"):
+            with _naming_disk_errors(next(iter(parts), Path())):
                 sync(parts.values())
                 for path, part in parts.items():
                     part.replace(path)
@@ -162,7 +181,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         VplError: it cannot be written, or the disk is full.
     """
     part = _part_of(path)
-    with _naming_disk_errors(path, "DIR"):
+    with _naming_disk_errors(path):
         remove_leftovers(path.parent)
         try:
             yield part

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from vpltool import console
-from vpltool.errors import VplError, counted, first_few, near_name
+from vpltool.errors import NotPermitted, VplError, counted, first_few, near_name
 from vpltool.formats import storage
 from vpltool.formats.changes import difference
 from vpltool.formats.header import Header, join_supervision
@@ -157,12 +157,14 @@ class InputFolder(Manifest):
     def _how_to_go_on(self, missing: Iterable[str]) -> str:
         """Return a hint with the call that computes the missing photos."""
         if self.shards == 1:
-            return f"{call_of(self.header)} continues where it stopped"
+            return (f"{call_of(self.header)} continues where it stopped; if it is still running, "
+                    "wait for it")
         lacking = sorted({shard_of(key, self.shards) for key in missing})
         named = ", ".join(f"{index}/{self.shards}" for index in lacking[:10])
         more = f" and {len(lacking) - 10} more" if len(lacking) > 10 else ""
         return (f"{call_of(self.header, shard=f'{lacking[0]}/{self.shards}')} continues with the "
-                f"first incomplete shard of {named}{more}; `status()` prints all commands")
+                f"first incomplete shard of {named}{more}; `status()` prints all commands. If they "
+                "are still running, wait for them")
 
 
 def supervision_of(inputs: Iterable[InputFolder | Path | str]) -> str:
@@ -195,6 +197,9 @@ def faults_in(folder: InputFolder) -> tuple[dict[Path, str], list[Path]]:
 
     Returns:
         fault by damaged file; and files with other settings or inputs.
+
+    Raises:
+        NotPermitted: the user may not read a file.
     """
     damaged: dict[Path, str] = {}
     foreign: list[Path] = []
@@ -208,6 +213,8 @@ def faults_in(folder: InputFolder) -> tuple[dict[Path, str], list[Path]]:
         except FileNotFoundError:
             # A running command has replaced it.
             pass
+        except NotPermitted:
+            raise
         except VplError as error:
             damaged[file] = error.message.removeprefix(str(file)).lstrip(": ")
     for key, entry in folder.packed.items():

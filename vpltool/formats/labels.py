@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from vpltool.errors import VplError
+from vpltool.errors import VplError, not_readable
 from vpltool.formats.atomic import PendingFiles, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
@@ -283,6 +283,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise VplError(f"no mask at {short_path(path)}",
                        "give masks to `prepare`; `show(truth=False)` does without them"
                        ) from None
+    except PermissionError as error:
+        raise not_readable(path) from error
     except (OSError, SyntaxError, ValueError, IndexError, KeyError, OverflowError, zlib.error,
             struct.error, Image.DecompressionBombError) as error:
         raise VplError(f"{short_path(path)} cannot be read as a {kind} ({error})",

@@ -21,7 +21,7 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from vpltool.errors import VplError
+from vpltool.errors import NotPermitted, VplError, not_readable
 from vpltool.formats.fields import FLAG, NUMBER, OBJECT, TEXT, TEXT_OF, TEXTS, check_fields
 from vpltool.formats.header import Header
 from vpltool.formats.kinds import KINDS, folders_of, is_workspace
@@ -180,12 +180,24 @@ def shard_manifests(path: Path) -> list[tuple[Path, JsonObject]]:
     Raises:
         VplError: a shard manifest is damaged.
     """
-    dated = []
-    for file in sorted((path / _SHARDS).glob("*-of-*.json")):
+    dated, files = [], list[Path]()
+    # Another process may be removing the empty folder.
+    with contextlib.suppress(FileNotFoundError):
+        files = sorted((path / _SHARDS).glob("*-of-*.json"))
+    for file in files:
         # Another process may have merged and deleted this file meanwhile.
         with contextlib.suppress(FileNotFoundError):
             dated.append((file.stat().st_mtime_ns, file, _read_shard(file)))
     return [(file, content) for _, file, content in sorted(dated, key=lambda entry: entry[:2])]
+
+
+def remove_shard_manifests(path: Path, files: Iterable[Path]) -> None:
+    """Delete shard manifests of a folder, and their subfolder once it is empty."""
+    for file in files:
+        file.unlink(missing_ok=True)
+    # Another shard may be writing its manifest.
+    with contextlib.suppress(OSError):
+        (path / _SHARDS).rmdir()
 
 
 def _read_shard(file: Path) -> JsonObject:
@@ -195,6 +207,8 @@ def _read_shard(file: Path) -> JsonObject:
                                "complete": FLAG, "failed": TEXT_OF}, _OF_PHOTOS)
         if not 0 <= content["shard"] < content["shards"]:
             raise ValueError(f"there is no shard {content['shard']} of {content['shards']}")
+    except PermissionError as error:
+        raise not_readable(file) from error
     except ValueError as error:
         raise VplError(f"{file} is damaged: {error}",
                        "delete it and run the same shard again") from error
@@ -298,6 +312,8 @@ def is_of_another_run(file: Path, header: Header, *, keeps_corrected: bool) -> b
     except FileNotFoundError:
         # Another process has just deleted it.
         return False
+    except NotPermitted:
+        raise
     except VplError:
         return True
     return (not keeps_corrected if found is None else found.config_hash != header.config_hash)

@@ -23,6 +23,7 @@ from vpltool.formats.manifest import (
     known_manifest,
     mark_replaced,
     read_manifest,
+    remove_shard_manifests,
     shard_manifest,
     shard_manifests,
 )
@@ -113,8 +114,7 @@ class OutputFolder(PhotoFolder):
         write_json(self.path / MANIFEST, manifest.to_json())
 
     def _remove_shard_manifests(self) -> None:
-        for file, _ in shard_manifests(self.path):
-            file.unlink(missing_ok=True)
+        remove_shard_manifests(self.path, (file for file, _ in shard_manifests(self.path)))
 
     def keep_corrected(self) -> None:
         """Keep labels corrected by hand, which have no header since another program wrote them."""
@@ -245,8 +245,7 @@ class OutputFolder(PhotoFolder):
             joined, header=self.header, complete=all(part["whole"] for part in alike),
             replaced=False, failed={key: why for key, why in joined.failed.items()
                                     if not self.holds(key)}))
-        for file, _ in parts:
-            file.unlink(missing_ok=True)
+        remove_shard_manifests(self.path, (file for file, _ in parts))
 
 
 def _says(manifest: Manifest, own: Manifest) -> bool:

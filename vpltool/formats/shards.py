@@ -81,6 +81,18 @@ def shard_of_environment() -> Shard:
     return Shard(index, tasks, "SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT")
 
 
+def undivided_tasks(choice: str) -> int:
+    """Return the number of srun's tasks, of which this is one, that take the same shard; else 1.
+
+    In a batch script, SLURM_NTASKS counts tasks that may never start.
+
+    Raises:
+        VplError: a variable is not a number.
+    """
+    divided = choice or rank_of_process()[1] > 1
+    return 1 if divided else _number("SLURM_STEP_NUM_TASKS") or 1
+
+
 def check_alone(what: str) -> None:
     """Check that this is not one of several processes that would all do the same work.
 

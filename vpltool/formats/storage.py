@@ -11,7 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from vpltool.errors import VplError, first_line, then
+from vpltool.errors import VplError, first_line, not_readable, then
 from vpltool.formats.atomic import PendingFiles, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import KINDS, check_shapes, check_values, kind_named
@@ -21,7 +21,8 @@ from vpltool.lazy import Image, Tensor, safetensors, torch
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _LARGEST_HEADER = 1 << 26
-_RECOMPUTE = "delete it and run the command that recomputes it"
+_COPY = "copy it again from where it was made"
+_RECOMPUTE = f"delete it and run the command that recomputes it, or {_COPY}"
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
@@ -35,11 +36,14 @@ def read_json(path: Path, made_by: str) -> JsonObject:
 
     Raises:
         VplError: the file is missing or is not a JSON object; the hint is `made_by`.
+        NotPermitted: the user may not read it.
     """
     try:
         content = parse_json(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise VplError(f"{path} does not exist", made_by) from None
+    except PermissionError as error:
+        raise not_readable(path) from error
     except (ValueError, OSError) as error:
         raise VplError(f"{path} cannot be read as JSON ({error})", made_by) from error
     if not isinstance(content, dict):
@@ -80,6 +84,7 @@ def read_tensors(
             `made_by`, by default the kind's command.
     """
     hint = made_by or kind_named(kind).made_by
+    again = f"delete it and run: {hint}" + (f"; or {_COPY}" if kind == "bundle" else "")
     header = expect_header(path, kind, hint)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -89,8 +94,8 @@ def read_tensors(
         # The file has just vanished; safetensors' own error has no errno.
         raise VplError(f"no {kind} at {path}", hint) from error
     except safetensors.SafetensorError as error:
-        raise VplError(f"{path} is damaged ({error})", f"delete it and run: {hint}") from error
-    check_values(kind, tensors, str(path), f"delete it and run: {hint}")
+        raise VplError(f"{path} is damaged ({error})", again) from error
+    check_values(kind, tensors, str(path), again)
     return header, tensors
 
 
@@ -130,13 +135,17 @@ def describe(path: Path) -> Description:
 
     Raises:
         VplError: the file is truncated, or is neither a .safetensors nor a PNG.
+        NotPermitted: the user may not read it.
     """
-    if path.suffix == ".png":
-        return Description(_png_header(path), {})
-    if path.suffix in SUFFIXES:
-        return Description(scene_header(path), {})
-    with path.open("rb") as file:
-        return _describe_tensors(file, path.stat().st_size, path)
+    try:
+        if path.suffix == ".png":
+            return Description(_png_header(path), {})
+        if path.suffix in SUFFIXES:
+            return Description(scene_header(path), {})
+        with path.open("rb") as file:
+            return _describe_tensors(file, path.stat().st_size, path)
+    except PermissionError as error:
+        raise not_readable(path) from error
 
 
 def _describe_tensors(file: IO[bytes], size: int, where: Path | str) -> Description:

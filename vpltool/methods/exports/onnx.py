@@ -216,8 +216,8 @@ def metadata_of(segmenter: TrainedSegmenter, settings: Settings) -> dict[str, st
         values |= {"mean": [0.0] * 3, "std": [1.0] * 3,
                    "resize": f"into {side}×{side}, bilinear; what is left is grey, 114 of 255"}
     else:
-        values["resize"] = (f"no side above max_side, by one factor; then each side up to a "
-                            f"multiple of {patch}; bicubic")
+        values["resize"] = ("no side above max_side, by one factor; then each side, less 1e-6 "
+                            f"for rounding errors, up to a multiple of {patch}; bicubic")
     values |= {"classes": ["background", *values["classes"]], "patch": patch,
                "palette": [list(flat[3 * index : 3 * index + 3])
                            for index in range(len(values["classes"]) + 1)],
