@@ -144,7 +144,7 @@ def test_photos_that_cannot_be_read_are_named_at_the_start_and_at_the_end(
     assert result.lines("error:") == ["3 photos failed, the others are done: "
                                       "scene0, scene2, holiday"]
     damaged, failed, left_out, empty, new = result.lines("warning:")
-    assert damaged.startswith("2 of 6 photos cannot be read: scene0.png (")
+    assert damaged.startswith("2 of 8 photos cannot be read: scene0.png (")
     assert "no mask shows " in empty
     assert failed.startswith("2 of 6 photos failed, the others are done: scene0.png: ")
     assert "scene0: " not in failed
