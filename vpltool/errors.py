@@ -45,20 +45,23 @@ def not_permitted(path: Path, action: str, right: str, before: str = "", otherwi
 
     Args:
         action: such as "read"; `before` begins the message.
-        right: letter of the missing right in `chmod`; `otherwise` ends the hint.
+        right: letters of the needed rights in `chmod`; `otherwise` ends the hint.
     """
     found = path.stat()
     try:
         owner = path.owner()
     except (KeyError, NotImplementedError):
         owner = str(found.st_uid)
+    mode = stat.S_IMODE(found.st_mode)
+    message = f"{before}you may not {action} {path} (owner {owner}, mode {mode:03o})"
     own = os.name == "nt" or found.st_uid == os.geteuid()
     who = "u" if own else "g" if found.st_gid in (os.getegid(), *os.getgroups()) else "o"
-    return NotPermitted(
-        f"{before}you may not {action} {path} (owner {owner}, mode "
-        f"{stat.S_IMODE(found.st_mode):03o})",
-        f"{'run' if own else 'ask the owner to run'}: chmod {who}+{right} "
-        f"{shlex.quote(str(path))}{otherwise}")
+    granted = mode >> {"u": 6, "g": 3, "o": 0}[who]
+    missing = "".join(letter for letter in right if not granted & {"r": 4, "w": 2, "x": 1}[letter])
+    if os.name == "nt" or not missing:
+        return NotPermitted(message, f"ask the owner or the administrator{otherwise}")
+    return NotPermitted(message, f"{'run' if own else 'ask the owner to run'}: chmod "
+                                 f"{who}+{missing} {shlex.quote(str(path))}{otherwise}")
 
 
 def not_readable(path: Path) -> NotPermitted:

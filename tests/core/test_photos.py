@@ -79,6 +79,14 @@ def test_single_pixels_do_not_set_the_scale(tmp_path: Path, single: float) -> No
     assert (found != plain)[..., 0].sum() <= 1
 
 
+@pytest.mark.parametrize("lit", [
+    np.eye(16), np.indices((16, 16)).sum(axis=0) % 2, np.arange(16)[:, None] % 2 * np.ones(16),
+    np.arange(256).reshape(16, 16) % 37 == 5])
+def test_what_is_a_pixel_wide_is_shown(tmp_path: Path, lit: np.ndarray) -> None:
+    Image.fromarray((100 + 900 * lit).astype(np.uint16)).save(tmp_path / "a.tif")
+    assert (read_photo(tmp_path / "a.tif")[..., 0] == 255 * lit).all()
+
+
 @pytest.mark.parametrize(("values", "found"), [
     ([[7, 9000]], [[0, 255]]), ([[7]], [[0]]), ([[7, 7], [7, 7]], [[0, 0], [0, 0]])])
 def test_tiny_and_even_photos_of_many_bits(
@@ -131,7 +139,6 @@ def tiff(values: np.ndarray, *, planar: bool = False) -> bytes:
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    (tiff(np.full((9, 9, 3), 4095, np.uint16)), "less than a quarter of their range"),
     (tiff(np.full((9, 9, 3), 60000, np.uint16), planar=True), "one after the other, in 16 bits"),
     (tiff(np.zeros((9, 9, 3), np.float32)), "a TIFF with 3 values of 32 bits a pixel"),
     (tiff(np.zeros((9, 9, 7), np.uint8)), "a TIFF with 7 values of 8 bits a pixel"),
@@ -142,6 +149,18 @@ def test_what_pillow_would_read_wrongly(tmp_path: Path, content: bytes, said: st
     for read in (read_photo, page_count):
         with pytest.raises(OSError, match=said):
             read(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(("level", "dark"), [(0, False), (4095, True), (4096, False)])
+def test_dark_colours_of_sixteen_bits(tmp_path: Path, level: int, dark: bool) -> None:
+    """Photos of the night are read; what a camera of 12 bits stores would look black."""
+    (tmp_path / "a.tif").write_bytes(tiff(np.full((9, 9, 3), level, np.uint16)))
+    assert page_count(tmp_path / "a.tif") == 1
+    if dark:
+        with pytest.raises(OSError, match="less than a 16th of their range"):
+            read_photo(tmp_path / "a.tif")
+    else:
+        assert (read_photo(tmp_path / "a.tif") == level // 256).all()
 
 
 def test_colours_of_sixteen_bits(tmp_path: Path) -> None:

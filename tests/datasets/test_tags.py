@@ -110,6 +110,9 @@ WRONG_FILES: dict[str, tuple[bytes, list[str], str]] = {
     "empty": (b"\n \n", ["empty"], "id,labels"),
     "no first line": (b"a.jpg,cat\nb.jpg,dog\n", ["a.jpg,cat", "first line"], "id,labels"),
     "other names": (b"filename;tags\na;cat\n", ["filename;tags", "first line"], "id,labels"),
+    "numbers of a class": (b"id,label\na,1\nb,0\n", ["lacks the column labels"], "id,labels"),
+    "a remark beside classes": (b"id,cat,notes\na,1,x\n", ["lacks the column labels"],
+                                "id,labels"),
     "only a first line": (ROW.encode(), ["no rows"], "id,labels"),
     "two columns of labels": (b"id,labels,labels\na,cat,dog\n", ["labels twice"], "by `;`"),
     "no id": (b"id,labels\na,cat\n,dog\n", [":3 ", "no id"], "file name"),
@@ -367,6 +370,12 @@ def test_paths_as_windows_writes_them(folder: Path) -> None:
         "one/x": ("cat",), "x\\y": ("dog",), "two/x": ("cow",), "d": ("cat",)}
     assert "C:\\me\\two\\x.jpg is two/x.jpg, /home/me/d is d" in remarks[0]
     assert "D:/three/x.jpg; an id is a path below " in remarks[1]
+    # Paths of other folders, and of a photo that has a row, are skipped as before.
+    (folder / "tags.csv").write_text(
+        "id,labels\na,cat\n/other/a.jpg,dog\n/one/set/d.jpg,cat\n/two/set/d.jpg,dog\n")
+    photos, _, remarks = read_folder(folder / "photos", folder / "tags.csv", None)
+    assert {photo.id: photo.tags for photo in photos} == {"a": ("cat",)}
+    assert "3 of 4 rows" in remarks[0]
 
 
 def test_the_same_photo_under_two_ids(folder: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from vpltool.errors import VplError, explain
+from vpltool.errors import VplError, explain, not_permitted
 from vpltool.formats import (
     KINDS,
     Header,
@@ -125,13 +125,14 @@ def test_labels_of_colours_are_refused(tmp_path: Path, mode: str) -> None:
 
 def test_labels_that_may_not_be_read_are_not_to_be_deleted(tmp_path: Path,
                                                            monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.png").touch(mode=0o640)
+    (tmp_path / "a.png").touch()
+    (tmp_path / "a.png").chmod(0o240)
 
     def refuse(path: object, **_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
     monkeypatch.setattr("vpltool.formats.labels.Image", SimpleNamespace(open=refuse))
-    with pytest.raises(VplError, match=r"you may not read .*a.png \(owner .+ 640\)") as caught:
+    with pytest.raises(VplError, match=r"you may not read .*a.png \(owner .+ 240\)") as caught:
         read_labels(tmp_path / "a.png")
     assert caught.value.hint == f"run: chmod u+r {tmp_path / 'a.png'}"
 
@@ -269,6 +270,7 @@ def test_a_folder_that_cannot_be_written(number: int, said: str, hint: str, tmp_
     def refuse(path: Path, **_: object) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
+    tmp_path.chmod(0o500)
     monkeypatch.setattr(Path, "touch", refuse)
     monkeypatch.setattr(os, "access", lambda path, mode: mode == os.F_OK or path != tmp_path)
     with pytest.raises(VplError) as caught:
@@ -277,6 +279,20 @@ def test_a_folder_that_cannot_be_written(number: int, said: str, hint: str, tmp_
         f"cannot write {tmp_path / 'a.safetensors'}: {said.format(tmp_path)}")
     assert caught.value.hint.endswith(hint.format(tmp_path))
     assert ("space" in caught.value.hint) == (number == errno.ENOSPC)
+    # As on Windows, if the drive is gone.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(VplError, match="cannot write "):
+        write_any(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(("mode", "hint"), [
+    (0o500, "run: chmod u+w "), (0o600, "run: chmod u+x "), (0o400, "run: chmod u+wx "),
+    (0o700, "ask the owner or the administrator")])
+def test_missing_rights_are_named(mode: int, hint: str, tmp_path: Path) -> None:
+    """A mode that grants all is told apart: other rules of the system forbid it."""
+    tmp_path.chmod(mode)
+    assert not_permitted(tmp_path, "write into", "wx").hint.startswith(hint)
+    tmp_path.chmod(0o700)
 
 
 def test_truncated_tensors(tmp_path: Path) -> None:

@@ -100,12 +100,17 @@ def test_an_array_that_is_not_numbered_from_0_is_refused(
     assert f"`shard='{index}/N'`" in caught.value.hint
 
 
+ARRAY = {"SLURM_ARRAY_TASK_ID": 0, "SLURM_ARRAY_TASK_COUNT": 2, "SLURM_ARRAY_TASK_MIN": 0,
+         "SLURM_ARRAY_TASK_MAX": 1}
+
+
 @pytest.mark.parametrize(("variables", "choice", "tasks"), [
     ({"SLURM_STEP_NUM_TASKS": 4, "SLURM_PROCID": 2}, "", 4),
+    ({"SLURM_STEP_NUM_TASKS": 4, "SLURM_PROCID": 2} | ARRAY, "", 4),
     ({"SLURM_STEP_NUM_TASKS": 4, "SLURM_PROCID": 2}, "2/4", 1),
     ({"SLURM_STEP_NUM_TASKS": 4, "RANK": 0, "WORLD_SIZE": 8}, "", 1),
     ({"SLURM_STEP_NUM_TASKS": 1, "SLURM_NTASKS": 4, "SLURM_PROCID": 0}, "", 1)],
-    ids=["srun", "named shards", "torchrun", "the script of sbatch"])
+    ids=["srun", "srun in an array", "named shards", "torchrun", "the script of sbatch"])
 def test_srun_whose_tasks_all_take_the_same_photos_is_warned_of(
     variables: dict[str, int], choice: str, tasks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +120,10 @@ def test_srun_whose_tasks_all_take_the_same_photos_is_warned_of(
         chosen_shard(choice)
     said = [str(warning.message) for warning in caught]
     assert len(said) == (tasks > 1)
-    assert all("4 tasks" in message and "`shard='I/4'`" in message for message in said)
+    share, number = (("I/8", "4 × SLURM_ARRAY_TASK_ID + SLURM_PROCID")
+                     if "SLURM_ARRAY_TASK_ID" in variables else ("I/4", "its SLURM_PROCID"))
+    assert all("4 tasks" in message and f"`shard='{share}'`, where I is {number}" in message
+               for message in said)
 
 
 def test_what_cannot_be_divided(monkeypatch: pytest.MonkeyPatch) -> None:

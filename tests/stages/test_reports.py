@@ -287,6 +287,14 @@ def test_a_photo_without_a_tag_should_show_no_class(copied: Path, run: Run) -> N
         assert (report["photos"], report["untagged"]) == (len(TRAIN), 1)
         first = report["worst"][0] if report["worst"] else {"id": "", "why": ""}
         assert (first["id"] == TRAIN[0].id and first["why"].startswith(why)) == bool(why)
+    # With `prepare --untagged`, nobody may have looked at it.
+    lines = (work / "changes.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    last["call"]["untagged"] = True
+    (work / "changes.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last)]) + "\n")
+    assert run(*call, work=work).code == 0
+    report = json.loads((work / "scores/masks-text-refined-train-tags.json").read_text())
+    assert (report["photos"], report.get("untagged", 0)) == (len(TRAIN) - 1, 0)
     # Where no photo has a tag, nothing is known of any.
     file.write_text("".join(f"{json.dumps(photo | {'labels': []})}\n" for photo in photos))
     assert "no photo of `train` has a tag" in run(*call, work=work).lines("error:")[0]

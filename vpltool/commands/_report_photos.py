@@ -32,7 +32,7 @@ class Layer:
     """A result that the report lays over the photos.
 
     `threshold` is where the scores of CAMs cut them, 0 without scores; `probabilities` are those of
-    a prediction, if stored; `untagged` is whether no photo of the split has a tag.
+    a prediction, if stored; `untagged` is whether photos without a tag may show anything.
     """
 
     column: panels.Column
@@ -129,7 +129,7 @@ def _draw_layer(workspace: Workspace, layer: Layer, photo: Photo, size: tuple[in
     measured = _areas(labels)
     if truth is not None:
         measured |= _iou(workspace, labels, truth, column)
-    if not (layer.untagged or layer.knows_tags):
+    if not layer.knows_tags and (photo.tags or not layer.untagged):
         tags, found = {*workspace.indices_of(photo)}, {*measured["found"]}
         measured |= {"missed": sorted(tags - found), "extra": sorted(found - tags),
                      "apart": len(tags ^ found)}

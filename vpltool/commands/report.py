@@ -21,7 +21,7 @@ from vpltool.formats.atomic import atomic_path
 from vpltool.formats.fields import NUMBER, OBJECT, REAL, TEXT, check_fields
 from vpltool.formats.header import format_preset
 from vpltool.formats.kinds import results_of
-from vpltool.formats.workspace import with_known_tags
+from vpltool.formats.workspace import untagged_show_none
 from vpltool.lazy import np
 from vpltool.parallel import device, threads
 from vpltool.pictures.colours import class_palette
@@ -90,7 +90,8 @@ def run(workspace: Workspace, settings: ReportSettings) -> Path:
     scores = _read_scores(workspace.path)
     cuts = {score["what"].removeprefix("cams-"): score["threshold"]
             for score in scores if score["split"] == split and score["threshold"]}
-    layers = [replace(open_layer(workspace, column, cuts), untagged=not with_known_tags(photos))
+    untagged = not untagged_show_none(workspace.path, photos)
+    layers = [replace(open_layer(workspace, column, cuts), untagged=untagged)
               for column in panels.open_columns(workspace, settings.what, split)]
     truth = settings.truth and any(photo.mask for photo in photos)
     state = _state(workspace)

@@ -38,8 +38,8 @@ _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _KIND, _BITS, _MEANING, _CHANNELS, _PLANES = 254, 258, 262, 277, 284  # tags of TIFF 6.0
 _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 279, 324, 325
 
-_DIM = 64
-"""Colours of 16 bits whose upper 8 are all below this hold 14 bits or fewer."""
+_DIM = 16
+"""Colours of 16 bits whose upper 8 are all below this hold 12 bits or fewer, and look black."""
 
 _SAVE = "save it as greyscale of 8, 16 or 32 bits, or as RGB of 8"
 
@@ -88,8 +88,8 @@ def rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
         upright = Image.new("RGB", layer.size)
         upright.paste(layer, mask=layer.getchannel("A"))
     rgb = np.array(upright if upright.mode == "RGB" else upright.convert("RGB"))
-    if deep and rgb.max(initial=0) < _DIM:
-        raise OSError(f"its colours of 16 bits use less than a quarter of their range; {_SAVE}")
+    if deep and 0 < rgb.max(initial=0) < _DIM:
+        raise OSError(f"its colours of 16 bits use less than a 16th of their range; {_SAVE}")
     return rgb
 
 
@@ -138,6 +138,9 @@ def _extremes(wide: npt.NDArray[Any]) -> tuple[float, float]:
                if height and width else [wide])
     low = np.fmin.reduce(functools.reduce(np.fmax, squares), axis=None)
     high = np.fmax.reduce(functools.reduce(np.fmin, squares), axis=None)
+    if not low < high:
+        # All that is shown is a pixel wide, or nothing is.
+        low, high = np.fmin.reduce(wide, axis=None), np.fmax.reduce(wide, axis=None)
     if np.isnan(low):
         raise OSError("no pixel has a value")
     return float(low), float(high)
@@ -212,7 +215,7 @@ def _numbers_of(file: IO[bytes]) -> str:
 def page_count(path: Path) -> int:
     """Return the number of pages of a TIFF, without smaller copies of a page.
 
-    Raises an OSError if it cannot be opened or is truncated, or if `rgb_of` refuses its colours.
+    Raises an OSError if it cannot be opened or is truncated.
     """
     with _readable(path) as image:
         tags: Any = getattr(image, "tag_v2", {})
@@ -220,8 +223,7 @@ def page_count(path: Path) -> int:
                    tags.get(_STRIP_BYTES, tags.get(_TILE_BYTES, ())))
         if max(ends, default=0) > path.stat().st_size:
             raise OSError("the file is truncated")
-        if _has_deep_colours(image):
-            rgb_of(image)
+        _has_deep_colours(image)
         pages = 0
         for number in range(getattr(image, "n_frames", 1)):
             image.seek(number)

@@ -22,6 +22,10 @@ _YES, _NO = {"1", "yes", "y", "true", "x"}, {"", "0", "no", "n", "false", "-"}
 _NOT_CLASSES = {"", "id", "split", "caption"}
 """Columns that are no class where the classes have columns of their own."""
 
+_FOR_LABELS = {"label", "tag", "tags", "class", "classes", "category", "categories", "target",
+               "notes", "note", "comment", "comments"}
+"""Columns that are no class, but hold labels under another name, or remarks."""
+
 _SAVE_AS_CSV = "save it from the spreadsheet as CSV UTF-8; "
 _OTHER_FILES = (
     (b"PK\x03\x04", "an Excel workbook or another zip archive, not a CSV", _SAVE_AS_CSV),
@@ -73,7 +77,8 @@ class CsvFile:
                 raise VplError(f"{path}: the first line cannot be read: {error}", self.first
                                ) from error
             columns = [field.strip().casefold() for field in fields]
-            if wanted == TAGS and "id" in columns and "labels" not in columns:
+            if (wanted == TAGS and "id" in columns and "labels" not in columns
+                    and _FOR_LABELS.isdisjoint(columns)):
                 self.classes = {column: field.strip() for column, field
                                 in zip(columns, fields, strict=True) if column not in _NOT_CLASSES}
             if self.classes or set(wanted) <= set(columns):

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -123,19 +123,30 @@ def _by_file_name(names: Sequence[str]) -> dict[str, list[str]]:
 
 def _below_folder(rows: Sequence[TagRow], names: Sequence[str], labels: Path
                   ) -> tuple[list[TagRow], list[str]]:
-    """Replace Windows's and absolute paths of photos by those below the folder; and a remark."""
+    """Replace Windows's and absolute paths of photos by those below the folder; and a remark.
+
+    An absolute path is replaced if no other row has the same photo: it may be of another folder.
+    """
     known = {*names, *map(_key, names)}
+    named = [slashed(row.id, known) for row in rows]
+    ends = [_end_among(known, name) for name in named]
+    times = Counter(_key(end or name) for end, name in zip(ends, named, strict=True))
     found, cut = list[TagRow](), list[str]()
-    for row in rows:
-        name = slashed(row.id, known)
-        if name not in known and _ABSOLUTE.match(name):
-            parts = name.split("/")
-            ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
-            name = next((end for end in ends if end in known), name)
-            cut += [f"{row.id} is {name}"] if name in known else []
-        found.append(replace(row, id=name))
+    for row, name, end in zip(rows, named, ends, strict=True):
+        taken = end if end and times[_key(end)] == 1 else name
+        cut += [f"{row.id} is {taken}"] if taken != name else []
+        found.append(replace(row, id=taken))
     return found, [f"{labels} has absolute paths, whose ends name photos: {first_few(cut)}"
                    ] if cut else []
+
+
+def _end_among(known: Collection[str], name: str) -> str:
+    """Return the longest end of an absolute path that is known; empty if there is none."""
+    parts = name.split("/")
+    if name in known or not _ABSOLUTE.match(name):
+        return ""
+    ends = ("/".join(parts[start:]) for start in range(1, len(parts)))
+    return next((end for end in ends if end in known), "")
 
 
 def _key(name: str) -> str:

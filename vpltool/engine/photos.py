@@ -57,9 +57,10 @@ def chosen_shard(choice: str) -> shards.Shard:
     if shard.count > 1:
         console.note(f"shard {shard} of the photos, {shard.set_by}")
     if (tasks := shards.undivided_tasks(choice)) > 1:
+        number = f"{tasks} × SLURM_ARRAY_TASK_ID + " if shard.count > 1 else ""
         console.warn(f"srun started {tasks} tasks (SLURM_STEP_NUM_TASKS), and each takes the same "
-                     f"photos; to divide them, give each task `shard='I/{tasks}'`, where I is its "
-                     "SLURM_PROCID")
+                     f"photos; to divide them, give each task `shard='I/{tasks * shard.count}'`, "
+                     f"where I is {number or 'its '}SLURM_PROCID")
     return shard
 
 

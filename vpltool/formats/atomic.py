@@ -68,9 +68,11 @@ def _naming_disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # `Path.exists` raises an error below a folder that may not be entered.
-        folder = next(above for above in path.absolute().parents if os.access(above, os.F_OK))
-        if isinstance(error, PermissionError) and not os.access(folder, os.W_OK | os.X_OK):
-            raise not_permitted(folder, "write into", "w", f"cannot write {path}: ",
+        there = (above for above in path.absolute().parents if os.access(above, os.F_OK))
+        folder = next(there, None)
+        if (isinstance(error, PermissionError) and folder
+                and not os.access(folder, os.W_OK | os.X_OK)):
+            raise not_permitted(folder, "write into", "wx", f"cannot write {path}: ",
                                 "; or choose another folder") from error
         full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
         named = f" ({error.filename})" if isinstance(error, PermissionError) else ""

@@ -88,8 +88,9 @@ class _Text:
                 element = self.value()
                 length = self.before + self.at - first
                 text = self.text[self.at - length : self.at]
-                yield name, first, length, (element if text.isascii()
-                                            else parse_json(text.encode("latin-1")))
+                # Bytes that are not UTF-8 do no harm in fields that nobody reads.
+                yield name, first, length, (element if text.isascii() else parse_json(
+                    text.encode("latin-1").decode("utf-8", "replace")))
             self.at += 1
 
     def next_char(self) -> str:

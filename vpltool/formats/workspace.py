@@ -68,12 +68,20 @@ class Photo:
                    tuple(entry.pop("captions", ())), entry)
 
 
-def with_known_tags(photos: Sequence[Photo]) -> list[Photo]:
-    """Return the photos of which it is known what they show: all if one has a tag, else none.
+def untagged_show_none(workspace_path: Path, photos: Iterable[Photo]) -> bool:
+    """Return whether photos without a tag show no class.
 
-    One without a tag shows no class then; splits such as `test` have no tags at all.
+    Otherwise nobody has looked at some of them, or at all, as in splits such as `test`.
     """
-    return list(photos) if any(photo.tags for photo in photos) else []
+    call = changes.last_call(workspace_path)
+    unlisted = call.get("untagged") or call.get("method") == "webdataset"
+    return not unlisted and any(photo.tags for photo in photos)
+
+
+def with_known_tags(workspace_path: Path, photos: Sequence[Photo]) -> list[Photo]:
+    """Return the photos of which it is known what they show; see `untagged_show_none`."""
+    known = untagged_show_none(workspace_path, photos)
+    return [photo for photo in photos if known or photo.tags]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def report_of_tags(workspace: Workspace, source: InputFolder, photos: Sequence[P
     Raises a VplError if these are CAMs, no photo has a tag, or a prediction is damaged.
     """
     _check_source(workspace.path, source, split)
-    photos = with_known_tags(photos)
+    photos = with_known_tags(workspace.path, photos)
     if not photos:
         raise VplError(f"no photo of `{split}` has a tag to compare with",
                        "name a split of tagged photos: `split='NAME'`")

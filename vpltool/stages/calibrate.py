@@ -53,7 +53,7 @@ def run(workspace: Workspace, settings: CalibrateSettings) -> Path:
         console.warn(f"the segmenter was trained on the photos of `{settings.split}`: it is less "
                      "sure of new ones than of these")
     folder = segmenter.open_probabilities(workspace, settings.split)
-    photos = with_known_tags(workspace.photos(settings.split, settings.limit))
+    photos = with_known_tags(workspace.path, workspace.photos(settings.split, settings.limit))
     there = set(folder.available([photo.id for photo in photos])) if photos else set()
     photos = [photo for photo in photos if photo.id in there]
     if not photos:

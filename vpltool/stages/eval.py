@@ -174,7 +174,9 @@ def _count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo]
             for part in ranks.collect(_count_own(workspace, source, mine, tolerance)):
                 tally.add(part)
         tally.each = {photo.id: tally.each[photo.id] for photo in photos if photo.id in tally.each}
-    check_shown(workspace, tally.shown)
+    # One or two may hold nothing but void.
+    if len(tally.parts) > 2:
+        check_shown(workspace, tally.shown)
     warn_of_untagged_classes(tally.untagged, len(tally.parts))
     return tally
 

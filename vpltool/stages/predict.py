@@ -175,7 +175,6 @@ def _named_tasks(work: Chosen) -> list[_Task]:
         own = path.resolve().name if path.is_dir() and not settings.out else ""
         images.setdefault(own or "files", []).append(path)
     groups, tasks = {name: named_photos(members) for name, members in images.items()}, []
-    _warn_of_pages([path for found in groups.values() for path in found.values()])
     # A folder that is called like a split must not share the split's predictions.
     splits = ({split for photo in work.workspace.photos() for split in photo.splits}
               if (work.workspace.path / "images.jsonl").exists() else ())
@@ -190,6 +189,7 @@ def _named_tasks(work: Chosen) -> list[_Task]:
                                   not settings.limit, shard)
         tasks.append(_Task(f"{name}-photos" if name in splits else name, photos, paths,
                            images=images[name]))
+    _warn_of_pages([path for task in tasks for path in task.paths.values()])
     return tasks
 
 
