@@ -552,3 +552,21 @@ def test_what_is_a_scene(tmp_path: Path, pixels: np.ndarray[Any, Any]) -> None:
     for hidden in (".tiles/a.tif", ".a.tif"):
         shutil.copy(tmp_path / "a.tif", tmp_path / hidden)
     assert [path.name for path in _scenes.scenes_among([tmp_path])] == ["a.tif", "b.tif"]
+
+
+def test_a_tiff_that_is_neither_is_a_photo_among_photos(
+    run: Run, work: Path, pixels: np.ndarray[Any, Any], tmp_path: Path,
+) -> None:
+    """Pillow reads no floats of 64 bits; beside photos it fails alone, and GeoTIFFs are refused."""
+    mixed, out = tmp_path / "mixed", tmp_path / "labels"
+    mixed.mkdir()
+    Image.fromarray(pixels).save(mixed / "a.png")
+    write(mixed / "b.tif", np.ones((1, 48, 48)), crs=None, transform=None)
+    result = run("predict", mixed, "--decoder", "tiny", "--out", out, work=work)
+    assert result.code == 1
+    assert "1 of 2 photos failed" in result.lines("error:")[0]
+    assert "a TIFF with 1 value of 64 bits a pixel" in result.lines("error:")[0]
+    assert (out / "a.png").exists()
+    write(mixed / "c.tif", np.ones((1, 48, 48), np.uint8))
+    result = run("predict", mixed, "--decoder", "tiny", "--out", out, work=work)
+    assert "c.tif is a GeoTIFF, and others are photos" in result.lines("error:")[0]

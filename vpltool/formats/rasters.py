@@ -97,10 +97,10 @@ def scene_header(path: Path) -> Header | None:
     return Header.from_json(text, path) if text else None
 
 
-def is_scene(path: Path) -> bool:
+def is_scene(path: Path, *, unknown: bool = True) -> bool:
     """Return whether a TIFF must be read in windows: it is georeferenced, or large.
 
-    TIFFs with numbers or bands that Pillow does not support count as well.
+    TIFFs with numbers or bands that Pillow does not support are `unknown`.
     """
     if path.suffix.lower() not in SUFFIXES or not path.is_file():
         return False
@@ -110,7 +110,7 @@ def is_scene(path: Path) -> bool:
             return bool(_GEOTIFF & set(tags)) or image.width * image.height > _MANY
     except Exception:
         with path.open("rb") as file:
-            return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+            return unknown and file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 @dataclass(frozen=True)

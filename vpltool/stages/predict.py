@@ -65,11 +65,7 @@ def run(path: Path, settings: PredictSettings) -> list[Path]:
         PhotosFailed: some photos failed.
     """
     work = choose_segmenter(path, settings)
-    if settings.images and (scenes := scenes_among(settings.images)):
-        if len(scenes) < len({path.absolute() for image in settings.images
-                              for path in named_photos([image]).values()}):
-            raise VplError(f"{scenes[0]} is a GeoTIFF or has other values than a photo, and others "
-                           "are photos", "name one kind of files for each run")
+    if settings.images and (scenes := _scenes_alone(settings.images)):
         return predict_scenes(work, scenes)
     settings = work.settings
     check_out(settings.out, (".png",), "the labels of a photo are a PNG")
@@ -145,6 +141,19 @@ def _split_task(work: Chosen) -> _Task:
         return _Task(settings.split, replace(photos, per_photo_inputs={}), paths, features)
     tagged = {photo.id: work.named.indices_of(photo) for photo in listed}
     return _Task(settings.split, photos, paths, features, tagged=tagged)
+
+
+def _scenes_alone(images: Sequence[Path]) -> list[Path]:
+    """Return the GeoTIFFs; none if these are photos, among which an odd TIFF cannot be read."""
+    scenes = scenes_among(images)
+    if len(scenes) == len({path.absolute() for image in images
+                           for path in named_photos([image]).values()}):
+        return scenes
+    for scene in scenes:
+        if rasters.is_scene(scene, unknown=False):
+            raise VplError(f"{scene} is a GeoTIFF, and others are photos",
+                           "predict them in two runs")
+    return []
 
 
 def _warn_of_pages(photos: Sequence[Path]) -> None:
