@@ -34,9 +34,8 @@ _ROWS = 1 << 20
 
 _ORIENTATION, _WIDTH = 274, 256  # EXIF tags
 
-_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_KIND, _BITS, _MEANING, _CHANNELS, _PLANES = 254, 258, 262, 277, 284  # tags of TIFF 6.0
-_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 273, 279, 324, 325
+_KIND = 254
+"""Tag of a TIFF's page, which Pillow does not name; odd: it is a smaller copy of another page."""
 
 _DIM = 16
 """Colours of 16 bits whose upper 8 are all below this hold 12 bits or fewer, and look black."""
@@ -81,8 +80,9 @@ def rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
     upright: Image.Image = image
     if upright.mode.startswith("I") or upright.mode == "F":
         narrow = _narrowed(np.asarray(upright))
-        # Pillow inverts bytes only.
-        return 255 - narrow if getattr(image, "tag_v2", {}).get(_MEANING) == 0 else narrow
+        meaning = getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
+        # Zero is white; Pillow inverts bytes only.
+        return 255 - narrow if meaning == 0 else narrow
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
         upright = Image.new("RGB", layer.size)
@@ -101,9 +101,9 @@ def _has_deep_colours(image: Image.Image) -> bool:
     if image.format != "TIFF":
         return image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", ""))
     tags: Any = getattr(image, "tag_v2", {})
-    bits = tags.get(_BITS, ())
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, ())
     deep = len(bits) > 1 and max(bits) > 8
-    if deep and tags.get(_PLANES) == 2:
+    if deep and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2:
         raise OSError(f"its colours are stored one after the other, in {max(bits)} bits; {_SAVE}")
     return deep
 
@@ -193,7 +193,7 @@ def _container(photo: Path | bytes) -> str:
     with io.BytesIO(photo) if isinstance(photo, bytes) else photo.open("rb") as file:
         start = file.read(12)
         brand = _BRANDS.get(start[8:]) if start[4:8] == b"ftyp" else None
-        if start[:4] in _TIFF_STARTS:
+        if start[:4] in TiffImagePlugin.PREFIXES:
             return f" ({_numbers_of(file)}; {_SAVE})"
     return f" (it is {brand}: convert it to JPEG)" if brand else ""
 
@@ -205,7 +205,8 @@ def _numbers_of(file: IO[bytes]) -> str:
         tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
         file.seek(tags.next)
         tags.load(file)
-        values, bits = int(tags.get(_CHANNELS, 1)), max(tags.get(_BITS, (1,)))
+        values = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1))
+        bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
     except Exception:
         # The tags of a damaged file can be anything.
         return "a TIFF that is damaged, or of a rare kind"
@@ -219,9 +220,10 @@ def page_count(path: Path) -> int:
     """
     with _readable(path) as image:
         tags: Any = getattr(image, "tag_v2", {})
-        ends = map(operator.add, tags.get(_STRIPS, tags.get(_TILES, ())),
-                   tags.get(_STRIP_BYTES, tags.get(_TILE_BYTES, ())))
-        if max(ends, default=0) > path.stat().st_size:
+        starts, sizes = (tags.get(of_strips, tags.get(of_tiles, ())) for of_strips, of_tiles in (
+            (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS),
+            (TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS)))
+        if max(map(operator.add, starts, sizes), default=0) > path.stat().st_size:
             raise OSError("the file is truncated")
         _has_deep_colours(image)
         pages = 0

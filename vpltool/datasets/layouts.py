@@ -18,15 +18,13 @@ from vpltool.datasets.tags import ODD, TagRow, class_remarks, read_tags, remark_
 from vpltool.errors import VplError, counted, first_few, near_name, near_path, other_case, part_of
 from vpltool.formats import Photo, identity_of_file
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
-from vpltool.formats.labels import SUFFIXES
+from vpltool.formats.labels import SUFFIXES, TIFF_SUFFIXES
 from vpltool.formats.workspace import relative_to
 from vpltool.names import is_hidden, slashed, spelled, why_unusable
 
 JPEG_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif"}
 PHOTO_SUFFIXES = JPEG_SUFFIXES | {".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm"}
 """Suffixes of photos, in lower case. The first frame of a GIF is read."""
-
-_TIFF = {".tif", ".tiff"}
 
 _ENDS = dict.fromkeys(JPEG_SUFFIXES, b"\xff\xd9") | {".png": b"IEND"}
 """Suffix to the bytes that an intact file ends with."""
@@ -487,7 +485,7 @@ def _is_doubtful(path: Path) -> bool:
         file.seek(max(0, size - 1024))
         end = file.read()
     suffix = path.suffix.lower()
-    return not size or suffix in _TIFF or _ENDS.get(suffix, b"") not in end
+    return not size or suffix in TIFF_SUFFIXES or _ENDS.get(suffix, b"") not in end
 
 
 def found_in(folder: Path) -> str:

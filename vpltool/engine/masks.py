@@ -28,7 +28,7 @@ from vpltool.formats.archives import MARK
 from vpltool.formats.header import join_supervision
 from vpltool.formats.labels import (
     BY_NUMBER,
-    SUFFIXES,
+    TIFF_SUFFIXES,
     known_numbers,
     objects_hint,
     read_legend,
@@ -238,7 +238,7 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
     there = {path.relative_to(folder).with_suffix("").as_posix(): path
              for path in sorted(folder.rglob("*.png")) if path.is_file()}
     images = {photo.id: workspace.image_path(photo) for photo in photos}
-    there = {key: path for suffix in reversed(SUFFIXES[1:]) for key, image in images.items()
+    there = {key: path for suffix in reversed(TIFF_SUFFIXES) for key, image in images.items()
              if (path := folder / f"{key}{suffix}").is_file() and _may_be_mask(path, image)} | there
     found = {key: path for key, path in there.items() if key in known}
     if not found:

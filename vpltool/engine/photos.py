@@ -138,6 +138,18 @@ def check_there(paths: Collection[Path]) -> None:
         SEE_THE_DISK)
 
 
+def warn_of_pages(pages: Mapping[str, int], total: int) -> None:
+    """Warn of photos that have several pages, since only the first counts.
+
+    Args:
+        pages: number of pages by name of the file.
+        total: number of photos.
+    """
+    if stacks := [f"{name} ({count})" for name, count in pages.items() if count > 1]:
+        console.warn(part_of(len(stacks), total, "photos", "has", "have")
+                     + f" several pages, of which only the first counts: {first_few(stacks)}")
+
+
 def tell_of_side(paths: Iterable[Path], side: int, say: Callable[[str], None]) -> None:
     """Tell that a side scales no photo down, if none is longer; the first that is ends the look."""
     longest = 0

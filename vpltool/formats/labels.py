@@ -15,7 +15,7 @@ from vpltool.errors import VplError, not_readable
 from vpltool.formats.atomic import PendingFiles, atomic_path
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE, MOST_CLASSES
-from vpltool.lazy import Image, PngImagePlugin, np, npt
+from vpltool.lazy import Image, PngImagePlugin, TiffImagePlugin, np, npt
 from vpltool.names import short_path
 
 BY_NUMBER = f"a class is painted with its number, and {IGNORE} is unlabelled"
@@ -24,14 +24,13 @@ BY_NUMBER = f"a class is painted with its number, and {IGNORE} is unlabelled"
 _MOST_PIXELS = 200_000_000
 """Limit of pixels, since a file of a few bytes can declare any size."""
 
-SUFFIXES = (".png", ".tif", ".tiff")
+TIFF_SUFFIXES = (".tif", ".tiff")
+
+SUFFIXES = (".png", *TIFF_SUFFIXES)
 """Suffixes of masks that other programs wrote, best first; vpltool writes PNGs."""
 
 _INDEX_MODES = ("P", "L", "1", "I;16", "I;16B", "I")
 """Pillow's modes of pictures whose pixels are numbers."""
-
-_BITS, _PHOTOMETRIC = 258, 262
-"""Tags of a TIFF: bits of each value; 0 if the value 0 is shown as white, which Pillow inverts."""
 
 _STEPS = {2: 85, 4: 17}
 """Factor by which Pillow scales grey values, by bit depth."""
@@ -251,7 +250,7 @@ def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
                            "save it as a palette PNG (mode P); docs/datasets.md says how")
         values = np.array(image)
         palette = image.getpalette() if image.mode == "P" else None
-        depth = getattr(image, "tag_v2", {}).get(_BITS, (1,))[0]
+        depth = getattr(image, "tag_v2", {}).get(TiffImagePlugin.BITSPERSAMPLE, (1,))[0]
     if image.format == "PNG":
         with path.open("rb") as file:
             depth = file.read(25)[24]
@@ -268,7 +267,7 @@ def _values_of(path: Path) -> tuple[npt.NDArray[np.uint8], list[int] | None]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a PNG, or by its suffix a TIFF; turn any error of Pillow into a VplError."""
-    kind = "TIFF" if path.suffix.lower() in SUFFIXES[1:] else "PNG"
+    kind = "TIFF" if path.suffix.lower() in TIFF_SUFFIXES else "PNG"
     try:
         if not path.is_file() and path.exists():
             raise OSError("it is a folder" if path.is_dir() else "it is not a file")
@@ -296,6 +295,7 @@ def _check_tiff(path: Path, image: Image.Image) -> None:
     if (pages := getattr(image, "n_frames", 1)) > 1:
         raise VplError(f"{short_path(path)} has {pages} pages; a mask is one",
                        "save the page of its photo alone")
-    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0:
+    # Pillow would invert bytes.
+    if getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
         raise VplError(f"{short_path(path)} shows 0 as white, so its values are in doubt",
                        "save it without an inverting lookup table, or as a PNG")

@@ -22,11 +22,11 @@ from vpltool.errors import VplError, first_line
 from vpltool.formats.atomic import atomic_path, remove_leftovers
 from vpltool.formats.header import METADATA_KEY, Header
 from vpltool.formats.kinds import IGNORE
-from vpltool.formats.labels import voc_palette
-from vpltool.lazy import Image, np, npt, rasterio
+from vpltool.formats.labels import TIFF_SUFFIXES, voc_palette
+from vpltool.lazy import Image, TiffImagePlugin, np, npt, rasterio
 from vpltool.names import short_path
 
-SUFFIXES = (".tif", ".tiff")
+SUFFIXES = TIFF_SUFFIXES
 
 _GEOTIFF = {33550, 33922, 34264, 34735}
 """TIFF tags with a georeference: pixel scale, tie points, transformation, keys."""
@@ -110,7 +110,7 @@ def is_scene(path: Path, *, unknown: bool = True) -> bool:
             return bool(_GEOTIFF & set(tags)) or image.width * image.height > _MANY
     except Exception:
         with path.open("rb") as file:
-            return unknown and file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+            return unknown and file.read(4) in TiffImagePlugin.PREFIXES
 
 
 @dataclass(frozen=True)

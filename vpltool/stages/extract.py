@@ -133,12 +133,14 @@ def run(workspace: Workspace, settings: ExtractSettings) -> list[Path]:
     beside = {} if head is None else {head_path(folder): (
         Header(kind="head", command="extract", model=encoder.identity,
                facts={"config": head.config}), head.state_dict())}
+    tells = settings.max_side and "max_side" in settings.given
     # In a recipe the side is always given: it is told of only where it has changed.
-    say = (console.note if _side_before(folder) not in (0, settings.max_side) else console.advise)
+    changed = tells and _side_before(folder) not in (0, settings.max_side)
 
     def start(todo: list[str]) -> Iterator[photo_work.Made]:
-        if settings.max_side and "max_side" in settings.given:
-            tell_of_side(opened.paths(todo).values(), settings.max_side, say)
+        if tells:
+            tell_of_side(opened.paths(todo).values(), settings.max_side,
+                         console.note if changed else console.advise)
         return _start(encoder, settings, kept, layers, opened.paths(todo), device, dtype)
 
     return opened.make(f"extract {settings.split}", {folder: header}, start, beside=beside)

@@ -15,7 +15,7 @@ from vpltool.core.photos import describe_failure, page_count, read_photo
 from vpltool.datasets.layouts import named_photos
 from vpltool.engine import headers, photo_work, running
 from vpltool.engine import photos as selection
-from vpltool.errors import PhotosFailed, VplError, first_few, part_of
+from vpltool.errors import PhotosFailed, VplError
 from vpltool.formats import Header, InputFolder, JsonObject, OutputFolder, Workspace, rasters
 from vpltool.formats.kinds import check_values, result_path
 from vpltool.formats.manifest import MANIFEST, manifest_of
@@ -156,17 +156,15 @@ def _scenes_alone(images: Sequence[Path]) -> list[Path]:
     return []
 
 
-def _warn_of_pages(photos: Sequence[Path]) -> None:
-    """Warn of TIFFs of several pages, as only the first is segmented."""
-    stacks = []
-    for path in photos:
+def _page_counts(paths: Iterable[Path]) -> dict[str, int]:
+    """Return the number of pages by name of the TIFFs that can be read."""
+    pages = {}
+    for path in paths:
         # Unreadable ones are told when their turn comes.
         with contextlib.suppress(OSError):
-            if path.suffix.lower() in rasters.SUFFIXES and (pages := page_count(path)) > 1:
-                stacks.append(f"{path.name} ({pages})")
-    if stacks:
-        console.warn(part_of(len(stacks), len(photos), "photos", "has", "have")
-                     + f" several pages, of which only the first is segmented: {first_few(stacks)}")
+            if path.suffix.lower() in rasters.SUFFIXES:
+                pages[path.name] = page_count(path)
+    return pages
 
 
 def _named_tasks(work: Chosen) -> list[_Task]:
@@ -198,7 +196,8 @@ def _named_tasks(work: Chosen) -> list[_Task]:
                                   not settings.limit, shard)
         tasks.append(_Task(f"{name}-photos" if name in splits else name, photos, paths,
                            images=images[name]))
-    _warn_of_pages([path for task in tasks for path in task.paths.values()])
+    photos_named = [path for task in tasks for path in task.paths.values()]
+    selection.warn_of_pages(_page_counts(photos_named), len(photos_named))
     return tasks
 
 

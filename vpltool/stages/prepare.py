@@ -16,6 +16,7 @@ from vpltool.datasets.splits import halve, hold_out_files
 from vpltool.datasets.words import ClassFile, read_classes, read_lines
 from vpltool.engine import masks
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
+from vpltool.engine.photos import warn_of_pages
 from vpltool.errors import VplError, counted, first_few, part_of
 from vpltool.formats import JsonObject, Photo, Workspace, kinds, manifest, open_workspace, rasters
 from vpltool.formats.changes import Phrases, count_photos, last_call
@@ -373,10 +374,9 @@ def _warn_of_damaged(root: Path, photos: Sequence[Photo]) -> None:
     pages = {names[path]: pages for path, pages in zip(doubtful, found, strict=True)}
     if damaged := [f"{name} ({error})" for name, error in pages.items() if isinstance(error, str)]:
         console.warn(f"{len(damaged)} of {len(photos)} photos cannot be read: {first_few(damaged)}")
-    if stacks := [f"{name} ({count})" for name, count in pages.items()
-                  if isinstance(count, int) and count > 1]:
-        console.warn(part_of(len(stacks), len(photos), "photos", "has", "have")
-                     + f" several pages, of which only the first counts: {first_few(stacks)}")
+    counts = {name: count for name, count in pages.items() if isinstance(count, int)}
+    warn_of_pages(counts, len(photos))
+    if max(counts.values(), default=1) > 1:
         console.advise("`tags_of_folder=True` makes each page a photo")
 
 

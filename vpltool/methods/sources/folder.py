@@ -197,7 +197,7 @@ class DividedFile:
             self.scene.warn_unplaced()
         try:
             self.size = self.scene.size if self.scene else photo_size(path)
-            if not self.scene and path.suffix.lower() in (".tif", ".tiff"):
+            if not self.scene and path.suffix.lower() in rasters.SUFFIXES:
                 with Image.open(path) as image:
                     self.pages = int(getattr(image, "n_frames", 1))
         except OSError as error:
