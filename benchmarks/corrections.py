@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vpltool import Workspace
-from vpltool.engine.masks import read_corrections, take_corrections
+from vpltool.engine.labelling import read_corrections, take_corrections
 from vpltool.formats import open_workspace
 from vpltool.stages._truth import read_truth
 

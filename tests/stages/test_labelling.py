@@ -20,7 +20,7 @@ from drawn_masks import EXACT, FORMATS, KEEPS_IGNORED, draw_made, masks_of
 from PIL import Image
 from reference.small_regions import without_small_regions
 
-from vpltool.engine.masks import read_corrections
+from vpltool.engine.labelling import read_corrections
 from vpltool.errors import VplError
 from vpltool.formats import Header, open_workspace, read_labels, write_labels
 from vpltool.pictures.colours import class_palette

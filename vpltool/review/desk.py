@@ -17,7 +17,7 @@ from typing import Any
 from vpltool import console
 from vpltool.core.photos import photo_size
 from vpltool.core.proposals import from_tensors
-from vpltool.engine.masks import take_corrections
+from vpltool.engine.labelling import take_corrections
 from vpltool.engine.panels import columns_there
 from vpltool.errors import VplError
 from vpltool.formats import IGNORE, JsonObject, atomic, open_input, open_workspace, read_labels

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vpltool import console
 from vpltool.core.photos import describe_failure, photo_size
-from vpltool.engine import features, masks, panels, photo_work, segmenters
+from vpltool.engine import features, labelling, masks, panels, photo_work, segmenters
 from vpltool.engine.photos import check_there
 from vpltool.errors import PhotosFailed, VplError, counted, first_few, part_of
 from vpltool.formats import InputFolder, Photo, Workspace, corrections, expect_header, find_folder
@@ -119,7 +119,7 @@ def _predictions(workspace: Workspace, settings: ExportSettings, method: Exporte
     paths = method.export(predictions, path, of_method)
     if split in _splits(workspace):
         try:
-            masks.remember_exported(workspace, there, corrected, method, path)
+            labelling.remember_exported(workspace, there, corrected, method, path)
         except (VplError, OSError) as error:
             console.warn(f"{workspace.path} cannot remember this export, so masks that nobody "
                          f"edits may count as corrections ({error})")

@@ -14,7 +14,7 @@ from vpltool.datasets import layouts, tags
 from vpltool.datasets.captions import with_captions
 from vpltool.datasets.splits import halve, hold_out_files
 from vpltool.datasets.words import ClassFile, read_classes, read_lines
-from vpltool.engine import masks
+from vpltool.engine import labelling
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
 from vpltool.engine.photos import warn_of_pages
 from vpltool.errors import VplError, counted, first_few, part_of
@@ -129,7 +129,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     for remark in (*source.remarks, *doubts):
         console.warn(remark)
     _warn_of_damaged(source.root, photos)
-    corrected = masks.read_corrections(workspace, photos, settings.corrections, source.root)
+    corrected = labelling.read_corrections(workspace, photos, settings.corrections, source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
     if not old or ChosenModels.of(old) != models:
@@ -138,7 +138,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     _describe(workspace, photos, words,
               _formatted(settings) if source.from_tags and kept.workspace else "")
     paths = [path / "workspace.json", *(output.path for output in outputs),
-             *masks.take_corrections(workspace, corrected)]
+             *labelling.take_corrections(workspace, corrected)]
     for output in outputs:
         output.finish()
     for output in outputs:

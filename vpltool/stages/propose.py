@@ -12,7 +12,7 @@ from typing import Any
 from vpltool import options
 from vpltool.core.classes import paint
 from vpltool.core.proposals import Proposals, plain_word, to_tensors
-from vpltool.engine import masks, opening, photo_work
+from vpltool.engine import labelling, opening, photo_work
 from vpltool.formats import OutputFolder, Workspace, kinds
 from vpltool.formats.header import join_supervision
 from vpltool.lazy import np, npt, torch
@@ -74,7 +74,7 @@ def run(workspace: Workspace, settings: ProposeSettings) -> list[Path]:
         folders[painted] = replace(header, kind="predictions", format=0, inputs={
             **header.inputs, "classes": workspace.classes_identity})
     request = inputs.ProposalRequest((), torch.device("cpu"), workspace.path / workspace.root,
-                                     masks.by_name(workspace.photos()), workspace.classes)
+                                     labelling.by_name(workspace.photos()), workspace.classes)
 
     def write(output: OutputFolder, key: str, made: Proposals) -> None:
         if output.header.kind == "predictions":
