@@ -12,7 +12,15 @@ import pytest
 from conftest import TRAIN, Result, Run, copy_workspace
 from PIL import Image
 
-from vpltool.formats import describe, read_labels, read_tensors, voc_palette
+from vpltool.formats import (
+    Photo,
+    Workspace,
+    describe,
+    open_workspace,
+    read_labels,
+    read_tensors,
+    voc_palette,
+)
 from vpltool.formats.header import Header
 
 
@@ -36,6 +44,14 @@ def corrected(base: Path, *ids: str, value: int = 1) -> Path:
 def take(run: Run, base: Path, folder: Path, *more: object) -> Result:
     return run("prepare", "folder", base / "photos", "--corrections", folder, *more,
                work=base / "work")
+
+
+def workspace_of(base: Path) -> Workspace:
+    return open_workspace(base / "work")
+
+
+def photos_of(base: Path) -> dict[str, Photo]:
+    return {photo.id: photo for photo in workspace_of(base).photos()}
 
 
 def header_of(path: Path) -> Header:
@@ -266,7 +282,150 @@ def test_a_class_with_another_name_is_named(base: Path, run: Run) -> None:
         path.write_text(path.read_text().replace(f'"{first}"', '"renamed"'))
     refused = run(*TRAIN, "--name", "new", work=work)
     assert refused.code == 1
-    assert f"it shows `{first}`: give the class this name again" in refused.lines("hint:")[0]
+    assert f"it shows `{first}`: `prepare` takes --rename {first}=NEW" in refused.lines("hint:")[0]
+    again = run("prepare", "folder", base / "photos", "--labels", _renamed_tags(base, first),
+                work=work)
+    assert again.code == 0, again.err
+    assert f"1 corrected mask shows `{first}`, which is no class any more: scene0" in again.err
+
+
+def _renamed_tags(base: Path, *names: str, new: str = "renamed") -> Path:
+    """The CSV of tags, in which classes have another name."""
+    table = base / "tags.csv"
+    for name in names:
+        table.write_text(table.read_text().replace(name, new))
+    return table
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_renamed_class_keeps_its_corrections(merged: bool, base: Path, run: Run) -> None:
+    """In corrections/ and in place, and also where two classes become one."""
+    work = base / "work"
+    first, second, third = classes = workspace_of(base).classes
+    assert take(run, base, corrected(base, "scene0", value=1)).code == 0
+    in_place = work / "masks/text-refined/train/scene3.png"
+    shown = np.where(read_labels(in_place) == 0, 0, 3).astype(np.uint8)
+    Image.fromarray(shown).save(in_place)
+    old = (first, third) if merged else (first,)
+    table = _renamed_tags(base, *old, new="felis")
+    renames = [word for name in old for word in ("--rename", f"{name}=felis")]
+    typo = run("prepare", "folder", base / "photos", "--labels", table, "--rename", "nothing=felis",
+               work=work)
+    assert "no class was named `nothing`" in typo.lines("error:")[0]
+    used = run("prepare", "folder", base / "photos", "--labels", table, "--rename",
+               f"{second}=felis", work=work)
+    assert f"still have `{second}`" in used.lines("error:")[0]
+    result = run("prepare", "folder", base / "photos", "--labels", table, *renames, work=work)
+    assert result.code == 0, result.err
+    assert "1 mask that was edited in place is in" in result.err
+    assert workspace_of(base).classes == ("felis", second) if merged else ("felis", *classes[1:])
+    for key, label in (("scene0", 1), ("scene3", 1 if merged else 3)):
+        path = work / f"corrections/{key}.png"
+        assert {*np.unique(read_labels(path)).tolist()} == {0, label}
+        assert header_of(path).facts["classes"] == list(workspace_of(base).classes)
+        assert header_of(path).facts["photo"]
+    again = run("prepare", "folder", base / "photos", "--labels", table, *renames, work=work)
+    assert (again.code, "edited in place" in again.err) == (1, False), "no class has the old name"
+    assert run("update", work=work).code == 0
+    trained = run(*TRAIN, "--name", "new", work=work)
+    assert trained.code == 0, trained.err
+    assert header_of(work / "decoder/new.safetensors").supervision == "tags and 2 corrected masks"
+
+
+def test_classes_of_another_order_renumber_corrections(base: Path, run: Run) -> None:
+    """Those edited in place, too: they have no names, so they are moved while the old are known."""
+    work = base / "work"
+    classes = workspace_of(base).classes
+    assert take(run, base, corrected(base, "scene0", value=1)).code == 0
+    in_place = work / "masks/text-refined/train/scene3.png"
+    Image.fromarray(np.full_like(read_labels(in_place), 1)).save(in_place)
+    names = base / "classes.txt"
+    names.write_text("\n".join(classes[::-1]))
+    result = run("prepare", "folder", base / "photos", "--labels", base / "tags.csv", "--classes",
+                 names, work=work)
+    assert result.code == 0, result.err
+    assert not in_place.exists()
+    for key in ("scene0", "scene3"):
+        assert np.unique(read_labels(work / f"corrections/{key}.png"))[-1] == len(classes)
+
+
+def test_an_edit_in_place_is_not_that_of_another_photo(base: Path, run: Run) -> None:
+    work, photo = base / "work", base / "photos/scene3.png"
+    in_place = work / "masks/text-refined/train/scene3.png"
+    labels = np.full_like(read_labels(in_place), 1)
+    Image.fromarray(labels).save(in_place)
+    with Image.open(photo) as before:
+        before.rotate(180).save(photo)
+    refused = run("update", work=work)
+    assert refused.code == 1
+    assert "scene3.png was edited by hand, and its photo was replaced" in refused.err
+    assert np.array_equal(np.asarray(Image.open(in_place)), labels)
+    assert run("prepare", "folder", base / "photos", work=work).code == 0
+    assert np.array_equal(read_labels(work / "corrections/scene3.png"), labels)
+    result = run("update", work=work)
+    assert result.code == 0, result.err
+    assert "is of a photo that was replaced since, and is not used: scene3" in result.err
+
+
+def test_renamed_photos_keep_splits_and_corrections(base: Path, run: Run) -> None:
+    """Also in a folder of their own, where no id is left; those of photos that are gone are told.
+    """
+    work, photos = base / "work", base / "photos"
+    splits = {photo.id: photo.splits for photo in open_workspace(work).photos()}
+    assert take(run, base, corrected(base, "scene0", "scene3")).code == 0
+    (photos / "2026").mkdir()
+    for path in sorted(photos.glob("*.png")):
+        path.rename(photos / "2026" / path.name)
+    table = base / "tags.csv"
+    table.write_text(table.read_text().replace("scene", "2026/scene"))
+    result = run("prepare", "folder", photos, "--labels", table, work=work)
+    assert result.code == 0, result.err
+    assert "8 photos were renamed or moved, and keep their splits" in result.err
+    assert {photo.id: photo.splits for photo in open_workspace(work).photos()} == {
+        f"2026/{key}": split for key, split in splits.items()}
+    assert {path.relative_to(work).as_posix() for path in (work / "corrections").rglob("*.png")
+            } == {"corrections/2026/scene0.png", "corrections/2026/scene3.png"}
+    by_name = take(run, base, corrected_again(base))
+    assert by_name.code == 0, by_name.err
+    assert (work / "corrections/2026/scene1.png").is_file()
+    (photos / "2026/scene0.png").unlink()
+    gone = run("prepare", "folder", photos, "--labels", table, work=work)
+    assert "1 corrected mask is of a photo that is gone, and is not used: 2026/scene0" in gone.err
+
+
+def corrected_again(base: Path) -> Path:
+    """A folder with a mask by the name that its photo had before it was moved."""
+    folder = base / "more"
+    folder.mkdir()
+    Image.fromarray(np.full_like(read_labels(base / "masks/scene1.png"), 1)).save(
+        folder / "scene1.png")
+    return folder
+
+
+def test_replaced_corrections_are_kept(base: Path, run: Run) -> None:
+    work = base / "work"
+    assert take(run, base, corrected(base, "scene0", value=1)).code == 0
+    before = read_labels(work / "corrections/scene0.png")
+    result = take(run, base, corrected(base, "scene0", value=2))
+    assert "the earlier corrections of scene0 are in" in result.err
+    assert np.array_equal(read_labels(work / "corrections-replaced/scene0.png"), before)
+    assert run("doctor", "--no-machine", work=work).code == 0
+
+
+def test_tags_that_contradict_a_correction_are_told(base: Path, run: Run) -> None:
+    """Although they were changed after it was imported."""
+    work = base / "work"
+    label = workspace_of(base).index_of(photos_of(base)["scene0"].tags[0])
+    assert take(run, base, corrected(base, "scene0", value=label)).code == 0
+    tags = photos_of(base)["scene0"].tags
+    other = next(name for name in workspace_of(base).classes if name not in tags)
+    table = base / "tags.csv"
+    table.write_text(table.read_text().replace(f"scene0,{';'.join(tags)}", f"scene0,{other}"))
+    result = run("prepare", "folder", base / "photos", "--labels", table, work=work)
+    assert result.code == 0, result.err
+    assert run("update", work=work).code == 0
+    trained = run(*TRAIN, "--name", "new", work=work)
+    assert "1 mask shows a class that is not among the photo's tags: scene0" in trained.err
 
 
 def test_without_its_file_a_correction_is_undone(base: Path, run: Run) -> None:

@@ -113,7 +113,8 @@ def test_a_class_that_lost_its_photos_stays(copied: Path, run: Run) -> None:
     said, = (line for line in result.lines("warning:") if "box" in line)
     assert said.startswith("no photo has the tag `box`; it stays a class, so that the others keep "
                            "their numbers; vpltool prepare folder ")
-    assert said.endswith(" removes it") and " --overwrite" in said
+    assert said.endswith(" removes it; --rename box=NEW if it has another name now")
+    assert " --overwrite" in said
     assert f"--labels {table}" in said
     taken(again(copied, run, "--overwrite"))
     assert workspace_of(copied).classes == ("bar", "disc")

@@ -21,6 +21,20 @@ def label_type(highest: int) -> np.dtype[Any]:
     return np.dtype(np.uint8 if highest <= 255 else np.uint16)
 
 
+def renumbered(labels: npt.NDArray[np.uint8], names: Sequence[str], classes: Sequence[str]
+               ) -> npt.NDArray[np.uint8]:
+    """Return labels (H, W) of the classes `names` with the numbers that these have in `classes`.
+
+    Raises:
+        KeyError: a class that they show is not among `classes`; its argument is the name.
+    """
+    numbers = {name: number for number, name in enumerate(classes, 1)}
+    table = np.arange(1 + max(IGNORE, len(names), len(classes)))
+    for label in np.unique(labels[(labels > 0) & (labels != IGNORE)]).tolist():
+        table[label] = numbers[names[label - 1]]
+    return table.astype(label_type(len(table) - 1))[labels]
+
+
 def paint(size: tuple[int, int], regions: Iterable[tuple[int, npt.NDArray[np.bool_]]], *,
           smallest_on_top: bool = False) -> npt.NDArray[np.uint8]:
     """Paint regions over each other into labels (H, W), of 16 bits if a label needs them.

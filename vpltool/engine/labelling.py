@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import TypeAlias
 
 from vpltool import console, formats
-from vpltool.core.classes import label_type
+from vpltool.core.classes import renumbered
 from vpltool.core.outlines import remove_small_regions
 from vpltool.core.photos import read_photo
 from vpltool.datasets.layouts import photos_below
-from vpltool.engine import photo_work
+from vpltool.engine import kept_corrections, photo_work
 from vpltool.engine.masks import is_untagged, read_mask, warn_of_untagged
 from vpltool.errors import VplError, counted, first_few, near_name, part_of
-from vpltool.formats import IGNORE, Header, Photo, Workspace, corrections, kinds
+from vpltool.formats import IGNORE, Photo, Workspace, corrections, kinds
 from vpltool.formats.archives import MARK
 from vpltool.formats.labels import BY_NUMBER, TIFF_SUFFIXES, read_legend, size_of_labels
 from vpltool.lazy import Image, np, npt
 from vpltool.methods import Exporter
 from vpltool.methods.labels import Labelled, LabellingRequest, find_reader
+from vpltool.names import short_path
 from vpltool.settings import Settings, described
 
 LabelsById: TypeAlias = dict[str, photo_work.Compressed]
@@ -50,6 +51,8 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
              if (path := folder / f"{key}{suffix}").is_file() and _may_be_mask(path, image)} | there
     found = {key: path for key, path in there.items() if key in known}
     if not found:
+        there = found = _by_file_name(there, known)
+    if not found:
         raise VplError(
             f"{folder} holds no mask of a photo of the workspace" + (
                 f", only such as {next(iter(there.values()))}" if there else ""),
@@ -65,6 +68,15 @@ def _find_corrections(workspace: Workspace, photos: Sequence[Photo], folder: Pat
         path, corrections.computed_masks(workspace.path, key))}
     skipped["unedited"] += len(found) - len(edited)
     return edited
+
+
+def _by_file_name(there: Mapping[str, Path], known: Collection[str]) -> dict[str, Path]:
+    """Return masks by photo id, of photos that are in other folders: file names are unique."""
+    names = Counter(key.rpartition("/")[2] for key in known)
+    ids = {name: key for key in known if names[name := key.rpartition("/")[2]] == 1}
+    masks = Counter(key.rpartition("/")[2] for key in there)
+    return {ids[name]: path for key, path in there.items()
+            if masks[name := key.rpartition("/")[2]] == 1 and name in ids}
 
 
 def _tell_unread(folder: Path, paths: Mapping[str, Path]) -> None:
@@ -105,14 +117,12 @@ def _read_correction(workspace: Workspace, path: Path, photo: Path, exported: tu
              if header and header.kind == corrections.FOLDER else exported)
     if names in ((), workspace.classes[:len(names)]):
         return read_mask(path, photo, len(workspace.classes))
-    labels = read_mask(path, photo, len(names))
-    table = np.arange(1 + max(IGNORE, len(names), len(workspace.classes)))
-    for label in np.unique(labels[(labels > 0) & (labels != IGNORE)]).tolist():
-        if names[label - 1] not in workspace.classes:
-            raise VplError(f"{path} shows `{names[label - 1]}`, which is not a class of the "
-                           "workspace", near_name(names[label - 1], workspace.classes))
-        table[label] = workspace.index_of(names[label - 1])
-    return table.astype(label_type(len(table) - 1))[labels]
+    try:
+        return renumbered(read_mask(path, photo, len(names)), names, workspace.classes)
+    except KeyError as error:
+        name = error.args[0]
+        raise VplError(f"{path} shows `{name}`, which is not a class of the workspace",
+                       near_name(name, workspace.classes)) from None
 
 
 def take_corrections(workspace: Workspace, found: LabelsById) -> list[Path]:
@@ -120,18 +130,19 @@ def take_corrections(workspace: Workspace, found: LabelsById) -> list[Path]:
     if not found:
         return []
     folder = workspace.path / corrections.FOLDER
-    header = Header(kind="corrections", command="prepare", supervision="a corrected mask",
-                    facts={"classes": list(workspace.classes)})
     hashes = workspace.hashes_of(photo for photo in workspace.photos() if photo.id in found)
     earlier = corrections.corrections_there(workspace.path, found)
-    shown = {}
+    shown, replaced = {}, []
     for key, unpack in found.items():
-        photo = {corrections.PHOTO: hashes[key]} if key in hashes else {}
         labels = unpack()
-        formats.write_labels(folder / f"{key}.png", labels,
-                             replace(header, facts={**header.facts, **photo}))
+        if kept_corrections.put(workspace.path, key, labels, kept_corrections.header_of(
+                workspace, hashes.get(key, ""))):
+            replaced.append(key)
         shown[key] = corrections.identity_shown(labels, workspace.classes)
     corrections.remember_exchanged(workspace.path, imported=shown)
+    if replaced:
+        console.note(f"the earlier corrections of {first_few(replaced)} are in "
+                     f"{short_path(workspace.path / corrections.FOLDER_OF_REPLACED)} now")
     total = len(list(folder.rglob("*.png")))
     trained = any(kinds.results_of(workspace.path, "decoder"))
     console.note(counted(len(found), "corrected mask is", "corrected masks are")
@@ -156,12 +167,17 @@ def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path |
     if path is None:
         return {}
     tool, skipped = find_reader(path), Counter[str]()
+    own = path.resolve() == (workspace.path / corrections.FOLDER).resolve()
     if tool is None:
+        if own:
+            # Masks of photos that were replaced may have another size; `train-decoder` names them.
+            used = corrections.corrections_of(workspace, photos)
+            photos = [photo for photo in photos if photo.id in used]
         known, names = {photo.id: photo for photo in photos}, _names_of_values(path)
         entries: Iterator[Labelled] = (Labelled(known[key], _read_correction(
             workspace, file, root / known[key].image, names), str(file)) for key, file
             in _find_corrections(workspace, photos, path, skipped).items())
-        if path.resolve() != (workspace.path / corrections.FOLDER).resolve():
+        if not own:
             entries = _not_exchanged(workspace, photos, entries, skipped)
         found = _checked(entries, workspace.classes, every=True)
         _tell_skipped(skipped, found, path)

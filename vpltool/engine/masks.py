@@ -164,10 +164,9 @@ def check_masks(masks: Masks, workspace: Workspace, photos: Sequence[Photo]) -> 
         if (workspace.indices_of(photo) and photo.id not in masks.corrected
                 and {*there} <= {0, IGNORE}):
             empty.append(photo.id)
-        # `prepare` has warned of imported masks; masks that vpltool computed may exceed the tags.
-        return (photo.id not in masks.corrected
-                and is_untagged(labels, workspace.indices_of(photo))
-                and formats.describe(path).header is None)
+        # Masks that vpltool computed may exceed the tags.
+        return is_untagged(labels, workspace.indices_of(photo)) and (
+            photo.id in masks.corrected or formats.describe(path).header is None)
 
     odd = list(photo_work.tracked(f"check {masks.name}", threads.in_threads(
         check, photos, _THREADS), len(photos)))
@@ -219,7 +218,8 @@ def check_corrections(workspace: Workspace, corrected: Mapping[str, Path]) -> No
         raise VplError(
             f"{path} was imported when the classes were {', '.join(names)}; now they are "
             f"{', '.join(workspace.classes)}",
-            f"it shows `{gone[0]}`: give the class this name again, or move the file away"
+            f"it shows `{gone[0]}`: `prepare` takes `rename='{gone[0]}=NEW'` if the class has "
+            "another name now; otherwise move the file away"
             if gone else corrections.import_call(workspace, workspace.path / corrections.FOLDER)
             + " gives the masks there the new numbers")
 

@@ -34,6 +34,9 @@ from vpltool.names import short_path
 FOLDER = "corrections"
 """Their folder in the workspace, and the name of their kind."""
 
+FOLDER_OF_REPLACED = "corrections-replaced"
+"""Folder of the workspace with corrected masks that others have replaced."""
+
 FOLDER_OF_REVIEW = "masks"
 """Folder of the masks in what `export review` wrote."""
 

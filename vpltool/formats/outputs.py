@@ -123,6 +123,11 @@ class OutputFolder(PhotoFolder):
             return
         self.corrected = {key for key in self.todo if self.path_of(key).exists()
                           and describe(self.path_of(key)).header is None}
+        if self.before and (odd := sorted(self.corrected & replaced_photos(
+                self.before.photos, self.photos))):
+            raise VplError(f"{self.path_of(odd[0])} was edited by hand, and its photo was replaced "
+                           "since", "run `prepare` again, which moves it to `corrections`; or "
+                           "delete it")
         self.todo = [key for key in self.todo if key not in self.corrected]
         self.outdated -= self.corrected
         if self.corrected:

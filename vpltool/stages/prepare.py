@@ -14,11 +14,11 @@ from vpltool.datasets import layouts, tags
 from vpltool.datasets.captions import with_captions
 from vpltool.datasets.splits import halve, hold_out_files
 from vpltool.datasets.words import ClassFile, read_classes, read_lines
-from vpltool.engine import labelling
+from vpltool.engine import kept_corrections, labelling
 from vpltool.engine.models import ChosenModels, ModelSettings, choose_models, only_moved
 from vpltool.engine.photos import warn_of_pages
 from vpltool.errors import VplError, counted, first_few, part_of
-from vpltool.formats import JsonObject, Photo, Workspace, kinds, manifest, open_workspace, rasters
+from vpltool.formats import JsonObject, Photo, Workspace, kinds, open_workspace, rasters
 from vpltool.formats.changes import Phrases, count_photos, last_call
 from vpltool.formats.workspace import describe_change, read_images, relative_to, write_workspace
 from vpltool.methods import find_method
@@ -43,6 +43,9 @@ class PrepareSettings(ModelSettings):
         None, "Masks that you have corrected, for train-decoder; a folder of ID.png or ID.tif, or "
               "an export of Label Studio, CVAT, LabelMe, COCO, YOLO and others. Masks imported "
               "earlier are kept; unchanged masks are skipped.", metavar="PATH")
+    rename: tuple[str, ...] = setting(
+        (), "Class that has another name now; corrected masks follow. The new name may be that of "
+            "another class, which merges them. Repeatable.", metavar="OLD=NEW")
     normalise: str = setting(
         "model", "Normalisation of photos; model: as in its training; imagenet: as in WeCLIP.",
         choices=("model", "imagenet"))
@@ -104,8 +107,9 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     if settings.hold_out == 1:
         raise VplError("`hold_out=1` would hold out every photo", "`hold_out=10` holds out one "
                        "in ten, `hold_out=0` none")
+    renames = kept_corrections.parse_renames(settings.rename)
     earlier = _read_earlier(path, overwrite=settings.overwrite)
-    kept = _Earlier() if settings.overwrite else earlier
+    kept = _Earlier() if settings.overwrite else _renamed(earlier, renames)
     old = earlier.workspace
     if kept.workspace:
         settings = _completed(path, settings, kept.call)
@@ -122,7 +126,9 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
         path, source.name, relative_to(source.root, path), classes,
         _background(settings, source, classes, kept.workspace), models.model, models.pretrained,
         mask_values=named.values, normalise=normalise, encoder=models.encoder)
-    if kept.workspace:
+    kept, renamed = _following(kept, source)
+    if old and kept.workspace:
+        kept_corrections.check_renames(renames, old, source.classes)
         _check_same(kept.workspace, kept.photos, workspace, source.photos, settings)
         _warn_of_losses(path, settings, kept, source.photos)
     photos, doubts = _photos_of(source, settings, kept)
@@ -131,7 +137,11 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     _warn_of_damaged(source.root, photos)
     corrected = labelling.read_corrections(workspace, photos, settings.corrections, source.root)
     photos, outputs = source.paint(workspace, photos) if source.paint else (photos, [])
+    if old:
+        kept_corrections.adopt_edits(
+            old, earlier.photos, renamed, renumbered=old.classes != classes[:len(old.classes)])
     words = write_workspace(workspace, photos, _call(path, settings, kept))
+    kept_corrections.follow(workspace, photos, renames)
     if not old or ChosenModels.of(old) != models:
         for licence in models.licences():
             console.note(licence)
@@ -161,7 +171,7 @@ def changes_since(workspace: Workspace) -> list[str]:
         PrepareSettings, {"method": "folder"}, (), make(chosen.settings, own, ())), kept.call)
     source: Source = chosen.load().read(workspace.path, settings.of_method, SourceRequest(
         _named_classes(settings, kept).names, captioned=bool(settings.captions)))
-    photos, _ = _photos_of(source, settings, kept)
+    photos, _ = _photos_of(source, settings, _following(kept, source)[0])
     new = replace(workspace, classes=kinds.numbered(_ordered(source, workspace)))
     edited = source.edited()
     return [*(phrase for phrases in describe_change(workspace, kept.photos, new, photos).values()
@@ -185,6 +195,29 @@ def _photos_of(source: Source, settings: PrepareSettings, kept: _Earlier
     photos, further = hold_out_files(photos, settings.hold_out, kept.photos, source.file_of,
                                      unlisted=source.unlisted)
     return halve(photos, settings.halve, kept.photos), [*doubts, *further]
+
+
+def _renamed(earlier: _Earlier, renames: Mapping[str, str]) -> _Earlier:
+    """Return the earlier workspace with the new names of its classes."""
+    workspace = earlier.workspace
+    return replace(
+        earlier, workspace=workspace and kept_corrections.with_renamed_classes(workspace, renames),
+        photos=[replace(photo, tags=tuple(renames.get(tag, tag) for tag in photo.tags))
+                for photo in earlier.photos])
+
+
+def _following(kept: _Earlier, source: Source) -> tuple[_Earlier, dict[str, str]]:
+    """Return the earlier workspace with its photos' present ids, and those of renamed photos."""
+    if kept.workspace is None:
+        return kept, {}
+    renamed = kept_corrections.renamed_photos(kept.workspace, kept.photos, source.root,
+                                              source.photos)
+    if renamed:
+        console.note(counted(len(renamed), "photo was renamed or moved, and keeps its split",
+                             "photos were renamed or moved, and keep their splits") + ": "
+                     + first_few([f"{old} is {new} now" for old, new in sorted(renamed.items())]))
+    return replace(kept, photos=[replace(photo, id=renamed.get(photo.id, photo.id))
+                                 for photo in kept.photos]), renamed
 
 
 def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier:
@@ -348,10 +381,7 @@ def _has_moved(old: Workspace, before: Sequence[Photo], workspace: Workspace,
 
     Results record the hashes of photos that are gone. Without any result all photos count as moved.
     """
-    known: dict[str, str] = {}
-    for _, folder in manifest.folders_in(workspace.path):
-        if not isinstance(folder, VplError):
-            known |= folder.photos
+    known = kept_corrections.hashes_in_results(workspace.path)
     known = {photo.id: known.get(photo.id, "") for photo in before} | old.hashes_of(before)
     found = workspace.hashes_of(photo for photo in photos if photo.id in known)
     return not any(known.values()) or 2 * sum(
@@ -442,7 +472,8 @@ def _warn_of_tags(workspace: Workspace, photos: Sequence[Photo], afresh: str) ->
         console.warn((f"no photo has the tag `{unused[0]}`" if one else
                       f"no photo has the tag of {len(unused)} classes: {first_few(unused)}")
                      + (f"; {kept}, so that the others keep their numbers; {afresh} removes "
-                        f"{'it' if one else 'them'}" if afresh else ""))
+                        f"{'it' if one else 'them'}; `rename='{unused[0]}=NEW'` if it has another "
+                        "name now" if afresh else ""))
     untagged = [photo.id for photo in photos if not photo.tags and photo.splits != ("test",)]
     if untagged:
         console.warn(counted(len(untagged), "photo has no tag and counts",
