@@ -13,7 +13,7 @@ from pathlib import Path
 from vpltool import console, formats
 from vpltool.core.classes import renumbered
 from vpltool.errors import VplError, counted, first_few, near_name
-from vpltool.formats import Header, Photo, Workspace, corrections, manifest
+from vpltool.formats import Header, Photo, Workspace, corrections, kinds, manifest
 from vpltool.formats.outputs import replaced_photos
 from vpltool.formats.workspace import relative_to
 from vpltool.lazy import np, npt
@@ -74,8 +74,9 @@ def renamed_photos(old: Workspace, before: Sequence[Photo], root: Path, photos: 
         before: the photos of the workspace as it was.
         root: the folder of `photos`.
     """
-    gone = {photo.id for photo in before} - {photo.id for photo in photos}
-    added = [photo for photo in photos if photo.id not in {photo.id for photo in before}]
+    known = {photo.id for photo in before}
+    gone = known - {photo.id for photo in photos}
+    added = [photo for photo in photos if photo.id not in known]
     if not gone or not added:
         return {}
     here = replace(old, root=relative_to(root, old.path))
@@ -110,8 +111,10 @@ def adopt_edits(old: Workspace, photos: Sequence[Photo], renamed: Collection[str
     `old` is the workspace as it was; `photos` are its own.
     """
     moved = list[str]()
-    for _, folder in manifest.folders_in(old.path):
-        if isinstance(folder, VplError) or folder.header.kind != "masks":
+    masks = kinds.folder_of(old.path, "masks")
+    for path, folder in manifest.folders_in(old.path):
+        # A copy beside it may be a backup.
+        if isinstance(folder, VplError) or not path.is_relative_to(masks):
             continue
         chosen = {*folder.photo_ids()} if renumbered else {*renamed} | replaced_photos(
             folder.photos, old.hashes_of(photo for photo in photos if photo.id in folder.photos))

@@ -145,6 +145,7 @@ def run(path: Path, settings: PrepareSettings) -> list[Path]:
     if not old or ChosenModels.of(old) != models:
         for licence in models.licences():
             console.note(licence)
+    _tell_renamed(renamed)
     _describe(workspace, photos, words,
               _formatted(settings) if source.from_tags and kept.workspace else "")
     paths = [path / "workspace.json", *(output.path for output in outputs),
@@ -212,12 +213,15 @@ def _following(kept: _Earlier, source: Source) -> tuple[_Earlier, dict[str, str]
         return kept, {}
     renamed = kept_corrections.renamed_photos(kept.workspace, kept.photos, source.root,
                                               source.photos)
+    return replace(kept, photos=[replace(photo, id=renamed.get(photo.id, photo.id))
+                                 for photo in kept.photos]), renamed
+
+
+def _tell_renamed(renamed: Mapping[str, str]) -> None:
     if renamed:
         console.note(counted(len(renamed), "photo was renamed or moved, and keeps its split",
                              "photos were renamed or moved, and keep their splits") + ": "
                      + first_few([f"{old} is {new} now" for old, new in sorted(renamed.items())]))
-    return replace(kept, photos=[replace(photo, id=renamed.get(photo.id, photo.id))
-                                 for photo in kept.photos]), renamed
 
 
 def _read_earlier(path: Path, *, overwrite: bool) -> _Earlier:
