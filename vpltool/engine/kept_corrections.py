@@ -140,7 +140,7 @@ def header_of(workspace: Workspace, photo: str) -> Header:
 
 def put(work: Path, photo_id: str, labels: npt.NDArray[np.uint8], header: Header, *,
         only_new: bool = False) -> bool:
-    """Write a corrected mask; return whether one with other labels was there.
+    """Write a corrected mask; return whether one with other labels is in the way.
 
     That one is moved to `corrections-replaced/`; with `only_new` it stays, and the labels go there.
     """

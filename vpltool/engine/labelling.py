@@ -125,8 +125,12 @@ def _read_correction(workspace: Workspace, path: Path, photo: Path, exported: tu
                        near_name(name, workspace.classes)) from None
 
 
-def take_corrections(workspace: Workspace, found: LabelsById) -> list[Path]:
-    """Write corrected masks into the workspace beside earlier ones; return their folder, if any."""
+def take_corrections(workspace: Workspace, found: LabelsById, *, has_journal: bool = False
+                     ) -> list[Path]:
+    """Write corrected masks into the workspace beside earlier ones; return their folder, if any.
+
+    Those that they replace are kept, unless a journal can restore them.
+    """
     if not found:
         return []
     folder = workspace.path / corrections.FOLDER
@@ -134,9 +138,10 @@ def take_corrections(workspace: Workspace, found: LabelsById) -> list[Path]:
     earlier = corrections.corrections_there(workspace.path, found)
     shown, replaced = {}, []
     for key, unpack in found.items():
-        labels = unpack()
-        if kept_corrections.put(workspace.path, key, labels, kept_corrections.header_of(
-                workspace, hashes.get(key, ""))):
+        labels, header = unpack(), kept_corrections.header_of(workspace, hashes.get(key, ""))
+        if has_journal:
+            formats.write_labels(folder / f"{key}.png", labels, header)
+        elif kept_corrections.put(workspace.path, key, labels, header):
             replaced.append(key)
         shown[key] = corrections.identity_shown(labels, workspace.classes)
     corrections.remember_exchanged(workspace.path, imported=shown)

@@ -257,7 +257,7 @@ class Desk:
             changed = grid != _scaled(base, grid.shape)
             labels = np.where(_scaled(changed, base.shape), _scaled(grid, base.shape), base)
             with console.heard_by(console.Silence()):
-                take_corrections(self.workspace, {key: lambda: labels})
+                take_corrections(self.workspace, {key: lambda: labels}, has_journal=True)
         else:
             self._corrected(key).unlink(missing_ok=True)
         self.journal.stamp(key, self._stamp(key))
