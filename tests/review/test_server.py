@@ -168,7 +168,7 @@ def test_a_kill_between_journal_and_mask_is_repaired(base: Path, monkeypatch: py
                                                      ) -> None:
     desk = Desk(base / "work", "", "train", "file")
 
-    def killed(*_args: object) -> None:
+    def killed(*_args: object, **_settings: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vpltool.review.desk.take_corrections", killed)
