@@ -236,6 +236,22 @@ def test_it_runs_and_its_settings_are_in_the_header(kind: str, work: Path, run: 
     assert "toy_level was 0.25, now 0.75" in other.lines("error:")[0]
 
 
+@pytest.mark.parametrize(("given", "powers"), [((), [1.0, 2.0]), (("--powers", "3"), [3.0])])
+def test_a_list_that_is_not_given_has_its_default(
+        given: tuple[str, ...], powers: list[float], tmp_path: Path, ready: Path, tiny_clip: Path,
+        run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+    does, reads, _, body = BODIES["cams"]
+    write_toy(tmp_path / "mine", "cams", text=HEAD.format(
+        does=does, reads=reads,
+        more='    powers: tuple[float, ...] = setting((1.0, 2.0), "Powers.")') + body)
+    monkeypatch.setenv(FOLDERS, str(tmp_path / "mine"))
+    result = run("cam", "--method", "toy", *given, work=work)
+    assert result.code == 0, result.err
+    made = json.loads(run("inspect", "cams/text-toy/train", "--json", work=work).out)
+    assert made["options"]["powers"] == powers
+
+
 def test_predict_rebuilds_a_segmenter_of_ones_own(work: Path, run: Run) -> None:
     made = run(*command_of("segmenters"), *RUNS["segmenters"][0], "--name", "used", "--toy-level",
                0.25, work=work / "work")
