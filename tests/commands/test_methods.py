@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
@@ -18,8 +19,9 @@ from safetensors.torch import load_file
 
 from vpltool import Workspace
 from vpltool.core.phase_one import Pixels
-from vpltool.errors import OtherSettings
-from vpltool.methods import FOLDERS, KINDS
+from vpltool.errors import OtherSettings, VplError
+from vpltool.methods import FOLDERS, KINDS, SegmenterMethod, find_method
+from vpltool.methods.inputs import SegmenterParts
 from vpltool.run import run_stage
 from vpltool.stages import FoundStage
 
@@ -261,6 +263,46 @@ def test_predict_rebuilds_a_segmenter_of_ones_own(work: Path, run: Run) -> None:
     assert run("eval", "--what", "predictions/used", work=work / "work").code == 0
 
 
+NETWORKS = {
+    ("return Toy(parts", "return (parts"): "build returned a tuple",
+    ('len(self.prototypes)}', '{1}}'): "build returned a network whose `config` is not JSON: ",
+    ("return Toy(layers, width,", "return Toy(layers, 2 * width,"):
+        "build returned a network whose `linear.weight` is (4, 6), and (4, 12) in that of",
+    ("return Toy(layers,", "return (layers,"):
+        "build returned a network, and `rebuild(config)` a tuple",
+    ("dim=-1)", "dim=-1)[:, 1:]"):
+        "build returned a network whose embeddings are a Tensor (2, 191, 4) for 2 photos",
+    ("+ self.shape[2])", "+ torch.nan)"): "build returned a network whose logits are not finite",
+    ("self.linear(", "self.line("): "AttributeError: 'Toy' object has no attribute 'line'",
+    ("def config", "def other"): "NotImplementedError: Toy has no `config`",
+    ("return Toy(layers, width, level", "return Toy(layers, width, 3"):
+        "build returned a network, and `rebuild(config)` one with other logits"}
+"""What replaces what in a file of `segmenters`, and what is wrong then."""
+
+
+@pytest.mark.parametrize("change", [("", ""), *NETWORKS])
+def test_a_network_is_tried_before_it_is_trained(
+        change: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    text = text_of("segmenters").replace('["rows"], 16)', '["rows"], 4)').replace(
+        ".float())", ".float() + self.shape[2])")
+    assert text.count(change[0]) >= 1
+    path = write_toy(tmp_path, "segmenters", text=text.replace(*change))
+    method = find_method("segmenters", "toy").load()
+    assert isinstance(method, SegmenterMethod)
+    given = (SegmenterParts((3,), 6, torch.eye(3, 4), torch.tensor([0, 1, 2])), method.Settings())
+    torch.manual_seed(0)
+    if change in NETWORKS:
+        with pytest.raises(VplError, match=f"^{path}:.*{re.escape(NETWORKS[change])}"):
+            method.build(*given)
+        return
+    assert method.build(*given).training
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    inspect.unwrap(method.build)(*given)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
 def test_prepare_takes_a_source_of_ones_own(work: Path, run: Run, tmp_path: Path) -> None:
     result = run("prepare", "toy", work / "photos", "--toy-level", 0.25, "--pretrained",
                  work / "clip", work=tmp_path / "work")
@@ -499,11 +541,13 @@ def test_the_page_names_every_field_that_a_method_is_given() -> None:
     for kind in KINDS.values():
         section = page.partition(f"\n## {kind.name}\n")[2].partition("\n## ")[0]
         for name in kind.types:
-            found = Pixels if name == "Pixels" else getattr(inputs, name)
+            found = Pixels if name == "Pixels" else getattr(inputs, name, None)
+            names = ([entry.name for entry in fields(found)] if found else
+                     ["config", "embeddings", "logits", "layers", "fuses"])
             table = section.partition(f"`{name}`: ")[2].partition("\n### ")[0]
-            for entry in fields(found):
-                assert re.search(rf"^\| `{entry.name}` \| `[^`]+` \| \S.* \|$", table, re.M), (
-                    f"{name}.{entry.name}")
+            for field in names:
+                assert re.search(rf"^\| `{field}` \| `[^`]+` \| \S.* \|$", table, re.M), (
+                    f"{name}.{field}")
 
 
 FAULTS = {

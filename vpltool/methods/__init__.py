@@ -242,8 +242,10 @@ KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
                "masks of what may be one thing, of each photo", ("photo",), ("ProposalRequest",),
                "felzenszwalb"),
     MethodKind("segmenters", SegmenterMethod, "train-decoder", "build(parts, settings)",
-               "the network", "a network that segments photos", ("layers", "patches"),
-               ("SegmenterParts", "LabelledPhoto"), "weclip", ("rebuild",)),
+               "a `SegmenterNetwork`, of whose `config`, as JSON holds it, `rebuild(config)` makes "
+               "the same network without its weights", "a network that segments photos",
+               ("layers", "patches"), ("SegmenterParts", "SegmenterNetwork", "LabelledPhoto"),
+               "weclip", ("rebuild",)),
     MethodKind("exports", Exporter, "export", "export(predictions, path, settings)",
                "the paths that were written",
                "predictions, or a segmenter, in another tool's format", (),

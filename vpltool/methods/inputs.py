@@ -274,10 +274,11 @@ class SegmenterParts:
     """What a network is built of, for a method of `segmenters`.
 
     Its `build(parts, settings)` returns a `vpltool.core.segmenter.SegmenterNetwork`, the interface
-    for training and `predict`. Its `rebuild(config)` returns an empty one, for a state dict. If it
-    defines `fit(network, photos, settings, total)`, the network is not trained in steps: `fit`
-    computes its parameters in one pass over `LabelledPhoto`s. Each of several processes has photos
-    of its own, and `total` adds up a tensor over all of them.
+    for training and `predict`. Its `rebuild(config)` returns an empty one, for a state dict; it
+    runs on torch's device `meta`, where tensors have no values. If it defines `fit(network, photos,
+    settings, total)`, the network is not trained in steps: `fit` computes its parameters in one
+    pass over `LabelledPhoto`s. Each of several processes has photos of its own, and `total` adds up
+    a tensor over all of them.
 
     Args:
         layers: indices of the CLIP blocks whose output is read; empty if the method reads none.

@@ -1,0 +1,191 @@
+"""What may be wrong with the results of methods that are not vpltool's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence, Sized
+from functools import partial
+from types import ModuleType
+from typing import Any, TypeAlias
+
+from vpltool.core import segmenter
+from vpltool.errors import counted, first_line
+from vpltool.lazy import F, Tensor, np, torch
+from vpltool.methods.inputs import SegmenterParts
+
+Arguments: TypeAlias = tuple[Any, ...]
+Fault: TypeAlias = Callable[[Arguments, Any], str]
+"""What is wrong with what a function made of its arguments; empty if nothing."""
+
+_ROLES = ("context_of", "photo_of", "scale", "bias")
+"""Tensors of rows that a file of prototypes may hold."""
+
+_GRID = (12, 16)
+"""Patches of the photos on which a network is tried."""
+
+
+def fault_finder(kind: str, module: ModuleType) -> Fault:
+    """Return the function that says what is wrong with a result of a method of a kind."""
+    if kind == "segmenters":
+        return partial(_fault_of_network, vars(module)["rebuild"])
+    return _FAULTS.get(kind, _no_fault)
+
+
+def _no_fault(_arguments: Arguments, _made: object) -> str:
+    return ""
+
+
+def _shown(made: object) -> str:
+    """Describe a value: `a Tensor (5, 2)`, `a list`, `None`."""
+    if made is None:
+        return "None"
+    shape = getattr(made, "shape", None)
+    return f"a {type(made).__name__}" + ("" if shape is None else f" {tuple(shape)}")
+
+
+def _fault_of_many(made: object, ids: Sized, what: str) -> str:
+    """Say what is wrong if a value is not a list or tuple with an item for each photo."""
+    if not isinstance(made, (list, tuple)):
+        return _shown(made)
+    return "" if len(made) == len(ids) else (
+        f"{counted(len(made), what, f'{what}s')} for {counted(len(ids), 'photo', 'photos')}")
+
+
+def _fault_of_maps(made: object, count: int, grid: tuple[int, int], key: str) -> str:
+    """Say what is wrong if a value is not maps (count, h, w) in [0, 1], of the grid's shape."""
+    if (not isinstance(made, torch.Tensor) or made.dim() != 3 or len(made) != count
+            or 0 in made.shape[1:] or not _has_aspect(made.shape[1:], grid)):
+        return f"{_shown(made)} for {key}, which has {counted(count, 'class', 'classes')} on a " \
+               f"grid {grid}"
+    low, high = (0.0, 1.0) if not count else (float(side) for side in made.float().aminmax())
+    # Not the other way round: NaN compares as False.
+    inside = low > -1e-3 and high < 1 + 1e-3 and made.is_floating_point()
+    return "" if inside else f"values from {low:g} to {high:g} ({made.dtype}) for {key}"
+
+
+def _has_aspect(shape: Sequence[int], grid: tuple[int, int]) -> bool:
+    """Return whether maps of any resolution may be of a grid: their sides differ by a cell."""
+    scales = [side / cells for side, cells in zip(shape, grid, strict=True)]
+    return abs(scales[0] - scales[1]) * min(grid) < max(scales)
+
+
+def _fault_of_cams(arguments: Arguments, made: Any) -> str:
+    batch = arguments[0]
+    return _fault_of_many(made, batch.ids, "map") or next(filter(None, (
+        _fault_of_maps(maps, len(present), batch.grid, key)
+        for maps, present, key in zip(made, batch.present, batch.ids, strict=True))), "")
+
+
+def _fault_of_refined(arguments: Arguments, made: object) -> str:
+    photo = arguments[0]
+    return _fault_of_maps(made, len(photo.cams), tuple(photo.cams.shape[1:]), photo.id)
+
+
+def _fault_of_patches(arguments: Arguments, made: object) -> str:
+    batch = arguments[0]
+    if (not isinstance(made, torch.Tensor) or made.dim() != 3 or not made.is_floating_point()
+            or made.shape[:2] != (len(batch.ids), batch.grid[0] * batch.grid[1])):
+        return f"{_shown(made)} for {counted(len(batch.ids), 'photo', 'photos')} on a grid " \
+               f"{batch.grid}"
+    norms = made.float().norm(dim=-1)
+    return "" if float((norms - 1).abs().max()) < 0.01 else (
+        f"patches whose norms are {float(norms.min()):.3g} to {float(norms.max()):.3g}")
+
+
+def _fault_of_rows(arguments: Arguments, made: object) -> str:
+    _, text, text_index = arguments[:3]
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        return _shown(made)
+    rows, index, of_rows = *made[:2], (made[2] if len(made) == 3 else {})
+    if (not isinstance(rows, torch.Tensor) or rows.dim() != 2 or not rows.is_floating_point()
+            or rows.shape[1] != text.shape[1] or not bool(rows.isfinite().all())):
+        return f"{_shown(rows)} as rows, where the text has {tuple(text.shape)}"
+    if (not isinstance(index, torch.Tensor) or index.shape != rows.shape[:1]
+            or index.is_floating_point()):
+        return f"{_shown(index)} as the classes of {counted(len(rows), 'row', 'rows')}"
+    wanted, found = ({*part.tolist()} - {0} for part in (text_index, index))
+    if wanted != found:
+        odd = min(wanted ^ found)
+        return (f"no row of class {odd}" if odd in wanted else
+                f"rows of class {odd}, which the text does not have")
+    odd_names = [name for name, tensor in of_rows.items()
+                 if name not in _ROLES or not isinstance(tensor, torch.Tensor)]
+    return f"`{odd_names[0]}`, which is none of {', '.join(_ROLES)}" if odd_names else ""
+
+
+def _fault_of_scores(arguments: Arguments, made: Any) -> str:
+    photos = arguments[0]
+    if fault := _fault_of_many(made, photos, "result"):
+        return fault
+    for scores, photo in zip(made, photos, strict=True):
+        if not isinstance(scores, np.ndarray) or scores.shape != photo.scores.shape:
+            return f"{_shown(scores)} for scores {photo.scores.shape}"
+        if not np.isfinite(scores).all():
+            return "values that are not finite"
+    return ""
+
+
+def _fault_of_network(rebuild: Callable[[Any], Any], arguments: Arguments, made: object) -> str:
+    """Say what is wrong with a network, or with what `rebuild` makes of its `config`.
+
+    Random numbers that are drawn afterwards are as without this check.
+    """
+    if not isinstance(made, segmenter.SegmenterNetwork):
+        return _shown(made)
+    config, training = made.config, made.training
+    try:
+        written = json.loads(json.dumps(config))
+    except (TypeError, ValueError) as error:
+        return f"a network whose `config` is not JSON: {first_line(error)}"
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        # As `predict` does.
+        again = rebuild(written)
+    if not isinstance(again, segmenter.SegmenterNetwork):
+        return f"a network, and `rebuild(config)` {_shown(again)}"
+    if odd := _other_tensor(made.state_dict(), again.state_dict()):
+        return f"a network {odd} in that of `rebuild(config)`"
+    again.load_state_dict(made.state_dict(), assign=True)
+    logits = [_logits_of(network.eval(), arguments[0]) for network in (made, again)]
+    made.train(training)
+    for found in logits:
+        if isinstance(found, str):
+            return f"a network whose {found}"
+    return "" if torch.allclose(*logits) else (
+        "a network, and `rebuild(config)` one with other logits from the same weights")
+
+
+def _other_tensor(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Describe the first tensor that has another shape in two state dicts; empty: there is none."""
+    for name in dict.fromkeys((*own, *found)):
+        shapes = [str(tuple(part[name].shape)) if name in part else "missing"
+                  for part in (own, found)]
+        if shapes[0] != shapes[1]:
+            return f"whose `{name}` is {shapes[0]}, and {shapes[1]}"
+    return ""
+
+
+def _logits_of(network: segmenter.SegmenterNetwork, parts: SegmenterParts) -> Any:
+    """Return the network's logits of two photos of noise, or say what is wrong with its results."""
+    noise, patches = torch.Generator().manual_seed(0), _GRID[0] * _GRID[1]
+    layers = (torch.randn(2, len(network.layers), patches, parts.input_width, generator=noise)
+              if network.layers else None)
+    own = (F.normalize(torch.randn(2, patches, parts.prototypes.shape[1], generator=noise), dim=-1)
+           if network.reads_patches else None)
+    photos = f"for 2 photos on a grid {_GRID}"
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        embeddings = network.embeddings_and_fused(layers, own, _GRID)[0]
+        if not isinstance(embeddings, torch.Tensor) or embeddings.shape[:2] != (2, patches):
+            return f"embeddings are {_shown(embeddings)} {photos}"
+        logits = network.logits(embeddings, _GRID)
+    if (not isinstance(logits, torch.Tensor) or logits.dim() != 4
+            or logits.shape[:2] != (2, len(network.classes))
+            or not _has_aspect(logits.shape[2:], _GRID)):
+        return (f"logits are {_shown(logits)} {photos} and "
+                f"{counted(len(network.classes), 'class', 'classes')}")
+    return logits if bool(logits.isfinite().all()) else "logits are not finite"
+
+
+_FAULTS: Mapping[str, Fault] = {
+    "cams": _fault_of_cams, "refiners": _fault_of_refined, "embeddings": _fault_of_patches,
+    "estimators": _fault_of_rows, "label_refiners": _fault_of_scores}
+"""Kind of method to a function that says what is wrong with a result, given the arguments."""
