@@ -73,7 +73,7 @@ def _kind(kind: MethodKind) -> JsonObject:
     return {"kind": kind.name, "about": kind.about, "stage": kind.stage,
             "use": f"vpltool {kind.stage} {name}", "defines": list(kind.needs),
             "signature": kind.signature, "returns": kind.returns, "may read": list(kind.reads),
-            "default": kind.default}
+            "note": kind.note, "default": kind.default}
 
 
 def _class_fields(name: str) -> JsonObject:
@@ -162,7 +162,8 @@ including yours, and `vpltool methods KIND NAME` prints the section below about 
 def _section(kind: JsonObject) -> str:
     lines = [f"{kind['about'][0].upper()}{kind['about'][1:]}: `{kind['use']}`.",
              f"A file defines {_code(kind['defines'])}.",
-             f"`{kind['signature']}` returns {kind['returns']}."]
+             f"`{kind['signature']}` returns {kind['returns']}.",
+             *filter(None, [kind["note"]])]
     lines += [f"`READS` may name {_code(kind['may read'])}."] if kind["may read"] else []
     lines += [f"The default is `{kind['default']}`."] if kind["default"] else []
     return "\n\n".join([f"## {kind['kind']}", "\n".join(lines),

@@ -28,7 +28,7 @@ from vpltool.core import distributed, phase_one, proposals, segmenter
 from vpltool.errors import VplError, near_name
 from vpltool.formats.kinds import FEATURE_TENSORS
 from vpltool.lazy import Tensor, np, npt, torch
-from vpltool.methods import inputs, own
+from vpltool.methods import faults, inputs, own
 from vpltool.settings import Settings
 
 FOLDERS = "VPLTOOL_METHODS"
@@ -194,6 +194,7 @@ class MethodKind:
     types: tuple[str, ...]  # classes of the function's arguments and result, in `inputs`
     default: str = ""
     also: tuple[str, ...] = ()  # names that a file must define besides the function
+    note: str = ""  # what else its results must satisfy, or may contain
 
     @property
     def function(self) -> str:
@@ -207,7 +208,12 @@ class MethodKind:
 
 
 _FEATURES = (*FEATURE_TENSORS, "second_patches", "second_attention")
-_OF_ROWS = ("context_of", "photo_of", "scale", "bias")
+_OF_ROWS = tuple(faults.ROLES)
+
+_NO_SEED = (
+    "No seed is given: the same photo must get the same result again, whatever photos are beside "
+    "it. Random numbers come from a generator of each photo's own, by its id: "
+    "`torch.Generator().manual_seed(zlib.crc32(photo_id.encode()))`.")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
     MethodKind("sources", SourceMethod, "prepare", "read(workspace_path, settings, request)",
@@ -215,22 +221,30 @@ KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
                ("SourceRequest", "Source")),
     MethodKind("embeddings", EmbeddingMethod, "embed", "make_patches(batch, settings)",
                "patches (B, h·w, dim), L2-normed", "patch embeddings from stored features",
-               (*_FEATURES, "head"), ("EmbeddingBatch",), "naclip"),
+               (*_FEATURES, "head"), ("EmbeddingBatch",), "naclip",
+               note=_NO_SEED),
     MethodKind("cams", CamMethod, "cam", "make_cams(batch, settings)",
                "a list with a tensor (K_i, h, w) for each photo: a map in [0, 1] of each of its "
                "classes", "class activation maps from features and prototypes",
-               (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), ("CamBatch",), "gradcam"),
+               (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), ("CamBatch",), "gradcam",
+               note=_NO_SEED),
     MethodKind("refiners", Refiner, "refine", "refine(photo, settings)",
                "a tensor (K, h, w): a map in [0, 1] of each of the photo's classes",
                "better maps from a photo's maps",
                (*_FEATURES, "prototypes", "decoder", "photo", "captions", *_OF_ROWS),
-               ("PhotoMaps",), "attention"),
+               ("PhotoMaps",), "attention", note=_NO_SEED),
     MethodKind("estimators", Estimator, "seed-prototypes",
                "estimate(pool, text, text_index, settings, seed)",
-               "L2-normed rows (rows, dim) and the class of each (rows,), with a row of each class "
-               "in `text_index`, which has the classes of the rows `text` (rows', dim); and, if "
-               "any, a dictionary of tensors of the rows",
-               "prototypes from pixels and their seed labels", ("patches",), ("Pixels",), "means"),
+               "L2-normed float32 rows (rows, dim) and the class of each (rows,), with a row of "
+               "each class in `text_index`, which has the classes of the rows `text` (rows', dim); "
+               "and, if any, a dictionary of tensors of the rows",
+               "prototypes from pixels and their seed labels", ("patches",), ("Pixels",), "means",
+               note="That dictionary may have, as tensors (rows,): `context_of`, the class whose "
+                    "context a row of the background describes, 0 for other rows; `photo_of`, the "
+                    "place in `pool.ids` of the photo that a row comes from, -1 for none; `scale` "
+                    "and `bias`, with which a patch x scores scale · (x · row) + bias. Methods of "
+                    "`cams` and `refiners` read them by these names. `seed` is for random "
+                    "numbers."),
     MethodKind("label_refiners", LabelRefiner, "crf", "refine_labels(photos, settings, device)",
                "a list with an array (L, H, W) for each photo, of the size of its scores. "
                "Pixels whose highest value is below `CONFIDENCE` are ignored in training (255); a "

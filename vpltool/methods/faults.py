@@ -17,11 +17,36 @@ Arguments: TypeAlias = tuple[Any, ...]
 Fault: TypeAlias = Callable[[Arguments, Any], str]
 """What is wrong with what a function made of its arguments; empty if nothing."""
 
-_ROLES = ("context_of", "photo_of", "scale", "bias")
-"""Tensors of rows that a file of prototypes may hold."""
+ROLES = {"context_of": "int64", "photo_of": "int64", "scale": "float32", "bias": "float32"}
+"""Tensors of rows that a file of prototypes may hold, with their types."""
 
 _GRID = (12, 16)
 """Patches of the photos on which a network is tried."""
+
+
+_SHARED = ("prototypes", "class_index", "classes", "present", "of_rows", "embeddings", "labels")
+"""Fields of what methods are given that other photos, or the rest of the command, see too."""
+
+
+def shared_tensors(arguments: Arguments, names: Sequence[str]) -> list[tuple[str, Tensor, int]]:
+    """Return the tensors that a method may not change in place: names, and torch's count of writes.
+
+    Changes would make results depend on which photos are processed together. `names` are those of
+    the arguments.
+    """
+    given = dict(zip(names, arguments, strict=False))
+    for name in _SHARED:
+        value = getattr(arguments[0] if arguments else None, name, None)
+        items = value.items() if isinstance(value, Mapping) else enumerate(
+            value if isinstance(value, list) else ())
+        given |= {name: value} | {f"{name}[{key!r}]": item for key, item in items}
+    return [(name, value, value._version) for name, value in given.items()
+            if isinstance(value, torch.Tensor)]
+
+
+def changed_tensor(before: Sequence[tuple[str, Tensor, int]]) -> str:
+    """Return the name of the first of `shared_tensors` that was changed since; empty: none was."""
+    return next((name for name, tensor, version in before if tensor._version != version), "")
 
 
 def fault_finder(kind: str, module: ModuleType) -> Fault:
@@ -97,20 +122,44 @@ def _fault_of_rows(arguments: Arguments, made: object) -> str:
     if not isinstance(made, tuple) or len(made) not in (2, 3):
         return _shown(made)
     rows, index, of_rows = *made[:2], (made[2] if len(made) == 3 else {})
-    if (not isinstance(rows, torch.Tensor) or rows.dim() != 2 or not rows.is_floating_point()
-            or rows.shape[1] != text.shape[1] or not bool(rows.isfinite().all())):
+    if (not isinstance(rows, torch.Tensor) or rows.dim() != 2 or rows.shape[1] != text.shape[1]):
         return f"{_shown(rows)} as rows, where the text has {tuple(text.shape)}"
-    if (not isinstance(index, torch.Tensor) or index.shape != rows.shape[:1]
-            or index.is_floating_point()):
-        return f"{_shown(index)} as the classes of {counted(len(rows), 'row', 'rows')}"
+    if odd := _fault_of_column(index, len(rows), "int64"):
+        return f"{odd} as the classes of {counted(len(rows), 'row', 'rows')}"
     wanted, found = ({*part.tolist()} - {0} for part in (text_index, index))
     if wanted != found:
-        odd = min(wanted ^ found)
-        return (f"no row of class {odd}" if odd in wanted else
-                f"rows of class {odd}, which the text does not have")
-    odd_names = [name for name, tensor in of_rows.items()
-                 if name not in _ROLES or not isinstance(tensor, torch.Tensor)]
-    return f"`{odd_names[0]}`, which is none of {', '.join(_ROLES)}" if odd_names else ""
+        odd_class = min(wanted ^ found)
+        return (f"no row of class {odd_class}" if odd_class in wanted else
+                f"rows of class {odd_class}, which the text does not have")
+    for name, tensor in of_rows.items():
+        if name not in ROLES:
+            return f"`{name}`, which is none of {', '.join(ROLES)}"
+        if odd := _fault_of_column(tensor, len(rows), ROLES[name]):
+            return f"{odd} as `{name}` of {counted(len(rows), 'row', 'rows')}"
+    return _fault_of_norms(rows, index, text, text_index)
+
+
+def _fault_of_column(made: object, rows: int, dtype: str) -> str:
+    """Describe a value that is not a tensor (rows,) of a type; empty if it is one."""
+    if not isinstance(made, torch.Tensor) or made.shape != (rows,):
+        return _shown(made)
+    return "" if made.dtype == getattr(torch, dtype) else f"a Tensor of {made.dtype}, not {dtype},"
+
+
+def _fault_of_norms(rows: Tensor, index: Tensor, text: Tensor, text_index: Tensor) -> str:
+    """Say what is wrong unless rows are float32 and L2-normed.
+
+    A row may be zero if the text has no other row of its class: `tag-prototypes` makes such rows of
+    classes without a photo.
+    """
+    if rows.dtype != torch.float32:
+        return f"rows of {rows.dtype}, not float32"
+    norms = rows.norm(dim=-1)
+    if not bool(norms.isfinite().all()):
+        return "rows with values that are not finite"
+    unknown = (norms == 0) & ~torch.isin(index, text_index[text.any(dim=-1)])
+    return "" if bool((((norms - 1).abs() < 0.01) | unknown).all()) else (
+        f"rows whose norms are {float(norms.min()):.3g} to {float(norms.max()):.3g}")
 
 
 def _fault_of_scores(arguments: Arguments, made: Any) -> str:

@@ -180,7 +180,8 @@ class CamBatch:
         prototypes: L2-normed rows (rows, dim).
         class_index: class of each row (rows,), 0 is the background.
         of_rows: further tensors of the rows: `context_of` (rows,), the class whose context a row
-            describes, 0 for none; `photo_of` (rows,), the number of its photo.
+            describes, 0 for none; `photo_of` (rows,), the number of its photo, -1 for none; `scale`
+            and `bias` (rows,): a patch x scores scale · (x · row) + bias.
         row_photos: ids of the photos that `photo_of` numbers.
         head: CLIP's last block and projection, if the method reads `head`.
         photos: RGB (H, W, 3) of each photo, if the method reads `photo`.

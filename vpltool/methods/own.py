@@ -160,6 +160,8 @@ def _guarded(function: _Function, path: Path, fault: faults.Fault, returns: str
 
     @functools.wraps(function)
     def checked(*arguments: object, **named: object) -> object:
+        name = getattr(function, "__name__", "the function")
+        shared = faults.shared_tensors(arguments, code.co_varnames if code else ())
         try:
             made = function(*arguments, **named)
             wrong = fault(arguments, made)
@@ -168,8 +170,10 @@ def _guarded(function: _Function, path: Path, fault: faults.Fault, returns: str
                 raise
             raise fault_of(error) or VplError(
                 f"{where}: {type(error).__name__}: {first_line(error)}") from error
+        if changed := faults.changed_tensor(shared):
+            raise VplError(f"{where}: {name} changes `{changed}` in place, and other photos are "
+                           "given the same tensor", "`x = x * 2` makes a new one")
         if wrong:
-            name = getattr(function, "__name__", "the function")
             raise VplError(f"{where}: {name} returned {wrong}", f"it returns {returns}")
         return made
 
