@@ -261,6 +261,9 @@ def test_predict_rebuilds_a_segmenter_of_ones_own(work: Path, run: Run) -> None:
     result = run("predict", "--decoder", "used", "--workers", 0, work=work / "work")
     assert result.code == 0, result.err
     assert run("eval", "--what", "predictions/used", work=work / "work").code == 0
+    packed = run("export", "bundle", "--what", "used", work=work / "work")
+    assert packed.code == 0, packed.err
+    assert "segmenters/toy.py, found by VPLTOOL_METHODS" in packed.err
 
 
 NETWORKS = {
@@ -426,6 +429,35 @@ def test_a_file_that_reads_what_there_is_not_is_named(tmp_path: Path, run: Run,
     assert "tokens" in result.lines("hint:")[0]
 
 
+def test_a_forgotten_comma_is_told(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+                                   ) -> None:
+    path = write_toy(tmp_path, "cams", text=text_of("cams").replace(
+        "('patches', 'photo')", "('patches')"))
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    result = run("methods", "cams", "toy")
+    assert result.lines("error:") == [f"{path}: READS is the text 'patches', not a tuple"]
+    assert result.lines("hint:") == ["READS = ('patches',), with a comma"]
+
+
+@pytest.mark.parametrize(("named", "said"), [
+    ("gone", "VPLTOOL_METHODS names {}, which is no folder"),
+    ("good/cams", "VPLTOOL_METHODS names {}, not the folder above it, "),
+    ("bad", "{}/cam holds no kind of methods: did you mean `cams`?"),
+    ("empty", "VPLTOOL_METHODS names {}, which holds no methods: KIND/NAME.py"),
+    ("good", "")])
+def test_a_folder_in_which_nothing_is_found_is_warned_of(
+        named: str, said: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toy(tmp_path / "good", "cams")
+    (tmp_path / "good/helpers").mkdir()
+    (tmp_path / "good/helpers/sums.py").write_text("")
+    write_toy(tmp_path / "bad", "cam", text="")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv(FOLDERS, str(tmp_path / named))
+    for result in (run("methods", "cams"), run("cam", "--method", "dence")):
+        assert (said.format(tmp_path / named) in result.err.replace("\n", " ")) if said else (
+            FOLDERS not in result.err)
+
+
 @pytest.mark.parametrize(("text", "fault"), [
     ("this is no Python", "SyntaxError"), ("import no_such_module", "ModuleNotFoundError"),
     ("1 / 0", "ZeroDivisionError")])
@@ -551,6 +583,7 @@ def test_the_page_names_every_field_that_a_method_is_given() -> None:
 
 
 FAULTS = {
+    'return batch.tensors["attention"]': "KeyError: 'attention'",
     "return batch.nothing": "AttributeError: 'CamBatch' object has no attribute 'nothing'",
     "return []": "make_cams returned 0 maps for 3 photos",
     "return [torch.zeros(5, 2) for _ in batch.ids]": "make_cams returned a Tensor (5, 2) for ",
@@ -575,8 +608,22 @@ def make_cams(batch, settings):
     result = run("cam", "--method", "toy", work=work)
     assert result.code == 1
     line = next(number for number, text in enumerate(file.read_text().splitlines(), 1)
-                if (fault if ".nothing" in fault else "@torch") in text)
+                if (fault if "return batch" in fault else "@torch") in text)
     assert result.lines("error:")[0].startswith(f"{file}:{line}: {FAULTS[fault]}")
+    assert ("add `attention` to READS" in result.err) == ("attention" in fault)
+    # Nothing was made, so there is nothing to be continued.
+    assert "text-toy" not in run("status", work=work).out
+
+
+def test_what_a_method_left_incomplete_needs_it(
+        tmp_path: Path, ready: Path, tiny_clip: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+        ) -> None:
+    work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+    write_toy(tmp_path / "mine", "cams", text=text_of("cams").replace(
+        "    assert", "    DONE.append(1)\n    assert len(DONE) < 3\n    assert") + "DONE = []\n")
+    monkeypatch.setenv(FOLDERS, str(tmp_path / "mine"))
+    assert run("cam", "--method", "toy", "--batch-size", 1, work=work).code == 1
+    assert "INCOMPLETE" in run("status", work=work).out
     monkeypatch.delenv(FOLDERS)
     gone = run("update", work=work)
     assert gone.code == 1

@@ -76,7 +76,7 @@ BAD: dict[str, tuple[tuple[Any, str], ...]] = {
 def guarded(kind: str, made: Any) -> Any:
     """The function of a method that returns a value, or raises an exception."""
     def function(given: Any, text: Any = None, *_: Any) -> Any:
-        if isinstance(made, Exception):
+        if isinstance(made, BaseException):
             raise made
         return made() if callable(made) else made
 
@@ -85,6 +85,18 @@ def guarded(kind: str, made: Any) -> Any:
     setattr(module, KINDS[kind].function, function)
     own.guard(module, Path("mine.py"), kind, KINDS[kind].function, KINDS[kind].returns)
     return getattr(module, KINDS[kind].function)
+
+
+def test_a_method_that_ends_python_is_told() -> None:
+    with pytest.raises(VplError, match=r"^mine.py:\d+: SystemExit: 3$"):
+        guarded("cams", SystemExit(3))(*GIVEN["cams"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_results_may_have_gradients() -> None:
+    for kind in ("refiners", "embeddings"):
+        (made,) = GOOD[kind]
+        guarded(kind, made.clone().requires_grad_())(*GIVEN[kind])
 
 
 @pytest.mark.parametrize(("kind", "made"),

@@ -100,9 +100,8 @@ def _type_of(found: type, name: str) -> str:
 
 
 def _summary(method: Method) -> JsonObject:
-    bundled = method.module.startswith("vpltool.")
     return {"name": method.name, "summary": method.summary,
-            **({} if bundled else {"from": str(method.path)})}
+            **({} if method.bundled else {"from": str(method.path)})}
 
 
 def _details(method: Method) -> JsonObject:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol, TypeAlias, TypeVar
 
+from vpltool import console
 from vpltool.core import distributed, phase_one, proposals, segmenter
 from vpltool.errors import VplError, near_name
 from vpltool.formats.kinds import FEATURE_TENSORS
@@ -294,8 +295,7 @@ class Method:
 
         Raises a VplError if it lacks what a method of its kind needs.
         """
-        bundled = self.module.startswith("vpltool.")
-        module = (importlib.import_module(self.module) if bundled else
+        module = (importlib.import_module(self.module) if self.bundled else
                   own.import_method(self.path, self.kind, self.module))
         needs = KINDS[self.kind].needs
         missing = [name for name in needs if name not in vars(module)]
@@ -304,14 +304,23 @@ class Method:
                            f"it defines {', '.join(needs)}; docs/reference/methods.md says more")
         module.__class__ = KINDS[self.kind].interface
         assert isinstance(module, MethodModule)
+        if isinstance(module.READS, str):
+            raise VplError(f"{self.path}: READS is the text {module.READS!r}, not a tuple",
+                           f"READS = ({module.READS!r},), with a comma")
         unknown = set(module.READS) - set(KINDS[self.kind].reads)
         if unknown:
             raise VplError(f"{self.path}: READS names `{min(unknown)}`",
                            f"{self.kind} read {', '.join(KINDS[self.kind].reads)}")
-        if not bundled:
+        if not self.bundled:
             kind = KINDS[self.kind]
-            own.guard(module, self.path, kind.name, kind.function, kind.returns)
+            own.guard(module, self.path, kind.name, kind.function, kind.returns,
+                      [name for name in kind.reads if name not in module.READS])
         return module
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it is vpltool's own."""
+        return self.module.startswith("vpltool.")
 
     @property
     def importable(self) -> bool:
@@ -330,6 +339,31 @@ class Method:
 
 def _own_folders() -> list[Path]:
     return [Path(name) for name in os.environ.get(FOLDERS, "").split(os.pathsep) if name]
+
+
+def faults_of_folders() -> list[str]:
+    """Say of the folders that `VPLTOOL_METHODS` names why methods in them are not found."""
+    found = []
+    for folder in _own_folders():
+        if not folder.is_dir():
+            found.append(f"{FOLDERS} names {folder}, which is no folder")
+            continue
+        below = {file.parent.name for file in folder.glob("*/[!_]*.py")}
+        odd = [f"{folder / name} holds no kind of methods: {hint}" for name in sorted(below)
+               if name not in KINDS and (hint := near_name(name, KINDS)).startswith("did you")]
+        if folder.name in KINDS and not below:
+            odd = [f"{FOLDERS} names {folder}, not the folder above it, {folder.parent}"]
+        elif not odd and below.isdisjoint(KINDS):
+            odd = [f"{FOLDERS} names {folder}, which holds no methods: KIND/NAME.py"]
+        found += odd
+    return found
+
+
+@functools.cache
+def warn_of_folders(_named: str) -> None:
+    """Warn of `faults_of_folders`, once for each value of `VPLTOOL_METHODS`."""
+    for fault in faults_of_folders():
+        console.warn(fault)
 
 
 def find_methods(kind: str) -> dict[str, Method]:
@@ -360,9 +394,8 @@ def find_method(kind: str, name: str) -> Method:
 def hint_of(kind: str, name: str) -> str:
     """Return a hint for a name that no method of a kind has."""
     hint = near_name(name, find_methods(kind))
-    gone = [folder for folder in _own_folders() if not folder.is_dir()]
-    if gone:
-        return f"{hint}; {FOLDERS} names {gone[0]}, which is no folder"
+    if odd := faults_of_folders():
+        return f"{hint}{' ' if hint.endswith('?') else '; '}{odd[0]}"
     return hint if hint.endswith("?") else f"{hint}; {FOLDERS}=FOLDER finds FOLDER/{kind}/{name}.py"
 
 

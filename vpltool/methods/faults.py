@@ -82,7 +82,8 @@ def _fault_of_maps(made: object, count: int, grid: tuple[int, int], key: str) ->
             or 0 in made.shape[1:] or not _has_aspect(made.shape[1:], grid)):
         return f"{_shown(made)} for {key}, which has {counted(count, 'class', 'classes')} on a " \
                f"grid {grid}"
-    low, high = (0.0, 1.0) if not count else (float(side) for side in made.float().aminmax())
+    low, high = (0.0, 1.0) if not count else (
+        float(side) for side in made.detach().float().aminmax())
     # Not the other way round: NaN compares as False.
     inside = low > -1e-3 and high < 1 + 1e-3 and made.is_floating_point()
     return "" if inside else f"values from {low:g} to {high:g} ({made.dtype}) for {key}"
@@ -112,7 +113,7 @@ def _fault_of_patches(arguments: Arguments, made: object) -> str:
             or made.shape[:2] != (len(batch.ids), batch.grid[0] * batch.grid[1])):
         return f"{_shown(made)} for {counted(len(batch.ids), 'photo', 'photos')} on a grid " \
                f"{batch.grid}"
-    norms = made.float().norm(dim=-1)
+    norms = made.detach().float().norm(dim=-1)
     return "" if float((norms - 1).abs().max()) < 0.01 else (
         f"patches whose norms are {float(norms.min()):.3g} to {float(norms.max()):.3g}")
 
@@ -154,7 +155,7 @@ def _fault_of_norms(rows: Tensor, index: Tensor, text: Tensor, text_index: Tenso
     """
     if rows.dtype != torch.float32:
         return f"rows of {rows.dtype}, not float32"
-    norms = rows.norm(dim=-1)
+    norms = rows.detach().norm(dim=-1)
     if not bool(norms.isfinite().all()):
         return "rows with values that are not finite"
     unknown = (norms == 0) & ~torch.isin(index, text_index[text.any(dim=-1)])

@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TypeAlias
@@ -35,10 +35,11 @@ _paths: dict[type[settings.Settings], Path] = {}
 """Class of the settings of a method to its file."""
 
 
-def guard(module: ModuleType, path: Path, kind: str, function: str, returns: str) -> None:
+def guard(module: ModuleType, path: Path, kind: str, function: str, returns: str,
+          reads: Sequence[str] = ()) -> None:
     """Check a method's settings, and have its function's results and exceptions checked.
 
-    `returns` describes the results, for errors.
+    `returns` describes the results, for errors; `reads` are the names that `READS` could add.
 
     Raises:
         VplError: its `Settings` cannot be used.
@@ -52,7 +53,7 @@ def guard(module: ModuleType, path: Path, kind: str, function: str, returns: str
         setattr(module, own.__name__, own)
         _paths[own] = path
         setattr(module, function, _guarded(vars(module)[function], path,
-                                           faults.fault_finder(kind, module), returns))
+                                           faults.fault_finder(kind, module), returns, reads))
 
 
 def import_method(path: Path, kind: str, module: str = "") -> ModuleType:
@@ -133,7 +134,7 @@ def file_of(of_method: settings.Settings | None) -> Path | None:
     return _paths.get(type(of_method)) if of_method is not None else None
 
 
-def fault_of(error: Exception) -> VplError | None:
+def fault_of(error: BaseException) -> VplError | None:
     """Return the error for an exception from the file of somebody's own method, with its line.
 
     None if it is vpltool's. The text of the traceback decides, which tells of worker processes,
@@ -148,8 +149,8 @@ def fault_of(error: Exception) -> VplError | None:
                     "VPLTOOL_DEBUG=1 shows the traceback") if found else None
 
 
-def _guarded(function: _Function, path: Path, fault: faults.Fault, returns: str
-             ) -> _Function:
+def _guarded(function: _Function, path: Path, fault: faults.Fault, returns: str,
+             reads: Sequence[str]) -> _Function:
     """Wrap a method's function: an error in it has its file and line, also one of NumPy.
 
     Stages take other errors for those of a photo. `fault` says what is wrong with a result, given
@@ -165,11 +166,14 @@ def _guarded(function: _Function, path: Path, fault: faults.Fault, returns: str
         try:
             made = function(*arguments, **named)
             wrong = fault(arguments, made)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, VplError) or is_out_of_memory(error):
                 raise
-            raise fault_of(error) or VplError(
-                f"{where}: {type(error).__name__}: {first_line(error)}") from error
+            told = fault_of(error) or VplError(
+                f"{where}: {type(error).__name__}: {first_line(error)}")
+            if isinstance(error, KeyError) and error.args[:1] and error.args[0] in reads:
+                told.hint = f"add `{error.args[0]}` to READS: a method is given what it names"
+            raise told from error
         if changed := faults.changed_tensor(shared):
             raise VplError(f"{where}: {name} changes `{changed}` in place, and other photos are "
                            "given the same tensor", "`x = x * 2` makes a new one")
