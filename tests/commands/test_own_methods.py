@@ -148,6 +148,13 @@ def test_a_change_in_place_of_what_others_are_given_is_told(kind: str, name: str
         function(*given)
 
 
+def test_a_notebook_may_run_methods_in_inference_mode() -> None:
+    with torch.inference_mode():
+        given = (EmbeddingBatch(["a", "b"], (3, 2), {}),), (None, TEXT.clone(), INDEX.clone())
+        for kind, arguments in zip(("embeddings", "estimators"), given, strict=True):
+            assert guarded(kind, GOOD[kind][0])(*arguments) is GOOD[kind][0]
+
+
 @pytest.mark.parametrize("name", find_methods("estimators"))
 def test_the_estimators_of_vpltool_keep_to_what_is_checked(name: str) -> None:
     noise, text, labels = torch.Generator().manual_seed(0), torch.eye(4, 8), torch.arange(300) % 4

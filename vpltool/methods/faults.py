@@ -23,7 +23,6 @@ ROLES = {"context_of": "int64", "photo_of": "int64", "scale": "float32", "bias":
 _GRID = (12, 16)
 """Patches of the photos on which a network is tried."""
 
-
 _SHARED = ("prototypes", "class_index", "classes", "present", "of_rows", "embeddings", "labels")
 """Fields of what methods are given that other photos, or the rest of the command, see too."""
 
@@ -40,8 +39,9 @@ def shared_tensors(arguments: Arguments, names: Sequence[str]) -> list[tuple[str
         items = value.items() if isinstance(value, Mapping) else enumerate(
             value if isinstance(value, list) else ())
         given |= {name: value} | {f"{name}[{key!r}]": item for key, item in items}
+    # Tensors of a notebook's inference mode count no writes.
     return [(name, value, value._version) for name, value in given.items()
-            if isinstance(value, torch.Tensor)]
+            if isinstance(value, torch.Tensor) and not value.is_inference()]
 
 
 def changed_tensor(before: Sequence[tuple[str, Tensor, int]]) -> str:
@@ -175,7 +175,7 @@ def _fault_of_scores(arguments: Arguments, made: Any) -> str:
     return ""
 
 
-def _fault_of_network(rebuild: Callable[[Any], Any], arguments: Arguments, made: object) -> str:
+def _fault_of_network(rebuild: Callable[..., object], arguments: Arguments, made: object) -> str:
     """Say what is wrong with a network, or with what `rebuild` makes of its `config`.
 
     Random numbers that are drawn afterwards are as without this check.
@@ -195,12 +195,12 @@ def _fault_of_network(rebuild: Callable[[Any], Any], arguments: Arguments, made:
     if odd := _other_tensor(made.state_dict(), again.state_dict()):
         return f"a network {odd} in that of `rebuild(config)`"
     again.load_state_dict(made.state_dict(), assign=True)
-    logits = [_logits_of(network.eval(), arguments[0]) for network in (made, again)]
+    found = [_logits_of(network.eval(), arguments[0]) for network in (made, again)]
     made.train(training)
-    for found in logits:
-        if isinstance(found, str):
-            return f"a network whose {found}"
-    return "" if torch.allclose(*logits) else (
+    if odd := next((each for each in found if isinstance(each, str)), ""):
+        return f"a network whose {odd}"
+    logits = [each for each in found if not isinstance(each, str)]
+    return "" if torch.allclose(logits[0], logits[1]) else (
         "a network, and `rebuild(config)` one with other logits from the same weights")
 
 
@@ -214,7 +214,8 @@ def _other_tensor(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str
     return ""
 
 
-def _logits_of(network: segmenter.SegmenterNetwork, parts: SegmenterParts) -> Any:
+def _logits_of(network: segmenter.SegmenterNetwork, parts: SegmenterParts
+               ) -> Tensor | str:
     """Return the network's logits of two photos of noise, or say what is wrong with its results."""
     noise, patches = torch.Generator().manual_seed(0), _GRID[0] * _GRID[1]
     layers = (torch.randn(2, len(network.layers), patches, parts.input_width, generator=noise)
