@@ -385,13 +385,14 @@ def parse_line(words: Sequence[str], preset: Preset | None = None) -> Call:
 
 def _values_of(ctx: typer.Context, method: Method | None) -> tuple[Values, set[str]]:
     """Return setting to value of a parsed command, and the names of settings that it gives."""
+    sources = {name: getattr(ctx.get_parameter_source(name), "name", "") for name in ctx.params}
+    # Typer makes an empty tuple of a list that is not given, whatever its setting's default.
     values = {name: value for name, value in ctx.params.items()
-              if value is not None and name not in ("quiet", "as_json", "help_all")}
+              if value is not None and name not in ("quiet", "as_json", "help_all")
+              and not (value == () and sources[name] == "DEFAULT")}
     if method is not None:
         values["method"] = method.name
-    given = {name for name in values if (source := ctx.get_parameter_source(name))
-             and source.name == "COMMANDLINE"}
-    return values, given
+    return values, {name for name in values if sources.get(name) == "COMMANDLINE"}
 
 
 def _preset_note(found: FoundStage, preset: Preset, values: Mapping[str, object]) -> str:

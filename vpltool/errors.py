@@ -193,7 +193,7 @@ def fix_and_repeat(number: int, again: str) -> str:
     return f"fix {them} and {again}: only {these} processed"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an exception's text, shortened; its class if it has no text."""
     lines = str(error).strip().splitlines()
     if not lines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from vpltool import console
 from vpltool.errors import VplError, near_name
 from vpltool.formats import Workspace, atomic, open_workspace, shards, workspace
 from vpltool.formats.header import under_preset
-from vpltool.methods import KINDS, find_method, find_methods
+from vpltool.methods import FOLDERS, KINDS, find_method, find_methods, warn_of_folders
 from vpltool.options import PerPhoto
 from vpltool.parallel.device import find_device, fixed_order, settle_precision
 from vpltool.parallel.once import once, write_alone, writer
@@ -41,6 +42,8 @@ def run_stage(
     # The same for all shards and ranks.
     work = json.dumps([found.name, _determining(settings) | {"shard": ""}], sort_keys=True)
     with (under_preset(preset or {}), listener, _once(found, path, settings), writer(work)):
+        if found.stage.methods or found.name == "methods":
+            warn_of_folders(os.environ.get(FOLDERS, ""))
         workspace.check_folder(path)
         if "workspace" in found.stage.writes:
             write_alone(path / "workspace.json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shlex
@@ -18,8 +19,9 @@ from safetensors.torch import load_file
 
 from vpltool import Workspace
 from vpltool.core.phase_one import Pixels
-from vpltool.errors import OtherSettings
-from vpltool.methods import FOLDERS, KINDS
+from vpltool.errors import OtherSettings, VplError
+from vpltool.methods import FOLDERS, KINDS, SegmenterMethod, find_method
+from vpltool.methods.inputs import SegmenterParts
 from vpltool.run import run_stage
 from vpltool.stages import FoundStage
 
@@ -236,6 +238,22 @@ def test_it_runs_and_its_settings_are_in_the_header(kind: str, work: Path, run: 
     assert "toy_level was 0.25, now 0.75" in other.lines("error:")[0]
 
 
+@pytest.mark.parametrize(("given", "powers"), [((), [1.0, 2.0]), (("--powers", "3"), [3.0])])
+def test_a_list_that_is_not_given_has_its_default(
+        given: tuple[str, ...], powers: list[float], tmp_path: Path, ready: Path, tiny_clip: Path,
+        run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+    does, reads, _, body = BODIES["cams"]
+    write_toy(tmp_path / "mine", "cams", text=HEAD.format(
+        does=does, reads=reads,
+        more='    powers: tuple[float, ...] = setting((1.0, 2.0), "Powers.")') + body)
+    monkeypatch.setenv(FOLDERS, str(tmp_path / "mine"))
+    result = run("cam", "--method", "toy", *given, work=work)
+    assert result.code == 0, result.err
+    made = json.loads(run("inspect", "cams/text-toy/train", "--json", work=work).out)
+    assert made["options"]["powers"] == powers
+
+
 def test_predict_rebuilds_a_segmenter_of_ones_own(work: Path, run: Run) -> None:
     made = run(*command_of("segmenters"), *RUNS["segmenters"][0], "--name", "used", "--toy-level",
                0.25, work=work / "work")
@@ -243,6 +261,49 @@ def test_predict_rebuilds_a_segmenter_of_ones_own(work: Path, run: Run) -> None:
     result = run("predict", "--decoder", "used", "--workers", 0, work=work / "work")
     assert result.code == 0, result.err
     assert run("eval", "--what", "predictions/used", work=work / "work").code == 0
+    packed = run("export", "bundle", "--what", "used", work=work / "work")
+    assert packed.code == 0, packed.err
+    assert "segmenters/toy.py, found by VPLTOOL_METHODS" in packed.err
+
+
+NETWORKS = {
+    ("return Toy(parts", "return (parts"): "build returned a tuple",
+    ('len(self.prototypes)}', '{1}}'): "build returned a network whose `config` is not JSON: ",
+    ("return Toy(layers, width,", "return Toy(layers, 2 * width,"):
+        "build returned a network whose `linear.weight` is (4, 6), and (4, 12) in that of",
+    ("return Toy(layers,", "return (layers,"):
+        "build returned a network, and `rebuild(config)` a tuple",
+    ("dim=-1)", "dim=-1)[:, 1:]"):
+        "build returned a network whose embeddings are a Tensor (2, 191, 4) for 2 photos",
+    ("+ self.shape[2])", "+ torch.nan)"): "build returned a network whose logits are not finite",
+    ("self.linear(", "self.line("): "AttributeError: 'Toy' object has no attribute 'line'",
+    ("def config", "def other"): "NotImplementedError: Toy has no `config`",
+    ("return Toy(layers, width, level", "return Toy(layers, width, 3"):
+        "build returned a network, and `rebuild(config)` one with other logits"}
+"""What replaces what in a file of `segmenters`, and what is wrong then."""
+
+
+@pytest.mark.parametrize("change", [("", ""), *NETWORKS])
+def test_a_network_is_tried_before_it_is_trained(
+        change: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    text = text_of("segmenters").replace('["rows"], 16)', '["rows"], 4)').replace(
+        ".float())", ".float() + self.shape[2])")
+    assert text.count(change[0]) >= 1
+    path = write_toy(tmp_path, "segmenters", text=text.replace(*change))
+    method = find_method("segmenters", "toy").load()
+    assert isinstance(method, SegmenterMethod)
+    given = (SegmenterParts((3,), 6, torch.eye(3, 4), torch.tensor([0, 1, 2])), method.Settings())
+    torch.manual_seed(0)
+    if change in NETWORKS:
+        with pytest.raises(VplError, match=f"^{path}:.*{re.escape(NETWORKS[change])}"):
+            method.build(*given)
+        return
+    assert method.build(*given).training
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    inspect.unwrap(method.build)(*given)
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_prepare_takes_a_source_of_ones_own(work: Path, run: Run, tmp_path: Path) -> None:
@@ -368,6 +429,35 @@ def test_a_file_that_reads_what_there_is_not_is_named(tmp_path: Path, run: Run,
     assert "tokens" in result.lines("hint:")[0]
 
 
+def test_a_forgotten_comma_is_told(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+                                   ) -> None:
+    path = write_toy(tmp_path, "cams", text=text_of("cams").replace(
+        "('patches', 'photo')", "('patches')"))
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    result = run("methods", "cams", "toy")
+    assert result.lines("error:") == [f"{path}: READS is the text 'patches', not a tuple"]
+    assert result.lines("hint:") == ["READS = ('patches',), with a comma"]
+
+
+@pytest.mark.parametrize(("named", "said"), [
+    ("gone", "VPLTOOL_METHODS names {}, which is no folder"),
+    ("good/cams", "VPLTOOL_METHODS names {}, not the folder above it, "),
+    ("bad", "{}/cam holds no kind of methods: did you mean `cams`?"),
+    ("empty", "VPLTOOL_METHODS names {}, which holds no methods: KIND/NAME.py"),
+    ("good", "")])
+def test_a_folder_in_which_nothing_is_found_is_warned_of(
+        named: str, said: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_toy(tmp_path / "good", "cams")
+    (tmp_path / "good/helpers").mkdir()
+    (tmp_path / "good/helpers/sums.py").write_text("")
+    write_toy(tmp_path / "bad", "cam", text="")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv(FOLDERS, str(tmp_path / named))
+    for result in (run("methods", "cams"), run("cam", "--method", "dence")):
+        assert (said.format(tmp_path / named) in result.err.replace("\n", " ")) if said else (
+            FOLDERS not in result.err)
+
+
 @pytest.mark.parametrize(("text", "fault"), [
     ("this is no Python", "SyntaxError"), ("import no_such_module", "ModuleNotFoundError"),
     ("1 / 0", "ZeroDivisionError")])
@@ -483,14 +573,17 @@ def test_the_page_names_every_field_that_a_method_is_given() -> None:
     for kind in KINDS.values():
         section = page.partition(f"\n## {kind.name}\n")[2].partition("\n## ")[0]
         for name in kind.types:
-            found = Pixels if name == "Pixels" else getattr(inputs, name)
+            found = Pixels if name == "Pixels" else getattr(inputs, name, None)
+            names = ([entry.name for entry in fields(found)] if found else
+                     ["config", "embeddings", "logits", "layers", "fuses"])
             table = section.partition(f"`{name}`: ")[2].partition("\n### ")[0]
-            for entry in fields(found):
-                assert re.search(rf"^\| `{entry.name}` \| `[^`]+` \| \S.* \|$", table, re.M), (
-                    f"{name}.{entry.name}")
+            for field in names:
+                assert re.search(rf"^\| `{field}` \| `[^`]+` \| \S.* \|$", table, re.M), (
+                    f"{name}.{field}")
 
 
 FAULTS = {
+    'return batch.tensors["attention"]': "KeyError: 'attention'",
     "return batch.nothing": "AttributeError: 'CamBatch' object has no attribute 'nothing'",
     "return []": "make_cams returned 0 maps for 3 photos",
     "return [torch.zeros(5, 2) for _ in batch.ids]": "make_cams returned a Tensor (5, 2) for ",
@@ -515,8 +608,22 @@ def make_cams(batch, settings):
     result = run("cam", "--method", "toy", work=work)
     assert result.code == 1
     line = next(number for number, text in enumerate(file.read_text().splitlines(), 1)
-                if (fault if ".nothing" in fault else "@torch") in text)
+                if (fault if "return batch" in fault else "@torch") in text)
     assert result.lines("error:")[0].startswith(f"{file}:{line}: {FAULTS[fault]}")
+    assert ("add `attention` to READS" in result.err) == ("attention" in fault)
+    # Nothing was made, so there is nothing to be continued.
+    assert "text-toy" not in run("status", work=work).out
+
+
+def test_what_a_method_left_incomplete_needs_it(
+        tmp_path: Path, ready: Path, tiny_clip: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+        ) -> None:
+    work = copy_workspace(ready, tmp_path / "base", tiny_clip) / "work"
+    write_toy(tmp_path / "mine", "cams", text=text_of("cams").replace(
+        "    assert", "    DONE.append(1)\n    assert len(DONE) < 3\n    assert") + "DONE = []\n")
+    monkeypatch.setenv(FOLDERS, str(tmp_path / "mine"))
+    assert run("cam", "--method", "toy", "--batch-size", 1, work=work).code == 1
+    assert "INCOMPLETE" in run("status", work=work).out
     monkeypatch.delenv(FOLDERS)
     gone = run("update", work=work)
     assert gone.code == 1

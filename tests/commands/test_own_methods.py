@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
@@ -12,10 +13,13 @@ import pytest
 import torch
 from conftest import Run, copy_workspace
 from PIL import Image
+from torch.nn import functional as F
 
 from vpltool import methods, settings
+from vpltool.core.phase_one import Pixels
 from vpltool.errors import VplError
-from vpltool.methods import FOLDERS, KINDS, own
+from vpltool.methods import FOLDERS, KINDS, Estimator, find_methods, load_method, own
+from vpltool.methods.faults import changed_tensor, fault_finder, shared_tensors
 from vpltool.methods.inputs import CamBatch, EmbeddingBatch, PhotoMaps, ScoredPhoto
 from vpltool.methods.labels import find_reader
 
@@ -52,7 +56,14 @@ BAD: dict[str, tuple[tuple[Any, str], ...]] = {
                    ((TEXT.numpy(), INDEX), "a ndarray (3, 4) as rows, where the text has (3, 4)"),
                    ((TEXT[:, :2], INDEX), "a Tensor (3, 2) as rows"),
                    ((TEXT, INDEX[1:]), "a Tensor (2,) as the classes of 3 rows"),
-                   ((TEXT, INDEX.float()), "a Tensor (3,) as the classes of 3 rows"),
+                   ((TEXT, INDEX.float()), "a Tensor of torch.float32, not int64, as the classes"),
+                   ((TEXT, INDEX.int()), "a Tensor of torch.int32, not int64, as the classes"),
+                   ((TEXT * 3, INDEX), "rows whose norms are 3 to 3"),
+                   ((TEXT * torch.tensor([[1], [0], [1]]), INDEX), "rows whose norms are 0 to 1"),
+                   ((TEXT * torch.nan, INDEX), "rows with values that are not finite"),
+                   ((TEXT.double(), INDEX), "rows of torch.float64, not float32"),
+                   ((TEXT, INDEX, {"scale": torch.ones(2)}), "a Tensor (2,) as `scale` of 3 rows"),
+                   ((TEXT, INDEX, {"bias": INDEX}), "a Tensor of torch.int64, not float32, as `b"),
                    ((TEXT, [0, 1, 2]), "a list as the classes of 3 rows"),
                    ((TEXT[:2], INDEX[:2]), "no row of class 2"),
                    ((TEXT, INDEX + 1), "rows of class 3, which the text does not have"),
@@ -64,16 +75,28 @@ BAD: dict[str, tuple[tuple[Any, str], ...]] = {
 
 def guarded(kind: str, made: Any) -> Any:
     """The function of a method that returns a value, or raises an exception."""
-    def function(*_: Any) -> Any:
-        if isinstance(made, Exception):
+    def function(given: Any, text: Any = None, *_: Any) -> Any:
+        if isinstance(made, BaseException):
             raise made
-        return made
+        return made() if callable(made) else made
 
     module = types.ModuleType("mine")
     module.Settings = settings.Settings  # type: ignore[attr-defined]
     setattr(module, KINDS[kind].function, function)
     own.guard(module, Path("mine.py"), kind, KINDS[kind].function, KINDS[kind].returns)
     return getattr(module, KINDS[kind].function)
+
+
+def test_a_method_that_ends_python_is_told() -> None:
+    with pytest.raises(VplError, match=r"^mine.py:\d+: SystemExit: 3$"):
+        guarded("cams", SystemExit(3))(*GIVEN["cams"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_results_may_have_gradients() -> None:
+    for kind in ("refiners", "embeddings"):
+        (made,) = GOOD[kind]
+        guarded(kind, made.clone().requires_grad_())(*GIVEN[kind])
 
 
 @pytest.mark.parametrize(("kind", "made"),
@@ -101,6 +124,54 @@ def test_a_wrong_number_of_arguments_is_told() -> None:
         module.make_cams(1, 2)
 
 
+CHANGES = {
+    "cams": ("prototypes", "class_index", "of_rows['scale']", "present[1]"),
+    "refiners": ("prototypes", "of_rows['scale']", "classes"),
+    "estimators": ("text", "embeddings")}
+"""Kind to what a method may not change in place."""
+
+
+@pytest.mark.parametrize(("kind", "name"),
+                         [(kind, name) for kind, names in CHANGES.items() for name in names])
+def test_a_change_in_place_of_what_others_are_given_is_told(kind: str, name: str) -> None:
+    scale = {"scale": torch.ones(3)}
+    text, index, tags = TEXT.clone(), INDEX.clone(), [each.clone() for each in PRESENT]
+    cams = torch.ones(2, 3, 2)
+    given: tuple[Any, ...] = {
+        "cams": (CamBatch(["a", "b"], (3, 2), {}, tags, text, index, scale),),
+        "refiners": (PhotoMaps("a", cams, tags[1], {}, prototypes=text, class_index=index,
+                               of_rows=scale),),
+        "estimators": (Pixels(text, index, index, []), text.clone(), index)}[kind]
+    tensors = {shown: tensor for shown, tensor, _ in shared_tensors(given, ("pool", "text"))}
+    function = guarded(kind, lambda: tensors[name].mul_(2))
+    with pytest.raises(VplError, match=re.escape(f"changes `{name}` in place")):
+        function(*given)
+
+
+def test_a_notebook_may_run_methods_in_inference_mode() -> None:
+    with torch.inference_mode():
+        given = (EmbeddingBatch(["a", "b"], (3, 2), {}),), (None, TEXT.clone(), INDEX.clone())
+        for kind, arguments in zip(("embeddings", "estimators"), given, strict=True):
+            assert guarded(kind, GOOD[kind][0])(*arguments) is GOOD[kind][0]
+
+
+@pytest.mark.parametrize("name", find_methods("estimators"))
+def test_the_estimators_of_vpltool_keep_to_what_is_checked(name: str) -> None:
+    noise, text, labels = torch.Generator().manual_seed(0), torch.eye(4, 8), torch.arange(300) % 4
+    pixels = F.normalize(text[labels] + 0.1 * torch.randn(300, 8, generator=noise), dim=-1)
+    pool = Pixels(pixels, torch.arange(300) // 60, labels, [torch.tensor([1, 2, 3])] * 5)
+    method = load_method(Estimator, name)
+    given = (pool, text, torch.arange(4), method.Settings(), 0)
+    before = shared_tensors(given, ("pool", "text", "text_index"))
+    assert not fault_finder("estimators", method)(given, method.estimate(*given))
+    assert not changed_tensor(before)
+
+
+def test_a_zero_row_of_a_class_without_photos_may_stay() -> None:
+    start = TEXT * torch.tensor([[1], [0], [1]])
+    assert guarded("estimators", (start, INDEX))(None, start, INDEX)
+
+
 def test_a_lack_of_memory_is_none_of_its_mistakes() -> None:
     with pytest.raises(MemoryError):
         guarded("cams", MemoryError())(*GIVEN["cams"])
@@ -113,6 +184,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vpltool import methods, settings
+from vpltool.core.phase_one import Pixels
 from vpltool.settings import setting
 
 READS = ("photo",)

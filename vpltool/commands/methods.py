@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from vpltool import command_help
-from vpltool.core.phase_one import Pixels
+from vpltool.core import phase_one, segmenter
 from vpltool.errors import VplError, near_name
 from vpltool.json_text import JsonObject
 from vpltool.methods import FOLDERS, KINDS, Method, MethodKind, find_methods
@@ -73,25 +73,35 @@ def _kind(kind: MethodKind) -> JsonObject:
     return {"kind": kind.name, "about": kind.about, "stage": kind.stage,
             "use": f"vpltool {kind.stage} {name}", "defines": list(kind.needs),
             "signature": kind.signature, "returns": kind.returns, "may read": list(kind.reads),
-            "default": kind.default}
+            "note": kind.note, "default": kind.default}
 
 
 def _class_fields(name: str) -> JsonObject:
     """Describe an input class and its fields by its docstring."""
     from vpltool.methods import inputs
 
-    found = Pixels if name == Pixels.__name__ else getattr(inputs, name)
-    about, _, listed = (inspect.getdoc(found) or "").partition("\n\nArgs:\n")
-    types = {entry.name: str(entry.type) for entry in fields(found)}
+    elsewhere = {"Pixels": phase_one, "SegmenterNetwork": segmenter}
+    found = getattr(elsewhere.get(name, inputs), name)
+    text = (inspect.getdoc(found) or "").replace("\nAttributes:\n", "\nArgs:\n")
+    about, _, listed = text.partition("\n\nArgs:\n")
     return {"name": name, "about": about, "fields": [
-        {"name": key, "type": types[key], "about": " ".join(text.split())}
+        {"name": key, "type": _type_of(found, key), "about": " ".join(text.split())}
         for key, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", listed, re.M)]}
 
 
+def _type_of(found: type, name: str) -> str:
+    """Return the type of a field, the result of a property, or the parameters of a function."""
+    member = inspect.getattr_static(found, name, None)
+    if isinstance(member, property):
+        return str(getattr(member.fget, "__annotations__", {})["return"])
+    if inspect.isfunction(member):
+        return f"({', '.join([*inspect.signature(member).parameters][1:])})"
+    return str(inspect.get_annotations(found)[name])
+
+
 def _summary(method: Method) -> JsonObject:
-    bundled = method.module.startswith("vpltool.")
     return {"name": method.name, "summary": method.summary,
-            **({} if bundled else {"from": str(method.path)})}
+            **({} if method.bundled else {"from": str(method.path)})}
 
 
 def _details(method: Method) -> JsonObject:
@@ -151,7 +161,8 @@ including yours, and `vpltool methods KIND NAME` prints the section below about 
 def _section(kind: JsonObject) -> str:
     lines = [f"{kind['about'][0].upper()}{kind['about'][1:]}: `{kind['use']}`.",
              f"A file defines {_code(kind['defines'])}.",
-             f"`{kind['signature']}` returns {kind['returns']}."]
+             f"`{kind['signature']}` returns {kind['returns']}.",
+             *filter(None, [kind["note"]])]
     lines += [f"`READS` may name {_code(kind['may read'])}."] if kind["may read"] else []
     lines += [f"The default is `{kind['default']}`."] if kind["default"] else []
     return "\n\n".join([f"## {kind['kind']}", "\n".join(lines),

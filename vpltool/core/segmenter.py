@@ -24,16 +24,36 @@ _MOST_ROWS = 10_000_000
 class SegmenterNetwork(nn.Module):
     """A network on a frozen CLIP that classifies pixels by the prototypes (VPL, eq. 12).
 
-    A subclass defines `embeddings` and `config`, and may override `logits`. Only its state dict and
-    `config` are saved.
+    A subclass calls `__init__(prototypes, class_index, tau, layers=…, reads_patches=…)`, defines
+    `embeddings` and `config`, and may override the rest. Only its state dict and `config` are
+    saved.
+
+    Attributes:
+        config: JSON values, of which `rebuild(config)` makes the same network without its weights.
+        embeddings: embeddings V (B, h·w, dim), L2-normed, of the frozen layers that it reads (B, L,
+            h·w, input width) and of CLIP's L2-normed patches (B, h·w, dim); each is None if it is
+            not read.
+        logits: class logits (B, classes, h', w') of embeddings, of any resolution; by default
+            (B, classes, h, w), the log-sum-exp over each class's rows of V·W / τ.
+        embeddings_and_fused: embeddings and None; or, if it `fuses`, features (B, h·w, width) whose
+            dot products are affinities of patches.
+        prototypes: L2-normed rows W (rows, dim); frozen.
+        class_index: class of each row (rows,); 0 is the background.
+        classes: class indices 0, 1, …, the order of the logits.
+        layers: indices of the CLIP blocks whose output it reads.
+        reads_patches: whether it reads CLIP's own patch embeddings.
+        serves_untrained: whether the untrained network already segments.
+        fuses: whether it has fused features, for WeCLIP's affinity loss and refining module.
+        in_joint_space: whether embeddings share the prototypes' space, as contrast requires.
     """
 
     prototypes: Tensor
     class_index: Tensor
-
-    serves_untrained = False  # whether the untrained network already segments
-    fuses = False  # whether it has fused features, for WeCLIP's affinity loss and refining module
-    in_joint_space = True  # whether embeddings share the prototypes' space, as contrast requires
+    layers: tuple[int, ...]
+    reads_patches: bool
+    serves_untrained: bool = False
+    fuses: bool = False
+    in_joint_space: bool = True
 
     def __init__(self, prototypes: Tensor, class_index: Tensor, tau: float = 0.07, *,
                  layers: tuple[int, ...] = (), reads_patches: bool = False) -> None:
@@ -61,7 +81,7 @@ class SegmenterNetwork(nn.Module):
     @property
     def config(self) -> dict[str, object]:
         """JSON values from which `from_config` rebuilds the network, without its weights."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `config`")
 
     def embeddings(self, layers: Tensor | None, patches: Tensor | None, grid: tuple[int, int]
                    ) -> Tensor:
@@ -72,7 +92,7 @@ class SegmenterNetwork(nn.Module):
             patches: L2-normed patch embeddings (B, h·w, dim); None unless `reads_patches`.
             grid: (h, w).
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no `embeddings`")
 
     def embeddings_and_fused(self, layers: Tensor | None, patches: Tensor | None,
                              grid: tuple[int, int]) -> tuple[Tensor, Tensor | None]:

@@ -113,6 +113,7 @@ def make_photos(
                     output.fail(key, error.reason)
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_withdrawing(outputs))
         for output in outputs:
             stack.enter_context(output.together())
         with (console.progress(title, len(todo)) as advance,
@@ -122,6 +123,17 @@ def make_photos(
                 advance()
     _tell_changes(outputs, before)
     return _finish(outputs, reads or {})
+
+
+@contextlib.contextmanager
+def _withdrawing(outputs: Sequence[OutputFolder]) -> Iterator[None]:
+    """Remove new outputs if an exception ends the block before their first file."""
+    try:
+        yield
+    except Exception:
+        for output in outputs:
+            output.withdraw()
+        raise
 
 
 def _finish(outputs: Sequence[OutputFolder], paths: Mapping[str, Path]) -> list[Path]:

@@ -19,6 +19,7 @@ from vpltool.formats.manifest import (
     Manifest,
     PhotoFolder,
     check_replacing,
+    files_of,
     is_of_another_run,
     known_manifest,
     mark_replaced,
@@ -165,6 +166,17 @@ class OutputFolder(PhotoFolder):
             # However the work ended, finished files are kept.
             self._batch = None
             batch.name_all()
+
+    def withdraw(self) -> None:
+        """Remove the folder if this run has begun it and made no file, so that nobody resumes it.
+
+        Other shards may have begun it, too, and are about to write their first files.
+        """
+        if self.before is None and self.shard.count == 1 and not any(
+                files_of(self.path, KINDS[self.header.kind].suffix)):
+            (self.path / MANIFEST).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
 
     def fail(self, photo_id: str, reason: str) -> None:
         """Record that a photo failed; work on the others continues."""

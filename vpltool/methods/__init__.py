@@ -24,11 +24,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Protocol, TypeAlias, TypeVar
 
+from vpltool import console
 from vpltool.core import distributed, phase_one, proposals, segmenter
 from vpltool.errors import VplError, near_name
 from vpltool.formats.kinds import FEATURE_TENSORS
 from vpltool.lazy import Tensor, np, npt, torch
-from vpltool.methods import inputs, own
+from vpltool.methods import faults, inputs, own
 from vpltool.settings import Settings
 
 FOLDERS = "VPLTOOL_METHODS"
@@ -194,6 +195,7 @@ class MethodKind:
     types: tuple[str, ...]  # classes of the function's arguments and result, in `inputs`
     default: str = ""
     also: tuple[str, ...] = ()  # names that a file must define besides the function
+    note: str = ""  # what else its results must satisfy, or may contain
 
     @property
     def function(self) -> str:
@@ -207,7 +209,12 @@ class MethodKind:
 
 
 _FEATURES = (*FEATURE_TENSORS, "second_patches", "second_attention")
-_OF_ROWS = ("context_of", "photo_of", "scale", "bias")
+_OF_ROWS = tuple(faults.ROLES)
+
+_NO_SEED = (
+    "No seed is given: the same photo must get the same result again, whatever photos are beside "
+    "it. Random numbers come from a generator of each photo's own, by its id: "
+    "`torch.Generator().manual_seed(zlib.crc32(photo_id.encode()))`.")
 
 KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
     MethodKind("sources", SourceMethod, "prepare", "read(workspace_path, settings, request)",
@@ -215,22 +222,30 @@ KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
                ("SourceRequest", "Source")),
     MethodKind("embeddings", EmbeddingMethod, "embed", "make_patches(batch, settings)",
                "patches (B, h·w, dim), L2-normed", "patch embeddings from stored features",
-               (*_FEATURES, "head"), ("EmbeddingBatch",), "naclip"),
+               (*_FEATURES, "head"), ("EmbeddingBatch",), "naclip",
+               note=_NO_SEED),
     MethodKind("cams", CamMethod, "cam", "make_cams(batch, settings)",
                "a list with a tensor (K_i, h, w) for each photo: a map in [0, 1] of each of its "
                "classes", "class activation maps from features and prototypes",
-               (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), ("CamBatch",), "gradcam"),
+               (*_FEATURES, "head", "photo", "captions", *_OF_ROWS), ("CamBatch",), "gradcam",
+               note=_NO_SEED),
     MethodKind("refiners", Refiner, "refine", "refine(photo, settings)",
                "a tensor (K, h, w): a map in [0, 1] of each of the photo's classes",
                "better maps from a photo's maps",
                (*_FEATURES, "prototypes", "decoder", "photo", "captions", *_OF_ROWS),
-               ("PhotoMaps",), "attention"),
+               ("PhotoMaps",), "attention", note=_NO_SEED),
     MethodKind("estimators", Estimator, "seed-prototypes",
                "estimate(pool, text, text_index, settings, seed)",
-               "L2-normed rows (rows, dim) and the class of each (rows,), with a row of each class "
-               "in `text_index`, which has the classes of the rows `text` (rows', dim); and, if "
-               "any, a dictionary of tensors of the rows",
-               "prototypes from pixels and their seed labels", ("patches",), ("Pixels",), "means"),
+               "L2-normed float32 rows (rows, dim) and the class of each (rows,), with a row of "
+               "each class in `text_index`, which has the classes of the rows `text` (rows', dim); "
+               "and, if any, a dictionary of tensors of the rows",
+               "prototypes from pixels and their seed labels", ("patches",), ("Pixels",), "means",
+               note="That dictionary may have, as tensors (rows,): `context_of`, the class whose "
+                    "context a row of the background describes, 0 for other rows; `photo_of`, the "
+                    "place in `pool.ids` of the photo that a row comes from, -1 for none; `scale` "
+                    "and `bias`, with which a patch x scores scale · (x · row) + bias. Methods of "
+                    "`cams` and `refiners` read them by these names. `seed` is for random "
+                    "numbers."),
     MethodKind("label_refiners", LabelRefiner, "crf", "refine_labels(photos, settings, device)",
                "a list with an array (L, H, W) for each photo, of the size of its scores. "
                "Pixels whose highest value is below `CONFIDENCE` are ignored in training (255); a "
@@ -242,8 +257,10 @@ KINDS: Mapping[str, MethodKind] = {kind.name: kind for kind in (
                "masks of what may be one thing, of each photo", ("photo",), ("ProposalRequest",),
                "felzenszwalb"),
     MethodKind("segmenters", SegmenterMethod, "train-decoder", "build(parts, settings)",
-               "the network", "a network that segments photos", ("layers", "patches"),
-               ("SegmenterParts", "LabelledPhoto"), "weclip", ("rebuild",)),
+               "a `SegmenterNetwork`, of whose `config`, as JSON holds it, `rebuild(config)` makes "
+               "the same network without its weights", "a network that segments photos",
+               ("layers", "patches"), ("SegmenterParts", "SegmenterNetwork", "LabelledPhoto"),
+               "weclip", ("rebuild",)),
     MethodKind("exports", Exporter, "export", "export(predictions, path, settings)",
                "the paths that were written",
                "predictions, or a segmenter, in another tool's format", (),
@@ -278,8 +295,7 @@ class Method:
 
         Raises a VplError if it lacks what a method of its kind needs.
         """
-        bundled = self.module.startswith("vpltool.")
-        module = (importlib.import_module(self.module) if bundled else
+        module = (importlib.import_module(self.module) if self.bundled else
                   own.import_method(self.path, self.kind, self.module))
         needs = KINDS[self.kind].needs
         missing = [name for name in needs if name not in vars(module)]
@@ -288,14 +304,23 @@ class Method:
                            f"it defines {', '.join(needs)}; docs/reference/methods.md says more")
         module.__class__ = KINDS[self.kind].interface
         assert isinstance(module, MethodModule)
+        if isinstance(module.READS, str):
+            raise VplError(f"{self.path}: READS is the text {module.READS!r}, not a tuple",
+                           f"READS = ({module.READS!r},), with a comma")
         unknown = set(module.READS) - set(KINDS[self.kind].reads)
         if unknown:
             raise VplError(f"{self.path}: READS names `{min(unknown)}`",
                            f"{self.kind} read {', '.join(KINDS[self.kind].reads)}")
-        if not bundled:
+        if not self.bundled:
             kind = KINDS[self.kind]
-            own.guard(module, self.path, kind.name, kind.function, kind.returns)
+            own.guard(module, self.path, kind.name, kind.function, kind.returns,
+                      [name for name in kind.reads if name not in module.READS])
         return module
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it is vpltool's own."""
+        return self.module.startswith("vpltool.")
 
     @property
     def importable(self) -> bool:
@@ -314,6 +339,31 @@ class Method:
 
 def _own_folders() -> list[Path]:
     return [Path(name) for name in os.environ.get(FOLDERS, "").split(os.pathsep) if name]
+
+
+def faults_of_folders() -> list[str]:
+    """Say of the folders that `VPLTOOL_METHODS` names why methods in them are not found."""
+    found = []
+    for folder in _own_folders():
+        if not folder.is_dir():
+            found.append(f"{FOLDERS} names {folder}, which is no folder")
+            continue
+        below = {file.parent.name for file in folder.glob("*/[!_]*.py")}
+        odd = [f"{folder / name} holds no kind of methods: {hint}" for name in sorted(below)
+               if name not in KINDS and (hint := near_name(name, KINDS)).startswith("did you")]
+        if folder.name in KINDS and not below:
+            odd = [f"{FOLDERS} names {folder}, not the folder above it, {folder.parent}"]
+        elif not odd and below.isdisjoint(KINDS):
+            odd = [f"{FOLDERS} names {folder}, which holds no methods: KIND/NAME.py"]
+        found += odd
+    return found
+
+
+@functools.cache
+def warn_of_folders(_named: str) -> None:
+    """Warn of `faults_of_folders`, once for each value of `VPLTOOL_METHODS`."""
+    for fault in faults_of_folders():
+        console.warn(fault)
 
 
 def find_methods(kind: str) -> dict[str, Method]:
@@ -344,9 +394,8 @@ def find_method(kind: str, name: str) -> Method:
 def hint_of(kind: str, name: str) -> str:
     """Return a hint for a name that no method of a kind has."""
     hint = near_name(name, find_methods(kind))
-    gone = [folder for folder in _own_folders() if not folder.is_dir()]
-    if gone:
-        return f"{hint}; {FOLDERS} names {gone[0]}, which is no folder"
+    if odd := faults_of_folders():
+        return f"{hint}{' ' if hint.endswith('?') else '; '}{odd[0]}"
     return hint if hint.endswith("?") else f"{hint}; {FOLDERS}=FOLDER finds FOLDER/{kind}/{name}.py"
 
 

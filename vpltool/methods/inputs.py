@@ -180,7 +180,8 @@ class CamBatch:
         prototypes: L2-normed rows (rows, dim).
         class_index: class of each row (rows,), 0 is the background.
         of_rows: further tensors of the rows: `context_of` (rows,), the class whose context a row
-            describes, 0 for none; `photo_of` (rows,), the number of its photo.
+            describes, 0 for none; `photo_of` (rows,), the number of its photo, -1 for none; `scale`
+            and `bias` (rows,): a patch x scores scale · (x · row) + bias.
         row_photos: ids of the photos that `photo_of` numbers.
         head: CLIP's last block and projection, if the method reads `head`.
         photos: RGB (H, W, 3) of each photo, if the method reads `photo`.
@@ -274,10 +275,11 @@ class SegmenterParts:
     """What a network is built of, for a method of `segmenters`.
 
     Its `build(parts, settings)` returns a `vpltool.core.segmenter.SegmenterNetwork`, the interface
-    for training and `predict`. Its `rebuild(config)` returns an empty one, for a state dict. If it
-    defines `fit(network, photos, settings, total)`, the network is not trained in steps: `fit`
-    computes its parameters in one pass over `LabelledPhoto`s. Each of several processes has photos
-    of its own, and `total` adds up a tensor over all of them.
+    for training and `predict`. Its `rebuild(config)` returns an empty one, for a state dict; it
+    runs on torch's device `meta`, where tensors have no values. If it defines `fit(network, photos,
+    settings, total)`, the network is not trained in steps: `fit` computes its parameters in one
+    pass over `LabelledPhoto`s. Each of several processes has photos of its own, and `total` adds up
+    a tensor over all of them.
 
     Args:
         layers: indices of the CLIP blocks whose output is read; empty if the method reads none.

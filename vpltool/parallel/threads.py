@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _reading: dict[threading.Thread, threading.Event] = {}
-"""Threads of `read_ahead` to the events that stop them."""
+"""Threads of `read_ahead` to the events that stop them; ended ones until the next call."""
 
 
 @atexit.register
@@ -24,6 +24,13 @@ def _stop_reading() -> None:
     for thread, stopped in list(_reading.items()):
         stopped.set()
         thread.join(timeout=10)  # seconds, for its item; a disk may hang
+
+
+def _forget_ended() -> None:
+    """Forget ended threads, not by their own last line: only after it they free their tensors."""
+    for thread in [*_reading]:
+        if thread.ident and not thread.is_alive():
+            _reading.pop(thread, None)
 
 
 def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
@@ -48,9 +55,8 @@ def read_ahead(batches: Iterator[Item]) -> Iterator[Item]:
             offer(None)
         except BaseException as error:  # noqa: BLE001 - it is raised again by the reader
             offer(error)
-        finally:
-            _reading.pop(thread, None)
 
+    _forget_ended()
     # Not a pool, whose threads are joined at exit: Ctrl-C would wait for a disk that hangs.
     thread = threading.Thread(target=fill, daemon=True)
     _reading[thread] = stopped

@@ -1,8 +1,9 @@
 """Put a segmenter into one file: decoder, encoder, classes, licences.
 
 `vpltool predict PHOTOS --segmenter FILE` and `Segmenter.load(FILE)` need nothing else: no
-workspace, no download, no open_clip. A .safetensors holds numbers and no code. Half precision is
-used where it loses nothing.
+workspace, no download, no open_clip. Only the method of a segmenter of your own is not in it:
+whoever runs the file needs the method's file, too. A .safetensors holds numbers and no code. Half
+precision is used where it loses nothing.
 
 Example: vpltool export bundle --what segmenter --max-side 512 --licence CC-BY-4.0
 
@@ -15,12 +16,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpltool import console
 from vpltool.clip import stored_towers
 from vpltool.core import blocks, segment
 from vpltool.formats import Header
 from vpltool.formats.storage import read_part, write_bundle
 from vpltool.lazy import Tensor
-from vpltool.methods import SegmenterMethod, inputs, load_method
+from vpltool.methods import FOLDERS, SegmenterMethod, find_method, inputs, load_method
 from vpltool.methods.exports._segmenter import SegmenterSettings, inference_config
 from vpltool.settings import setting
 
@@ -51,6 +53,9 @@ def runs(path: Path, settings: Settings) -> Callable[[Tensor], Tensor] | None:
 def export(segmenter: inputs.TrainedSegmenter, path: Path, settings: Settings) -> list[Path]:
     """Write the file."""
     made, tower = segmenter.header, segmenter.encoder.vision
+    method = find_method("segmenters", str(made.facts["segmenter"]))
+    if not method.bundled:
+        console.note(f"whoever runs {path} also needs {method.path}, found by {FOLDERS}")
     stored = settings.clip == "weights"
     facts = {
         "segmenter": made.facts["segmenter"], "config": made.facts["config"],
