@@ -242,6 +242,15 @@ def test_what_cannot_be_compared(base: Path, capsys: pytest.CaptureFixture[str])
     assert "test" in capsys.readouterr().err
 
 
+def test_hints_name_the_workspace_of_the_comparison(copied: Path,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    """Features of WORK are not read, so a command that makes some there would not help."""
+    begin, _, rows = ROWS.partition("\n\n")
+    (copied / "rows.recipe").write_text(f"{begin.splitlines()[1]}\n\n{rows}")
+    assert compare(copied) == 1
+    assert f"-C {copied / 'work/tables/compare'} extract" in capsys.readouterr().err
+
+
 SECOND = """
 if encoder
 each split in $learn $score

@@ -26,7 +26,7 @@ from vpltool.formats import JsonObject, Photo, find_folder, open_workspace, read
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import F, Image
 from vpltool.papers.comparison import methods
-from vpltool.papers.program import parser_of, run_program
+from vpltool.papers.program import parser_of, run_program, works_in
 from vpltool.papers.tables.setup import own_workspace
 from vpltool.pictures.overlays import Rgb, SheetPanel, classes_in, fit_panel, labels_over, sheet
 from vpltool.recipes.parse import commands_of
@@ -253,8 +253,9 @@ def main(argv: list[str] | None = None) -> int:
             console.note(f"left out, since they need {'words, or ' if source.encoder else ''}"
                          f"a second encoder (--second FILE): {', '.join(left_out)}")
         choose_photos(source.photos(options.score), options.ids)
-        print(compare(setup, begin, [method for method in known if method.name in wanted],
-                      names, options.ids), flush=True)
+        with works_in(setup.work.path):
+            print(compare(setup, begin, [method for method in known if method.name in wanted],
+                          names, options.ids), flush=True)
 
     return run_program(options.work, table)
 
