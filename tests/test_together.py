@@ -38,11 +38,12 @@ COMMANDS: tuple[tuple[object, ...], ...] = (
      "--layers", "0,1", "--blocks", 2, "--crop", 3, "--batch-size", 6, "--iters", 2, "--workers", 0,
      "--name", "tuned"),
     ("eval", "--split", "train", "--what", "cams/text"),
-    ("eval", "--split", "train", "--what", "masks/text-refined-full"),
+    ("eval", "--split", "train", "--what", "masks/text-refined-full", "--per-photo",
+     "@/photos.csv"),
     ("cam", "--method", "dense", "--split", "train"),
     ("crf", "--what", "text-dense", "--split", "train", "--workers", 0),
 )
-SAME = ("scores/cams-text-train.json", "scores/masks-text-refined-full-train.json",
+SAME = ("photos.csv", "scores/cams-text-train.json", "scores/masks-text-refined-full-train.json",
         "cams/text-dense/train", "masks/text-dense/train", "masks/text-dense-full/train")
 CLOSE = ("prototypes/vision", "prototypes/lbfgs", "prototypes/seeds", "decoder/layers",
          "decoder/photos", "decoder/discriminant", "decoder/tuned")
