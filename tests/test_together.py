@@ -168,6 +168,16 @@ def test_what_cannot_be_divided_is_refused(run: Run, copied: Path,
     assert "no MASTER_ADDR" in result.lines("error:")[0]
 
 
+def test_what_each_task_of_an_array_would_repeat_is_warned_of(run: Run, copied: Path,
+                                                              monkeypatch: pytest.MonkeyPatch
+                                                              ) -> None:
+    for name, value in {"ID": 1, "COUNT": 4, "MIN": 0, "MAX": 3}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    warning, *_ = run(*MEANS, work=copied / "work").lines("warning:")
+    assert "one of 4 tasks" in warning and "each of them does all of seed-prototypes" in warning
+    assert not run("cam", "--method", "dense", work=copied / "work").lines("warning:")
+
+
 LONG: tuple[object, ...] = (
     "train-decoder", "--masks", "text-refined", "--prototypes", "text", "--crop", 3,
     "--batch-size", 2, "--width", 16, "--iters", 30_000, "--checkpoint-every", 5)
