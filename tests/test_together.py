@@ -38,11 +38,12 @@ COMMANDS: tuple[tuple[object, ...], ...] = (
      "--layers", "0,1", "--blocks", 2, "--crop", 3, "--batch-size", 6, "--iters", 2, "--workers", 0,
      "--name", "tuned"),
     ("eval", "--split", "train", "--what", "cams/text"),
-    ("eval", "--split", "train", "--what", "masks/text-refined-full"),
+    ("eval", "--split", "train", "--what", "masks/text-refined-full", "--per-photo",
+     "@/photos.csv"),
     ("cam", "--method", "dense", "--split", "train"),
     ("crf", "--what", "text-dense", "--split", "train", "--workers", 0),
 )
-SAME = ("scores/cams-text-train.json", "scores/masks-text-refined-full-train.json",
+SAME = ("photos.csv", "scores/cams-text-train.json", "scores/masks-text-refined-full-train.json",
         "cams/text-dense/train", "masks/text-dense/train", "masks/text-dense-full/train")
 CLOSE = ("prototypes/vision", "prototypes/lbfgs", "prototypes/seeds", "decoder/layers",
          "decoder/photos", "decoder/discriminant", "decoder/tuned")
@@ -165,6 +166,16 @@ def test_what_cannot_be_divided_is_refused(run: Run, copied: Path,
     assert "--dry-run prints its commands" in result.lines("hint:")[0]
     result = run("learn-prototypes", "--iters", 1, work=work)
     assert "no MASTER_ADDR" in result.lines("error:")[0]
+
+
+def test_what_each_task_of_an_array_would_repeat_is_warned_of(run: Run, copied: Path,
+                                                              monkeypatch: pytest.MonkeyPatch
+                                                              ) -> None:
+    for name, value in {"ID": 1, "COUNT": 4, "MIN": 0, "MAX": 3}.items():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    warning, *_ = run(*MEANS, work=copied / "work").lines("warning:")
+    assert "one of 4 tasks" in warning and "each of them does all of seed-prototypes" in warning
+    assert not run("cam", "--method", "dense", work=copied / "work").lines("warning:")
 
 
 LONG: tuple[object, ...] = (

@@ -45,6 +45,7 @@ def run_stage(
         if found.stage.methods or found.name == "methods":
             warn_of_folders(os.environ.get(FOLDERS, ""))
         workspace.check_folder(path)
+        _warn_of_array(found)
         if "workspace" in found.stage.writes:
             write_alone(path / "workspace.json")
         if found.stage.writes:
@@ -55,6 +56,15 @@ def run_stage(
                   and not issubclass(found.stage.settings, PerPhoto))
         with fixed_order(find_device(str(values_of(settings)["device"])) if learns else None):
             return found.run(where, settings)
+
+
+def _warn_of_array(found: FoundStage) -> None:
+    """Warn if each task of a Slurm array does all of a stage, which takes no shards."""
+    tasks = shards.tasks_of_array()
+    if tasks > 1 and found.stage.writes and "shard" not in names_of(found.stage.settings):
+        console.warn(f"this is one of {tasks} tasks of a Slurm array (SLURM_ARRAY_TASK_COUNT), and "
+                     f"each of them does all of {found.name}: start it once, in a job of its own, "
+                     "unless its options differ from task to task")
 
 
 _HOW = ("overwrite", "update", "device", "batch_size", "workers", "precision")

@@ -232,9 +232,12 @@ class State:
             # predictions of a bundle or a student, and everything made from them.
             return []
         made_by = header.model.get("encoder") or header.model.get("name")
+        if made_by is None:
+            # Masks of another tool: no model of the workspace had a part in them.
+            return []
         what, now = (("CLIP", work.model) if words or not work.encoder
                      else ("encoder", work.main_encoder))
-        if made_by not in (None, *({work.model} if words else {work.main_encoder, work.model})):
+        if made_by not in ({work.model} if words else {work.main_encoder, work.model}):
             return [f"the workspace's {what} is {now}, no longer {made_by}"]
         weights = self._weights["encoder" if "encoder" in header.model else "CLIP"]
         if weights and header.model.get("weights") != weights:

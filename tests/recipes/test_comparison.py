@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from vpltool import api
 from vpltool.errors import VplError
 from vpltool.formats import Photo
+from vpltool.methods.cams import dense
 from vpltool.papers.comparison.__main__ import choose_photos, draw_methods, main
 from vpltool.papers.comparison.methods import (
     BUNDLED,
@@ -116,7 +118,7 @@ def test_scores_are_evals(base: Path) -> None:
     assert rows["text"]["miou"]["CAM, val"] == [100 * val["miou"]]
 
 
-IMPORTED = """
+IMPORTED = ROWS.partition("say")[0] + """
 say imported | another tool
 each split in $learn $score
 vpltool propose --method files --path $work/../../../masks --format labels --paint \\
@@ -164,7 +166,7 @@ def test_again_it_measures_nothing_twice(base: Path, capsys: pytest.CaptureFixtu
     assert "| text |" in table and "| seeds |" in table and "70.8" in table
 
 
-MINE = """
+MINE = ROWS.partition("say")[0] + """
 say mine | me | 99.9
 each split in $learn $score
 vpltool cam --method dense --split $split
@@ -193,6 +195,49 @@ def test_rows_of_another_protocol_are_not_taken_over(base: Path,
     rows = record(base)["rows"]
     assert isinstance(rows, dict) and set(rows) == {"text"}
     assert not any(name.startswith("mask") for name in rows["text"]["miou"])
+
+
+OWN = """
+say edited | me
+each split in $learn $score
+vpltool cam --method own --split $split
+vpltool refine --cams text-own --method patches --mask none --split $split
+end
+
+say left | me
+each split in $learn $score
+vpltool cam --method own --name left --split $split
+end
+"""
+
+
+def test_rows_of_other_features_or_code_are_marked(copied: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:
+    rows, own, method = (copied / name for name in ("rows.recipe", "own.recipe", "cams/own.py"))
+    method.parent.mkdir()
+    shutil.copy(dense.__file__, method)
+    monkeypatch.setenv("VPLTOOL_METHODS", str(copied))
+    begin, _, text = ROWS.partition("\n\n")
+    rows.write_text(f"{begin}\n{text.partition('say seeds')[0]}")
+    own.write_text(begin + OWN)
+
+    def table(*words: str) -> str:
+        assert compare(copied, "--masks", "none", *words) == 0
+        lines = [line.split("|") for line in capsys.readouterr().out.splitlines()[2:]]
+        return ", ".join(f"{line[1].strip()}{' untimed' * (not line[-4].strip())}"
+                         for line in lines if line[1:])
+
+    assert table() == "text"
+    assert table("--rows", str(own)) == "text, edited, left"
+    with method.open("a") as file:
+        file.write("# edited\n")
+    assert table("--rows", str(own), "--only", "edited") == "text, edited, left (changed since)"
+    assert "measured before" in (copied / "work/tables/compare/compare.md").read_text()
+    # The maps are there already, and what is measured of them is of another temperature.
+    own.write_text(own.read_text().replace("--mask none", "--mask none --steps 2"))
+    assert table("--rows", str(own)) == "text, edited untimed, left"
+    rows.write_text(rows.read_text().replace("--workers 0", "--workers 0 --max-side 40"))
+    assert table() == "edited (changed since) untimed, left (changed since), text"
 
 
 def test_the_bundled_rows_can_be_parsed() -> None:
@@ -240,6 +285,15 @@ def test_what_cannot_be_compared(base: Path, capsys: pytest.CaptureFixture[str])
     assert "did you mean `text`?" in capsys.readouterr().err
     assert compare(base, "--score", "test") == 1
     assert "test" in capsys.readouterr().err
+
+
+def test_hints_name_the_workspace_of_the_comparison(copied: Path,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    """Features of WORK are not read, so a command that makes some there would not help."""
+    begin, _, rows = ROWS.partition("\n\n")
+    (copied / "rows.recipe").write_text(f"{begin.splitlines()[1]}\n\n{rows}")
+    assert compare(copied) == 1
+    assert f"-C {copied / 'work/tables/compare'} extract" in capsys.readouterr().err
 
 
 SECOND = """

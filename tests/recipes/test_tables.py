@@ -19,7 +19,7 @@ from vpltool.errors import VplError
 from vpltool.formats import open_workspace
 from vpltool.methods.cams import gradcam
 from vpltool.papers.tables.__main__ import main
-from vpltool.papers.tables.setup import first_split
+from vpltool.papers.tables.setup import first_split, own_workspace
 
 PRESET = """
 [text-prototypes]
@@ -146,6 +146,18 @@ def test_the_workspace_itself_is_left_alone(tabled: Path, ready: Path) -> None:
                 and path.name != "workspace.json"}
 
     assert files(tabled / "work") == files(ready / "work")
+
+
+@pytest.mark.parametrize(("encoder", "found"), [
+    ("timm:vit_tiny_patch16_224,../dino.pth", "timm:vit_tiny_patch16_224,../../../dino.pth"),
+    ("dino:../dino.pth", "dino:../../../dino.pth"), ("../dino.pth", "../../../dino.pth"),
+    ("timm:vit_tiny_patch16_224", "timm:vit_tiny_patch16_224"), ("hf:org/name", "hf:org/name")])
+def test_its_own_workspace_finds_the_encoder_s_file(encoder: str, found: str, copied: Path) -> None:
+    (copied / "dino.pth").touch()
+    path = copied / "work/workspace.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"encoder": encoder}))
+    made = own_workspace(copied / "work", "own", "").path
+    assert open_workspace(made).encoder == found
 
 
 def test_what_a_row_is_about_wins_over_set(tabled: Path) -> None:

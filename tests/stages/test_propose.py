@@ -451,6 +451,10 @@ def test_words_of_tags_win_and_others_are_vetoed(chain: Path, tmp_path: Path, ru
     for key, labels in truth.items():
         label_image(folder, key, labels)
     assert propose(work, "--method", "files", "--path", folder, "--format", "labels").code == 0
+    # No model of the workspace made them, so none can have changed.
+    (listed,) = (entry for entry in json.loads(run("status", "--json", work=work).out)
+                 if entry["name"] == "proposals/files/train")
+    assert listed["stale"] == []
     # Only words speak: then what they say is what comes out where they lie.
     assert vote(work, "--base", "cams", "--word-share", 1, "--min-area", 0, "--overwrite"
                 ).code == 0

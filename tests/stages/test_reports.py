@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,6 +23,7 @@ import vpltool
 from vpltool.formats import (
     KINDS,
     Header,
+    open_workspace,
     read_labels,
     read_tensors,
     write_tensors,
@@ -63,6 +66,52 @@ def test_eval_of_masks_is_counting_pixels(copied: Path, run: Run) -> None:
     assert report["miou"] == pytest.approx(np.mean(counted), abs=1e-6)
     assert np.sum(report["confusion"]) == sum(scene.mask.size for scene in TRAIN)
     assert (report["split"], report["photos"], report["scored"]) == ("train", 6, "masks")
+
+
+@pytest.mark.parametrize("what", ["masks/text-refined", "cams/text"])
+def test_scores_of_each_photo(what: str, copied: Path, run: Run) -> None:
+    """Alone, a photo has the scores that its row says."""
+    work, table = copied / "work", copied / "photos.csv"
+    cut = ("--threshold", 0.3) if what.startswith("cams") else ()
+    scene = next(scene for scene in TRAIN if len(np.unique(scene.mask)) < 4)
+    corrected = scene.mask.copy()
+    corrected[:4, :4] = next(iter({1, 2, 3} - {*np.unique(scene.mask).tolist()}))
+    Image.fromarray(corrected).save(work / f"masks/text-refined/train/{scene.id}.png")
+    whole = evaluate(run, copied, what, *cut, "--per-photo", table)
+    assert evaluate(run, copied, what, *cut) == whole
+    with table.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["id", "miou", "accuracy", *(f"iou {name}" for name in whole["iou"])]
+    assert [row[0] for row in rows] == [photo.id for photo in open_workspace(work).photos("train")]
+    listed = (work / "images.jsonl").read_text().splitlines()
+    empty = only_predicted = 0
+    for row in rows:
+        (work / "images.jsonl").write_text("\n".join(
+            line for line in listed if json.loads(line)["id"] == row[0]))
+        alone = evaluate(run, copied, what, *cut)
+        found = [float(value) if value else None for value in row[1:]]
+        matrix = np.array(alone["confusion"])
+        assert found[:2] == [alone["miou"], alone["accuracy"]]
+        for number, (iou, wanted) in enumerate(zip(found[2:], alone["iou"].values(), strict=True)):
+            only = wanted is None and bool(matrix[:, number].any())
+            assert iou == (0 if only else wanted)
+            empty, only_predicted = empty + (iou is None), only_predicted + only
+    assert empty and only_predicted == what.startswith("masks")
+
+
+def test_scores_of_each_photo_need_a_threshold_of_cams(copied: Path, run: Run) -> None:
+    work, table = copied / "work", copied / "photos.csv"
+    line = ("eval", "--split", "train", "--what", "cams/text")
+    refused = run(*line, "--per-photo", table, work=work)
+    assert refused.code == 1 and not table.exists() and not (work / "scores").exists()
+    first, second = re.findall(r"vpltool (eval.*?)(?:, then|;)", refused.lines("hint:")[0])
+    for words in (first, second):
+        assert run(*shlex.split(words), work=work).code == 0
+    assert len(table.read_text().splitlines()) == 1 + len(TRAIN)
+    against = run("eval", "--split", "train", "--what", "masks/text-refined", "--against", "tags",
+                  "--per-photo", copied / "none.csv", work=work)
+    assert "has no effect: photos are scored beside true masks" in against.lines("warning:")[0]
+    assert not (copied / "none.csv").exists()
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.55])

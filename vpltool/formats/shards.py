@@ -93,6 +93,15 @@ def undivided_tasks(choice: str) -> int:
     return 1 if divided else _number("SLURM_STEP_NUM_TASKS") or 1
 
 
+def tasks_of_array() -> int:
+    """Return the number of tasks of the Slurm array that this process belongs to; else 1.
+
+    Raises:
+        VplError: a variable is not a number.
+    """
+    return _number("SLURM_ARRAY_TASK_COUNT") or 1
+
+
 def check_alone(what: str) -> None:
     """Check that this is not one of several processes that would all do the same work.
 
@@ -100,7 +109,7 @@ def check_alone(what: str) -> None:
         VplError: it is; `what` names the work that cannot be divided.
     """
     for variable, count in (("WORLD_SIZE", rank_of_process()[1]),
-                            ("SLURM_ARRAY_TASK_COUNT", _number("SLURM_ARRAY_TASK_COUNT") or 1)):
+                            ("SLURM_ARRAY_TASK_COUNT", tasks_of_array())):
         if count > 1:
             raise VplError(f"{what} has steps over all photos, but this is one of {count} "
                            f"processes ({variable})",

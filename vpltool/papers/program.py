@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -38,3 +39,15 @@ def run_program(work: Path, recipe: Callable[[], object]) -> int:
         console.error(in_shell(shown.message), in_shell(shown.hint))
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def works_in(work: Path) -> Iterator[None]:
+    """Have messages and errors of a block name another workspace than the program's in commands."""
+    in_shell = partial(to_shell, work=work)
+    with console.heard_by(console.Terminal(rewrite=in_shell)):
+        try:
+            yield
+        except VplError as error:
+            error.message, error.hint = in_shell(error.message), in_shell(error.hint)
+            raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,9 +14,19 @@ from vpltool.core import metrics
 from vpltool.engine import features, photo_work, reports
 from vpltool.engine.photos import known_photo_size
 from vpltool.errors import VplError, part_of
-from vpltool.formats import InputFolder, JsonObject, Photo, Workspace, kinds, manifest, shards
+from vpltool.formats import (
+    InputFolder,
+    JsonObject,
+    Photo,
+    Workspace,
+    atomic,
+    kinds,
+    manifest,
+    shards,
+)
 from vpltool.formats.header import current_preset, format_preset
 from vpltool.lazy import F, np, npt
+from vpltool.names import csv_id
 from vpltool.parallel.ranks import joined
 from vpltool.parallel.threads import in_threads
 from vpltool.pictures.page import percent
@@ -48,6 +59,10 @@ class EvalSettings(Settings):
         0.0, "Also score boundaries: F1 within this share of the photo's diagonal, such as 0.02; "
              "0: no. Not for CAMs.", low=0, high=1)
     sweep: bool = setting(False, "Show the scores of CAMs at every threshold.", off="-")
+    per_photo: Path | None = setting(
+        None, "Also write the scores of each photo to this CSV: mIoU over the classes that it "
+              "shows, accuracy, and the IoU of each class. For CAMs, with a given threshold.",
+        metavar="FILE", record="never", by_hand=True, brief=False)
     if_any: bool = setting(False, "Warn, rather than fail, if no photo of the split has a true "
                                   "mask.", off="-", panel=RUNNING, brief=False)
     limit: int = options.limit()
@@ -97,7 +112,9 @@ def run(workspace: Workspace, settings: EvalSettings) -> reports.Report:
         (*_CUTS, "sweep"), f"only CAMs are thresholded, and these are {source.kind}")
     if source.kind == "cams" or settings.against == "tags":
         unused["boundary"] = "masks and predictions beside true masks have it"
-    if settings.against != "tags":
+    if settings.against == "tags":
+        unused["per_photo"] = "photos are scored beside true masks"
+    else:
         unused["share"] = "it is for `against='tags'`"
     warn_without_effect(settings, without=unused)
     if settings.against == "tags":
@@ -105,6 +122,7 @@ def run(workspace: Workspace, settings: EvalSettings) -> reports.Report:
         report = report_of_tags(workspace, source, [photo for photo in photos if photo.id in held],
                                 split, settings.share)
         return _written(workspace, settings, report, f"{_name(source)}-{split}-tags")
+    cut = _cut_per_photo(workspace, source, settings, given)
     total = len(photos)
     photos = [photo for photo in photos if photo.mask is not None]
     if not photos:
@@ -117,13 +135,36 @@ def run(workspace: Workspace, settings: EvalSettings) -> reports.Report:
         console.warn(part_of(total - len(photos), total, "photos",
                              "has no true mask and is skipped",
                              "have no true mask and are skipped"))
-    tally = _count_pixels(workspace, source, photos, settings.boundary)
+    tally = _count_pixels(workspace, source, photos, settings.boundary, cut)
     report = _report(workspace, source, tally, split, given)
     if settings.boundary and source.kind != "cams":
         report["boundary"] = {"tolerance": settings.boundary,
                               "f": round(metrics.boundary_f(tally.boundaries), 6)}
     report["photos_left_out"] = total - len(tally.parts)
-    return _written(workspace, settings, report, f"{_name(source)}-{split}")
+    if settings.per_photo and shards.rank_of_process()[0] == 0:
+        _write_per_photo(workspace, settings.per_photo, tally.each)
+    return _written(workspace, settings, report, f"{_name(source)}-{split}",
+                    *filter(None, [settings.per_photo]))
+
+
+def _cut_per_photo(workspace: Workspace, source: InputFolder, settings: EvalSettings, given: float
+                   ) -> float | None:
+    """Return the threshold at which each photo's CAMs are counted; None: they are not.
+
+    Counts at every threshold, 8 KiB a pair of classes, are only kept as a sum over all photos, so
+    the threshold must be `given`.
+    """
+    if not settings.per_photo or source.kind != "cams":
+        return None
+    if not given:
+        call = f"what='{settings.what or f'cams/{source.name}'}', split='{settings.split}'"
+        scores = kinds.result_path(workspace.path, "scores", f"{_name(source)}-{settings.split}")
+        raise VplError(f"`per_photo='{settings.per_photo}'` needs a threshold: the best one is "
+                       "known after the last photo, and counts of each one are not kept till then",
+                       f"`eval({call})`, then `eval({call}, threshold_from='{scores}', "
+                       f"per_photo='{settings.per_photo}')`; the threshold may also be that of "
+                       "another split")
+    return round(given, 4)
 
 
 @dataclass
@@ -135,7 +176,7 @@ class _Tally:
         parts: id to identity of the file, of each scored photo.
         untagged: id to a class that the true mask shows and the tags lack.
         shown: label to a tagged photo whose true mask has it.
-        each: id to the photo's own `Confusion`; empty for CAMs.
+        each: id to the photo's own `Confusion`; of CAMs only if they are cut.
         boundaries: see `boundary_counts`; 0 if they are not scored.
     """
 
@@ -158,20 +199,21 @@ class _Tally:
 
 
 def _count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo],
-                  tolerance: float) -> _Tally:
+                  tolerance: float, cut: float | None) -> _Tally:
     """Count the pixels of those photos that the source has, by label and true label.
 
-    Boundaries are scored with a tolerance, a share of the diagonal; 0: they are not. Under torchrun
-    each process counts its shard of the photos. The sums are whole numbers, so they do not depend
-    on the number of processes.
+    Boundaries are scored with a tolerance, a share of the diagonal; 0: they are not. CAMs are also
+    counted photo by photo, cut at a threshold; None: they are not. Under torchrun each process
+    counts its shard of the photos. The sums are whole numbers, so they do not depend on the number
+    of processes.
     """
     if shards.rank_of_process()[1] == 1:
-        tally = _count_own(workspace, source, photos, tolerance)
+        tally = _count_own(workspace, source, photos, tolerance, cut)
     else:
         with joined("cpu") as ranks:
             mine = [photo for photo in photos if ranks.shard.holds(photo.id)]
             tally = _Tally()
-            for part in ranks.collect(_count_own(workspace, source, mine, tolerance)):
+            for part in ranks.collect(_count_own(workspace, source, mine, tolerance, cut)):
                 tally.add(part)
         tally.each = {photo.id: tally.each[photo.id] for photo in photos if photo.id in tally.each}
     # One or two may hold nothing but void.
@@ -181,25 +223,28 @@ def _count_pixels(workspace: Workspace, source: InputFolder, photos: list[Photo]
     return tally
 
 
-def _count_own(workspace: Workspace, source: InputFolder, photos: list[Photo], tolerance: float
-               ) -> _Tally:
+def _count_own(workspace: Workspace, source: InputFolder, photos: list[Photo], tolerance: float,
+               cut: float | None) -> _Tally:
     have = set(source.available(photo.id for photo in photos))
     photos = [photo for photo in photos if photo.id in have]
     tally = _Tally()
     for counted in photo_work.tracked("eval", in_threads(
-            lambda photo: _count(workspace, source, photo, tolerance), photos,
+            lambda photo: _count(workspace, source, photo, tolerance, cut), photos,
             min(8, os.cpu_count() or 1)), len(photos)):
         tally.add(counted)
     return tally
 
 
-def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: float) -> _Tally:
+def _count(workspace: Workspace, source: InputFolder, photo: Photo, tolerance: float,
+           cut: float | None) -> _Tally:
     classes, ignore = len(workspace.classes) + 1, workspace.ignore
     path = source.path_of(photo.id)
     if source.kind == "cams":
         truth = read_truth(workspace, photo, known_photo_size(workspace, photo))
         best, best_class = _strongest(source, photo.id, truth.shape, classes)
         tally = _Tally(metrics.seed_histogram(truth, best, best_class, classes, ignore))
+        if cut is not None:
+            tally.each[photo.id] = metrics.confusion_at(tally.counts, cut)
     else:
         label = source.read_labels(photo.id)
         truth = read_truth(workspace, photo, label.shape, path)
@@ -244,12 +289,27 @@ def _without_masks(workspace: Workspace, source: InputFolder, split: str) -> str
             f"compares with the tags; {own}")
 
 
-def _written(workspace: Workspace, settings: EvalSettings, report: JsonObject, name: str
-             ) -> reports.Report:
+def _write_per_photo(workspace: Workspace, path: Path, each: Mapping[str, metrics.Confusion]
+                     ) -> None:
+    """Write a row of scores for each photo; empty where neither truth nor labels have the class."""
+    names = map(workspace.class_name, range(len(workspace.classes) + 1))
+    with (atomic.atomic_path(path) as temporary,
+          temporary.open("w", encoding="utf-8", newline="") as file):
+        table = csv.writer(file)
+        table.writerow(["id", "miou", "accuracy", *(f"iou {name}" for name in names)])
+        for key, counts in each.items():
+            scored = metrics.scores(counts)
+            iou = np.where(counts.totals()[1] > 0, np.nan_to_num(scored.iou), scored.iou)
+            table.writerow([csv_id(key), *("" if value != value else round(value, 6) for value in (
+                scored.miou, scored.accuracy, *iou.tolist()))])
+
+
+def _written(workspace: Workspace, settings: EvalSettings, report: JsonObject, name: str,
+             *beside: Path) -> reports.Report:
     path = settings.out or kinds.result_path(workspace.path, "scores", name)
     if shards.rank_of_process()[0] == 0:
         formats.write_json(path, report)
-    return reports.Report(report, path)
+    return reports.Report(report, path, *beside)
 
 
 _CUTS = ("threshold", "threshold_from", "alpha")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -21,15 +21,17 @@ from statistics import fmean
 from vpltool import console
 from vpltool.core.metrics import labels_at
 from vpltool.core.photos import read_photo
-from vpltool.errors import VplError, near_name
+from vpltool.engine.reports import CHANGED
+from vpltool.errors import VplError, first_few, near_name
 from vpltool.formats import JsonObject, Photo, find_folder, open_workspace, read_json, write_json
 from vpltool.formats.atomic import atomic_path
 from vpltool.lazy import F, Image
 from vpltool.papers.comparison import methods
-from vpltool.papers.program import parser_of, run_program
+from vpltool.papers.program import parser_of, run_program, works_in
 from vpltool.papers.tables.setup import own_workspace
 from vpltool.pictures.overlays import Rgb, SheetPanel, classes_in, fit_panel, labels_over, sheet
 from vpltool.recipes.parse import commands_of
+from vpltool.state import read_state
 from vpltool.tables import format_mean, markdown_table
 
 
@@ -92,28 +94,41 @@ def compare(setup: methods.Setup, begin: methods.Steps, chosen: Sequence[methods
         setup.run(step)
     made = _measured_before(setup)
     order = [*(name for name in made if name not in order), *order]
-    text = ""
+    text, changed = "", dict[str, str]()
     for method in chosen:
         console.note(f"\n{method.name}")
-        found = methods.measure(setup, method)
-        if found.seconds is None and method.name in made:
-            found = replace(found, seconds=made[method.name].seconds)
+        found, before = methods.measure(setup, method), made.get(method.name)
+        if found.seconds is None and before and before.made_from == found.made_from:
+            found = replace(found, seconds=before.seconds)
         made[method.name] = found
         made = {name: made[name] for name in order if name in made}
-        text = format_table(setup, made)
+        changed = _changed(setup, made)
+        text = format_table(setup, made, changed)
         with atomic_path(setup.work.path / "compare.md") as temporary:
             temporary.write_text(text, "utf-8")
         write_json(setup.work.path / "compare.json", _protocol(setup) | {
             "rows": {name: vars(item) for name, item in made.items()}})
+    if changed:
+        console.warn(f"{first_few(changed)}{CHANGED}: {first_few(dict.fromkeys(changed.values()))};"
+                     " a call with the recipe of these rows measures them again")
     if made:
+        # Their maps are not those that were scored, or stay from other features.
+        kept = {name: item for name, item in made.items() if name not in changed}
         with atomic_path(setup.work.path / "compare.png") as temporary:
-            draw_methods(setup, made, ids).save(temporary, format="PNG")
+            draw_methods(setup, kept, ids).save(temporary, format="PNG")
     return text
+
+
+def _changed(setup: methods.Setup, made: Mapping[str, methods.Measured]) -> dict[str, str]:
+    """Why rows are not of the present features and methods, by name; the others are."""
+    state = read_state(open_workspace(setup.work.path), passes_over=True)
+    reasons = {name: methods.why_changed(state, measured) for name, measured in made.items()}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _protocol(setup: methods.Setup) -> JsonObject:
     """What rows of one table have in common."""
-    return {"format": 2, "learn": setup.learn, "score": setup.score, "cut": setup.cut,
+    return {"format": 3, "learn": setup.learn, "score": setup.score, "cut": setup.cut,
             "seeds": list(setup.seeds), "masked": list(setup.masked)}
 
 
@@ -130,8 +145,12 @@ def _measured_before(setup: methods.Setup) -> dict[str, methods.Measured]:
     return {name: methods.Measured(**row) for name, row in found["rows"].items()}
 
 
-def format_table(setup: methods.Setup, made: Mapping[str, methods.Measured]) -> str:
-    """Format what was measured as a table in Markdown, and what it was measured on below it."""
+def format_table(setup: methods.Setup, made: Mapping[str, methods.Measured],
+                 changed: Collection[str]) -> str:
+    """Format what was measured as a table in Markdown, and what it was measured on below it.
+
+    Rows that have `changed` are marked.
+    """
     columns = [name for what in ("CAM", "refined", "mask") for split in (setup.learn, setup.score)
                if any((name := f"{what}, {split}") in found.miou for found in made.values())]
     rows = []
@@ -139,16 +158,20 @@ def format_table(setup: methods.Setup, made: Mapping[str, methods.Measured]) -> 
         seconds = "" if found.seconds is None else f"{found.seconds:.3f}"
         means = (format_mean(found.miou[column], 1) if column in found.miou else ""
                  for column in columns)
-        rows.append([name, *means, seconds, f"{found.size / 1e3:.1f}", found.published])
+        rows.append([name + CHANGED * (name in changed), *means, seconds,
+                     f"{found.size / 1e3:.1f}", found.published])
     table = markdown_table(["method", *columns, "s/photo", "kB/photo", "published"], rows,
                            right=range(1, len(columns) + 3))
     source = open_workspace(setup.work.path)
     counts = ", ".join(f"{len(source.photos(split)):,} of `{split}`"
                        for split in (setup.learn, setup.score))
-    return (f"{table}\n\nmIoU in percent with the background, tags known, {counts}; learned on "
-            f"`{setup.learn}`; each method cut where it scores best on `{setup.cut}`; seeds "
+    mark = (f"{CHANGED.strip()}: measured before its features, methods or photos changed, so not "
+            "comparable with the other rows. ") * bool(changed)
+    return (f"{table}\n\n{mark}mIoU in percent with the background, tags known, {counts}; learned "
+            f"on `{setup.learn}`; each method cut where it scores best on `{setup.cut}`; seeds "
             f"{', '.join(map(str, setup.seeds))} where anything is random. s/photo: maps and "
-            "refinement, without the encoder and what is learned once.\n")
+            "refinement, in the run that made them, without the encoder and what is learned once."
+            "\n")
 
 
 def _read(options: argparse.Namespace, work: Path, words: bool, encoder: str
@@ -253,8 +276,9 @@ def main(argv: list[str] | None = None) -> int:
             console.note(f"left out, since they need {'words, or ' if source.encoder else ''}"
                          f"a second encoder (--second FILE): {', '.join(left_out)}")
         choose_photos(source.photos(options.score), options.ids)
-        print(compare(setup, begin, [method for method in known if method.name in wanted],
-                      names, options.ids), flush=True)
+        with works_in(setup.work.path):
+            print(compare(setup, begin, [method for method in known if method.name in wanted],
+                          names, options.ids), flush=True)
 
     return run_program(options.work, table)
 

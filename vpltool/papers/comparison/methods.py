@@ -15,8 +15,10 @@ from vpltool import api
 from vpltool.errors import VplError
 from vpltool.formats import KINDS, open_input, read_json
 from vpltool.formats.kinds import result_name, result_path
+from vpltool.formats.workspace import relative_to
 from vpltool.recipes.parse import Recipe, Rounds, Step, Value, commands_of, read_recipe
 from vpltool.recipes.runner import checked_steps, run_line
+from vpltool.state import State
 
 BUNDLED = Path(__file__).with_name("methods.recipe")
 
@@ -136,6 +138,8 @@ class Measured:
     seconds: float | None
     size: int  # bytes a photo, of what is stored of its maps
     cams: str  # name of the CAMs that are its result, by its first seed; empty if it makes masks
+    # identity of each folder that was scored, by its path from the workspace
+    made_from: Mapping[str, str]
 
 
 def measure(setup: Setup, method: Method) -> Measured:
@@ -147,6 +151,7 @@ def measure(setup: Setup, method: Method) -> Measured:
     miou: dict[str, list[float]] = {}
     timed: dict[int, list[float]] = {}
     first: dict[str, dict[str, Path]] = {}
+    made_from: dict[str, str] = {}
     for steps in method.steps.values():
         for step in commands_of(steps):
             setup.run(step)
@@ -155,6 +160,8 @@ def measure(setup: Setup, method: Method) -> Measured:
             raise VplError(f"`{method.name}` makes CAMs and masks",
                            "between `each split` and `end` it makes one of them")
         first = first or made
+        made_from |= {relative_to(path, setup.work.path): open_input(path, tuple(KINDS)).identity
+                      for folders in made.values() for path in folders.values()}
         for column, value in _scores(setup, made):
             miou.setdefault(column, []).append(value)
     column = list(first)[-1]
@@ -162,7 +169,22 @@ def measure(setup: Setup, method: Method) -> Measured:
     return Measured(method.published, miou,
                     sum(map(fmean, timed.values())) if all(timed.values()) else None,
                     _bytes_a_photo(first[column][setup.score]),
-                    "" if column == "mask" else first[column][setup.score].parent.name)
+                    "" if column == "mask" else first[column][setup.score].parent.name, made_from)
+
+
+def why_changed(state: State, measured: Measured) -> str:
+    """Why a method's folders are others than were scored, or would be made anew; empty: neither."""
+    for name, identity in measured.made_from.items():
+        try:
+            now = open_input(state.workspace.path / name, tuple(KINDS)).identity
+        except VplError as error:
+            return error.message
+        artifact = state.artifacts.get(name)
+        reasons = ([f"{name} has changed"] if now != identity
+                   else state.stale(artifact) if artifact else [])
+        if reasons:
+            return reasons[0]
+    return ""
 
 
 def _results(setup: Setup, steps: Steps, timed: dict[int, list[float]]

@@ -27,7 +27,7 @@ from vpltool.command import parse_line
 from vpltool.datasets.words import COCO
 from vpltool.errors import VplError
 from vpltool.formats import JsonObject, open_workspace
-from vpltool.papers.program import parser_of, run_program
+from vpltool.papers.program import parser_of, run_program, works_in
 from vpltool.papers.tables import setup
 from vpltool.papers.tables.chains import Chains
 from vpltool.papers.tables.rows import TABLES, write_table
@@ -108,9 +108,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def tables() -> None:
         chains = _chains(options)
-        for number in dict.fromkeys(options.tables):
-            console.note(f"Table {number}")
-            print(_measure(chains, number), flush=True)
+        with works_in(chains.path):
+            for number in dict.fromkeys(options.tables):
+                console.note(f"Table {number}")
+                print(_measure(chains, number), flush=True)
 
     return run_program(options.work, tables)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool import api, console
+from vpltool.clip import encoders
 from vpltool.core.photos import fit_size, photo_size
 from vpltool.errors import OtherSettings, VplError
 from vpltool.formats import Photo, Workspace, open_workspace, read_json, write_json
@@ -46,10 +47,12 @@ def own_workspace(work: Path, name: str, preset: str) -> api.Workspace:
     source, path = open_workspace(work), work / "tables" / name
     path.mkdir(parents=True, exist_ok=True)
     weights = work / source.pretrained
+    found = encoders.find_encoder(source.encoder, (work,)) if source.encoder else None
     write_workspace(replace(
         source, path=path, root=relative_to(work / source.root, path),
-        pretrained=relative_to(weights, path) if weights.exists() else source.pretrained),
-        source.photos())
+        pretrained=relative_to(weights, path) if weights.exists() else source.pretrained,
+        encoder=(found.setting(relative_to(found.path, path)) if found and found.path
+                 else source.encoder)), source.photos())
     return api.Workspace(path, preset=preset)
 
 
