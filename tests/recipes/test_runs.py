@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Result, Run, draw_scenes, prepare, write_scenes
 
-from vpltool.formats import describe
+from vpltool.formats import describe, open_workspace
 from vpltool.recipes import runs
+from vpltool.review.desk import Desk
 
 RECIPE = """# Masks.
 photos = ?         # folder of photos
@@ -131,6 +133,24 @@ def test_scores_of_other_photos_and_tags_are_marked(base: Path, run: Run) -> Non
     photo.write_bytes((base / "photos/scene3.png").read_bytes())
     assert run("update", work=base / "work").code == 0
     assert masks(run, "alpha=1").err.splitlines()[-2].endswith("changed since")
+
+
+def test_tags_of_review_replace_those_of_the_last_run(base: Path, run: Run) -> None:
+    """Until a person types or edits the others."""
+    (base / "masks.recipe").write_text("# Tags.\nphotos = ?\ntags =\n"
+                                       "vpltool prepare folder $photos [--labels $tags]\n")
+    masks(run, "photos=photos", "tags=tags.csv")
+    old = open_workspace(base / "work").photos()[0].tags
+    Desk(base / "work", "", "train", "file").edit("scene0", 0, "op", "tag", (0, 0, 0, 0), b"",
+                                                  "new", (2,))
+    new = open_workspace(base / "work").photos()[0].tags
+    for again in (masks(run), masks(run)):
+        assert "tags=work/review/tags.csv, since `review` has changed tags" in again.err
+        assert open_workspace(base / "work").photos()[0].tags == new != old
+    os.utime(base / "tags.csv", (2e9, 2e9))
+    for again in (masks(run), masks(run)):
+        assert "1 photo has other tags than after `review`: scene0" in again.err
+        assert open_workspace(base / "work").photos()[0].tags == old
 
 
 def test_names_of_kept_pictures_are_not_too_long(base: Path, run: Run) -> None:

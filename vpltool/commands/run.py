@@ -74,9 +74,10 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     for name in runs.without_effect(recipe, given, last.keys() - typed.keys(), path):
         del given[name]
     preset = read_preset(settings.preset) if settings.preset else None
-    taken = given | _kept_precision(recipe, given, path)
+    reviewed = runs.reviewed_tags(recipe, last, typed, path)
+    taken = given | reviewed | _kept_precision(recipe, given, path)
     steps, terms = checked_steps(recipe, taken, path, preset)
-    runs.tell_values(recipe, last, typed, taken, path)
+    runs.tell_values(recipe, last, typed, taken, path, reviewed)
     try:
         check_paths(recipe, given, last.keys() - typed.keys())
         check_encoders(terms, steps, path)

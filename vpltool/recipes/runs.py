@@ -10,9 +10,11 @@ from pathlib import Path
 from vpltool import console
 from vpltool.formats import identity_of_many, kinds, open_workspace
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.changes import last_call
 from vpltool.formats.started import PICTURES, FinishedRun, StartedRecipe
+from vpltool.names import short_path
 from vpltool.recipes.parse import Recipe, Rounds, Step, steps_of
-from vpltool.recipes.terms import path_in, path_names
+from vpltool.recipes.terms import path_in, path_names, terms_of
 from vpltool.tables import format_table
 
 _MOST = 50
@@ -39,6 +41,21 @@ def last_values(recipe: Recipe, started: StartedRecipe | None) -> dict[str, str]
             if equals and name in known and not value.startswith("pipe:")}
 
 
+def reviewed_tags(recipe: Recipe, last: Mapping[str, str], typed: Collection[str], work: Path
+                  ) -> dict[str, str]:
+    """Return the tags of `review`, by name of the value, that replace those of the last run.
+
+    They do not if a person has edited or typed the others since.
+    """
+    name = terms_of(recipe, last).names.get("prepare", {}).get("labels", "")
+    given, reviewed = Path(last.get(name, "")), work / kinds.REVIEWED_TAGS
+    if (not last.get(name) or name in typed or not reviewed.is_file()
+            or last_call(work).get("labels") != kinds.REVIEWED_TAGS
+            or given.exists() and given.stat().st_mtime > reviewed.stat().st_mtime):
+        return {}
+    return {name: short_path(reviewed)}
+
+
 def without_effect(recipe: Recipe, values: Mapping[str, str], names: Collection[str], work: Path
                    ) -> list[str]:
     """Return those of the names whose values change no step beside the other values."""
@@ -49,16 +66,19 @@ def without_effect(recipe: Recipe, values: Mapping[str, str], names: Collection[
 
 
 def tell_values(recipe: Recipe, last: Mapping[str, str], given: Mapping[str, str],
-                taken: Mapping[str, str], work: Path) -> None:
+                taken: Mapping[str, str], work: Path, reviewed: Mapping[str, str]) -> None:
     """Print the values of the last run, and the changes; warn about given values without effect.
 
-    `taken` are the values of this run.
+    `taken` are the values of this run, `reviewed` those that replace some of the last run's.
     """
     default = {value.name: value.default for value in recipe.values}
-    kept = [f"{name}={value}" for name, value in last.items()
-            if name in taken.keys() - given.keys() and value != (default[name] or "")]
+    kept = [f"{name}={value}" for name, value in last.items() if name not in reviewed
+            and name in taken.keys() - given.keys() and value != (default[name] or "")]
     if kept:
         console.note(f"as in the last run: {' '.join(kept)}")
+    for name, value in reviewed.items():
+        console.note(f"{name}={value}, since `review` has changed tags; `{name}={last[name]}` "
+                     "takes that file")
     changes = [f"{name} was {old or 'not set'}, now {new or 'not set'}"
                for name, new in given.items() if last
                and not _same(old := last.get(name, default.get(name) or ""), new)]
