@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_pictures_of_other_values_are_kept_and_runs_listed(base: Path, run: Run)
 
 def test_scores_of_other_photos_and_tags_are_marked(base: Path, run: Run) -> None:
     masks(run, "photos=photos")
-    assert "photos and tags" not in masks(run, "alpha=8").err
+    assert "tags, corrections" not in masks(run, "alpha=8").err
     tags = base / "tags.csv"
     tags.write_text(tags.read_text().replace("scene0,bar", "scene0,bar;box"))
     prepare(base)
@@ -127,12 +128,24 @@ def test_scores_of_other_photos_and_tags_are_marked(base: Path, run: Run) -> Non
                                                 *content["runs"][1:]]}, "not recorded")):
         record.write_text(json.dumps(changed))
         head, *rows = masks(run, "alpha=4").err.splitlines()[-4:]
-        assert head.endswith("photos and tags")
+        assert head.endswith("photos, tags, corrections")
         assert [row.rpartition("  ")[2] for row in rows] == [first, "changed since", "as now"]
     photo = base / "photos/scene1.png"
     photo.write_bytes((base / "photos/scene3.png").read_bytes())
     assert run("update", work=base / "work").code == 0
     assert masks(run, "alpha=1").err.splitlines()[-2].endswith("changed since")
+
+
+def test_runs_of_the_same_values_and_other_corrections_stay(base: Path, run: Run) -> None:
+    masks(run, "photos=photos")
+    (base / "mine").mkdir()
+    shutil.copy(base / "masks/scene0.png", base / "mine")
+    assert run("prepare", "folder", "photos", "--corrections", "mine", work=Path("work")).code == 0
+    for _ in range(2):
+        *_, head, first, last = (line.split() for line in masks(run).err.splitlines())
+        assert head == ["sheet", "mIoU", "train", "photos,", "tags,", "corrections"]
+        assert (first[0], *first[2:]) == ("-", "changed", "since")
+        assert (last[0], *last[2:]) == ("pictures/masks.png", "as", "now")
 
 
 def test_tags_of_review_replace_those_of_the_last_run(base: Path, run: Run) -> None:

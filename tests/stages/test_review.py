@@ -90,6 +90,20 @@ def test_no_mask_is_opened(work: Path, run: Run) -> None:
     assert run("eval", "--what", "predictions/tiny", work=work).code == 1
 
 
+def test_scores_of_an_earlier_segmenter_are_marked(work: Path, run: Run) -> None:
+    """Also without true masks, and if there are more photos now, of which only some were scored."""
+    assert run("prepare", "folder", work.parent / "photos", "--masks", "", work=work).code == 0
+    assert run(*EVAL, work=work).code == 0
+    assert "changed since" not in run("scores", work=work).out
+    predict_by_hand(work, "val", {"scene6": 1})
+    assert "predictions-tiny (changed since)" in run("scores", work=work).out
+    assert run(*EVAL, "--limit", 1, work=work).code == 0
+    assert "changed since" not in run("scores", work=work).out
+    assert run("predict", "--decoder", "tiny", "--split", "val", "--scales", "1,2", "--overwrite",
+               work=work).code == 0
+    assert "predictions-tiny (changed since)" in run("scores", work=work).out
+
+
 def test_without_probabilities_there_is_no_calibration(work: Path, run: Run) -> None:
     shutil.rmtree(work / "probabilities")
     result = run(*EVAL, work=work)

@@ -106,7 +106,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     run_steps(job, steps[first:])
     finished = runs.with_run(path, finished, now, job.reports)
     write_started(path, recipe.name, words, done=True, runs=finished)
-    if len({tuple(run.values.items()) for run in finished if run.recipe == now.recipe}) > 1:
+    if len([run for run in finished if run.recipe == now.recipe]) > 1:
         console.note(f"\n{runs.table_of(finished)}")
     made = list(job.made)
     if job.failed:
