@@ -28,7 +28,7 @@ from vpltool.errors import VplError, counted, first_few
 from vpltool.formats import Header, Photo, Workspace, archives, corrections
 from vpltool.formats.changes import last_call
 from vpltool.formats.input_folders import open_input, open_probabilities, trained_splits
-from vpltool.formats.kinds import result_path
+from vpltool.formats.kinds import result_name, result_path
 from vpltool.formats.labels import (
     identity_of_labels,
     legend,
@@ -244,8 +244,8 @@ def _lines(predictions: Predictions, settings: Settings, path: Path, use: str) -
     program, (_, folder, photos) = shlex.split(typed[1])[:3], shlex.split(typed[0])[3:6]
     if use == _SCORE:
         return [shlex.join([*program, "prepare", folder, photos, "--masks", "true-masks"]),
-                shlex.join([*program, "eval", "--what", f"predictions/{predictions.name}",
-                            "--split", settings.split])]
+                shlex.join([*program, "eval", "--split", settings.split, "--what",
+                            result_name("predictions", predictions.name)])]
     here = _shown(path, "EXPORT")
     table = last_call(workspace.path).get("labels")
     given = workspace.path / str(table) if table else None
