@@ -240,7 +240,8 @@ def test_masks_of_held_out_photos_score(work: Path, run: Run, monkeypatch: pytes
     monkeypatch.chdir(work.parent)
     result = run(*REVIEW, "--split", "val", work=work)
     folder = Path(result.out.strip())
-    assert f"then {folder / 'README.md'} says how to score with them" in result.err
+    assert (f"then {folder / 'README.md'} says how to score with them: vpltool -C work prepare "
+            "folder photos --masks true-masks\n") in result.err
     correct(folder / "masks/scene6.png")
     (work.parent / "true-masks").mkdir()
     shutil.copy(folder / "masks/scene6.png", work.parent / "true-masks")

@@ -103,7 +103,8 @@ def export(predictions: Predictions, path: Path, settings: Settings) -> list[Pat
                         imported=imported)
     console.note(f"correct masks in {masks}; then " + (
         f"{corrections.import_call(workspace, masks)}, and `update()`" if use == _TRAIN else
-        f"{path / _README} says how to {use}"))
+        f"{path / _README} says how to {use}"
+        + (f": {_lines(predictions, settings, path, use)[0]}" if use == _SCORE else "")))
     _warn_of_known(workspace, chosen, use)
     return [path]
 
