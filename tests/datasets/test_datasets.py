@@ -240,7 +240,7 @@ def folder(tmp_path: Path) -> Path:
 def read(folder: Path, text: str, *, masks: Path | None = None, encoding: str = "utf-8",
          ) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]], tuple[str, ...]]:
     (folder / "tags.csv").write_text(text, encoding)
-    photos, classes, _ = read_folder(folder / "photos", folder / "tags.csv", masks)
+    photos, classes, *_ = read_folder(folder / "photos", folder / "tags.csv", masks)
     return ({entry.id: entry.tags for entry in photos},
             {entry.id: entry.splits for entry in photos}, classes)
 
@@ -315,7 +315,7 @@ def test_names_are_kept_whatever_the_locale(folder: Path) -> None:
     code = ("from pathlib import Path\nfrom vpltool.datasets.layouts import read_folder\n"
             "from vpltool.formats import Workspace\n"
             "from vpltool.formats.workspace import write_workspace\n"
-            "photos, classes, _ = read_folder(Path('photos'), Path('tags.csv'), None)\n"
+            "photos, classes, *_ = read_folder(Path('photos'), Path('tags.csv'), None)\n"
             "write_workspace(Workspace(Path('.'), 'a', '.', classes, (), 'm', 'p'), photos)\n")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False,

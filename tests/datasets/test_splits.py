@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import random
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from conftest import Run, prepare
 
 from vpltool.datasets.splits import hold_out, hold_out_files
 from vpltool.formats import Photo
@@ -125,6 +129,36 @@ def test_files_that_cannot_be_spared_are_divided_with_a_remark() -> None:
     divided, (remark,) = hold_out_files(photos, 3, (), file_of)
     assert "since each file is the only one with some class" in remark
     assert held(divided) == held(hold_out(photos, 3, ())) != []
+
+
+def test_copies_of_a_photo_are_held_out_together(copied: Path, run: Run) -> None:
+    """Also one that comes later; and the CSV of the splits holds out the same photos elsewhere."""
+    rows = [f"scene{number},{('bar', 'box')[number % 2]}" for number in range(8)]
+    for key in ("scene6", "scene3"):
+        shutil.copy(copied / f"photos/{key}.png", copied / f"photos/copy-of-{key}.png")
+    for listed in (rows, [*rows, "copy-of-scene6,bar"],
+                   ["copy-of-scene3,box", *rows, "copy-of-scene6,bar"]):
+        (copied / "tags.csv").write_text("\n".join(["id,labels", *listed]))
+        assert prepare(copied, "--hold-out", 4).code == 0
+        assert run("inspect", copied / "work", "--csv", copied / "splits.csv").code == 0
+        found = {row["id"]: row["split"] for row in csv.DictReader((copied / "splits.csv").open())}
+        assert len(found) == len(listed) and found["scene6.png"] == "val;"
+        assert all(found[f"{key}.png"] == found.get(f"copy-of-{key}.png", found[f"{key}.png"])
+                   for key in ("scene6", "scene3"))
+    shutil.copy(copied / "splits.csv", copied / "tags.csv")
+    assert prepare(copied, "--hold-out", 2, "--overwrite").code == 0
+    assert run("inspect", copied / "work", "--csv", copied / "again.csv").code == 0
+    assert (copied / "again.csv").read_bytes() == (copied / "splits.csv").read_bytes()
+
+
+def test_copies_that_were_divided_before_are_warned_of() -> None:
+    photos, alone = photos_of("cat", "cat", "cat", "cat"), photos_of("cat", "cat", "cat")
+    before = hold_out(alone, 2, ())
+    assert held(before) == ["p0", "p2"]
+    together, remarks = hold_out_files(photos, 2, before, {"p3": "p0"})
+    assert held(together) == ["p0", "p2", "p3"] and not remarks
+    divided, (remark,) = hold_out_files(alone, 2, before, {"p1": "p0"})
+    assert divided == before and "copies of the same files are in `train` and `val`" in remark
 
 
 def test_photos_that_are_no_parts_are_held_out_as_ever() -> None:

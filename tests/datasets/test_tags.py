@@ -365,7 +365,7 @@ def test_paths_as_windows_writes_them(folder: Path) -> None:
     (folder / "tags.csv").write_text(
         "id,labels\none\\x.jpg,cat\nx\\y,dog\nC:\\me\\two\\x.jpg,cow\n/home/me/d,cat\n"
         "D:\\three\\x.jpg,cat\n")
-    photos, _, remarks = read_folder(folder / "photos", folder / "tags.csv", None)
+    photos, _, remarks, _ = read_folder(folder / "photos", folder / "tags.csv", None)
     assert {photo.id: photo.tags for photo in photos} == {
         "one/x": ("cat",), "x\\y": ("dog",), "two/x": ("cow",), "d": ("cat",)}
     assert "C:\\me\\two\\x.jpg is two/x.jpg, /home/me/d is d" in remarks[0]
@@ -373,7 +373,7 @@ def test_paths_as_windows_writes_them(folder: Path) -> None:
     # Paths of other folders, and of a photo that has a row, are skipped as before.
     (folder / "tags.csv").write_text(
         "id,labels\na,cat\n/other/a.jpg,dog\n/one/set/d.jpg,cat\n/two/set/d.jpg,dog\n")
-    photos, _, remarks = read_folder(folder / "photos", folder / "tags.csv", None)
+    photos, _, remarks, _ = read_folder(folder / "photos", folder / "tags.csv", None)
     assert {photo.id: photo.tags for photo in photos} == {"a": ("cat",)}
     assert "3 of 4 rows" in remarks[0]
 
@@ -518,7 +518,7 @@ def test_a_row_of_a_photo_before_it_was_converted(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "IMG_2.jpg")
     (tmp_path / "IMG_1.HEIC").write_bytes(b"heic")
     (tmp_path / "tags.csv").write_text("id,labels\nIMG_1.HEIC,cat\nIMG_2.heic,dog\n")
-    photos, _, remarks = read_folder(tmp_path, tmp_path / "tags.csv", None)
+    photos, _, remarks, _ = read_folder(tmp_path, tmp_path / "tags.csv", None)
     assert [(photo.image, photo.tags) for photo in photos] == [
         ("IMG_1.jpg", ("cat",)), ("IMG_2.jpg", ("dog",))]
     assert any("IMG_1.HEIC is IMG_1.jpg, IMG_2.heic is IMG_2.jpg" in said for said in remarks)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Result, Run, draw_scenes, prepare, write_scenes
 
-from vpltool.formats import describe
+from vpltool.formats import describe, open_workspace
 from vpltool.recipes import runs
+from vpltool.review.desk import Desk
 
 RECIPE = """# Masks.
 photos = ?         # folder of photos
@@ -113,7 +116,7 @@ def test_pictures_of_other_values_are_kept_and_runs_listed(base: Path, run: Run)
 
 def test_scores_of_other_photos_and_tags_are_marked(base: Path, run: Run) -> None:
     masks(run, "photos=photos")
-    assert "photos and tags" not in masks(run, "alpha=8").err
+    assert "tags, corrections" not in masks(run, "alpha=8").err
     tags = base / "tags.csv"
     tags.write_text(tags.read_text().replace("scene0,bar", "scene0,bar;box"))
     prepare(base)
@@ -125,12 +128,42 @@ def test_scores_of_other_photos_and_tags_are_marked(base: Path, run: Run) -> Non
                                                 *content["runs"][1:]]}, "not recorded")):
         record.write_text(json.dumps(changed))
         head, *rows = masks(run, "alpha=4").err.splitlines()[-4:]
-        assert head.endswith("photos and tags")
+        assert head.endswith("photos, tags, corrections")
         assert [row.rpartition("  ")[2] for row in rows] == [first, "changed since", "as now"]
     photo = base / "photos/scene1.png"
     photo.write_bytes((base / "photos/scene3.png").read_bytes())
     assert run("update", work=base / "work").code == 0
     assert masks(run, "alpha=1").err.splitlines()[-2].endswith("changed since")
+
+
+def test_runs_of_the_same_values_and_other_corrections_stay(base: Path, run: Run) -> None:
+    masks(run, "photos=photos")
+    (base / "mine").mkdir()
+    shutil.copy(base / "masks/scene0.png", base / "mine")
+    assert run("prepare", "folder", "photos", "--corrections", "mine", work=Path("work")).code == 0
+    for _ in range(2):
+        *_, head, first, last = (line.split() for line in masks(run).err.splitlines())
+        assert head == ["sheet", "mIoU", "train", "photos,", "tags,", "corrections"]
+        assert (first[0], *first[2:]) == ("-", "changed", "since")
+        assert (last[0], *last[2:]) == ("pictures/masks.png", "as", "now")
+
+
+def test_tags_of_review_replace_those_of_the_last_run(base: Path, run: Run) -> None:
+    """Until a person types or edits the others."""
+    (base / "masks.recipe").write_text("# Tags.\nphotos = ?\ntags =\n"
+                                       "vpltool prepare folder $photos [--labels $tags]\n")
+    masks(run, "photos=photos", "tags=tags.csv")
+    old = open_workspace(base / "work").photos()[0].tags
+    Desk(base / "work", "", "train", "file").edit("scene0", 0, "op", "tag", (0, 0, 0, 0), b"",
+                                                  "new", (2,))
+    new = open_workspace(base / "work").photos()[0].tags
+    for again in (masks(run), masks(run)):
+        assert "tags=work/review/tags.csv, since `review` has changed tags" in again.err
+        assert open_workspace(base / "work").photos()[0].tags == new != old
+    os.utime(base / "tags.csv", (2e9, 2e9))
+    for again in (masks(run), masks(run)):
+        assert "1 photo has other tags than after `review`: scene0" in again.err
+        assert open_workspace(base / "work").photos()[0].tags == old
 
 
 def test_names_of_kept_pictures_are_not_too_long(base: Path, run: Run) -> None:

@@ -156,12 +156,13 @@ def test_a_wrong_tag_changes_the_tags_and_not_the_users_csv(client: Client, base
     client.ask("POST", "/api/undo", {"id": "scene0", "version": version})
     assert open_workspace(base / "work").photos()[0].tags == old
     assert pixel(client, "scene0", "two", **empty, tags=[2])[1]["tags"] == [2]
-    lost = run("prepare", "folder", base / "photos", "--labels", base / "tags.csv",
-               work=base / "work")
-    assert lost.code == 0
-    warning, = lost.lines("warning:")
-    assert "1 photo has other tags than after `review`: scene0; --labels " in warning
-    assert "review/tags.csv keeps those" in warning
+    for _ in range(2):
+        lost = run("prepare", "folder", base / "photos", "--labels", base / "tags.csv",
+                   work=base / "work")
+        assert lost.code == 0
+        warning, = lost.lines("warning:")
+        assert "1 photo has other tags than after `review`: scene0; --labels " in warning
+        assert "review/tags.csv keeps those" in warning
 
 
 def test_a_kill_between_journal_and_mask_is_repaired(base: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ import csv
 import json
 import shlex
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,20 @@ def test_no_mask_is_opened(work: Path, run: Run) -> None:
         path.write_bytes(b"no mask")
     assert run(*EVAL, "--json", work=work).out == first.out
     assert run("eval", "--what", "predictions/tiny", work=work).code == 1
+
+
+def test_scores_of_an_earlier_segmenter_are_marked(work: Path, run: Run) -> None:
+    """Also without true masks, and if there are more photos now, of which only some were scored."""
+    assert run("prepare", "folder", work.parent / "photos", "--masks", "", work=work).code == 0
+    assert run(*EVAL, work=work).code == 0
+    assert "changed since" not in run("scores", work=work).out
+    predict_by_hand(work, "val", {"scene6": 1})
+    assert "predictions-tiny (changed since)" in run("scores", work=work).out
+    assert run(*EVAL, "--limit", 1, work=work).code == 0
+    assert "changed since" not in run("scores", work=work).out
+    assert run("predict", "--decoder", "tiny", "--split", "val", "--scales", "1,2", "--overwrite",
+               work=work).code == 0
+    assert "predictions-tiny (changed since)" in run("scores", work=work).out
 
 
 def test_without_probabilities_there_is_no_calibration(work: Path, run: Run) -> None:
@@ -210,6 +225,75 @@ def test_corrected_masks_are_not_lost_and_not_asked_for_again(
     assert second.code == 0
     assert "there are only 5 photos to review" in second.err
     assert first[1] not in {row["id"] for row in listed(work / "second")}
+
+
+def typed_in(folder: Path, first: str) -> list[str]:
+    """The command lines of a README, from one that begins like this."""
+    lines = [line.strip() for line in (folder / "README.md").read_text().splitlines()]
+    found = next(number for number, line in enumerate(lines) if line.startswith(first))
+    return lines[found:lines.index("", found)]
+
+
+def test_masks_of_held_out_photos_score(work: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+                                        ) -> None:
+    """They are not trained on, which is told if they are imported, too."""
+    monkeypatch.chdir(work.parent)
+    result = run(*REVIEW, "--split", "val", work=work)
+    folder = Path(result.out.strip())
+    assert (f"then {folder / 'README.md'} says how to score with them: vpltool -C work prepare "
+            "folder photos --masks true-masks\n") in result.err
+    correct(folder / "masks/scene6.png")
+    (work.parent / "true-masks").mkdir()
+    shutil.copy(folder / "masks/scene6.png", work.parent / "true-masks")
+    for line in typed_in(folder, "vpltool"):
+        assert run(*shlex.split(line)[3:], work=work).code == 0
+    report = json.loads((work / "scores/predictions-tiny-val.json").read_text())
+    assert report["photos"] == 1 and report["miou"] < 1
+    for split, key in (("train", "scene0"), ("val", "scene6")):
+        correct(work.parent / f"mine/{key}.png", work / f"predictions/tiny/{split}/{key}.png")
+    taken = run("prepare", "folder", "photos", "--corrections", "mine", work=work)
+    assert "2 in total; vpltool -C " in taken.err
+    assert "trains on 1 of them: 1 is of a photo not in `train`; --masks DIR" in taken.err
+
+
+def test_new_photos_are_added(work: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the lines of the README, once a person has filled in the tags."""
+    monkeypatch.chdir(work.parent)
+    (work.parent / "new").mkdir()
+    for number in (0, 1, 2):
+        shutil.copy(work.parent / f"photos/scene{number}.png", work.parent / f"new/new{number}.png")
+    assert run("predict", "new", "--decoder", "tiny", work=work).code == 0
+    shown = run("show", "predictions/tiny/new", "--worst", 1, work=work)
+    assert "export review --what predictions/tiny/new chooses" in shown.lines("hint:")[0]
+    review = ("export", "review", "--what", "predictions/tiny/new", "--count", 2)
+    refused = run(*review, work=work)
+    words = shlex.split(refused.lines("hint:")[0].partition(" stores them")[0])
+    assert run(*words[words.index("predict"):], work=work).code == 0
+    folder = Path(run(*review, work=work).out.strip())
+    empty = (folder / "tags.csv").read_text()
+    keys = [row["id"] for row in listed(folder)]
+    assert empty == f"id,labels\n{keys[0]},\n{keys[1]},\n"
+    correct(folder / f"masks/{keys[0]}.png")
+    (folder / "tags.csv").write_text(f"id,labels\n{keys[0]},box\n")
+    for line in typed_in(folder, "cp "):
+        words = shlex.split(line)
+        done = (run(*words[3:], work=work) if words[0] == "vpltool" else
+                subprocess.run(line, shell=True, check=True))
+        assert isinstance(done, subprocess.CompletedProcess) or done.code == 0
+    assert tags_of(work)[keys[0]] == ["box"] and keys[1] not in tags_of(work)
+    assert [path.stem for path in (work / "corrections").iterdir()] == [keys[0]]
+    shutil.copy("new/new0.png", "new/scene5.png")
+    assert run("predict", "new", "--decoder", "tiny", "--labels-only", work=work).code == 0
+    known = run(*review, "--by", "random", "--count", 9, "--out", "again", work=work)
+    assert "1 photo has the name of a photo of the workspace: scene5" in known.err
+
+
+def correct(path: Path, shown: Path | None = None) -> None:
+    """Paint over the top of a mask, as a paint program without text chunks would."""
+    labels = read_labels(shown or path).copy()
+    labels[:5] = 2
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(labels).save(path)
 
 
 def write_with(path: Path, labels: Any, header: str) -> None:

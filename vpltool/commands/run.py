@@ -74,9 +74,10 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     for name in runs.without_effect(recipe, given, last.keys() - typed.keys(), path):
         del given[name]
     preset = read_preset(settings.preset) if settings.preset else None
-    taken = given | _kept_precision(recipe, given, path)
+    reviewed = runs.reviewed_tags(recipe, last, typed, path)
+    taken = given | reviewed | _kept_precision(recipe, given, path)
     steps, terms = checked_steps(recipe, taken, path, preset)
-    runs.tell_values(recipe, last, typed, taken, path)
+    runs.tell_values(recipe, last, typed, taken, path, reviewed)
     try:
         check_paths(recipe, given, last.keys() - typed.keys())
         check_encoders(terms, steps, path)
@@ -105,7 +106,7 @@ def run(path: Path, settings: RunSettings) -> list[Path] | list[str]:
     run_steps(job, steps[first:])
     finished = runs.with_run(path, finished, now, job.reports)
     write_started(path, recipe.name, words, done=True, runs=finished)
-    if len({tuple(run.values.items()) for run in finished if run.recipe == now.recipe}) > 1:
+    if len([run for run in finished if run.recipe == now.recipe]) > 1:
         console.note(f"\n{runs.table_of(finished)}")
     made = list(job.made)
     if job.failed:

@@ -48,7 +48,7 @@ _MOST_UNLISTED = IGNORE - 1
 def read_folder(
     images: Path, labels: Path | None, masks: Path | None, *, classes_known: bool = False,
     untagged: bool = False, of_folders: bool = False,
-) -> tuple[list[Photo], tuple[str, ...], list[str]]:
+) -> tuple[list[Photo], tuple[str, ...], list[str], dict[str, str]]:
     """List a plain folder's photos, with tags and splits from a CSV (see `read_tags`).
 
     An id is a file name below the folder, with its sub-folders, with or without suffix.
@@ -62,7 +62,8 @@ def read_folder(
         of_folders: whether a row may name a folder, and so all photos in it; `.` is `images`.
 
     Returns:
-        the photos; the sorted union of their labels; and remarks for the user.
+        the photos; the sorted union of their labels; remarks for the user; and of copies of a
+        photo, id to the first one's id.
 
     Raises:
         VplError: a file is missing, the CSV cannot be read, no id has a photo, an id names another
@@ -94,9 +95,11 @@ def read_folder(
                             relative_to(mask, images) if mask else None))
     classes = tuple(sorted({label for photo in photos for label in photo.tags}))
     check_class_count(classes, str(labels), listed=classes_known)
+    copies = _same_photos(images, photos)
     return photos, classes, [
         *remarks, *class_remarks(photos, classes_known=classes_known),
-        *_look_alikes(names), *_in_train_and_val(photos), *_listed_again(images, photos)]
+        *_look_alikes(names), *_in_train_and_val(photos), *_listed_again(copies)], {
+            photo.id: group[0].id for group in copies for photo in group[1:]}
 
 
 def _of_folders(rows: Sequence[TagRow], names: Sequence[str]) -> list[TagRow]:
@@ -302,13 +305,16 @@ def _in_train_and_val(photos: Sequence[Photo]) -> list[str]:
             f"{both[0]}: scores on `val` would be too good"] if both else []
 
 
-def _listed_again(images: Path, photos: Sequence[Photo]) -> list[str]:
-    """Return a remark on photos with the same bytes under different ids."""
-    splits = {images / photo.image: set(photo.splits) for photo in photos}
-    groups = _same_files([*splits])
-    names = [" and ".join(path.relative_to(images).as_posix() for path in group)
-             for group in groups]
-    apart = sum(any(splits[path] != splits[group[0]] for path in group) for group in groups)
+def _same_photos(images: Path, photos: Sequence[Photo]) -> list[list[Photo]]:
+    """Group photos with the same bytes under different ids."""
+    by_path = {images / photo.image: photo for photo in photos}
+    return [[by_path[path] for path in group] for group in _same_files([*by_path])]
+
+
+def _listed_again(groups: Sequence[Sequence[Photo]]) -> list[str]:
+    """Return a remark on groups of photos with the same bytes, or none."""
+    names = [" and ".join(photo.image for photo in group) for group in groups]
+    apart = sum(any({*photo.splits} != {*group[0].splits} for photo in group) for group in groups)
     return [f"the same photo is listed under several ids: {first_few(names, '; ')}"
             + (f" ({apart} of these {len(groups)} in different splits: scores would be too good)"
                if apart else "")] if groups else []

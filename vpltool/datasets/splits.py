@@ -109,7 +109,7 @@ def hold_out_files(photos: Sequence[Photo], every: int, before: Sequence[Photo],
     fewer than `every` files, or if a file has been divided before.
 
     Args:
-        file_of: file or folder by id, of photos that are parts of one.
+        file_of: file or folder by id, of photos that are parts of one; of copies, the first's id.
     """
     if not file_of:
         return hold_out(photos, every, before, unlisted=unlisted), []
@@ -135,8 +135,10 @@ def hold_out_files(photos: Sequence[Photo], every: int, before: Sequence[Photo],
         why = ("as before, which `overwrite=True` ends" if divided else
                f"since there are {tagged} tagged files, not {every}" if tagged < every else
                "since each file is the only one with some class")
-        return parts, [f"parts of the same files are in `train` and `val`, {why}; they resemble "
-                       "each other, so scores will be too good: put whole files into `val` in the "
-                       "column `split` of the CSV"] * (parts != list(photos))
+        apart = parts != list(photos) and any({"train", "val"} <= {*file.splits}
+                                              for file in files_of(parts).values())
+        return parts, [f"parts or copies of the same files are in `train` and `val`, {why}; they "
+                       "resemble each other, so scores will be too good: put whole files into "
+                       "`val` in the column `split` of the CSV"] * apart
     return [_moved(photo) if file_of.get(photo.id, photo.id) in held else photo
             for photo in photos], []

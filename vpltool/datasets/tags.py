@@ -1,19 +1,20 @@
-"""Reading a CSV of tags, with remarks about probable mistakes."""
+"""Reading a CSV of tags, with remarks about probable mistakes; writing one."""
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 from vpltool.datasets.csv_files import TAGS, CsvFile, label_mark, plain_answer
 from vpltool.errors import VplError, counted, first_few, other_case, part_of
-from vpltool.formats import Photo
+from vpltool.formats import Photo, atomic
 from vpltool.formats.changes import count_photos
 from vpltool.names import leads_out, spelled
 
@@ -46,6 +47,18 @@ class TagRow:
     def says_the_same(self, other: TagRow) -> bool:
         """Return whether the labels and splits of two rows of a photo are equal."""
         return ({*self.labels}, self.splits) == ({*other.labels}, other.splits)
+
+
+def write_tags(path: Path, photos: Iterable[Photo], halve: str) -> None:
+    """Write a CSV of file names, labels and splits, without the halves of the split `halve`."""
+    halves = {f"{halve}-{half}" for half in "ab"} if halve else set()
+    with atomic.atomic_path(path) as temporary, temporary.open(
+            "w", encoding="utf-8", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow((*TAGS, "split"))
+        rows.writerows((photo.image, "".join(f"{label};" for label in photo.tags),
+                        "".join(f"{name};" for name in photo.splits if name not in halves))
+                       for photo in photos)
 
 
 def read_tags(

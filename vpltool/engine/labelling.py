@@ -22,6 +22,7 @@ from vpltool.engine.masks import is_untagged, read_mask, warn_of_untagged
 from vpltool.errors import VplError, counted, first_few, near_name, part_of
 from vpltool.formats import IGNORE, Photo, Workspace, corrections, kinds
 from vpltool.formats.archives import MARK
+from vpltool.formats.input_folders import trained_splits
 from vpltool.formats.labels import BY_NUMBER, TIFF_SUFFIXES, read_legend, size_of_labels
 from vpltool.lazy import Image, np, npt
 from vpltool.methods import Exporter
@@ -154,8 +155,21 @@ def take_corrections(workspace: Workspace, found: LabelsById, *, has_journal: bo
                  + (f" imported, {len(earlier)} in place of earlier ones" if earlier
                     else " imported") + f", {total} in total; "
                  f"{'`update()`' if trained else '`train_decoder()`'} trains on "
-                 + ("it" if total == 1 else "them"))
+                 + _trained_on(workspace, total))
     return [folder]
+
+
+def _trained_on(workspace: Workspace, total: int) -> str:
+    """Return which of the workspace's corrected masks are trained on, and what of the others."""
+    there, splits = workspace.photos(), trained_splits(workspace.path)
+    held = [photo for photo in there if splits.isdisjoint(photo.splits)]
+    held_masks = corrections.corrections_there(workspace.path, [photo.id for photo in held])
+    if not held_masks:
+        return "it" if total == 1 else "them"
+    return (f"{total - len(held_masks) or 'none'} of them: "
+            + counted(len(held_masks), "is of a photo", "are of photos")
+            + f" not in {first_few([f'`{name}`' for name in sorted(splits)])}; `masks='DIR'`, a "
+            "folder with copies of such masks alone, scores with them")
 
 
 def read_corrections(workspace: Workspace, photos: Sequence[Photo], path: Path | None, root: Path

@@ -10,7 +10,9 @@ from vpltool.errors import VplError
 from vpltool.file_hashes import hashes_of
 from vpltool.formats import JsonObject, Photo, fields, identity_of_many, kinds, open_workspace
 from vpltool.formats.header import PRESET
+from vpltool.formats.manifest import MANIFEST, manifest_of
 from vpltool.formats.storage import read_json
+from vpltool.formats.workspace import with_known_tags
 
 ENOUGH = 20
 """Photos below which a report warns of chance: a single one changes its figures by points."""
@@ -80,8 +82,8 @@ CHANGED = " (changed since)"
 def changed_since(work: Path, entries: Iterable[Mapping[str, Any]]) -> list[bool]:
     """Return for each file of scores whether its folder now holds other files.
 
-    Nothing is known, and False returned, if the folder is gone, or holds those of more photos: only
-    some may have been scored.
+    If it holds those of more photos, only some may have been scored: then it has changed if it is
+    from another run. Nothing is known, and False returned, if the folder is gone.
     """
     photos = open_workspace(work).photos() if kinds.is_workspace(work) else []
     return [_has_changed(work, photos, entry) for entry in entries]
@@ -95,8 +97,13 @@ def _has_changed(work: Path, photos: Sequence[Photo], entry: Mapping[str, Any]) 
         return False
     folder = work / kind / name / split
     suffix = ".safetensors" if kind == "cams" else ".png"
-    names = {photo.id: f"{photo.id}{suffix}" for photo in photos
-             if photo.mask is not None and split in photo.splits}
+    photos = [photo for photo in photos if split in photo.splits]
+    scored = (with_known_tags(work, photos) if entry.get("against") == "tags" else
+              [photo for photo in photos if photo.mask is not None])
+    names = {photo.id: f"{photo.id}{suffix}" for photo in scored}
     hashes = hashes_of(folder, names.values())
     parts = {key: hashes[file] for key, file in names.items() if file in hashes}
-    return 0 < len(parts) <= entry["photos"] and identity_of_many(parts) != entry["content"]
+    if len(parts) > entry["photos"]:
+        return (folder / MANIFEST).is_file() and bool(entry.get("config")) and (
+            manifest_of(folder).header.config_hash != entry["config"])
+    return bool(parts) and identity_of_many(parts) != entry["content"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import glob
 from collections import Counter
@@ -16,13 +17,21 @@ from vpltool.errors import NotPermitted, VplError, counted, first_few, near_name
 from vpltool.formats import storage
 from vpltool.formats.changes import difference
 from vpltool.formats.header import Header, join_supervision
-from vpltool.formats.kinds import BadValues, check_form, folder_of, form_of, kind_named
+from vpltool.formats.kinds import (
+    BadValues,
+    check_form,
+    folder_of,
+    form_of,
+    kind_named,
+    results_of,
+)
 from vpltool.formats.labels import read_drawn_labels
 from vpltool.formats.manifest import MANIFEST, Manifest, call_of, manifest_of
 from vpltool.formats.packed import read_packed
 from vpltool.formats.shards import shard_of
 from vpltool.formats.storage import Description, describe
 from vpltool.lazy import np, npt, torch
+from vpltool.names import short_path
 
 _VOTERS = 5
 """Number of photos that determine the usual tensor shapes of a folder's features."""
@@ -296,12 +305,25 @@ def open_probabilities(work: Path, predictions: InputFolder, otherwise: str) -> 
     """
     found = probabilities_beside(work, predictions)
     if found is None:
-        split = predictions.header.options.get("split")
+        header = predictions.header
+        images = [short_path(work / image) for image in header.images]
+        which = (f"images={images!r}, probabilities=True" if images else
+                 f"split={header.options.get('split')!r}")
         raise VplError(f"no probabilities of the same run as {predictions.path}, which say how "
                        "sure the segmenter is",
-                       f"`predict(decoder={predictions.name!r}, split={split!r}, overwrite=True)` "
+                       f"`predict(decoder={predictions.name!r}, {which}, overwrite=True)` "
                        f"stores them; or {otherwise}")
     return found
+
+
+def trained_splits(work: Path) -> set[str]:
+    """Return the splits whose photos the segmenters of a workspace learned from, or `train`."""
+    found = set[str]()
+    for path in results_of(work, "decoder"):
+        with contextlib.suppress(VplError):
+            if (header := describe(path).header) and "split" in header.options:
+                found.add(str(header.options["split"]))
+    return found or {"train"}
 
 
 def _near_folder(work: Path, kind_folders: Sequence[str], what: str, split: str) -> str:

@@ -59,7 +59,8 @@ class Source:
             just before the workspace is written; gives the photos with what it made, and the
             folders, not finished.
         edited: names files that have changed since `paint` made photos of them.
-        file_of: file or folder by id, of photos that are parts of one, such as tiles and frames.
+        file_of: file or folder by id, of photos that are parts of one, such as tiles and frames;
+            of copies, the id of the first one.
         unlisted: whether photos without a tag may be some that nobody has looked at.
     """
 

@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from vpltool import console
-from vpltool.formats import identity_of_many, kinds, open_workspace
+from vpltool.formats import identity_of_file, identity_of_many, kinds, open_workspace
 from vpltool.formats.atomic import atomic_path
+from vpltool.formats.changes import last_call
+from vpltool.formats.corrections import corrections_there
 from vpltool.formats.started import PICTURES, FinishedRun, StartedRecipe
+from vpltool.names import short_path
 from vpltool.recipes.parse import Recipe, Rounds, Step, steps_of
-from vpltool.recipes.terms import path_in, path_names
+from vpltool.recipes.terms import path_in, path_names, terms_of
 from vpltool.tables import format_table
 
 _MOST = 50
@@ -39,6 +42,21 @@ def last_values(recipe: Recipe, started: StartedRecipe | None) -> dict[str, str]
             if equals and name in known and not value.startswith("pipe:")}
 
 
+def reviewed_tags(recipe: Recipe, last: Mapping[str, str], typed: Collection[str], work: Path
+                  ) -> dict[str, str]:
+    """Return the tags of `review`, by name of the value, that replace those of the last run.
+
+    They do not if a person has edited or typed the others since.
+    """
+    name = terms_of(recipe, last).names.get("prepare", {}).get("labels", "")
+    given, reviewed = Path(last.get(name, "")), work / kinds.REVIEWED_TAGS
+    if (not last.get(name) or name in typed or not reviewed.is_file()
+            or last_call(work).get("labels") != kinds.REVIEWED_TAGS
+            or given.exists() and given.stat().st_mtime > reviewed.stat().st_mtime):
+        return {}
+    return {name: short_path(reviewed)}
+
+
 def without_effect(recipe: Recipe, values: Mapping[str, str], names: Collection[str], work: Path
                    ) -> list[str]:
     """Return those of the names whose values change no step beside the other values."""
@@ -49,16 +67,19 @@ def without_effect(recipe: Recipe, values: Mapping[str, str], names: Collection[
 
 
 def tell_values(recipe: Recipe, last: Mapping[str, str], given: Mapping[str, str],
-                taken: Mapping[str, str], work: Path) -> None:
+                taken: Mapping[str, str], work: Path, reviewed: Mapping[str, str]) -> None:
     """Print the values of the last run, and the changes; warn about given values without effect.
 
-    `taken` are the values of this run.
+    `taken` are the values of this run, `reviewed` those that replace some of the last run's.
     """
     default = {value.name: value.default for value in recipe.values}
-    kept = [f"{name}={value}" for name, value in last.items()
-            if name in taken.keys() - given.keys() and value != (default[name] or "")]
+    kept = [f"{name}={value}" for name, value in last.items() if name not in reviewed
+            and name in taken.keys() - given.keys() and value != (default[name] or "")]
     if kept:
         console.note(f"as in the last run: {' '.join(kept)}")
+    for name, value in reviewed.items():
+        console.note(f"{name}={value}, since `review` has changed tags; `{name}={last[name]}` "
+                     "takes that file")
     changes = [f"{name} was {old or 'not set'}, now {new or 'not set'}"
                for name, new in given.items() if last
                and not _same(old := last.get(name, default.get(name) or ""), new)]
@@ -130,28 +151,42 @@ def varied_values(runs: Sequence[FinishedRun]) -> list[str]:
 
 def with_run(work: Path, runs: Sequence[FinishedRun], now: FinishedRun,
              reports: Sequence[Mapping[str, object]]) -> tuple[FinishedRun, ...]:
-    """Add a finished run with its scores; it replaces one of the same values, or the same result.
+    """Add a finished run with its scores; it replaces one of the same result, or of the same values
+    and data.
 
     `runs` come from `keep_sheets`; `reports` are those of `eval` in this run.
     """
     now = replace(now, scores=dict(_scores(reports)), data=_data_of(work),
                   pictures=tuple(name for name in now.pictures if (work / name).is_file()))
-    others = [run for run in runs if (run.recipe, run.values) != (now.recipe, now.values)]
+    others = [run for run in runs if (run.recipe, run.values) != (now.recipe, now.values)
+              or run.data not in ("", now.data)]
     if others and others[-1].recipe == now.recipe and _same_result(work, others[-1], now):
         for name in others.pop().pictures:
             (work / name).unlink(missing_ok=True)
-    return (*others[1 - _MOST:], now)
+    return tuple(_with_last_sheets([*others[1 - _MOST:], now]))
+
+
+def _with_last_sheets(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Return the runs without the sheets that later ones have replaced."""
+    return [replace(run, pictures=tuple(name for name in run.pictures if all(
+        name not in later.pictures for later in runs[place:])))
+        for place, run in enumerate(runs, 1)]
 
 
 def _data_of(work: Path) -> str:
-    """Return an identity of the photos' bytes, tags and splits; empty without a workspace."""
+    """Return an identity of the photos' bytes, tags, splits and corrected masks.
+
+    It is empty without a workspace.
+    """
     if not kinds.is_workspace(work):
         return ""
     workspace = open_workspace(work)
     photos = workspace.photos()
     hashes = workspace.hashes_of(photos)
-    return identity_of_many({photo.id: [sorted(photo.tags), photo.splits, hashes.get(photo.id)]
-                             for photo in photos})
+    masks = corrections_there(work, [photo.id for photo in photos])
+    corrected = {key: [identity_of_file(path)] for key, path in masks.items()}
+    return identity_of_many({photo.id: [sorted(photo.tags), photo.splits, hashes.get(photo.id),
+                                        *corrected.get(photo.id, ())] for photo in photos})
 
 
 def _scores(reports: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, float]]:
@@ -178,13 +213,13 @@ def _same_result(work: Path, one: FinishedRun, other: FinishedRun) -> bool:
 def table_of(runs: Sequence[FinishedRun]) -> str:
     """Format the runs of the last run's recipe: sheet, differing values, scores in percent.
 
-    If the photos or tags of some runs were others, the last column says which.
+    If the photos, tags or corrections of some runs were others, the last column says which.
     """
     own = [run for run in runs if run.recipe == runs[-1].recipe]
     varied = varied_values(runs)
     titles = list(dict.fromkeys(title for run in own for title in run.scores))
     data = {"": "not recorded", own[-1].data: "as now"}
-    last = ["photos and tags"] if len({run.data for run in own}) > 1 else []
+    last = ["photos, tags, corrections"] if len({run.data for run in own}) > 1 else []
     cells = [["sheet", *varied, *titles, *last]]
     for run in own:
         cells.append([next(iter(run.pictures), "-"),

@@ -6,7 +6,6 @@ whose grid cell was edited.
 
 from __future__ import annotations
 
-import csv
 import functools
 import io
 import threading
@@ -17,10 +16,11 @@ from typing import Any
 from vpltool import console
 from vpltool.core.photos import photo_size
 from vpltool.core.proposals import from_tensors
+from vpltool.datasets.tags import write_tags
 from vpltool.engine.labelling import take_corrections
 from vpltool.engine.panels import columns_there
 from vpltool.errors import VplError
-from vpltool.formats import IGNORE, JsonObject, atomic, open_input, open_workspace, read_labels
+from vpltool.formats import IGNORE, JsonObject, open_input, open_workspace, read_labels
 from vpltool.formats.changes import last_call
 from vpltool.formats.corrections import FOLDER
 from vpltool.formats.input_folders import names_in
@@ -273,14 +273,7 @@ class Desk:
         call = last_call(self.path)
         if call.get("method") == "folder":
             call |= {"labels": REVIEWED_TAGS}
-            halves = {f"{call['halve']}-{half}" for half in "ab"} if call.get("halve") else set()
-            with atomic.atomic_path(self.path / REVIEWED_TAGS) as path, path.open(
-                    "w", encoding="utf-8", newline="") as file:
-                rows = csv.writer(file)
-                rows.writerow(("id", "labels", "split"))
-                rows.writerows((photo.image, "".join(f"{label};" for label in photo.tags),
-                                "".join(f"{name};" for name in photo.splits if name not in halves))
-                               for photo in photos)
+            write_tags(self.path / REVIEWED_TAGS, photos, str(call.get("halve", "")))
         write_workspace(workspace, photos, call)
 
 

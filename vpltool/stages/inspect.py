@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vpltool.datasets.tags import write_tags
 from vpltool.errors import VplError, near_name
 from vpltool.formats import KINDS, JsonObject, changes, describe, kinds, open_workspace, read_json
 from vpltool.formats.manifest import MANIFEST, Manifest, manifest_of
@@ -29,6 +30,10 @@ class InspectSettings(Settings):
 
     path: Path = setting(help="A file that vpltool wrote, a folder of them, or a workspace.",
                          positional=True, metavar="PATH")
+    csv: Path | None = setting(
+        None, "Of a workspace: also write its photos to this CSV, with the columns id, labels and "
+              "split. `prepare folder --labels` reads it, so that another workspace holds out the "
+              "same photos.", metavar="FILE", record="never", by_hand=True)
 
 
 STAGE = Stage(order=96, panel="4. Scores and pictures", reads=tuple(KINDS), writes=(),
@@ -41,6 +46,8 @@ def run(work: Path, settings: InspectSettings) -> JsonObject:
     For a folder, list what it holds.
 
     Example: vpltool inspect prototypes/vision.safetensors
+
+    Example: vpltool inspect work/photos --csv split.csv
 
     Returns:
         kind, and what the header says; inputs as hashes, with their paths in `sources`.
@@ -56,6 +63,10 @@ def run(work: Path, settings: InspectSettings) -> JsonObject:
                   if path.parent.is_dir() else [])
         raise VplError(f"{path} does not exist", near_name(path.name, beside) if beside
                        else "give a file or a folder that vpltool wrote")
+    if settings.csv:
+        workspace = open_workspace(path if path.is_dir() else path.parent)
+        write_tags(settings.csv, workspace.photos(),
+                   str(changes.last_call(workspace.path).get("halve", "")))
     return _describe_folder(path) if path.is_dir() else _describe_file(path)
 
 

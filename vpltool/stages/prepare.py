@@ -368,15 +368,22 @@ def _warn_of_losses(path: Path, settings: PrepareSettings, kept: _Earlier,
     if 2 * len(gone) > len(before):
         console.warn(part_of(len(gone), len(before), "photos", "is", "are") + f" gone, such as "
                      f"{min(gone)}; if they should not be, put them back, and prepare again")
-    labels = getattr(settings.of_method, "labels", None)
-    if (labels and kept.call.get("labels") == kinds.REVIEWED_TAGS
-            and relative_to(labels, path) != kinds.REVIEWED_TAGS):
-        other = [photo.id for photo in photos if photo.id in before
-                 and {*photo.tags} != {*before[photo.id].tags}]
-        if other:
-            console.warn(counted(len(other), "photo has", "photos have")
-                         + f" other tags than after `review`: {first_few(other)}; "
-                         f"`labels={short_path(path / kinds.REVIEWED_TAGS)!r}` keeps those")
+    labels, reviewed = getattr(settings.of_method, "labels", None), path / kinds.REVIEWED_TAGS
+    if (labels and relative_to(labels, path) != kinds.REVIEWED_TAGS
+            and (other := _tagged_otherwise(reviewed, photos))):
+        console.warn(counted(len(other), "photo has", "photos have")
+                     + f" other tags than after `review`: {first_few(other)}; "
+                     f"`labels={short_path(reviewed)!r}` keeps those")
+
+
+def _tagged_otherwise(path: Path, photos: Sequence[Photo]) -> list[str]:
+    """Return the ids of photos that have other tags in a CSV of file names, if it can be read."""
+    try:
+        rows = {row.id: row for row in tags.read_tags(path, classes_known=True)[0]}
+    except VplError:
+        return []
+    return [photo.id for photo in photos
+            if photo.image in rows and {*photo.tags} != {*rows[photo.image].labels}]
 
 
 def _has_moved(old: Workspace, before: Sequence[Photo], workspace: Workspace,

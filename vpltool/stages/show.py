@@ -267,15 +267,19 @@ def _of_worst(workspace: Workspace, settings: ShowSettings) -> tuple[ShowSetting
 
 def _scores_of(workspace: Workspace, settings: ShowSettings) -> Path:
     """Return the path of the scores of the first results shown, preferably against masks."""
-    split = settings.split
     source = find_folder(workspace.path, ("predictions", "masks"), next(iter(settings.what), ""),
-                         split, f"`predict(split={split!r})`",
+                         settings.split, f"`predict(split={settings.split!r})`",
                          kinds=("predictions", "masks", "cams"))
+    split = str(source.header.options.get("split", settings.split))
     name = f"{source.kind}-{source.name}-{split}"
     for path in (kinds.result_path(workspace.path, "scores", end)
                  for end in (name, f"{name}-tags")):
         if path.exists():
             return path
+    if source.header.images:
+        raise VplError(f"{source.path} has no scores, since its photos have no tags",
+                       f"`export('review', what='{source.kind}/{source.name}/{split}')` chooses "
+                       "those that the segmenter is least sure of")
     wanted = f"what='{source.kind}/{source.name}', split={split!r}"
     raise VplError(f"no scores of {source.path}",
                    f"`eval({wanted})`, or without true masks `eval({wanted}, against='tags')`")

@@ -112,7 +112,7 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     labels = settings.labels
     if labels and "labels" not in settings.given:
         labels = Path(short_path(labels))
-    photos, found, remarks = layouts.read_folder(
+    photos, found, remarks, copies = layouts.read_folder(
         settings.images, None if places else labels, settings.masks,
         classes_known=bool(named), untagged=settings.untagged, of_folders=settings.tags_of_folder)
     if settings.masks and not any(photo.mask for photo in photos):
@@ -122,7 +122,8 @@ def read(workspace_path: Path, settings: Settings, shared: SourceRequest) -> Sou
     if settings.tile or settings.tags_of_folder:
         return _cut_up(workspace_path, settings, named, photos, places, remarks)
     layouts.check_labels(photos, named or found)
-    return _source(settings, settings.images, photos, named, found, remarks)
+    return replace(_source(settings, settings.images, photos, named, found, remarks),
+                   file_of=copies)
 
 
 def _source(settings: Settings, root: Path, photos: list[Photo], named: tuple[str, ...],
