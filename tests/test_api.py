@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Run
 
 import vpltool
@@ -32,6 +33,31 @@ def test_the_same_bytes_as_the_shell(run: Run, copied: Path, capfd: pytest.Captu
     assert made == [folder]
     assert shell == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert capfd.readouterr().out == ""
+
+
+def test_torch_is_as_the_program_left_it(layered: Path) -> None:
+    """A training has the same bytes under its settings, and reseeds no generator of its."""
+    work = Workspace(layered / "work")
+
+    def train() -> bytes:
+        path = work.train_decoder(masks="text-refined", prototypes="text", name="again", iters=2,
+                                  width=8, crop=3, batch_size=2, overwrite=True)
+        return Path(path).read_bytes()
+
+    wanted = train()
+    torch.manual_seed(5)
+    drawn = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with (torch.inference_mode(), torch.device("meta"),
+              torch.autocast("cpu", dtype=torch.bfloat16)):
+            assert train() == wanted
+            assert torch.is_inference_mode_enabled() and torch.is_autocast_enabled("cpu")
+            assert torch.ones(1).device.type == "meta"
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_numpy_s_numbers_are_numbers(copied: Path) -> None:

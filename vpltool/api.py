@@ -12,6 +12,7 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Photo, open_workspace
 from vpltool.methods import KINDS, find_methods
+from vpltool.parallel.plain_torch import plain_torch
 from vpltool.preset import read_preset
 from vpltool.run import find_stage, run_stage
 from vpltool.settings import Values, described
@@ -79,7 +80,7 @@ class Workspace:
         words = (*values, *(f"{name}={_as_words(value)}" for name, value in named.items()))
         settings = {"preset": preset or self.preset, "dry_run": dry_run, "jobs": jobs}
         given = {name: value for name, value in settings.items() if value}
-        with console.timed_as_one():
+        with plain_torch(whole=True), console.timed_as_one():
             result: list[object] = run_stage(find_stage("run"), self.path, {
                 "recipe": str(recipe), "values": words} | given)
         return result
@@ -109,7 +110,7 @@ def _bound(work: Workspace, found: FoundStage) -> Callable[..., Any]:
     def call(*positional: object, **values: object) -> Any:
         values = _named(found, positional) | values
         sets, record = _preset_values(work.preset, found, values) if work.preset else ({}, {})
-        with console.timed_as_one():
+        with plain_torch(whole=True), console.timed_as_one():
             return run_stage(found, work.path, sets | values, given=values, preset=record)
 
     call.__name__ = call.__qualname__ = found.function_name

@@ -272,7 +272,7 @@ def to_pixels(photo: npt.NDArray[np.uint8], size: tuple[int, int], mean: Sequenc
     """Resize RGB (H, W, 3) with PIL's bicubic to `size`, and normalise to (3, height, width)."""
     resized = Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float().div_(255)
-    channels = torch.tensor([*mean, *std]).view(2, 3, 1, 1)
+    channels = torch.tensor([*mean, *std], dtype=torch.float32).view(2, 3, 1, 1)
     return ((pixels - channels[0]) / channels[1]).contiguous()
 
 
