@@ -216,8 +216,10 @@ def test_a_preset_is_what_it_is_on_the_command_line(run: Run, copied: Path) -> N
     assert header.options["target"] == "margin"
 
 
-def test_a_recipe_takes_keywords_and_returns_what_it_made(copied: Path,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_takes_keywords_and_returns_what_it_made(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     (copied / "maps.recipe").write_text(
         "# Maps.\nphotos = ?\ncut = 0.4\nvpltool prepare folder $photos\n"
         "vpltool cam --split train --method dense\n"
@@ -225,6 +227,7 @@ def test_a_recipe_takes_keywords_and_returns_what_it_made(copied: Path,
     monkeypatch.chdir(copied)
     work = vpltool.Workspace("work")
     made = work.run("maps.recipe", photos=Path("photos"), cut=0.3)
+    assert capfd.readouterr().out == "", "the program prints what it wants"
     assert made == [Path("work/workspace.json"), Path("work/cams/text-dense/train"),
                     Path("work/scores/cams-text-dense-train.json")]
     assert all(path.exists() for path in made)
@@ -233,6 +236,11 @@ def test_a_recipe_takes_keywords_and_returns_what_it_made(copied: Path,
     (copied / "cuts.recipe").write_text(
         "# Scores.\ncuts = 0.4\neach cut in $cuts\n"
         "vpltool eval --what cams/text --split train --threshold $cut\nend\n")
+    with caplog.at_level("INFO", logger="vpltool"):
+        work.run("cuts.recipe", jobs=2)
+    assert "mIoU" in caplog.text
+    work.run("cuts.recipe", cuts=[0.1, 0.3], jobs=2)
+    assert capfd.readouterr().out == "", "nor do its worker processes"
     lines = work.run("cuts.recipe", cuts=[0.1, np.float64(0.3)], dry_run=True)
     assert [line.split()[-1] for line in lines] == ["0.1", "0.3"]
     with pytest.raises(vpltool.VplError, match="has no parameter `fotos`"):
