@@ -154,6 +154,7 @@ def test_every_stage_is_a_method_with_its_help(tmp_path: Path) -> None:
         assert found.function_name in dir(work)
         assert inspect.signature(function)
     assert "dense: Softmax of each patch" in (work.cam.__doc__ or "")
+    assert "vpltool methods cams NAME" in (work.cam.__doc__ or "")
 
 
 def test_a_preset(copied: Path) -> None:
@@ -169,6 +170,9 @@ def test_classes_and_photos(ready: Path) -> None:
     work = Workspace(ready / "work")
     assert work.classes == ("bar", "box", "disc")
     assert len(work.photos("train")) == 6
+    paths = work.photo_paths("train")
+    assert list(paths) == [photo.id for photo in work.photos("train")]
+    assert all(path.is_file() for path in paths.values())
     assert repr(work) == f"Workspace('{ready / 'work'}')"
 
 

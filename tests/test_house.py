@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 296, "lines": 52_502, "code": 34_795, "imports": 10.3, "indented": 87,
+    "files": 298, "lines": 52_743, "code": 34_945, "imports": 10.3, "indented": 87,
     "type_checking": 6, "eager": 20, "any": 230, "cycles": 0, "kind_folders": 4}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 

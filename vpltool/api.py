@@ -58,6 +58,17 @@ class Workspace:
         """
         return open_workspace(self.path).photos(split)
 
+    def photo_paths(self, split: str = "") -> dict[str, Path]:
+        """Return the paths of the photos of a split, or all, by id.
+
+        The mask of a photo is the file ID.png in a folder of masks.
+
+        Raises:
+            VplError: there is no workspace in the folder yet, or no such split.
+        """
+        opened = open_workspace(self.path)
+        return {photo.id: opened.image_path(photo) for photo in opened.photos(split)}
+
     def run(self, recipe: str | Path, *values: str, preset: str = "", dry_run: bool = False,
             jobs: int = 0, **named: object) -> list[Any]:
         """Run a recipe: `work.run("own-photos", photos="photos", tags="tags.csv")`.
@@ -156,7 +167,8 @@ def _documentation(found: FoundStage) -> str:
         lines.append(f"    {entry.name}: {entry.help} ({default})")
     if found.stage.methods:
         kind = KINDS[found.stage.methods]
-        lines += ["", f"Methods, which have settings of their own (default: {kind.default}):"]
+        lines += ["", f"Methods, which have settings of their own (default: {kind.default}; "
+                      f"`vpltool methods {kind.name} NAME` lists them):"]
         lines += [f"    {method.name}: {method.summary}"
                   for method in find_methods(kind.name).values()]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, TypeAlias, cast
 
 from vpltool.core import photos, segment
 from vpltool.engine.groups import GroupSettings
@@ -189,8 +189,10 @@ def _as_rgb(photo: Rgb) -> npt.NDArray[np.uint8]:
             if not all(photo.size):
                 raise OSError("it has no pixels")
             return photos.rgb_of(photo, keep=True)
-        if isinstance(photo, (bytes, bytearray, memoryview)) or hasattr(photo, "read"):
-            return photos.read_photo(_content(photo))
+        if isinstance(photo, (bytes, bytearray, memoryview)):
+            return photos.read_photo(bytes(photo))
+        if hasattr(photo, "read"):
+            return photos.read_photo(_content(cast("IO[bytes]", photo)))
         array = np.asarray(photo).copy()
     # Pillow, NumPy, torch and open files have an error of their own for each fault.
     except (OSError, ValueError, TypeError, RuntimeError) as error:
@@ -202,9 +204,9 @@ def _as_rgb(photo: Rgb) -> npt.NDArray[np.uint8]:
     return array
 
 
-def _content(photo: Any) -> bytes:
-    """Return the bytes of a file that is given as such, or open."""
-    content = photo.read() if hasattr(photo, "read") else photo
+def _content(file: IO[bytes] | IO[str]) -> bytes:
+    """Read an open file."""
+    content = file.read()
     if isinstance(content, str):
         raise OSError("the file is open as text, not as bytes")
     return bytes(content)
