@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import Run
 
 import vpltool
@@ -32,6 +33,31 @@ def test_the_same_bytes_as_the_shell(run: Run, copied: Path, capfd: pytest.Captu
     assert made == [folder]
     assert shell == {path.name: path.read_bytes() for path in folder.iterdir()}
     assert capfd.readouterr().out == ""
+
+
+def test_torch_is_as_the_program_left_it(layered: Path) -> None:
+    """A training has the same bytes under its settings, and reseeds no generator of its."""
+    work = Workspace(layered / "work")
+
+    def train() -> bytes:
+        path = work.train_decoder(masks="text-refined", prototypes="text", name="again", iters=2,
+                                  width=8, crop=3, batch_size=2, overwrite=True)
+        return Path(path).read_bytes()
+
+    wanted = train()
+    torch.manual_seed(5)
+    drawn = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with (torch.inference_mode(), torch.device("meta"),
+              torch.autocast("cpu", dtype=torch.bfloat16)):
+            assert train() == wanted
+            assert torch.is_inference_mode_enabled() and torch.is_autocast_enabled("cpu")
+            assert torch.ones(1).device.type == "meta"
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), drawn)
 
 
 def test_numpy_s_numbers_are_numbers(copied: Path) -> None:
@@ -128,6 +154,7 @@ def test_every_stage_is_a_method_with_its_help(tmp_path: Path) -> None:
         assert found.function_name in dir(work)
         assert inspect.signature(function)
     assert "dense: Softmax of each patch" in (work.cam.__doc__ or "")
+    assert "vpltool methods cams NAME" in (work.cam.__doc__ or "")
 
 
 def test_a_preset(copied: Path) -> None:
@@ -143,6 +170,9 @@ def test_classes_and_photos(ready: Path) -> None:
     work = Workspace(ready / "work")
     assert work.classes == ("bar", "box", "disc")
     assert len(work.photos("train")) == 6
+    paths = work.photo_paths("train")
+    assert list(paths) == [photo.id for photo in work.photos("train")]
+    assert all(path.is_file() for path in paths.values())
     assert repr(work) == f"Workspace('{ready / 'work'}')"
 
 
@@ -190,8 +220,10 @@ def test_a_preset_is_what_it_is_on_the_command_line(run: Run, copied: Path) -> N
     assert header.options["target"] == "margin"
 
 
-def test_a_recipe_takes_keywords_and_returns_what_it_made(copied: Path,
-                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_takes_keywords_and_returns_what_it_made(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     (copied / "maps.recipe").write_text(
         "# Maps.\nphotos = ?\ncut = 0.4\nvpltool prepare folder $photos\n"
         "vpltool cam --split train --method dense\n"
@@ -199,6 +231,7 @@ def test_a_recipe_takes_keywords_and_returns_what_it_made(copied: Path,
     monkeypatch.chdir(copied)
     work = vpltool.Workspace("work")
     made = work.run("maps.recipe", photos=Path("photos"), cut=0.3)
+    assert capfd.readouterr().out == "", "the program prints what it wants"
     assert made == [Path("work/workspace.json"), Path("work/cams/text-dense/train"),
                     Path("work/scores/cams-text-dense-train.json")]
     assert all(path.exists() for path in made)
@@ -207,6 +240,11 @@ def test_a_recipe_takes_keywords_and_returns_what_it_made(copied: Path,
     (copied / "cuts.recipe").write_text(
         "# Scores.\ncuts = 0.4\neach cut in $cuts\n"
         "vpltool eval --what cams/text --split train --threshold $cut\nend\n")
+    with caplog.at_level("INFO", logger="vpltool"):
+        work.run("cuts.recipe", jobs=2)
+    assert "mIoU" in caplog.text
+    work.run("cuts.recipe", cuts=[0.1, 0.3], jobs=2)
+    assert capfd.readouterr().out == "", "nor do its worker processes"
     lines = work.run("cuts.recipe", cuts=[0.1, np.float64(0.3)], dry_run=True)
     assert [line.split()[-1] for line in lines] == ["0.1", "0.3"]
     with pytest.raises(vpltool.VplError, match="has no parameter `fotos`"):

@@ -54,7 +54,8 @@ def imports_of(path: Path, *, top_level: bool = False) -> frozenset[str]:
     return frozenset(found)
 
 
-LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "tables", "lazy", "__version__"}
+LOWEST = {"errors", "console", "json_text", "file_hashes", "names", "tables", "lazy", "process",
+          "__version__"}
 FILES = LOWEST | {"formats", "datasets", "settings", "options"}
 WORK = {"core", "clip", "pictures", "parallel", "demo"}
 ENGINE = FILES | WORK | {"methods", "engine"}
@@ -69,10 +70,11 @@ MAY_IMPORT = {
     "names": set(),
     "tables": set(),
     "lazy": set(),
-    "core": {"core", "errors", "lazy"},
+    "process": set(),
+    "core": {"core", "errors", "lazy", "process"},
     "clip": {"clip", "core", "errors", "lazy", "json_text", "file_hashes", "__version__"},
     "pictures": {"pictures", "core", "errors", "lazy"},
-    "parallel": {"parallel", "core", "formats", "errors", "lazy", "console"},
+    "parallel": {"parallel", "core", "formats", "errors", "lazy", "console", "process"},
     "demo": {"demo"},
     "settings": LOWEST,
     "options": {"settings"},

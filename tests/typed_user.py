@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
+from PIL import Image
 
 from vpltool import PhotosFailed, Segmenter, VplError, Workspace, __version__
 
@@ -20,6 +22,14 @@ def shares(bundle: Path, photo: str) -> dict[str, float]:
     counts = np.bincount(result.labels.ravel(), minlength=len(result.classes) + 1)
     return {name: float(counts[index]) / (height * width)
             for index, name in enumerate(segmenter.classes, 1)}
+
+
+def photos(segmenter: Segmenter, path: Path) -> list[tuple[int, ...]]:
+    """Shapes of the labels of what counts as a photo."""
+    with path.open("rb") as file, Image.open(path) as image:
+        return [segmenter(photo).labels.shape for photo in (
+            path, str(path), path.read_bytes(), file, image, np.asarray(image),
+            torch.from_numpy(np.array(image)))]
 
 
 def ids(folder: str, split: str) -> list[str]:

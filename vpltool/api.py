@@ -12,6 +12,7 @@ from vpltool import console
 from vpltool.errors import VplError
 from vpltool.formats import Photo, open_workspace
 from vpltool.methods import KINDS, find_methods
+from vpltool.parallel.plain_torch import plain_torch
 from vpltool.preset import read_preset
 from vpltool.run import find_stage, run_stage
 from vpltool.settings import Values, described
@@ -57,6 +58,17 @@ class Workspace:
         """
         return open_workspace(self.path).photos(split)
 
+    def photo_paths(self, split: str = "") -> dict[str, Path]:
+        """Return the paths of the photos of a split, or all, by id.
+
+        The mask of a photo is the file ID.png in a folder of masks.
+
+        Raises:
+            VplError: there is no workspace in the folder yet, or no such split.
+        """
+        opened = open_workspace(self.path)
+        return {photo.id: opened.image_path(photo) for photo in opened.photos(split)}
+
     def run(self, recipe: str | Path, *values: str, preset: str = "", dry_run: bool = False,
             jobs: int = 0, **named: object) -> list[Any]:
         """Run a recipe: `work.run("own-photos", photos="photos", tags="tags.csv")`.
@@ -79,7 +91,7 @@ class Workspace:
         words = (*values, *(f"{name}={_as_words(value)}" for name, value in named.items()))
         settings = {"preset": preset or self.preset, "dry_run": dry_run, "jobs": jobs}
         given = {name: value for name, value in settings.items() if value}
-        with console.timed_as_one():
+        with plain_torch(whole=True), console.timed_as_one():
             result: list[object] = run_stage(find_stage("run"), self.path, {
                 "recipe": str(recipe), "values": words} | given)
         return result
@@ -109,7 +121,7 @@ def _bound(work: Workspace, found: FoundStage) -> Callable[..., Any]:
     def call(*positional: object, **values: object) -> Any:
         values = _named(found, positional) | values
         sets, record = _preset_values(work.preset, found, values) if work.preset else ({}, {})
-        with console.timed_as_one():
+        with plain_torch(whole=True), console.timed_as_one():
             return run_stage(found, work.path, sets | values, given=values, preset=record)
 
     call.__name__ = call.__qualname__ = found.function_name
@@ -155,7 +167,8 @@ def _documentation(found: FoundStage) -> str:
         lines.append(f"    {entry.name}: {entry.help} ({default})")
     if found.stage.methods:
         kind = KINDS[found.stage.methods]
-        lines += ["", f"Methods, which have settings of their own (default: {kind.default}):"]
+        lines += ["", f"Methods, which have settings of their own (default: {kind.default}; "
+                      f"`vpltool methods {kind.name} NAME` lists them):"]
         lines += [f"    {method.name}: {method.summary}"
                   for method in find_methods(kind.name).values()]
     return "\n".join(lines)

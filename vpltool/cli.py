@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vpltool import __version__, console
+from vpltool import __version__, console, process
 from vpltool.command import CommandGroup, Globals, MadeOnce, stage_command, usage_text
 from vpltool.command_help import unwrap
 from vpltool.completion import workspaces
@@ -115,6 +115,7 @@ def main() -> None:
     Exit codes: 0 done; 1 an error that the user can fix; 2 usage; 130 interrupted (the next run
     continues). `VPLTOOL_DEBUG=1` shows the traceback of an error.
     """
+    process.mark_own()
     try:
         with signals.interrupt_at_sigterm(), signals.remember_interrupts():
             code = build_app()(prog_name="vpltool", standalone_mode=False)

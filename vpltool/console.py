@@ -30,6 +30,12 @@ _SCRIPT_SECONDS = 10.0
 class Listener:
     """Receives messages, and drops them."""
 
+    prints = False
+    """Whether results go to stdout."""
+
+    def result(self, text: str) -> None:
+        """Show the result of a command within a recipe."""
+
     def note(self, message: str) -> None:
         """Show a message that needs no action."""
 
@@ -58,6 +64,10 @@ class Library(Listener):
         """Log the message; without logging, print it on a terminal or in a notebook."""
         if _is_watched() or _logs():
             self._tell(message)
+
+    def result(self, text: str) -> None:
+        """Treat it as a message: the program gets results from the call."""
+        self.note(text)
 
     def warn(self, message: str) -> None:
         """Warn through Python's `warnings`."""
@@ -102,20 +112,30 @@ class Terminal(Listener):
         rewrite: translates the Python in messages for the command line.
         bars: whether progress is a bar on a terminal, which only one process can draw.
         check: called at every step of progress; may raise an exception that ends the work.
+        prints: whether results go to stdout, or beside the messages.
     """
 
     def __init__(self, *, quiet: bool = False, rewrite: Callable[[str], str] = str,
-                 bars: bool = True, check: Callable[[], None] = lambda: None) -> None:
+                 bars: bool = True, check: Callable[[], None] = lambda: None,
+                 prints: bool = True) -> None:
         self.quiet = quiet
         self.rewrite = rewrite
         self.bars = bars
         self.check = check
+        self.prints = prints
         self._warned: set[str] = set()
 
     def note(self, message: str) -> None:
         """Print the message, unless quiet."""
         if not self.quiet:
             print(_plain(self.rewrite(message)), file=sys.stderr, flush=True)
+
+    def result(self, text: str) -> None:
+        """Print the result on stdout, where pipes read it."""
+        if self.prints:
+            print(text, flush=True)
+        else:
+            self.note(text)
 
     def warn(self, message: str) -> None:
         """Print the message after `warning:`, but each message only once."""
@@ -219,6 +239,16 @@ def timed_as_one() -> contextlib.AbstractContextManager[None]:
 def note(message: str) -> None:
     """Show a message that needs no action."""
     _listeners[-1].note(message)
+
+
+def result(text: str) -> None:
+    """Show the result of a command within a recipe: on the command line on stdout."""
+    _listeners[-1].result(text)
+
+
+def prints() -> bool:
+    """Return whether results go to stdout."""
+    return _listeners[-1].prints
 
 
 def warn(message: str) -> None:

@@ -6,23 +6,25 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeAlias, cast
 
 from vpltool.core import photos, segment
 from vpltool.engine.groups import GroupSettings
 from vpltool.engine.segmenters import RunningSegmenter, open_segmenter, stand_in_workspace
-from vpltool.errors import VplError, first_line, near_path
+from vpltool.errors import VplError, first_few, first_line, near_path
 from vpltool.formats import Workspace, atomic, kinds, open_workspace
 from vpltool.formats.labels import png_bytes
-from vpltool.lazy import F, Image, ImageOps, Tensor, np, npt
+from vpltool.lazy import F, Image, np, npt, torch
+from vpltool.parallel.plain_torch import plain_torch
 from vpltool.pictures.overlays import overlay
 from vpltool.settings import make
 
-Rgb = Any
+Rgb: TypeAlias = ("str | Path | bytes | bytearray | memoryview | IO[bytes] | Image.Image | "
+                  "npt.ArrayLike")
 """What a photo may be: see `Segmenter.__call__`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Segmentation:
     """The segmentation of a photo.
 
@@ -34,9 +36,14 @@ class Segmentation:
     """
 
     labels: npt.NDArray[np.uint8]
-    field: Tensor
+    field: torch.Tensor
     classes: tuple[str, ...]
     photo: npt.NDArray[np.uint8]
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        found = [self.classes[index - 1] for index in np.unique(self.labels) if index]
+        return f"Segmentation({width}×{height}: {', '.join(found) or 'background'})"
 
     @functools.cached_property
     def probabilities(self) -> npt.NDArray[np.float32]:
@@ -102,8 +109,9 @@ class Segmenter:
             file: the output of `export`, `train_decoder` or `train_groups`.
             classes: words for groups; default: those of the workspace around the file. Bundles and
                 decoders know their classes.
-            pretrained: weights of the CLIP, a file or folder, if the file does not hold them;
-                default: those of the workspace around it, or those named in its header.
+            pretrained: weights of the encoder, if the file does not hold them: a file, or for a
+                CLIP of open_clip or a model of transformers its folder; default: those of the
+                workspace around it, or those named in its header.
             device: auto, cpu, mps, cuda or cuda:N.
             precision: fp32, bf16, fp16 or auto, for the CLIP; groups compute in fp32.
             max_side: longer photos are scaled down to this first; 0: never; default: as in
@@ -117,7 +125,7 @@ class Segmenter:
         path = Path(file)
         if not path.is_file():
             raise VplError(f"{path} does not exist" if not path.exists() else
-                           f"{path} is a folder, not a segmenter's file", near_path(path)
+                           f"{path} is a folder, not a segmenter's file", _near_segmenter(path)
                            or "give what `train_decoder()` wrote, WORK/decoder/NAME.safetensors, "
                               "or an exported bundle")
         segmenter = open_segmenter(path)
@@ -126,16 +134,17 @@ class Segmenter:
         settings = make(GroupSettings, {
             "device": device, "precision": precision, "max_side": max_side,
             "threshold": threshold, "prompts": prompts}, ())
-        return cls(segmenter.load(named, settings), settings, named.classes)
+        with plain_torch(whole=True):
+            return cls(segmenter.load(named, settings), settings, named.classes)
 
-    def __call__(self, photo: Rgb, *, scales: Sequence[float] = (1.0,), flip: bool = False,
-                 tile: int | str = "", overlap: float = 0.25) -> Segmentation:
+    def __call__(self, photo: Rgb, *, scales: Sequence[float] | float | str = (1.0,),
+                 flip: bool = False, tile: int | str = "", overlap: float = 0.25) -> Segmentation:
         """Segment a photo.
 
         Args:
             photo: a path; the bytes of a file, or an open one; a PIL image, which is turned as its
-                EXIF says; or an RGB array (height, width, 3) uint8.
-            scales: scales of the photo whose results a decoder averages.
+                EXIF says; or an RGB array (height, width, 3) uint8, which is copied.
+            scales: scales of the photo whose results a decoder averages; also as `"1,0.75"`.
             flip: whether a decoder also averages the mirrored photo.
             tile: side of the tiles of larger photos; none is scaled down then, unless `max_side`
                 was given to `load`, or tiles were in training; auto: as in `predict`; empty: none.
@@ -145,11 +154,22 @@ class Segmenter:
             VplError: the photo cannot be read, or is not RGB; or groups are given scales.
         """
         rgb = _as_rgb(photo)
-        field = self._running.photo(rgb, replace(
-            self._settings, scales=",".join(map(str, scales)), flip=flip, tile=str(tile),
-            overlap=overlap))
-        return Segmentation(segment.labels_of(field, (rgb.shape[0], rgb.shape[1])), field.cpu(),
-                            self.classes, rgb)
+        listed = [scales] if isinstance(scales, (str, int, float)) else scales
+        settings = replace(self._settings, scales=",".join(map(str, listed)), flip=flip,
+                           tile=str(tile), overlap=overlap)
+        with plain_torch():
+            field = self._running.photo(rgb, settings)
+            labels = segment.labels_of(field, (rgb.shape[0], rgb.shape[1]))
+            return Segmentation(labels, field.cpu(), self.classes, rgb)
+
+
+def _near_segmenter(path: Path) -> str:
+    """Return a hint with the segmenters in a folder, or a path like this; empty without any."""
+    if not path.is_dir():
+        return near_path(path)
+    found = kinds.results_of(path, "decoder") or sorted(path.glob("*.safetensors"))
+    named = first_few((f"`{file.as_posix()}`" for file in found), " or ")
+    return f"did you mean {named}?" if found else ""
 
 
 def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace:
@@ -161,21 +181,61 @@ def _named_clip(file: Path, model: dict[str, str], pretrained: str) -> Workspace
 
 
 def _as_rgb(photo: Rgb) -> npt.NDArray[np.uint8]:
+    """Decode a photo to RGB (height, width, 3), which it does not share."""
     try:
         if isinstance(photo, (str, Path)):
             return photos.read_photo(Path(photo))
         if isinstance(photo, Image.Image):
-            # A copy, upright by its EXIF; the other remains as it is.
-            return photos.rgb_of(ImageOps.exif_transpose(photo))
-        if hasattr(photo, "read") or isinstance(photo, bytes):
-            return photos.read_photo(photo if isinstance(photo, bytes) else photo.read())
-    except OSError as error:
-        raise VplError(photos.describe_failure(Path(photo), error)
-                       if isinstance(photo, (str, Path)) else
-                       f"the photo cannot be read: {first_line(error)}",
-                       "give another photo") from error
-    array = np.asarray(photo)
+            if not all(photo.size):
+                raise OSError("it has no pixels")
+            return photos.rgb_of(photo, keep=True)
+        if isinstance(photo, (bytes, bytearray, memoryview)):
+            return photos.read_photo(bytes(photo))
+        if hasattr(photo, "read"):
+            return photos.read_photo(_content(cast("IO[bytes]", photo)))
+        array = np.asarray(photo).copy()
+    # Pillow, NumPy, torch and open files have an error of their own for each fault.
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        named = f"{photo}: " if isinstance(photo, (str, Path)) else "the photo cannot be read: "
+        raise VplError(named + first_line(error), _other_photo(photo)) from error
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         raise VplError(f"an array of {array.dtype} {array.shape} is not a photo",
-                       "give RGB (height, width, 3) uint8")
+                       "give RGB (height, width, 3) uint8" + _as_photo(array, photo))
     return array
+
+
+def _content(file: IO[bytes] | IO[str]) -> bytes:
+    """Read an open file."""
+    content = file.read()
+    if isinstance(content, str):
+        raise OSError("the file is open as text, not as bytes")
+    return bytes(content)
+
+
+def _other_photo(photo: Rgb) -> str:
+    """Return a hint about what cannot be read."""
+    if isinstance(photo, str) and "://" in photo:
+        return "addresses are not read: download the file, and give its path or its bytes"
+    if isinstance(photo, (str, Path)) and not Path(photo).exists():
+        return near_path(Path(photo)) or "check the path, which is relative to the current folder"
+    if hasattr(photo, "read"):
+        return "a file is read from where it stands: `seek(0)`; if it is closed, open it again"
+    return "give another photo"
+
+
+def _as_photo(array: npt.NDArray[Any], given: Rgb) -> str:
+    """Return the code that makes a photo of an array, for a hint; empty if that is not plain."""
+    code, shape, tensor = "photo", array.shape, hasattr(given, "permute")
+    if len(shape) == 4:
+        code, shape = f"{code}[0]", shape[1:]
+    if len(shape) == 3 and shape[0] == 3 != shape[2]:
+        code += ".permute(1, 2, 0)" if tensor else ".transpose(1, 2, 0)"
+        shape = (*shape[1:], 3)
+    if len(shape) != 3 or shape[2] != 3 or not array.size or array.dtype.kind not in "fiu" or (
+            array.min() < 0 or array.max() > 255):
+        return ""
+    if array.dtype.kind == "f" and array.max() <= 1:
+        code = f"({code} * 255)"
+    if array.dtype != np.uint8:
+        code += ".byte()" if tensor else ".astype('uint8')"
+    return f": `{code}`"

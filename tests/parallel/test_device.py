@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vpltool import process
 from vpltool.clip.weights import without_random_init
 from vpltool.errors import VplError, is_out_of_memory
 from vpltool.parallel import device
@@ -160,9 +161,11 @@ def test_naming() -> None:
 
 
 FAULTS = """
-import resource, sys, torch
+import resource, torch
+from vpltool import process
 from vpltool.parallel.device import find_device
-find_device(sys.argv[1])
+process.mark_own()
+find_device("cpu")
 torch.ones(5_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(20):
@@ -179,9 +182,19 @@ def test_freed_memory_is_kept_for_the_next_tensor(own: bool) -> None:
     own_words = {"MALLOC_MMAP_THRESHOLD_": "65536"} if own else {}
     environment = {name: value for name, value in os.environ.items()
                    if not name.startswith("MALLOC_")}
-    told = subprocess.run([sys.executable, "-c", FAULTS, "cpu"], check=True, text=True,
+    told = subprocess.run([sys.executable, "-c", FAULTS], check=True, text=True,
                           capture_output=True, env=environment | own_words)
     assert (int(told.stdout) > 20 * 9000) == own
+
+
+def test_a_program_that_imports_us_frees_its_memory_as_before(monkeypatch: pytest.MonkeyPatch
+                                                              ) -> None:
+    called: list[bool] = []
+    monkeypatch.setattr(device, "keep_freed_memory", lambda: called.append(process.is_own()))
+    for own in ([], [True]):
+        monkeypatch.setattr(process, "_own", own)
+        device.find_device("cpu")
+    assert called == [True]
 
 
 def test_unfilled_parameters_cost_no_random_numbers() -> None:

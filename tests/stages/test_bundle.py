@@ -197,6 +197,28 @@ def test_classes_that_are_fewer_than_the_network_s_are_refused(run: Run, work: P
     assert "copy it again" in caught.value.hint
 
 
+def test_bytes_that_are_not_those_that_were_written_are_refused(run: Run, work: Path, tmp_path: Path
+                                                                ) -> None:
+    """A hole in the middle would give other labels. Older bundles have no hashes, and are read."""
+    bundle = exported(run, work, "--what", "tiny", "-o", tmp_path / "a.safetensors")
+    content = bundle.read_bytes()
+    header, tensors = read_tensors(bundle, "bundle")
+    assert set(header.facts["hashes"]) == {"decoder", "tower"}
+    for part, name in (("decoder", "decoder.mask_scale"), ("tower", "tower.blocks.0.fc.weight")):
+        raw = tensors[name].numpy().tobytes()
+        start = content.index(raw)
+        bundle.write_bytes(content[:start] + bytes(len(raw)) + content[start + len(raw):])
+        with pytest.raises(VplError, match=f"is damaged: its {part} is not") as caught:
+            Segmenter.load(bundle)
+        assert "copy it again" in caught.value.hint
+        result = run("predict", work / "photos/scene6.png", "--segmenter", bundle, "-o",
+                     tmp_path / "x.png")
+        assert result.code == 1 and "is damaged" in result.lines("error:")[0]
+    facts = {name: value for name, value in header.facts.items() if name != "hashes"}
+    write_tensors(bundle, replace(header, facts=facts), tensors)
+    assert Segmenter.load(bundle).classes == SHAPES
+
+
 def test_a_bundle_is_data(run: Run, work: Path, tmp_path: Path) -> None:
     """Whatever its header says: nothing runs, nothing is replaced, no file is a method."""
     mark, victim = tmp_path / "mark", tmp_path / "victim.safetensors"

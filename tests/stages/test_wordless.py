@@ -14,7 +14,8 @@ from launching import Forked, environment
 from PIL import Image
 from reference import dino
 
-from vpltool import Segmenter
+from vpltool import Segmenter, VplError
+from vpltool.clip.encoders import find_encoder
 from vpltool.core.photos import to_pixels
 from vpltool.engine.models import load_main, with_weights
 from vpltool.formats import (
@@ -206,6 +207,13 @@ def test_imagenets_normalisation(changeable: Path, run: Run) -> None:
     ("ViT-B-16:openai", "ViT-B-16:new"), ("hf:org/name", "new"), ("", "")])
 def test_the_same_encoder_with_other_weights(encoder: str, found: str) -> None:
     assert with_weights(encoder, "new") == found
+    assert with_weights(encoder, "timm:vit,new") == (encoder and "timm:vit,new")
+
+
+def test_weights_are_no_folder(tmp_path: Path) -> None:
+    for form in ("timm:vit,", "dino:"):
+        with pytest.raises(VplError, match="is a folder"):
+            find_encoder(form + str(tmp_path), (Path(),))
 
 
 @pytest.mark.parametrize(("encoder", "name"), [

@@ -99,19 +99,16 @@ def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
     folders in which it exists. Raises a VplError if it is none of these, there is no such file, or
     it is not a name on the hub.
     """
-    def find(path: str, *, named: bool = False) -> Path | None:
-        found = next((folder / path for folder in folders if path and (folder / path).exists()),
-                     None)
-        if named and path and found is None:
-            raise VplError(f"`encoder={given!r}`: there is no {path}",
-                           f"check the path{models.IF_MOVED}")
-        return found
+    def find(path: str) -> Path | None:
+        return next((folder / path for folder in folders if path and (folder / path).exists()),
+                    None)
 
     if given.startswith(TIMM):
         model, _, file = given.removeprefix(TIMM).partition(",")
-        return EncoderSource("timm", model, path=find(file, named=True))
+        return EncoderSource("timm", model, path=_file_of(given, file, find(file)))
     if given.startswith(DINO):
-        return EncoderSource("dino", path=find(given.removeprefix(DINO), named=True))
+        file = given.removeprefix(DINO)
+        return EncoderSource("dino", path=_file_of(given, file, find(file)))
     if given.startswith(HF):
         return EncoderSource("transformers", models.repository_of(given, HF, f"encoder={given!r}"))
     path = find(given)
@@ -126,6 +123,17 @@ def find_encoder(given: str, folders: Sequence[Path]) -> EncoderSource:
         raise VplError(f"`encoder={given!r}`: no such file, and not of the form MODEL:PRETRAINED",
                        f"give {FORMS}{models.IF_MOVED}")
     return EncoderSource("clip", model, pretrained, find(pretrained))
+
+
+def _file_of(given: str, path: str, found: Path | None) -> Path | None:
+    """Return the file that was found for a path, or raise a VplError; None without a path."""
+    if path and found is None:
+        raise VplError(f"`encoder={given!r}`: there is no {path}",
+                       f"check the path{models.IF_MOVED}")
+    if found and found.is_dir():
+        raise VplError(f"`encoder={given!r}`: {path} is a folder",
+                       "name the file of the weights in it")
+    return found
 
 
 def check_encoder(source: EncoderSource) -> None:

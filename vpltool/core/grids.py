@@ -146,7 +146,7 @@ def encode_windows(
 
 def rim_weights(side: int) -> Tensor:
     """Return weights (side,) in (0, 1] that fall linearly from a tile's middle to its rim."""
-    places = torch.arange(side) + 0.5
+    places = torch.arange(side, dtype=torch.float32) + 0.5
     return torch.minimum(places, side - places) * 2 / side
 
 
@@ -183,8 +183,9 @@ def blend(
         corners = [(top, across.start) for across in acrosses]
         for (_, left), field in zip(corners, see(corners), strict=True):
             if total is None or count is None:
-                total = torch.zeros(len(field), fineness * sides[0], fineness * grid[1])
-                count = torch.zeros(total.shape[1:])
+                total = torch.zeros(len(field), fineness * sides[0], fineness * grid[1],
+                                    dtype=torch.float32)
+                count = torch.zeros_like(total[0])
             columns = slice(fineness * left, fineness * (left + sides[1]))
             total[..., columns] += field.float().cpu() * weights
             count[..., columns] += weights

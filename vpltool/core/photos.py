@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from vpltool import process
 from vpltool.errors import VplError, counted
 from vpltool.lazy import Image, ImageOps, Tensor, TiffImagePlugin, np, npt, torch
 
@@ -72,12 +73,15 @@ def read_photo(photo: Path | bytes) -> npt.NDArray[np.uint8]:
         return rgb_of(image)
 
 
-def rgb_of(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Decode the current frame of an open picture to RGB; see `read_photo`."""
+def rgb_of(image: Image.Image, *, keep: bool = False) -> npt.NDArray[np.uint8]:
+    """Decode the current frame of an open picture to RGB; see `read_photo`.
+
+    `keep` leaves the picture as it is, which takes a copy of it.
+    """
     deep = _has_deep_colours(image)
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    upright: Image.Image = image
+    upright: Image.Image = ImageOps.exif_transpose(image) if keep else image
+    ImageOps.exif_transpose(upright, in_place=True)
     if upright.mode.startswith("I") or upright.mode == "F":
         narrow = _narrowed(np.asarray(upright))
         meaning = getattr(image, "tag_v2", {}).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
@@ -168,24 +172,39 @@ def _readable(photo: Path | bytes) -> Iterator[Image.Image]:
         raise OSError("the photo is no file" if photo.exists() else "the photo does not exist")
     if not (photo.stat().st_size if isinstance(photo, Path) else photo):
         raise OSError("the file is empty")
-    import PIL.Image
-
-    # Pillow's own limit is lower, and global. It is not restored, because threads share it.
-    PIL.Image.MAX_IMAGE_PIXELS = None
     try:
-        with Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo,
-                        formats=_FORMATS) as image:
+        with _opened(photo) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise OSError(f"{width}×{height} pixels are too many; scale the photo down")
             yield image
-    except PIL.UnidentifiedImageError:
-        raise OSError(f"this is not a readable image{_container(photo)}") from None
     except OSError:
         raise
     except Exception as error:
         # Pillow's plugins raise all sorts of things at damaged files.
         raise OSError(str(error) or type(error).__name__) from error
+
+
+def _opened(photo: Path | bytes) -> Image.Image:
+    """Open a photo, also above Pillow's limit, which is lower than ours, and the program's."""
+    import PIL.Image
+
+    if process.is_own():
+        PIL.Image.MAX_IMAGE_PIXELS = None
+
+    def opened() -> Image.Image:
+        try:
+            return Image.open(io.BytesIO(photo) if isinstance(photo, bytes) else photo,
+                              formats=_FORMATS)
+        except PIL.UnidentifiedImageError:
+            raise OSError(f"this is not a readable image{_container(photo)}") from None
+
+    try:
+        return opened()
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
+        # It is not restored, because threads share it.
+        PIL.Image.MAX_IMAGE_PIXELS = None
+        return opened()
 
 
 def _container(photo: Path | bytes) -> str:
@@ -253,7 +272,7 @@ def to_pixels(photo: npt.NDArray[np.uint8], size: tuple[int, int], mean: Sequenc
     """Resize RGB (H, W, 3) with PIL's bicubic to `size`, and normalise to (3, height, width)."""
     resized = Image.fromarray(photo).resize((size[1], size[0]), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.asarray(resized).copy()).permute(2, 0, 1).float().div_(255)
-    channels = torch.tensor([*mean, *std]).view(2, 3, 1, 1)
+    channels = torch.tensor([*mean, *std], dtype=torch.float32).view(2, 3, 1, 1)
     return ((pixels - channels[0]) / channels[1]).contiguous()
 
 

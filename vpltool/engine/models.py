@@ -68,8 +68,11 @@ def only_moved(old: Workspace, new: Workspace) -> bool:
 
 
 def with_weights(encoder: str, weights: str) -> str:
-    """Return the setting `encoder` with other weights; empty if it is empty."""
-    if not encoder or is_on_hub(encoder):
+    """Return the setting `encoder` with other weights; empty if it is empty.
+
+    The weights may be spelled as the setting itself, as in `timm:MODEL,FILE`.
+    """
+    if not encoder or is_on_hub(encoder) or weights.startswith("timm:"):
         return encoder and weights
     if encoder.startswith("timm:"):
         return f"{encoder.partition(',')[0]},{weights}"

@@ -79,7 +79,7 @@ class RunsSegmenter(options.PerPhoto, shared=True):
             factors = [float(part) for part in self.scales.split(",")]
         except ValueError:
             factors = []
-        if not factors or min(factors) <= 0:
+        if not factors or not all(0 < factor < math.inf for factor in factors):
             raise VplError(f"`scales={self.scales!r}` is not a list of factors",
                            "for example `scales='1,0.75'`")
         return factors

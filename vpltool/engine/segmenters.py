@@ -196,7 +196,8 @@ class SegmenterFile:
             if not self.portable and kinds.is_workspace(workspace.path):
                 raise
             raise VplError(f"{self.path} only names its encoder: {error.message}",
-                           "`export('bundle')` without `clip='identity'` puts it into the file"
+                           "`export('bundle')` without `clip='identity'` puts it into the file; "
+                           "in Python, Segmenter.load(FILE, pretrained=WEIGHTS) names the weights"
                            ) from error
         headers.check_same_model(encoder.identity, self.header.model,
                                  f"{workspace.encoder or workspace.pretrained} and {self.path}")

@@ -27,7 +27,8 @@ _OPTIONS = {"split": TEXT, "method": TEXT, "source": TEXT, "keep": TEXTS,
             "layers": NUMBERS, "scale": SIZE, "max_side": SIZE, "confidence": SIZE, "limit": NUMBER}
 """Options that other stages read, if present."""
 
-_FACTS = {"rows": TEXTS, "classes": TEXTS, "reads": TEXTS, "space": TEXT, "aligned": OBJECT}
+_FACTS = {"rows": TEXTS, "classes": TEXTS, "reads": TEXTS, "space": TEXT, "aligned": OBJECT,
+          "hashes": TEXT_OF}
 """Facts that other stages read, if present."""
 
 _OF_FEATURES = {name: _OPTIONS[name] for name in ("split", "keep", "layers", "scale", "max_side")}

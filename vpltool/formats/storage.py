@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import struct
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import IO
@@ -279,15 +280,29 @@ def write_bundle(path: Path, header: Header, decoder: Mapping[str, Tensor],
                  tower: Mapping[str, Tensor]) -> None:
     """Write a bundle: state dicts of a network and of a tower (empty if the header names a CLIP).
 
-    The header's `facts` hold the configurations to rebuild both. Tower tensors are stored in half
-    precision where that is lossless, as for published CLIP weights.
+    The header's `facts` hold the configurations to rebuild both, and a hash of the tensors of each,
+    `hashes`. Tower tensors are stored in half precision where that is lossless, as for published
+    CLIP weights.
 
     Raises:
         VplError: the file cannot be written.
     """
-    write_tensors(path, header, {
-        **{f"decoder.{name}": tensor for name, tensor in decoder.items()},
-        **{f"tower.{name}": without_loss(tensor) for name, tensor in tower.items()}})
+    parts = {
+        "decoder": {f"decoder.{name}": tensor for name, tensor in decoder.items()},
+        "tower": {f"tower.{name}": without_loss(tensor) for name, tensor in tower.items()}}
+    hashes = {part: _hash_of(tensors) for part, tensors in parts.items() if tensors}
+    write_tensors(path, replace(header, facts={**header.facts, "hashes": hashes}),
+                  parts["decoder"] | parts["tower"])
+
+
+def _hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of tensors by name: 16 hex digits of SHA-256."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def read_part(path: Path, part: str) -> tuple[Header, dict[str, Tensor]]:
@@ -298,6 +313,11 @@ def read_part(path: Path, part: str) -> tuple[Header, dict[str, Tensor]]:
     """
     names = tuple(name for name in describe(path).shapes if name.startswith(f"{part}."))
     header, tensors = read_tensors(path, "bundle", names)
+    written = header.facts.get("hashes", {}).get(part)
+    # Bundles of earlier versions have none.
+    if written is not None and written != _hash_of(tensors):
+        raise VplError(f"{path} is damaged: its {part} is not the one that was written",
+                       f"{_COPY}; or run: {kind_named('bundle').made_by}")
     return header, {name.removeprefix(f"{part}."): tensor.float() if tensor.dtype.itemsize == 2
                     else tensor for name, tensor in tensors.items()}
 

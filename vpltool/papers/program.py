@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from vpltool import console
+from vpltool import console, process
 from vpltool.errors import VplError, explain
 from vpltool.parallel.signals import interrupt_at_sigterm
 from vpltool.shell import to_shell
@@ -25,6 +25,7 @@ def parser_of(name: str, docstring: str | None) -> argparse.ArgumentParser:
 
 def run_program(work: Path, recipe: Callable[[], object]) -> int:
     """Exit code of a recipe: 0 done, 1 something the user can fix, 130 interrupted."""
+    process.mark_own()
     in_shell = partial(to_shell, work=work)
     try:
         with interrupt_at_sigterm(), console.heard_by(console.Terminal(rewrite=in_shell)):

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from vpltool import process
 from vpltool.core.photos import PhotoSettings, describe_failure, photo_size, read_photo, to_pixels
 from vpltool.formats.input_folders import InputFolder
 from vpltool.formats.kinds import BadValues
@@ -218,4 +219,5 @@ def _size_of(path: Path) -> tuple[int, int] | str:
 
 
 def _begin(from_main_thread: bool, _worker: int) -> None:
+    process.mark_own()
     end_with_parent(from_main_thread)

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 
+from vpltool import process
 from vpltool.errors import VplError
 from vpltool.lazy import torch
 from vpltool.parallel import processes
@@ -43,7 +44,7 @@ def find_device(choice: str, *, double: bool = False) -> torch.device:
     except RuntimeError:
         raise VplError(f"`{choice}` is not a device",
                        "one of auto, cpu, mps, cuda or cuda:N") from None
-    if device.type == "cpu":
+    if device.type == "cpu" and process.is_own():
         keep_freed_memory()
     if device.type == "mps" and not apple:
         raise VplError("mps: torch finds no GPU of Apple's", "`device='cpu'`")
@@ -58,7 +59,8 @@ def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next tensors; does nothing on other systems.
 
     A block of the encoder frees megabytes several times; returned to the system, each page would be
-    cleared and mapped again for the next tensor. Settings in the environment take precedence.
+    cleared and mapped again for the next tensor. Settings in the environment take precedence. It
+    holds for the whole process, so it is only for our own.
     """
     trim_threshold, mmap_threshold, most = -1, -3, 32 * 2**20
     if any(name.startswith("MALLOC_") for name in os.environ):

@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from vpltool import process
 from vpltool.parallel import signals
 
 Job = TypeVar("Job")
@@ -84,6 +85,7 @@ _function: list[Callable[..., Any]] = []
 
 
 def _begin(function: Callable[[Job], Result], from_main_thread: bool, finish: bool) -> None:
+    process.mark_own()
     _function[:] = [function if finish else functools.partial(_interrupted, function)]
     if not finish:
         signal.signal(signal.SIGTERM, signals.remember)

@@ -160,7 +160,7 @@ def _run_step(job: Job, step: Step) -> None:
     job.take(result)
     if call.found.show is not None and not call.quiet:
         for text in call.found.lines(result, call.values):
-            print(text, flush=True)
+            console.result(text)
 
 
 def _run_rounds(job: Job, rounds: Rounds) -> None:
@@ -173,7 +173,8 @@ def _run_rounds(job: Job, rounds: Rounds) -> None:
         return
     parts = [(outer, *part) for part in zip(titles, rounds.rounds, strict=True)]
     workers = min(job.processes, len(parts))
-    run_round = partial(_run_round, Job(job.work, job.preset, job.terms, workers))
+    run_round = partial(_run_round, Job(job.work, job.preset, job.terms, workers),
+                        console.prints())
     done = dict(run_jobs(run_round, parts, workers, fewest=2, finish=False))
     # In the order of the recipe, whichever ended first.
     for title in titles:
@@ -182,8 +183,8 @@ def _run_rounds(job: Job, rounds: Rounds) -> None:
         job.reports.extend(done[title].reports)
 
 
-def _run_round(whole: Job, part: tuple[tuple[str, ...], str, Sequence[Step | Rounds]]
-               ) -> tuple[str, Job]:
+def _run_round(whole: Job, prints: bool,
+               part: tuple[tuple[str, ...], str, Sequence[Step | Rounds]]) -> tuple[str, Job]:
     """Run a round in a worker process; its title precedes each message, since these alternate.
 
     Returns its title, and its results.
@@ -192,6 +193,7 @@ def _run_round(whole: Job, part: tuple[tuple[str, ...], str, Sequence[Step | Rou
     torch.set_num_threads(min(torch.get_num_threads(), max(1, core_count() // whole.processes)))
     job = Job(whole.work, whole.preset, whole.terms)
     with once.one_round(outer, title), console.heard_by(console.Terminal(
-            rewrite=lambda text: f"{title}: " + to_shell(text, work=job.work).strip(), bars=False)):
+            rewrite=lambda text: f"{title}: " + to_shell(text, work=job.work).strip(), bars=False,
+            prints=prints)):
         run_steps(job, steps)
     return title, job
