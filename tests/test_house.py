@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import house  # noqa: E402
 
 LIMITS: dict[str, float] = {
-    "files": 297, "lines": 52_789, "code": 34_985, "imports": 10.3, "indented": 87,
-    "type_checking": 6, "eager": 20, "any": 230, "cycles": 0, "kind_folders": 4}
+    "files": 300, "lines": 53_643, "code": 35_569, "imports": 10.3, "indented": 87,
+    "type_checking": 6, "eager": 21, "any": 229, "cycles": 0, "kind_folders": 4}
 """Number to the most that it may be; `make measure-house` prints what it is."""
 
 

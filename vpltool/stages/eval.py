@@ -157,7 +157,7 @@ def _cut_per_photo(workspace: Workspace, source: InputFolder, settings: EvalSett
     if not settings.per_photo or source.kind != "cams":
         return None
     if not given:
-        call = f"what='{settings.what or f'cams/{source.name}'}', split='{settings.split}'"
+        call = f"what='{settings.what or f'{source.kind}/{source.name}'}', split='{settings.split}'"
         scores = kinds.result_path(workspace.path, "scores", f"{_name(source)}-{settings.split}")
         raise VplError(f"`per_photo='{settings.per_photo}'` needs a threshold: the best one is "
                        "known after the last photo, and counts of each one are not kept till then",
